@@ -1,1 +1,11 @@
-//! loraine
+//! loraine fine-tunes decoder-only language models (LoRA, QLoRA) with WGSL compute shaders on wgpu.
+
+pub mod data;
+mod error;
+pub mod files;
+pub mod gpu;
+pub mod lora;
+pub mod model;
+pub mod random;
+
+pub use error::{Error, Result};

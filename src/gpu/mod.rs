@@ -1,0 +1,5 @@
+//! The only room that names wgpu.
+
+mod error;
+
+pub use error::GpuError;
