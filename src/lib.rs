@@ -6,6 +6,7 @@ pub mod files;
 pub mod gpu;
 pub mod lora;
 pub mod model;
+pub mod ops;
 pub mod random;
 
 pub use error::{Error, Result};

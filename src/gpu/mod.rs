@@ -1,5 +1,15 @@
-//! The only room that names wgpu.
+//! The only room that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
 
+mod commands;
+mod device;
 mod error;
+mod execute;
+mod kernel;
+mod memory;
 
+pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Target, params_bytes};
+pub use device::{AdapterSummary, Gpu, GpuOptions, adapters};
 pub use error::GpuError;
+pub use execute::{Buffers, PendingRead, Prepared, Profile};
+pub use kernel::{Access, Constant, Kernel};
+pub use memory::{BufferId, BufferSpec, Category, Ledger, Matrix, MemoryPlan, VIEW_ALIGNMENT, View, round_up};

@@ -1,0 +1,34 @@
+// RMSNorm forward: one workgroup per row; with ADD, the row is first summed with `delta` and the sum kept.
+
+struct Params { rows: u32, cols: u32, ld: u32, eps: f32 }
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> delta: array<f32>;
+@group(0) @binding(2) var<storage, read> gain: array<f32>;
+@group(0) @binding(3) var<storage, read_write> sum: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * groups.x;
+    if row >= params.rows { return; }
+    let base = row * params.ld;
+    var squares = 0.0;
+    for (var i = lane; i < params.cols; i += WG_SIZE) {
+        var v = x[base + i];
+        if ADD {
+            v += delta[base + i];
+            sum[base + i] = v;
+        }
+        squares += v * v;
+    }
+    let scale = inverseSqrt(workgroup_sum(squares, lane) / f32(params.cols) + params.eps);
+    for (var i = lane; i < params.cols; i += WG_SIZE) {
+        var v = x[base + i];
+        if ADD { v += delta[base + i]; }
+        y[base + i] = v * scale * gain[i];
+    }
+}

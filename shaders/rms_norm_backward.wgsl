@@ -1,0 +1,34 @@
+// RMSNorm input gradient: one workgroup per row; with ACCUMULATE it is added to what dx holds.
+
+struct Params { rows: u32, cols: u32, ld: u32, eps: f32 }
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> gain: array<f32>;
+@group(0) @binding(2) var<storage, read> dy: array<f32>;
+@group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * groups.x;
+    if row >= params.rows { return; }
+    let base = row * params.ld;
+    var squares = 0.0;
+    var products = 0.0;
+    for (var i = lane; i < params.cols; i += WG_SIZE) {
+        let v = x[base + i];
+        squares += v * v;
+        products += v * dy[base + i] * gain[i];
+    }
+    let mean_square = workgroup_sum(squares, lane) / f32(params.cols) + params.eps;
+    let product = workgroup_sum(products, lane);
+    let scale = inverseSqrt(mean_square);
+    let pull = product / (f32(params.cols) * mean_square);
+    for (var i = lane; i < params.cols; i += WG_SIZE) {
+        var d = scale * (dy[base + i] * gain[i] - x[base + i] * pull);
+        if ACCUMULATE { d += dx[base + i]; }
+        dx[base + i] = d;
+    }
+}

@@ -1,0 +1,118 @@
+//! Recorded command lists: what a step does, as plain data that needs no GPU to be made, counted or looked at.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+
+use super::kernel::Kernel;
+use super::memory::{Matrix, View};
+
+/// Distance between two dispatches' parameters in the uniform arena: the strictest alignment of a dynamic offset.
+pub const PARAMS_STRIDE: u64 = 256;
+
+/// What the ops need to know of the adapter to choose shapes and variants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// A software adapter: no shared memory, no barriers, rows addressed uniformly.
+    pub cpu: bool,
+    /// The largest range that one binding may cover, in bytes.
+    pub max_binding_bytes: u64,
+    pub max_buffer_bytes: u64,
+    pub max_workgroups: u32,
+}
+
+impl Target {
+    /// The WebGPU baseline every adapter offers.
+    pub const BASELINE: Self =
+        Self { cpu: false, max_binding_bytes: 128 << 20, max_buffer_bytes: 256 << 20, max_workgroups: 65535 };
+}
+
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    /// The operation's name in profiles.
+    pub op: &'static str,
+    pub kernel: Arc<Kernel>,
+    pub views: Vec<View>,
+    pub params: Vec<u8>,
+    pub workgroups: [u32; 3],
+    /// Rough count of multiply-adds (or elements moved), for time budgets.
+    pub work: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Command {
+    Dispatch(Dispatch),
+    Copy { from: View, to: View },
+    Clear(View),
+}
+
+/// Records commands in the order in which they run.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    pub target: Target,
+    /// Bound where a variant declares a binding that it never reads.
+    pub unused: View,
+    /// The same for bindings that are never written; another buffer, since one may not be bound both ways at once.
+    pub unused_write: View,
+    pub commands: Vec<Command>,
+}
+
+impl Recorder {
+    pub fn new(target: Target, unused: View, unused_write: View) -> Self {
+        Self { target, unused, unused_write, commands: Vec::new() }
+    }
+
+    pub fn dispatch<P: Pod>(
+        &mut self,
+        op: &'static str,
+        kernel: Kernel,
+        views: &[View],
+        params: &P,
+        workgroups: [u32; 3],
+        work: u64,
+    ) {
+        let params = bytemuck::bytes_of(params).to_vec();
+        assert!(params.len() as u64 <= PARAMS_STRIDE, "parameters of {op} exceed the uniform stride");
+        assert!(
+            workgroups.iter().all(|n| *n <= self.target.max_workgroups),
+            "{op} dispatches {workgroups:?} workgroups"
+        );
+        if workgroups.contains(&0) {
+            return;
+        }
+        let kernel = Arc::new(kernel);
+        self.commands.push(Command::Dispatch(Dispatch { op, kernel, views: views.to_vec(), params, workgroups, work }));
+    }
+
+    pub fn copy(&mut self, from: View, to: View) {
+        assert_eq!(from.bytes, to.bytes, "copy between views of unlike size");
+        self.commands.push(Command::Copy { from, to });
+    }
+
+    /// Copies the rows of `from` over those of `to`.
+    pub fn copy_matrix(&mut self, from: Matrix, to: Matrix) {
+        assert_eq!((from.rows, from.ld), (to.rows, to.ld), "copy between matrices of unlike shape");
+        let bytes = u64::from(from.rows) * u64::from(from.ld) * 4;
+        self.copy(View { bytes, ..from.view }, View { bytes, ..to.view });
+    }
+
+    pub fn clear(&mut self, view: View) {
+        self.commands.push(Command::Clear(view));
+    }
+
+    /// Workgroup counts for `count` workgroups in a row, folded into two dimensions where one is too short.
+    /// Kernels undo it with `workgroup_id.x + workgroup_id.y * num_workgroups.x`.
+    pub fn fold(&self, count: u64) -> [u32; 3] {
+        let max = u64::from(self.target.max_workgroups);
+        if count <= max {
+            return [count as u32, 1, 1];
+        }
+        let y = count.div_ceil(max);
+        [count.div_ceil(y) as u32, y as u32, 1]
+    }
+}
+
+/// Bytes of uniform arena that a list needs.
+pub fn params_bytes(commands: &[Command]) -> u64 {
+    commands.iter().filter(|c| matches!(c, Command::Dispatch(_))).count() as u64 * PARAMS_STRIDE
+}

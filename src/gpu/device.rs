@@ -1,0 +1,299 @@
+//! Adapters and the opened device.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::Serialize;
+
+use super::commands::{PARAMS_STRIDE, Target};
+use super::error::GpuError;
+use super::kernel::{Access, Kernel};
+
+/// What a user wants to know of an adapter before choosing it.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdapterSummary {
+    pub index: usize,
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub kind: &'static str,
+    pub backend: String,
+    pub driver: String,
+    pub driver_info: String,
+    pub max_binding_bytes: u64,
+    pub max_buffer_bytes: u64,
+    pub workgroup_memory_bytes: u32,
+    pub max_invocations: u32,
+    pub subgroup_sizes: [u32; 2],
+    pub shader_f16: bool,
+    pub subgroups: bool,
+    pub timestamps: bool,
+    pub cooperative_matrix: bool,
+}
+
+/// How the device is opened.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Part of an adapter's name (any case), or its index in `loraine info`. None takes the most capable.
+    pub adapter: Option<String>,
+    /// Keep the driver's bounds and loop checks in shaders. Off by default natively: every kernel bounds its own indices.
+    pub checked_shaders: bool,
+}
+
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub bindings: wgpu::BindGroupLayout,
+}
+
+/// An opened adapter: compiles kernels, allocates planned memory, runs command lists.
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) uniform_layout: wgpu::BindGroupLayout,
+    pub(super) timestamps: bool,
+    pub(super) next_list: AtomicU64,
+    /// Multiply-adds per second seen so far; sizes the submits.
+    pub(super) rate: AtomicU64,
+    pub adapter: AdapterSummary,
+    pub target: Target,
+    checked_shaders: bool,
+    pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+    failure: Arc<Mutex<Option<String>>>,
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+/// A poisoned lock only says that another thread panicked; the maps behind ours stay whole.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends =
+        wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    wgpu::Instance::new(descriptor)
+}
+
+fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let (limits, features) = (adapter.limits(), adapter.features());
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "cpu",
+        wgpu::DeviceType::Other => "other",
+    };
+    AdapterSummary {
+        index,
+        name: info.name,
+        kind,
+        backend: info.backend.to_string(),
+        driver: info.driver,
+        driver_info: info.driver_info,
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+        max_invocations: limits.max_compute_invocations_per_workgroup,
+        subgroup_sizes: [info.subgroup_min_size, info.subgroup_max_size],
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+    }
+}
+
+async fn found_adapters() -> Vec<(AdapterSummary, wgpu::Adapter)> {
+    let instance = instance();
+    let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    #[cfg(target_arch = "wasm32")]
+    let adapters = if adapters.is_empty() {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        instance.request_adapter(&options).await.into_iter().collect()
+    } else {
+        adapters
+    };
+    adapters.into_iter().enumerate().map(|(i, a)| (summary(i, &a), a)).collect()
+}
+
+/// Every adapter of this machine, in the order of their indices.
+pub async fn adapters() -> Vec<AdapterSummary> {
+    found_adapters().await.into_iter().map(|(summary, _)| summary).collect()
+}
+
+fn rank(kind: &str) -> u8 {
+    match kind {
+        "discrete" => 0,
+        "integrated" => 1,
+        "virtual" => 2,
+        "other" => 3,
+        _ => 4,
+    }
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` name.
+    ///
+    /// # Errors
+    /// No adapter, none that matches, or one whose device cannot be opened with its own limits.
+    pub async fn open(options: &GpuOptions) -> Result<Self, GpuError> {
+        let mut found = found_adapters().await;
+        if found.is_empty() {
+            return Err(GpuError::NoAdapter);
+        }
+        let chosen = match &options.adapter {
+            None => found.iter().enumerate().min_by_key(|(_, (s, _))| rank(s.kind)).map(|(i, _)| i),
+            Some(wanted) => match wanted.parse::<usize>() {
+                Ok(index) => found.iter().position(|(s, _)| s.index == index),
+                Err(_) => found.iter().position(|(s, _)| s.name.to_lowercase().contains(&wanted.to_lowercase())),
+            },
+        };
+        let Some(chosen) = chosen else {
+            let available: Vec<String> = found.iter().map(|(s, _)| format!("{}: {}", s.index, s.name)).collect();
+            let wanted = options.adapter.clone().unwrap_or_default();
+            return Err(GpuError::UnknownAdapter { wanted, available: available.join(", ") });
+        };
+        let (summary, adapter) = found.swap_remove(chosen);
+
+        let adapter_limits = adapter.limits();
+        let required_limits = wgpu::Limits {
+            max_storage_buffer_binding_size: adapter_limits.max_storage_buffer_binding_size,
+            max_buffer_size: adapter_limits.max_buffer_size,
+            ..wgpu::Limits::default()
+        };
+        let timestamps = summary.timestamps;
+        let features = if timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("loraine"),
+            required_features: features,
+            required_limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| GpuError::Open { adapter: summary.name.clone(), problem: e.to_string() })?;
+
+        let failure = Arc::new(Mutex::new(None));
+        let lost = Arc::new(Mutex::new(None));
+        let seen = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            locked(&seen).get_or_insert(e.to_string());
+        }));
+        let seen = lost.clone();
+        device.set_device_lost_callback(move |_, message| {
+            locked(&seen).get_or_insert(message);
+        });
+        let uniform_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("parameters"),
+            entries: &[layout_entry(
+                0,
+                wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Uniform,
+                    has_dynamic_offset: true,
+                    min_binding_size: None,
+                },
+            )],
+        });
+        let target = Target {
+            cpu: summary.kind == "cpu",
+            max_binding_bytes: summary.max_binding_bytes,
+            max_buffer_bytes: summary.max_buffer_bytes,
+            max_workgroups: wgpu::Limits::default().max_compute_workgroups_per_dimension,
+        };
+        Ok(Self {
+            device,
+            queue,
+            uniform_layout,
+            timestamps,
+            next_list: AtomicU64::new(1),
+            rate: AtomicU64::new(5_000_000_000),
+            adapter: summary,
+            target,
+            checked_shaders: options.checked_shaders,
+            pipelines: Mutex::default(),
+            failure,
+            lost,
+        })
+    }
+
+    /// The first error that the device reported on its own, if any.
+    pub fn check(&self) -> Result<(), GpuError> {
+        if let Some(message) = locked(&self.lost).clone() {
+            return Err(GpuError::Lost(message));
+        }
+        match locked(&self.failure).take() {
+            Some(message) => Err(GpuError::Validation(message)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn next_list_id(&self) -> u64 {
+        self.next_list.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The pipeline of a kernel, compiled at its first use.
+    pub(super) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<Pipeline>, GpuError> {
+        if let Some(pipeline) = locked(&self.pipelines).get(kernel) {
+            return Ok(pipeline.clone());
+        }
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name),
+            source: wgpu::ShaderSource::Wgsl(kernel.wgsl().into()),
+        };
+        let module = if self.checked_shaders {
+            self.device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: every kernel bounds its own indices and loops; the tests run the checked form of each too.
+            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let entries: Vec<_> = kernel
+            .accesses()
+            .into_iter()
+            .enumerate()
+            .map(|(i, access)| {
+                let ty = wgpu::BufferBindingType::Storage { read_only: access == Access::Read };
+                layout_entry(
+                    i as u32,
+                    wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                )
+            })
+            .collect();
+        let bindings = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name), entries: &entries });
+        let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&bindings), Some(&self.uniform_layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel.name),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        self.check()?;
+        let pipeline = Arc::new(Pipeline { pipeline, bindings });
+        locked(&self.pipelines).insert(kernel.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// The uniform binding of one dispatch is this long, whatever its parameters.
+    pub(super) fn uniform_size() -> Option<wgpu::BufferSize> {
+        wgpu::BufferSize::new(PARAMS_STRIDE)
+    }
+}
+
+fn layout_entry(binding: u32, ty: wgpu::BindingType) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
+}

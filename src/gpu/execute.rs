@@ -1,0 +1,460 @@
+//! Planned memory made real, and recorded lists run: in few submits, each short enough for a driver's watchdog.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use web_time::Instant;
+
+use super::commands::{Command, PARAMS_STRIDE};
+use super::device::{Gpu, Pipeline};
+use super::error::GpuError;
+use super::memory::{BufferId, Ledger, MemoryPlan, View};
+
+/// GPU time that one submit may take: well under the 2 s of Windows' watchdog, short enough for a responsive desktop.
+const SUBMIT_BUDGET: Duration = Duration::from_millis(100);
+
+/// The allocated buffers of a [`MemoryPlan`], and what they really took.
+#[derive(Default)]
+pub struct Buffers {
+    buffers: Vec<wgpu::Buffer>,
+    ledger: Ledger,
+    /// Which list's parameters lie in each uniform arena.
+    params_of: HashMap<BufferId, u64>,
+}
+
+impl Buffers {
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn get(&self, id: BufferId) -> &wgpu::Buffer {
+        &self.buffers[id.0 as usize]
+    }
+}
+
+enum Item {
+    Dispatch { pipeline: Arc<Pipeline>, bind_group: wgpu::BindGroup, workgroups: [u32; 3], work: u64, op: &'static str },
+    Copy { from: View, to: View },
+    Clear(View),
+}
+
+/// A command list with its pipelines and bind groups made: replayed without creating anything.
+pub struct Prepared {
+    id: u64,
+    items: Vec<Item>,
+    params: Vec<u8>,
+    uniform: View,
+    uniform_group: wgpu::BindGroup,
+}
+
+/// GPU seconds and dispatches by operation.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    pub ops: BTreeMap<&'static str, (f64, u64)>,
+}
+
+impl Profile {
+    fn add(&mut self, op: &'static str, seconds: f64) {
+        let entry = self.ops.entry(op).or_default();
+        entry.0 += seconds;
+        entry.1 += 1;
+    }
+}
+
+/// A copy to the host that has been asked for; its staging buffer is busy until [`Gpu::finish_read`].
+pub struct PendingRead {
+    staging: View,
+    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Gpu {
+    /// Allocates the buffers that `plan` has beyond those in `buffers`.
+    ///
+    /// # Errors
+    /// A buffer over the adapter's limit, or out of memory; both name the buffer.
+    pub async fn allocate(&self, plan: &MemoryPlan, buffers: &mut Buffers) -> Result<(), GpuError> {
+        for spec in &plan.specs[buffers.buffers.len()..] {
+            let allowed = self.target.max_buffer_bytes;
+            if spec.bytes > allowed {
+                return Err(GpuError::LimitTooSmall {
+                    what: spec.label.clone(),
+                    limit: "buffer",
+                    needed: spec.bytes,
+                    allowed,
+                });
+            }
+            let usage = if spec.readback {
+                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST
+            } else {
+                wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::UNIFORM
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST
+            };
+            let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+            let descriptor =
+                wgpu::BufferDescriptor { label: Some(&spec.label), size: spec.bytes, usage, mapped_at_creation: false };
+            let buffer = self.device.create_buffer(&descriptor);
+            if scope.pop().await.is_some() {
+                return Err(GpuError::OutOfMemory { bytes: spec.bytes, what: spec.label.clone() });
+            }
+            buffers.ledger.add(spec.category, buffer.size());
+            buffers.buffers.push(buffer);
+        }
+        self.check()
+    }
+
+    /// Makes the pipelines and bind groups of a list. Its parameters take `uniform` whenever the list runs.
+    ///
+    /// # Errors
+    /// A binding over the adapter's limit, or a kernel that the driver refuses.
+    pub fn prepare(&self, commands: &[Command], buffers: &Buffers, uniform: View) -> Result<Prepared, GpuError> {
+        let mut params = Vec::new();
+        let mut items = Vec::with_capacity(commands.len());
+        for command in commands {
+            items.push(match command {
+                Command::Copy { from, to } => Item::Copy { from: *from, to: *to },
+                Command::Clear(view) => Item::Clear(*view),
+                Command::Dispatch(dispatch) => {
+                    let pipeline = self.pipeline(&dispatch.kernel)?;
+                    for view in &dispatch.views {
+                        if view.bytes > self.target.max_binding_bytes {
+                            return Err(GpuError::LimitTooSmall {
+                                what: dispatch.op.to_owned(),
+                                limit: "binding",
+                                needed: view.bytes,
+                                allowed: self.target.max_binding_bytes,
+                            });
+                        }
+                    }
+                    let entries: Vec<_> = dispatch
+                        .views
+                        .iter()
+                        .enumerate()
+                        .map(|(i, view)| wgpu::BindGroupEntry {
+                            binding: i as u32,
+                            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                                buffer: buffers.get(view.buffer),
+                                offset: view.offset,
+                                size: wgpu::BufferSize::new(view.bytes),
+                            }),
+                        })
+                        .collect();
+                    let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                        label: Some(dispatch.op),
+                        layout: &pipeline.bindings,
+                        entries: &entries,
+                    });
+                    let start = params.len();
+                    params.extend_from_slice(&dispatch.params);
+                    params.resize(start + PARAMS_STRIDE as usize, 0);
+                    let (workgroups, work, op) = (dispatch.workgroups, dispatch.work, dispatch.op);
+                    Item::Dispatch { pipeline, bind_group, workgroups, work, op }
+                }
+            });
+        }
+        assert!(
+            params.len() as u64 <= uniform.bytes,
+            "the uniform arena holds {} bytes, not {}",
+            uniform.bytes,
+            params.len()
+        );
+        let uniform_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("parameters"),
+            layout: &self.uniform_layout,
+            entries: &[wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: buffers.get(uniform.buffer),
+                    offset: uniform.offset,
+                    size: Self::uniform_size(),
+                }),
+            }],
+        });
+        self.check()?;
+        Ok(Prepared { id: self.next_list_id(), items, params, uniform, uniform_group })
+    }
+
+    fn upload_params(&self, list: &Prepared, buffers: &mut Buffers) {
+        if !list.params.is_empty() && buffers.params_of.insert(list.uniform.buffer, list.id) != Some(list.id) {
+            self.queue.write_buffer(buffers.get(list.uniform.buffer), list.uniform.offset, &list.params);
+        }
+    }
+
+    /// Submits the list. Returns at once; errors of the device show at the next [`Gpu::check`] or read.
+    pub fn run(&self, list: &Prepared, buffers: &mut Buffers) -> Result<(), GpuError> {
+        self.upload_params(list, buffers);
+        let rate = self.rate.load(Ordering::Relaxed) as f64;
+        let budget = (rate * SUBMIT_BUDGET.as_secs_f64()) as u64;
+        let mut params_at = 0;
+        let mut at = 0;
+        while at < list.items.len() {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut spent = 0;
+            while at < list.items.len() && (spent == 0 || spent < budget) {
+                match &list.items[at] {
+                    Item::Dispatch { .. } => {
+                        let mut pass = encoder.begin_compute_pass(&Default::default());
+                        while let Some(Item::Dispatch { pipeline, bind_group, workgroups, work, .. }) =
+                            list.items.get(at)
+                        {
+                            pass.set_pipeline(&pipeline.pipeline);
+                            pass.set_bind_group(0, bind_group, &[]);
+                            pass.set_bind_group(1, &list.uniform_group, &[params_at]);
+                            pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+                            params_at += PARAMS_STRIDE as u32;
+                            spent += (*work).max(1);
+                            at += 1;
+                            if spent >= budget {
+                                break;
+                            }
+                        }
+                    }
+                    copy => {
+                        self.encode_copy(&mut encoder, copy, buffers);
+                        at += 1;
+                    }
+                }
+            }
+            self.queue.submit([encoder.finish()]);
+        }
+        self.check()
+    }
+
+    fn encode_copy(&self, encoder: &mut wgpu::CommandEncoder, item: &Item, buffers: &Buffers) {
+        match item {
+            Item::Copy { from, to } => encoder.copy_buffer_to_buffer(
+                buffers.get(from.buffer),
+                from.offset,
+                buffers.get(to.buffer),
+                to.offset,
+                Some(from.bytes),
+            ),
+            Item::Clear(view) => encoder.clear_buffer(buffers.get(view.buffer), view.offset, Some(view.bytes)),
+            Item::Dispatch { .. } => {}
+        }
+    }
+
+    /// Runs the list with one timed pass per dispatch and adds the times to `profile`. Slower than [`Gpu::run`].
+    pub async fn run_profiled(
+        &self,
+        list: &Prepared,
+        buffers: &mut Buffers,
+        profile: &mut Profile,
+    ) -> Result<(), GpuError> {
+        const DISPATCHES: usize = 1024;
+        self.upload_params(list, buffers);
+        let descriptor = wgpu::QuerySetDescriptor {
+            label: Some("profile"),
+            ty: wgpu::QueryType::Timestamp,
+            count: 2 * DISPATCHES as u32,
+        };
+        let queries = self.timestamps.then(|| self.device.create_query_set(&descriptor));
+        let nanoseconds = f64::from(self.queue.get_timestamp_period());
+        let mut params_at = 0;
+        for chunk in list.items.chunks(DISPATCHES) {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut ops = Vec::new();
+            for item in chunk {
+                let Item::Dispatch { pipeline, bind_group, workgroups, op, .. } = item else {
+                    self.encode_copy(&mut encoder, item, buffers);
+                    continue;
+                };
+                let at = 2 * ops.len() as u32;
+                let timestamp_writes = queries.as_ref().map(|query_set| wgpu::ComputePassTimestampWrites {
+                    query_set,
+                    beginning_of_pass_write_index: Some(at),
+                    end_of_pass_write_index: Some(at + 1),
+                });
+                let started = Instant::now();
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), timestamp_writes });
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, bind_group, &[]);
+                pass.set_bind_group(1, &list.uniform_group, &[params_at]);
+                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+                drop(pass);
+                params_at += PARAMS_STRIDE as u32;
+                ops.push(*op);
+                if queries.is_none() {
+                    let full = std::mem::replace(&mut encoder, self.device.create_command_encoder(&Default::default()));
+                    self.queue.submit([full.finish()]);
+                    self.wait()?;
+                    profile.add(op, started.elapsed().as_secs_f64());
+                }
+            }
+            let Some(queries) = &queries else {
+                self.queue.submit([encoder.finish()]);
+                continue;
+            };
+            let bytes = 16 * ops.len() as u64;
+            let make = |usage| wgpu::BufferDescriptor {
+                label: Some("profile"),
+                size: bytes.max(16),
+                usage,
+                mapped_at_creation: false,
+            };
+            let resolved =
+                self.device.create_buffer(&make(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC));
+            if !ops.is_empty() {
+                encoder.resolve_query_set(queries, 0..2 * ops.len() as u32, &resolved, 0);
+            }
+            self.queue.submit([encoder.finish()]);
+            let times = self.read_buffer(&resolved, 0, bytes).await?;
+            let times: Vec<u64> =
+                times.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
+            for (op, time) in ops.iter().zip(times.chunks_exact(2)) {
+                profile.add(op, time[1].saturating_sub(time[0]) as f64 * nanoseconds * 1e-9);
+            }
+        }
+        self.check()
+    }
+
+    /// Writes host data to the start of `view`; it lands before the next submitted list.
+    pub fn write(&self, buffers: &Buffers, view: View, data: &[u8]) {
+        assert!(data.len() as u64 <= view.bytes, "{} bytes into {view:?}", data.len());
+        if !data.is_empty() {
+            self.queue.write_buffer(buffers.get(view.buffer), view.offset, data);
+        }
+    }
+
+    /// Blocks until everything submitted is done. Returns at once in a browser.
+    pub fn wait(&self) -> Result<(), GpuError> {
+        self.device
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map_err(|e| GpuError::Lost(e.to_string()))
+            .and_then(|_| self.check())
+    }
+
+    /// Submits what was written and waits for it, so that staging memory is given back.
+    pub fn flush(&self) -> Result<(), GpuError> {
+        self.queue.submit([]);
+        self.wait()
+    }
+
+    /// Runs the list `times` and returns the seconds from the first submit to the last completion;
+    /// also teaches the submit budget how fast this adapter is.
+    pub fn time(&self, list: &Prepared, buffers: &mut Buffers, times: u32) -> Result<f64, GpuError> {
+        self.flush()?;
+        let started = Instant::now();
+        for _ in 0..times {
+            self.run(list, buffers)?;
+        }
+        self.wait()?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.learn_rate(list.work() * u64::from(times), seconds);
+        Ok(seconds)
+    }
+
+    /// Tells the submit budget that `work` took `seconds`.
+    pub fn learn_rate(&self, work: u64, seconds: f64) {
+        if work > 0 && seconds > 0.0 {
+            let rate = (work as f64 / seconds).clamp(1e8, 1e15);
+            self.rate.store(rate as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The bytes of `view`, once everything submitted so far is done.
+    pub async fn read(&self, buffers: &Buffers, view: View) -> Result<Vec<u8>, GpuError> {
+        self.read_buffer(buffers.get(view.buffer), view.offset, view.bytes).await
+    }
+
+    /// [`Gpu::read`] as f32 values.
+    pub async fn read_f32(&self, buffers: &Buffers, view: View) -> Result<Vec<f32>, GpuError> {
+        Ok(bytemuck::pod_collect_to_vec(&self.read(buffers, view).await?))
+    }
+
+    async fn read_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>, GpuError> {
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read-back"),
+            size: bytes.max(4),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
+        self.queue.submit([encoder.finish()]);
+        let mapped = map(&staging, 0, bytes);
+        self.finish_map(&staging, 0, bytes, &mapped).await
+    }
+
+    /// Asks for a copy of `from` in `staging`, to be collected later without stalling the queue.
+    pub fn begin_read(&self, buffers: &Buffers, from: View, staging: View) -> PendingRead {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let (source, target) = (buffers.get(from.buffer), buffers.get(staging.buffer));
+        encoder.copy_buffer_to_buffer(source, from.offset, target, staging.offset, Some(from.bytes));
+        self.queue.submit([encoder.finish()]);
+        let staging = View { bytes: from.bytes, ..staging };
+        PendingRead { staging, mapped: map(target, staging.offset, staging.bytes) }
+    }
+
+    /// The bytes of a read begun earlier; frees its staging buffer.
+    pub async fn finish_read(&self, buffers: &Buffers, pending: PendingRead) -> Result<Vec<u8>, GpuError> {
+        let staging = pending.staging;
+        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, &pending.mapped).await
+    }
+
+    async fn finish_map(
+        &self,
+        staging: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+        mapped: &Receiver<Result<(), wgpu::BufferAsyncError>>,
+    ) -> Result<Vec<u8>, GpuError> {
+        loop {
+            match mapped.try_recv() {
+                Ok(Ok(())) => break,
+                Ok(Err(e)) => {
+                    self.check()?;
+                    return Err(GpuError::Lost(e.to_string()));
+                }
+                Err(_) => {
+                    self.wait()?;
+                    yield_to_host().await;
+                }
+            }
+        }
+        let range = staging.get_mapped_range(offset..offset + bytes).map_err(|e| GpuError::Lost(e.to_string()))?;
+        let data = range.to_vec();
+        drop(range);
+        staging.unmap();
+        self.check()?;
+        Ok(data)
+    }
+}
+
+fn map(staging: &wgpu::Buffer, offset: u64, bytes: u64) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
+    let (sender, receiver) = channel();
+    staging.map_async(wgpu::MapMode::Read, offset..offset + bytes, move |result| {
+        let _ = sender.send(result);
+    });
+    receiver
+}
+
+/// Gives a browser's event loop a turn; natively the wait before it has already done the work.
+async fn yield_to_host() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if yielded {
+            return std::task::Poll::Ready(());
+        }
+        yielded = true;
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+impl Prepared {
+    /// Rough multiply-adds of the whole list.
+    pub fn work(&self) -> u64 {
+        self.items.iter().map(|i| if let Item::Dispatch { work, .. } = i { *work } else { 0 }).sum()
+    }
+
+    pub fn dispatches(&self) -> usize {
+        self.items.iter().filter(|i| matches!(i, Item::Dispatch { .. })).count()
+    }
+}

@@ -1,0 +1,165 @@
+//! Kernels as plain data: a WGSL text, the parts it is joined with, and the constants of this variant.
+//!
+//! A shader is assembled from a generated prelude of `const` and `alias` lines, then the shared parts, then the kernel.
+//! One rule beside plain WGSL: the lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced.
+//! Register tiles need it: accumulators addressed through a loop variable leave the registers on several compilers.
+
+use std::fmt::Write;
+
+/// The value of one prelude line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Constant {
+    U32(u32),
+    Bool(bool),
+    /// `alias NAME = TYPE;`
+    Type(&'static str),
+}
+
+impl From<u32> for Constant {
+    fn from(value: u32) -> Self {
+        Self::U32(value)
+    }
+}
+
+impl From<bool> for Constant {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+/// How a kernel uses one of its storage bindings, in binding order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// One variant of one kernel. Equal kernels share a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    pub name: &'static str,
+    source: &'static str,
+    parts: Vec<&'static str>,
+    constants: Vec<(&'static str, Constant)>,
+}
+
+impl Kernel {
+    pub fn new(name: &'static str, source: &'static str) -> Self {
+        Self { name, source, parts: Vec::new(), constants: Vec::new() }
+    }
+
+    /// Joins a shared part in front of the kernel.
+    pub fn part(mut self, text: &'static str) -> Self {
+        self.parts.push(text);
+        self
+    }
+
+    pub fn constant(mut self, name: &'static str, value: impl Into<Constant>) -> Self {
+        self.constants.push((name, value.into()));
+        self
+    }
+
+    /// The complete WGSL text of this variant.
+    pub fn wgsl(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in &self.constants {
+            let _ = match value {
+                Constant::U32(v) => writeln!(text, "const {name}: u32 = {v}u;"),
+                Constant::Bool(v) => writeln!(text, "const {name}: bool = {v};"),
+                Constant::Type(v) => writeln!(text, "alias {name} = {v};"),
+            };
+        }
+        for part in self.parts.iter().chain([&self.source]) {
+            let lines: Vec<&str> = part.lines().collect();
+            self.expand(&lines, &mut text);
+        }
+        text
+    }
+
+    /// The accesses of group 0, in binding order, read off the declarations of the text.
+    pub fn accesses(&self) -> Vec<Access> {
+        let mut found: Vec<(u32, Access)> = Vec::new();
+        for line in self.parts.iter().chain([&self.source]).flat_map(|p| p.lines()) {
+            let Some(rest) = line.trim_start().strip_prefix("@group(0) @binding(") else { continue };
+            let Some((number, rest)) = rest.split_once(')') else { continue };
+            let access = if rest.contains("read_write") { Access::ReadWrite } else { Access::Read };
+            if let Ok(number) = number.parse() {
+                found.push((number, access));
+            }
+        }
+        found.sort_by_key(|(number, _)| *number);
+        debug_assert!(
+            found.iter().enumerate().all(|(i, (number, _))| i as u32 == *number),
+            "bindings of {}",
+            self.name
+        );
+        found.into_iter().map(|(_, access)| access).collect()
+    }
+
+    fn bound(&self, text: &str) -> u32 {
+        text.parse().ok().unwrap_or_else(|| {
+            self.constants
+                .iter()
+                .find_map(|(name, value)| match value {
+                    Constant::U32(v) if *name == text => Some(*v),
+                    _ => None,
+                })
+                .unwrap_or_else(|| panic!("shader {}: `{text}` is neither a number nor a constant", self.name))
+        })
+    }
+
+    fn expand(&self, lines: &[&str], out: &mut String) {
+        let mut at = 0;
+        while at < lines.len() {
+            let Some(head) = lines[at].trim().strip_prefix("#for ") else {
+                out.push_str(lines[at]);
+                out.push('\n');
+                at += 1;
+                continue;
+            };
+            let (name, range) = head.split_once(" in ").expect("`#for NAME in A..B`");
+            let (from, to) = range.split_once("..").expect("`#for NAME in A..B`");
+            let end = matching_end(&lines[at + 1..]).expect("`#for` without `#end`") + at + 1;
+            let pattern = format!("${name}");
+            for value in self.bound(from)..self.bound(to) {
+                let body: Vec<String> =
+                    lines[at + 1..end].iter().map(|line| line.replace(&pattern, &value.to_string())).collect();
+                self.expand(&body.iter().map(String::as_str).collect::<Vec<_>>(), out);
+            }
+            at = end + 1;
+        }
+    }
+}
+
+fn matching_end(lines: &[&str]) -> Option<usize> {
+    let mut depth = 0;
+    for (i, line) in lines.iter().enumerate() {
+        match line.trim() {
+            "#end" if depth == 0 => return Some(i),
+            "#end" => depth -= 1,
+            line if line.starts_with("#for ") => depth += 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_are_written_out_with_their_bounds_from_constants() {
+        let kernel =
+            Kernel::new("k", "#for i in 0..N\na$i;\n#for j in 1..3\nb$i$j;\n#end\n#end\nend;").constant("N", 2);
+        let text = kernel.wgsl();
+        assert_eq!(text, "const N: u32 = 2u;\na0;\nb01;\nb02;\na1;\nb11;\nb12;\nend;\n");
+    }
+
+    #[test]
+    fn accesses_come_in_binding_order() {
+        let kernel = Kernel::new("k", "@group(0) @binding(1) var<storage, read_write> y: array<f32>;")
+            .part("@group(0) @binding(0) var<storage, read> x: array<f32>;");
+        assert_eq!(kernel.accesses(), [Access::Read, Access::ReadWrite]);
+    }
+}

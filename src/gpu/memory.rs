@@ -1,0 +1,183 @@
+//! Every byte a run needs, as plain data: the plan of buffers is made without a GPU and then allocated as it stands,
+//! so that an estimate and a real run agree by construction.
+
+use serde::Serialize;
+
+/// What a buffer is for; the ledger is kept by these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    Weights,
+    QuantScales,
+    Adapter,
+    Gradients,
+    Optimizer,
+    KeptActivations,
+    Workspace,
+    KvCache,
+    Uploads,
+}
+
+impl Category {
+    pub const ALL: [Self; 9] = [
+        Self::Weights,
+        Self::QuantScales,
+        Self::Adapter,
+        Self::Gradients,
+        Self::Optimizer,
+        Self::KeptActivations,
+        Self::Workspace,
+        Self::KvCache,
+        Self::Uploads,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::QuantScales => "quantisation scales",
+            Self::Adapter => "adapter",
+            Self::Gradients => "gradients",
+            Self::Optimizer => "optimiser",
+            Self::KeptActivations => "kept activations",
+            Self::Workspace => "workspace",
+            Self::KvCache => "KV cache",
+            Self::Uploads => "uploads and read-back",
+        }
+    }
+}
+
+/// Bytes by category.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger([u64; Category::ALL.len()]);
+
+impl Ledger {
+    pub fn add(&mut self, category: Category, bytes: u64) {
+        self.0[category as usize] += bytes;
+    }
+
+    pub fn get(&self, category: Category) -> u64 {
+        self.0[category as usize]
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The categories that hold anything.
+    pub fn entries(&self) -> impl Iterator<Item = (Category, u64)> + '_ {
+        Category::ALL.into_iter().map(|c| (c, self.get(c))).filter(|(_, bytes)| *bytes > 0)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufferId(pub(super) u32);
+
+/// A range of a buffer; offset and size in bytes. Offsets are multiples of [`VIEW_ALIGNMENT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    pub buffer: BufferId,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// The strictest offset alignment that WebGPU allows an adapter to ask for.
+pub const VIEW_ALIGNMENT: u64 = 256;
+
+impl View {
+    /// The part of this view that begins at `offset` bytes.
+    pub fn slice(self, offset: u64, bytes: u64) -> Self {
+        assert!(
+            offset.is_multiple_of(VIEW_ALIGNMENT) && offset + bytes <= self.bytes,
+            "slice {offset}+{bytes} of {self:?}"
+        );
+        Self { buffer: self.buffer, offset: self.offset + offset, bytes }
+    }
+}
+
+/// A row-major f32 matrix on the device; `ld` is the distance between rows in elements, a multiple of 4.
+/// Columns between `cols` and `ld` hold anything finite-or-not and are never read as values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Matrix {
+    pub view: View,
+    pub rows: u32,
+    pub cols: u32,
+    pub ld: u32,
+}
+
+impl Matrix {
+    /// The first `rows` rows.
+    pub fn top(self, rows: u32) -> Self {
+        assert!(rows <= self.rows, "{rows} rows of {self:?}");
+        let bytes = u64::from(rows) * u64::from(self.ld) * 4;
+        Self { view: View { bytes, ..self.view }, rows, ..self }
+    }
+
+    /// The same elements as `rows * heads` rows of one head each; `cols` must divide by `heads` and hold no padding.
+    pub fn split_heads(self, heads: u32) -> Self {
+        assert!(self.ld == self.cols && self.cols.is_multiple_of(heads * 4), "{heads} heads of {self:?}");
+        let cols = self.cols / heads;
+        Self { rows: self.rows * heads, cols, ld: cols, ..self }
+    }
+}
+
+/// `n` rounded up to the next multiple of `of`.
+pub const fn round_up(n: u32, of: u32) -> u32 {
+    n.div_ceil(of) * of
+}
+
+#[derive(Clone, Debug)]
+pub struct BufferSpec {
+    pub label: String,
+    pub category: Category,
+    pub bytes: u64,
+    /// Copied to and mapped by the host instead of bound to kernels.
+    pub readback: bool,
+}
+
+/// The buffers of a run, in the order of their ids.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryPlan {
+    pub(super) specs: Vec<BufferSpec>,
+}
+
+impl MemoryPlan {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A storage buffer of at least `bytes`, zeroed when it is allocated.
+    pub fn alloc(&mut self, category: Category, label: impl Into<String>, bytes: u64) -> View {
+        self.push(category, label.into(), bytes, false)
+    }
+
+    /// A buffer the host can map for reading.
+    pub fn alloc_readback(&mut self, label: impl Into<String>, bytes: u64) -> View {
+        self.push(Category::Uploads, label.into(), bytes, true)
+    }
+
+    /// A `rows x cols` f32 matrix with rows padded to 4 elements.
+    pub fn matrix(&mut self, category: Category, label: impl Into<String>, rows: u32, cols: u32) -> Matrix {
+        let ld = round_up(cols.max(1), 4);
+        let view = self.alloc(category, label, u64::from(rows.max(1)) * u64::from(ld) * 4);
+        Matrix { view, rows, cols, ld }
+    }
+
+    pub fn ledger(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        for spec in &self.specs {
+            ledger.add(spec.category, spec.bytes);
+        }
+        ledger
+    }
+
+    pub fn specs(&self) -> &[BufferSpec] {
+        &self.specs
+    }
+
+    fn push(&mut self, category: Category, label: String, bytes: u64, readback: bool) -> View {
+        let bytes = bytes.max(4).next_multiple_of(16);
+        let buffer = BufferId(self.specs.len() as u32);
+        self.specs.push(BufferSpec { label, category, bytes, readback });
+        View { buffer, offset: 0, bytes }
+    }
+}

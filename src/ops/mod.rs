@@ -1,0 +1,37 @@
+//! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
+//! the CPU twin written from the formula, and the tests that hold the two together.
+
+pub mod rms_norm;
+#[cfg(test)]
+mod testing;
+
+use crate::gpu::Kernel;
+
+/// Parts that several kernels are joined with.
+pub(crate) mod lib_parts {
+    pub const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");
+}
+
+/// Every kernel of the crate in every variant, for the tests that validate their texts.
+pub fn kernels() -> Vec<Kernel> {
+    [rms_norm::kernels()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    /// naga alone, without a device: every assembled text is valid WGSL within the WebGPU baseline.
+    #[test]
+    fn every_kernel_variant_is_valid_wgsl() {
+        let kernels = super::kernels();
+        for kernel in &kernels {
+            let text = kernel.wgsl();
+            let module = naga::front::wgsl::parse_str(&text)
+                .unwrap_or_else(|e| panic!("{}:\n{}", kernel.name, e.emit_to_string(&text)));
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty())
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{} {kernel:?}:\n{}", kernel.name, e.emit_to_string(&text)));
+            assert!(kernel.accesses().len() <= 8, "{} has more storage bindings than the baseline", kernel.name);
+        }
+        assert!(kernels.len() >= 4);
+    }
+}

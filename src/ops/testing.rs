@@ -1,0 +1,171 @@
+//! What the ops' tests share: one opened device, uploads with poisoned padding, and comparison with the twins.
+//!
+//! `LORAINE_ADAPTER` chooses the adapter, `LORAINE_CHECKED=1` compiles the shaders with the driver's runtime checks.
+
+use std::sync::OnceLock;
+
+use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Target, View};
+use crate::random::{Stream, uniform};
+
+static GPU: OnceLock<Gpu> = OnceLock::new();
+
+/// The device that all tests of this process share.
+pub fn gpu() -> &'static Gpu {
+    GPU.get_or_init(|| {
+        let options = GpuOptions {
+            adapter: std::env::var("LORAINE_ADAPTER").ok(),
+            checked_shaders: std::env::var_os("LORAINE_CHECKED").is_some(),
+        };
+        let gpu = pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one");
+        eprintln!("adapter: {} ({})", gpu.adapter.name, gpu.adapter.driver_info);
+        gpu
+    })
+}
+
+/// Named shapes, and a few drawn at random; the seed is fixed so that a failure repeats.
+pub fn shapes(named: &[(usize, usize)]) -> Vec<(usize, usize)> {
+    let draw = |i: u64| 1 + (uniform(99, Stream::Split, named.len() as u64, i) * 90.0) as usize;
+    named.iter().copied().chain((0..3).map(|i| (draw(2 * i), draw(2 * i + 1)))).collect()
+}
+
+/// One experiment: a memory plan, what to upload, and the results.
+pub struct Lab {
+    pub plan: MemoryPlan,
+    pub target: Target,
+    uploads: Vec<(View, Vec<u8>)>,
+    buffers: Buffers,
+    unused: [View; 2],
+    draws: u64,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let mut plan = MemoryPlan::new();
+        let unused = [(); 2].map(|()| plan.alloc(Category::Workspace, "unused", 16));
+        Self { plan, target: gpu().target, uploads: Vec::new(), buffers: Buffers::default(), unused, draws: 0 }
+    }
+
+    /// The variants for software adapters (true) or for real GPUs (false), whatever this adapter is.
+    pub fn for_cpu(cpu: bool) -> Self {
+        let mut lab = Self::new();
+        lab.target.cpu = cpu;
+        lab
+    }
+
+    /// Standard normal draws, rounded to f32 so that twin and device start from the same values.
+    pub fn normal(&mut self, count: usize) -> Vec<f64> {
+        let mut draw = || {
+            self.draws += 1;
+            f64::from(uniform(1, Stream::Sampling, 0, self.draws))
+        };
+        (0..count)
+            .map(|_| {
+                let radius = (-2.0 * (1.0 - draw()).ln()).sqrt();
+                f64::from((radius * (2.0 * std::f64::consts::PI * draw()).cos()) as f32)
+            })
+            .collect()
+    }
+
+    /// An integer in `0..below`.
+    pub fn index(&mut self, below: usize) -> usize {
+        self.draws += 1;
+        (uniform(1, Stream::Sampling, 1, self.draws) * below as f32) as usize
+    }
+
+    pub fn vector(&mut self, values: &[f64]) -> View {
+        let view = self.plan.alloc(Category::Workspace, "vector", 4 * values.len() as u64);
+        let data: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        self.uploads.push((view, bytemuck::cast_slice(&data).to_vec()));
+        view
+    }
+
+    pub fn words(&mut self, values: &[u32]) -> View {
+        let view = self.plan.alloc(Category::Workspace, "words", 4 * values.len() as u64);
+        self.uploads.push((view, bytemuck::cast_slice(values).to_vec()));
+        view
+    }
+
+    /// A matrix whose padding is NaN, so that a kernel that uses it is seen.
+    pub fn matrix(&mut self, rows: usize, cols: usize, values: &[f64]) -> Matrix {
+        assert_eq!(values.len(), rows * cols);
+        let matrix = self.plan.matrix(Category::Workspace, "matrix", rows as u32, cols as u32);
+        let mut data = vec![f32::NAN; rows * matrix.ld as usize];
+        for (row, values) in data.chunks_mut(matrix.ld as usize).zip(values.chunks(cols)) {
+            row.iter_mut().zip(values).for_each(|(to, v)| *to = *v as f32);
+        }
+        self.uploads.push((matrix.view, bytemuck::cast_slice(&data).to_vec()));
+        matrix
+    }
+
+    /// A matrix of NaN, to be written by the kernel.
+    pub fn empty(&mut self, rows: usize, cols: usize) -> Matrix {
+        self.matrix(rows, cols, &vec![f64::NAN; rows * cols])
+    }
+
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.target, self.unused[0], self.unused[1])
+    }
+
+    /// Allocates, uploads and runs; panics on any device error.
+    pub fn run(&mut self, rec: &Recorder) {
+        let gpu = gpu();
+        let uniform = self.plan.alloc(Category::Workspace, "params", crate::gpu::params_bytes(&rec.commands));
+        pollster::block_on(gpu.allocate(&self.plan, &mut self.buffers)).expect("allocate");
+        for (view, data) in self.uploads.drain(..) {
+            gpu.write(&self.buffers, view, &data);
+        }
+        let list = gpu.prepare(&rec.commands, &self.buffers, uniform).expect("prepare");
+        gpu.run(&list, &mut self.buffers).expect("run");
+        gpu.wait().expect("wait");
+    }
+
+    pub fn read_vector(&self, view: View) -> Vec<f32> {
+        pollster::block_on(gpu().read_f32(&self.buffers, view)).expect("read")
+    }
+
+    pub fn read_words(&self, view: View) -> Vec<u32> {
+        self.read_vector(view).into_iter().map(f32::to_bits).collect()
+    }
+
+    /// The matrix without its padding.
+    pub fn read(&self, matrix: Matrix) -> Vec<f32> {
+        let rows = self.read_vector(matrix.view);
+        rows.chunks(matrix.ld as usize)
+            .take(matrix.rows as usize)
+            .flat_map(|row| row[..matrix.cols as usize].to_vec())
+            .collect()
+    }
+}
+
+/// `||got - want|| / ||want||` must stay under `bound`, and no element may be off alone.
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let scale = norm(&mut want.iter().copied()).max(1e-12);
+    let error = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - w)) / scale;
+    // Written so that a NaN fails.
+    if !(error < bound) {
+        let worst = got.iter().zip(want).position(|(g, w)| !((f64::from(*g) - w).abs() <= bound * scale));
+        let at = worst.map(|i| format!("; element {i} is {} instead of {}", got[i], want[i])).unwrap_or_default();
+        panic!("{what}: relative error {error:.2e} over {bound:.0e}{at}");
+    }
+}
+
+/// `gradient` against central differences of `f` at `x`, in f64.
+pub fn assert_gradient(x: &[f64], gradient: &[f64], f: impl Fn(&[f64]) -> f64) {
+    const STEP: f64 = 1e-5;
+    assert_eq!(x.len(), gradient.len());
+    let mut moved = x.to_vec();
+    for i in 0..x.len() {
+        moved[i] = x[i] + STEP;
+        let up = f(&moved);
+        moved[i] = x[i] - STEP;
+        let slope = (up - f(&moved)) / (2.0 * STEP);
+        moved[i] = x[i];
+        assert!(
+            (slope - gradient[i]).abs() < 1e-6 * (1.0 + slope.abs()),
+            "element {i}: {} against {slope}",
+            gradient[i]
+        );
+    }
+}
