@@ -7,6 +7,7 @@ pub mod gpu;
 pub mod lora;
 pub mod model;
 pub mod ops;
+pub mod quant;
 pub mod random;
 
 pub use error::{Error, Result};

@@ -46,6 +46,15 @@ pub enum Command {
     Clear(View),
 }
 
+/// Buffers whose contents live within one operation, shared by all.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// A weight decoded to f32, where the target wants that.
+    pub weight_panel: View,
+    /// Partial sums of contractions over rows.
+    pub partials: View,
+}
+
 /// Records commands in the order in which they run.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -54,12 +63,13 @@ pub struct Recorder {
     pub unused: View,
     /// The same for bindings that are never written; another buffer, since one may not be bound both ways at once.
     pub unused_write: View,
+    pub scratch: Scratch,
     pub commands: Vec<Command>,
 }
 
 impl Recorder {
-    pub fn new(target: Target, unused: View, unused_write: View) -> Self {
-        Self { target, unused, unused_write, commands: Vec::new() }
+    pub fn new(target: Target, unused: View, unused_write: View, scratch: Scratch) -> Self {
+        Self { target, unused, unused_write, scratch, commands: Vec::new() }
     }
 
     pub fn dispatch<P: Pod>(

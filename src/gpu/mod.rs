@@ -7,7 +7,7 @@ mod execute;
 mod kernel;
 mod memory;
 
-pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Target, params_bytes};
+pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Scratch, Target, params_bytes};
 pub use device::{AdapterSummary, Gpu, GpuOptions, adapters};
 pub use error::GpuError;
 pub use execute::{Buffers, PendingRead, Prepared, Profile};

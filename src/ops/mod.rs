@@ -1,9 +1,12 @@
 //! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
+pub mod linear;
+pub mod quantize;
 pub mod rms_norm;
 #[cfg(test)]
 mod testing;
+pub mod weight;
 
 use crate::gpu::Kernel;
 
@@ -14,7 +17,7 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [linear::kernels(), quantize::kernels(), rms_norm::kernels()].concat()
 }
 
 #[cfg(test)]
@@ -27,7 +30,9 @@ mod tests {
             let text = kernel.wgsl();
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{}:\n{}", kernel.name, e.emit_to_string(&text)));
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty())
+            // unpack2x16float is core WebGPU; naga counts it as a capability for the sake of old GL.
+            let baseline = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), baseline)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{} {kernel:?}:\n{}", kernel.name, e.emit_to_string(&text)));
             assert!(kernel.accesses().len() <= 8, "{} has more storage bindings than the baseline", kernel.name);

@@ -4,7 +4,7 @@
 
 use std::sync::OnceLock;
 
-use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Target, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Scratch, Target, View};
 use crate::random::{Stream, uniform};
 
 static GPU: OnceLock<Gpu> = OnceLock::new();
@@ -35,6 +35,7 @@ pub struct Lab {
     uploads: Vec<(View, Vec<u8>)>,
     buffers: Buffers,
     unused: [View; 2],
+    scratch: Scratch,
     draws: u64,
 }
 
@@ -42,7 +43,11 @@ impl Lab {
     pub fn new() -> Self {
         let mut plan = MemoryPlan::new();
         let unused = [(); 2].map(|()| plan.alloc(Category::Workspace, "unused", 16));
-        Self { plan, target: gpu().target, uploads: Vec::new(), buffers: Buffers::default(), unused, draws: 0 }
+        let scratch = Scratch {
+            weight_panel: plan.alloc(Category::Workspace, "weight panel", 64 << 10),
+            partials: plan.alloc(Category::Workspace, "partials", 4 << 20),
+        };
+        Self { plan, target: gpu().target, uploads: Vec::new(), buffers: Buffers::default(), unused, scratch, draws: 0 }
     }
 
     /// The variants for software adapters (true) or for real GPUs (false), whatever this adapter is.
@@ -85,6 +90,13 @@ impl Lab {
         view
     }
 
+    /// 16-bit values, two a word.
+    pub fn halves(&mut self, values: impl Iterator<Item = u16>) -> View {
+        let values: Vec<u16> = values.collect();
+        let word = |pair: &[u16]| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16;
+        self.words(&values.chunks(2).map(word).collect::<Vec<_>>())
+    }
+
     /// A matrix whose padding is NaN, so that a kernel that uses it is seen.
     pub fn matrix(&mut self, rows: usize, cols: usize, values: &[f64]) -> Matrix {
         assert_eq!(values.len(), rows * cols);
@@ -103,7 +115,7 @@ impl Lab {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1])
+        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
     }
 
     /// Allocates, uploads and runs; panics on any device error.

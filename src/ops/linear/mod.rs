@@ -1,0 +1,102 @@
+//! Linear layers over frozen weights, with the LoRA term (Hu et al. 2021) inside the same contraction:
+//!
+//! forward `y = x W^T + s (x A^T) B^T + b`, input gradient `dx = dy W + s (dy B) A`.
+//!
+//! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
+//! decoded on the way in. Software adapters take [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended,
+//! and multiplied without workgroup memory.
+
+mod rows;
+#[cfg(test)]
+mod tests;
+mod tiled;
+
+use super::weight::{Panel, Storage, Weight};
+use crate::gpu::{Kernel, Matrix, Recorder, View};
+
+/// Which way a contraction reads the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    InputGradient,
+}
+
+/// The low-rank part of one linear layer: `low` is `x A^T` (forward) or `dy B` (gradient), `[rows, rank]`;
+/// `other` is lora_B `[out, rank]` (forward) or lora_A `[rank, in]` (gradient), unpadded.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank {
+    pub low: Matrix,
+    pub other: View,
+    pub scale: f32,
+}
+
+/// `y = x W^T + low-rank term + bias`, added to `y` when `accumulate`. x is `[rows, in]`, y `[rows, out]`.
+pub fn forward(rec: &mut Recorder, x: Matrix, weight: &Weight, low: Option<LowRank>, y: Matrix, accumulate: bool) {
+    assert_eq!((x.rows, x.cols, y.cols), (y.rows, weight.in_features, weight.out_features), "linear forward");
+    contract(rec, Direction::Forward, x, weight, low, y, accumulate);
+}
+
+/// `dx = dy W + low-rank term`, added to `dx` when `accumulate`. dy is `[rows, out]`, dx `[rows, in]`.
+pub fn input_gradient(
+    rec: &mut Recorder,
+    dy: Matrix,
+    weight: &Weight,
+    low: Option<LowRank>,
+    dx: Matrix,
+    accumulate: bool,
+) {
+    assert_eq!(
+        (dy.rows, dy.cols, dx.cols),
+        (dx.rows, weight.out_features, weight.in_features),
+        "linear input gradient"
+    );
+    contract(rec, Direction::InputGradient, dy, weight, low, dx, accumulate);
+}
+
+fn contract(
+    rec: &mut Recorder,
+    direction: Direction,
+    x: Matrix,
+    weight: &Weight,
+    low: Option<LowRank>,
+    y: Matrix,
+    accumulate: bool,
+) {
+    if let Some(low) = &low {
+        assert_eq!(low.low.rows, x.rows, "low-rank rows");
+    }
+    for (i, panel) in weight.panels.iter().enumerate() {
+        // The gradient contracts over rows of W: later panels add to what the first has written, which took the LoRA term.
+        let (low, accumulate) = match direction {
+            Direction::Forward => (low, accumulate),
+            Direction::InputGradient => (low.filter(|_| i == 0), accumulate || i > 0),
+        };
+        if rec.target.cpu {
+            rows::record(rec, direction, x, weight, panel, low, y, accumulate);
+        } else {
+            tiled::record(rec, direction, x, weight, panel, low, y, accumulate);
+        }
+    }
+}
+
+fn op_name(direction: Direction, storage: Storage) -> &'static str {
+    match (direction, storage) {
+        (Direction::Forward, Storage::Float(_)) => "linear_forward",
+        (Direction::Forward, Storage::Quantized { .. }) => "linear_forward_4bit",
+        (Direction::InputGradient, Storage::Float(_)) => "linear_input_gradient",
+        (Direction::InputGradient, Storage::Quantized { .. }) => "linear_input_gradient_4bit",
+    }
+}
+
+fn weight_views(rec: &Recorder, panel: &Panel) -> [View; 3] {
+    [panel.data, panel.absmax.unwrap_or(rec.unused), panel.nested.unwrap_or(rec.unused)]
+}
+
+/// Scratch that [`rows`] wants for the decoded panel of a weight: bounded, and enough for 4 columns of any width.
+pub fn panel_bytes(weights: impl IntoIterator<Item = [u32; 3]>) -> u64 {
+    weights.into_iter().map(|[out, inp, rank]| rows::panel_bytes(out, inp, rank)).max().unwrap_or(16)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    [tiled::kernels(), rows::kernels()].concat()
+}

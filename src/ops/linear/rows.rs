@@ -1,0 +1,190 @@
+//! The form for software adapters: decode a panel of the weight to f32, then multiply without workgroup memory,
+//! see `shaders/weight_panel.wgsl` and `shaders/linear_rows.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Direction, LowRank, op_name, weight_views};
+use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
+use crate::ops::weight::{Panel, Storage, Weight};
+
+const DECODE_WG_SIZE: u32 = 64;
+/// One vector of a software adapter: neighbouring lanes own neighbouring column quads.
+const LANES: u32 = 8;
+/// A panel larger than this is decoded and used in parts.
+const PANEL_BYTES: u64 = 16 << 20;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct DecodeParams {
+    first: u32,
+    rows: u32,
+    in_features: u32,
+    ld: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct LowParams {
+    first: u32,
+    cols: u32,
+    rank: u32,
+    ld: u32,
+    row0: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    depth: u32,
+    rank: u32,
+    x_ld4: u32,
+    x_col4: u32,
+    y_ld4: u32,
+    y_col4: u32,
+    low_ld4: u32,
+    panel_ld4: u32,
+    bias_first: u32,
+}
+
+fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+    let kernel = Kernel::new("weight_panel", include_str!("../../../shaders/weight_panel.wgsl"))
+        .constant("WG_SIZE", DECODE_WG_SIZE)
+        .constant("FORWARD", direction == Direction::Forward);
+    storage.join(kernel, in_features)
+}
+
+fn low_kernel(direction: Direction) -> Kernel {
+    Kernel::new("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
+        .constant("WG_SIZE", DECODE_WG_SIZE)
+        .constant("FORWARD", direction == Direction::Forward)
+}
+
+/// Few rows (generation) would waste most of a 16-row block.
+fn block_rows(rows: u32) -> u32 {
+    match rows {
+        1 => 1,
+        2..=4 => 4,
+        _ => 16,
+    }
+}
+
+fn multiply_kernel(rows: u32, bias: bool, accumulate: bool) -> Kernel {
+    Kernel::new("linear_rows", include_str!("../../../shaders/linear_rows.wgsl"))
+        .constant("WG_SIZE", LANES)
+        .constant("ROWS", block_rows(rows))
+        .constant("BIAS", bias)
+        .constant("ACCUMULATE", accumulate)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    let mut all = vec![low_kernel(Direction::Forward), low_kernel(Direction::InputGradient)];
+    for storage in Storage::ALL {
+        for in_features in [64, 63] {
+            all.push(decode_kernel(Direction::Forward, storage, in_features));
+            all.push(decode_kernel(Direction::InputGradient, storage, in_features));
+        }
+    }
+    for rows in [1, 4, 16] {
+        for (bias, accumulate) in [(false, false), (false, true), (true, false), (true, true)] {
+            all.push(multiply_kernel(rows, bias, accumulate));
+        }
+    }
+    all
+}
+
+/// Rows of W that one part of a panel takes: `(depth + rank) x part` floats forward, `(part + rank) x in` for the gradient.
+fn part_rows(direction: Direction, in_features: u32, rank: u32, panel_bytes: u64) -> u32 {
+    let rows = match direction {
+        Direction::Forward => panel_bytes / (4 * u64::from(in_features + rank)),
+        Direction::InputGradient => {
+            (panel_bytes / (4 * u64::from(round_up(in_features, 4)))).saturating_sub(u64::from(rank))
+        }
+    };
+    (u32::try_from(rows).unwrap_or(u32::MAX) / 4 * 4).max(4)
+}
+
+pub(super) fn panel_bytes(out_features: u32, in_features: u32, rank: u32) -> u64 {
+    let bytes = |out: u32| {
+        let (out, rank) = (u64::from(round_up(out, 4)), u64::from(rank));
+        4 * (u64::from(in_features) + rank).max(u64::from(round_up(in_features, 4))) * (out + rank)
+    };
+    bytes(out_features).min(PANEL_BYTES.max(bytes(4)))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn record(
+    rec: &mut Recorder,
+    direction: Direction,
+    x: Matrix,
+    weight: &Weight,
+    panel: &Panel,
+    low: Option<LowRank>,
+    y: Matrix,
+    accumulate: bool,
+) {
+    let forward = direction == Direction::Forward;
+    let rank = low.map_or(0, |l| l.low.cols);
+    let per_part = part_rows(direction, weight.in_features, rank, rec.scratch.weight_panel.bytes);
+    let mut first = 0;
+    while first < panel.rows {
+        let rows = per_part.min(panel.rows - first);
+        let whole_row = panel.first_row + first;
+        // As with panels: parts of the gradient's contraction add up, the first brings the LoRA term.
+        let low = low.filter(|_| forward || first == 0);
+        let accumulate = accumulate || (!forward && first > 0);
+        let (cols, depth) = if forward { (rows, weight.in_features) } else { (weight.in_features, rows) };
+        let ld = round_up(cols, 4);
+        let rank = low.map_or(0, |l| l.low.cols);
+        let part = View { bytes: 4 * u64::from(ld) * u64::from(depth + rank), ..rec.scratch.weight_panel };
+        decode(rec, direction, weight, panel, first, rows, ld, part);
+        if let Some(low) = low {
+            let params = LowParams { first: whole_row, cols, rank, ld, row0: depth, scale: low.scale };
+            let count = u64::from(cols) * u64::from(rank);
+            let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
+            rec.dispatch("low_rank_panel", low_kernel(direction), &[part, low.other], &params, groups, count);
+        }
+        let bias = weight.bias.filter(|_| forward);
+        let params = Params {
+            rows: x.rows,
+            cols,
+            depth,
+            rank,
+            x_ld4: x.ld / 4,
+            x_col4: if forward { 0 } else { whole_row / 4 },
+            y_ld4: y.ld / 4,
+            y_col4: if forward { whole_row / 4 } else { 0 },
+            low_ld4: low.map_or(0, |l| l.low.ld / 4),
+            panel_ld4: ld / 4,
+            bias_first: whole_row,
+        };
+        let low_view = low.map_or(rec.unused, |l| l.low.view);
+        let views = [x.view, part, low_view, bias.unwrap_or(rec.unused), y.view];
+        let groups = [cols.div_ceil(4 * LANES), x.rows.div_ceil(block_rows(x.rows)), 1];
+        let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + rank);
+        let kernel = multiply_kernel(x.rows, bias.is_some(), accumulate);
+        rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
+        first += rows;
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn decode(
+    rec: &mut Recorder,
+    direction: Direction,
+    weight: &Weight,
+    panel: &Panel,
+    first: u32,
+    rows: u32,
+    ld: u32,
+    part: View,
+) {
+    let params = DecodeParams { first, rows, in_features: weight.in_features, ld };
+    let [data, absmax, nested] = weight_views(rec, panel);
+    let count = u64::from(weight.in_features.div_ceil(4)) * u64::from(rows);
+    let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
+    let kernel = decode_kernel(direction, weight.storage, weight.in_features);
+    rec.dispatch("weight_panel", kernel, &[part, data, absmax, nested], &params, groups, 4 * count);
+}

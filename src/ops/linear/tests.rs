@@ -1,0 +1,164 @@
+//! Both forms against the formula, in every storage, direction and odd size.
+
+use super::*;
+use crate::ops::testing::{Lab, assert_close, assert_gradient};
+use crate::ops::weight::{Code4, Float};
+use crate::quant::{self, Scales, dynamic_map};
+
+/// The formulas in plain loops.
+mod twin {
+    /// `a [m, k] b [k, n]` with b given by index.
+    pub fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+        (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b(i, at % n)).sum()).collect()
+    }
+}
+
+/// A planned and uploaded weight, and the values that it holds.
+fn weight(lab: &mut Lab, storage: Storage, out: usize, inp: usize, bias: bool) -> (Weight, Vec<f64>, Vec<f64>) {
+    let values: Vec<f32> = lab.normal(out * inp).iter().map(|v| *v as f32 * 0.3).collect();
+    let bias_values = if bias { lab.normal(out) } else { vec![0.0; out] };
+    // A small binding limit, so that float weights come in panels.
+    let limit = 64 * inp as u64 * 4;
+    let mut weight = Weight::plan(&mut lab.plan, "w", storage, [out as u32, inp as u32], false, limit);
+    weight.bias = bias.then(|| lab.vector(&bias_values));
+    let held: Vec<f32> = match storage {
+        Storage::Float(float) => {
+            let held: Vec<f32> = values
+                .iter()
+                .map(|v| match float {
+                    Float::F32 => *v,
+                    Float::F16 => half::f16::from_f32(*v).to_f32(),
+                    Float::Bf16 => half::bf16::from_f32(*v).to_f32(),
+                })
+                .collect();
+            for panel in &mut weight.panels {
+                let from = panel.first_row as usize * inp;
+                let part = &held[from..from + panel.rows as usize * inp];
+                panel.data = match float {
+                    Float::F32 => lab.words(&part.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+                    Float::F16 => lab.halves(part.iter().map(|v| half::f16::from_f32(*v).to_bits())),
+                    Float::Bf16 => lab.halves(part.iter().map(|v| half::bf16::from_f32(*v).to_bits())),
+                };
+            }
+            held
+        }
+        Storage::Quantized { code, double } => {
+            let quantized = quant::quantize(&values, code, double);
+            let bytes = |bytes: &[u8]| -> Vec<u32> {
+                bytes
+                    .chunks(4)
+                    .map(|b| b.iter().enumerate().fold(0, |w, (i, b)| w | u32::from(*b) << (8 * i)))
+                    .collect()
+            };
+            let panel = &mut weight.panels[0];
+            panel.data = lab.words(&bytes(&quantized.packed));
+            match &quantized.scales {
+                Scales::Plain(absmax) => {
+                    panel.absmax = Some(lab.words(&absmax.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
+                }
+                Scales::Nested { codes, absmax, offset } => {
+                    panel.absmax = Some(lab.words(&bytes(codes)));
+                    let nested = dynamic_map().iter().chain([offset]).chain(absmax);
+                    panel.nested = Some(lab.words(&nested.map(|v| v.to_bits()).collect::<Vec<_>>()));
+                }
+            }
+            quant::dequantize(&quantized, code, values.len())
+        }
+    };
+    (weight, held.iter().map(|v| f64::from(*v)).collect(), bias_values)
+}
+
+#[derive(Clone, Copy)]
+struct Case {
+    rows: usize,
+    out: usize,
+    inp: usize,
+    rank: usize,
+    bias: bool,
+}
+
+fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
+    Case { rows, out, inp, rank, bias }
+}
+
+fn check(cpu: bool, storage: Storage, case: Case) {
+    let Case { rows, out, inp, rank, bias } = case;
+    let mut lab = Lab::for_cpu(cpu);
+    let what = format!("cpu form {cpu}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
+    let (weight, w, b) = weight(&mut lab, storage, out, inp, bias);
+    let (x, dy) = (lab.normal(rows * inp), lab.normal(rows * out));
+    let (xa, dyb) = (lab.normal(rows * rank), lab.normal(rows * rank));
+    let (lora_a, lora_b) = (lab.normal(rank * inp), lab.normal(out * rank));
+    let (y0, dx0) = (lab.normal(rows * out), lab.normal(rows * inp));
+    let scale = 0.75;
+    let (gx, gdy) = (lab.matrix(rows, inp, &x), lab.matrix(rows, out, &dy));
+    let (y, y_added) = (lab.empty(rows, out), lab.matrix(rows, out, &y0));
+    let (dx, dx_added) = (lab.empty(rows, inp), lab.matrix(rows, inp, &dx0));
+    let (mut low_f, mut low_g) = (None, None);
+    if rank > 0 {
+        low_f = Some(LowRank { low: lab.matrix(rows, rank, &xa), other: lab.vector(&lora_b), scale });
+        low_g = Some(LowRank { low: lab.matrix(rows, rank, &dyb), other: lab.vector(&lora_a), scale });
+    }
+    let mut rec = lab.recorder();
+    forward(&mut rec, gx, &weight, low_f, y, false);
+    forward(&mut rec, gx, &weight, low_f, y_added, true);
+    input_gradient(&mut rec, gdy, &weight, low_g, dx, false);
+    input_gradient(&mut rec, gdy, &weight, low_g, dx_added, true);
+    lab.run(&rec);
+
+    let base = twin::multiply(&x, rows, inp, out, |k, n| w[n * inp + k]);
+    let lora = twin::multiply(&xa, rows, rank, out, |j, n| lora_b[n * rank + j]);
+    let scale = f64::from(scale);
+    let want: Vec<f64> = (0..rows * out).map(|i| base[i] + scale * lora[i] + b[i % out]).collect();
+    assert_close(&format!("y: {what}"), &lab.read(y), &want, 1e-5);
+    let want: Vec<f64> = want.iter().zip(&y0).map(|(a, b)| a + b).collect();
+    assert_close(&format!("y added: {what}"), &lab.read(y_added), &want, 1e-5);
+    let base = twin::multiply(&dy, rows, out, inp, |n, k| w[n * inp + k]);
+    let lora = twin::multiply(&dyb, rows, rank, inp, |j, k| lora_a[j * inp + k]);
+    let want: Vec<f64> = base.iter().zip(&lora).map(|(a, l)| a + scale * l).collect();
+    assert_close(&format!("dx: {what}"), &lab.read(dx), &want, 1e-5);
+    let want: Vec<f64> = want.iter().zip(&dx0).map(|(a, b)| a + b).collect();
+    assert_close(&format!("dx added: {what}"), &lab.read(dx_added), &want, 1e-5);
+}
+
+#[test]
+fn both_forms_equal_the_formula_in_every_storage() {
+    for cpu in [false, true] {
+        for storage in Storage::ALL {
+            for case in [case(33, 70, 128, 8, true), case(5, 130, 37, 3, false)] {
+                check(cpu, storage, case);
+            }
+        }
+    }
+}
+
+#[test]
+fn odd_and_random_sizes_equal_the_formula() {
+    let mut lab = Lab::new();
+    let mut cases = vec![
+        case(1, 1, 1, 1, true),
+        case(1, 300, 100, 0, true),
+        case(4, 64, 64, 16, false),
+        case(129, 65, 17, 5, true),
+    ];
+    for _ in 0..6 {
+        let mut draw = |below| 1 + lab.index(below);
+        cases.push(case(draw(150), draw(200), draw(200), draw(20), true));
+    }
+    for cpu in [false, true] {
+        for case in &cases {
+            check(cpu, Storage::Float(Float::F32), *case);
+            check(cpu, Storage::Quantized { code: Code4::Nf4, double: true }, *case);
+        }
+    }
+}
+
+#[test]
+fn the_twins_gradient_is_the_slope_of_its_forward() {
+    let mut lab = Lab::new();
+    let (w, x, dy) = (lab.normal(4 * 3), lab.normal(2 * 3), lab.normal(2 * 4));
+    let dx = twin::multiply(&dy, 2, 4, 3, |n, k| w[n * 3 + k]);
+    assert_gradient(&x, &dx, |x| {
+        twin::multiply(x, 2, 3, 4, |k, n| w[n * 3 + k]).iter().zip(&dy).map(|(y, d)| y * d).sum()
+    });
+}

@@ -1,0 +1,177 @@
+//! 4-bit quantisation on the device, with the bytes of bitsandbytes: see [`crate::quant`] for the rules, which is also the twin.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::weight::{BLOCK, Code4, Float, NESTED_BLOCK, Panel};
+use crate::gpu::{Kernel, Recorder, View};
+use crate::quant::{MIN_ABSMAX, code_table, dynamic_map, first_steps};
+
+const WG_SIZE: u32 = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct BlockParams {
+    blocks: u32,
+    elements: u32,
+    first_block: u32,
+    min_absmax: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MeanParams {
+    count: u32,
+    step_log2: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AbsmaxParams {
+    count: u32,
+    nested_blocks: u32,
+}
+
+/// The words of the `code_table` buffer that [`blocks`] takes.
+pub fn code_words(code: Code4) -> Vec<u32> {
+    let table = code_table(code);
+    table.bounds.iter().map(|b| b.to_bits()).chain(table.order).collect()
+}
+
+/// The words of the `code_map` buffer that [`absmax`] takes.
+pub fn map_words() -> Vec<u32> {
+    dynamic_map().iter().map(|v| v.to_bits()).chain(*first_steps()).collect()
+}
+
+fn blocks_kernel(from: Float) -> Kernel {
+    Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"))
+        .part(from.part())
+        .constant("WG_SIZE", WG_SIZE)
+}
+
+fn mean_kernel() -> Kernel {
+    Kernel::new("quantize_absmax_mean", include_str!("../../shaders/quantize_absmax_mean.wgsl"))
+}
+
+fn absmax_kernel() -> Kernel {
+    Kernel::new("quantize_absmax", include_str!("../../shaders/quantize_absmax.wgsl")).constant("WG_SIZE", WG_SIZE)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    let floats = [Float::F32, Float::F16, Float::Bf16];
+    floats.map(blocks_kernel).into_iter().chain([mean_kernel(), absmax_kernel()]).collect()
+}
+
+/// Quantises `elements` values of `source` into `panel`'s codes from block `first_block` on, and their scales into
+/// `absmax` (f32, one per block of the whole matrix). Pieces of one matrix begin at multiples of 64 elements.
+#[allow(clippy::too_many_arguments)]
+pub fn blocks(
+    rec: &mut Recorder,
+    source: View,
+    from: Float,
+    elements: u32,
+    code_table: View,
+    first_block: u32,
+    packed: View,
+    absmax: View,
+) {
+    let blocks = elements.div_ceil(BLOCK as u32);
+    let params = BlockParams { blocks, elements, first_block, min_absmax: MIN_ABSMAX };
+    let groups = rec.fold(u64::from(blocks.div_ceil(WG_SIZE)));
+    let views = [source, code_table, packed, absmax];
+    rec.dispatch("quantize_blocks", blocks_kernel(from), &views, &params, groups, 40 * u64::from(elements));
+}
+
+/// Double quantisation: `absmax` (f32, `count` values) becomes the 8-bit codes and nested scales of `panel`.
+pub fn absmax(rec: &mut Recorder, absmax: View, count: u32, code_map: View, panel: &Panel) {
+    let (Some(codes), Some(nested)) = (panel.absmax, panel.nested) else { return };
+    let streams = u64::from(count) / if count < 8 { 4 } else { 32 };
+    let log2 = if streams <= 1 { 0 } else { u64::BITS - (streams - 1).leading_zeros() };
+    let params = MeanParams { count, step_log2: (log2 / 4).max(4) };
+    rec.dispatch("quantize_absmax", mean_kernel(), &[absmax, code_map, nested], &params, [1, 1, 1], u64::from(count));
+    let nested_blocks = count.div_ceil(NESTED_BLOCK as u32);
+    let params = AbsmaxParams { count, nested_blocks };
+    let groups = rec.fold(u64::from(nested_blocks.div_ceil(WG_SIZE)));
+    let views = [absmax, code_map, nested, codes];
+    rec.dispatch("quantize_absmax", absmax_kernel(), &views, &params, groups, 20 * u64::from(count));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Category;
+    use crate::ops::testing::Lab;
+    use crate::ops::weight::{Storage, Weight};
+    use crate::quant::{Scales, quantize};
+
+    /// The device's bytes of `values`, quantised in pieces of `piece` elements.
+    fn on_device(values: &[f32], from: Float, code: Code4, double: bool, piece: usize) -> crate::quant::Quantized {
+        let mut lab = Lab::new();
+        let storage = Storage::Quantized { code, double };
+        let weight = Weight::plan(&mut lab.plan, "w", storage, [1, values.len() as u32], false, u64::MAX);
+        let panel = weight.panels[0];
+        let count = values.len().div_ceil(64);
+        let scales = lab.plan.alloc(Category::Workspace, "absmax", 4 * count as u64);
+        let scales = if double { scales } else { panel.absmax.unwrap() };
+        let table = lab.words(&code_words(code));
+        let map = lab.words(&map_words());
+        let mut rec = lab.recorder();
+        for (i, part) in values.chunks(piece).enumerate() {
+            let source = match from {
+                Float::F32 => lab.words(&part.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+                Float::F16 => lab.halves(part.iter().map(|v| half::f16::from_f32(*v).to_bits())),
+                Float::Bf16 => lab.halves(part.iter().map(|v| half::bf16::from_f32(*v).to_bits())),
+            };
+            let first = (i * piece / 64) as u32;
+            blocks(&mut rec, source, from, part.len() as u32, table, first, panel.data, scales);
+        }
+        if double {
+            absmax(&mut rec, scales, count as u32, map, &panel);
+        }
+        lab.run(&rec);
+        let bytes = |view| -> Vec<u8> { lab.read_words(view).iter().flat_map(|w| w.to_le_bytes()).collect() };
+        let packed = bytes(panel.data)[..values.len().div_ceil(2)].to_vec();
+        let scales = if double {
+            let nested = lab.read_vector(panel.nested.unwrap());
+            let codes = bytes(panel.absmax.unwrap())[..count].to_vec();
+            Scales::Nested { codes, absmax: nested[257..257 + count.div_ceil(256)].to_vec(), offset: nested[256] }
+        } else {
+            Scales::Plain(lab.read_vector(panel.absmax.unwrap())[..count].to_vec())
+        };
+        crate::quant::Quantized { packed, scales }
+    }
+
+    #[test]
+    fn the_device_writes_the_twins_bytes() {
+        for (count, piece) in [(64, 64), (1000, 192), (4097, 4097), (64 * 700 + 5, 64 * 100)] {
+            let values: Vec<f32> = Lab::new().normal(count).iter().map(|v| *v as f32 * 0.02).collect();
+            for code in [Code4::Nf4, Code4::Fp4] {
+                for double in [false, true] {
+                    assert_eq!(
+                        on_device(&values, Float::F32, code, double, piece),
+                        quantize(&values, code, double),
+                        "{count} elements, {code:?}, double {double}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn half_precision_sources_are_read_as_their_values() {
+        let values: Vec<f32> = Lab::new().normal(777).iter().map(|v| half::bf16::from_f64(*v).to_f32()).collect();
+        let want = quantize(&values, Code4::Nf4, true);
+        assert_eq!(on_device(&values, Float::Bf16, Code4::Nf4, true, 320), want);
+        let values: Vec<f32> = Lab::new().normal(777).iter().map(|v| half::f16::from_f64(*v).to_f32()).collect();
+        let want = quantize(&values, Code4::Nf4, true);
+        assert_eq!(on_device(&values, Float::F16, Code4::Nf4, true, 320), want);
+    }
+
+    #[test]
+    fn zero_blocks_are_kept() {
+        let mut values = vec![0.0f32; 300];
+        values[130] = -2.5;
+        for double in [false, true] {
+            assert_eq!(on_device(&values, Float::F32, Code4::Nf4, double, 300), quantize(&values, Code4::Nf4, double));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantised to.
+
+use crate::gpu::{Category, Kernel, MemoryPlan, View};
+
+/// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
+pub const BLOCK: u64 = 64;
+/// Absmax values per nested scale under double quantisation.
+pub const NESTED_BLOCK: u64 = 256;
+/// `nested` holds the 256 code values, the offset, then the nested scales.
+pub const NESTED_SCALES_AT: u64 = 257;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Float {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Float {
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    pub(super) fn part(self) -> &'static str {
+        match self {
+            Self::F32 => include_str!("../../shaders/lib/float_f32.wgsl"),
+            Self::F16 => include_str!("../../shaders/lib/float_f16.wgsl"),
+            Self::Bf16 => include_str!("../../shaders/lib/float_bf16.wgsl"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code4 {
+    Nf4,
+    Fp4,
+}
+
+impl Code4 {
+    pub(super) fn part(self) -> &'static str {
+        match self {
+            Self::Nf4 => include_str!("../../shaders/lib/code_nf4.wgsl"),
+            Self::Fp4 => include_str!("../../shaders/lib/code_fp4.wgsl"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    Float(Float),
+    Quantized { code: Code4, double: bool },
+}
+
+impl Storage {
+    /// Bytes of the values and of the scales of `elements` weights.
+    pub fn bytes(self, elements: u64) -> (u64, u64) {
+        match self {
+            Self::Float(float) => (elements * float.bytes(), 0),
+            Self::Quantized { double, .. } => {
+                let blocks = elements.div_ceil(BLOCK);
+                let scales =
+                    if double { blocks + 4 * (NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK)) } else { 4 * blocks };
+                (elements.div_ceil(2), scales)
+            }
+        }
+    }
+
+    /// Joins the parts that define `weight4` (bindings 1 to 3 of group 0).
+    pub(super) fn join(self, kernel: Kernel, in_features: u32) -> Kernel {
+        // Four neighbours then share a word or two, and one absmax.
+        let kernel = kernel.constant("ALIGNED", in_features.is_multiple_of(4));
+        match self {
+            Self::Float(float) => kernel.part(include_str!("../../shaders/lib/weight_float.wgsl")).part(float.part()),
+            Self::Quantized { code, double } => {
+                let scales = if double {
+                    include_str!("../../shaders/lib/absmax_nested.wgsl")
+                } else {
+                    include_str!("../../shaders/lib/absmax_f32.wgsl")
+                };
+                kernel.part(code.part()).part(include_str!("../../shaders/lib/weight_4bit.wgsl")).part(scales)
+            }
+        }
+    }
+
+    /// Every storage, for the tests that walk all variants.
+    pub const ALL: [Self; 7] = [
+        Self::Float(Float::F32),
+        Self::Float(Float::F16),
+        Self::Float(Float::Bf16),
+        Self::Quantized { code: Code4::Nf4, double: false },
+        Self::Quantized { code: Code4::Nf4, double: true },
+        Self::Quantized { code: Code4::Fp4, double: false },
+        Self::Quantized { code: Code4::Fp4, double: true },
+    ];
+}
+
+/// Rows `first_row ..` of a weight in one binding. Scales are absent (None) in float storage, `nested` without double quantisation.
+#[derive(Clone, Copy, Debug)]
+pub struct Panel {
+    pub first_row: u32,
+    pub rows: u32,
+    pub data: View,
+    pub absmax: Option<View>,
+    pub nested: Option<View>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub storage: Storage,
+    pub out_features: u32,
+    pub in_features: u32,
+    pub panels: Vec<Panel>,
+    /// f32 `[out_features]`.
+    pub bias: Option<View>,
+}
+
+impl Weight {
+    /// Plans the buffers of a weight; float matrices over `max_binding_bytes` become several panels of whole rows.
+    /// A 4-bit weight stays in one panel, since its blocks run across rows.
+    pub fn plan(
+        plan: &mut MemoryPlan,
+        label: &str,
+        storage: Storage,
+        [out_features, in_features]: [u32; 2],
+        bias: bool,
+        max_binding_bytes: u64,
+    ) -> Self {
+        let per_panel = match storage {
+            Storage::Float(float) => {
+                let rows = max_binding_bytes / (u64::from(in_features) * float.bytes());
+                // Whole columns of 64 keep every panel's first output aligned for its neighbours' views.
+                u32::try_from(rows).unwrap_or(u32::MAX).min(out_features.next_multiple_of(64)) / 64 * 64
+            }
+            Storage::Quantized { .. } => out_features,
+        }
+        .max(64);
+        let mut panels = Vec::new();
+        let mut first_row = 0;
+        while first_row < out_features {
+            let rows = per_panel.min(out_features - first_row);
+            let elements = u64::from(rows) * u64::from(in_features);
+            let data = plan.alloc(Category::Weights, label, storage.bytes(elements).0);
+            let (mut absmax, mut nested) = (None, None);
+            if let Storage::Quantized { double, .. } = storage {
+                let blocks = elements.div_ceil(BLOCK);
+                let width = if double { 1 } else { 4 };
+                absmax = Some(plan.alloc(Category::QuantScales, format!("{label} absmax"), blocks * width));
+                if double {
+                    let values = NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK);
+                    nested = Some(plan.alloc(Category::QuantScales, format!("{label} nested absmax"), 4 * values));
+                }
+            }
+            panels.push(Panel { first_row, rows, data, absmax, nested });
+            first_row += rows;
+        }
+        let bias = bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)));
+        Self { storage, out_features, in_features, panels, bias }
+    }
+}
