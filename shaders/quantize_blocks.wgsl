@@ -1,13 +1,13 @@
 // 4-bit quantisation: one invocation per block of 64 elements, eight codes a word, first element in the high nibble of its byte.
 // Elements are read from `weight` in the type it was stored in; `first_block` places a piece of a streamed tensor.
 
-struct Params { blocks: u32, elements: u32, first_block: u32, min_absmax: f32 }
+struct Params { blocks: u32, elements: u32, first_block: u32, min_absmax_bits: u32 }
 
 @group(0) @binding(0) var<storage, read> weight: array<u32>;
 // 15 bounds as f32 bits, then the index that each of the 16 intervals means.
 @group(0) @binding(1) var<storage, read> code_table: array<u32>;
 @group(0) @binding(2) var<storage, read_write> packed: array<u32>;
-@group(0) @binding(3) var<storage, read_write> absmax: array<f32>;
+@group(0) @binding(3) var<storage, read_write> absmax: array<u32>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -20,11 +20,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let count = min(64u, params.elements - first);
     var largest = 0.0;
     for (var i = 0u; i < count; i++) { largest = max(largest, abs(load_float(first + i))); }
-    let divisor = max(largest, params.min_absmax);
     // bitsandbytes multiplies by the reciprocal in whole blocks and divides in a last, shorter one.
     let whole = count == 64u;
+    // Some adapters flush subnormal numbers, of which the floor for a zero block is one: it is written by its bits, never divided by.
+    let zero = largest == 0.0;
+    let divisor = select(largest, 1.0, zero);
     let inverse = 1.0 / divisor;
-    absmax[params.first_block + block] = select(divisor, largest, whole);
+    absmax[params.first_block + block] = select(bitcast<u32>(largest), params.min_absmax_bits, zero && !whole);
     for (var word = 0u; word < (count + 7u) / 8u; word++) {
         var codes = 0u;
         for (var i = 0u; i < 8u; i++) {

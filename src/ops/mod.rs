@@ -2,6 +2,7 @@
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
 pub mod linear;
+pub mod lora_gradient;
 pub mod quantize;
 pub mod rms_norm;
 #[cfg(test)]
@@ -17,7 +18,7 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [linear::kernels(), quantize::kernels(), rms_norm::kernels()].concat()
+    [linear::kernels(), lora_gradient::kernels(), quantize::kernels(), rms_norm::kernels()].concat()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ struct BlockParams {
     blocks: u32,
     elements: u32,
     first_block: u32,
-    min_absmax: f32,
+    min_absmax_bits: u32,
 }
 
 #[repr(C)]
@@ -75,7 +75,7 @@ pub fn blocks(
     absmax: View,
 ) {
     let blocks = elements.div_ceil(BLOCK as u32);
-    let params = BlockParams { blocks, elements, first_block, min_absmax: MIN_ABSMAX };
+    let params = BlockParams { blocks, elements, first_block, min_absmax_bits: MIN_ABSMAX.to_bits() };
     let groups = rec.fold(u64::from(blocks.div_ceil(WG_SIZE)));
     let views = [source, code_table, packed, absmax];
     rec.dispatch("quantize_blocks", blocks_kernel(from), &views, &params, groups, 40 * u64::from(elements));
