@@ -1,1 +1,492 @@
+//! `config.json` of a Hugging Face model directory, checked, with the defaults of transformers' configuration classes.
 
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::json_fields::{JsonFields, parse_object};
+use super::rope::{RopeConfig, RopeScaling};
+use crate::{Error, Result};
+
+/// Above every published model's sizes, and low enough that the product of two fits 48 bits.
+const MAX_DIMENSION: usize = 1 << 24;
+/// Published models stay under 200 layers; a hostile file must not make us allocate per layer without end.
+const MAX_LAYERS: usize = 4096;
+const MAX_POSITIONS: usize = 1 << 30;
+
+const SUPPORTED: &str = "supported are LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), MistralForCausalLM (mistral), \
+     Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
+
+/// The decoder families, which differ in biases, query/key norms, windows and defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+impl Family {
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+/// The linear layers of one decoder layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Projection {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Projection {
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The path below `model.layers.N`.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The last part of [`Self::module`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+}
+
+/// A decoder's shape. Every size is at least 1 and `num_heads` is a multiple of `num_kv_heads`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    pub family: Family,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    /// A multiple of 4.
+    pub head_dim: usize,
+    pub rms_norm_eps: f32,
+    pub rope: RopeConfig,
+    pub tie_word_embeddings: bool,
+    pub qkv_bias: bool,
+    pub o_bias: bool,
+    pub mlp_bias: bool,
+    /// RMSNorm over each head of queries and keys (Qwen3).
+    pub qk_norm: bool,
+    pub max_position_embeddings: usize,
+    /// Per layer: how many positions a query sees, itself included; `None` is all before it.
+    pub sliding_windows: Vec<Option<usize>>,
+    pub bos_token_id: Option<u32>,
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Reads `path`, a `config.json`. Errors name the field and what it may be.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        Self::from_json(path, &text)
+    }
+
+    /// Parses the text of a `config.json`; `path` is for messages.
+    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
+        let object = parse_object(path, text)?;
+        let fields = JsonFields::new(path, &object);
+        let family = family(&fields)?;
+        if let Some(quantization) = fields.value("quantization_config") {
+            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+            return Err(fields.error(
+                "quantization_config",
+                format!("the weights are already quantised ({method}); give the original model in 16 or 32 bits"),
+            ));
+        }
+        if let Some(activation) = fields.text("hidden_act")?.filter(|a| *a != "silu") {
+            return Err(fields.error("hidden_act", format!("is `{activation}`, but only `silu` is supported")));
+        }
+
+        let hidden_size = fields.required_count("hidden_size", MAX_DIMENSION)?;
+        let num_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
+        let num_heads = fields.required_count("num_attention_heads", MAX_DIMENSION)?;
+        let num_kv_heads = kv_heads(&fields, family, num_heads)?;
+        let head_dim = head_dim(&fields, family, hidden_size, num_heads)?;
+        let attention_bias = match family {
+            Family::Llama | Family::Qwen3 => fields.flag("attention_bias", false)?,
+            Family::Mistral | Family::Qwen2 => false,
+        };
+        let default_positions = match family {
+            Family::Llama => 2048,
+            Family::Mistral => 131_072,
+            Family::Qwen2 | Family::Qwen3 => 32_768,
+        };
+        Ok(Self {
+            family,
+            vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
+            hidden_size,
+            intermediate_size: fields.required_count("intermediate_size", MAX_DIMENSION)?,
+            num_layers,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope: rope(&fields)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            qkv_bias: attention_bias || family == Family::Qwen2,
+            o_bias: attention_bias,
+            mlp_bias: family == Family::Llama && fields.flag("mlp_bias", false)?,
+            qk_norm: family == Family::Qwen3,
+            max_position_embeddings: fields
+                .count("max_position_embeddings", MAX_POSITIONS)?
+                .unwrap_or(default_positions),
+            sliding_windows: sliding_windows(&fields, family, num_layers)?,
+            bos_token_id: token_ids(&fields, "bos_token_id", family, 1)?.first().copied(),
+            eos_token_ids: token_ids(&fields, "eos_token_id", family, 2)?,
+        })
+    }
+
+    /// `(rows, columns)` of the weight, that is (out_features, in_features).
+    pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
+        let (queries, keys) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        match projection {
+            Projection::Q => (queries, self.hidden_size),
+            Projection::K | Projection::V => (keys, self.hidden_size),
+            Projection::O => (self.hidden_size, queries),
+            Projection::Gate | Projection::Up => (self.intermediate_size, self.hidden_size),
+            Projection::Down => (self.hidden_size, self.intermediate_size),
+        }
+    }
+
+    pub fn projection_has_bias(&self, projection: Projection) -> bool {
+        match projection {
+            Projection::Q | Projection::K | Projection::V => self.qkv_bias,
+            Projection::O => self.o_bias,
+            Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
+        }
+    }
+}
+
+fn family(fields: &JsonFields) -> Result<Family> {
+    let architectures = fields.texts("architectures")?.unwrap_or_default();
+    let model_type = fields.text("model_type")?;
+    let family =
+        match model_type {
+            Some(name) => Family::ALL
+                .into_iter()
+                .find(|f| f.model_type() == name)
+                .ok_or_else(|| fields.error("model_type", format!("`{name}` is not supported; {SUPPORTED}")))?,
+            None => Family::ALL.into_iter().find(|f| architectures.iter().any(|a| a == f.architecture())).ok_or_else(
+                || match architectures.first() {
+                    Some(name) => fields.error("architectures", format!("`{name}` is not supported; {SUPPORTED}")),
+                    None => fields.error("model_type", format!("is missing; {SUPPORTED}")),
+                },
+            )?,
+        };
+    match architectures.first() {
+        Some(name) if !architectures.iter().any(|a| a == family.architecture()) => {
+            Err(fields.error("architectures", format!("`{name}` is not supported; {SUPPORTED}")))
+        }
+        _ => Ok(family),
+    }
+}
+
+fn kv_heads(fields: &JsonFields, family: Family, num_heads: usize) -> Result<usize> {
+    let absent = match family {
+        _ if fields.contains("num_key_value_heads") => num_heads,
+        Family::Llama => num_heads,
+        Family::Mistral => 8,
+        Family::Qwen2 | Family::Qwen3 => 32,
+    };
+    let heads = fields.count("num_key_value_heads", MAX_DIMENSION)?.unwrap_or(absent);
+    if !num_heads.is_multiple_of(heads) {
+        let problem = format!("is {heads}, which does not divide num_attention_heads, {num_heads}");
+        return Err(fields.error("num_key_value_heads", problem));
+    }
+    Ok(heads)
+}
+
+fn head_dim(fields: &JsonFields, family: Family, hidden_size: usize, num_heads: usize) -> Result<usize> {
+    let head_dim = match fields.count("head_dim", MAX_DIMENSION)? {
+        Some(given) => given,
+        None if family == Family::Qwen3 => 128,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => {
+            let problem = format!("is {num_heads}, which does not divide hidden_size, {hidden_size}");
+            return Err(fields.error("num_attention_heads", problem));
+        }
+    };
+    if !head_dim.is_multiple_of(4) {
+        return Err(fields.error("head_dim", format!("is {head_dim}, but must be a multiple of 4")));
+    }
+    if num_heads.checked_mul(head_dim).is_none_or(|n| n > MAX_DIMENSION) {
+        let problem = format!("{num_heads} heads of {head_dim} are more than {MAX_DIMENSION} features");
+        return Err(fields.error("head_dim", problem));
+    }
+    Ok(head_dim)
+}
+
+/// Reads `rope_parameters` (transformers 5) or `rope_scaling`, and `rope_theta` at either place.
+fn rope(fields: &JsonFields) -> Result<RopeConfig> {
+    let parameters = match fields.object("rope_scaling", "rope_scaling.")? {
+        Some(scaling) => Some(scaling),
+        None => fields.object("rope_parameters", "rope_parameters.")?,
+    };
+    let theta = match parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten() {
+        Some(theta) => theta,
+        None => fields.positive("rope_theta")?.unwrap_or(10_000.0),
+    };
+    if theta <= 1.0 {
+        return Err(fields.error("rope_theta", format!("is {theta}, but must be above 1")));
+    }
+    for place in [Some(fields), parameters.as_ref()].into_iter().flatten() {
+        if let Some(part) = place.positive("partial_rotary_factor")?.filter(|f| *f != 1.0) {
+            return Err(place.error("partial_rotary_factor", format!("is {part}, but only 1 is supported")));
+        }
+    }
+    let Some(parameters) = parameters else { return Ok(RopeConfig { theta, scaling: RopeScaling::Default }) };
+    if let Some((key, _)) = parameters.keys().find(|(_, value)| value.is_object()) {
+        return Err(parameters.error(key, "rotary parameters per kind of layer are not supported"));
+    }
+    let kind = match parameters.text("rope_type")? {
+        Some(kind) => kind,
+        None => parameters.text("type")?.unwrap_or("default"),
+    };
+    // A length outside of the object goes before the one inside, as in transformers.
+    let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
+        Some(length) => Some(length),
+        None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,
+    };
+    let scaling = match kind {
+        "default" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
+        "llama3" => {
+            let low_freq_factor = parameters.required_positive("low_freq_factor")?;
+            let high_freq_factor = parameters.required_positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                let problem = format!("is {high_freq_factor}, but must be above low_freq_factor, {low_freq_factor}");
+                return Err(parameters.error("high_freq_factor", problem));
+            }
+            let factor = parameters.required_positive("factor")?;
+            let original_max_position_embeddings = original_length;
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+        }
+        "yarn" => RopeScaling::Yarn {
+            factor: parameters.positive("factor")?,
+            original_max_position_embeddings: original_length,
+            beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
+            beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
+            attention_factor: parameters.positive("attention_factor")?,
+            mscale: parameters.positive("mscale")?,
+            mscale_all_dim: parameters.positive("mscale_all_dim")?,
+            truncate: parameters.flag("truncate", true)?,
+        },
+        other => {
+            let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
+            return Err(parameters.error("rope_type", problem));
+        }
+    };
+    Ok(RopeConfig { theta, scaling })
+}
+
+fn sliding_windows(fields: &JsonFields, family: Family, num_layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = match fields.count("sliding_window", MAX_POSITIONS)? {
+        None if !fields.contains("sliding_window") => Some(4096),
+        given => given,
+    };
+    match family {
+        Family::Llama => Ok(vec![None; num_layers]),
+        Family::Mistral => Ok(vec![window; num_layers]),
+        Family::Qwen2 | Family::Qwen3 => {
+            let window = if fields.flag("use_sliding_window", false)? { window } else { None };
+            let Some(kinds) = fields.texts("layer_types")? else {
+                let first_windowed = match fields.value("max_window_layers").map(|v| (v, v.as_u64())) {
+                    None => 28,
+                    Some((_, Some(layers))) => usize::try_from(layers).unwrap_or(usize::MAX),
+                    Some((value, None)) => {
+                        let problem = format!("is {value}, but must be a whole number of at least 0");
+                        return Err(fields.error("max_window_layers", problem));
+                    }
+                };
+                return Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first_windowed)).collect());
+            };
+            if kinds.len() != num_layers {
+                let problem = format!("lists {} layers, but num_hidden_layers is {num_layers}", kinds.len());
+                return Err(fields.error("layer_types", problem));
+            }
+            let window_of = |kind: &String| match (kind.as_str(), window) {
+                ("full_attention", _) => Ok(None),
+                ("sliding_attention", Some(window)) => Ok(Some(window)),
+                ("sliding_attention", None) => Err(fields.error(
+                    "layer_types",
+                    "names sliding_attention, but use_sliding_window is not true or sliding_window is null",
+                )),
+                (other, _) => {
+                    let problem = format!("`{other}` is not supported; use full_attention or sliding_attention");
+                    Err(fields.error("layer_types", problem))
+                }
+            };
+            kinds.iter().map(window_of).collect()
+        }
+    }
+}
+
+/// A token id or a list of them; absent, Llama and Mistral have `default`, Qwen none.
+fn token_ids(fields: &JsonFields, key: &str, family: Family, default: u32) -> Result<Vec<u32>> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| fields.error(key, format!("is {value}, but must be a token id, a list of them, or null")))
+    };
+    match fields.value(key) {
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+        None if !fields.contains(key) && matches!(family, Family::Llama | Family::Mistral) => Ok(vec![default]),
+        None => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
+        "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8"#;
+
+    fn parse(text: &str) -> Result<ModelConfig> {
+        ModelConfig::from_json(Path::new("dir/config.json"), text)
+    }
+
+    fn llama_with(rest: &str) -> Result<ModelConfig> {
+        parse(&format!("{LLAMA}, {rest}}}"))
+    }
+
+    #[test]
+    fn a_minimal_llama_gets_the_defaults_of_transformers() {
+        let config = parse(&format!("{LLAMA}}}")).unwrap();
+        assert_eq!((config.num_kv_heads, config.head_dim, config.max_position_embeddings), (8, 8, 2048));
+        assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
+        assert_eq!((config.bos_token_id, config.eos_token_ids.as_slice()), (Some(1), [2].as_slice()));
+        assert_eq!(config.sliding_windows, vec![None; 5]);
+        assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.o_bias && !config.mlp_bias);
+        assert_eq!(config.projection_shape(Projection::Down), (64, 172));
+    }
+
+    #[test]
+    fn families_differ_in_bias_norm_window_and_head_size() {
+        let of = |kind: &str, rest: &str| {
+            let text = LLAMA.replace("llama", &kind.to_lowercase()).replace("Llama", kind);
+            parse(&format!("{text}, {rest}}}")).unwrap()
+        };
+        let mistral = of("Mistral", r#""num_key_value_heads": 2"#);
+        assert_eq!(mistral.sliding_windows, vec![Some(4096); 5]);
+        let mistral = of("Mistral", r#""num_key_value_heads": 2, "sliding_window": null"#);
+        assert_eq!(mistral.sliding_windows, vec![None; 5]);
+        let qwen2 = of("Qwen2", r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": false"#);
+        assert!(qwen2.qkv_bias && !qwen2.o_bias && qwen2.eos_token_ids.is_empty());
+        assert_eq!(qwen2.sliding_windows, vec![None; 5]);
+        let windows =
+            r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 3"#;
+        assert_eq!(of("Qwen2", windows).sliding_windows, [None, None, None, Some(16), Some(16)]);
+        let qwen3 = of("Qwen3", r#""num_key_value_heads": 2"#);
+        assert!(qwen3.qk_norm && !qwen3.qkv_bias);
+        assert_eq!(qwen3.projection_shape(Projection::K), (256, 64));
+        let layers = r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": true,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention", "full_attention"]"#;
+        assert_eq!(of("Qwen3", layers).sliding_windows, [Some(16), None, None, None, None]);
+    }
+
+    #[test]
+    fn rope_is_read_from_all_its_places() {
+        let theta = |rest: &str| llama_with(rest).unwrap().rope;
+        assert_eq!(theta(r#""rope_theta": 5e5"#).theta, 5e5);
+        let new = theta(r#""rope_parameters": {"rope_type": "linear", "rope_theta": 7000, "factor": 2}"#);
+        assert_eq!(new, RopeConfig { theta: 7000.0, scaling: RopeScaling::Linear { factor: 2.0 } });
+        let old = theta(r#""rope_theta": 7000, "rope_scaling": {"type": "linear", "factor": 2}"#);
+        assert_eq!(old, new);
+        let llama3 = r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}"#;
+        assert!(matches!(
+            theta(llama3).scaling,
+            RopeScaling::Llama3 { original_max_position_embeddings: Some(8192), .. }
+        ));
+    }
+
+    #[test]
+    fn every_bad_field_is_named_with_what_would_be_right() {
+        let cases = [
+            (r#""num_key_value_heads": 3"#, "num_key_value_heads", "does not divide"),
+            (r#""num_key_value_heads": 0"#, "num_key_value_heads", "whole number"),
+            (r#""head_dim": 6"#, "head_dim", "multiple of 4"),
+            (r#""head_dim": 7.5"#, "head_dim", "whole number"),
+            (r#""hidden_act": "gelu""#, "hidden_act", "silu"),
+            (r#""rms_norm_eps": -1e-6"#, "rms_norm_eps", "above 0"),
+            (r#""rope_theta": 0"#, "rope_theta", "above 0"),
+            (r#""rope_theta": 0.5"#, "rope_theta", "above 1"),
+            (r#""rope_scaling": {"type": "dynamic", "factor": 2}"#, "rope_scaling.rope_type", "llama3"),
+            (r#""rope_scaling": {"type": "linear"}"#, "rope_scaling.factor", "missing"),
+            (r#""rope_scaling": 3"#, "rope_scaling", "object"),
+            (r#""tie_word_embeddings": "yes""#, "tie_word_embeddings", "true or false"),
+            (r#""eos_token_id": -1"#, "eos_token_id", "token id"),
+            (r#""eos_token_id": [1, 2.5]"#, "eos_token_id", "token id"),
+            (r#""max_position_embeddings": -5"#, "max_position_embeddings", "whole number"),
+            (r#""partial_rotary_factor": 0.5"#, "partial_rotary_factor", "only 1"),
+            (r#""quantization_config": {"quant_method": "gptq"}"#, "quantization_config", "gptq"),
+        ];
+        for (rest, field, says) in cases {
+            let message = llama_with(rest).expect_err(rest).to_string();
+            assert!(message.contains(&format!("dir/config.json: `{field}`")) && message.contains(says), "{message}");
+        }
+        for field in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"] {
+            let message = parse(&format!("{LLAMA}}}").replace(field, "other")).expect_err(field).to_string();
+            assert!(message.contains(&format!("`{field}`: is missing")), "{message}");
+            let message = parse(&format!("{LLAMA}}}").replace(&format!("\"{field}\": "), &format!("\"{field}\": -")));
+            assert!(message.expect_err(field).to_string().contains("whole number"));
+        }
+        assert!(parse("[1]").unwrap_err().to_string().contains("one JSON object"));
+        assert!(parse("{").unwrap_err().to_string().contains("not valid JSON"));
+    }
+
+    #[test]
+    fn an_unknown_architecture_names_the_supported_ones() {
+        for (from, to) in [("llama", "gpt2"), ("LlamaForCausalLM", "LlamaForSequenceClassification")] {
+            let message = parse(&format!("{LLAMA}}}").replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(to) && message.contains("Qwen3ForCausalLM"), "{message}");
+        }
+        let message = parse("{}").unwrap_err().to_string();
+        assert!(message.contains("`model_type`: is missing"), "{message}");
+    }
+}

@@ -1,0 +1,464 @@
+//! PEFT's `LoraConfig` and its file, `adapter_config.json`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::model::json_fields::{JsonFields, parse_object};
+use crate::{Error, Result};
+
+/// Beyond every useful rank; it keeps the sizes that a hostile file asks for in bounds.
+pub const MAX_RANK: usize = 1 << 16;
+
+/// The PEFT version whose key set the written file has.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// Which linear layers get an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetModules {
+    /// Whole names or endings after a point: `q_proj`, `self_attn.q_proj`, `model.layers.0.self_attn.q_proj`.
+    Names(Vec<String>),
+    /// One regular expression that must match a module's whole name.
+    Regex(String),
+    /// Every linear layer but the head.
+    AllLinear,
+}
+
+impl TargetModules {
+    /// From a command line: `all-linear`, names with commas between, or a regular expression (any other character in it).
+    pub fn from_argument(text: &str) -> Self {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ',' | ' ');
+        if text.chars().all(is_name) {
+            let names = text.split(',').map(str::trim).filter(|n| !n.is_empty());
+            Self::Names(names.map(str::to_owned).collect())
+        } else {
+            Self::from_text(text)
+        }
+    }
+
+    fn from_text(text: &str) -> Self {
+        match text.eq_ignore_ascii_case("all-linear") {
+            true => Self::AllLinear,
+            false => Self::Regex(text.to_owned()),
+        }
+    }
+}
+
+/// Modules left out although they are targets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExcludeModules {
+    Names(Vec<String>),
+    Regex(String),
+}
+
+/// How new adapters start; B is zero either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoraInit {
+    /// A uniform in ±1/sqrt(in_features), as PyTorch's linear layers.
+    KaimingUniform,
+    /// A normal with standard deviation 1/r.
+    Gaussian,
+}
+
+/// The fields of PEFT's `LoraConfig` that are supported, under PEFT's names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    pub r: usize,
+    pub lora_alpha: f64,
+    /// In 0..1, on the input of A while training.
+    pub lora_dropout: f64,
+    pub target_modules: TargetModules,
+    /// Scale by alpha / sqrt(r) instead of alpha / r.
+    pub use_rslora: bool,
+    /// Ranks of modules whose name ends in a match of the pattern, in place of `r`. The first match counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// The same for `lora_alpha`.
+    pub alpha_pattern: Vec<(String, f64)>,
+    pub layers_to_transform: Option<Vec<usize>>,
+    pub exclude_modules: Option<ExcludeModules>,
+    pub base_model_name_or_path: Option<String>,
+    pub init_lora_weights: LoraInit,
+    /// Keys of the file that were set but have no effect here; for a warning.
+    pub ignored: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    /// PEFT's defaults, but for `target_modules`, which here is every linear layer.
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            use_rslora: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            layers_to_transform: None,
+            exclude_modules: None,
+            base_model_name_or_path: None,
+            init_lora_weights: LoraInit::KaimingUniform,
+            ignored: Vec::new(),
+        }
+    }
+}
+
+/// Settings of PEFT that change what an adapter computes and are not supported.
+const REFUSED: [&str; 16] = [
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "megatron_config",
+    "ensure_weight_tying",
+];
+
+/// Keys that are read, or that tell nothing about what the adapter computes.
+const KNOWN: [&str; 25] = [
+    "peft_type",
+    "peft_version",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "exclude_modules",
+    "base_model_name_or_path",
+    "init_lora_weights",
+    "bias",
+    "task_type",
+    "inference_mode",
+    "revision",
+    "auto_mapping",
+    "qalora_group_size",
+    "megatron_core",
+    "loftq_config",
+    "corda_config",
+    "eva_config",
+    "lora_ga_config",
+];
+
+impl LoraConfig {
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        Self::from_json(path, &text)
+    }
+
+    /// Parses the text of an `adapter_config.json`, of which only `peft_type` and `target_modules` must be there.
+    pub fn from_json(path: &Path, text: &str) -> Result<Self> {
+        let object = parse_object(path, text)?;
+        let fields = JsonFields::new(path, &object);
+        let defaults = Self::default();
+        match fields.text("peft_type")? {
+            Some("LORA") => {}
+            Some(other) => return Err(fields.error("peft_type", format!("is `{other}`, but must be `LORA`"))),
+            None => return Err(fields.error("peft_type", "is missing; it must be `LORA`")),
+        }
+        if let Some(bias) = fields.text("bias")?.filter(|b| *b != "none") {
+            return Err(fields.error("bias", format!("is `{bias}`, but only `none` is supported")));
+        }
+        if let Some(key) = REFUSED.iter().find(|key| fields.value(key).is_some_and(|v| !is_unset(v))) {
+            return Err(fields.error(key, "is set, but adapters that use it are not supported"));
+        }
+        let is_ignored = |key: &String, value: &Value| {
+            !KNOWN.contains(&key.as_str()) && !REFUSED.contains(&key.as_str()) && !is_unset(value)
+        };
+        let config = Self {
+            r: fields.count("r", MAX_RANK)?.unwrap_or(defaults.r),
+            lora_alpha: fields.positive("lora_alpha")?.unwrap_or(defaults.lora_alpha),
+            lora_dropout: dropout(&fields)?,
+            target_modules: target_modules(&fields)?,
+            use_rslora: fields.flag("use_rslora", false)?,
+            rank_pattern: pattern(&fields, "rank_pattern", "rank_pattern.", |f, key| f.required_count(key, MAX_RANK))?,
+            alpha_pattern: pattern(&fields, "alpha_pattern", "alpha_pattern.", |f, key| f.required_positive(key))?,
+            layers_to_transform: layers_to_transform(&fields)?,
+            exclude_modules: exclude_modules(&fields)?,
+            base_model_name_or_path: fields.text("base_model_name_or_path")?.map(str::to_owned),
+            init_lora_weights: init_lora_weights(&fields)?,
+            ignored: fields.keys().filter(|(k, v)| is_ignored(k, v)).map(|(k, _)| k.clone()).collect(),
+        };
+        if config.layers_to_transform.is_some() && matches!(config.target_modules, TargetModules::Regex(_)) {
+            let problem =
+                "cannot stand beside a regular expression in target_modules; name the layers in the expression";
+            return Err(fields.error("layers_to_transform", problem));
+        }
+        Ok(config)
+    }
+
+    /// The text of `adapter_config.json` as PEFT writes it: every key, sorted, indented by two.
+    pub fn to_json(&self) -> String {
+        let target_modules = match &self.target_modules {
+            TargetModules::Names(list) => json!(list),
+            TargetModules::Regex(regex) => json!(regex),
+            TargetModules::AllLinear => json!(crate::model::config::Projection::ALL.map(|p| p.name())),
+        };
+        let exclude_modules = match &self.exclude_modules {
+            None => Value::Null,
+            Some(ExcludeModules::Names(list)) => json!(list),
+            Some(ExcludeModules::Regex(regex)) => json!(regex),
+        };
+        let init_lora_weights = match self.init_lora_weights {
+            LoraInit::KaimingUniform => json!(true),
+            LoraInit::Gaussian => json!("gaussian"),
+        };
+        let ranks: Map<String, Value> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
+        let alphas: Map<String, Value> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
+        let keys = [
+            ("alora_invocation_tokens", Value::Null),
+            ("alpha_pattern", Value::Object(alphas)),
+            ("arrow_config", Value::Null),
+            ("auto_mapping", Value::Null),
+            ("base_model_name_or_path", json!(self.base_model_name_or_path)),
+            ("bias", json!("none")),
+            ("corda_config", Value::Null),
+            ("ensure_weight_tying", json!(false)),
+            ("eva_config", Value::Null),
+            ("exclude_modules", exclude_modules),
+            ("fan_in_fan_out", json!(false)),
+            ("inference_mode", json!(true)),
+            ("init_lora_weights", init_lora_weights),
+            ("kasa_config", Value::Null),
+            ("layer_replication", Value::Null),
+            ("layers_pattern", Value::Null),
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            ("loftq_config", json!({})),
+            ("lora_alpha", number(self.lora_alpha)),
+            ("lora_bias", json!(false)),
+            ("lora_dropout", json!(self.lora_dropout)),
+            ("lora_ga_config", Value::Null),
+            ("megatron_config", Value::Null),
+            ("megatron_core", json!("megatron.core")),
+            ("modules_to_save", Value::Null),
+            ("monteclora_config", Value::Null),
+            ("peft_type", json!("LORA")),
+            ("peft_version", json!(PEFT_VERSION)),
+            ("qalora_group_size", json!(16)),
+            ("r", json!(self.r)),
+            ("rank_pattern", Value::Object(ranks)),
+            ("revision", Value::Null),
+            ("target_modules", target_modules),
+            ("target_parameters", Value::Null),
+            ("task_type", json!("CAUSAL_LM")),
+            ("trainable_token_indices", Value::Null),
+            ("use_bdlora", Value::Null),
+            ("use_dora", json!(false)),
+            ("use_qalora", json!(false)),
+            ("use_rslora", json!(self.use_rslora)),
+            ("velora_config", Value::Null),
+        ];
+        let sorted: BTreeMap<&str, Value> = keys.into();
+        let sorted: Map<String, Value> = sorted.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        format!("{:#}", Value::Object(sorted))
+    }
+}
+
+/// A whole number without a point, as PEFT writes the usual alpha.
+fn number(x: f64) -> Value {
+    match x.fract() == 0.0 && x.abs() < 1e15 {
+        true => json!(x as i64),
+        false => json!(x),
+    }
+}
+
+/// PEFT's "off" for any setting.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+fn dropout(fields: &JsonFields) -> Result<f64> {
+    let Some(value) = fields.value("lora_dropout") else { return Ok(0.0) };
+    let rate = value.as_f64().filter(|p| (0.0..1.0).contains(p));
+    rate.ok_or_else(|| fields.error("lora_dropout", format!("is {value}, but must be at least 0 and below 1")))
+}
+
+fn target_modules(fields: &JsonFields) -> Result<TargetModules> {
+    let right = "a list of module names, one regular expression, or `all-linear`";
+    match fields.value("target_modules") {
+        None => Err(fields.error("target_modules", format!("is missing; it must be {right}"))),
+        Some(Value::String(text)) => Ok(TargetModules::from_text(text)),
+        Some(_) => match fields.texts("target_modules") {
+            Ok(Some(names)) if !names.is_empty() => Ok(TargetModules::Names(names)),
+            _ => Err(fields.error("target_modules", format!("must be {right}"))),
+        },
+    }
+}
+
+fn exclude_modules(fields: &JsonFields) -> Result<Option<ExcludeModules>> {
+    match fields.value("exclude_modules") {
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) => Ok(Some(ExcludeModules::Regex(text.clone()))),
+        _ => Ok(fields.texts("exclude_modules")?.filter(|n| !n.is_empty()).map(ExcludeModules::Names)),
+    }
+}
+
+/// One layer or a list; an empty list means all. The only pattern of layer names that these models have is `layers`.
+fn layers_to_transform(fields: &JsonFields) -> Result<Option<Vec<usize>>> {
+    let names = match fields.value("layers_pattern") {
+        Some(Value::String(name)) => vec![name.clone()],
+        _ => fields.texts("layers_pattern")?.unwrap_or_default(),
+    };
+    if !names.is_empty() && !names.iter().any(|n| n == "layers") {
+        return Err(fields.error("layers_pattern", format!("is {names:?}, but these models have only `layers`")));
+    }
+    let layer = |value: &Value| {
+        let layer = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        layer
+            .ok_or_else(|| fields.error("layers_to_transform", format!("holds {value}, which is not a layer's number")))
+    };
+    match fields.value("layers_to_transform") {
+        None => Ok(None),
+        Some(Value::Array(layers)) if layers.is_empty() => Ok(None),
+        Some(Value::Array(layers)) => layers.iter().map(layer).collect::<Result<_>>().map(Some),
+        Some(value) => Ok(Some(vec![layer(value)?])),
+    }
+}
+
+fn pattern<T>(
+    fields: &JsonFields,
+    key: &'static str,
+    prefix: &'static str,
+    get: impl Fn(&JsonFields, &str) -> Result<T>,
+) -> Result<Vec<(String, T)>> {
+    let Some(object) = fields.object(key, prefix)? else { return Ok(Vec::new()) };
+    object.keys().map(|(name, _)| Ok((name.clone(), get(&object, name)?))).collect()
+}
+
+fn init_lora_weights(fields: &JsonFields) -> Result<LoraInit> {
+    match fields.value("init_lora_weights") {
+        None | Some(Value::Bool(_)) => Ok(LoraInit::KaimingUniform),
+        Some(Value::String(kind)) => match kind.to_lowercase().as_str() {
+            "gaussian" => Ok(LoraInit::Gaussian),
+            // These only choose the start of A and B, which the file's tensors replace.
+            "eva" | "orthogonal" => Ok(LoraInit::KaimingUniform),
+            _ => {
+                let problem =
+                    format!("is `{kind}`, which changes the base weights too; supported are true and `gaussian`");
+                Err(fields.error("init_lora_weights", problem))
+            }
+        },
+        Some(other) => Err(fields.error("init_lora_weights", format!("is {other}, but must be true or a string"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<LoraConfig> {
+        LoraConfig::from_json(Path::new("out/adapter_config.json"), text)
+    }
+
+    #[test]
+    fn the_smallest_file_that_peft_loads_gets_pefts_defaults() {
+        let config = parse(r#"{"peft_type": "LORA", "target_modules": ["q_proj"]}"#).unwrap();
+        let names = TargetModules::Names(vec!["q_proj".into()]);
+        assert_eq!(config, LoraConfig { target_modules: names, ..LoraConfig::default() });
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let config = LoraConfig {
+            r: 4,
+            lora_alpha: 12.5,
+            lora_dropout: 0.1,
+            target_modules: TargetModules::Names(vec!["v_proj".into(), "q_proj".into()]),
+            use_rslora: true,
+            rank_pattern: vec![("z".into(), 3), ("layers.0.self_attn.q_proj".into(), 2)],
+            alpha_pattern: vec![("v_proj".into(), 7.0)],
+            layers_to_transform: Some(vec![0, 2]),
+            exclude_modules: Some(ExcludeModules::Regex(".*0.*".into())),
+            base_model_name_or_path: Some("a \"b\"".into()),
+            init_lora_weights: LoraInit::Gaussian,
+            ignored: Vec::new(),
+        };
+        assert_eq!(parse(&config.to_json()).unwrap(), config);
+        let text = LoraConfig { lora_alpha: 16.0, ..config }.to_json();
+        assert!(
+            text.starts_with("{\n  \"alora_invocation_tokens\": null,\n  \"alpha_pattern\": {\n    \"v_proj\": 7\n")
+        );
+        assert!(text.contains("\n  \"lora_alpha\": 16,\n") && text.contains("\n  \"lora_dropout\": 0.1,\n"));
+        let keys: Vec<_> = text.lines().filter_map(|l| l.strip_prefix("  \"")).collect();
+        assert!(keys.is_sorted());
+    }
+
+    #[test]
+    fn unsupported_and_wrong_settings_are_refused_by_name() {
+        let cases = [
+            (r#""peft_type": "IA3""#, "peft_type", "`LORA`"),
+            (r#""use_dora": true"#, "use_dora", "not supported"),
+            (r#""modules_to_save": ["lm_head"]"#, "modules_to_save", "not supported"),
+            (r#""fan_in_fan_out": true"#, "fan_in_fan_out", "not supported"),
+            (r#""bias": "all""#, "bias", "`none`"),
+            (r#""r": 0"#, "r", "whole number"),
+            (r#""r": 2.5"#, "r", "whole number"),
+            (r#""lora_alpha": 0"#, "lora_alpha", "above 0"),
+            (r#""lora_dropout": 1"#, "lora_dropout", "below 1"),
+            (r#""rank_pattern": {"q_proj": 0}"#, "rank_pattern.q_proj", "whole number"),
+            (r#""rank_pattern": {"q_proj": null}"#, "rank_pattern.q_proj", "missing"),
+            (r#""layers_to_transform": [-1]"#, "layers_to_transform", "-1"),
+            (r#""layers_pattern": "h", "layers_to_transform": 0"#, "layers_pattern", "`layers`"),
+            (r#""init_lora_weights": "pissa""#, "init_lora_weights", "base weights"),
+            (r#""target_modules": []"#, "target_modules", "all-linear"),
+            (r#""target_modules": 3"#, "target_modules", "all-linear"),
+            (r#""target_modules": null"#, "target_modules", "missing"),
+            (r#""target_modules": ".*q_proj", "layers_to_transform": [0]"#, "layers_to_transform", "expression"),
+        ];
+        for (rest, field, says) in cases {
+            let message = parse(&format!(r#"{{"peft_type": "LORA", "target_modules": ["q_proj"], {rest}}}"#));
+            let message = message.expect_err(rest).to_string();
+            assert!(
+                message.contains(&format!("adapter_config.json: `{field}`")) && message.contains(says),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_listed_when_they_are_set() {
+        let text = r#"{"peft_type": "LORA", "target_modules": "all-linear", "new_a": null, "new_b": false, "new_c": 3,
+            "eva_config": null, "revision": "main"}"#;
+        let config = parse(text).unwrap();
+        assert_eq!((config.ignored, config.target_modules), (vec!["new_c".to_owned()], TargetModules::AllLinear));
+    }
+
+    #[test]
+    fn arguments_become_names_or_an_expression() {
+        let names = TargetModules::Names(vec!["q_proj".into(), "mlp.up_proj".into()]);
+        assert_eq!(TargetModules::from_argument("q_proj, mlp.up_proj"), names);
+        assert_eq!(TargetModules::from_argument("all-linear"), TargetModules::AllLinear);
+        assert_eq!(TargetModules::from_argument(r".*\.q_proj"), TargetModules::Regex(r".*\.q_proj".into()));
+    }
+
+    #[test]
+    fn the_key_set_is_that_of_a_file_written_by_peft() {
+        let path = Path::new("../shared/reference/lora_stories260K_f32/adapter_init/adapter_config.json");
+        let Ok(text) = fs::read_to_string(path) else {
+            eprintln!("skipped: {} is not there", path.display());
+            return;
+        };
+        let config = LoraConfig::from_json(path, &text).unwrap();
+        assert!(config.ignored.is_empty() && config.r == 8 && config.lora_alpha == 16.0);
+        assert_eq!(config.to_json(), text.trim_end());
+    }
+}

@@ -1,0 +1,254 @@
+//! Which linear layers an adapter touches, with what rank and scale: PEFT's matching rules.
+
+use regex::Regex;
+
+use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
+use crate::model::config::{ModelConfig, Projection};
+use crate::{Error, Result};
+
+/// One adapted linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraModule {
+    pub layer: usize,
+    pub projection: Projection,
+    pub rank: usize,
+    pub alpha: f32,
+    /// The factor on `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilised scaling.
+    pub scale: f32,
+}
+
+impl LoraModule {
+    /// The module's name in the base model, `model.layers.N.self_attn.q_proj` and the like.
+    pub fn name(&self) -> String {
+        module_name(self.layer, self.projection)
+    }
+}
+
+fn module_name(layer: usize, projection: Projection) -> String {
+    format!("model.layers.{layer}.{}", projection.module())
+}
+
+/// A list of names, or an expression, that a module's name may answer to.
+enum Matcher {
+    Names(Vec<String>),
+    Regex(Regex),
+}
+
+impl Matcher {
+    fn expression(field: &str, text: &str) -> Result<Self> {
+        let problem = |e: regex::Error| {
+            let supported = "look-around and back-references are not supported";
+            Error::Setting(format!(
+                "{field}: `{text}` is not a regular expression this program can run ({supported}): {e}"
+            ))
+        };
+        Regex::new(text).map_err(problem)?;
+        Regex::new(&format!(r"\A(?:{text})\z")).map(Self::Regex).map_err(problem)
+    }
+
+    fn matches(&self, module: &str) -> bool {
+        let ends_in = |name: &String| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        match self {
+            Self::Names(names) => names.iter().any(|name| name == module || ends_in(name)),
+            Self::Regex(regex) => regex.is_match(module),
+        }
+    }
+}
+
+/// PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: an expression that ends the module's name.
+fn patterns<T: Copy>(field: &str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
+    let compile = |(key, value): &(String, T)| {
+        let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z"));
+        let regex = regex.map_err(|e| Error::Setting(format!("{field}: `{key}` is not a regular expression: {e}")))?;
+        Ok((regex, *value))
+    };
+    patterns.iter().map(compile).collect()
+}
+
+fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
+}
+
+/// The adapted modules in order of layer and [`Projection::ALL`]. Settings that match nothing, or more than linear layers, are errors.
+pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>> {
+    let target = match &lora.target_modules {
+        TargetModules::AllLinear => None,
+        TargetModules::Names(names) => Some(Matcher::Names(names.clone())),
+        TargetModules::Regex(text) => Some(Matcher::expression("target_modules", text)?),
+    };
+    let exclude = match &lora.exclude_modules {
+        None => None,
+        Some(ExcludeModules::Names(names)) => Some(Matcher::Names(names.clone())),
+        Some(ExcludeModules::Regex(text)) => Some(Matcher::expression("exclude_modules", text)?),
+    };
+    let excluded = |module: &str| exclude.as_ref().is_some_and(|m| m.matches(module));
+    if let Some(target) = &target {
+        refuse_other_modules(model, |module| target.matches(module) && !excluded(module))?;
+    }
+    check_layers(lora, model)?;
+    let ranks = patterns("rank_pattern", &lora.rank_pattern)?;
+    let alphas = patterns("alpha_pattern", &lora.alpha_pattern)?;
+    let mut modules = Vec::new();
+    for layer in 0..model.num_layers {
+        if lora.layers_to_transform.as_ref().is_some_and(|layers| !layers.contains(&layer)) {
+            continue;
+        }
+        for projection in Projection::ALL {
+            let name = module_name(layer, projection);
+            if excluded(&name) || target.as_ref().is_some_and(|m| !m.matches(&name)) {
+                continue;
+            }
+            let rank = first_match(&ranks, &name).unwrap_or(lora.r);
+            let alpha = first_match(&alphas, &name).unwrap_or(lora.lora_alpha);
+            if !(1..=MAX_RANK).contains(&rank) {
+                return Err(Error::Setting(format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}")));
+            }
+            if !(alpha.is_finite() && alpha > 0.0) {
+                return Err(Error::Setting(format!("the alpha of {name} is {alpha}, but must be a number above 0")));
+            }
+            let divisor = if lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+            modules.push(LoraModule { layer, projection, rank, alpha: alpha as f32, scale: (alpha / divisor) as f32 });
+        }
+    }
+    if modules.is_empty() {
+        let exist = Projection::ALL.map(Projection::name).join(", ");
+        return Err(Error::Setting(format!(
+            "target_modules {}matches no module; each of the {} layers has {exist}, with full names like {}",
+            describe(&lora.target_modules),
+            model.num_layers,
+            module_name(0, Projection::Q)
+        )));
+    }
+    Ok(modules)
+}
+
+fn describe(target: &TargetModules) -> String {
+    match target {
+        TargetModules::Names(names) => format!("({}) ", names.join(", ")),
+        TargetModules::Regex(text) => format!("`{text}` "),
+        TargetModules::AllLinear => String::new(),
+    }
+}
+
+fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
+    if lora.layers_to_transform.is_some() && matches!(lora.target_modules, TargetModules::Regex(_)) {
+        let rule = "cannot stand beside a regular expression in target_modules; name the layers in the expression";
+        return Err(Error::Setting(format!("layers_to_transform {rule}")));
+    }
+    let beyond = lora.layers_to_transform.iter().flatten().find(|layer| **layer >= model.num_layers);
+    match beyond {
+        None => Ok(()),
+        Some(layer) => {
+            let last = model.num_layers - 1;
+            Err(Error::Setting(format!(
+                "layers_to_transform names layer {layer}, but the model has layers 0 to {last}"
+            )))
+        }
+    }
+}
+
+/// PEFT fails on targets that are no linear layers, and here the embedding and the head stay frozen.
+fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -> Result<()> {
+    if let Some(frozen) = ["lm_head", "model.embed_tokens"].into_iter().find(|m| is_target(m)) {
+        let problem = "adapters on it are not supported, the embedding and the head stay frozen";
+        return Err(Error::Setting(format!("target_modules matches {frozen}: {problem}")));
+    }
+    let mut others = vec!["model".to_owned(), "model.layers".to_owned(), "model.norm".to_owned()];
+    let norms = ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| model.qk_norm);
+    let parts =
+        ["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"].into_iter().chain(norms);
+    others.extend(parts.map(|part| format!("model.layers.0.{part}")));
+    match others.iter().find(|module| is_target(module)) {
+        None => Ok(()),
+        Some(module) => {
+            let problem =
+                "which is not a linear layer; name the linear layers, or leave this one out by exclude_modules";
+            Err(Error::Setting(format!("target_modules matches {module}, {problem}")))
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::path::Path;
+
+    pub fn model() -> ModelConfig {
+        let text = r#"{"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}"#;
+        ModelConfig::from_json(Path::new("config.json"), text).unwrap()
+    }
+
+    fn names(names: &[&str]) -> LoraConfig {
+        let names = TargetModules::Names(names.iter().map(|&n| n.to_owned()).collect());
+        LoraConfig { target_modules: names, ..LoraConfig::default() }
+    }
+
+    fn regex(text: &str) -> LoraConfig {
+        LoraConfig { target_modules: TargetModules::Regex(text.into()), ..LoraConfig::default() }
+    }
+
+    fn resolved(lora: &LoraConfig) -> Vec<String> {
+        let modules = resolve(lora, &model()).unwrap();
+        modules.iter().map(|m| format!("{}.{}", m.layer, m.projection.name())).collect()
+    }
+
+    #[test]
+    fn names_match_whole_parts_at_the_end() {
+        assert_eq!(resolved(&names(&["q_proj"])), ["0.q_proj", "1.q_proj", "2.q_proj"]);
+        assert_eq!(resolved(&names(&["1.mlp.up_proj", "nothing"])), ["1.up_proj"]);
+        assert_eq!(resolved(&names(&["model.layers.2.self_attn.v_proj"])), ["2.v_proj"]);
+        assert!(resolve(&names(&["proj"]), &model()).is_err());
+        assert_eq!(resolved(&LoraConfig::default()).len(), 21);
+    }
+
+    #[test]
+    fn expressions_match_the_whole_name() {
+        assert_eq!(resolved(&regex(r".*\.(0|2)\..*[kv]_proj")), ["0.k_proj", "0.v_proj", "2.k_proj", "2.v_proj"]);
+        assert!(resolve(&regex("q_proj"), &model()).is_err());
+        assert!(resolve(&regex("a|.*q_proj"), &model()).is_ok());
+    }
+
+    #[test]
+    fn layers_and_exclusions_narrow_the_choice() {
+        let mut lora = names(&["q_proj", "up_proj"]);
+        lora.layers_to_transform = Some(vec![2]);
+        assert_eq!(resolved(&lora), ["2.q_proj", "2.up_proj"]);
+        lora.exclude_modules = Some(ExcludeModules::Names(vec!["up_proj".into()]));
+        assert_eq!(resolved(&lora), ["2.q_proj"]);
+        lora.exclude_modules = Some(ExcludeModules::Regex(r".*\.self_attn\..*".into()));
+        assert_eq!(resolved(&lora), ["2.up_proj"]);
+    }
+
+    #[test]
+    fn patterns_set_rank_and_alpha_and_the_scale_follows() {
+        let mut lora = names(&["q_proj", "v_proj"]);
+        lora.lora_alpha = 16.0;
+        lora.rank_pattern = vec![("1.self_attn.q_proj".into(), 2), ("q_proj".into(), 4)];
+        lora.alpha_pattern = vec![("^model.layers.0.self_attn.v_proj".into(), 9.0), ("_proj".into(), 1.0)];
+        let ranks: Vec<_> = resolve(&lora, &model()).unwrap().iter().map(|m| (m.rank, m.alpha, m.scale)).collect();
+        let expected =
+            [(4, 16.0, 4.0), (8, 9.0, 1.125), (2, 16.0, 8.0), (8, 16.0, 2.0), (4, 16.0, 4.0), (8, 16.0, 2.0)];
+        assert_eq!(ranks, expected);
+        lora.use_rslora = true;
+        assert_eq!(resolve(&lora, &model()).unwrap()[0].scale, 8.0);
+    }
+
+    #[test]
+    fn what_cannot_work_says_why() {
+        let message = |lora: LoraConfig| resolve(&lora, &model()).unwrap_err().to_string();
+        let nothing = message(names(&["c_attn"]));
+        assert!(nothing.contains("c_attn") && nothing.contains("q_proj, k_proj") && nothing.contains("down_proj"));
+        assert!(
+            message(LoraConfig { r: 0, ..names(&["q_proj"]) }).contains("rank of model.layers.0.self_attn.q_proj is 0")
+        );
+        assert!(message(LoraConfig { lora_alpha: f64::NAN, ..names(&["q_proj"]) }).contains("alpha"));
+        assert!(message(names(&["q_proj", "lm_head"])).contains("lm_head: adapters on it are not supported"));
+        assert!(message(regex(".*")).contains("stay frozen"));
+        assert!(message(names(&["q_proj", "mlp"])).contains("model.layers.0.mlp, which is not a linear layer"));
+        assert!(message(regex("(?!x).*")).contains("look-around"));
+        assert!(message(LoraConfig { layers_to_transform: Some(vec![3]), ..names(&["q_proj"]) }).contains("layer 3"));
+        let both = LoraConfig { layers_to_transform: Some(vec![0]), ..regex(".*q_proj") };
+        assert!(message(both).contains("beside a regular expression"));
+    }
+}

@@ -1,0 +1,213 @@
+//! Rotary position embedding: the angles of each position, as transformers' `modeling_rope_utils` computes them.
+
+use std::f64::consts::PI;
+
+/// How the frequencies are stretched beyond the length of pre-training.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    Default,
+    /// Every frequency divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a blend between.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        /// Absent: the model's `max_position_embeddings`.
+        original_max_position_embeddings: Option<usize>,
+    },
+    /// YaRN (Peng et al. 2023, arXiv 2309.00071).
+    Yarn {
+        /// Absent: `max_position_embeddings / original_max_position_embeddings`.
+        factor: Option<f64>,
+        original_max_position_embeddings: Option<usize>,
+        beta_fast: f64,
+        beta_slow: f64,
+        attention_factor: Option<f64>,
+        mscale: Option<f64>,
+        mscale_all_dim: Option<f64>,
+        truncate: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// The base of the wavelengths' geometric series, above 1.
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// The `head_dim / 2` angular frequencies (radians per position), and the factor on every cosine and sine.
+pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize) -> (Vec<f32>, f32) {
+    let base: Vec<f32> =
+        (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+    match &rope.scaling {
+        RopeScaling::Default => (base, 1.0),
+        RopeScaling::Linear { factor } => (base.iter().map(|f| f / *factor as f32).collect(), 1.0),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            let original = original_max_position_embeddings.unwrap_or(max_position_embeddings) as f64;
+            let (low_wavelength, high_wavelength) = (original / low_freq_factor, original / high_freq_factor);
+            let scaled = |&frequency: &f32| {
+                let wavelength = (2.0 * PI) as f32 / frequency;
+                if wavelength > low_wavelength as f32 {
+                    frequency / *factor as f32
+                } else if wavelength < high_wavelength as f32 {
+                    frequency
+                } else {
+                    let smooth = (original as f32 / wavelength - *low_freq_factor as f32)
+                        / (high_freq_factor - low_freq_factor) as f32;
+                    (1.0 - smooth) * frequency / *factor as f32 + smooth * frequency
+                }
+            };
+            (base.iter().map(scaled).collect(), 1.0)
+        }
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        } => {
+            let original = original_max_position_embeddings.unwrap_or(max_position_embeddings) as f64;
+            let factor = factor.unwrap_or(max_position_embeddings as f64 / original);
+            let attention_factor = attention_factor.unwrap_or_else(|| match (mscale, mscale_all_dim) {
+                (Some(m), Some(all)) => yarn_magnitude(factor, *m) / yarn_magnitude(factor, *all),
+                _ => yarn_magnitude(factor, 1.0),
+            });
+            // The dimension whose wave turns `rotations` times within the original length.
+            let dimension =
+                |rotations: f64| head_dim as f64 * (original / (rotations * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
+            let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+            if low == high {
+                high += 0.001;
+            }
+            let frequencies = base.iter().enumerate().map(|(i, &extrapolated)| {
+                let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let wave = (rope.theta as f32).powf((2 * i) as f32 / head_dim as f32);
+                let interpolated = 1.0 / (factor as f32 * wave);
+                let keep = 1.0 - ramp;
+                interpolated * (1.0 - keep) + extrapolated * keep
+            });
+            (frequencies.collect(), attention_factor as f32)
+        }
+    }
+}
+
+fn yarn_magnitude(scale: f64, mscale: f64) -> f64 {
+    if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
+}
+
+/// `[cosine, sine]` of every angle at `[position * head_dim / 2 + i]`, the attention factor multiplied in.
+///
+/// The angle is the f32 product of position and frequency, as in transformers; element `i` turns with `i + head_dim / 2`.
+pub fn table(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
+    let (frequencies, factor) = inverse_frequencies(rope, head_dim, max_position_embeddings);
+    (0..positions)
+        .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
+        .map(|angle| [angle.cos() * factor, angle.sin() * factor])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One case: name, theta, head_dim, max_position_embeddings, scaling, then transformers 5.23's numbers:
+    /// attention factor, frequencies at indices, [cosine, sine] of index `head_dim / 4` at position 1000.
+    type Case = (f64, usize, usize, RopeScaling, f32, &'static [(usize, f32)], [f32; 2]);
+
+    fn cases() -> Vec<Case> {
+        let llama3 = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: Some(8192),
+        };
+        let yarn = |factor, original, beta_slow, mscale, mscale_all_dim, truncate| RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: Some(original),
+            beta_fast: 32.0,
+            beta_slow,
+            attention_factor: None,
+            mscale,
+            mscale_all_dim,
+            truncate,
+        };
+        vec![
+            (
+                5e5,
+                64,
+                4096,
+                RopeScaling::Default,
+                1.0,
+                &[(0, 1.0), (1, 0.663_601_3), (16, 0.001_414_213_4), (31, 3.013_858e-6)],
+                [0.155_943_84, 0.987_765_9],
+            ),
+            (
+                1e4,
+                32,
+                8192,
+                RopeScaling::Linear { factor: 4.0 },
+                1.0,
+                &[(0, 0.25), (1, 0.140_585_33), (8, 0.0025), (15, 4.445_698_5e-5)],
+                [-0.801_143_6, 0.598_472_1],
+            ),
+            (
+                5e5,
+                64,
+                131_072,
+                llama3,
+                1.0,
+                &[(1, 0.663_601_3), (16, 4.295_567e-4), (18, 1.946_163_9e-5), (31, 9.418_306_5e-8)],
+                [0.909_150_5, 0.416_467_82],
+            ),
+            (
+                1e6,
+                128,
+                131_072,
+                yarn(None, 32_768, 1.0, None, None, true),
+                1.138_629_4,
+                &[(16, 0.031_622_78), (32, 6.029_411_4e-4), (34, 3.342_405_5e-4), (63, 3.102_344_4e-7)],
+                [0.937_856_44, 0.645_679_7],
+            ),
+            (
+                1e4,
+                64,
+                16_384,
+                yarn(Some(40.0), 4096, 2.0, Some(1.0), Some(0.7), false),
+                1.087_954_6,
+                &[(8, 0.1), (16, 0.004_405_078_5), (18, 0.001_338_810_4), (31, 3.333_803_5e-6)],
+                [-0.329_102_28, -1.036_984_6],
+            ),
+        ]
+    }
+
+    #[test]
+    fn frequencies_and_table_equal_those_of_transformers() {
+        for (theta, head_dim, max_positions, scaling, attention, frequencies, at_1000) in cases() {
+            let rope = RopeConfig { theta, scaling };
+            let (found, factor) = inverse_frequencies(&rope, head_dim, max_positions);
+            assert_eq!(found.len(), head_dim / 2);
+            assert!((factor - attention).abs() < 1e-6, "{rope:?}: {factor}");
+            for &(i, expected) in frequencies {
+                assert!((found[i] / expected - 1.0).abs() < 3e-7, "{rope:?} [{i}]: {} not {expected}", found[i]);
+            }
+            let table = table(&rope, head_dim, max_positions, 1001);
+            assert_eq!(table.len(), 1001 * head_dim / 2);
+            assert_eq!(table[0], [factor, 0.0]);
+            let row = table[1000 * head_dim / 2 + head_dim / 4];
+            for (found, expected) in row.iter().zip(at_1000) {
+                assert!((found - expected).abs() < 2e-6, "{rope:?}: {row:?} not {at_1000:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The weights of a Hugging Face model directory, one file or sharded, read tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::config::{ModelConfig, Projection};
+use super::json_fields::parse_object;
+use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES};
+pub use super::safetensors_file::{TensorInfo, WeightDtype};
+use crate::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Where every tensor of a model lies; the data stays on disk until it is read.
+#[derive(Debug)]
+pub struct WeightFiles {
+    /// The file that lists the tensors, for messages.
+    listing: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl WeightFiles {
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks every header.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        if single.is_file() {
+            return Ok(Self { entries: safetensors_file::read_header(&single)?, listing: single });
+        }
+        if !index.is_file() {
+            let hint = match dir.join("pytorch_model.bin").is_file() {
+                true => "; pytorch_model.bin cannot be read, convert it to safetensors",
+                false => "",
+            };
+            return Err(Error::file(dir, format!("holds neither {SINGLE} nor {INDEX}{hint}")));
+        }
+        let mut shards = BTreeMap::new();
+        let mut entries = BTreeMap::new();
+        for (tensor, shard) in weight_map(&index)? {
+            if !shards.contains_key(&shard) {
+                shards.insert(shard.clone(), safetensors_file::read_header(&dir.join(&shard))?);
+            }
+            let entry = shards.get(&shard).and_then(|entries| entries.get(&tensor)).cloned();
+            let entry = entry.ok_or_else(|| Error::field(&index, &tensor, format!("is not in `{shard}`")))?;
+            entries.insert(tensor, entry);
+        }
+        Ok(Self { listing: index, entries })
+    }
+
+    /// The tensor, if it is there in a usable type.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        match self.entries.get(name) {
+            Some(Entry::Usable(info)) => Some(info),
+            _ => None,
+        }
+    }
+
+    /// The tensor, which must have `shape`, the one that `config.json` implies.
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
+        let error = |problem: String| Error::field(&self.listing, name, problem);
+        match self.entries.get(name) {
+            None => Err(error(format!("is missing; config.json asks for it with shape {shape:?}"))),
+            Some(Entry::OtherDtype(dtype)) => {
+                Err(error(format!("has the type {dtype}; supported are F32, F16 and BF16")))
+            }
+            Some(Entry::Usable(info)) if info.shape != shape => {
+                Err(error(format!("has shape {:?}, but config.json asks for {shape:?}", info.shape)))
+            }
+            Some(Entry::Usable(info)) => Ok(info),
+        }
+    }
+
+    /// Fills `buf` with the tensor's little-endian bytes from `byte_offset` on.
+    pub fn read(&self, tensor: &TensorInfo, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
+        safetensors_file::read_bytes(tensor, byte_offset, buf)
+    }
+
+    /// The whole tensor, widened to f32; for norms, biases and tests.
+    pub fn read_all(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
+        safetensors_file::read_f32(tensor)
+    }
+}
+
+/// The pairs (tensor, shard file) of an index. A shard must lie in the index's own directory.
+fn weight_map(index: &Path) -> Result<Vec<(String, String)>> {
+    let unreadable = |e: std::io::Error| Error::file(index, format!("cannot be read: {e}"));
+    if fs::metadata(index).map_err(unreadable)?.len() > MAX_HEADER_BYTES {
+        return Err(Error::file(index, format!("is larger than {MAX_HEADER_BYTES} bytes; it is not an index")));
+    }
+    let object = parse_object(index, &fs::read_to_string(index).map_err(unreadable)?)?;
+    let map = object.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| Error::field(index, "weight_map", "is missing; it must map tensors to file names"))?;
+    map.iter()
+        .map(|(tensor, shard)| match shard.as_str().filter(|s| is_plain_file_name(s)) {
+            Some(shard) => Ok((tensor.clone(), shard.to_owned())),
+            None => {
+                let problem = format!("names the file {shard}, but must name a .safetensors file beside the index");
+                Err(Error::field(index, tensor, problem))
+            }
+        })
+        .collect()
+}
+
+fn is_plain_file_name(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', ':', '\0'])
+}
+
+/// Name and shape of every tensor that a model of this configuration needs. A tied model has no head of its own;
+/// a `lm_head.weight` that its file carries all the same is not read.
+pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let hidden = config.hidden_size;
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden])];
+    for layer in 0..config.num_layers {
+        let mut push = |module: &str, kind: &str, shape: Vec<usize>| {
+            tensors.push((format!("model.layers.{layer}.{module}.{kind}"), shape));
+        };
+        push("input_layernorm", "weight", vec![hidden]);
+        push("post_attention_layernorm", "weight", vec![hidden]);
+        for projection in Projection::ALL {
+            let (rows, columns) = config.projection_shape(projection);
+            push(projection.module(), "weight", vec![rows, columns]);
+            if config.projection_has_bias(projection) {
+                push(projection.module(), "bias", vec![rows]);
+            }
+        }
+        if config.qk_norm {
+            push("self_attn.q_norm", "weight", vec![config.head_dim]);
+            push("self_attn.k_norm", "weight", vec![config.head_dim]);
+        }
+    }
+    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+    if !config.tie_word_embeddings {
+        tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
+    }
+    tensors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::safetensors_file::tests::file_bytes;
+
+    const ONE: &str = r#"{"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}"#;
+
+    fn index_error(weight_map: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.safetensors"), file_bytes(ONE, 8)).unwrap();
+        fs::write(dir.path().join(INDEX), format!(r#"{{"weight_map": {weight_map}}}"#)).unwrap();
+        WeightFiles::open(dir.path()).expect_err(weight_map).to_string()
+    }
+
+    #[test]
+    fn shards_outside_the_directory_are_refused() {
+        for name in
+            ["../a.safetensors", "/a.safetensors", "b/a.safetensors", "b\\\\a.safetensors", "..", "C:a.safetensors"]
+        {
+            let message = index_error(&format!(r#"{{"w": "{name}"}}"#));
+            assert!(message.contains("`w`: names the file") && message.contains("beside the index"), "{message}");
+        }
+        assert!(index_error(r#"{"w": 3}"#).contains("`w`: names the file"));
+        assert!(index_error(r#"{"v": "a.safetensors"}"#).contains("`v`: is not in `a.safetensors`"));
+        assert!(index_error(r#"{"w": "b.safetensors"}"#).contains("b.safetensors: cannot be read"));
+        assert!(index_error("7").contains("`weight_map`: is missing"));
+    }
+
+    #[test]
+    fn a_sharded_model_opens_and_shapes_are_required() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(WeightFiles::open(dir.path()).unwrap_err().to_string().contains("holds neither"));
+        fs::write(dir.path().join("a.safetensors"), file_bytes(ONE, 8)).unwrap();
+        let other = r#"{"i":{"dtype":"I8","shape":[2],"data_offsets":[0,2]}}"#;
+        fs::write(dir.path().join("b.safetensors"), file_bytes(other, 2)).unwrap();
+        let map = r#"{"weight_map": {"w": "a.safetensors", "i": "b.safetensors"}}"#;
+        fs::write(dir.path().join(INDEX), map).unwrap();
+        let files = WeightFiles::open(dir.path()).unwrap();
+        assert_eq!(files.read_all(files.require("w", &[2, 1]).unwrap()).unwrap(), [0.0, 0.0]);
+        let message = files.require("w", &[1, 2]).unwrap_err().to_string();
+        assert!(message.contains("`w`: has shape [2, 1], but config.json asks for [1, 2]"), "{message}");
+        assert!(files.require("v", &[1]).unwrap_err().to_string().contains("`v`: is missing"));
+        assert!(files.require("i", &[2]).unwrap_err().to_string().contains("type I8"));
+        assert!(files.get("i").is_none());
+    }
+
+    #[test]
+    fn a_real_model_has_every_expected_tensor() {
+        let dir = Path::new("../shared/models/stories260K");
+        if !dir.is_dir() {
+            eprintln!("skipped: {} is not there", dir.display());
+            return;
+        }
+        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+        let files = WeightFiles::open(dir).unwrap();
+        let expected = expected_tensors(&config);
+        assert_eq!(expected.len(), 47);
+        for (name, shape) in &expected {
+            files.require(name, shape).unwrap();
+        }
+        let norm = files.require("model.norm.weight", &[64]).unwrap();
+        let whole = files.read_all(norm).unwrap();
+        let mut piece = [0; 8];
+        files.read(norm, 8, &mut piece).unwrap();
+        assert_eq!(piece[..4], whole[2].to_le_bytes());
+    }
+}
