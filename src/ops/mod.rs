@@ -1,7 +1,13 @@
 //! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
+pub mod add;
+mod elementwise;
+pub mod embedding;
+pub mod float_storage;
 pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
 #[cfg(test)]
 mod testing;
 
@@ -14,7 +20,7 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [add::kernels(), embedding::kernels(), rms_norm::kernels(), rope::kernels(), swiglu::kernels()].concat()
 }
 
 #[cfg(test)]
@@ -27,9 +33,12 @@ mod tests {
             let text = kernel.wgsl();
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{}:\n{}", kernel.name, e.emit_to_string(&text)));
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::empty())
-                .validate(&module)
-                .unwrap_or_else(|e| panic!("{} {kernel:?}:\n{}", kernel.name, e.emit_to_string(&text)));
+            naga::valid::Validator::new(
+                naga::valid::ValidationFlags::all(),
+                naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+            )
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{} {kernel:?}:\n{}", kernel.name, e.emit_to_string(&text)));
             assert!(kernel.accesses().len() <= 8, "{} has more storage bindings than the baseline", kernel.name);
         }
         assert!(kernels.len() >= 4);
