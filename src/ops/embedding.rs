@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::elementwise::{self, WG_SIZE};
+use super::elementwise;
 use super::float_storage::FloatStorage;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 

@@ -2,11 +2,15 @@
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
 pub mod add;
+pub mod cross_entropy;
+pub mod dropout;
 mod elementwise;
 pub mod embedding;
 pub mod float_storage;
+pub mod kv_cache;
 pub mod rms_norm;
 pub mod rope;
+pub mod rows;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
@@ -20,7 +24,17 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [add::kernels(), embedding::kernels(), rms_norm::kernels(), rope::kernels(), swiglu::kernels()].concat()
+    [
+        add::kernels(),
+        cross_entropy::kernels(),
+        dropout::kernels(),
+        embedding::kernels(),
+        rms_norm::kernels(),
+        rope::kernels(),
+        rows::kernels(),
+        swiglu::kernels(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
