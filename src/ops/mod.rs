@@ -1,10 +1,19 @@
 //! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
+pub mod add;
+pub mod cross_entropy;
+pub mod dropout;
+mod elementwise;
+pub mod embedding;
+pub mod kv_cache;
 pub mod linear;
 pub mod lora_gradient;
 pub mod quantize;
 pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;
 #[cfg(test)]
 mod testing;
 pub mod weight;
@@ -18,7 +27,20 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [linear::kernels(), lora_gradient::kernels(), quantize::kernels(), rms_norm::kernels()].concat()
+    [
+        add::kernels(),
+        cross_entropy::kernels(),
+        dropout::kernels(),
+        embedding::kernels(),
+        linear::kernels(),
+        lora_gradient::kernels(),
+        quantize::kernels(),
+        rms_norm::kernels(),
+        rope::kernels(),
+        rows::kernels(),
+        swiglu::kernels(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]

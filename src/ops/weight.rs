@@ -17,6 +17,8 @@ pub enum Float {
 }
 
 impl Float {
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -158,5 +160,34 @@ impl Weight {
         }
         let bias = bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)));
         Self { storage, out_features, in_features, panels, bias }
+    }
+}
+
+/// Values as the device stores them, and what is left of them after rounding.
+#[cfg(test)]
+pub mod twin {
+    use half::{bf16, f16};
+
+    use super::Float;
+
+    /// The words of a table; the last one is padded with zero.
+    pub fn words(storage: Float, values: &[f64]) -> Vec<u32> {
+        let halves = |bits: fn(f32) -> u16| {
+            let bits: Vec<u16> = values.iter().map(|v| bits(*v as f32)).collect();
+            bits.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16).collect()
+        };
+        match storage {
+            Float::F32 => values.iter().map(|v| (*v as f32).to_bits()).collect(),
+            Float::F16 => halves(|v| f16::from_f32(v).to_bits()),
+            Float::Bf16 => halves(|v| bf16::from_f32(v).to_bits()),
+        }
+    }
+
+    pub fn rounded(storage: Float, value: f64) -> f64 {
+        match storage {
+            Float::F32 => f64::from(value as f32),
+            Float::F16 => f16::from_f32(value as f32).to_f64(),
+            Float::Bf16 => bf16::from_f32(value as f32).to_f64(),
+        }
     }
 }

@@ -1,0 +1,54 @@
+// Softmax cross-entropy: one workgroup per row reads the logits once for the loss and, with GRADIENT, writes their
+// gradient over them. Targets beyond the vocabulary have neither loss nor gradient.
+
+struct Params { rows: u32, cols: u32, ld: u32 }
+
+@group(0) @binding(0) var<storage, read> targets: array<u32>;
+@group(0) @binding(1) var<storage, read> scalars: array<f32>;
+@group(0) @binding(2) var<storage, read_write> losses: array<f32>;
+@group(0) @binding(3) var<storage, read_write> logits: array<vec4<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+// Stands for the columns past the last: below any logit, and its exponential is 0.
+const LOWEST: f32 = -1e30;
+
+fn load(base: u32, quad: u32) -> vec4<f32> {
+    let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
+    return select(vec4<f32>(LOWEST), logits[base + quad], columns < vec4<u32>(params.cols));
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let row = group.x + group.y * groups.x;
+    if row >= params.rows { return; }
+    let base = row * (params.ld / 4u);
+    let quads = (params.cols + 3u) / 4u;
+    let target_col = targets[row];
+    let counted = target_col < params.cols;
+    var target_logit = 0.0;
+    if counted { target_logit = load(base, target_col / 4u)[target_col % 4u]; }
+    var highest = LOWEST;
+    var sum = 0.0;
+    for (var quad = lane; quad < quads; quad += WG_SIZE) {
+        let v = load(base, quad);
+        let higher = max(max(max(v.x, v.y), max(v.z, v.w)), highest);
+        sum = sum * exp(highest - higher) + dot(exp(v - higher), vec4<f32>(1.0));
+        highest = higher;
+    }
+    let row_highest = workgroup_max(highest, lane);
+    let row_sum = workgroup_sum(sum * exp(highest - row_highest), lane);
+    if lane == 0u {
+        losses[row] = select(0.0, log(row_sum) + (row_highest - target_logit), counted);
+    }
+    if GRADIENT {
+        let scale = select(0.0, scalars[0], counted);
+        for (var quad = lane; quad < quads; quad += WG_SIZE) {
+            let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
+            let softmax = exp(load(base, quad) - row_highest) / row_sum;
+            let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(target_col));
+            logits[base + quad] = (softmax - one_hot) * scale;
+        }
+    }
+}

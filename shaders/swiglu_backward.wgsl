@@ -1,0 +1,24 @@
+// SwiGLU backward in place: gate becomes its gradient, up becomes its gradient, the gradient of act becomes act.
+
+struct Params { rows: u32, cols: u32, ld: u32 }
+
+@group(0) @binding(0) var<storage, read_write> gate: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> up: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> dact: array<vec4<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let quad = quad_of(group, groups, lane, params.cols);
+    if quad.x >= params.rows { return; }
+    let at = quad.x * (params.ld / 4u) + quad.y;
+    let e = gate[at];
+    let g = up[at];
+    let d = dact[at];
+    let s = sigmoid(e);
+    gate[at] = d * g * s * (1.0 + e * (1.0 - s));
+    up[at] = d * e * s;
+    dact[at] = e * s * g;
+}

@@ -1,0 +1,40 @@
+//! What the elementwise operations share: one invocation per four consecutive columns of a row.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::gpu::{Kernel, Matrix, Recorder};
+
+pub(super) const WG_SIZE: u32 = 64;
+
+/// The parameters of the kernels that need only the shape.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct Params {
+    rows: u32,
+    cols: u32,
+    ld: u32,
+}
+
+/// A kernel that finds its place with `quad_of`.
+pub(super) fn kernel(name: &'static str, source: &'static str) -> Kernel {
+    Kernel::new(name, source).part(include_str!("../../shaders/lib/quads.wgsl")).constant("WG_SIZE", WG_SIZE)
+}
+
+pub(super) fn params(x: Matrix) -> Params {
+    Params { rows: x.rows, cols: x.cols, ld: x.ld }
+}
+
+/// Workgroups that cover every four columns of `x`.
+pub(super) fn workgroups(rec: &Recorder, x: Matrix) -> [u32; 3] {
+    let quads = u64::from(x.rows) * u64::from(x.cols.div_ceil(4));
+    rec.fold(quads.div_ceil(u64::from(WG_SIZE)))
+}
+
+pub(super) fn elements(x: Matrix) -> u64 {
+    u64::from(x.rows) * u64::from(x.cols)
+}
+
+pub(super) fn assert_alike(matrices: &[Matrix]) {
+    let shape = |m: &Matrix| (m.rows, m.cols, m.ld);
+    assert!(matrices.windows(2).all(|m| shape(&m[0]) == shape(&m[1])), "matrices of unlike shape: {matrices:?}");
+}

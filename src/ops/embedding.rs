@@ -1,0 +1,124 @@
+//! Embedding: `y_r = table[token_r]`. The table is split by rows into panels, since one binding may not cover all of it.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::elementwise;
+use super::weight::{Float, Panel};
+use crate::gpu::{Kernel, Matrix, Recorder, View};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    ld: u32,
+    first_row: u32,
+    panel_rows: u32,
+}
+
+fn kernel(storage: Float) -> Kernel {
+    elementwise::kernel("embedding", include_str!("../../shaders/embedding.wgsl")).part(storage.part())
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    Float::ALL.map(kernel).to_vec()
+}
+
+/// `out` is `[rows, hidden]`, `tokens` one u32 per row, the panels together a table `[vocabulary, hidden]`.
+/// A row whose token lies in no panel is left as it was.
+pub fn forward(rec: &mut Recorder, tokens: View, panels: &[Panel], storage: Float, out: Matrix) {
+    assert!(tokens.bytes >= 4 * u64::from(out.rows), "{tokens:?} for {} rows", out.rows);
+    for panel in panels {
+        let elements = u64::from(panel.rows) * u64::from(out.cols);
+        assert!(
+            elements * storage.bytes() <= panel.data.bytes && elements <= u64::from(u32::MAX),
+            "{panel:?} with {} columns",
+            out.cols
+        );
+        let params =
+            Params { rows: out.rows, cols: out.cols, ld: out.ld, first_row: panel.first_row, panel_rows: panel.rows };
+        let groups = elementwise::workgroups(rec, out);
+        let work = elementwise::elements(out);
+        rec.dispatch("embedding", kernel(storage), &[tokens, panel.data, out.view], &params, groups, work);
+    }
+}
+
+/// The formula in plain loops; the reference of every variant.
+#[cfg(test)]
+pub mod twin {
+    pub fn forward(tokens: &[u32], table: &[f64], hidden: usize) -> Vec<f64> {
+        tokens.iter().flat_map(|t| table[*t as usize * hidden..][..hidden].to_vec()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Lab, assert_close};
+    use crate::ops::weight::twin::{rounded, words};
+
+    #[test]
+    fn every_storage_and_panel_split_equals_the_twin() {
+        const VOCABULARY: usize = 23;
+        for storage in Float::ALL {
+            for (rows, hidden, panel_rows) in [(1, 1, 23), (9, 7, 5), (40, 64, 8), (31, 129, 22)] {
+                let mut lab = Lab::new();
+                let table = lab.normal(VOCABULARY * hidden);
+                let mut tokens: Vec<u32> = (0..rows).map(|_| lab.index(VOCABULARY) as u32).collect();
+                tokens[0] = VOCABULARY as u32 - 1;
+                let device_tokens = lab.words(&tokens);
+                let panels: Vec<TablePanel> = table
+                    .chunks(panel_rows * hidden)
+                    .enumerate()
+                    .map(|(i, part)| Panel {
+                        data: lab.words(&words(storage, part)),
+                        first_row: (i * panel_rows) as u32,
+                        rows: (part.len() / hidden) as u32,
+                        absmax: None,
+                        nested: None,
+                    })
+                    .collect();
+                let out = lab.empty(rows, hidden);
+                let mut rec = lab.recorder();
+                forward(&mut rec, device_tokens, &panels, storage, out);
+                lab.run(&rec);
+                let kept: Vec<f64> = table.iter().map(|v| rounded(storage, *v)).collect();
+                assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &kept, hidden), 1e-7);
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_outside_the_table_leave_their_rows_alone() {
+        let mut lab = Lab::new();
+        let before = lab.normal(2 * 4);
+        let tokens = lab.words(&[5, u32::MAX]);
+        let panels = [Panel { data: lab.vector(&[1.0; 12]), first_row: 2, rows: 3, absmax: None, nested: None }];
+        let out = lab.matrix(2, 4, &before);
+        let mut rec = lab.recorder();
+        forward(&mut rec, tokens, &panels, Float::F32, out);
+        lab.run(&rec);
+        assert_close("untouched", &lab.read(out), &before, 1e-7);
+    }
+
+    #[test]
+    fn workgroups_beyond_one_dimension_are_folded() {
+        let mut lab = Lab::new();
+        lab.target.max_workgroups = 7;
+        let (rows, hidden) = (50, 100);
+        let table = lab.normal(3 * hidden);
+        let tokens: Vec<u32> = (0..rows).map(|_| lab.index(3) as u32).collect();
+        let (device_tokens, data) = (lab.words(&tokens), lab.vector(&table));
+        let out = lab.empty(rows, hidden);
+        let mut rec = lab.recorder();
+        forward(
+            &mut rec,
+            device_tokens,
+            &[Panel { data, first_row: 0, rows: 3, absmax: None, nested: None }],
+            Float::F32,
+            out,
+        );
+        lab.run(&rec);
+        assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &table, hidden), 1e-7);
+    }
+}
