@@ -1,7 +1,11 @@
 //! The model's files: `config.json`, the weights, and the rotary position table.
 
+pub mod activations;
 pub mod config;
+pub mod decoder;
 pub(crate) mod json_fields;
+pub mod load;
+pub mod network;
 pub mod rope;
 pub(crate) mod safetensors_file;
 pub mod weight_files;

@@ -67,7 +67,7 @@ mod tests {
                 let mut tokens: Vec<u32> = (0..rows).map(|_| lab.index(VOCABULARY) as u32).collect();
                 tokens[0] = VOCABULARY as u32 - 1;
                 let device_tokens = lab.words(&tokens);
-                let panels: Vec<TablePanel> = table
+                let panels: Vec<Panel> = table
                     .chunks(panel_rows * hidden)
                     .enumerate()
                     .map(|(i, part)| Panel {

@@ -1,0 +1,368 @@
+//! The decoder, hand-written: read top to bottom it is the network, and its backward pass follows the forward pass in reverse.
+//!
+//! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. Frozen weights get
+//! no gradient; LoRA factors add theirs to the adapter's flat gradient buffers.
+
+use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations};
+use super::config::Projection;
+use super::network::{Layer, Network};
+use crate::gpu::{Matrix, Recorder, View};
+use crate::lora::device::{DeviceAdapter, DeviceModule};
+use crate::ops::attention::{self, Shape};
+use crate::ops::linear::{self, LowRank};
+use crate::ops::weight::Storage;
+use crate::ops::{dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu};
+
+/// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub p: f32,
+    pub seed: View,
+}
+
+/// Keys and values of past positions, per layer `[max_positions, kv width]`.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    pub layers: Vec<[Matrix; 2]>,
+}
+
+/// One pass over `rows` rows.
+pub struct Pass<'a> {
+    pub network: &'a Network,
+    pub adapter: Option<&'a DeviceAdapter>,
+    pub inputs: &'a Inputs,
+    pub activations: &'a Activations,
+    pub rows: u32,
+    pub dropout: Option<Dropout>,
+    /// In generation, attention reads these instead of the pass's own keys.
+    pub cache: Option<&'a KvCache>,
+}
+
+impl Pass<'_> {
+    fn shape(&self) -> Shape {
+        let config = &self.network.config;
+        Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
+    }
+
+    fn attention_scale(&self) -> f32 {
+        1.0 / (self.network.config.head_dim as f32).sqrt()
+    }
+
+    fn eps(&self) -> f32 {
+        self.network.config.rms_norm_eps
+    }
+
+    fn hidden(&self, layer: usize) -> Matrix {
+        self.activations.hidden[layer].top(self.rows)
+    }
+
+    fn module(&self, layer: usize, projection: Projection) -> Option<&DeviceModule> {
+        self.adapter?.module(layer, projection)
+    }
+
+    /// The gain of the norm that reads the residual stream before `layer`; after the last layer, the final norm's.
+    fn input_gain(&self, layer: usize) -> View {
+        self.network.layers.get(layer).map_or(self.network.final_norm, |l| l.input_norm)
+    }
+
+    /// The whole network up to the final norm, whose result is returned.
+    pub fn forward(&self, rec: &mut Recorder) -> Matrix {
+        let norm = self.activations.workspace.norm.top(self.rows);
+        let table = &self.network.embedding;
+        let Storage::Float(storage) = table.storage else { unreachable!("embeddings are never in 4 bits") };
+        embedding::forward(rec, self.inputs.tokens, &table.panels, storage, self.hidden(0));
+        rms_norm::forward(rec, self.hidden(0), self.input_gain(0), self.eps(), norm);
+        for layer in 0..self.network.layers.len() {
+            let acts = self.activations.layer(layer).0.top(self.rows);
+            self.layer_forward(rec, layer, &acts);
+            // Down's output joins the residual stream in the same pass as the next norm.
+            let out = self.activations.workspace.out.top(self.rows);
+            let (gain, next) = (self.input_gain(layer + 1), self.hidden(layer + 1));
+            rms_norm::forward_add(rec, acts.middle, out, gain, self.eps(), next, norm);
+        }
+        norm
+    }
+
+    /// From the layer's normed input in `workspace.norm` to down's output in `workspace.out`.
+    fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
+        let layer = &self.network.layers[index];
+        let workspace = &self.activations.workspace;
+        let [norm, out] = [workspace.norm, workspace.out].map(|m| m.top(self.rows));
+        self.attention_forward(rec, index, norm, acts);
+        self.project(rec, index, Projection::O, acts.attention, acts, out);
+        let hidden = self.hidden(index);
+        rms_norm::forward_add(rec, hidden, out, layer.post_attention_norm, self.eps(), acts.middle, norm);
+
+        self.project(rec, index, Projection::Gate, norm, acts, acts.gate);
+        self.project(rec, index, Projection::Up, norm, acts, acts.up);
+        let act = workspace.act.top(self.rows);
+        swiglu::forward(rec, acts.gate, acts.up, act);
+        self.project(rec, index, Projection::Down, act, acts, out);
+    }
+
+    fn attention_forward(&self, rec: &mut Recorder, index: usize, norm: Matrix, acts: &LayerActivations) {
+        let layer = &self.network.layers[index];
+        let shape = self.shape();
+        let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
+        self.project(rec, index, Projection::Q, norm, acts, raw_q);
+        self.project(rec, index, Projection::K, norm, acts, raw_k);
+        self.project(rec, index, Projection::V, norm, acts, acts.v);
+        if let Some([q_gain, k_gain]) = layer.qk_norm {
+            let heads = [(raw_q, acts.q, q_gain, shape.heads), (raw_k, acts.k, k_gain, shape.kv_heads)];
+            for (raw, normed, gain, heads) in heads {
+                rms_norm::forward(rec, raw.split_heads(heads), gain, self.eps(), normed.split_heads(heads));
+            }
+        }
+        for (x, heads) in [(acts.q, shape.heads), (acts.k, shape.kv_heads)] {
+            rope::forward(rec, x, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
+        }
+        let [keys, values] = match self.cache {
+            None => [acts.k, acts.v],
+            Some(cache) => {
+                let cached = cache.layers[index];
+                kv_cache::kv_append(rec, acts.k, self.inputs.positions, cached[0]);
+                kv_cache::kv_append(rec, acts.v, self.inputs.positions, cached[1]);
+                cached
+            }
+        };
+        let (scale, ranges) = (self.attention_scale(), self.inputs.key_ranges);
+        attention::forward(rec, shape, scale, acts.q, keys, values, ranges, acts.attention, acts.lse);
+    }
+
+    /// `y = x W^T + b + s dropout(x) A^T B^T`; `x A^T` stays in the layer's activations.
+    fn project(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        x: Matrix,
+        acts: &LayerActivations,
+        y: Matrix,
+    ) {
+        let weight = self.network.layers[layer].projection(projection);
+        let low = self.module(layer, projection).map(|module| {
+            let low = low_columns(acts.low[projection as usize], module);
+            let x = self.dropped(rec, module, x);
+            linear::forward(rec, x, &module.a_weight, None, low, false);
+            LowRank { low, other: module.b.values, scale: module.scale }
+        });
+        linear::forward(rec, x, weight, low, y, false);
+    }
+
+    /// The input of A: x itself, or x with dropout applied in the workspace.
+    fn dropped(&self, rec: &mut Recorder, module: &DeviceModule, x: Matrix) -> Matrix {
+        let Some((dropout, workspace)) = self.dropout.zip(self.activations.workspace.dropped) else { return x };
+        let dropped = columns(workspace.top(self.rows), x.cols);
+        dropout::forward(rec, x, dropped, module.site, dropout.p, dropout.seed);
+        dropped
+    }
+
+    /// From the gradient of the final norm's output, in `workspace.d_norm`, to every LoRA gradient.
+    pub fn backward(&self, rec: &mut Recorder) {
+        let Some((adapter, ws)) = self.adapter.zip(self.activations.workspace.backward) else { return };
+        let ws = top(ws, self.rows);
+        let layers = self.network.layers.len();
+        let final_norm = self.network.final_norm;
+        rms_norm::backward(rec, self.hidden(layers), final_norm, self.eps(), ws.d_norm, ws.d_hidden, false);
+        let lowest = adapter.lowest_layer();
+        for layer in (lowest..layers).rev() {
+            let (acts, shared) = self.activations.layer(layer);
+            let acts = acts.top(self.rows);
+            // The topmost layer's activations are still in the shared buffers.
+            if shared && layer + 1 < layers {
+                let norm = self.activations.workspace.norm.top(self.rows);
+                rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);
+                self.layer_forward(rec, layer, &acts);
+            }
+            self.layer_backward(rec, layer, &acts, &ws, layer == lowest);
+        }
+    }
+
+    /// From the gradient of the layer's output in `d_hidden` to that of its input, in place. The lowest trained layer
+    /// stops where nothing below needs a gradient.
+    fn layer_backward(
+        &self,
+        rec: &mut Recorder,
+        index: usize,
+        acts: &LayerActivations,
+        ws: &BackwardWorkspace,
+        lowest: bool,
+    ) {
+        use Projection::{Down, Gate, K, O, Q, Up, V};
+        let layer = &self.network.layers[index];
+        let trained = |projections: &[Projection]| projections.iter().any(|p| self.module(index, *p).is_some());
+        let workspace = &self.activations.workspace;
+        let [norm, act] = [workspace.norm, workspace.act].map(|m| m.top(self.rows));
+
+        // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
+        let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws);
+        self.input_gradient(rec, index, Down, ws.d_hidden, low, act, false);
+        swiglu::backward_in_place(rec, acts.gate, acts.up, act);
+        self.factor_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
+        if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
+            return;
+        }
+        if trained(&[Gate, Up]) {
+            rms_norm::forward(rec, acts.middle, layer.post_attention_norm, self.eps(), norm);
+        }
+        for (projection, gradient, accumulate) in [(Gate, acts.gate, false), (Up, acts.up, true)] {
+            let low = self.low_gradient(rec, index, projection, gradient, ws);
+            self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
+            self.factor_gradients(rec, index, projection, norm, gradient, acts, low);
+        }
+        if lowest && !trained(&[Q, K, V, O]) {
+            return;
+        }
+        rms_norm::backward(rec, acts.middle, layer.post_attention_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
+
+        // Attention.
+        let low = self.low_gradient(rec, index, O, ws.d_hidden, ws);
+        self.input_gradient(rec, index, O, ws.d_hidden, low, ws.d_attention, false);
+        self.factor_gradients(rec, index, O, acts.attention, ws.d_hidden, acts, low);
+        if lowest && !trained(&[Q, K, V]) {
+            return;
+        }
+        let [d_q, d_k] = self.attention_backward(rec, layer, acts, ws);
+        if trained(&[Q, K, V]) {
+            rms_norm::forward(rec, self.hidden(index), layer.input_norm, self.eps(), norm);
+        }
+        for (projection, gradient, accumulate) in [(Q, d_q, false), (K, d_k, true), (V, ws.d_v, true)] {
+            let low = self.low_gradient(rec, index, projection, gradient, ws);
+            if !lowest {
+                self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
+            }
+            self.factor_gradients(rec, index, projection, norm, gradient, acts, low);
+        }
+        if !lowest {
+            rms_norm::backward(rec, self.hidden(index), layer.input_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
+        }
+    }
+
+    /// Gradients of the projections' outputs for queries and keys; that of values lies in `d_v`.
+    fn attention_backward(
+        &self,
+        rec: &mut Recorder,
+        layer: &Layer,
+        acts: &LayerActivations,
+        ws: &BackwardWorkspace,
+    ) -> [Matrix; 2] {
+        let shape = self.shape();
+        attention::backward(
+            rec,
+            shape,
+            self.attention_scale(),
+            acts.q,
+            acts.k,
+            acts.v,
+            self.inputs.key_ranges,
+            self.inputs.query_ranges,
+            acts.attention,
+            acts.lse,
+            ws.d_attention,
+            ws.delta,
+            ws.d_q,
+            ws.d_k,
+            ws.d_v,
+        );
+        for (dx, heads) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)] {
+            rope::backward(rec, dx, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
+        }
+        let (Some(gains), Some(raw), Some(d_raw)) = (layer.qk_norm, acts.raw_qk, ws.d_raw_qk) else {
+            return [ws.d_q, ws.d_k];
+        };
+        for (i, (d_normed, heads)) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)].into_iter().enumerate() {
+            let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| m.split_heads(heads));
+            rms_norm::backward(rec, raw, gains[i], self.eps(), d_normed, d_raw, false);
+        }
+        d_raw
+    }
+
+    /// `dy B`, `[rows, rank]`, where the projection is adapted.
+    fn low_gradient(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        dy: Matrix,
+        ws: &BackwardWorkspace,
+    ) -> Option<Matrix> {
+        let module = self.module(layer, projection)?;
+        let low = low_columns(Some(ws.low), module);
+        linear::input_gradient(rec, dy, &module.b_weight, None, low, false);
+        Some(low)
+    }
+
+    /// `dx (+)= dy W + s dropout(dy B A)`.
+    #[allow(clippy::too_many_arguments)]
+    fn input_gradient(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        dy: Matrix,
+        low: Option<Matrix>,
+        dx: Matrix,
+        accumulate: bool,
+    ) {
+        let weight = self.network.layers[layer].projection(projection);
+        let adapted = self.module(layer, projection).zip(low);
+        match (adapted, self.dropout.zip(self.activations.workspace.dropped)) {
+            (Some((module, low)), Some((dropout, workspace))) => {
+                linear::input_gradient(rec, dy, weight, None, dx, accumulate);
+                let term = columns(workspace.top(self.rows), dx.cols);
+                linear::input_gradient(rec, low, &module.a_weight, None, term, false);
+                dropout::backward_add(rec, term, dx, module.site, dropout.p, dropout.seed, module.scale);
+            }
+            (adapted, _) => {
+                let low = adapted.map(|(m, low)| LowRank { low, other: m.a.values, scale: m.scale });
+                linear::input_gradient(rec, dy, weight, low, dx, accumulate);
+            }
+        }
+    }
+
+    /// `dA += s (dy B)^T x`, `dB += s dy^T (x A^T)`.
+    #[allow(clippy::too_many_arguments)]
+    fn factor_gradients(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        x: Matrix,
+        dy: Matrix,
+        acts: &LayerActivations,
+        low: Option<Matrix>,
+    ) {
+        let Some((module, dyb)) = self.module(layer, projection).zip(low) else { return };
+        let x = self.dropped(rec, module, x);
+        let xa = low_columns(acts.low[projection as usize], module);
+        if let (Some(da), Some(db)) = (module.a.gradient, module.b.gradient) {
+            lora_gradient::lora_a(rec, dyb, x, module.scale, da);
+            lora_gradient::lora_b(rec, xa, dy, module.scale, db);
+        }
+    }
+}
+
+/// The first `cols` columns of a buffer that was planned for more; rows move together.
+fn columns(buffer: Matrix, cols: u32) -> Matrix {
+    let ld = crate::gpu::round_up(cols, 4);
+    let bytes = 4 * u64::from(buffer.rows) * u64::from(ld);
+    Matrix { cols, ld, view: View { bytes, ..buffer.view }, ..buffer }
+}
+
+fn low_columns(buffer: Option<Matrix>, module: &DeviceModule) -> Matrix {
+    columns(buffer.expect("an adapted projection has its low-rank buffer"), module.rank)
+}
+
+fn top(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
+    BackwardWorkspace {
+        d_hidden: ws.d_hidden.top(rows),
+        d_norm: ws.d_norm.top(rows),
+        d_attention: ws.d_attention.top(rows),
+        d_q: ws.d_q.top(rows),
+        d_k: ws.d_k.top(rows),
+        d_v: ws.d_v.top(rows),
+        d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.top(rows))),
+        delta: ws.delta,
+        low: ws.low.top(rows),
+    }
+}

@@ -1,0 +1,208 @@
+//! Weights from disk to the device in bounded pieces; 4-bit storage is quantised on the device as the pieces arrive.
+
+use std::path::Path;
+
+use super::network::Network;
+use super::rope;
+use super::weight_files::{TensorInfo, WeightDtype, WeightFiles};
+use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
+use crate::ops::quantize;
+use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
+use crate::{Error, Result};
+
+/// One piece of a tensor on its way; host memory stays at a few of these whatever the model.
+const PIECE_BYTES: u64 = 16 << 20;
+/// Written pieces that may wait in the queue before it is drained.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// The device buffers that loading needs beside the weights themselves; planned with them.
+#[derive(Clone, Copy, Debug)]
+pub struct Staging {
+    source: View,
+    absmax: View,
+    code_table: View,
+    code_map: View,
+    uniform: View,
+}
+
+impl Staging {
+    /// None where nothing is quantised: float weights are written straight to their place.
+    pub fn plan(plan: &mut MemoryPlan, network: &Network) -> Option<Self> {
+        let quantized = |w: &Weight| matches!(w.storage, Storage::Quantized { .. });
+        let elements = |w: &Weight| u64::from(w.out_features) * u64::from(w.in_features);
+        let largest = network.weights().filter(|(_, w)| quantized(w)).map(|(_, w)| elements(w)).max()?;
+        let mut buffer = |label: &str, bytes| plan.alloc(Category::Uploads, label, bytes);
+        Some(Self {
+            source: buffer("upload staging", PIECE_BYTES.min(4 * largest)),
+            absmax: buffer("absmax staging", 4 * largest.div_ceil(BLOCK)),
+            code_table: buffer("4-bit code table", 4 * 31),
+            code_map: buffer("8-bit code map", 4 * 511),
+            uniform: buffer("loading parameters", 4 * PARAMS_STRIDE),
+        })
+    }
+}
+
+pub fn float_of(dtype: WeightDtype) -> Float {
+    match dtype {
+        WeightDtype::F32 => Float::F32,
+        WeightDtype::F16 => Float::F16,
+        WeightDtype::Bf16 => Float::Bf16,
+    }
+}
+
+/// The directory's weights, checked against the network's shapes before anything is allocated.
+///
+/// # Errors
+/// A missing tensor, or one whose shape disagrees with `config.json`.
+pub fn check_shapes(files: &WeightFiles, config: &super::config::ModelConfig) -> Result<()> {
+    for (name, shape) in super::weight_files::expected_tensors(config) {
+        files.require(&name, &shape)?;
+    }
+    Ok(())
+}
+
+/// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.
+///
+/// # Errors
+/// Files that cannot be read, values that are not finite, or a failing device.
+pub fn load(
+    gpu: &Gpu,
+    buffers: &mut Buffers,
+    files: &WeightFiles,
+    network: &Network,
+    staging: Option<&Staging>,
+    recorder: impl Fn() -> Recorder,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<()> {
+    let config = &network.config;
+    let tensors: Vec<(&TensorInfo, &Weight)> = network
+        .weights()
+        .map(|(name, weight)| {
+            let shape = [weight.out_features as usize, weight.in_features as usize];
+            Ok((files.require(&name, &shape)?, weight))
+        })
+        .collect::<Result<_>>()?;
+    let total = tensors.iter().map(|(info, _)| info.byte_len).sum();
+    let mut done = 0;
+    for (info, weight) in tensors {
+        let mut advance = |bytes| {
+            done += bytes;
+            progress(done, total);
+        };
+        match (weight.storage, staging) {
+            (Storage::Float(_), _) => load_float(gpu, buffers, files, info, weight, &mut advance)?,
+            (Storage::Quantized { code, double }, Some(staging)) => {
+                gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(code)));
+                gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
+                load_quantized(gpu, buffers, files, info, weight, double, staging, &recorder, &mut advance)?;
+            }
+            (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
+        }
+    }
+    for (name, view, length) in network.vectors() {
+        let info = files.require(&name, &[length])?;
+        let values = files.read_all(info)?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(not_finite(&info.path, &name, at as u64));
+        }
+        gpu.write(buffers, view, bytemuck::cast_slice(&values));
+    }
+    let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
+    gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
+    gpu.flush()?;
+    Ok(())
+}
+
+fn not_finite(path: &Path, tensor: &str, element: u64) -> Error {
+    Error::field(path, tensor, format!("holds a value that is not finite (element {element}); the file is damaged"))
+}
+
+/// Reads bytes `offset ..` of the tensor and refuses NaN and infinity, by their exponent bits.
+fn read_piece(files: &WeightFiles, info: &TensorInfo, offset: u64, piece: &mut [u8]) -> Result<()> {
+    files.read(info, offset, piece)?;
+    let bad = match info.dtype {
+        WeightDtype::F32 => piece
+            .chunks_exact(4)
+            .position(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 == 0x7f80_0000),
+        WeightDtype::F16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00),
+        WeightDtype::Bf16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80),
+    };
+    match bad {
+        Some(at) => Err(not_finite(&info.path, &info.name, offset / info.dtype.size() as u64 + at as u64)),
+        None => Ok(()),
+    }
+}
+
+/// Pieces of a byte range as (offset, length).
+fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..bytes.div_ceil(piece)).map(move |i| (i * piece, piece.min(bytes - i * piece)))
+}
+
+fn load_float(
+    gpu: &Gpu,
+    buffers: &Buffers,
+    files: &WeightFiles,
+    info: &TensorInfo,
+    weight: &Weight,
+    advance: &mut impl FnMut(u64),
+) -> Result<()> {
+    let row_bytes = u64::from(weight.in_features) * info.dtype.size() as u64;
+    for Panel { first_row, rows, data, .. } in &weight.panels {
+        let start = u64::from(*first_row) * row_bytes;
+        for (i, (offset, length)) in pieces(u64::from(*rows) * row_bytes, PIECE_BYTES).enumerate() {
+            let mut piece = vec![0; length as usize];
+            read_piece(files, info, start + offset, &mut piece)?;
+            // The queue writes whole words; a 16-bit tensor may end in half of one.
+            piece.resize(piece.len().next_multiple_of(4), 0);
+            let place = data.slice(offset, data.bytes - offset);
+            gpu.write(buffers, place, &piece);
+            if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
+                gpu.flush()?;
+            }
+            advance(length);
+        }
+    }
+    Ok(gpu.flush()?)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn load_quantized(
+    gpu: &Gpu,
+    buffers: &mut Buffers,
+    files: &WeightFiles,
+    info: &TensorInfo,
+    weight: &Weight,
+    double: bool,
+    staging: &Staging,
+    recorder: &impl Fn() -> Recorder,
+    advance: &mut impl FnMut(u64),
+) -> Result<()> {
+    let panel = &weight.panels[0];
+    let width = info.dtype.size() as u64;
+    let absmax = match panel.absmax {
+        Some(absmax) if !double => absmax,
+        _ => staging.absmax,
+    };
+    for (i, (offset, length)) in pieces(info.byte_len, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
+        let mut piece = vec![0; length as usize];
+        read_piece(files, info, offset, &mut piece)?;
+        piece.resize(piece.len().next_multiple_of(4), 0);
+        gpu.write(buffers, staging.source, &piece);
+        let mut rec = recorder();
+        let (elements, first_block) = ((length / width) as u32, (offset / width / BLOCK) as u32);
+        let from = float_of(info.dtype);
+        quantize::blocks(&mut rec, staging.source, from, elements, staging.code_table, first_block, panel.data, absmax);
+        gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
+        if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
+            gpu.wait()?;
+        }
+        advance(length);
+    }
+    if double {
+        let mut rec = recorder();
+        let count = (u64::from(weight.out_features) * u64::from(weight.in_features)).div_ceil(BLOCK) as u32;
+        quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
+        gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
+    }
+    Ok(gpu.wait()?)
+}

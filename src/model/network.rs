@@ -1,0 +1,137 @@
+//! The frozen base on the device: which matrices a decoder has, in which storage, planned without reading a weight.
+
+use super::config::{ModelConfig, Projection};
+use crate::gpu::{Category, MemoryPlan, View};
+use crate::ops::weight::{Float, Storage, Weight};
+
+/// One decoder layer's frozen tensors. Gains and biases are f32.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub input_norm: View,
+    pub post_attention_norm: View,
+    /// Gains of the per-head norms of queries and keys (Qwen3), `[head_dim]` each.
+    pub qk_norm: Option<[View; 2]>,
+    /// In the order of [`Projection::ALL`].
+    pub projections: Vec<Weight>,
+}
+
+impl Layer {
+    pub fn projection(&self, projection: Projection) -> &Weight {
+        &self.projections[projection as usize]
+    }
+}
+
+/// The frozen base.
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub config: ModelConfig,
+    pub embedding: Weight,
+    pub layers: Vec<Layer>,
+    pub final_norm: View,
+    /// None when the head is the embedding.
+    pub untied_head: Option<Weight>,
+    /// (cos, sin) as `[position][head_dim / 2]`.
+    pub rope_table: View,
+    pub max_positions: usize,
+}
+
+impl Network {
+    /// The matrix from hidden states to logits, `[vocabulary, hidden]`.
+    pub fn head(&self) -> &Weight {
+        self.untied_head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Every matrix with its tensor's name, embedding and head included.
+    pub fn weights(&self) -> impl Iterator<Item = (String, &Weight)> {
+        let layers =
+            self.layers.iter().enumerate().flat_map(|(i, layer)| {
+                Projection::ALL.iter().map(move |p| (projection_name(i, *p), layer.projection(*p)))
+            });
+        std::iter::once((EMBEDDING.to_owned(), &self.embedding))
+            .chain(layers)
+            .chain(self.untied_head.iter().map(|w| (HEAD.to_owned(), w)))
+    }
+
+    /// Every f32 vector with its tensor's name and length.
+    pub fn vectors(&self) -> Vec<(String, View, usize)> {
+        let config = &self.config;
+        let mut all = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let prefix = format!("model.layers.{i}");
+            all.push((format!("{prefix}.input_layernorm.weight"), layer.input_norm, config.hidden_size));
+            let name = format!("{prefix}.post_attention_layernorm.weight");
+            all.push((name, layer.post_attention_norm, config.hidden_size));
+            if let Some([q, k]) = layer.qk_norm {
+                all.push((format!("{prefix}.self_attn.q_norm.weight"), q, config.head_dim));
+                all.push((format!("{prefix}.self_attn.k_norm.weight"), k, config.head_dim));
+            }
+            for projection in Projection::ALL {
+                if let Some(bias) = layer.projection(projection).bias {
+                    let length = config.projection_shape(projection).0;
+                    all.push((format!("{prefix}.{}.bias", projection.module()), bias, length));
+                }
+            }
+        }
+        all.push(("model.norm.weight".to_owned(), self.final_norm, config.hidden_size));
+        all
+    }
+}
+
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const HEAD: &str = "lm_head.weight";
+
+pub fn projection_name(layer: usize, projection: Projection) -> String {
+    format!("model.layers.{layer}.{}.weight", projection.module())
+}
+
+/// How the matrices are to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BaseStorage {
+    /// As the files hold them.
+    AsStored,
+    /// The layers' matrices in 4 bits; embedding and head as the files hold them.
+    Quantized(Storage),
+}
+
+/// Plans the base's buffers. `stored` tells the type of a tensor in the files, `max_positions` the longest sequence.
+pub fn plan(
+    plan: &mut MemoryPlan,
+    config: &ModelConfig,
+    base: BaseStorage,
+    stored: impl Fn(&str) -> Float,
+    max_positions: usize,
+    max_binding_bytes: u64,
+) -> Network {
+    let matrix = |plan: &mut MemoryPlan, name: &str, storage, (rows, cols): (usize, usize), bias| {
+        Weight::plan(plan, name, storage, [rows as u32, cols as u32], bias, max_binding_bytes)
+    };
+    let vector =
+        |plan: &mut MemoryPlan, name: &str, length: usize| plan.alloc(Category::Weights, name, 4 * length as u64);
+    let vocabulary = (config.vocab_size, config.hidden_size);
+    let embedding = matrix(plan, EMBEDDING, Storage::Float(stored(EMBEDDING)), vocabulary, false);
+    let mut layers = Vec::with_capacity(config.num_layers);
+    for i in 0..config.num_layers {
+        let mut projections = Vec::with_capacity(Projection::ALL.len());
+        for projection in Projection::ALL {
+            let name = projection_name(i, projection);
+            let storage = match base {
+                BaseStorage::AsStored => Storage::Float(stored(&name)),
+                BaseStorage::Quantized(storage) => storage,
+            };
+            let shape = config.projection_shape(projection);
+            projections.push(matrix(plan, &name, storage, shape, config.projection_has_bias(projection)));
+        }
+        layers.push(Layer {
+            input_norm: vector(plan, "input_layernorm", config.hidden_size),
+            post_attention_norm: vector(plan, "post_attention_layernorm", config.hidden_size),
+            qk_norm: config.qk_norm.then(|| ["q_norm", "k_norm"].map(|name| vector(plan, name, config.head_dim))),
+            projections,
+        });
+    }
+    let final_norm = vector(plan, "model.norm", config.hidden_size);
+    let untied_head =
+        (!config.tie_word_embeddings).then(|| matrix(plan, HEAD, Storage::Float(stored(HEAD)), vocabulary, false));
+    let table_bytes = 4 * (max_positions * config.head_dim) as u64;
+    let rope_table = plan.alloc(Category::Workspace, "rope table", table_bytes);
+    Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_table, max_positions }
+}
