@@ -157,7 +157,8 @@ fn read_lines(
         return Err(Error::file(
             path,
             format!(
-                "{} of {read} examples are longer than {max_seq_len} tokens, the longest has {longest} (lines {}{more}); \
+                "{} of {read} examples are longer than {max_seq_len} tokens, the longest has {longest} \
+                 (lines {}{more}); \
                  they are not cut: raise --max-seq-len to {longest}, or shorten them",
                 too_long.len(),
                 listed.join(", ")
