@@ -1,1 +1,20 @@
-//! Data
+//! Training data: text to tokens, files to examples, examples to micro-batches.
+
+pub mod batches;
+pub mod read;
+pub mod tokenizer;
+
+/// One sequence and which of its tokens are trained on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    pub input_ids: Vec<u32>,
+    /// Of the same length. The first token has nothing before it that could predict it, so its entry has no effect.
+    pub trained: Vec<bool>,
+}
+
+impl Example {
+    /// How many tokens the loss is taken over.
+    pub fn trained_tokens(&self) -> usize {
+        self.trained.iter().skip(1).filter(|trained| **trained).count()
+    }
+}

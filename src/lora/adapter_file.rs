@@ -1,4 +1,4 @@
-//! Adapter directories: `adapter_model.safetensors`, `adapter_config.json` and `README.md`, as PEFT saves and loads them.
+//! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -99,10 +99,11 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
         config.lora_alpha,
         modules.len()
     );
-    card + "Load it with `loraine generate --adapter DIR` or with PEFT's `PeftModel.from_pretrained(base_model, DIR)`.\n"
+    card + "Load it with `loraine generate --adapter DIR`, or with PEFT by `PeftModel.from_pretrained(model, DIR)`.\n"
 }
 
-/// Reads an adapter directory for `model`. Missing, unexpected, wrong-shaped and non-finite tensors are errors that name the tensor.
+/// Reads an adapter directory for `model`. A tensor that is missing, unexpected, wrong-shaped or not finite is an error
+/// that names it.
 pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModule>, AdapterTensors)> {
     let config_path = dir.join(CONFIG);
     if !config_path.is_file() {

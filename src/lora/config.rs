@@ -27,7 +27,7 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    /// From a command line: `all-linear`, names with commas between, or a regular expression (any other character in it).
+    /// From a command line: `all-linear`, names with commas between, or (with any other character) an expression.
     pub fn from_argument(text: &str) -> Self {
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ',' | ' ');
         if text.chars().all(is_name) {

@@ -69,7 +69,8 @@ fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
 }
 
-/// The adapted modules in order of layer and [`Projection::ALL`]. Settings that match nothing, or more than linear layers, are errors.
+/// The adapted modules in order of layer and [`Projection::ALL`]. Settings that match nothing, or more than linear
+/// layers, are errors.
 pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>> {
     let target = match &lora.target_modules {
         TargetModules::AllLinear => None,

@@ -6,17 +6,17 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json_fields::{JsonFields, parse_object};
-use super::rope::{RopeConfig, RopeScaling};
+use super::rope::RopeConfig;
 use crate::{Error, Result};
 
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
 const MAX_DIMENSION: usize = 1 << 24;
 /// Published models stay under 200 layers; a hostile file must not make us allocate per layer without end.
 const MAX_LAYERS: usize = 4096;
-const MAX_POSITIONS: usize = 1 << 30;
+pub(crate) const MAX_POSITIONS: usize = 1 << 30;
 
-const SUPPORTED: &str = "supported are LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), MistralForCausalLM (mistral), \
-     Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
+const SUPPORTED: &str = "supported are LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), \
+     MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
 
 /// The decoder families, which differ in biases, query/key norms, windows and defaults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,7 +165,7 @@ impl ModelConfig {
             num_kv_heads,
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope: rope(&fields)?,
+            rope: RopeConfig::from_fields(&fields)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             qkv_bias: attention_bias || family == Family::Qwen2,
             o_bias: attention_bias,
@@ -260,69 +260,6 @@ fn head_dim(fields: &JsonFields, family: Family, hidden_size: usize, num_heads: 
     Ok(head_dim)
 }
 
-/// Reads `rope_parameters` (transformers 5) or `rope_scaling`, and `rope_theta` at either place.
-fn rope(fields: &JsonFields) -> Result<RopeConfig> {
-    let parameters = match fields.object("rope_scaling", "rope_scaling.")? {
-        Some(scaling) => Some(scaling),
-        None => fields.object("rope_parameters", "rope_parameters.")?,
-    };
-    let theta = match parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten() {
-        Some(theta) => theta,
-        None => fields.positive("rope_theta")?.unwrap_or(10_000.0),
-    };
-    if theta <= 1.0 {
-        return Err(fields.error("rope_theta", format!("is {theta}, but must be above 1")));
-    }
-    for place in [Some(fields), parameters.as_ref()].into_iter().flatten() {
-        if let Some(part) = place.positive("partial_rotary_factor")?.filter(|f| *f != 1.0) {
-            return Err(place.error("partial_rotary_factor", format!("is {part}, but only 1 is supported")));
-        }
-    }
-    let Some(parameters) = parameters else { return Ok(RopeConfig { theta, scaling: RopeScaling::Default }) };
-    if let Some((key, _)) = parameters.keys().find(|(_, value)| value.is_object()) {
-        return Err(parameters.error(key, "rotary parameters per kind of layer are not supported"));
-    }
-    let kind = match parameters.text("rope_type")? {
-        Some(kind) => kind,
-        None => parameters.text("type")?.unwrap_or("default"),
-    };
-    // A length outside of the object goes before the one inside, as in transformers.
-    let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
-        Some(length) => Some(length),
-        None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
-        "llama3" => {
-            let low_freq_factor = parameters.required_positive("low_freq_factor")?;
-            let high_freq_factor = parameters.required_positive("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                let problem = format!("is {high_freq_factor}, but must be above low_freq_factor, {low_freq_factor}");
-                return Err(parameters.error("high_freq_factor", problem));
-            }
-            let factor = parameters.required_positive("factor")?;
-            let original_max_position_embeddings = original_length;
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
-        }
-        "yarn" => RopeScaling::Yarn {
-            factor: parameters.positive("factor")?,
-            original_max_position_embeddings: original_length,
-            beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
-            beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
-            attention_factor: parameters.positive("attention_factor")?,
-            mscale: parameters.positive("mscale")?,
-            mscale_all_dim: parameters.positive("mscale_all_dim")?,
-            truncate: parameters.flag("truncate", true)?,
-        },
-        other => {
-            let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
-            return Err(parameters.error("rope_type", problem));
-        }
-    };
-    Ok(RopeConfig { theta, scaling })
-}
-
 fn sliding_windows(fields: &JsonFields, family: Family, num_layers: usize) -> Result<Vec<Option<usize>>> {
     let window = match fields.count("sliding_window", MAX_POSITIONS)? {
         None if !fields.contains("sliding_window") => Some(4096),
@@ -382,9 +319,10 @@ fn token_ids(fields: &JsonFields, key: &str, family: Family, default: u32) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::rope::RopeScaling;
 
-    const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
-        "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8"#;
+    const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8"#;
 
     fn parse(text: &str) -> Result<ModelConfig> {
         ModelConfig::from_json(Path::new("dir/config.json"), text)
@@ -425,7 +363,8 @@ mod tests {
         assert!(qwen3.qk_norm && !qwen3.qkv_bias);
         assert_eq!(qwen3.projection_shape(Projection::K), (256, 64));
         let layers = r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": true,
-            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention", "full_attention"]"#;
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention",
+            "full_attention"]"#;
         assert_eq!(of("Qwen3", layers).sliding_windows, [Some(16), None, None, None, None]);
     }
 
@@ -437,8 +376,8 @@ mod tests {
         assert_eq!(new, RopeConfig { theta: 7000.0, scaling: RopeScaling::Linear { factor: 2.0 } });
         let old = theta(r#""rope_theta": 7000, "rope_scaling": {"type": "linear", "factor": 2}"#);
         assert_eq!(old, new);
-        let llama3 = r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192}"#;
+        let llama3 = r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
         assert!(matches!(
             theta(llama3).scaling,
             RopeScaling::Llama3 { original_max_position_embeddings: Some(8192), .. }

@@ -2,6 +2,10 @@
 
 use std::f64::consts::PI;
 
+use super::config::MAX_POSITIONS;
+use super::json_fields::JsonFields;
+use crate::Result;
+
 /// How the frequencies are stretched beyond the length of pre-training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -37,6 +41,72 @@ pub struct RopeConfig {
     /// The base of the wavelengths' geometric series, above 1.
     pub theta: f64,
     pub scaling: RopeScaling,
+}
+
+impl RopeConfig {
+    /// Reads `rope_parameters` (transformers 5) or `rope_scaling`, and `rope_theta` at either place.
+    pub(crate) fn from_fields(fields: &JsonFields) -> Result<Self> {
+        let parameters = match fields.object("rope_scaling", "rope_scaling.")? {
+            Some(scaling) => Some(scaling),
+            None => fields.object("rope_parameters", "rope_parameters.")?,
+        };
+        let theta = match parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten() {
+            Some(theta) => theta,
+            None => fields.positive("rope_theta")?.unwrap_or(10_000.0),
+        };
+        if theta <= 1.0 {
+            return Err(fields.error("rope_theta", format!("is {theta}, but must be above 1")));
+        }
+        for place in [Some(fields), parameters.as_ref()].into_iter().flatten() {
+            if let Some(part) = place.positive("partial_rotary_factor")?.filter(|f| *f != 1.0) {
+                return Err(place.error("partial_rotary_factor", format!("is {part}, but only 1 is supported")));
+            }
+        }
+        let Some(parameters) = parameters else { return Ok(Self { theta, scaling: RopeScaling::Default }) };
+        if let Some((key, _)) = parameters.keys().find(|(_, value)| value.is_object()) {
+            return Err(parameters.error(key, "rotary parameters per kind of layer are not supported"));
+        }
+        let kind = match parameters.text("rope_type")? {
+            Some(kind) => kind,
+            None => parameters.text("type")?.unwrap_or("default"),
+        };
+        // A length outside of the object goes before the one inside, as in transformers.
+        let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
+            Some(length) => Some(length),
+            None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,
+        };
+        let scaling = match kind {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
+            "llama3" => {
+                let low_freq_factor = parameters.required_positive("low_freq_factor")?;
+                let high_freq_factor = parameters.required_positive("high_freq_factor")?;
+                if high_freq_factor <= low_freq_factor {
+                    let problem =
+                        format!("is {high_freq_factor}, but must be above low_freq_factor, {low_freq_factor}");
+                    return Err(parameters.error("high_freq_factor", problem));
+                }
+                let factor = parameters.required_positive("factor")?;
+                let original_max_position_embeddings = original_length;
+                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+            }
+            "yarn" => RopeScaling::Yarn {
+                factor: parameters.positive("factor")?,
+                original_max_position_embeddings: original_length,
+                beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
+                beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
+                attention_factor: parameters.positive("attention_factor")?,
+                mscale: parameters.positive("mscale")?,
+                mscale_all_dim: parameters.positive("mscale_all_dim")?,
+                truncate: parameters.flag("truncate", true)?,
+            },
+            other => {
+                let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
+                return Err(parameters.error("rope_type", problem));
+            }
+        };
+        Ok(Self { theta, scaling })
+    }
 }
 
 /// The `head_dim / 2` angular frequencies (radians per position), and the factor on every cosine and sine.
@@ -108,7 +178,8 @@ fn yarn_magnitude(scale: f64, mscale: f64) -> f64 {
 
 /// `[cosine, sine]` of every angle at `[position * head_dim / 2 + i]`, the attention factor multiplied in.
 ///
-/// The angle is the f32 product of position and frequency, as in transformers; element `i` turns with `i + head_dim / 2`.
+/// The angle is the f32 product of position and frequency, as in transformers; element `i` turns with element
+/// `i + head_dim / 2`.
 pub fn table(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
     let (frequencies, factor) = inverse_frequencies(rope, head_dim, max_position_embeddings);
     (0..positions)
@@ -121,7 +192,7 @@ pub fn table(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize,
 mod tests {
     use super::*;
 
-    /// One case: name, theta, head_dim, max_position_embeddings, scaling, then transformers 5.23's numbers:
+    /// One case: theta, head_dim, max_position_embeddings, scaling, then transformers 5.23's numbers:
     /// attention factor, frequencies at indices, [cosine, sine] of index `head_dim / 4` at position 1000.
     type Case = (f64, usize, usize, RopeScaling, f32, &'static [(usize, f32)], [f32; 2]);
 

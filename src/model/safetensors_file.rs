@@ -58,7 +58,8 @@ pub(crate) enum Entry {
     OtherDtype(String),
 }
 
-/// Reads and checks the header of `path`: every tensor's bytes lie inside the file, touch the next one's, and match its type and shape.
+/// Reads and checks the header of `path`: every tensor's bytes lie inside the file, touch the next one's, and match its
+/// type and shape.
 pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let unreadable = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
     let mut file = File::open(path).map_err(unreadable)?;
@@ -238,7 +239,8 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.safetensors");
         let header = r#"{"__metadata__":{"format":"pt"},"h":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},
-            "b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]},"i":{"dtype":"I32","shape":[1],"data_offsets":[6,10]}}"#;
+            "b":{"dtype":"BF16","shape":[1],"data_offsets":[4,6]},
+            "i":{"dtype":"I32","shape":[1],"data_offsets":[6,10]}}"#;
         let mut bytes = file_bytes(header, 10);
         let data = bytes.len() - 10;
         bytes[data..data + 6].copy_from_slice(&[0x00, 0x3c, 0x00, 0xc0, 0x40, 0x40]);

@@ -24,7 +24,7 @@ pub struct WeightFiles {
 }
 
 impl WeightFiles {
-    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and checks every header.
+    /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names; checks every header.
     pub fn open(dir: &Path) -> Result<Self> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         if single.is_file() {

@@ -1,0 +1,173 @@
+//! The order of training: which examples make a step, and a step's examples as one stream of rows.
+
+use super::Example;
+use crate::random::{Stream, bits, permutation};
+use crate::{Error, Result};
+
+/// Which examples each optimiser step takes. Every epoch takes each example once; its last step may be smaller.
+#[derive(Clone, Debug)]
+pub struct BatchOrder {
+    examples: usize,
+    examples_per_step: usize,
+    seed: u64,
+    shuffle: bool,
+    /// The epoch last asked for and its order, so that a step does not shuffle anew.
+    epoch_order: Option<(usize, Vec<usize>)>,
+}
+
+impl BatchOrder {
+    /// `examples_per_step` is the batch size times the micro-batches of a step. Both counts must be above 0.
+    pub fn new(examples: usize, examples_per_step: usize, seed: u64, shuffle: bool) -> Result<Self> {
+        if examples == 0 || examples_per_step == 0 {
+            let problem = format!("{examples} examples in steps of {examples_per_step} make no training");
+            return Err(Error::Setting(format!("{problem}; both must be at least 1")));
+        }
+        Ok(Self { examples, examples_per_step, seed, shuffle, epoch_order: None })
+    }
+
+    pub fn steps_per_epoch(&self) -> usize {
+        self.examples.div_ceil(self.examples_per_step)
+    }
+
+    /// The epoch of a step; both count from 0.
+    pub fn epoch_of(&self, step: usize) -> usize {
+        step / self.steps_per_epoch()
+    }
+
+    /// The indices of the examples of `step`, which depend on the arguments of [`Self::new`] and `step` alone.
+    pub fn batch_for_step(&mut self, step: usize) -> &[usize] {
+        let epoch = self.epoch_of(step);
+        let start = (step % self.steps_per_epoch()) * self.examples_per_step;
+        let end = self.examples.min(start.saturating_add(self.examples_per_step));
+        if self.epoch_order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            let order = match self.shuffle {
+                true => permutation(self.seed, Stream::Shuffle, epoch as u64, self.examples),
+                false => (0..self.examples).collect(),
+            };
+            self.epoch_order = Some((epoch, order));
+        }
+        self.epoch_order.as_ref().map_or(&[], |(_, order)| &order[start..end])
+    }
+}
+
+/// Takes about `fraction` of the examples out for evaluation, at least one, chosen by `seed`: (training, held out),
+/// each in the data's order.
+pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec<Example>, Vec<Example>)> {
+    if !(fraction > 0.0 && fraction < 1.0) {
+        return Err(Error::Setting(format!("the held-out fraction is {fraction}, but must be above 0 and below 1")));
+    }
+    let count = examples.len();
+    if count < 2 {
+        return Err(Error::Setting(format!("holding out a part needs 2 examples or more, but there are {count}")));
+    }
+    let held = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
+    let mut by_draw: Vec<usize> = (0..count).collect();
+    by_draw.sort_by_key(|&i| (bits(seed, Stream::Split, 0, i as u64), i));
+    let mut is_held = vec![false; count];
+    by_draw.iter().take(held).for_each(|&i| is_held[i] = true);
+    let (held_out, training): (Vec<_>, Vec<_>) = examples.into_iter().zip(is_held).partition(|(_, held)| *held);
+    let examples = |pairs: Vec<(Example, bool)>| pairs.into_iter().map(|(example, _)| example).collect();
+    Ok((examples(training), examples(held_out)))
+}
+
+/// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MicroBatch {
+    pub tokens: Vec<u32>,
+    /// Of each row inside its own sequence.
+    pub positions: Vec<u32>,
+    /// Per row: the first key row it may attend to, the start of its segment.
+    pub segment_start: Vec<u32>,
+    /// Per row: one past the last row of its segment.
+    pub segment_end: Vec<u32>,
+    /// The rows that have a target, ascending.
+    pub target_rows: Vec<u32>,
+    /// The target of each of `target_rows`: the token after it.
+    pub targets: Vec<u32>,
+}
+
+impl MicroBatch {
+    /// Row `t` of a sequence predicts token `t + 1` where that is trained on. Sequences without a target leave no rows.
+    pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
+        let mut batch = Self::default();
+        for Example { input_ids, trained } in examples {
+            let start = batch.tokens.len() as u32;
+            let rows = trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1));
+            let end = start + rows as u32;
+            batch.tokens.extend_from_slice(&input_ids[..rows]);
+            batch.positions.extend(0..rows as u32);
+            batch.segment_start.extend(std::iter::repeat_n(start, rows));
+            batch.segment_end.extend(std::iter::repeat_n(end, rows));
+            let next = input_ids.iter().zip(trained).skip(1).take(rows);
+            for (row, (target, _)) in next.enumerate().filter(|(_, (_, trained))| **trained) {
+                batch.target_rows.push(start + row as u32);
+                batch.targets.push(*target);
+            }
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(ids: &[u32], trained: &[u8]) -> Example {
+        Example { input_ids: ids.to_vec(), trained: trained.iter().map(|t| *t == 1).collect() }
+    }
+
+    #[test]
+    fn each_epoch_takes_every_example_once_in_its_own_order() {
+        let mut order = BatchOrder::new(10, 4, 5, true).unwrap();
+        assert_eq!((order.steps_per_epoch(), order.epoch_of(2), order.epoch_of(3)), (3, 0, 1));
+        let epoch = |order: &mut BatchOrder, epoch: usize| -> Vec<usize> {
+            (0..3).flat_map(|s| order.batch_for_step(epoch * 3 + s).to_vec()).collect()
+        };
+        let (first, second) = (epoch(&mut order, 0), epoch(&mut order, 1));
+        assert_ne!(first, second);
+        assert_eq!(first, epoch(&mut order, 0));
+        for mut taken in [first, second] {
+            taken.sort_unstable();
+            assert!(taken.into_iter().eq(0..10));
+        }
+        let mut plain = BatchOrder::new(5, 2, 5, false).unwrap();
+        assert_eq!(plain.batch_for_step(2), [4]);
+        assert_eq!(plain.batch_for_step(3), [0, 1]);
+        assert!(BatchOrder::new(0, 2, 5, false).is_err() && BatchOrder::new(2, 0, 5, false).is_err());
+    }
+
+    #[test]
+    fn rows_predict_the_next_trained_token_and_end_with_the_last() {
+        let batch = MicroBatch::from_examples(&[
+            example(&[10, 11, 12, 13, 14], &[1, 0, 1, 1, 0]),
+            example(&[20, 21], &[1, 0]),
+            example(&[30, 31, 32], &[0, 1, 1]),
+        ]);
+        let expected = MicroBatch {
+            tokens: vec![10, 11, 12, 30, 31],
+            positions: vec![0, 1, 2, 0, 1],
+            segment_start: vec![0, 0, 0, 3, 3],
+            segment_end: vec![3, 3, 3, 5, 5],
+            target_rows: vec![1, 2, 3, 4],
+            targets: vec![12, 13, 31, 32],
+        };
+        assert_eq!(batch, expected);
+    }
+
+    #[test]
+    fn holding_out_keeps_every_example_on_one_side() {
+        let examples: Vec<_> = (0..50).map(|i| example(&[i, i], &[1, 1])).collect();
+        let (training, held) = hold_out(examples.clone(), 0.1, 1).unwrap();
+        assert_eq!((training.len(), held.len()), (45, 5));
+        assert!(training.is_sorted_by_key(|e| e.input_ids[0]) && held.is_sorted_by_key(|e| e.input_ids[0]));
+        assert!(held.iter().all(|e| !training.contains(e)));
+        assert_ne!(held, hold_out(examples.clone(), 0.1, 2).unwrap().1);
+        assert_eq!(hold_out(examples[..2].to_vec(), 0.01, 2).unwrap().1.len(), 1);
+        for (count, fraction, says) in
+            [(50, 0.0, "above 0"), (50, 1.0, "below 1"), (50, f64::NAN, "NaN"), (1, 0.5, "2 examples")]
+        {
+            let message = hold_out(examples[..count].to_vec(), fraction, 1).unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+    }
+}

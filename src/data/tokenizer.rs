@@ -1,0 +1,243 @@
+//! A model's tokenizer: `tokenizer.json`, and which tokens begin and end a text.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::model::config::ModelConfig;
+use crate::model::json_fields::parse_object;
+use crate::{Error, Result};
+
+const FILE: &str = "tokenizer.json";
+
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of `model_dir`; the begin and end tokens come from `tokenizer_config.json`,
+    /// `special_tokens_map.json` or `config`, in this order. A vocabulary beyond the embedding is an error.
+    pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
+        let path = model_dir.join(FILE);
+        let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
+        let vocabulary = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        if vocabulary > config.vocab_size {
+            let embedding = format!("but the embedding of config.json has {} rows (vocab_size)", config.vocab_size);
+            return Err(Error::file(&path, format!("has {vocabulary} tokens, {embedding}")));
+        }
+        // Some files carry the limits of another use, which would cut or pad every text without a word.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
+        let named = |key: &str| special_token(model_dir, key, &inner);
+        let bos = named("bos_token")?.or(config.bos_token_id);
+        let eos = named("eos_token")?.or(config.eos_token_ids.first().copied());
+        Ok(Self { inner, path, bos, eos })
+    }
+
+    /// The ids of `text`; with `add_special` also those that the tokenizer puts around a text (mostly a begin token).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special);
+        let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// [`Self::eos`], or an error that says where one is missing.
+    pub fn require_eos(&self) -> Result<u32> {
+        let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
+        self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))
+    }
+}
+
+/// The id of a token named as a string, or as an object with `content`.
+fn special_token(dir: &Path, key: &str, tokenizer: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let path = dir.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let token = match parse_object(&path, &text)?.remove(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Object(mut object)) => object.remove("content"),
+            other => other,
+        };
+        let Some(Value::String(token)) = token else {
+            return Err(Error::field(path, key, "must be a token's text, or an object with its `content`"));
+        };
+        let id = tokenizer.token_to_id(&token);
+        return match id {
+            Some(_) => Ok(id),
+            None => Err(Error::field(path, key, format!("is `{token}`, which {FILE} does not have"))),
+        };
+    }
+    Ok(None)
+}
+
+/// Turns tokens into text as they come: no character is shown in parts, and spaces are those of the whole text.
+pub struct StreamDecoder<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens last shown, which decide on the space before the next, then those that wait.
+    window: Vec<u32>,
+    /// How many tokens of the window have been shown, and their text.
+    shown_tokens: usize,
+    shown: String,
+}
+
+impl<'a> StreamDecoder<'a> {
+    /// A stream that goes on after `context`, the prompt's tokens.
+    pub fn after(tokenizer: &'a Tokenizer, context: &[u32]) -> Result<Self> {
+        let shown = tokenizer.decode(context)?;
+        Ok(Self { tokenizer, window: context.to_vec(), shown_tokens: context.len(), shown })
+    }
+
+    /// The text that `token` completes; empty while a character lacks bytes.
+    pub fn push(&mut self, token: u32) -> Result<String> {
+        self.window.push(token);
+        let text = self.tokenizer.decode(&self.window)?;
+        let new = text.get(self.shown.len()..).unwrap_or_default().to_owned();
+        if new.is_empty() || new.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(String::new());
+        }
+        self.window.drain(..self.shown_tokens);
+        self.shown_tokens = self.window.len();
+        self.shown = self.tokenizer.decode(&self.window)?;
+        Ok(new)
+    }
+
+    /// The text of the tokens that still wait, with replacement characters for bytes that never became one.
+    pub fn finish(self) -> Result<String> {
+        let text = self.tokenizer.decode(&self.window)?;
+        Ok(text.get(self.shown.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The tokenizer of the small model in `../shared`, or none, with a word of why.
+    pub fn stories() -> Option<Tokenizer> {
+        let dir = Path::new("../shared/models/stories260K");
+        if !dir.is_dir() {
+            eprintln!("skipped: {} is not there", dir.display());
+            return None;
+        }
+        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+        Some(Tokenizer::from_dir(dir, &config).unwrap())
+    }
+
+    /// A directory with a tokenizer of the words `<s> </s> a b`, with ids from 0 on.
+    pub fn tiny_dir() -> (tempfile::TempDir, ModelConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        let special = |id: u32, text: &str| {
+            format!(
+                r#"{{"id": {id}, "content": "{text}", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true}}"#
+            )
+        };
+        let json = format!(
+            r#"{{"version": "1.0", "added_tokens": [{}, {}], "normalizer": null,
+            "truncation": {{"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}},
+            "padding": null, "pre_tokenizer": {{"type": "WhitespaceSplit"}}, "decoder": null,
+            "post_processor": {{"type": "TemplateProcessing",
+                "single": [{{"SpecialToken": {{"id": "<s>", "type_id": 0}}}},
+                    {{"Sequence": {{"id": "A", "type_id": 0}}}}],
+                "pair": [{{"Sequence": {{"id": "A", "type_id": 0}}}}, {{"Sequence": {{"id": "B", "type_id": 1}}}}],
+                "special_tokens": {{"<s>": {{"id": "<s>", "ids": [0], "tokens": ["<s>"]}}}}}},
+            "model": {{"type": "WordLevel", "vocab": {{"<s>": 0, "</s>": 1, "a": 2, "b": 3}}, "unk_token": "<s>"}}}}"#,
+            special(0, "<s>"),
+            special(1, "</s>")
+        );
+        fs::write(dir.path().join(FILE), json).unwrap();
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": {"content": "</s>"}}"#).unwrap();
+        let mut config = crate::lora::targets::tests::model();
+        config.vocab_size = 4;
+        (dir, config)
+    }
+
+    #[test]
+    fn a_truncation_left_in_the_file_does_not_cut_texts() {
+        let (dir, config) = tiny_dir();
+        let tokenizer = Tokenizer::from_dir(dir.path(), &config).unwrap();
+        assert_eq!(tokenizer.encode("a b a b", true).unwrap(), [0, 2, 3, 2, 3]);
+        assert_eq!(tokenizer.encode("a b", false).unwrap(), [2, 3]);
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(1)));
+    }
+
+    #[test]
+    fn files_that_disagree_are_refused() {
+        let (dir, mut config) = tiny_dir();
+        let message = |config: &ModelConfig| Tokenizer::from_dir(dir.path(), config).err().unwrap().to_string();
+        config.vocab_size = 3;
+        let beyond = message(&config);
+        assert!(beyond.contains("has 4 tokens") && beyond.contains("has 3 rows"), "{beyond}");
+        config.vocab_size = 4;
+        let settings = dir.path().join("tokenizer_config.json");
+        fs::write(&settings, r#"{"eos_token": "<end>"}"#).unwrap();
+        assert!(message(&config).contains("`eos_token`: is `<end>`, which tokenizer.json does not have"));
+        fs::write(&settings, r#"{"eos_token": 3}"#).unwrap();
+        assert!(message(&config).contains("`eos_token`: must be a token's text"));
+        fs::remove_file(&settings).unwrap();
+        config.eos_token_ids.clear();
+        let without_end = Tokenizer::from_dir(dir.path(), &config).unwrap();
+        assert!(without_end.require_eos().unwrap_err().to_string().contains("never stop"));
+        fs::write(dir.path().join(FILE), "{}").unwrap();
+        assert!(message(&config).contains("tokenizer.json: is not a tokenizer"));
+        fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert!(message(&config).contains("tokenizer.json: cannot be read"));
+    }
+
+    #[test]
+    fn a_real_tokenizer_equals_transformers() {
+        let Some(tokenizer) = stories() else { return };
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+        assert_eq!(tokenizer.encode("Once upon", true).unwrap(), [1, 403, 407]);
+        assert_eq!(tokenizer.encode("Hello world", false).unwrap(), [346, 306, 414, 263, 304, 341]);
+        assert_eq!(tokenizer.decode(&[1, 403, 407]).unwrap(), "Once upon");
+    }
+
+    #[test]
+    fn a_stream_shows_the_whole_text_and_no_broken_character() {
+        let Some(tokenizer) = stories() else { return };
+        let text = "Once upon a time, a caf\u{e9} had \u{1f600}  two   spaces\nand \u{65e5}\u{672c}.";
+        let ids = tokenizer.encode(text, true).unwrap();
+        for context in [0, 1, 3] {
+            let mut stream = StreamDecoder::after(&tokenizer, &ids[..context]).unwrap();
+            let mut shown = tokenizer.decode(&ids[..context]).unwrap();
+            let mut pieces = 0;
+            for id in &ids[context..] {
+                let piece = stream.push(*id).unwrap();
+                assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
+                pieces += usize::from(!piece.is_empty());
+                shown += &piece;
+            }
+            assert_eq!(shown + &stream.finish().unwrap(), text);
+            assert!(pieces > 20, "{pieces}");
+        }
+        let mut stream = StreamDecoder::after(&tokenizer, &ids[..3]).unwrap();
+        let first_byte = tokenizer.inner.token_to_id("<0xF0>").unwrap();
+        assert_eq!(stream.push(first_byte).unwrap(), "");
+        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+    }
+}
