@@ -1,6 +1,6 @@
 // Counter-based random bits; `draw` in dropout.rs is the same function on the host.
 
-fn mix(value: u32) -> u32 {
+fn scramble(value: u32) -> u32 {
     var x = value;
     x = (x ^ (x >> 16u)) * 0x7feb352du;
     x = (x ^ (x >> 15u)) * 0x846ca68bu;
@@ -8,6 +8,6 @@ fn mix(value: u32) -> u32 {
 }
 
 fn draw(seed: u32, site: u32, index: u32) -> u32 {
-    let key = mix(seed + 0x9e3779b9u);
-    return mix(mix(index ^ key) + mix(site + key));
+    let key = scramble(seed + 0x9e3779b9u);
+    return scramble(scramble(index ^ key) + scramble(site + key));
 }

@@ -1,9 +1,9 @@
 //! Softmax cross-entropy of a chunk of rows: `loss = log(sum_j exp(z_j)) - z_target`, and in its place the gradient
 //! `dz_j = (softmax(z)_j - [j = target]) / denominator`.
 //!
-//! Only a chunk's logits exist at a time (Hsu et al. 2024, "Liger Kernel"): the head's frozen weights need no gradient, so
-//! the gradient of the logits is made in the forward pass and used at once. The maximum and the sum are taken together in
-//! one pass (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
+//! Only a chunk's logits exist at a time (Hsu et al. 2024, "Liger Kernel"): the head's frozen weights need no gradient,
+//! so the gradient of the logits is made in the forward pass and used at once. The maximum and the sum are taken
+//! together in one pass (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
 
 use bytemuck::{Pod, Zeroable};
 
@@ -20,7 +20,8 @@ struct SumParams {
     count: u32,
 }
 
-/// A software adapter switches between a workgroup's vectors at each barrier; a workgroup of one vector has none to switch to.
+/// A software adapter switches between a workgroup's vectors at each barrier; a workgroup of one vector has none to
+/// switch to.
 fn kernel(cpu: bool, gradient: bool) -> Kernel {
     Kernel::new("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl"))
         .part(REDUCE)
@@ -38,11 +39,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false, false), kernel(false, true), kernel(true, false), kernel(true, true), sum_kernel()]
 }
 
-/// Losses of the rows of `logits`, `[rows, vocabulary]`, unscaled; with `with_gradient` the logits become the gradient of
-/// `sum(losses) * scalars[0]`, else they stay.
+/// Losses of the rows of `logits`, `[rows, vocabulary]`, unscaled; with `with_gradient` the logits become the gradient
+/// of `sum(losses) * scalars[0]`, else they stay.
 ///
 /// `targets` is one u32 per row, where [`NO_ROW`] (or anything outside the vocabulary) gives loss and gradient 0;
-/// `scalars[0]` is 1 / denominator, `losses` one f32 per row.
+/// `scalars[0]` is 1 / denominator, `losses` one f32 per row, in a buffer of their own.
 pub fn forward_backward(
     rec: &mut Recorder,
     logits: Matrix,

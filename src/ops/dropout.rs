@@ -30,7 +30,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 /// The 32-bit finaliser with the least bias of Wellons' search ("lowbias32", 2018).
-fn mix(mut x: u32) -> u32 {
+fn scramble(mut x: u32) -> u32 {
     x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
     x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
     x ^ (x >> 16)
@@ -38,8 +38,8 @@ fn mix(mut x: u32) -> u32 {
 
 /// 32 random bits; `counter_random.wgsl` is the same function on the device.
 fn draw(seed: u32, site: u32, index: u32) -> u32 {
-    let key = mix(seed.wrapping_add(0x9e37_79b9));
-    mix(mix(index ^ key).wrapping_add(mix(site.wrapping_add(key))))
+    let key = scramble(seed.wrapping_add(0x9e37_79b9));
+    scramble(scramble(index ^ key).wrapping_add(scramble(site.wrapping_add(key))))
 }
 
 /// Draws below this are dropped.

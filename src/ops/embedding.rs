@@ -1,4 +1,4 @@
-//! Embedding: `y_r = table[token_r]`. The table is split by rows into panels, since one binding may not cover all of it.
+//! Embedding: `y_r = table[token_r]`. The table is split by rows into panels, since one binding may not cover it.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,6 +1,7 @@
 //! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
+pub mod adamw;
 pub mod add;
 pub mod cross_entropy;
 pub mod dropout;
@@ -28,6 +29,7 @@ pub(crate) mod lib_parts {
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
     [
+        adamw::kernels(),
         add::kernels(),
         cross_entropy::kernels(),
         dropout::kernels(),

@@ -1,5 +1,6 @@
-//! Rotary position embedding (Su et al. 2021) in the half-split order of the Llama checkpoints: with `h = head_dim / 2` and the
-//! angle `a = position * frequency_i`, `(x_i, x_(i+h))` becomes `(x_i cos a - x_(i+h) sin a, x_(i+h) cos a + x_i sin a)`.
+//! Rotary position embedding (Su et al. 2021) in the half-split order of the Llama checkpoints: with `h = head_dim / 2`
+//! and the angle `a = position * frequency_i`, the pair `(x_i, x_(i+h))` becomes
+//! `(x_i cos a - x_(i+h) sin a, x_(i+h) cos a + x_i sin a)`.
 //!
 //! A rotation's transpose is the rotation by the negative angle, so the gradient is turned back in place.
 
@@ -42,8 +43,8 @@ fn rotate(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: V
     rec.dispatch("rope", kernel(pairs, backward), &views, &params, groups, 2 * elements(x));
 }
 
-/// Turns the heads of `x`, `[rows, heads * head_dim]`, in place. `positions` is one u32 per row; `table` holds (cos, sin)
-/// as `[position][head_dim / 2]` and must reach every position.
+/// Turns the heads of `x`, `[rows, heads * head_dim]`, in place. `positions` is one u32 per row; `table` holds (cos,
+/// sin) as `[position][head_dim / 2]` and must reach every position.
 pub fn forward(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: View, table: View) {
     rotate(rec, x, heads, head_dim, positions, table, false);
 }

@@ -41,8 +41,8 @@ pub fn gather_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
     record(rec, "gather_rows", x, rows, out, false);
 }
 
-/// Row `rows[i]` of `out` becomes row i of `x`; indices that name no row of `out` are passed over, and rows that no index
-/// names are left as they are. `rows` is one u32 per row of `x`, none twice.
+/// Row `rows[i]` of `out` becomes row i of `x`; indices that name no row of `out` are passed over, and rows that no
+/// index names are left as they are. `rows` is one u32 per row of `x`, none twice.
 pub fn scatter_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
     record(rec, "scatter_rows", x, rows, out, true);
 }

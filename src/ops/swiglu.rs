@@ -27,8 +27,8 @@ pub fn forward(rec: &mut Recorder, gate: Matrix, up: Matrix, act: Matrix) {
     rec.dispatch("swiglu", forward_kernel(), &views, &params, groups, 4 * elementwise::elements(gate));
 }
 
-/// From the forward inputs and the gradient of `act`: `gate` and `up` become their gradients, `dact` becomes `act` again,
-/// which the gradient of the weights behind it needs.
+/// From the forward inputs and the gradient of `act`: `gate` and `up` become their gradients, `dact` becomes `act`
+/// again, which the gradient of the weights behind it needs.
 pub fn backward_in_place(rec: &mut Recorder, gate: Matrix, up: Matrix, dact: Matrix) {
     elementwise::assert_alike(&[gate, up, dact]);
     let (params, groups) = (elementwise::params(gate), elementwise::workgroups(rec, gate));

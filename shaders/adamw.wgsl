@@ -1,0 +1,28 @@
+// AdamW with decoupled decay over a flat range; nothing moves when the gradient was not finite.
+
+struct Params { count: u32 }
+
+@group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> state: State;
+@group(0) @binding(2) var<storage, read> hyper: Hyper;
+@group(0) @binding(3) var<storage, read_write> values: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> first_moments: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> second_moments: array<vec4<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let at = (group.x + group.y * groups.x) * WG_SIZE + lane;
+    if at >= params.count || state.finite == 0.0 { return; }
+    let g = grads[at] * state.clip;
+    let m = first_moments[at] + (g - first_moments[at]) * hyper.one_minus_beta1;
+    let v = second_moments[at] + (g * g - second_moments[at]) * hyper.one_minus_beta2;
+    let step = m / (sqrt(v) / hyper.second_correction_root + hyper.eps);
+    first_moments[at] = m;
+    second_moments[at] = v;
+    let decay = hyper.learning_rate * hyper.weight_decay;
+    let rate = hyper.learning_rate / hyper.first_correction;
+    values[at] -= values[at] * decay + step * rate;
+}

@@ -1,0 +1,196 @@
+//! AdamW (Loshchilov and Hutter 2019) with clipping by the global norm, as PyTorch computes both:
+//!
+//! `g = g * min(1, max_norm / (norm + 1e-6))`, `m += (g - m) (1 - b1)`, `v += (g^2 - v) (1 - b2)`,
+//! `p = p (1 - lr * decay) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
+//!
+//! All stays on the device: a gradient that is not finite leaves parameters and moments as they are, and the host may
+//! learn of it steps later. The elements of a range are all counted; padding inside one must hold zeros.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::elementwise::WG_SIZE;
+use super::lib_parts::REDUCE;
+use crate::gpu::{Kernel, Recorder, View};
+
+const QUADS_PER_GROUP: u32 = 1024;
+const CLIP_WG_SIZE: u32 = 256;
+
+/// The settings of a run that the step reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// The norm above which gradients are scaled down; 0 or less leaves them alone.
+    pub max_norm: f64,
+}
+
+/// What the device needs to know of one step, as it lies in the `hyper` view. The betas stand as their distance from 1,
+/// which f32 holds far more exactly than it can be computed from an f32 beta.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct Hyper {
+    pub learning_rate: f32,
+    pub one_minus_beta1: f32,
+    pub one_minus_beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+    /// `1 - beta1^t`
+    pub first_correction: f32,
+    /// `sqrt(1 - beta2^t)`
+    pub second_correction_root: f32,
+    pub max_norm: f32,
+}
+
+/// What [`grad_norm`] leaves in the `state` view.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct State {
+    /// The global norm before clipping; not finite where the gradient is not.
+    pub norm: f32,
+    /// What the step multiplies gradients with.
+    pub clip: f32,
+    /// 1 when norm and gradients are finite, else 0: the step is skipped.
+    pub finite: f32,
+    pub spare: f32,
+}
+
+impl AdamW {
+    /// The values of step `t`, counted from 1.
+    pub fn hyper(&self, learning_rate: f64, t: u32) -> Hyper {
+        let t = f64::from(t);
+        Hyper {
+            learning_rate: learning_rate as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            eps: self.eps as f32,
+            weight_decay: self.weight_decay as f32,
+            first_correction: (1.0 - self.beta1.powf(t)) as f32,
+            second_correction_root: (1.0 - self.beta2.powf(t)).sqrt() as f32,
+            max_norm: self.max_norm as f32,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormParams {
+    quads: u32,
+    groups: u32,
+    first_partial: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Count {
+    count: u32,
+}
+
+fn kernel(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
+    Kernel::new(name, source).part(include_str!("../../shaders/lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
+}
+
+fn norm_kernel() -> Kernel {
+    kernel("grad_norm", include_str!("../../shaders/grad_norm.wgsl"), WG_SIZE)
+        .part(REDUCE)
+        .constant("QUADS_PER_GROUP", QUADS_PER_GROUP)
+}
+
+fn clip_kernel() -> Kernel {
+    kernel("clip", include_str!("../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
+}
+
+fn step_kernel() -> Kernel {
+    kernel("adamw", include_str!("../../shaders/adamw.wgsl"), WG_SIZE)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    vec![norm_kernel(), clip_kernel(), step_kernel()]
+}
+
+/// Groups of four elements in a flat range of f32.
+fn quads(range: View) -> u32 {
+    assert!(range.bytes.is_multiple_of(16), "a flat range of {} bytes is no multiple of 16", range.bytes);
+    u32::try_from(range.bytes / 16).expect("a range that one binding covers")
+}
+
+fn norm_groups(range: View) -> u32 {
+    quads(range).div_ceil(QUADS_PER_GROUP)
+}
+
+/// Bytes of the `partials` view that [`grad_norm`] needs for these ranges.
+pub fn partials_bytes(grads: &[View]) -> u64 {
+    grads.iter().map(|range| 8 * u64::from(norm_groups(*range))).sum()
+}
+
+/// Norm, clip coefficient and finiteness of all `grads` together into `state` (a [`State`]); sums in a fixed order.
+/// `hyper` holds a [`Hyper`], `partials` at least [`partials_bytes`]; `state`, `hyper` and `partials` lie in different
+/// buffers.
+pub fn grad_norm(rec: &mut Recorder, grads: &[View], hyper: View, partials: View, state: View) {
+    assert!(partials.bytes >= partials_bytes(grads), "{partials:?} for the sums of {grads:?}");
+    let mut first_partial = 0;
+    for range in grads {
+        let params = NormParams { quads: quads(*range), groups: norm_groups(*range), first_partial };
+        let groups = rec.fold(u64::from(params.groups));
+        rec.dispatch("grad_norm", norm_kernel(), &[*range, partials], &params, groups, range.bytes / 4);
+        first_partial += params.groups;
+    }
+    let views = [partials, hyper, state];
+    let work = u64::from(first_partial);
+    rec.dispatch("clip", clip_kernel(), &views, &Count { count: first_partial }, [1, 1, 1], work);
+}
+
+/// One step over a flat range of parameters, its gradients and its moments `m` and `v`, all of the same length;
+/// `state` comes from [`grad_norm`], `hyper` holds a [`Hyper`].
+pub fn step(rec: &mut Recorder, params: View, grads: View, m: View, v: View, state: View, hyper: View) {
+    assert!([grads, m, v].iter().all(|range| range.bytes == params.bytes), "ranges of unlike length");
+    let count = quads(params);
+    let groups = rec.fold(u64::from(count.div_ceil(WG_SIZE)));
+    let views = [grads, state, hyper, params, m, v];
+    rec.dispatch("adamw", step_kernel(), &views, &Count { count }, groups, 4 * params.bytes);
+}
+
+/// The formulas in plain loops, in f64; the reference of every variant.
+#[cfg(test)]
+pub mod twin {
+    use super::AdamW;
+
+    /// Parameters and moments of one flat range.
+    #[derive(Clone)]
+    pub struct Range {
+        pub params: Vec<f64>,
+        pub m: Vec<f64>,
+        pub v: Vec<f64>,
+    }
+
+    impl Range {
+        pub fn new(params: &[f64]) -> Self {
+            Self { params: params.to_vec(), m: vec![0.0; params.len()], v: vec![0.0; params.len()] }
+        }
+    }
+
+    pub fn norm(grads: &[f64]) -> f64 {
+        grads.iter().map(|g| g * g).sum::<f64>().sqrt()
+    }
+
+    pub fn clip(settings: &AdamW, norm: f64) -> f64 {
+        if settings.max_norm > 0.0 { (settings.max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+    }
+
+    pub fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
+        let (b1, b2) = (settings.beta1, settings.beta2);
+        for (i, g) in grads.iter().enumerate() {
+            let g = g * clip;
+            range.m[i] = b1 * range.m[i] + (1.0 - b1) * g;
+            range.v[i] = b2 * range.v[i] + (1.0 - b2) * g * g;
+            let root = (range.v[i] / (1.0 - b2.powi(t))).sqrt();
+            range.params[i] -= learning_rate * settings.weight_decay * range.params[i];
+            range.params[i] -= learning_rate * range.m[i] / (1.0 - b1.powi(t)) / (root + settings.eps);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "adamw_tests.rs"]
+mod tests;
