@@ -9,5 +9,6 @@ pub mod model;
 pub mod ops;
 pub mod quant;
 pub mod random;
+pub mod train;
 
 pub use error::{Error, Result};

@@ -52,7 +52,8 @@ pub fn keep(seed: u32, site: u32, index: u32, p: f32) -> bool {
     draw(seed, site, index) >= threshold(p)
 }
 
-fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed: View, add: bool) {
+#[allow(clippy::too_many_arguments)]
+fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed: View, factor: f32, add: bool) {
     elementwise::assert_alike(&[x, y]);
     assert!((0.0..1.0).contains(&p), "dropout with probability {p}");
     let params = Params {
@@ -61,7 +62,7 @@ fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed
         ld: x.ld,
         site,
         threshold: threshold(p),
-        scale: (1.0 / (1.0 - f64::from(p))) as f32,
+        scale: (f64::from(factor) / (1.0 - f64::from(p))) as f32,
     };
     let groups = elementwise::workgroups(rec, x);
     rec.dispatch("dropout", kernel(add), &[x.view, step_seed, y.view], &params, groups, 4 * elementwise::elements(x));
@@ -69,12 +70,12 @@ fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed
 
 /// `y = mask * x / (1 - p)`; x and y are `[rows, cols]`, `p` in `[0, 1)`, `step_seed` one u32 on the device.
 pub fn forward(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed: View) {
-    record(rec, x, y, site, p, step_seed, false);
+    record(rec, x, y, site, p, step_seed, 1.0, false);
 }
 
-/// `dx += mask * dy / (1 - p)` with the mask that `forward` drew from the same site, probability and seed.
-pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, site: u32, p: f32, step_seed: View) {
-    record(rec, dy, dx, site, p, step_seed, true);
+/// `dx += factor * mask * dy / (1 - p)` with the mask that `forward` drew from the same site, probability and seed.
+pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, site: u32, p: f32, step_seed: View, factor: f32) {
+    record(rec, dy, dx, site, p, step_seed, factor, true);
 }
 
 /// The formula in plain loops, in f64; its gradient is the same function of `dy`.
@@ -102,11 +103,11 @@ mod tests {
                 let step_seed = lab.words(&[seed]);
                 let mut rec = lab.recorder();
                 forward(&mut rec, device_x, y, site, p, step_seed);
-                backward_add(&mut rec, device_x, dx, site, p, step_seed);
+                backward_add(&mut rec, device_x, dx, site, p, step_seed, 0.5);
                 lab.run(&rec);
                 let want = twin::forward(&x, seed, site, p);
                 assert_close("y", &lab.read(y), &want, 1e-6);
-                let want: Vec<f64> = want.iter().zip(&before).map(|(a, b)| a + b).collect();
+                let want: Vec<f64> = want.iter().zip(&before).map(|(a, b)| 0.5 * a + b).collect();
                 assert_close("dx", &lab.read(dx), &want, 1e-6);
             }
         }

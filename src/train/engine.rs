@@ -1,0 +1,234 @@
+//! The training step on the device: uploads, the replayed lists, and results that are read late.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
+use crate::data::batches::MicroBatch;
+use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
+use crate::lora::adapter_file::AdapterTensors;
+use crate::model::load;
+use crate::model::weight_files::WeightFiles;
+use crate::ops::adamw::{AdamW, State};
+use crate::{Error, Result};
+
+/// Lists of this many shapes stay prepared; beyond it, all are made anew.
+const MAX_LISTS: usize = 32;
+
+/// What an optimiser step was, known a few steps later.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepResult {
+    /// Counted from 1.
+    pub step: usize,
+    /// Mean cross-entropy over the trained tokens of all its micro-batches.
+    pub loss: f64,
+    pub grad_norm: f32,
+    /// False when gradient or loss were not finite: the step was skipped, nothing changed.
+    pub applied: bool,
+    /// Trained tokens.
+    pub targets: usize,
+    /// Rows computed.
+    pub tokens: usize,
+}
+
+struct Pending {
+    step: usize,
+    targets: usize,
+    tokens: usize,
+    read: PendingRead,
+}
+
+/// A model with an adapter in training.
+pub struct Engine {
+    pub gpu: Gpu,
+    pub plan: TrainPlan,
+    pub buffers: Buffers,
+    /// Filled by every run list when set.
+    pub profile: Option<Profile>,
+    passes: HashMap<(u32, u32, bool), Prepared>,
+    begin: Prepared,
+    optimizer: Prepared,
+    pending: VecDeque<Pending>,
+    submitted: usize,
+}
+
+impl Engine {
+    /// Allocates the plan and loads the base.
+    ///
+    /// # Errors
+    /// Out of memory, a limit of the adapter, or files that are not what the plan was made for.
+    pub async fn open(gpu: Gpu, plan: TrainPlan, files: &WeightFiles, progress: impl FnMut(u64, u64)) -> Result<Self> {
+        let mut buffers = Buffers::default();
+        gpu.allocate(&plan.memory, &mut buffers).await?;
+        load::load(&gpu, &mut buffers, files, &plan.network, plan.staging.as_ref(), || plan.recorder(), progress)?;
+        let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.uniforms[1])?;
+        let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.uniforms[1])?;
+        Ok(Self {
+            gpu,
+            plan,
+            buffers,
+            profile: None,
+            passes: HashMap::new(),
+            begin,
+            optimizer,
+            pending: VecDeque::new(),
+            submitted: 0,
+        })
+    }
+
+    pub fn write_adapter(&self, tensors: &AdapterTensors) {
+        self.plan.adapter.write(&self.gpu, &self.buffers, tensors);
+    }
+
+    pub async fn read_adapter(&self) -> Result<AdapterTensors> {
+        Ok(self.plan.adapter.read(&self.gpu, &self.buffers).await?)
+    }
+
+    pub async fn read_gradients(&self) -> Result<AdapterTensors> {
+        Ok(self.plan.adapter.read_gradients(&self.gpu, &self.buffers).await?)
+    }
+
+    /// Runs one optimiser step over `micro_batches`, all with one denominator. Returns the result of an earlier step
+    /// once [`RESULTS_IN_FLIGHT`] are under way.
+    ///
+    /// # Errors
+    /// A micro-batch larger than planned, or a failing device.
+    pub async fn step(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        optimizer: &AdamW,
+        learning_rate: f64,
+        seed: u64,
+    ) -> Result<Option<StepResult>> {
+        self.accumulate(micro_batches, seed).await?;
+        self.submitted += 1;
+        let step = self.submitted;
+        let hyper = optimizer.hyper(learning_rate, step as u32);
+        self.gpu.write(&self.buffers, self.plan.optimizer.hyper, bytemuck::bytes_of(&hyper));
+        run(&self.gpu, &self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
+        let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
+        let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
+        let targets = micro_batches.iter().map(|m| m.targets.len()).sum();
+        let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
+        self.pending.push_back(Pending { step, targets, tokens, read });
+        if self.pending.len() < RESULTS_IN_FLIGHT {
+            return Ok(None);
+        }
+        self.next_result().await
+    }
+
+    /// The oldest result that has not been given out; None when there is none.
+    pub async fn next_result(&mut self) -> Result<Option<StepResult>> {
+        let Some(Pending { step, targets, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
+        let bytes = self.gpu.finish_read(&self.buffers, read).await?;
+        let state: State = bytemuck::pod_read_unaligned(&bytes[..size_of::<State>()]);
+        let total: f32 = bytemuck::pod_read_unaligned(&bytes[256..260]);
+        let loss = f64::from(total) / targets as f64;
+        let applied = state.finite == 1.0 && loss.is_finite();
+        Ok(Some(StepResult { step, loss, grad_norm: state.norm, applied, targets, tokens }))
+    }
+
+    /// Forward and backward over the micro-batches from zeroed gradients, which are left on the device.
+    pub async fn accumulate(&mut self, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
+        let targets: usize = micro_batches.iter().map(|m| m.targets.len()).sum();
+        if targets == 0 {
+            return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
+        }
+        self.gpu.write(&self.buffers, self.plan.head.scalars, bytemuck::bytes_of(&(1.0 / targets as f32)));
+        run(&self.gpu, &self.begin, &mut self.buffers, self.profile.as_mut()).await?;
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let seed =
+                crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;
+            self.gpu.write(&self.buffers, self.plan.optimizer.dropout_seed, bytemuck::bytes_of(&seed));
+            self.pass(batch, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Sum of losses and count of targets over micro-batches, without gradients; waits for the device.
+    pub async fn evaluate<'a>(
+        &mut self,
+        micro_batches: impl IntoIterator<Item = &'a MicroBatch>,
+    ) -> Result<(f64, usize)> {
+        let (mut sum, mut count) = (0.0, 0);
+        for batch in micro_batches {
+            // One sum per micro-batch: an f32 total over a whole data set would lose digits.
+            run(&self.gpu, &self.begin, &mut self.buffers, None).await?;
+            self.pass(batch, false).await?;
+            let metrics = self.gpu.read_f32(&self.buffers, self.plan.optimizer.metrics).await?;
+            sum += f64::from(metrics[64]);
+            count += batch.targets.len();
+        }
+        Ok((sum, count))
+    }
+
+    async fn pass(&mut self, batch: &MicroBatch, training: bool) -> Result<()> {
+        let (rows, targets) = self.plan.class(batch.tokens.len(), batch.targets.len());
+        if batch.tokens.len() > self.plan.max_rows as usize {
+            let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
+            return Err(Error::Setting(problem));
+        }
+        self.upload(batch, rows as usize, targets as usize);
+        let key = (rows, targets, training);
+        if !self.passes.contains_key(&key) {
+            if self.passes.len() >= MAX_LISTS {
+                self.passes.clear();
+            }
+            let rec = self.plan.record_pass(rows, targets, training);
+            self.passes.insert(key, self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?);
+        }
+        run(&self.gpu, &self.passes[&key], &mut self.buffers, self.profile.as_mut()).await
+    }
+
+    /// Rows past the batch's own stand alone: token 0, attending to themselves, without a target.
+    fn upload(&self, batch: &MicroBatch, rows: usize, targets: usize) {
+        let windows = &self.plan.network.config.sliding_windows;
+        let window = windows.iter().flatten().copied().max().unwrap_or(usize::MAX);
+        let real = batch.tokens.len();
+        let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
+            values.iter().copied().chain(std::iter::repeat(fill)).take(len).collect()
+        };
+        let mut keys = Vec::with_capacity(2 * rows);
+        let mut queries = Vec::with_capacity(2 * rows);
+        for row in 0..rows {
+            let (start, end) = if row < real {
+                (batch.segment_start[row] as usize, batch.segment_end[row] as usize)
+            } else {
+                (row, row + 1)
+            };
+            keys.extend([start.max((row + 1).saturating_sub(window)) as u32, row as u32 + 1]);
+            queries.extend([row as u32, end.min(row.saturating_add(window)) as u32]);
+        }
+        let inputs = &self.plan.inputs;
+        let none = crate::ops::cross_entropy::NO_ROW;
+        for (view, words) in [
+            (inputs.tokens, padded(&batch.tokens, rows, 0)),
+            (inputs.positions, padded(&batch.positions, rows, 0)),
+            (inputs.key_ranges, keys),
+            (inputs.query_ranges, queries),
+            (self.plan.head.target_rows, padded(&batch.target_rows, targets, none)),
+            (self.plan.head.targets, padded(&batch.targets, targets, none)),
+        ] {
+            self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&words));
+        }
+    }
+
+    /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.
+    pub async fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        let rows = batch.tokens.len();
+        self.upload(batch, rows, 0);
+        let (rec, logits) = self.plan.record_logits(rows as u32);
+        let list = self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?;
+        run(&self.gpu, &list, &mut self.buffers, None).await?;
+        let values = self.gpu.read_f32(&self.buffers, logits.view).await?;
+        let (ld, cols) = (logits.ld as usize, logits.cols as usize);
+        Ok(values.chunks(ld).flat_map(|row| row[..cols].to_vec()).collect())
+    }
+}
+
+async fn run(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers, profile: Option<&mut Profile>) -> Result<()> {
+    match profile {
+        Some(profile) => gpu.run_profiled(list, buffers, profile).await?,
+        None => gpu.run(list, buffers)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! What a training run needs on the device, planned from sizes alone: the same plan is the estimate and the allocation.
+
+use crate::gpu::{Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, Target, View, params_bytes, round_up};
+use crate::gpu::{Ledger, Matrix};
+use crate::lora::device::DeviceAdapter;
+use crate::lora::targets::LoraModule;
+use crate::model::activations::{Activations, Inputs, Recompute, scratch_bytes};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::{Dropout, Pass};
+use crate::model::load::Staging;
+use crate::model::network::{self, BaseStorage, Network};
+use crate::ops::weight::Float;
+use crate::ops::{adamw, cross_entropy, linear};
+
+/// Row counts are rounded up to this, so that few shapes of list occur.
+const ROW_CLASS: u32 = 32;
+/// The same for rows with a target; also what keeps slices of per-row buffers aligned.
+const TARGET_CLASS: u32 = 64;
+/// Logits exist for as many rows at a time as fit here.
+const LOGITS_BYTES: u64 = 64 << 20;
+/// Steps whose results may be under way to the host while the next ones run.
+pub const RESULTS_IN_FLIGHT: usize = 3;
+/// State and loss in one buffer, at the alignment of a binding.
+const METRICS_BYTES: u64 = 512;
+
+/// The sizes and choices that a plan follows from.
+#[derive(Clone, Debug)]
+pub struct PlanSettings {
+    pub base: BaseStorage,
+    /// Rows of the largest micro-batch.
+    pub max_rows: usize,
+    /// Longest sequence, for the position table.
+    pub max_positions: usize,
+    pub recompute: RecomputePolicy,
+    pub dropout: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecomputePolicy {
+    /// Keep what fits into the budget for kept activations.
+    Auto { budget_bytes: u64 },
+    /// Keep the activations of this many layers, counted from the top.
+    Keep(usize),
+}
+
+/// The head's part: rows with a target, their logits in chunks, and what is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadBuffers {
+    pub target_rows: View,
+    pub targets: View,
+    /// Final hidden states of the rows with a target; chunk by chunk they become their gradients.
+    gathered: Matrix,
+    logits: Matrix,
+    losses: View,
+    /// f32: 1 / trained tokens of the whole optimiser step.
+    pub scalars: View,
+}
+
+#[derive(Clone, Debug)]
+pub struct OptimizerBuffers {
+    pub hyper: View,
+    partials: View,
+    /// [`adamw::State`], then the sum of losses at the next binding's alignment.
+    pub metrics: View,
+    pub results: [View; RESULTS_IN_FLIGHT],
+    pub dropout_seed: View,
+}
+
+impl OptimizerBuffers {
+    fn state(&self) -> View {
+        self.metrics.slice(0, 16)
+    }
+
+    fn total_loss(&self) -> View {
+        self.metrics.slice(256, 16)
+    }
+}
+
+/// Every buffer of a training run and how its lists are recorded.
+#[derive(Clone, Debug)]
+pub struct TrainPlan {
+    pub memory: MemoryPlan,
+    pub target: Target,
+    pub network: Network,
+    pub adapter: DeviceAdapter,
+    pub staging: Option<Staging>,
+    pub inputs: Inputs,
+    pub head: HeadBuffers,
+    pub optimizer: OptimizerBuffers,
+    pub recompute: Recompute,
+    /// Parameters of the pass, of the optimiser's list, and of the list that opens a step.
+    pub uniforms: [View; 2],
+    pub max_rows: u32,
+    activations: Activations,
+    unused: [View; 2],
+    scratch: Scratch,
+    dropout: f32,
+}
+
+impl TrainPlan {
+    /// `stored` tells the type in which the files hold a tensor.
+    pub fn new(
+        target: Target,
+        config: &ModelConfig,
+        stored: impl Fn(&str) -> Float,
+        modules: &[LoraModule],
+        settings: &PlanSettings,
+    ) -> Self {
+        let keep =
+            |kept_layers| Self::with_recompute(target, config, &stored, modules, settings, Recompute { kept_layers });
+        match settings.recompute {
+            RecomputePolicy::Keep(layers) => keep(layers.min(config.num_layers)),
+            RecomputePolicy::Auto { budget_bytes } => {
+                // Kept bytes grow with the layers: the largest count within the budget, by bisection.
+                let fits = |plan: &Self| plan.ledger().get(Category::KeptActivations) <= budget_bytes;
+                let all = keep(config.num_layers);
+                if fits(&all) {
+                    return all;
+                }
+                let (mut low, mut high) = (0, config.num_layers);
+                while high - low > 1 {
+                    let middle = (low + high) / 2;
+                    if fits(&keep(middle)) { low = middle } else { high = middle }
+                }
+                keep(low)
+            }
+        }
+    }
+
+    fn with_recompute(
+        target: Target,
+        config: &ModelConfig,
+        stored: &impl Fn(&str) -> Float,
+        modules: &[LoraModule],
+        settings: &PlanSettings,
+        recompute: Recompute,
+    ) -> Self {
+        let mut memory = MemoryPlan::new();
+        let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
+        let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
+        let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
+        let staging = Staging::plan(&mut memory, &network);
+        let adapter = DeviceAdapter::plan(&mut memory, modules, config, true, max_binding);
+        let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
+        let inputs = Inputs::plan(&mut memory, max_rows);
+        let dropout = settings.dropout;
+        let activations =
+            Activations::plan_training(&mut memory, &network, &adapter, max_rows, recompute, dropout > 0.0);
+        let (panel, partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), target.cpu);
+        let scratch = Scratch {
+            weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
+            partials: memory.alloc(Category::Workspace, "LoRA gradient partial sums", partials),
+        };
+        let head = HeadBuffers::plan(&mut memory, config, max_rows, target);
+        let grads: Vec<View> = adapter.segments.iter().filter_map(|s| Some(s.training?.grads)).collect();
+        let optimizer = OptimizerBuffers {
+            hyper: memory.alloc(Category::Uploads, "optimiser settings", 32),
+            partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
+            metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
+            results: [(); RESULTS_IN_FLIGHT].map(|()| memory.alloc_readback("step results read-back", METRICS_BYTES)),
+            dropout_seed: memory.alloc(Category::Uploads, "dropout seed", 16),
+        };
+        let none = View { bytes: 0, ..unused[0] };
+        let mut plan = Self {
+            memory,
+            target,
+            network,
+            adapter,
+            staging,
+            inputs,
+            head,
+            optimizer,
+            recompute,
+            uniforms: [none; 2],
+            max_rows,
+            activations,
+            unused,
+            scratch,
+            dropout,
+        };
+        // The longest list has all rows and a target in each; shorter ones have no more dispatches.
+        let longest = plan.record_pass(max_rows, max_rows, true);
+        let pass_bytes = params_bytes(&longest.commands);
+        let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
+        plan.uniforms =
+            [pass_bytes, step_bytes].map(|bytes| plan.memory.alloc(Category::Uploads, "dispatch parameters", bytes));
+        plan
+    }
+
+    /// Bytes by category.
+    pub fn ledger(&self) -> Ledger {
+        self.memory.ledger()
+    }
+
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
+    }
+
+    /// The class of list for a micro-batch: rows and targets rounded up.
+    pub fn class(&self, rows: usize, targets: usize) -> (u32, u32) {
+        let rows = round_up(rows as u32, ROW_CLASS).min(self.max_rows);
+        (rows, round_up(targets as u32, TARGET_CLASS).min(round_up(self.max_rows, TARGET_CLASS)))
+    }
+
+    /// What opens an optimiser step: gradients and the sum of losses become zero.
+    pub fn record_begin(&self) -> Recorder {
+        let mut rec = self.recorder();
+        for segment in &self.adapter.segments {
+            if let Some(training) = segment.training {
+                rec.clear(training.grads);
+            }
+        }
+        rec.clear(self.optimizer.total_loss());
+        rec
+    }
+
+    /// One micro-batch: forward, loss, and with `training` backward, adding to gradients and the sum of losses.
+    pub fn record_pass(&self, rows: u32, targets: u32, training: bool) -> Recorder {
+        let mut rec = self.recorder();
+        let dropout = Dropout { p: self.dropout, seed: self.optimizer.dropout_seed };
+        let pass = Pass {
+            network: &self.network,
+            adapter: Some(&self.adapter),
+            inputs: &self.inputs,
+            activations: &self.activations,
+            rows,
+            dropout: (training && self.dropout > 0.0).then_some(dropout),
+            cache: None,
+        };
+        let hidden = pass.forward(&mut rec);
+        self.head.record(&mut rec, &self.network, hidden, targets, self.optimizer.total_loss(), training);
+        if let Some(ws) = self.activations.workspace.backward.filter(|_| training) {
+            let d_norm = ws.d_norm.top(rows);
+            rec.clear(d_norm.view);
+            let gathered = self.head.gathered.top(targets);
+            cross_entropy::scatter_rows(&mut rec, gathered, self.head.target_rows, d_norm);
+            pass.backward(&mut rec);
+        }
+        rec
+    }
+
+    /// Clip and AdamW over every segment.
+    pub fn record_optimizer(&self) -> Recorder {
+        let mut rec = self.recorder();
+        let optimizer = &self.optimizer;
+        let trained = || self.adapter.segments.iter().filter_map(|s| Some((s.params, s.training?)));
+        let grads: Vec<View> = trained().map(|(_, t)| t.grads).collect();
+        adamw::grad_norm(&mut rec, &grads, optimizer.hyper, optimizer.partials, optimizer.state());
+        for (params, training) in trained() {
+            let [m, v] = training.moments;
+            adamw::step(&mut rec, params, training.grads, m, v, optimizer.state(), optimizer.hyper);
+        }
+        rec
+    }
+
+    /// The forward pass alone, whose logits of every row up to `rows` lie in the returned matrix, for comparisons.
+    pub fn record_logits(&self, rows: u32) -> (Recorder, Matrix) {
+        let mut rec = self.recorder();
+        let pass = Pass {
+            network: &self.network,
+            adapter: Some(&self.adapter),
+            inputs: &self.inputs,
+            activations: &self.activations,
+            rows,
+            dropout: None,
+            cache: None,
+        };
+        let hidden = pass.forward(&mut rec);
+        let logits = self.head.logits.top(rows);
+        linear::forward(&mut rec, hidden, self.network.head(), None, logits, false);
+        (rec, logits)
+    }
+}
+
+impl HeadBuffers {
+    fn plan(memory: &mut MemoryPlan, config: &ModelConfig, max_rows: u32, target: Target) -> Self {
+        let rows = round_up(max_rows, TARGET_CLASS);
+        let budget = LOGITS_BYTES.min(target.max_binding_bytes);
+        let fitting = budget / (4 * u64::from(round_up(config.vocab_size as u32, 4)));
+        let chunk =
+            (u32::try_from(fitting).unwrap_or(u32::MAX) / TARGET_CLASS * TARGET_CLASS).clamp(TARGET_CLASS, rows);
+        let per_row = 4 * u64::from(rows);
+        Self {
+            target_rows: memory.alloc(Category::Uploads, "target rows", per_row),
+            targets: memory.alloc(Category::Uploads, "targets", per_row),
+            gathered: memory.matrix(Category::Workspace, "rows with a target", rows, config.hidden_size as u32),
+            logits: memory.matrix(Category::Workspace, "logits", chunk, config.vocab_size as u32),
+            losses: memory.alloc(Category::Workspace, "losses", per_row),
+            scalars: memory.alloc(Category::Uploads, "loss scale", 16),
+        }
+    }
+
+    /// The rows with a target go through the head in chunks; with `gradient` each chunk of hidden states is replaced
+    /// by its gradient before the next chunk's logits take the buffer.
+    fn record(&self, rec: &mut Recorder, network: &Network, hidden: Matrix, targets: u32, total: View, gradient: bool) {
+        cross_entropy::gather_rows(rec, hidden, self.target_rows, self.gathered.top(targets));
+        let mut first = 0;
+        while first < targets {
+            let rows = self.logits.rows.min(targets - first);
+            let (x, logits) = (rows_of(self.gathered, first, rows), self.logits.top(rows));
+            let words = |view: View| view.slice(4 * u64::from(first), 4 * u64::from(rows));
+            linear::forward(rec, x, network.head(), None, logits, false);
+            let (targets, losses) = (words(self.targets), words(self.losses));
+            cross_entropy::forward_backward(rec, logits, targets, self.scalars, losses, gradient);
+            if gradient {
+                linear::input_gradient(rec, logits, network.head(), None, x, false);
+            }
+            first += rows;
+        }
+        cross_entropy::sum_losses(rec, self.losses, targets, total);
+    }
+}
+
+/// Rows `first .. first + rows` of a matrix.
+fn rows_of(matrix: Matrix, first: u32, rows: u32) -> Matrix {
+    let row_bytes = 4 * u64::from(matrix.ld);
+    let view = matrix.view.slice(u64::from(first) * row_bytes, u64::from(rows) * row_bytes);
+    Matrix { view, rows, ..matrix }
+}
