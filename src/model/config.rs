@@ -322,7 +322,8 @@ mod tests {
     use crate::model::rope::RopeScaling;
 
     const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8"#;
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
+        "num_attention_heads": 8"#;
 
     fn parse(text: &str) -> Result<ModelConfig> {
         ModelConfig::from_json(Path::new("dir/config.json"), text)
