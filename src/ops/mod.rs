@@ -1,6 +1,7 @@
 //! One file per operation: its formula, its typed parameters, the functions that check shapes and record dispatches,
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
+pub mod attention;
 pub mod rms_norm;
 #[cfg(test)]
 mod testing;
@@ -14,7 +15,7 @@ pub(crate) mod lib_parts {
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
-    [rms_norm::kernels()].concat()
+    [attention::kernels(), rms_norm::kernels()].concat()
 }
 
 #[cfg(test)]
