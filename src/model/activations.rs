@@ -1,32 +1,47 @@
 //! The buffers of a decoder's forward and backward pass, planned for the most rows that a pass may have.
 
+use std::collections::BTreeSet;
+
 use super::network::Network;
 use crate::gpu::{Category, Matrix, MemoryPlan, View};
 use crate::lora::device::DeviceAdapter;
-use crate::model::config::Projection;
+use crate::model::config::{ModelConfig, Projection};
+use crate::ops::attention::Shape;
 use crate::ops::linear;
 use crate::ops::lora_gradient;
 
-/// What the host uploads for each pass; u32 per row, ranges two of them.
-#[derive(Clone, Copy, Debug)]
+/// What the host uploads for each pass, u32 per row.
+#[derive(Clone, Debug)]
 pub struct Inputs {
     pub tokens: View,
     pub positions: View,
+    /// One for each length of window among the layers, unlimited attention included.
+    pub windows: Vec<WindowRanges>,
+}
+
+/// Which rows attend to which, two u32 per row.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowRanges {
+    pub window: Option<usize>,
     /// First key and one past the last that a row attends to.
-    pub key_ranges: View,
+    pub keys: View,
     /// First row and one past the last that attend to a key.
-    pub query_ranges: View,
+    pub queries: View,
 }
 
 impl Inputs {
-    pub fn plan(plan: &mut MemoryPlan, rows: u32) -> Self {
+    pub fn plan(plan: &mut MemoryPlan, config: &ModelConfig, rows: u32) -> Self {
         let mut words = |label: &str, per_row: u64| plan.alloc(Category::Uploads, label, 4 * per_row * u64::from(rows));
-        Self {
-            tokens: words("tokens", 1),
-            positions: words("positions", 1),
-            key_ranges: words("key ranges", 2),
-            query_ranges: words("query ranges", 2),
-        }
+        let (tokens, positions) = (words("tokens", 1), words("positions", 1));
+        let lengths: BTreeSet<_> = config.sliding_windows.iter().copied().collect();
+        let ranges = |window| WindowRanges { window, keys: words("key ranges", 2), queries: words("query ranges", 2) };
+        Self { tokens, positions, windows: lengths.into_iter().map(ranges).collect() }
+    }
+
+    /// The ranges of the layer's window.
+    pub fn ranges(&self, window: Option<usize>) -> &WindowRanges {
+        let found = self.windows.iter().find(|ranges| ranges.window == window);
+        found.expect("ranges are planned for every window of the config")
     }
 }
 
@@ -89,6 +104,10 @@ impl LayerActivations {
     }
 }
 
+pub fn attention_shape(config: &ModelConfig) -> Shape {
+    Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
+}
+
 /// What lives within one layer's forward or backward pass, shared by all layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Workspace {
@@ -115,8 +134,7 @@ pub struct BackwardWorkspace {
     pub d_v: Matrix,
     /// Gradients of queries and keys before their norm, where there is one.
     pub d_raw_qk: Option<[Matrix; 2]>,
-    /// Row sums of dO * O, `[heads][rows]`.
-    pub delta: View,
+    pub attention_scratch: View,
     /// `dy B` of the projection at hand; its width is the largest rank.
     pub low: Matrix,
 }
@@ -174,7 +192,11 @@ impl Activations {
             d_v: matrix("v gradient", kv),
             d_raw_qk: config.qk_norm.then(|| [matrix("raw q gradient", q), matrix("raw k gradient", kv)]),
             low: matrix("dy B", adapter.largest_rank() as usize),
-            delta: plan.alloc(Category::Workspace, "attention delta", 4 * u64::from(rows) * config.num_heads as u64),
+            attention_scratch: plan.alloc(
+                Category::Workspace,
+                "attention scratch",
+                attention_shape(config).scratch_bytes(rows),
+            ),
         };
         let workspace = Workspace {
             backward: Some(backward),

@@ -3,9 +3,9 @@
 //! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. Frozen weights get
 //! no gradient; LoRA factors add theirs to the adapter's flat gradient buffers.
 
-use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations};
+use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
 use super::config::Projection;
-use super::network::{Layer, Network};
+use super::network::Network;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::device::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
@@ -40,8 +40,11 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     fn shape(&self) -> Shape {
-        let config = &self.network.config;
-        Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
+        attention_shape(&self.network.config)
+    }
+
+    fn ranges(&self, layer: usize) -> &WindowRanges {
+        self.inputs.ranges(self.network.config.sliding_windows[layer])
     }
 
     fn attention_scale(&self) -> f32 {
@@ -125,7 +128,7 @@ impl Pass<'_> {
                 cached
             }
         };
-        let (scale, ranges) = (self.attention_scale(), self.inputs.key_ranges);
+        let (scale, ranges) = (self.attention_scale(), self.ranges(index).keys);
         attention::forward(rec, shape, scale, acts.q, keys, values, ranges, acts.attention, acts.lse);
     }
 
@@ -222,7 +225,7 @@ impl Pass<'_> {
         if lowest && !trained(&[Q, K, V]) {
             return;
         }
-        let [d_q, d_k] = self.attention_backward(rec, layer, acts, ws);
+        let [d_q, d_k] = self.attention_backward(rec, index, acts, ws);
         if trained(&[Q, K, V]) {
             rms_norm::forward(rec, self.hidden(index), layer.input_norm, self.eps(), norm);
         }
@@ -242,11 +245,11 @@ impl Pass<'_> {
     fn attention_backward(
         &self,
         rec: &mut Recorder,
-        layer: &Layer,
+        index: usize,
         acts: &LayerActivations,
         ws: &BackwardWorkspace,
     ) -> [Matrix; 2] {
-        let shape = self.shape();
+        let (shape, ranges) = (self.shape(), self.ranges(index));
         attention::backward(
             rec,
             shape,
@@ -254,12 +257,12 @@ impl Pass<'_> {
             acts.q,
             acts.k,
             acts.v,
-            self.inputs.key_ranges,
-            self.inputs.query_ranges,
+            ranges.keys,
+            ranges.queries,
             acts.attention,
             acts.lse,
             ws.d_attention,
-            ws.delta,
+            ws.attention_scratch,
             ws.d_q,
             ws.d_k,
             ws.d_v,
@@ -267,7 +270,8 @@ impl Pass<'_> {
         for (dx, heads) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)] {
             rope::backward(rec, dx, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
         }
-        let (Some(gains), Some(raw), Some(d_raw)) = (layer.qk_norm, acts.raw_qk, ws.d_raw_qk) else {
+        let (Some(gains), Some(raw), Some(d_raw)) = (self.network.layers[index].qk_norm, acts.raw_qk, ws.d_raw_qk)
+        else {
             return [ws.d_q, ws.d_k];
         };
         for (i, (d_normed, heads)) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)].into_iter().enumerate() {
@@ -362,7 +366,7 @@ fn top(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_k: ws.d_k.top(rows),
         d_v: ws.d_v.top(rows),
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.top(rows))),
-        delta: ws.delta,
+        attention_scratch: ws.attention_scratch,
         low: ws.low.top(rows),
     }
 }

@@ -26,6 +26,13 @@ pub struct AdamW {
     pub max_norm: f64,
 }
 
+impl Default for AdamW {
+    /// PyTorch's coefficients, without weight decay, clipped at 1 as the Hugging Face trainers do.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 }
+    }
+}
+
 /// What the device needs to know of one step, as it lies in the `hyper` view. The betas stand as their distance from 1,
 /// which f32 holds far more exactly than it can be computed from an f32 beta.
 #[repr(C)]

@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod add;
+pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
@@ -31,6 +32,7 @@ pub fn kernels() -> Vec<Kernel> {
     [
         adamw::kernels(),
         add::kernels(),
+        attention::kernels(),
         cross_entropy::kernels(),
         dropout::kernels(),
         embedding::kernels(),

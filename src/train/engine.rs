@@ -181,35 +181,28 @@ impl Engine {
 
     /// Rows past the batch's own stand alone: token 0, attending to themselves, without a target.
     fn upload(&self, batch: &MicroBatch, rows: usize, targets: usize) {
-        let windows = &self.plan.network.config.sliding_windows;
-        let window = windows.iter().flatten().copied().max().unwrap_or(usize::MAX);
         let real = batch.tokens.len();
         let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
             values.iter().copied().chain(std::iter::repeat(fill)).take(len).collect()
         };
-        let mut keys = Vec::with_capacity(2 * rows);
-        let mut queries = Vec::with_capacity(2 * rows);
-        for row in 0..rows {
-            let (start, end) = if row < real {
-                (batch.segment_start[row] as usize, batch.segment_end[row] as usize)
-            } else {
-                (row, row + 1)
-            };
-            keys.extend([start.max((row + 1).saturating_sub(window)) as u32, row as u32 + 1]);
-            queries.extend([row as u32, end.min(row.saturating_add(window)) as u32]);
-        }
+        let write = |view, words: Vec<u32>| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&words));
         let inputs = &self.plan.inputs;
-        let none = crate::ops::cross_entropy::NO_ROW;
-        for (view, words) in [
-            (inputs.tokens, padded(&batch.tokens, rows, 0)),
-            (inputs.positions, padded(&batch.positions, rows, 0)),
-            (inputs.key_ranges, keys),
-            (inputs.query_ranges, queries),
-            (self.plan.head.target_rows, padded(&batch.target_rows, targets, none)),
-            (self.plan.head.targets, padded(&batch.targets, targets, none)),
-        ] {
-            self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&words));
+        write(inputs.tokens, padded(&batch.tokens, rows, 0));
+        write(inputs.positions, padded(&batch.positions, rows, 0));
+        for ranges in &inputs.windows {
+            let window = ranges.window.unwrap_or(usize::MAX);
+            let segment = |row: usize| match batch.segment_start.get(row).zip(batch.segment_end.get(row)) {
+                Some((start, end)) if row < real => (*start as usize, *end as usize),
+                _ => (row, row + 1),
+            };
+            let keys = |row| [segment(row).0.max((row + 1usize).saturating_sub(window)) as u32, row as u32 + 1];
+            let queries = |row: usize| [row as u32, segment(row).1.min(row.saturating_add(window)) as u32];
+            write(ranges.keys, (0..rows).flat_map(keys).collect());
+            write(ranges.queries, (0..rows).flat_map(queries).collect());
         }
+        let none = crate::ops::cross_entropy::NO_ROW;
+        write(self.plan.head.target_rows, padded(&batch.target_rows, targets, none));
+        write(self.plan.head.targets, padded(&batch.targets, targets, none));
     }
 
     /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.

@@ -142,7 +142,7 @@ impl TrainPlan {
         let staging = Staging::plan(&mut memory, &network);
         let adapter = DeviceAdapter::plan(&mut memory, modules, config, true, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
-        let inputs = Inputs::plan(&mut memory, max_rows);
+        let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
         let activations =
             Activations::plan_training(&mut memory, &network, &adapter, max_rows, recompute, dropout > 0.0);

@@ -1,0 +1,22 @@
+// What the attention kernels share. Strides are in vec4s, and D4 is the head dimension in vec4s. An item is one (row, head of the
+// group) pair: items of one key head lie side by side, so that a workgroup reads each key once for the whole group.
+
+struct Params {
+    rows: u32, keys: u32, heads: u32, kv_heads: u32,
+    q_ld: u32, k_ld: u32, v_ld: u32, out_ld: u32,
+    dout_ld: u32, dq_ld: u32, dk_ld: u32, dv_ld: u32,
+    scale: f32,
+    // scale * log2(e): the exponentials are powers of two.
+    score_scale: f32,
+}
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+const LOWEST: f32 = -1e30;
+const LN_2: f32 = 0.6931471805599453;
+const LOG2_E: f32 = 1.4426950408889634;
+
+fn joined(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+    if b.x >= b.y { return a; }
+    return vec2(min(a.x, b.x), max(a.y, b.y));
+}

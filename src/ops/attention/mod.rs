@@ -1,0 +1,266 @@
+//! Causal grouped-query attention over a stream of rows, in memory linear in its length (Dao 2023, FlashAttention-2).
+//!
+//! Query row i of head h sees the keys j of its range, one contiguous stretch, in head `h / (heads / kv_heads)` of k and v:
+//! `s_ij = scale q_i . k_j`, `p_ij = exp(s_ij - lse_i)`, `lse_i = log sum_j exp(s_ij)`, `out_i = sum_j p_ij v_j`.
+//! Segments, causality and sliding windows are all said by the ranges; what lies outside is not visited.
+//!
+//! Backward, with `delta_i = dout_i . out_i` and `ds_ij = p_ij (dout_i . v_j - delta_i)`: `dq_i = scale sum_j ds_ij k_j`,
+//! `dk_j = scale sum_i ds_ij q_i`, `dv_j = sum_i p_ij dout_i`. The scores are computed again, once per query tile for dq and
+//! once per key tile for dk and dv, so that nothing is summed across workgroups and the bits do not depend on their order.
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub mod twin;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::gpu::{Kernel, Matrix, Recorder, View};
+
+const COMMON: &str = include_str!("../../../shaders/attention_common.wgsl");
+const SCRATCH: &str = include_str!("../../../shaders/attention_scratch.wgsl");
+const TILE_PART: &str = include_str!("../../../shaders/attention_tile.wgsl");
+const FORWARD_LANES: &str = include_str!("../../../shaders/attention_forward_lanes.wgsl");
+const FORWARD_TILES: &str = include_str!("../../../shaders/attention_forward_tiles.wgsl");
+const DELTA: &str = include_str!("../../../shaders/attention_delta.wgsl");
+const DQ_LANES: &str = include_str!("../../../shaders/attention_dq_lanes.wgsl");
+const DQ_TILES: &str = include_str!("../../../shaders/attention_dq_tiles.wgsl");
+const DKV_LANES: &str = include_str!("../../../shaders/attention_dkv_lanes.wgsl");
+const DKV_TILES: &str = include_str!("../../../shaders/attention_dkv_tiles.wgsl");
+
+/// Invocations of a workgroup of the variants for software adapters: one vector register of lanes.
+const LANES: u32 = 8;
+/// The elementwise pass before the backward has no reason to stay that narrow.
+const DELTA_LANES: u32 = 64;
+/// Rows on either side of a tile, and columns of a head staged at once; both stand in attention_tile.wgsl too.
+const TILE: u32 = 32;
+const MAX_HEAD_DIM: u32 = 256;
+
+/// The heads of one attention layer. `heads` is a multiple of `kv_heads`, `head_dim` a multiple of 4 up to 256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+
+/// Mirrors `Params` of attention_common.wgsl; strides in vec4s.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    keys: u32,
+    heads: u32,
+    kv_heads: u32,
+    q_ld: u32,
+    k_ld: u32,
+    v_ld: u32,
+    out_ld: u32,
+    dout_ld: u32,
+    dq_ld: u32,
+    dk_ld: u32,
+    dv_ld: u32,
+    scale: f32,
+    score_scale: f32,
+}
+
+impl Shape {
+    /// Bytes of the scratch that [`backward`] needs for `rows` rows: 16 per row and 8 per row and head.
+    pub fn scratch_bytes(self, rows: u32) -> u64 {
+        8 * u64::from(rows) * (2 + u64::from(self.heads))
+    }
+
+    fn params(self, scale: f32, q: Matrix, k: Matrix, v: Matrix, out: Matrix) -> Params {
+        assert!(
+            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "query heads that do not divide among the key heads: {self:?}"
+        );
+        assert!(
+            self.head_dim > 0 && self.head_dim.is_multiple_of(4) && self.head_dim <= MAX_HEAD_DIM,
+            "a head dimension that is no multiple of 4 up to {MAX_HEAD_DIM}: {self:?}"
+        );
+        self.assert_queries(q.rows, &[q, out]);
+        self.assert_keys(k.rows, &[k, v]);
+        Params {
+            rows: q.rows,
+            keys: k.rows,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            q_ld: q.ld / 4,
+            k_ld: k.ld / 4,
+            v_ld: v.ld / 4,
+            out_ld: out.ld / 4,
+            scale,
+            score_scale: scale * std::f32::consts::LOG2_E,
+            ..Params::default()
+        }
+    }
+
+    fn assert_queries(self, rows: u32, matrices: &[Matrix]) {
+        let cols = self.heads * self.head_dim;
+        assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
+    }
+
+    fn assert_keys(self, rows: u32, matrices: &[Matrix]) {
+        let cols = self.kv_heads * self.head_dim;
+        assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
+    }
+
+    /// Workgroups of `rows_each` rows, queries of a whole group of heads side by side or keys, for every key head.
+    fn workgroups(self, rec: &Recorder, rows: u64, rows_each: u32) -> [u32; 3] {
+        rec.fold(rows.div_ceil(u64::from(rows_each)) * u64::from(self.kv_heads))
+    }
+
+    /// Multiply-adds of one product between all queries and keys, halved for causality.
+    fn product_work(self, params: &Params) -> u64 {
+        u64::from(params.rows) * u64::from(params.keys) * u64::from(self.heads) * u64::from(self.head_dim) / 2
+    }
+}
+
+/// Key blocks as long as the registers allow, in a text of bounded length: it is written out `head_dim / 4 * BLOCK` times.
+fn lanes_kernel(name: &'static str, source: &'static str, head_dim: u32) -> Kernel {
+    Kernel::new(name, source)
+        .part(COMMON)
+        .constant("D4", head_dim / 4)
+        .constant("LANES", LANES)
+        .constant("BLOCK", (512 / head_dim).clamp(2, 8))
+}
+
+/// As many threads as keep each thread's part of the `outputs` sums within 64 registers.
+fn tiles_kernel(name: &'static str, source: &'static str, head_dim: u32, outputs: u32) -> Kernel {
+    let chunks = head_dim.div_ceil(TILE);
+    let rows = (16 / (outputs * chunks)).clamp(1, 4);
+    let rows = 1 << rows.ilog2();
+    Kernel::new(name, source)
+        .part(COMMON)
+        .part(TILE_PART)
+        .constant("D4", head_dim / 4)
+        .constant("CHUNKS", chunks)
+        .constant("ROWS", rows)
+        .constant("TR", TILE / rows)
+}
+
+fn forward_kernel(cpu: bool, head_dim: u32) -> Kernel {
+    if cpu {
+        lanes_kernel("attention_forward_lanes", FORWARD_LANES, head_dim)
+    } else {
+        tiles_kernel("attention_forward_tiles", FORWARD_TILES, head_dim, 1)
+    }
+}
+
+fn delta_kernel(head_dim: u32) -> Kernel {
+    Kernel::new("attention_delta", DELTA).part(COMMON).constant("D4", head_dim / 4).constant("LANES", DELTA_LANES)
+}
+
+fn dq_kernel(cpu: bool, head_dim: u32) -> Kernel {
+    if cpu {
+        lanes_kernel("attention_dq_lanes", DQ_LANES, head_dim).part(SCRATCH)
+    } else {
+        tiles_kernel("attention_dq_tiles", DQ_TILES, head_dim, 1).part(SCRATCH)
+    }
+}
+
+fn dkv_kernel(cpu: bool, head_dim: u32) -> Kernel {
+    if cpu {
+        lanes_kernel("attention_dkv_lanes", DKV_LANES, head_dim).part(SCRATCH)
+    } else {
+        tiles_kernel("attention_dkv_tiles", DKV_TILES, head_dim, 2).part(SCRATCH)
+    }
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    [8, 64, 80, 96, 128, 256]
+        .into_iter()
+        .flat_map(|d| {
+            let both = [true, false].map(|cpu| [forward_kernel(cpu, d), dq_kernel(cpu, d), dkv_kernel(cpu, d)]);
+            both.concat().into_iter().chain([delta_kernel(d)])
+        })
+        .collect()
+}
+
+fn rows_each(rec: &Recorder) -> u32 {
+    if rec.target.cpu { LANES } else { TILE }
+}
+
+/// `out = softmax(scale q k^T) v` over each query's keys; q and out are `[rows, heads * head_dim]`, k and v
+/// `[keys, kv_heads * head_dim]`.
+///
+/// `key_ranges` holds per query row (first key, one past the last) as u32 pairs, within `keys`. `lse` takes f32
+/// `[heads][rows]`. A query with an empty range gets zeros and an `lse` of -1e30.
+#[expect(clippy::too_many_arguments, reason = "the operands of attention")]
+pub fn forward(
+    rec: &mut Recorder,
+    shape: Shape,
+    scale: f32,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    key_ranges: View,
+    out: Matrix,
+    lse: View,
+) {
+    let params = shape.params(scale, q, k, v, out);
+    let items = u64::from(q.rows) * u64::from(shape.heads / shape.kv_heads);
+    assert!(key_ranges.bytes >= 8 * u64::from(q.rows), "a range for each of {} rows: {key_ranges:?}", q.rows);
+    assert!(lse.bytes >= 4 * u64::from(q.rows) * u64::from(shape.heads), "a value per row and head: {lse:?}");
+    let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
+    let groups = shape.workgroups(rec, items, rows_each(rec));
+    let kernel = forward_kernel(rec.target.cpu, shape.head_dim);
+    rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
+}
+
+/// Gradients of q, k and v from `dout`, with the `out` and `lse` of [`forward`]; as many keys as rows.
+///
+/// `query_ranges` holds per key row the queries that may see it; of these, exactly those do whose key range holds it.
+/// `scratch` takes [`Shape::scratch_bytes`]; its content before and after does not matter.
+#[expect(clippy::too_many_arguments, reason = "the operands of attention and their gradients")]
+pub fn backward(
+    rec: &mut Recorder,
+    shape: Shape,
+    scale: f32,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    key_ranges: View,
+    query_ranges: View,
+    out: Matrix,
+    lse: View,
+    dout: Matrix,
+    scratch: View,
+    dq: Matrix,
+    dk: Matrix,
+    dv: Matrix,
+) {
+    let params = Params {
+        dout_ld: dout.ld / 4,
+        dq_ld: dq.ld / 4,
+        dk_ld: dk.ld / 4,
+        dv_ld: dv.ld / 4,
+        ..shape.params(scale, q, k, v, out)
+    };
+    shape.assert_queries(q.rows, &[dout, dq]);
+    shape.assert_keys(q.rows, &[k, dk, dv]);
+    let rows = u64::from(q.rows);
+    let cells = rows * u64::from(shape.heads);
+    assert!(
+        key_ranges.bytes >= 8 * rows && query_ranges.bytes >= 8 * rows,
+        "ranges for each of {rows} rows: {key_ranges:?}, {query_ranges:?}"
+    );
+    assert!(lse.bytes >= 4 * cells, "a value per row and head: {lse:?}");
+    assert!(scratch.bytes >= shape.scratch_bytes(q.rows), "too little scratch for {rows} rows: {scratch:?}");
+
+    let views = [out.view, dout.view, lse, key_ranges, query_ranges, scratch];
+    let groups = rec.fold(cells.div_ceil(u64::from(DELTA_LANES)));
+    let work = cells * u64::from(shape.head_dim);
+    rec.dispatch("attention_delta", delta_kernel(shape.head_dim), &views, &params, groups, work);
+
+    let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
+    let groups = shape.workgroups(rec, cells / u64::from(shape.kv_heads), rows_each(rec));
+    let kernel = dq_kernel(rec.target.cpu, shape.head_dim);
+    rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
+
+    let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
+    let groups = shape.workgroups(rec, rows, rows_each(rec));
+    let kernel = dkv_kernel(rec.target.cpu, shape.head_dim);
+    rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
+}

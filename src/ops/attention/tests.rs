@@ -1,0 +1,182 @@
+use super::twin::Operands;
+use super::*;
+use crate::ops::testing::{Lab, assert_close, assert_gradient};
+
+const BOUND: f64 = 1e-5;
+
+/// Key and query ranges of causal segments of these lengths, laid end to end, each query seeing `window` keys at most.
+fn ranges(segments: &[u32], window: u32) -> (Vec<[u32; 2]>, Vec<[u32; 2]>) {
+    let (mut keys, mut queries, mut start) = (Vec::new(), Vec::new(), 0);
+    for length in segments {
+        let end = start + length;
+        for i in start..end {
+            keys.push([start.max((i + 1).saturating_sub(window)), i + 1]);
+            queries.push([i, end.min(i.saturating_add(window))]);
+        }
+        start = end;
+    }
+    (keys, queries)
+}
+
+fn upload_ranges(lab: &mut Lab, ranges: &[[u32; 2]]) -> View {
+    lab.words(ranges.as_flattened())
+}
+
+/// One head of k and v beside q's, so that leading dimensions differ from the columns.
+fn wide(lab: &mut Lab, rows: usize, cols: usize, values: &[f64]) -> Matrix {
+    let padded: Vec<f64> = values.chunks(cols).flat_map(|row| [row, &[f64::NAN; 4]].concat()).collect();
+    Matrix { cols: cols as u32, ..lab.matrix(rows, cols + 4, &padded) }
+}
+
+struct Results {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+/// Runs forward and backward, and holds them to the twin.
+fn check(cpu: bool, shape: Shape, segments: &[u32], window: u32) -> Results {
+    let mut lab = Lab::for_cpu(cpu);
+    let (key_ranges, query_ranges) = ranges(segments, window);
+    let rows = key_ranges.len();
+    let (q_cols, k_cols) = ((shape.heads * shape.head_dim) as usize, (shape.kv_heads * shape.head_dim) as usize);
+    let (q, k) = (lab.normal(rows * q_cols), lab.normal(rows * k_cols));
+    let (v, dout) = (lab.normal(rows * k_cols), lab.normal(rows * q_cols));
+    let scale = 1.5 / (shape.head_dim as f32).sqrt();
+    let (gq, gk, gv) =
+        (wide(&mut lab, rows, q_cols, &q), wide(&mut lab, rows, k_cols, &k), lab.matrix(rows, k_cols, &v));
+    let gdout = lab.matrix(rows, q_cols, &dout);
+    let (gkeys, gqueries) = (upload_ranges(&mut lab, &key_ranges), upload_ranges(&mut lab, &query_ranges));
+    let (out, dq) = (lab.empty(rows, q_cols), wide(&mut lab, rows, q_cols, &vec![f64::NAN; rows * q_cols]));
+    let (dk, dv) = (wide(&mut lab, rows, k_cols, &vec![f64::NAN; rows * k_cols]), lab.empty(rows, k_cols));
+    let lse = lab.vector(&vec![f64::NAN; rows * shape.heads as usize]);
+    let scratch = lab.vector(&vec![f64::NAN; shape.scratch_bytes(rows as u32) as usize / 4]);
+    let mut rec = lab.recorder();
+    forward(&mut rec, shape, scale, gq, gk, gv, gkeys, out, lse);
+    backward(&mut rec, shape, scale, gq, gk, gv, gkeys, gqueries, out, lse, gdout, scratch, dq, dk, dv);
+    lab.run(&rec);
+
+    let operands = Operands { shape, scale: f64::from(scale), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+    let (want_out, want_lse) = operands.forward();
+    let (want_dq, want_dk, want_dv) = operands.backward(&dout);
+    let mut got_lse = lab.read_vector(lse);
+    got_lse.truncate(want_lse.len());
+    let got = Results { out: lab.read(out), lse: got_lse, dq: lab.read(dq), dk: lab.read(dk), dv: lab.read(dv) };
+    let case = format!("cpu {cpu}, {shape:?}, {segments:?}, window {window}");
+    assert_close(&format!("out, {case}"), &got.out, &want_out, BOUND);
+    assert_close(&format!("lse, {case}"), &got.lse, &want_lse, BOUND);
+    assert_close(&format!("dq, {case}"), &got.dq, &want_dq, BOUND);
+    assert_close(&format!("dk, {case}"), &got.dk, &want_dk, BOUND);
+    assert_close(&format!("dv, {case}"), &got.dv, &want_dv, BOUND);
+    got
+}
+
+const NO_WINDOW: u32 = u32::MAX;
+
+fn shape(heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
+    Shape { heads, kv_heads, head_dim }
+}
+
+#[test]
+fn every_head_dimension_equals_the_twin() {
+    for cpu in [true, false] {
+        for head_dim in [4, 8, 16, 20, 64, 80, 96, 128] {
+            check(cpu, shape(2, 1, head_dim), &[37], NO_WINDOW);
+        }
+    }
+}
+
+#[test]
+fn the_widest_heads_equal_the_twin() {
+    for cpu in [true, false] {
+        check(cpu, shape(2, 2, 256), &[19], NO_WINDOW);
+    }
+}
+
+#[test]
+fn groups_segments_and_windows_equal_the_twin() {
+    for cpu in [true, false] {
+        check(cpu, shape(3, 3, 16), &[7, 1, 41, 13], NO_WINDOW);
+        check(cpu, shape(8, 1, 16), &[5, 33], NO_WINDOW);
+        check(cpu, shape(4, 2, 16), &[150], NO_WINDOW);
+        check(cpu, shape(4, 2, 16), &[91, 3, 56], 17);
+        check(cpu, shape(2, 2, 8), &[70], 1);
+        check(cpu, shape(1, 1, 8), &[1], NO_WINDOW);
+    }
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    for cpu in [true, false] {
+        let run = || check(cpu, shape(4, 2, 64), &[45, 30], NO_WINDOW);
+        let bits =
+            |r: Results| [r.out, r.lse, r.dq, r.dk, r.dv].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        assert!(bits(run()) == bits(run()));
+    }
+}
+
+#[test]
+fn queries_read_a_cache_of_more_keys() {
+    for (cpu, rows, keys) in [(true, 1, 77), (false, 1, 77), (true, 5, 130), (false, 5, 130)] {
+        let shape = shape(4, 2, 32);
+        let (q_cols, k_cols) = (128, 64);
+        let mut lab = Lab::for_cpu(cpu);
+        let (q, mut k, mut v) = (lab.normal(rows * q_cols), lab.normal(keys * k_cols), lab.normal(keys * k_cols));
+        // The cache beyond the newest key holds whatever was there.
+        let filled = keys - 7;
+        k[filled * k_cols..].fill(f64::NAN);
+        v[filled * k_cols..].fill(f64::NAN);
+        let key_ranges: Vec<[u32; 2]> = (0..rows).map(|i| [3, (filled - rows + 1 + i) as u32]).collect();
+        let (gq, gk, gv) = (lab.matrix(rows, q_cols, &q), lab.matrix(keys, k_cols, &k), lab.matrix(keys, k_cols, &v));
+        let gkeys = upload_ranges(&mut lab, &key_ranges);
+        let (out, lse) = (lab.empty(rows, q_cols), lab.vector(&vec![f64::NAN; rows * 4]));
+        let mut rec = lab.recorder();
+        forward(&mut rec, shape, 0.2, gq, gk, gv, gkeys, out, lse);
+        lab.run(&rec);
+        let operands = Operands { shape, scale: f64::from(0.2f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let (want_out, want_lse) = operands.forward();
+        assert_close("out", &lab.read(out), &want_out, BOUND);
+        assert_close("lse", &lab.read_vector(lse)[..want_lse.len()], &want_lse, BOUND);
+    }
+}
+
+#[test]
+fn a_query_without_keys_gives_zeros() {
+    for cpu in [true, false] {
+        let shape = shape(1, 1, 8);
+        let mut lab = Lab::for_cpu(cpu);
+        let (q, k, v) = (lab.normal(3 * 8), lab.normal(3 * 8), lab.normal(3 * 8));
+        let key_ranges = [[0, 1], [2, 2], [1, 3]];
+        let (gq, gk, gv) = (lab.matrix(3, 8, &q), lab.matrix(3, 8, &k), lab.matrix(3, 8, &v));
+        let gkeys = upload_ranges(&mut lab, &key_ranges);
+        let (out, lse) = (lab.empty(3, 8), lab.vector(&[f64::NAN; 3]));
+        let mut rec = lab.recorder();
+        forward(&mut rec, shape, 0.3, gq, gk, gv, gkeys, out, lse);
+        lab.run(&rec);
+        let operands = Operands { shape, scale: f64::from(0.3f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let (want_out, want_lse) = operands.forward();
+        assert_close("out", &lab.read(out), &want_out, BOUND);
+        let lse = lab.read_vector(lse);
+        assert!(lse[1] == -1e30, "lse {}", lse[1]);
+        assert_close("lse", &[lse[0], lse[2]], &[want_lse[0], want_lse[2]], BOUND);
+    }
+}
+
+#[test]
+fn the_twins_gradients_are_the_slopes_of_its_forward() {
+    let shape = shape(4, 2, 4);
+    let mut lab = Lab::new();
+    let (key_ranges, _) = ranges(&[3, 5], 3);
+    let (q, k, v, dout) = (lab.normal(8 * 16), lab.normal(8 * 8), lab.normal(8 * 8), lab.normal(8 * 16));
+    let at = |q: &[f64], k: &[f64], v: &[f64]| {
+        let (out, _) = Operands { shape, scale: 0.7, q, k, v, key_ranges: &key_ranges }.forward();
+        out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
+    };
+    let operands = Operands { shape, scale: 0.7, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+    let (dq, dk, dv) = operands.backward(&dout);
+    assert_gradient(&q, &dq, |q| at(q, &k, &v));
+    assert_gradient(&k, &dk, |k| at(&q, k, &v));
+    assert_gradient(&v, &dv, |v| at(&q, &k, v));
+}

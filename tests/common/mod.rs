@@ -1,0 +1,174 @@
+//! What the whole-run tests share: fixtures, the references that PyTorch wrote, and comparison.
+#![allow(dead_code, reason = "each test file takes its part")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use loraine::data::Example;
+use loraine::data::batches::MicroBatch;
+use loraine::gpu::{Gpu, GpuOptions};
+use loraine::lora::adapter_file::{self, AdapterTensors};
+use loraine::lora::targets::LoraModule;
+use loraine::model::config::ModelConfig;
+use loraine::model::load::{check_shapes, float_of};
+use loraine::model::network::BaseStorage;
+use loraine::model::weight_files::WeightFiles;
+use loraine::train::engine::Engine;
+use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use safetensors::SafeTensors;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A path under the data that lies beside the checkout; None, with a printed reason, where it is absent.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    if full.exists() {
+        return Some(full);
+    }
+    eprintln!("skipped: {} is not there", full.display());
+    None
+}
+
+pub fn gpu() -> Gpu {
+    let options = GpuOptions { adapter: std::env::var("LORAINE_ADAPTER").ok(), ..Default::default() };
+    pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one")
+}
+
+/// A safetensors file in memory.
+pub struct Reference(HashMap<String, (Vec<usize>, Vec<f32>)>);
+
+impl Reference {
+    pub fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let words = view.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+            let values = match view.dtype() {
+                safetensors::Dtype::F32 => words.map(f32::from_le_bytes).collect(),
+                safetensors::Dtype::I32 => words.map(|b| i32::from_le_bytes(b) as f32).collect(),
+                _ => view.data().iter().map(|b| f32::from(*b)).collect(),
+            };
+            (name, (view.shape().to_vec(), values))
+        });
+        Self(tensors.collect())
+    }
+
+    pub fn get(&self, name: &str) -> &[f32] {
+        &self.0.get(name).unwrap_or_else(|| panic!("no tensor {name} in {:?}", self.0.keys())).1
+    }
+
+    pub fn shape(&self, name: &str) -> &[usize] {
+        &self.0[name].0
+    }
+
+    pub fn find(&self, name: &str) -> Option<&[f32]> {
+        self.0.get(name).map(|(_, values)| values.as_slice())
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.get(name).iter().map(|v| *v as u32).collect()
+    }
+
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        self.get(name).iter().map(|v| *v as u8).collect()
+    }
+}
+
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a JSON file")).expect("JSON")
+}
+
+pub fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+/// `||got - want|| / ||want||`.
+pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |v: f64| v * v;
+    let difference: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+    let norm: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    (difference / norm.max(1e-30)).sqrt()
+}
+
+pub fn assert_close(what: &str, got: &[f32], want: &[f32], bound: f64) {
+    let error = relative_error(got, want);
+    assert!(error < bound, "{what}: relative error {error:.2e}, allowed {bound:.0e}");
+}
+
+/// A training engine over a model directory, with its adapter written.
+pub fn open_engine(
+    model: &Path,
+    base: BaseStorage,
+    modules: &[LoraModule],
+    tensors: &AdapterTensors,
+    max_rows: usize,
+    keep_layers: usize,
+) -> Engine {
+    let config = ModelConfig::from_file(&model.join("config.json")).expect("config.json");
+    let files = WeightFiles::open(model).expect("weights");
+    check_shapes(&files, &config).expect("shapes");
+    let gpu = gpu();
+    let settings = PlanSettings {
+        base,
+        max_rows,
+        max_positions: max_rows,
+        recompute: RecomputePolicy::Keep(keep_layers),
+        dropout: 0.0,
+    };
+    let stored = |name: &str| float_of(files.get(name).expect("a tensor").dtype);
+    let plan = TrainPlan::new(gpu.target, &config, stored, modules, &settings);
+    let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).expect("engine");
+    assert_eq!(engine.plan.ledger(), *engine.buffers.ledger(), "planned and allocated bytes");
+    engine.write_adapter(tensors);
+    engine
+}
+
+/// Every token but the first is trained on.
+pub fn example(ids: Vec<u32>) -> Example {
+    Example { trained: vec![true; ids.len()], input_ids: ids }
+}
+
+/// All rows of one sequence, the last one (which has no target) included.
+pub fn whole_sequence(ids: &[u32]) -> MicroBatch {
+    let rows = ids.len() as u32;
+    MicroBatch {
+        tokens: ids.to_vec(),
+        positions: (0..rows).collect(),
+        segment_start: vec![0; ids.len()],
+        segment_end: vec![rows; ids.len()],
+        target_rows: Vec::new(),
+        targets: Vec::new(),
+    }
+}
+
+/// The same modules with B zero: the base alone.
+pub fn without_effect(tensors: &AdapterTensors) -> AdapterTensors {
+    let zero_b = |(a, b): &(Vec<f32>, Vec<f32>)| (a.clone(), vec![0.0; b.len()]);
+    AdapterTensors { tensors: tensors.tensors.iter().map(zero_b).collect() }
+}
+
+pub fn adapter(dir: &Path, config: &ModelConfig) -> (Vec<LoraModule>, AdapterTensors) {
+    let (_, modules, tensors) = adapter_file::load(dir, config).expect("an adapter");
+    (modules, tensors)
+}
+
+/// Gradients or factors against reference tensors named `prefix` + PEFT's name.
+pub fn assert_factors(
+    what: &str,
+    got: &AdapterTensors,
+    modules: &[LoraModule],
+    reference: &Reference,
+    prefix: &str,
+    suffix: &str,
+    bound: f64,
+) {
+    for (module, (a, b)) in modules.iter().zip(&got.tensors) {
+        for (factor, values) in [("lora_A", a), ("lora_B", b)] {
+            let name = format!("{prefix}base_model.model.{}.{factor}{suffix}", module.name());
+            assert_close(&format!("{what}: {name}"), values, reference.get(&name), bound);
+        }
+    }
+}

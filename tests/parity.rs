@@ -1,0 +1,184 @@
+//! The engine against what PyTorch, PEFT and bitsandbytes computed: logits, gradients and losses, tensor by tensor.
+
+mod common;
+
+use common::*;
+use loraine::data::batches::MicroBatch;
+use loraine::model::config::ModelConfig;
+use loraine::model::network::BaseStorage;
+use loraine::ops::adamw::AdamW;
+use loraine::ops::weight::{Code4, Storage};
+use loraine::train::engine::Engine;
+
+const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+
+/// Logits, gradients of the first step, and the losses of ten steps of one fixture.
+fn check_fixture(name: &str, adapter_dir: &str, reference: &str, base: BaseStorage, keep_layers: usize) {
+    let dir = fixture(name);
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    let (modules, tensors) = adapter(&dir.join(adapter_dir), &config);
+    let expected = Reference::read(&dir.join(format!("{reference}.safetensors")));
+    let report = json(&dir.join(format!("{reference}.json")));
+    let ids: Vec<Vec<u32>> = (0..3)
+        .map(|i| {
+            let own = Reference::read(&dir.join("reference.safetensors"));
+            own.ids(&format!("input_ids.{i}"))
+        })
+        .collect();
+    let logit_bound = if base == BaseStorage::AsStored { 1e-4 } else { 5e-4 };
+    let what = format!("{name}/{reference}, {keep_layers} kept layers");
+
+    let mut engine = open_engine(&dir, base, &modules, &tensors, 64, keep_layers);
+    if let Some(logits) = expected.find("lora_logits.0") {
+        let got = pollster::block_on(engine.logits(&whole_sequence(&ids[0]))).unwrap();
+        assert_close(&format!("{what}: logits with adapter"), &got, logits, logit_bound);
+    }
+    engine.write_adapter(&without_effect(&tensors));
+    for (i, ids) in ids.iter().enumerate() {
+        if let Some(logits) = expected.find(&format!("logits.{i}")) {
+            let got = pollster::block_on(engine.logits(&whole_sequence(ids))).unwrap();
+            assert_close(&format!("{what}: logits {i}"), &got, logits, logit_bound);
+        }
+    }
+    engine.write_adapter(&tensors);
+
+    let examples: Vec<_> = ids.into_iter().map(example).collect();
+    let batch = MicroBatch::from_examples(&examples);
+    pollster::block_on(engine.accumulate(std::slice::from_ref(&batch), 0)).unwrap();
+    let gradients = pollster::block_on(engine.read_gradients()).unwrap();
+    assert_factors(&what, &gradients, &modules, &expected, "grad.", ".weight", 1e-3);
+
+    let losses = numbers(&report["losses"]);
+    let norms = numbers(&report["grad_norms"]);
+    let optimizer = AdamW { weight_decay: 0.01, max_norm: 1.0, ..AdamW::default() };
+    let results = train(&mut engine, &vec![vec![batch]; losses.len()], &optimizer, report["lr"].as_f64().unwrap());
+    for (i, ((loss, norm), (want_loss, want_norm))) in results.iter().zip(losses.iter().zip(&norms)).enumerate() {
+        let bound = if i == 0 { 1e-4 } else { 2e-3 };
+        assert!((loss / want_loss - 1.0).abs() < bound, "{what}: loss {loss} of step {i} instead of {want_loss}");
+        assert!((norm / want_norm - 1.0).abs() < 5e-3, "{what}: norm {norm} of step {i} instead of {want_norm}");
+    }
+    if expected.find("final.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight").is_some() {
+        let adapter = pollster::block_on(engine.read_adapter()).unwrap();
+        assert_factors(&what, &adapter, &modules, &expected, "final.", ".weight", 2e-2);
+    }
+}
+
+/// (loss, gradient norm) of each step.
+fn train(engine: &mut Engine, steps: &[Vec<MicroBatch>], optimizer: &AdamW, lr: f64) -> Vec<(f64, f64)> {
+    let mut results = Vec::new();
+    for micro_batches in steps {
+        results.extend(pollster::block_on(engine.step(micro_batches, optimizer, lr, 0)).unwrap());
+    }
+    while let Some(result) = pollster::block_on(engine.next_result()).unwrap() {
+        results.push(result);
+    }
+    assert!(results.len() == steps.len() && results.iter().all(|r| r.applied));
+    results.iter().map(|r| (r.loss, f64::from(r.grad_norm))).collect()
+}
+
+macro_rules! fixture_tests {
+    ($($name:ident: $dir:literal, $adapter:literal, $reference:literal, $base:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            check_fixture($dir, $adapter, $reference, $base, usize::MAX);
+        }
+    )*};
+}
+
+const NF4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: false });
+const FP4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Fp4, double: false });
+
+fixture_tests! {
+    llama_tied: "llama_tied", "adapter", "reference", BaseStorage::AsStored;
+    llama_untied_and_sharded: "llama_untied", "adapter", "reference", BaseStorage::AsStored;
+    mistral_with_a_sliding_window: "mistral_window", "adapter", "reference", BaseStorage::AsStored;
+    qwen2_with_biases: "qwen2", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_with_head_norms: "qwen3", "adapter", "reference", BaseStorage::AsStored;
+    llama3_rope: "llama3_rope", "adapter", "reference", BaseStorage::AsStored;
+    linear_rope: "linear_rope", "adapter", "reference", BaseStorage::AsStored;
+    yarn_rope: "yarn_rope", "adapter", "reference", BaseStorage::AsStored;
+    head_size_128: "head128", "adapter", "reference", BaseStorage::AsStored;
+    eight_heads_in_a_group: "grouped8", "adapter", "reference", BaseStorage::AsStored;
+    odd_sizes: "odd_sizes", "adapter", "reference", BaseStorage::AsStored;
+    odd_sizes_nf4_double: "odd_sizes", "adapter", "reference_nf4_dq", NF4_DOUBLE;
+    odd_sizes_nf4: "odd_sizes", "adapter", "reference_nf4", NF4;
+    odd_sizes_fp4: "odd_sizes", "adapter", "reference_fp4", FP4;
+    rank_pattern: "llama_tied", "adapter_rank_pattern", "reference_rank_pattern", BaseStorage::AsStored;
+    rank_stabilised: "llama_tied", "adapter_rslora", "reference_rslora", BaseStorage::AsStored;
+    target_regex: "llama_tied", "adapter_regex", "reference_regex", BaseStorage::AsStored;
+    some_layers: "llama_tied", "adapter_layers", "reference_layers", BaseStorage::AsStored;
+}
+
+#[test]
+fn recomputed_layers_give_the_same_gradients() {
+    for keep_layers in [0, 1] {
+        check_fixture("qwen3", "adapter", "reference", BaseStorage::AsStored, keep_layers);
+    }
+}
+
+/// The 20 steps that PEFT made on a real trained model.
+fn check_stories(mode: &str, base: BaseStorage) {
+    let (Some(model), Some(dir)) =
+        (shared("models/stories260K"), shared(&format!("reference/lora_stories260K_{mode}")))
+    else {
+        return;
+    };
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let (modules, tensors) = adapter(&dir.join("adapter_init"), &config);
+    let batches = Reference::read(&dir.join("batches.safetensors"));
+    let report = json(&dir.join("report.json"));
+    let ids = batches.ids("input_ids");
+    let [steps, batch, length] = batches.shape("input_ids")[..] else { panic!("shape") };
+    let logit_bound = if base == BaseStorage::AsStored { 1e-4 } else { 5e-4 };
+
+    let mut engine = open_engine(&model, base, &modules, &tensors, batch * length, usize::MAX);
+    let logits = Reference::read(&dir.join("logits0.safetensors"));
+    let got = pollster::block_on(engine.logits(&whole_sequence(&ids[..16]))).unwrap();
+    assert_close("logits", &got, logits.get("logits_row0_first16"), logit_bound);
+    if base == BaseStorage::AsStored
+        && let Some(forward) = shared("reference/forward_stories260K.safetensors")
+    {
+        let forward = Reference::read(&forward);
+        let got = pollster::block_on(engine.logits(&whole_sequence(&forward.ids("input_ids")))).unwrap();
+        assert_close("forward logits", &got, forward.get("logits"), 1e-4);
+    }
+
+    let step_batches: Vec<Vec<MicroBatch>> = ids
+        .chunks(batch * length)
+        .map(|ids| {
+            let examples: Vec<_> = ids.chunks(length).map(|row| example(row.to_vec())).collect();
+            vec![MicroBatch::from_examples(&examples)]
+        })
+        .collect();
+    assert_eq!(step_batches.len(), steps);
+    let optimizer = AdamW { weight_decay: 0.01, max_norm: 0.0, ..AdamW::default() };
+    let lr = report["lr"].as_f64().unwrap();
+    let mut results = Vec::new();
+    for (i, micro_batches) in step_batches.iter().enumerate() {
+        results.extend(train(&mut engine, std::slice::from_ref(micro_batches), &optimizer, lr));
+        if i < 2 {
+            let expected = Reference::read(&dir.join(format!("grads_step{}.safetensors", i + 1)));
+            let gradients = pollster::block_on(engine.read_gradients()).unwrap();
+            assert_factors("gradients", &gradients, &modules, &expected, "", ".default.weight", 1e-3);
+        }
+    }
+    let (losses, norms) = (numbers(&report["losses"]), numbers(&report["grad_norms"]));
+    for (i, ((loss, norm), (want_loss, want_norm))) in results.iter().zip(losses.iter().zip(&norms)).enumerate() {
+        println!("step {i}: loss {loss:.6} ({want_loss:.6}), norm {norm:.5} ({want_norm:.5})");
+        let bound = if i == 0 { 1e-4 } else { 2e-3 };
+        assert!((loss / want_loss - 1.0).abs() < bound, "loss {loss} of step {i} instead of {want_loss}");
+    }
+    let expected = Reference::read(&dir.join("adapter_final/adapter_model.safetensors"));
+    let adapter = pollster::block_on(engine.read_adapter()).unwrap();
+    assert_factors("final adapter", &adapter, &modules, &expected, "", ".weight", 2e-2);
+}
+
+#[test]
+fn stories260k_lora_equals_peft() {
+    check_stories("f32", BaseStorage::AsStored);
+}
+
+#[test]
+fn stories260k_qlora_equals_peft_and_bitsandbytes() {
+    check_stories("nf4", NF4_DOUBLE);
+}
