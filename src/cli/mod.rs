@@ -1,0 +1,63 @@
+//! One file per subcommand: parse, call the library, show.
+
+mod bench;
+mod eval;
+mod generate;
+mod info;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+use loraine::gpu::{Gpu, GpuOptions};
+
+/// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
+    Info(info::InfoArgs),
+    Bench(bench::BenchArgs),
+}
+
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Bench(args) => bench::run(args),
+    }
+}
+
+/// Which GPU to run on.
+#[derive(Args, Clone)]
+pub struct GpuArgs {
+    /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
+    #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
+    pub gpu: Option<String>,
+}
+
+impl GpuArgs {
+    pub fn open(&self) -> anyhow::Result<Gpu> {
+        let options = GpuOptions { adapter: self.gpu.clone(), ..Default::default() };
+        Ok(pollster::block_on(Gpu::open(&options))?)
+    }
+}
+
+/// Bytes as people read them: decimal units, three digits.
+pub fn bytes(count: u64) -> String {
+    let (unit, name) = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")]
+        .into_iter()
+        .find(|(unit, _)| count >= *unit)
+        .unwrap_or((1, "B"));
+    let value = count as f64 / unit as f64;
+    let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 + usize::from(value < 10.0) };
+    format!("{value:.digits$} {name}")
+}
