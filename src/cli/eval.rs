@@ -1,17 +1,71 @@
 //! `loraine eval`.
 
-use clap::Args;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use loraine::train::evaluate::{self, EvalSettings};
+use loraine::train::settings::Quant;
 
 use super::GpuArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
 pub struct EvalArgs {
+    /// Model directory
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// PEFT adapter directory
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Data: .txt, .jsonl, or a directory (test.*, else valid.*)
+    #[arg(long, value_name = "FILE|DIR")]
+    data: PathBuf,
+    /// Hold the base in 4 bits
+    #[arg(long, value_enum, default_value = "none")]
+    quant: QuantArg,
+    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    #[arg(long)]
+    no_double_quant: bool,
+    #[arg(long, default_value_t = 4)]
+    batch_size: usize,
+    /// Longest sequence in tokens [default: 512, or what the model has]
+    #[arg(long)]
+    max_seq_len: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     gpu: GpuArgs,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantArg {
+    None,
+    Nf4,
+    Fp4,
+}
+
 pub fn run(args: EvalArgs) -> anyhow::Result<()> {
-    args.gpu.open()?;
+    let quant = match args.quant {
+        QuantArg::None => None,
+        QuantArg::Nf4 => Some(Quant::Nf4),
+        QuantArg::Fp4 => Some(Quant::Fp4),
+    };
+    let settings = EvalSettings {
+        model: args.model,
+        adapter: args.adapter,
+        data: args.data,
+        quant,
+        double_quant: !args.no_double_quant,
+        batch_size: args.batch_size,
+        max_seq_len: args.max_seq_len,
+    };
+    let prepared = evaluate::prepare(settings)?;
+    let result = pollster::block_on(prepared.run(args.gpu.open()?))?;
+    if args.json {
+        println!("{}", serde_json::to_string(&result)?);
+    } else {
+        println!("loss {:.4}  perplexity {:.3}  tokens {}", result.loss, result.perplexity, result.tokens);
+    }
     Ok(())
 }

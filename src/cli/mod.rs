@@ -7,7 +7,7 @@ mod info;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
-use loraine::gpu::{Gpu, GpuOptions};
+use loraine::gpu::{Gpu, GpuOptions, Profile};
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
 #[derive(Parser)]
@@ -60,4 +60,16 @@ pub fn bytes(count: u64) -> String {
     let value = count as f64 / unit as f64;
     let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 + usize::from(value < 10.0) };
     format!("{value:.digits$} {name}")
+}
+
+/// GPU time by operation, the longest first.
+pub fn profile_table(profile: &Profile) -> String {
+    let mut ops: Vec<_> = profile.ops.iter().collect();
+    ops.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    let total: f64 = ops.iter().map(|(_, (seconds, _))| seconds).sum();
+    let mut table = format!("{:<28} {:>8} {:>12} {:>7}\n", "operation", "calls", "ms", "share");
+    for (op, (seconds, calls)) in ops {
+        table += &format!("{op:<28} {calls:>8} {:>12.2} {:>6.1}%\n", seconds * 1e3, 100.0 * seconds / total.max(1e-12));
+    }
+    table
 }

@@ -1,17 +1,466 @@
 //! `loraine train`.
 
-use clap::Args;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::GpuArgs;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use loraine::data::read::DataReport;
+use loraine::gpu::{Ledger, Target};
+use loraine::train::output::{EvalMetrics, Output, StepMetrics};
+use loraine::train::run::{self, Event, Outcome, Start};
+use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, Schedule};
 
-/// Train a LoRA adapter on a text
+use super::{GpuArgs, bytes};
+
+/// Train a LoRA adapter on a text or data set
 #[derive(Args)]
+#[command(after_help = "Examples:
+  loraine train --model models/SmolLM2-135M --data notes.txt --out runs/notes
+  loraine train --model models/Llama-3.2-1B --data data/ --out runs/a --rank 8 --alpha 16 --epochs 2 --eval-every 100
+  loraine train --config runs/a/run.toml --out runs/b        repeat a run
+  loraine train --config runs/a/run.toml --resume            go on with it")]
 pub struct TrainArgs {
+    /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Training data: .txt, .jsonl, or a directory with train.* and valid.*
+    #[arg(long, value_name = "FILE|DIR")]
+    data: Option<PathBuf>,
+    /// Directory for the adapter, metrics and checkpoints
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Settings from a TOML file, such as the run.toml of an earlier run; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Replace the run that the output directory holds
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Go on from the newest checkpoint of the output directory
+    #[arg(long)]
+    resume: bool,
+    /// Check everything and print the memory plan, then stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print GPU time per operation at the end (slower)
+    #[arg(long)]
+    profile: bool,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    steps: StepArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     #[command(flatten)]
     gpu: GpuArgs,
 }
 
+#[derive(Args)]
+#[command(next_help_heading = "Adapter")]
+struct AdapterArgs {
+    /// qlora holds the base in 4 bits, lora as its files have it [default: qlora]
+    #[arg(long, value_enum)]
+    method: Option<MethodArg>,
+    /// 4-bit code of the base [default: nf4]
+    #[arg(long, value_enum)]
+    quant: Option<QuantArg>,
+    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    #[arg(long)]
+    no_double_quant: bool,
+    /// LoRA rank [default: 16]
+    #[arg(long)]
+    rank: Option<usize>,
+    /// LoRA alpha: the update is scaled by alpha / rank [default: 16]
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// LoRA dropout on the adapters' inputs [default: 0]
+    #[arg(long)]
+    dropout: Option<f64>,
+    /// all-linear, names separated by commas (q_proj,v_proj), or a regular expression [default: all-linear]
+    #[arg(long, value_name = "NAMES|REGEX")]
+    target_modules: Option<String>,
+    /// Rank-stabilised scaling: alpha / sqrt(rank)
+    #[arg(long)]
+    rslora: bool,
+    /// Start from this PEFT adapter, with its rank and targets
+    #[arg(long, value_name = "DIR")]
+    init_adapter: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Training")]
+struct StepArgs {
+    /// Examples in a micro-batch [default: 4]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Micro-batches in an optimiser step [default: 1]
+    #[arg(long)]
+    grad_accum: Option<usize>,
+    /// Longest sequence in tokens [default: 512, or what the model has]
+    #[arg(long)]
+    max_seq_len: Option<usize>,
+    /// Optimiser steps
+    #[arg(long, conflicts_with = "epochs")]
+    steps: Option<usize>,
+    /// Passes over the data [default: 1]
+    #[arg(long)]
+    epochs: Option<f64>,
+    /// Peak learning rate [default: 2e-4]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Fall of the learning rate after warm-up [default: linear]
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleArg>,
+    /// Steps over which the learning rate rises from 0 [default: 0]
+    #[arg(long)]
+    warmup_steps: Option<usize>,
+    /// AdamW weight decay [default: 0]
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Clip gradients to this norm; 0 is off [default: 1]
+    #[arg(long)]
+    max_grad_norm: Option<f64>,
+    /// Seed of initialisation, shuffling and dropout [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Take the examples in the order of the file
+    #[arg(long)]
+    no_shuffle: bool,
+    /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
+    #[arg(long, value_enum)]
+    recompute: Option<RecomputeArg>,
+    /// Device memory that the run may take, such as 12GB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    gpu_memory: Option<u64>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Evaluation and files")]
+struct WatchArgs {
+    /// Held-out data
+    #[arg(long, value_name = "FILE")]
+    eval_data: Option<PathBuf>,
+    /// Share of the data to hold out where there is no --eval-data [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    eval_fraction: Option<f64>,
+    /// Evaluate every N steps; 0 at start and end alone [default: 0]
+    #[arg(long, value_name = "N")]
+    eval_every: Option<usize>,
+    /// Write a checkpoint every N steps; 0 never [default: 0]
+    #[arg(long, value_name = "N")]
+    save_every: Option<usize>,
+    /// Checkpoints that stay [default: 2]
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
+    /// Log every N steps [default: 1]
+    #[arg(long, value_name = "N")]
+    log_every: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MethodArg {
+    Qlora,
+    Lora,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantArg {
+    Nf4,
+    Fp4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ScheduleArg {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RecomputeArg {
+    Auto,
+    None,
+    All,
+}
+
+/// `12GB`, `500MB`, `8GiB` or plain bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(format!("`{unit}` is no unit of memory; write for example 12GB, 500MB or 8GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a number and a unit, for example 12GB".to_owned())?;
+    Ok((number * factor) as u64)
+}
+
+impl TrainArgs {
+    /// The settings file, or the defaults, with every given flag on top.
+    fn settings(&self) -> anyhow::Result<RunSettings> {
+        let mut s = match &self.config {
+            Some(path) => read_config(path)?,
+            None => RunSettings::default(),
+        };
+        fn set<T>(field: &mut T, flag: Option<T>) {
+            if let Some(value) = flag {
+                *field = value;
+            }
+        }
+        fn set_some<T>(field: &mut Option<T>, flag: Option<T>) {
+            if flag.is_some() {
+                *field = flag;
+            }
+        }
+        set(&mut s.model, self.model.clone());
+        set(&mut s.data, self.data.clone());
+        set(&mut s.out, self.out.clone());
+        let a = &self.adapter;
+        set(&mut s.method, a.method.map(|m| if matches!(m, MethodArg::Lora) { Method::Lora } else { Method::Qlora }));
+        set(&mut s.quant, a.quant.map(|q| if matches!(q, QuantArg::Fp4) { Quant::Fp4 } else { Quant::Nf4 }));
+        s.double_quant &= !a.no_double_quant;
+        set(&mut s.rank, a.rank);
+        set(&mut s.alpha, a.alpha);
+        set(&mut s.dropout, a.dropout);
+        set(&mut s.target_modules, a.target_modules.clone());
+        s.rslora |= a.rslora;
+        set_some(&mut s.init_adapter, a.init_adapter.clone());
+        let t = &self.steps;
+        set(&mut s.batch_size, t.batch_size);
+        set(&mut s.grad_accum, t.grad_accum);
+        set_some(&mut s.max_seq_len, t.max_seq_len);
+        set_some(&mut s.steps, t.steps);
+        if t.epochs.is_some() {
+            (s.steps, s.epochs) = (None, t.epochs);
+        }
+        set(&mut s.lr, t.lr);
+        let schedule = t.schedule.map(|schedule| match schedule {
+            ScheduleArg::Constant => Schedule::Constant,
+            ScheduleArg::Linear => Schedule::Linear,
+            ScheduleArg::Cosine => Schedule::Cosine,
+        });
+        set(&mut s.schedule, schedule);
+        set(&mut s.warmup_steps, t.warmup_steps);
+        set(&mut s.weight_decay, t.weight_decay);
+        set(&mut s.max_grad_norm, t.max_grad_norm);
+        set(&mut s.seed, t.seed);
+        s.shuffle &= !t.no_shuffle;
+        let recompute = t.recompute.map(|choice| match choice {
+            RecomputeArg::Auto => RecomputeChoice::Auto,
+            RecomputeArg::None => RecomputeChoice::None,
+            RecomputeArg::All => RecomputeChoice::All,
+        });
+        set(&mut s.recompute, recompute);
+        set_some(&mut s.gpu_memory, t.gpu_memory);
+        let w = &self.watch;
+        set_some(&mut s.eval_data, w.eval_data.clone());
+        set(&mut s.eval_fraction, w.eval_fraction);
+        set(&mut s.eval_every, w.eval_every);
+        set(&mut s.save_every, w.save_every);
+        set(&mut s.keep, w.keep);
+        set(&mut s.log_every, w.log_every);
+        for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
+            anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
+        }
+        Ok(s)
+    }
+}
+
+/// A settings file; the record of a run.toml is passed over.
+fn read_config(path: &PathBuf) -> anyhow::Result<RunSettings> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut table: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    table.remove("record");
+    RunSettings::from_table(table).with_context(|| path.display().to_string())
+}
+
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
-    args.gpu.open()?;
+    let settings = args.settings()?;
+    Output::check(&settings.out, args.overwrite || args.resume || args.dry_run)?;
+    let prepared = run::prepare(settings)?;
+    print_data("data", &prepared.data);
+    if let Some(eval) = &prepared.eval {
+        print_data("eval", eval);
+    }
+    if args.dry_run {
+        let target = args.gpu.open().map_or(Target::BASELINE, |gpu| gpu.target);
+        let plan = prepared.plan(target)?;
+        print_plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers);
+        println!("dry run: {} steps planned, nothing was trained or written", prepared.steps);
+        return Ok(());
+    }
+    let gpu = args.gpu.open()?;
+    println!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step and saving; press Ctrl-C again to leave at once");
+    })
+    .context("Ctrl-C cannot be watched")?;
+
+    let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
+    let mut view = View::new();
+    let start = Start { overwrite: args.overwrite, resume: args.resume, profile: args.profile };
+    let stopping = || stop.load(Ordering::Relaxed);
+    let outcome = pollster::block_on(run::run(prepared, gpu, &start, stopping, |event| view.show(event)));
+    view.finish();
+    let outcome = outcome?;
+    if let Some(profile) = &outcome.profile {
+        print!("{}", super::profile_table(profile));
+    }
+    summarise(&outcome, &out.display().to_string(), &model.display().to_string());
     Ok(())
+}
+
+fn print_data(label: &str, report: &DataReport) {
+    println!(
+        "{label:<7} {}: {} of {} examples, {} tokens, {} trained on",
+        report.source.display(),
+        report.kept,
+        report.read,
+        report.tokens,
+        report.trained_tokens
+    );
+}
+
+fn print_plan(ledger: &Ledger, kept_layers: usize, layers: usize) {
+    println!("memory  {} on the device", bytes(ledger.total()));
+    for (category, count) in ledger.entries() {
+        println!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
+    }
+    if kept_layers < layers {
+        println!("        {} of {layers} layers recompute their activations", layers - kept_layers);
+    }
+}
+
+fn summarise(outcome: &Outcome, out: &str, model: &str) {
+    if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
+        println!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+    }
+    if outcome.interrupted {
+        println!("stopped after step {}; go on with --resume", outcome.step);
+    }
+    println!("adapter {out}   curve {}", outcome.loss_svg.display());
+    println!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");
+}
+
+/// The run on a terminal as a progress bar, elsewhere as plain lines.
+struct View {
+    bar: Option<ProgressBar>,
+    interactive: bool,
+    smoothed: Option<f64>,
+    loading: bool,
+}
+
+impl View {
+    fn new() -> Self {
+        Self { bar: None, interactive: std::io::stderr().is_terminal(), smoothed: None, loading: false }
+    }
+
+    fn say(&self, line: String) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+    }
+
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Planned { ledger, kept_layers, layers, trained_parameters, steps } => {
+                print_plan(ledger, kept_layers, layers);
+                println!("train   {trained_parameters} parameters, {steps} steps");
+            }
+            Event::Resumed { step, from } => self.say(format!("resumed after step {step} from {}", from.display())),
+            Event::Loading { done, total } => self.show_loading(done, total),
+            Event::Step { metrics, steps } => self.show_step(metrics, steps),
+            Event::Skipped { step } => {
+                self.say(format!("step {step}: loss or gradient were not finite; the step was skipped"));
+            }
+            Event::Evaluated(EvalMetrics { step, eval_loss, eval_perplexity, eval_tokens }) => self.say(format!(
+                "eval    step {step}: loss {eval_loss:.4}, perplexity {eval_perplexity:.2} over {eval_tokens} tokens"
+            )),
+            Event::Saved(path) => self.say(format!("saved   {}", path.display())),
+        }
+    }
+
+    fn show_loading(&mut self, done: u64, total: u64) {
+        if !self.interactive {
+            return;
+        }
+        if !self.loading {
+            self.loading = true;
+            let bar = ProgressBar::new(total);
+            if let Ok(style) = ProgressStyle::with_template("load    {bar:30} {bytes}/{total_bytes}") {
+                bar.set_style(style);
+            }
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            if done == total {
+                bar.finish_and_clear();
+                self.bar = None;
+            }
+        }
+    }
+
+    fn show_step(&mut self, metrics: &StepMetrics, steps: usize) {
+        let smoothed = self.smoothed.map_or(metrics.loss, |s| s + 0.1 * (metrics.loss - s));
+        self.smoothed = Some(smoothed);
+        if !self.interactive {
+            println!(
+                "step {}/{steps}  loss {:.4}  smoothed {smoothed:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s",
+                metrics.step, metrics.loss, metrics.lr, metrics.grad_norm, metrics.tokens_per_s
+            );
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(steps as u64);
+            let template = "{bar:24} {pos}/{len}  {msg}  {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        bar.set_position(metrics.step as u64);
+        bar.set_message(format!(
+            "loss {:.4} (smoothed {smoothed:.4})  {:.0} tokens/s  {}",
+            metrics.loss,
+            metrics.tokens_per_s,
+            bytes(metrics.gpu_bytes)
+        ));
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes_are_read_with_their_units() {
+        assert_eq!(parse_bytes("12GB"), Ok(12_000_000_000));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert!(parse_bytes("12 parsecs").is_err() && parse_bytes("GB").is_err());
+    }
 }

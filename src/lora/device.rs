@@ -21,11 +21,12 @@ pub struct TrainingState {
     pub moments: [View; 2],
 }
 
-/// A factor's place; `gradient` only in training.
+/// A factor's place; gradient and moments only in training.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor {
     pub values: View,
     pub gradient: Option<View>,
+    moments: Option<[View; 2]>,
 }
 
 /// One LoRA module on the device.
@@ -98,8 +99,11 @@ impl DeviceAdapter {
                 let Segment { params, training } = segments[segment];
                 // Bindings cover whole vectors of 16 bytes; what follows a factor up to there is padding of its own.
                 let bytes = u64::next_multiple_of(bytes, 16).min(params.bytes - offset);
-                let gradient = training.map(|t| t.grads.slice(offset, bytes));
-                Factor { values: params.slice(offset, bytes), gradient }
+                Factor {
+                    values: params.slice(offset, bytes),
+                    gradient: training.map(|t| t.grads.slice(offset, bytes)),
+                    moments: training.map(|t| t.moments.map(|moment| moment.slice(offset, bytes))),
+                }
             };
             let weight = |data: View, shape: [usize; 2]| {
                 let [rows, cols] = shape.map(|n| n as u32);
@@ -146,10 +150,33 @@ impl DeviceAdapter {
     }
 
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
+        self.write_factors(gpu, buffers, tensors, |factor| Some(factor.values));
+    }
+
+    /// Sets AdamW's first (0) or second (1) moments.
+    pub fn write_moment(&self, gpu: &Gpu, buffers: &Buffers, index: usize, tensors: &AdapterTensors) {
+        self.write_factors(gpu, buffers, tensors, |factor| Some(factor.moments?[index]));
+    }
+
+    fn write_factors(
+        &self,
+        gpu: &Gpu,
+        buffers: &Buffers,
+        tensors: &AdapterTensors,
+        view: impl Fn(&Factor) -> Option<View>,
+    ) {
         for (module, (a, b)) in self.modules().zip(&tensors.tensors) {
-            gpu.write(buffers, module.a.values, bytemuck::cast_slice(a));
-            gpu.write(buffers, module.b.values, bytemuck::cast_slice(b));
+            for (factor, values) in [(&module.a, a), (&module.b, b)] {
+                if let Some(view) = view(factor) {
+                    gpu.write(buffers, view, bytemuck::cast_slice(values));
+                }
+            }
         }
+    }
+
+    /// AdamW's first (0) or second (1) moments as they are on the device now.
+    pub async fn read_moment(&self, gpu: &Gpu, buffers: &Buffers, index: usize) -> Result<AdapterTensors, GpuError> {
+        self.read_factors(gpu, buffers, |factor| Some(factor.moments?[index])).await
     }
 
     /// The factors as they are on the device now.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::checkpoint::Moments;
 use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
@@ -81,6 +82,22 @@ impl Engine {
 
     pub async fn read_adapter(&self) -> Result<AdapterTensors> {
         Ok(self.plan.adapter.read(&self.gpu, &self.buffers).await?)
+    }
+
+    /// AdamW's moments as they are on the device now.
+    pub async fn read_moments(&self) -> Result<Moments> {
+        let (adapter, gpu, buffers) = (&self.plan.adapter, &self.gpu, &self.buffers);
+        let first = adapter.read_moment(gpu, buffers, 0).await?;
+        Ok(Moments { first, second: adapter.read_moment(gpu, buffers, 1).await? })
+    }
+
+    /// Goes on after `step` optimiser steps that another engine has made.
+    pub fn resume(&mut self, step: usize, adapter: &AdapterTensors, moments: &Moments) {
+        self.write_adapter(adapter);
+        for (index, tensors) in [&moments.first, &moments.second].into_iter().enumerate() {
+            self.plan.adapter.write_moment(&self.gpu, &self.buffers, index, tensors);
+        }
+        self.submitted = step;
     }
 
     pub async fn read_gradients(&self) -> Result<AdapterTensors> {

@@ -1,4 +1,10 @@
 //! Training: the plan of a run, the step on the device, and the run around it.
 
+pub mod checkpoint;
 pub mod engine;
+pub mod evaluate;
+pub mod output;
 pub mod plan;
+pub mod plot;
+pub mod run;
+pub mod settings;

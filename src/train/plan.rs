@@ -33,12 +33,14 @@ pub struct PlanSettings {
     pub max_positions: usize,
     pub recompute: RecomputePolicy,
     pub dropout: f32,
+    /// False plans the forward pass and the loss alone.
+    pub training: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecomputePolicy {
-    /// Keep what fits into the budget for kept activations.
-    Auto { budget_bytes: u64 },
+    /// Keep as many layers as leave the kept activations within `kept_bytes` and the whole run within `total_bytes`.
+    Auto { kept_bytes: u64, total_bytes: u64 },
     /// Keep the activations of this many layers, counted from the top.
     Keep(usize),
 }
@@ -110,9 +112,12 @@ impl TrainPlan {
             |kept_layers| Self::with_recompute(target, config, &stored, modules, settings, Recompute { kept_layers });
         match settings.recompute {
             RecomputePolicy::Keep(layers) => keep(layers.min(config.num_layers)),
-            RecomputePolicy::Auto { budget_bytes } => {
-                // Kept bytes grow with the layers: the largest count within the budget, by bisection.
-                let fits = |plan: &Self| plan.ledger().get(Category::KeptActivations) <= budget_bytes;
+            RecomputePolicy::Auto { kept_bytes, total_bytes } => {
+                // Bytes grow with the kept layers: the largest count within the budgets, by bisection.
+                let fits = |plan: &Self| {
+                    let ledger = plan.ledger();
+                    ledger.get(Category::KeptActivations) <= kept_bytes && ledger.total() <= total_bytes
+                };
                 let all = keep(config.num_layers);
                 if fits(&all) {
                     return all;
@@ -140,12 +145,15 @@ impl TrainPlan {
         let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
         let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
         let staging = Staging::plan(&mut memory, &network);
-        let adapter = DeviceAdapter::plan(&mut memory, modules, config, true, max_binding);
+        let adapter = DeviceAdapter::plan(&mut memory, modules, config, settings.training, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
         let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
-        let activations =
-            Activations::plan_training(&mut memory, &network, &adapter, max_rows, recompute, dropout > 0.0);
+        let activations = if settings.training {
+            Activations::plan_training(&mut memory, &network, &adapter, max_rows, recompute, dropout > 0.0)
+        } else {
+            Activations::plan_inference(&mut memory, &network, std::slice::from_ref(&adapter), max_rows)
+        };
         let (panel, partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), target.cpu);
         let scratch = Scratch {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
@@ -179,7 +187,7 @@ impl TrainPlan {
             dropout,
         };
         // The longest list has all rows and a target in each; shorter ones have no more dispatches.
-        let longest = plan.record_pass(max_rows, max_rows, true);
+        let longest = plan.record_pass(max_rows, max_rows, settings.training);
         let pass_bytes = params_bytes(&longest.commands);
         let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
         plan.uniforms =
@@ -245,6 +253,9 @@ impl TrainPlan {
         let optimizer = &self.optimizer;
         let trained = || self.adapter.segments.iter().filter_map(|s| Some((s.params, s.training?)));
         let grads: Vec<View> = trained().map(|(_, t)| t.grads).collect();
+        if grads.is_empty() {
+            return rec;
+        }
         adamw::grad_norm(&mut rec, &grads, optimizer.hyper, optimizer.partials, optimizer.state());
         for (params, training) in trained() {
             let [m, v] = training.moments;

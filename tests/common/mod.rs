@@ -117,6 +117,7 @@ pub fn open_engine(
         max_positions: max_rows,
         recompute: RecomputePolicy::Keep(keep_layers),
         dropout: 0.0,
+        training: true,
     };
     let stored = |name: &str| float_of(files.get(name).expect("a tensor").dtype);
     let plan = TrainPlan::new(gpu.target, &config, stored, modules, &settings);

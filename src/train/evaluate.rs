@@ -1,0 +1,106 @@
+//! Loss and perplexity of a base, with or without an adapter, on a data set.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::engine::Engine;
+use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use super::run::{longest_rows, seq_len_within};
+use super::settings::Quant;
+use crate::data::Example;
+use crate::data::batches::MicroBatch;
+use crate::data::read;
+use crate::data::tokenizer::Tokenizer;
+use crate::gpu::Gpu;
+use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::targets::LoraModule;
+use crate::model::config::ModelConfig;
+use crate::model::load::{check_shapes, float_of};
+use crate::model::network::BaseStorage;
+use crate::model::weight_files::WeightFiles;
+use crate::ops::weight::Float;
+use crate::{Error, Result};
+
+#[derive(Clone, Debug)]
+pub struct EvalSettings {
+    pub model: PathBuf,
+    pub adapter: Option<PathBuf>,
+    pub data: PathBuf,
+    pub quant: Option<Quant>,
+    pub double_quant: bool,
+    pub batch_size: usize,
+    pub max_seq_len: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct EvalResult {
+    /// Mean cross-entropy over all trained tokens.
+    pub loss: f64,
+    pub perplexity: f64,
+    pub tokens: usize,
+}
+
+/// Everything read and checked, before a device is opened.
+pub struct PreparedEval {
+    settings: EvalSettings,
+    config: ModelConfig,
+    files: WeightFiles,
+    modules: Vec<LoraModule>,
+    tensors: AdapterTensors,
+    examples: Vec<Example>,
+}
+
+/// # Errors
+/// The first thing that is wrong, by file and field.
+pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
+    if settings.batch_size == 0 {
+        return Err(Error::Setting("--batch-size is 0; it must be at least 1".to_owned()));
+    }
+    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    let files = WeightFiles::open(&settings.model)?;
+    check_shapes(&files, &config)?;
+    let (modules, tensors) = match &settings.adapter {
+        Some(dir) => adapter_file::load(dir, &config).map(|(_, modules, tensors)| (modules, tensors))?,
+        None => (Vec::new(), AdapterTensors { tensors: Vec::new() }),
+    };
+    let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
+    let has_tokenizer = settings.model.join("tokenizer.json").is_file();
+    let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
+    let split =
+        |name| read::read_split(&settings.data, name, tokenizer.as_ref(), max_seq_len, config.vocab_size).transpose();
+    let set = if settings.data.is_dir() {
+        let missing = || Error::file(&settings.data, "holds neither test.* nor valid.*");
+        split("test").or_else(|| split("valid")).ok_or_else(missing)??
+    } else {
+        read::read(&settings.data, tokenizer.as_ref(), max_seq_len, config.vocab_size)?
+    };
+    Ok(PreparedEval { settings, config, files, modules, tensors, examples: set.examples })
+}
+
+impl PreparedEval {
+    /// # Errors
+    /// Out of memory, a failing device, or a loss that is not finite.
+    pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {
+        let (max_rows, max_positions) = longest_rows(self.examples.iter(), self.settings.batch_size);
+        let base = match self.settings.quant {
+            Some(quant) => BaseStorage::Quantized(quant.storage(self.settings.double_quant)),
+            None => BaseStorage::AsStored,
+        };
+        let recompute = RecomputePolicy::Keep(0);
+        let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: false };
+        let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+        let plan = TrainPlan::new(gpu.target, &self.config, stored, &self.modules, &settings);
+        let mut engine = Engine::open(gpu, plan, &self.files, |_, _| {}).await?;
+        engine.write_adapter(&self.tensors);
+        let batches: Vec<MicroBatch> =
+            self.examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect();
+        let (sum, tokens) = engine.evaluate(&batches).await?;
+        let loss = sum / tokens as f64;
+        if !loss.is_finite() {
+            let problem = format!("the loss on {} is not finite", self.settings.data.display());
+            return Err(Error::Training(problem));
+        }
+        Ok(EvalResult { loss, perplexity: loss.exp(), tokens })
+    }
+}

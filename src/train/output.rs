@@ -1,0 +1,156 @@
+//! The files that a run leaves in its directory, checkpoints and adapter aside: `metrics.jsonl`, `run.toml`, `loss.svg`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::RunSettings;
+use crate::files::write_atomically;
+use crate::{Error, Result};
+
+const METRICS: &str = "metrics.jsonl";
+const RUN: &str = "run.toml";
+
+/// One logged step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    pub step: usize,
+    /// Mean over the steps since the last line.
+    pub loss: f64,
+    pub lr: f64,
+    pub grad_norm: f64,
+    /// Rows computed since the start.
+    pub tokens: u64,
+    pub tokens_per_s: f64,
+    pub gpu_bytes: u64,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalMetrics {
+    pub step: usize,
+    pub eval_loss: f64,
+    pub eval_perplexity: f64,
+    pub eval_tokens: usize,
+}
+
+/// What a run was made with, beside its settings.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunRecord {
+    pub loraine: String,
+    pub gpu: String,
+    pub driver: String,
+    pub backend: String,
+    pub trained_parameters: u64,
+    pub gpu_bytes: u64,
+}
+
+/// A run's directory, open for its metrics.
+pub struct Output {
+    dir: PathBuf,
+    metrics: File,
+}
+
+impl Output {
+    /// # Errors
+    /// A directory that holds a run already, unless `may_hold_run`.
+    pub fn check(dir: &Path, may_hold_run: bool) -> Result<()> {
+        if !may_hold_run && holds_run(dir) {
+            let problem =
+                "holds another run; choose a new directory, --resume to go on with it, or --overwrite to replace it";
+            return Err(Error::file(dir, problem));
+        }
+        Ok(())
+    }
+
+    /// Opens `dir` for a new run, or with `resume_from` for one that goes on after that step.
+    ///
+    /// # Errors
+    /// A directory that holds a run already, unless it is resumed or `overwrite` is set.
+    pub fn open(dir: &Path, overwrite: bool, resume_from: Option<usize>) -> Result<Self> {
+        Self::check(dir, overwrite || resume_from.is_some())?;
+        let failed = |e: std::io::Error| Error::file(dir, format!("cannot be written to: {e}"));
+        if overwrite && resume_from.is_none() {
+            for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json", "README.md"] {
+                match fs::remove_file(dir.join(file)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                    _ => {}
+                }
+            }
+            match fs::remove_dir_all(dir.join("checkpoints")) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => {}
+            }
+        }
+        fs::create_dir_all(dir).map_err(failed)?;
+        let path = dir.join(METRICS);
+        if let Some(step) = resume_from {
+            keep_until(&path, step)?;
+        }
+        let metrics = OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = metrics.map_err(|e| Error::file(&path, format!("cannot be opened: {e}")))?;
+        Ok(Self { dir: dir.to_owned(), metrics })
+    }
+
+    /// Appends one line.
+    pub fn log(&mut self, metrics: &impl Serialize) -> Result<()> {
+        let path = self.dir.join(METRICS);
+        let mut line = serde_json::to_string(metrics).map_err(|e| Error::file(&path, e))?;
+        line.push('\n');
+        self.metrics.write_all(line.as_bytes()).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))
+    }
+
+    /// Writes `run.toml`: the settings as a file that `--config` takes, and a record of what they ran on.
+    pub fn write_run(&self, settings: &RunSettings, record: &RunRecord) -> Result<()> {
+        #[derive(Serialize)]
+        struct Run<'a> {
+            #[serde(flatten)]
+            settings: &'a RunSettings,
+            record: &'a RunRecord,
+        }
+        let path = self.dir.join(RUN);
+        let text = toml::to_string(&Run { settings, record }).map_err(|e| Error::file(&path, e))?;
+        write_atomically(&path, text.as_bytes())
+    }
+
+    /// Draws `loss.svg` from the lines logged so far.
+    pub fn draw_loss(&self) -> Result<PathBuf> {
+        let path = self.dir.join("loss.svg");
+        let (steps, evals) = read_metrics(&self.dir.join(METRICS))?;
+        write_atomically(&path, super::plot::loss_svg(&steps, &evals).as_bytes())?;
+        Ok(path)
+    }
+}
+
+fn holds_run(dir: &Path) -> bool {
+    [METRICS, RUN, "adapter_model.safetensors", "checkpoints"].iter().any(|file| dir.join(file).exists())
+}
+
+/// The (step, loss) pairs of a metrics file: training and evaluation.
+type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
+
+fn read_metrics(path: &Path) -> Result<Curves> {
+    let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let mut curves: Curves = Default::default();
+    for line in text.lines() {
+        if let Ok(metrics) = serde_json::from_str::<StepMetrics>(line) {
+            curves.0.push((metrics.step, metrics.loss));
+        } else if let Ok(metrics) = serde_json::from_str::<EvalMetrics>(line) {
+            curves.1.push((metrics.step, metrics.eval_loss));
+        }
+    }
+    Ok(curves)
+}
+
+/// Drops the lines of steps after `step`, which a resumed run makes again.
+fn keep_until(path: &Path, step: usize) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Line {
+        step: usize,
+    }
+    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let kept = text.lines().filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step));
+    write_atomically(path, kept.flat_map(|line| [line, "\n"]).collect::<String>().as_bytes())
+}

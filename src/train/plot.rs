@@ -1,0 +1,120 @@
+//! The loss curve as a small SVG: the logged values, their running mean, and the evaluations.
+
+use std::fmt::Write;
+
+const WIDTH: f64 = 720.0;
+const HEIGHT: f64 = 360.0;
+const LEFT: f64 = 56.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 28.0;
+const BOTTOM: f64 = 40.0;
+
+/// Exponential running mean with a window of about a twentieth of the points.
+fn smoothed(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
+    let weight = 1.0 / (points.len() as f64 / 20.0).max(1.0);
+    let mut mean = points.first().map_or(0.0, |p| p.1);
+    let mut next = |(step, loss): &(usize, f64)| {
+        mean += weight * (loss - mean);
+        (*step, mean)
+    };
+    points.iter().map(&mut next).collect()
+}
+
+/// A step between axis labels that is 1, 2 or 5 times a power of ten and gives about `count` of them.
+fn tick_step(span: f64, count: f64) -> f64 {
+    let rough = (span / count).max(1e-9);
+    let power = 10f64.powf(rough.log10().floor());
+    let unit = [1.0, 2.0, 5.0, 10.0].into_iter().find(|unit| unit * power >= rough);
+    unit.unwrap_or(10.0) * power
+}
+
+/// The picture of (step, loss) pairs; light or dark as the viewer prefers.
+pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
+    let finite = |points: &[(usize, f64)]| -> Vec<(usize, f64)> {
+        points.iter().copied().filter(|(_, loss)| loss.is_finite()).collect()
+    };
+    let (steps, evals) = (finite(steps), finite(evals));
+    let all = || steps.iter().chain(&evals);
+    let last = all().map(|p| p.0).max().unwrap_or(1).max(1) as f64;
+    let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min).min(1e9);
+    let high = all().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max).max(low + 1e-3);
+    let margin = 0.05 * (high - low);
+    let (low, high) = (low - margin, high + margin);
+    let x = |step: f64| LEFT + (WIDTH - LEFT - RIGHT) * step / last;
+    let y = |loss: f64| TOP + (HEIGHT - TOP - BOTTOM) * (high - loss) / (high - low);
+
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
+         font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<style>\n\
+         .paper{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#ddd}} .raw{{stroke:#9db8dd}} .mean{{stroke:#1f5fbf}}\n\
+         .eval{{stroke:#d9622b;fill:#d9622b}} polyline{{fill:none}}\n\
+         @media (prefers-color-scheme: dark){{.paper{{fill:#16181c}} text{{fill:#ccc}} .grid{{stroke:#333}}\n\
+         .raw{{stroke:#3d5578}} .mean{{stroke:#7db0ff}} .eval{{stroke:#ff9a66;fill:#ff9a66}}}}\n</style>\n\
+         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
+    );
+    let (step_x, step_y) = (tick_step(last, 8.0).max(1.0), tick_step(high - low, 6.0));
+    let digits = (-step_y.log10().floor()).max(0.0) as usize;
+    let mut tick = (low / step_y).ceil() * step_y;
+    while tick <= high {
+        let at = y(tick);
+        let _ = writeln!(
+            svg,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.digits$}</text>",
+            WIDTH - RIGHT,
+            LEFT - 8.0,
+            at + 4.0
+        );
+        tick += step_y;
+    }
+    let mut tick = 0.0;
+    while tick <= last {
+        let at = HEIGHT - BOTTOM + 18.0;
+        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{at:.1}\" text-anchor=\"middle\">{tick:.0}</text>", x(tick));
+        tick += step_x;
+    }
+    let mut line = |class: &str, width: f64, points: &[(usize, f64)]| {
+        let points: Vec<String> = points.iter().map(|(s, l)| format!("{:.1},{:.1}", x(*s as f64), y(*l))).collect();
+        let _ = writeln!(svg, "<polyline class=\"{class}\" stroke-width=\"{width}\" points=\"{}\"/>", points.join(" "));
+    };
+    line("raw", 1.0, &steps);
+    line("mean", 2.0, &smoothed(&steps));
+    line("eval", 1.5, &evals);
+    for (step, loss) in &evals {
+        let _ = writeln!(svg, "<circle class=\"eval\" r=\"3\" cx=\"{:.1}\" cy=\"{:.1}\"/>", x(*step as f64), y(*loss));
+    }
+    let legend =
+        if evals.is_empty() { "loss, and its running mean" } else { "loss, its running mean, and evaluations" };
+    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"18\">{legend}</text>");
+    let _ = writeln!(
+        svg,
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>\n</svg>",
+        (LEFT + WIDTH - RIGHT) / 2.0,
+        HEIGHT - 6.0
+    );
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_stay_inside_the_picture() {
+        let steps: Vec<(usize, f64)> = (1..=100).map(|s| (s, 3.0 + 2.0 / s as f64)).collect();
+        let svg = loss_svg(&steps, &[(50, 3.5), (100, 3.2)]);
+        let numbers =
+            svg.split("points=\"").skip(1).flat_map(|part| part.split('"').next().unwrap_or("").split([' ', ',']));
+        let numbers: Vec<f64> = numbers.filter_map(|n| n.parse().ok()).collect();
+        assert!(numbers.len() > 400 && numbers.iter().all(|n| (0.0..=WIDTH).contains(n)));
+        assert_eq!(svg.matches("<circle").count(), 2);
+    }
+
+    #[test]
+    fn one_point_none_and_values_that_are_not_finite_still_make_a_picture() {
+        for steps in [vec![], vec![(1, 2.0)], vec![(1, f64::NAN), (2, 1.0), (3, f64::INFINITY)]] {
+            let svg = loss_svg(&steps, &[]);
+            assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+    }
+}

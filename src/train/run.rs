@@ -1,0 +1,454 @@
+//! A whole run: data and model checked, memory planned, the base loaded, the steps made, and the files left behind.
+//! Whoever shows it (terminal, page) listens to its events.
+
+use std::path::{Path, PathBuf};
+
+use web_time::Instant;
+
+use super::checkpoint::{self, Checkpoint, RunState};
+use super::engine::{Engine, StepResult};
+use super::output::{EvalMetrics, Output, RunRecord, StepMetrics};
+use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use super::settings::{RecomputeChoice, RunSettings};
+use crate::data::Example;
+use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
+use crate::data::read::{self, DataReport, Dataset};
+use crate::data::tokenizer::Tokenizer;
+use crate::gpu::{Gpu, Ledger, Profile, Target};
+use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::config::LoraConfig;
+use crate::lora::targets::{self, LoraModule};
+use crate::model::config::ModelConfig;
+use crate::model::load::{check_shapes, float_of};
+use crate::model::weight_files::WeightFiles;
+use crate::ops::weight::Float;
+use crate::{Error, Result};
+
+/// Longest sequence where neither the user nor the model says less.
+const DEFAULT_SEQ_LEN: usize = 512;
+/// Without a stated budget, kept activations stop here and deeper layers are recomputed.
+const DEFAULT_KEPT_BYTES: u64 = 2 << 30;
+/// A run whose numbers stay broken for so many steps on end will not recover.
+const MAX_SKIPPED: usize = 3;
+
+/// What happens in a run, as it happens.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    Planned {
+        ledger: &'a Ledger,
+        kept_layers: usize,
+        layers: usize,
+        trained_parameters: u64,
+        steps: usize,
+    },
+    Resumed {
+        step: usize,
+        from: &'a Path,
+    },
+    Loading {
+        done: u64,
+        total: u64,
+    },
+    Step {
+        metrics: &'a StepMetrics,
+        steps: usize,
+    },
+    /// Loss or gradient were not finite; the step changed nothing.
+    Skipped {
+        step: usize,
+    },
+    Evaluated(&'a EvalMetrics),
+    Saved(&'a Path),
+}
+
+/// How a run starts in its directory.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    pub overwrite: bool,
+    /// Go on from the newest checkpoint of the directory.
+    pub resume: bool,
+    pub profile: bool,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub step: usize,
+    pub interrupted: bool,
+    pub last_eval: Option<EvalMetrics>,
+    pub first_eval: Option<EvalMetrics>,
+    pub profile: Option<Profile>,
+    pub loss_svg: PathBuf,
+}
+
+/// Everything that can be known and refused before a device is opened.
+pub struct PreparedRun {
+    pub settings: RunSettings,
+    pub config: ModelConfig,
+    pub files: WeightFiles,
+    pub lora: LoraConfig,
+    pub modules: Vec<LoraModule>,
+    pub data: DataReport,
+    pub eval: Option<DataReport>,
+    pub steps: usize,
+    initial: AdapterTensors,
+    examples: Vec<Example>,
+    eval_examples: Vec<Example>,
+    order: BatchOrder,
+}
+
+/// Reads settings, model files and data, and refuses what cannot work.
+///
+/// # Errors
+/// The first thing that is wrong, by file and field.
+pub fn prepare(settings: RunSettings) -> Result<PreparedRun> {
+    settings.check()?;
+    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    let files = WeightFiles::open(&settings.model)?;
+    check_shapes(&files, &config)?;
+    let (lora, modules, initial) = match &settings.init_adapter {
+        Some(dir) => {
+            let (lora, modules, tensors) = adapter_file::load(dir, &config)?;
+            let base_model_name_or_path = Some(settings.model.display().to_string());
+            (LoraConfig { base_model_name_or_path, ..lora }, modules, tensors)
+        }
+        None => {
+            let lora = settings.lora_config();
+            let modules = targets::resolve(&lora, &config)?;
+            let tensors = adapter_file::init(&modules, &config, settings.seed, lora.init_lora_weights);
+            (lora, modules, tensors)
+        }
+    };
+    let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
+    let has_tokenizer = settings.model.join("tokenizer.json").is_file();
+    let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
+    let read = |path: &Path| read::read(path, tokenizer.as_ref(), max_seq_len, config.vocab_size);
+    let Dataset { examples, report: data } = read(&settings.data)?;
+    let valid = if settings.data.is_dir() {
+        read::read_split(&settings.data, "valid", tokenizer.as_ref(), max_seq_len, config.vocab_size)?
+    } else {
+        None
+    };
+    let (examples, eval_examples, eval) = match (&settings.eval_data, valid) {
+        (Some(path), _) => read(path).map(|set| (examples, set.examples, Some(set.report)))?,
+        (None, Some(set)) => (examples, set.examples, Some(set.report)),
+        (None, None) if settings.eval_fraction > 0.0 => {
+            let (examples, held_out) = hold_out(examples, settings.eval_fraction, settings.seed)?;
+            (examples, held_out, None)
+        }
+        (None, None) => (examples, Vec::new(), None),
+    };
+    let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
+    let order = BatchOrder::new(examples.len(), per_step, settings.seed, settings.shuffle)?;
+    let epochs = settings.epochs.unwrap_or(1.0);
+    let steps = settings.steps.unwrap_or((epochs * order.steps_per_epoch() as f64).ceil().max(1.0) as usize);
+    Ok(PreparedRun {
+        settings,
+        config,
+        files,
+        lora,
+        modules,
+        data,
+        eval,
+        steps,
+        initial,
+        examples,
+        eval_examples,
+        order,
+    })
+}
+
+/// The longest sequence: what was asked for, which the model must have positions for, or the default.
+pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usize> {
+    let has = config.max_position_embeddings;
+    match asked {
+        Some(asked) if asked > has => Err(Error::Setting(format!(
+            "--max-seq-len is {asked}, but the model has {has} positions (max_position_embeddings of its config.json)"
+        ))),
+        Some(asked) => Ok(asked),
+        None => Ok(DEFAULT_SEQ_LEN.min(has)),
+    }
+}
+
+impl PreparedRun {
+    /// The run's memory plan, refused if it exceeds the budget of the settings.
+    pub fn plan(&self, target: Target) -> Result<TrainPlan> {
+        let examples = self.examples.iter().chain(&self.eval_examples);
+        let (max_rows, max_positions) = longest_rows(examples, self.settings.batch_size);
+        let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+        plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, target)
+    }
+
+    fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
+        let examples = &self.examples;
+        let indices = self.order.batch_for_step(step);
+        indices
+            .chunks(self.settings.batch_size)
+            .map(|indices| MicroBatch::from_examples(indices.iter().map(|i| &examples[*i])))
+            .collect()
+    }
+}
+
+/// Rows of the largest micro-batch, since the longest examples may meet in one, and of the longest example.
+pub fn longest_rows<'a>(examples: impl Iterator<Item = &'a Example>, batch_size: usize) -> (usize, usize) {
+    let mut lengths: Vec<usize> = examples.map(|e| e.input_ids.len()).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    (lengths.iter().take(batch_size).sum(), lengths.first().copied().unwrap_or(1))
+}
+
+/// Plans a run of the given sizes and holds it to the budget of the settings.
+///
+/// # Errors
+/// A plan over the budget, with the longest sequence that would fit.
+pub fn plan_within_budget(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    modules: &[LoraModule],
+    stored: impl Fn(&str) -> Float,
+    max_rows: usize,
+    max_positions: usize,
+    target: Target,
+) -> Result<TrainPlan> {
+    let total_bytes = settings.gpu_memory.unwrap_or(u64::MAX);
+    let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
+    let plan = |max_rows, max_positions| {
+        let recompute = match settings.recompute {
+            RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
+            RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
+            RecomputeChoice::All => RecomputePolicy::Keep(0),
+        };
+        let base = settings.base_storage();
+        let dropout = settings.dropout as f32;
+        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
+        TrainPlan::new(target, config, &stored, modules, &plan)
+    };
+    let whole = plan(max_rows, max_positions);
+    let needed = whole.ledger().total();
+    if needed <= total_bytes {
+        return Ok(whole);
+    }
+    let fits = |length: usize| plan(length * settings.batch_size, length).ledger().total() <= total_bytes;
+    let (mut low, mut high) = (0, max_positions);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    let advice = match low {
+        0 | 1 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
+        length => format!("with these settings sequences of up to {length} tokens fit (--max-seq-len {length})"),
+    };
+    Err(Error::Setting(format!(
+        "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
+    )))
+}
+
+/// Makes the run. `stop` is asked after each step; the run then saves and ends.
+///
+/// # Errors
+/// A full disk, a failing device, numbers that stay broken: what was saved before stays whole.
+pub async fn run(
+    mut prepared: PreparedRun,
+    gpu: Gpu,
+    start: &Start,
+    stop: impl Fn() -> bool,
+    mut listen: impl FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let out = prepared.settings.out.clone();
+    let resumed = match start.resume {
+        true => {
+            let missing = || Error::file(&out, "holds no checkpoint to resume from");
+            let dir = checkpoint::newest(&out).ok_or_else(missing)?;
+            let found = checkpoint::load(&dir, &prepared.config, &prepared.modules)?;
+            if found.state.seed != prepared.settings.seed {
+                let problem = format!("was made with --seed {}, not {}", found.state.seed, prepared.settings.seed);
+                return Err(Error::file(&dir, problem));
+            }
+            Some((dir, found))
+        }
+        false => None,
+    };
+    let plan = prepared.plan(gpu.target)?;
+    let trained_parameters = prepared.initial.tensors.iter().map(|(a, b)| (a.len() + b.len()) as u64).sum();
+    let ledger = plan.ledger();
+    listen(Event::Planned {
+        ledger: &ledger,
+        kept_layers: plan.recompute.kept_layers,
+        layers: prepared.config.num_layers,
+        trained_parameters,
+        steps: prepared.steps,
+    });
+    let record = RunRecord {
+        loraine: env!("CARGO_PKG_VERSION").to_owned(),
+        gpu: gpu.adapter.name.clone(),
+        driver: format!("{} {}", gpu.adapter.driver, gpu.adapter.driver_info),
+        backend: gpu.adapter.backend.clone(),
+        trained_parameters,
+        gpu_bytes: ledger.total(),
+    };
+    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
+    output.write_run(&prepared.settings, &record)?;
+
+    let loading = |done, total| listen(Event::Loading { done, total });
+    let mut engine = Engine::open(gpu, plan, &prepared.files, loading).await?;
+    engine.profile = start.profile.then(Profile::default);
+    let mut state =
+        RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
+    match &resumed {
+        Some((dir, found)) => {
+            engine.resume(found.state.step, &found.adapter, &found.moments);
+            state = RunState { steps: prepared.steps, ..found.state.clone() };
+            listen(Event::Resumed { step: state.step, from: dir });
+        }
+        None => engine.write_adapter(&prepared.initial),
+    }
+
+    let mut observer = Observer {
+        output: &mut output,
+        listen: &mut listen,
+        settings: prepared.settings.clone(),
+        steps: prepared.steps,
+        gpu_bytes: engine.buffers.ledger().total(),
+        tokens: state.tokens,
+        interval: Interval { losses: state.unlogged.clone(), ..Interval::starting_now() },
+        skipped_in_a_row: 0,
+    };
+    let eval_batches: Vec<MicroBatch> =
+        prepared.eval_examples.chunks(prepared.settings.batch_size).map(MicroBatch::from_examples).collect();
+    let mut outcome = Outcome {
+        step: state.step,
+        interrupted: false,
+        last_eval: None,
+        first_eval: None,
+        profile: None,
+        loss_svg: PathBuf::new(),
+    };
+    if !eval_batches.is_empty() && state.step == 0 {
+        outcome.first_eval = Some(observer.evaluate(&mut engine, &eval_batches, 0).await?);
+    }
+
+    let optimizer = prepared.settings.optimizer();
+    let every = |count: usize, step: usize| count > 0 && step.is_multiple_of(count);
+    while state.step < prepared.steps {
+        let micro_batches = prepared.micro_batches(state.step);
+        let settings = &prepared.settings;
+        let lr = settings.lr * settings.schedule.factor(state.step, settings.warmup_steps, prepared.steps);
+        let result = engine.step(&micro_batches, &optimizer, lr, settings.seed).await?;
+        state.step += 1;
+        if let Some(result) = result {
+            observer.step(result)?;
+        }
+        let interrupted = stop();
+        let save = every(settings.save_every, state.step) || interrupted;
+        let evaluate =
+            !eval_batches.is_empty() && (every(settings.eval_every, state.step) || state.step == prepared.steps);
+        if save || evaluate || interrupted {
+            observer.drain(&mut engine).await?;
+        }
+        if evaluate {
+            outcome.last_eval = Some(observer.evaluate(&mut engine, &eval_batches, state.step).await?);
+        }
+        if save {
+            state.tokens = observer.tokens;
+            state.unlogged = observer.interval.losses.clone();
+            let state = state.clone();
+            let checkpoint =
+                Checkpoint { state, adapter: engine.read_adapter().await?, moments: engine.read_moments().await? };
+            let keep = prepared.settings.keep;
+            let place = checkpoint::save(&out, &prepared.lora, &prepared.modules, &checkpoint, keep)?;
+            (observer.listen)(Event::Saved(&place));
+        }
+        if interrupted && state.step < prepared.steps {
+            outcome.interrupted = true;
+            break;
+        }
+    }
+    observer.drain(&mut engine).await?;
+    adapter_file::save(&out, &prepared.lora, &prepared.modules, &engine.read_adapter().await?)?;
+    (observer.listen)(Event::Saved(&out));
+    outcome.step = state.step;
+    outcome.profile = engine.profile.take();
+    outcome.loss_svg = output.draw_loss()?;
+    Ok(outcome)
+}
+
+/// What was seen since the last logged line.
+struct Interval {
+    started: Instant,
+    losses: Vec<f64>,
+    tokens: u64,
+}
+
+impl Interval {
+    fn starting_now() -> Self {
+        Self { started: Instant::now(), losses: Vec::new(), tokens: 0 }
+    }
+}
+
+/// Turns results into log lines and events.
+struct Observer<'a, L: FnMut(Event<'_>)> {
+    output: &'a mut Output,
+    listen: &'a mut L,
+    settings: RunSettings,
+    steps: usize,
+    gpu_bytes: u64,
+    tokens: u64,
+    interval: Interval,
+    skipped_in_a_row: usize,
+}
+
+impl<L: FnMut(Event<'_>)> Observer<'_, L> {
+    fn step(&mut self, result: StepResult) -> Result<()> {
+        self.tokens += result.tokens as u64;
+        self.interval.tokens += result.tokens as u64;
+        if !result.applied {
+            self.skipped_in_a_row += 1;
+            (self.listen)(Event::Skipped { step: result.step });
+            if self.skipped_in_a_row == MAX_SKIPPED {
+                return Err(Error::Training(format!(
+                    "loss or gradient were not finite in {MAX_SKIPPED} steps on end, up to step {}: nothing of these steps was \
+                     applied; lower --lr, or look for damaged weights or data",
+                    result.step
+                )));
+            }
+            return Ok(());
+        }
+        self.skipped_in_a_row = 0;
+        self.interval.losses.push(result.loss);
+        if result.step % self.settings.log_every != 0 && result.step != self.steps {
+            return Ok(());
+        }
+        let interval = std::mem::replace(&mut self.interval, Interval::starting_now());
+        let settings = &self.settings;
+        let metrics = StepMetrics {
+            step: result.step,
+            loss: interval.losses.iter().sum::<f64>() / interval.losses.len() as f64,
+            lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
+            grad_norm: f64::from(result.grad_norm),
+            tokens: self.tokens,
+            tokens_per_s: interval.tokens as f64 / interval.started.elapsed().as_secs_f64().max(1e-9),
+            gpu_bytes: self.gpu_bytes,
+        };
+        self.output.log(&metrics)?;
+        (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
+        Ok(())
+    }
+
+    /// Waits for the results still under way.
+    async fn drain(&mut self, engine: &mut Engine) -> Result<()> {
+        while let Some(result) = engine.next_result().await? {
+            self.step(result)?;
+        }
+        Ok(())
+    }
+
+    async fn evaluate(&mut self, engine: &mut Engine, batches: &[MicroBatch], step: usize) -> Result<EvalMetrics> {
+        let (sum, count) = engine.evaluate(batches).await?;
+        let eval_loss = sum / count as f64;
+        let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
+        self.output.log(&metrics)?;
+        (self.listen)(Event::Evaluated(&metrics));
+        // Evaluation is not training time.
+        self.interval.started = Instant::now();
+        Ok(metrics)
+    }
+}

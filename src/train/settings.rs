@@ -1,0 +1,326 @@
+//! The settings of a run: the command line, a TOML file and a page are views of this one struct.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
+use crate::model::network::BaseStorage;
+use crate::ops::adamw::AdamW;
+use crate::ops::weight::{Code4, Storage};
+use crate::{Error, Result};
+
+/// How the base is held while the adapter trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The base in 4 bits.
+    Qlora,
+    /// The base as its files hold it.
+    Lora,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quant {
+    Nf4,
+    Fp4,
+}
+
+impl Quant {
+    pub fn storage(self, double: bool) -> Storage {
+        let code = match self {
+            Self::Nf4 => Code4::Nf4,
+            Self::Fp4 => Code4::Fp4,
+        };
+        Storage::Quantized { code, double }
+    }
+}
+
+/// The learning rate over the steps, as the schedules of that name in transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+impl Schedule {
+    /// The factor of step `step` (counted from 0) of `steps`: a linear rise over `warmup` steps from 0, then the
+    /// schedule's fall to 0 at the end.
+    pub fn factor(self, step: usize, warmup: usize, steps: usize) -> f64 {
+        if step < warmup {
+            return step as f64 / warmup as f64;
+        }
+        let progress = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
+        match self {
+            Self::Constant => 1.0,
+            Self::Linear => (1.0 - progress).max(0.0),
+            Self::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0),
+        }
+    }
+}
+
+/// Which layers keep their activations for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecomputeChoice {
+    /// As many as fit into a budget.
+    Auto,
+    /// Keep everything.
+    None,
+    /// Keep each layer's input alone.
+    All,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub struct RunSettings {
+    pub model: PathBuf,
+    pub data: PathBuf,
+    pub out: PathBuf,
+    pub method: Method,
+    pub quant: Quant,
+    pub double_quant: bool,
+    pub rank: usize,
+    pub alpha: f64,
+    pub dropout: f64,
+    /// `all-linear`, names separated by commas, or a regular expression.
+    pub target_modules: String,
+    pub rslora: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<PathBuf>,
+    pub batch_size: usize,
+    pub grad_accum: usize,
+    /// None takes 512, or what the model has if that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_seq_len: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Used where `steps` is absent; 1 where both are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: usize,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub seed: u64,
+    pub shuffle: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_data: Option<PathBuf>,
+    /// Share of the data held out for evaluation where there is no `eval_data`.
+    pub eval_fraction: f64,
+    /// 0 evaluates at the end alone.
+    pub eval_every: usize,
+    /// 0 saves at the end alone.
+    pub save_every: usize,
+    /// Checkpoints that stay; the oldest go first.
+    pub keep: usize,
+    pub log_every: usize,
+    pub recompute: RecomputeChoice,
+    /// What the run may take on the device, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory: Option<u64>,
+}
+
+impl Default for RunSettings {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+            method: Method::Qlora,
+            quant: Quant::Nf4,
+            double_quant: true,
+            rank: 16,
+            alpha: 16.0,
+            dropout: 0.0,
+            target_modules: "all-linear".to_owned(),
+            rslora: false,
+            init_adapter: None,
+            batch_size: 4,
+            grad_accum: 1,
+            max_seq_len: None,
+            steps: None,
+            epochs: None,
+            lr: 2e-4,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            seed: 0,
+            shuffle: true,
+            eval_data: None,
+            eval_fraction: 0.0,
+            eval_every: 0,
+            save_every: 0,
+            keep: 2,
+            log_every: 1,
+            recompute: RecomputeChoice::Auto,
+            gpu_memory: None,
+        }
+    }
+}
+
+impl RunSettings {
+    /// Settings from a TOML table; absent keys have their defaults.
+    ///
+    /// # Errors
+    /// A key that there is not, with the nearest one that there is, or a value of the wrong kind.
+    pub fn from_table(table: toml::Table) -> Result<Self> {
+        let known = toml::Table::try_from(Self::filled()).map_err(|e| Error::Setting(e.to_string()))?;
+        if let Some(key) = table.keys().find(|key| !known.contains_key(*key)) {
+            let nearest = known.keys().min_by_key(|k| edit_distance(k, key)).cloned().unwrap_or_default();
+            return Err(Error::Setting(format!("`{key}` is no setting; the nearest is `{nearest}`")));
+        }
+        table.try_into().map_err(|e: toml::de::Error| Error::Setting(e.message().to_owned()))
+    }
+
+    /// The defaults with a value in every optional field, so that each key shows.
+    fn filled() -> Self {
+        let path = Some(PathBuf::new());
+        Self {
+            init_adapter: path.clone(),
+            max_seq_len: Some(2),
+            steps: Some(1),
+            epochs: Some(1.0),
+            eval_data: path,
+            gpu_memory: Some(1),
+            ..Self::default()
+        }
+    }
+
+    /// # Errors
+    /// The first setting that cannot work, with what would be right.
+    pub fn check(&self) -> Result<()> {
+        let bad = |problem: String| Err(Error::Setting(problem));
+        if self.rank == 0 {
+            return bad("--rank is 0; a LoRA adapter needs a rank of at least 1".to_owned());
+        }
+        for (flag, value) in [("--batch-size", self.batch_size), ("--grad-accum", self.grad_accum)] {
+            if value == 0 {
+                return bad(format!("{flag} is 0; it must be at least 1"));
+            }
+        }
+        if self.steps == Some(0) {
+            return bad("--steps is 0; training needs at least 1".to_owned());
+        }
+        if self.max_seq_len.is_some_and(|n| n < 2) {
+            return bad("--max-seq-len must be at least 2: a token and the one it predicts".to_owned());
+        }
+        if self.log_every == 0 {
+            return bad("--log-every is 0; it must be at least 1".to_owned());
+        }
+        for (flag, value, below) in [("--dropout", self.dropout, 1.0), ("--eval-fraction", self.eval_fraction, 1.0)] {
+            if !(0.0..below).contains(&value) {
+                return bad(format!("{flag} is {value}; it must be at least 0 and below {below}"));
+            }
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        for (flag, value, fine) in [
+            ("--alpha", self.alpha, positive(self.alpha)),
+            ("--lr", self.lr, positive(self.lr)),
+            ("--epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(positive)),
+            ("--weight-decay", self.weight_decay, self.weight_decay == 0.0 || positive(self.weight_decay)),
+            ("--max-grad-norm", self.max_grad_norm, self.max_grad_norm == 0.0 || positive(self.max_grad_norm)),
+        ] {
+            if !fine {
+                return bad(format!("{flag} is {value}; it must be a positive number"));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn base_storage(&self) -> BaseStorage {
+        match self.method {
+            Method::Qlora => BaseStorage::Quantized(self.quant.storage(self.double_quant)),
+            Method::Lora => BaseStorage::AsStored,
+        }
+    }
+
+    pub fn lora_config(&self) -> LoraConfig {
+        LoraConfig {
+            r: self.rank,
+            lora_alpha: self.alpha,
+            lora_dropout: self.dropout,
+            target_modules: TargetModules::from_argument(&self.target_modules),
+            use_rslora: self.rslora,
+            base_model_name_or_path: Some(self.model.display().to_string()),
+            init_lora_weights: LoraInit::KaimingUniform,
+            ..LoraConfig::default()
+        }
+    }
+
+    pub fn optimizer(&self) -> AdamW {
+        AdamW { weight_decay: self.weight_decay, max_norm: self.max_grad_norm, ..AdamW::default() }
+    }
+}
+
+/// Levenshtein's distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.iter().enumerate() {
+            let changed = corner + usize::from(from != *to);
+            corner = std::mem::replace(&mut row[j + 1], 0);
+            row[j + 1] = changed.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_have_the_factors_of_transformers() {
+        // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 4 of 12 steps warming up.
+        let at = |schedule: Schedule, step| schedule.factor(step, 4, 12);
+        assert_eq!([0, 1, 4, 8, 12].map(|s| at(Schedule::Linear, s)), [0.0, 0.25, 1.0, 0.5, 0.0]);
+        assert_eq!([0, 3, 4, 11].map(|s| at(Schedule::Constant, s)), [0.0, 0.75, 1.0, 1.0]);
+        let cosine = [4, 6, 8, 12].map(|s| at(Schedule::Cosine, s));
+        for (got, want) in cosine.into_iter().zip([1.0, 0.853_553_390_593_273_8, 0.5, 0.0]) {
+            assert!((got - want).abs() < 1e-12, "{got} {want}");
+        }
+        assert_eq!(Schedule::Linear.factor(0, 0, 10), 1.0);
+    }
+
+    #[test]
+    fn settings_that_cannot_work_name_their_flag() {
+        let fine = RunSettings::default();
+        fine.check().unwrap();
+        type Change = fn(&mut RunSettings);
+        let cases: [(&str, Change); 8] = [
+            ("--rank", |s| s.rank = 0),
+            ("--batch-size", |s| s.batch_size = 0),
+            ("--steps", |s| s.steps = Some(0)),
+            ("--dropout", |s| s.dropout = 1.0),
+            ("--lr", |s| s.lr = f64::NAN),
+            ("--epochs", |s| s.epochs = Some(-1.0)),
+            ("--max-seq-len", |s| s.max_seq_len = Some(1)),
+            ("--weight-decay", |s| s.weight_decay = -0.1),
+        ];
+        for (flag, change) in cases {
+            let mut settings = fine.clone();
+            change(&mut settings);
+            let message = settings.check().unwrap_err().to_string();
+            assert!(message.starts_with(flag), "{message}");
+        }
+    }
+
+    #[test]
+    fn settings_survive_toml() {
+        let settings = RunSettings { steps: Some(7), gpu_memory: Some(12_000_000_000), ..Default::default() };
+        let text = toml::to_string(&settings).unwrap();
+        assert_eq!(toml::from_str::<RunSettings>(&text).unwrap(), settings);
+        let message = RunSettings::from_table(toml::from_str("rnak = 3").unwrap()).unwrap_err().to_string();
+        assert_eq!(message, "`rnak` is no setting; the nearest is `rank`");
+        let message = RunSettings::from_table(toml::from_str("eval_data = 'x'").unwrap()).unwrap_err().to_string();
+        assert!(message.ends_with("`eval-data`"), "{message}");
+    }
+}
