@@ -1,4 +1,4 @@
-// Attention's key and value gradients for software adapters: one key per lane, queries of the whole group of heads read at
+// Attention's key and value gradients for software adapters: ITEMS keys per lane, queries of the whole group of heads read at
 // addresses all lanes share.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
@@ -13,26 +13,28 @@
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let heads_per_key = params.heads / params.kv_heads;
-    let tiles = (params.keys + LANES - 1u) / LANES;
+    let tiles = (params.keys + LANES * ITEMS - 1u) / (LANES * ITEMS);
     let tile = group.x + group.y * groups.x;
     let kv_head = tile / tiles;
     if kv_head >= params.kv_heads { return; }
-    let first = (tile % tiles) * LANES;
-    let last = min(first + LANES, params.keys) - 1u;
+    let first = (tile % tiles) * LANES * ITEMS;
+    let last = min(first + LANES * ITEMS, params.keys) - 1u;
     var queries = vec2(0xffffffffu, 0u);
     for (var key = first; key <= last; key++) {
         queries = joined(queries, query_range(key));
     }
 
-    let key = min(first + lane, last);
-    let range = query_range(key);
-    let k_at = key * params.k_ld + kv_head * D4;
-    let v_at = key * params.v_ld + kv_head * D4;
+#for i in 0..ITEMS
+    let key$i = min(first + lane + $iu * LANES, last);
+    let range$i = query_range(key$i);
+    let k_at$i = key$i * params.k_ld + kv_head * D4;
+    let v_at$i = key$i * params.v_ld + kv_head * D4;
 #for d in 0..D4
-    let k$d = k[k_at + $du] * params.score_scale;
-    let v$d = v[v_at + $du];
-    var dk$d = vec4(0.0);
-    var dv$d = vec4(0.0);
+    let k$i_$d = k[k_at$i + $du] * params.score_scale;
+    let v$i_$d = v[v_at$i + $du];
+    var dk$i_$d = vec4(0.0);
+    var dv$i_$d = vec4(0.0);
+#end
 #end
     for (var head = kv_head * heads_per_key; head < (kv_head + 1u) * heads_per_key; head++) {
         for (var base = queries.x; base < queries.y; base += BLOCK) {
@@ -40,43 +42,64 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let row$j = min(base + $ju, queries.y - 1u);
             let q_at$j = row$j * params.q_ld + head * D4;
             let dout_at$j = row$j * params.dout_ld + head * D4;
-            var s$j = 0.0;
-            var dp$j = 0.0;
-#end
-#for d in 0..D4
-#for j in 0..BLOCK
-            s$j += dot(k$d, q[q_at$j + $du]);
+#for i in 0..ITEMS
+            var s$i_$j = 0.0;
+            var dp$i_$j = 0.0;
 #end
 #end
 #for d in 0..D4
 #for j in 0..BLOCK
-            dp$j += dot(v$d, dout[dout_at$j + $du]);
+            let q$j_$d = q[q_at$j + $du];
+#for i in 0..ITEMS
+            s$i_$j += dot(k$i_$d, q$j_$d);
+#end
+#end
+#end
+#for d in 0..D4
+#for j in 0..BLOCK
+            let dout$j_$d = dout[dout_at$j + $du];
+#for i in 0..ITEMS
+            dp$i_$j += dot(v$i_$d, dout$j_$d);
+#end
 #end
 #end
 #for j in 0..BLOCK
+            let at$j = base + $ju;
             let keys$j = key_range(row$j);
             let terms$j = row_terms(row$j, head);
-            let on$j = base + $ju >= range.x && base + $ju < range.y && key >= keys$j.x && key < keys$j.y;
-            let p$j = select(0.0, exp2(s$j - terms$j.x), on$j);
-            let ds$j = p$j * (dp$j - terms$j.y);
-#end
-#for d in 0..D4
-#for j in 0..BLOCK
-            dv$d += p$j * dout[dout_at$j + $du];
+#for i in 0..ITEMS
+            let asked$i_$j = at$j >= range$i.x && at$j < range$i.y;
+            let on$i_$j = asked$i_$j && key$i >= keys$j.x && key$i < keys$j.y;
+            let p$i_$j = select(0.0, exp2(s$i_$j - terms$j.x), on$i_$j);
+            let ds$i_$j = p$i_$j * (dp$i_$j - terms$j.y);
 #end
 #end
 #for d in 0..D4
 #for j in 0..BLOCK
-            dk$d += ds$j * q[q_at$j + $du];
+            let dout_again$j_$d = dout[dout_at$j + $du];
+#for i in 0..ITEMS
+            dv$i_$d += p$i_$j * dout_again$j_$d;
+#end
+#end
+#end
+#for d in 0..D4
+#for j in 0..BLOCK
+            let q_again$j_$d = q[q_at$j + $du];
+#for i in 0..ITEMS
+            dk$i_$d += ds$i_$j * q_again$j_$d;
+#end
 #end
 #end
         }
     }
-    if first + lane > last { return; }
-    let dk_at = key * params.dk_ld + kv_head * D4;
-    let dv_at = key * params.dv_ld + kv_head * D4;
+#for i in 0..ITEMS
+    if first + lane + $iu * LANES <= last {
+        let dk_at = key$i * params.dk_ld + kv_head * D4;
+        let dv_at = key$i * params.dv_ld + kv_head * D4;
 #for d in 0..D4
-    dk[dk_at + $du] = dk$d * params.scale;
-    dv[dv_at + $du] = dv$d;
+        dk[dk_at + $du] = dk$i_$d * params.scale;
+        dv[dv_at + $du] = dv$i_$d;
+#end
+    }
 #end
 }

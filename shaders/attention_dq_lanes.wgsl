@@ -1,4 +1,4 @@
-// Attention's query gradient for software adapters: one item per lane, keys read at addresses all lanes share.
+// Attention's query gradient for software adapters: ITEMS items per lane, keys read at addresses all lanes share.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -12,60 +12,78 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let heads_per_key = params.heads / params.kv_heads;
     let items = params.rows * heads_per_key;
-    let tiles = (items + LANES - 1u) / LANES;
+    let tiles = (items + LANES * ITEMS - 1u) / (LANES * ITEMS);
     let tile = group.x + group.y * groups.x;
     let kv_head = tile / tiles;
     if kv_head >= params.kv_heads { return; }
-    let first = (tile % tiles) * LANES;
-    let last = min(first + LANES, items) - 1u;
+    let first = (tile % tiles) * LANES * ITEMS;
+    let last = min(first + LANES * ITEMS, items) - 1u;
     var keys = vec2(0xffffffffu, 0u);
     for (var row = first / heads_per_key; row <= last / heads_per_key; row++) {
         keys = joined(keys, key_range(row));
     }
 
-    let item = min(first + lane, last);
-    let row = item / heads_per_key;
-    let head = kv_head * heads_per_key + item % heads_per_key;
-    let range = key_range(row);
-    let terms = row_terms(row, head);
-    let q_at = row * params.q_ld + head * D4;
-    let dout_at = row * params.dout_ld + head * D4;
+#for i in 0..ITEMS
+    let item$i = min(first + lane + $iu * LANES, last);
+    let row$i = item$i / heads_per_key;
+    let head$i = kv_head * heads_per_key + item$i % heads_per_key;
+    let range$i = key_range(row$i);
+    let terms$i = row_terms(row$i, head$i);
+    let q_at$i = row$i * params.q_ld + head$i * D4;
+    let dout_at$i = row$i * params.dout_ld + head$i * D4;
 #for d in 0..D4
-    let q$d = q[q_at + $du] * params.score_scale;
-    let dout$d = dout[dout_at + $du];
-    var dq$d = vec4(0.0);
+    let q$i_$d = q[q_at$i + $du] * params.score_scale;
+    let dout$i_$d = dout[dout_at$i + $du];
+    var dq$i_$d = vec4(0.0);
+#end
 #end
     for (var base = keys.x; base < keys.y; base += BLOCK) {
 #for j in 0..BLOCK
         let key$j = min(base + $ju, keys.y - 1u);
         let k_at$j = key$j * params.k_ld + kv_head * D4;
         let v_at$j = key$j * params.v_ld + kv_head * D4;
-        var s$j = 0.0;
-        var dp$j = 0.0;
-#end
-#for d in 0..D4
-#for j in 0..BLOCK
-        s$j += dot(q$d, k[k_at$j + $du]);
+#for i in 0..ITEMS
+        var s$i_$j = 0.0;
+        var dp$i_$j = 0.0;
 #end
 #end
 #for d in 0..D4
 #for j in 0..BLOCK
-        dp$j += dot(dout$d, v[v_at$j + $du]);
+        let k$j_$d = k[k_at$j + $du];
+#for i in 0..ITEMS
+        s$i_$j += dot(q$i_$d, k$j_$d);
 #end
 #end
-#for j in 0..BLOCK
-        let on$j = base + $ju >= range.x && base + $ju < range.y;
-        let ds$j = select(0.0, exp2(s$j - terms.x) * (dp$j - terms.y), on$j);
 #end
 #for d in 0..D4
 #for j in 0..BLOCK
-        dq$d += ds$j * k[k_at$j + $du];
+        let v$j_$d = v[v_at$j + $du];
+#for i in 0..ITEMS
+        dp$i_$j += dot(dout$i_$d, v$j_$d);
+#end
+#end
+#end
+#for i in 0..ITEMS
+#for j in 0..BLOCK
+        let on$i_$j = base + $ju >= range$i.x && base + $ju < range$i.y;
+        let ds$i_$j = select(0.0, exp2(s$i_$j - terms$i.x) * (dp$i_$j - terms$i.y), on$i_$j);
+#end
+#end
+#for d in 0..D4
+#for j in 0..BLOCK
+        let again$j_$d = k[k_at$j + $du];
+#for i in 0..ITEMS
+        dq$i_$d += ds$i_$j * again$j_$d;
+#end
 #end
 #end
     }
-    if first + lane > last { return; }
-    let dq_at = row * params.dq_ld + head * D4;
+#for i in 0..ITEMS
+    if first + lane + $iu * LANES <= last {
+        let dq_at = row$i * params.dq_ld + head$i * D4;
 #for d in 0..D4
-    dq[dq_at + $du] = dq$d * params.scale;
+        dq[dq_at + $du] = dq$i_$d * params.scale;
+#end
+    }
 #end
 }

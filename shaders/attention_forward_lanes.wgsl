@@ -1,4 +1,4 @@
-// Attention forward for software adapters: one item per lane, keys read at addresses all lanes share, no workgroup memory.
+// Attention forward for software adapters: ITEMS items per lane, keys read at addresses all lanes share, no workgroup memory.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -12,63 +12,81 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let heads_per_key = params.heads / params.kv_heads;
     let items = params.rows * heads_per_key;
-    let tiles = (items + LANES - 1u) / LANES;
+    let tiles = (items + LANES * ITEMS - 1u) / (LANES * ITEMS);
     let tile = group.x + group.y * groups.x;
     let kv_head = tile / tiles;
     if kv_head >= params.kv_heads { return; }
-    let first = (tile % tiles) * LANES;
-    let last = min(first + LANES, items) - 1u;
+    let first = (tile % tiles) * LANES * ITEMS;
+    let last = min(first + LANES * ITEMS, items) - 1u;
     var keys = vec2(0xffffffffu, 0u);
     for (var row = first / heads_per_key; row <= last / heads_per_key; row++) {
         keys = joined(keys, key_ranges[row]);
     }
 
-    let item = min(first + lane, last);
-    let row = item / heads_per_key;
-    let head = kv_head * heads_per_key + item % heads_per_key;
-    let range = key_ranges[row];
-    let q_at = row * params.q_ld + head * D4;
+#for i in 0..ITEMS
+    let item$i = min(first + lane + $iu * LANES, last);
+    let row$i = item$i / heads_per_key;
+    let head$i = kv_head * heads_per_key + item$i % heads_per_key;
+    let range$i = key_ranges[row$i];
+    let q_at$i = row$i * params.q_ld + head$i * D4;
+    var highest$i = LOWEST;
+    var total$i = 0.0;
 #for d in 0..D4
-    let q$d = q[q_at + $du] * params.score_scale;
-    var o$d = vec4(0.0);
+    let q$i_$d = q[q_at$i + $du] * params.score_scale;
+    var o$i_$d = vec4(0.0);
 #end
-    var highest = LOWEST;
-    var total = 0.0;
+#end
     for (var base = keys.x; base < keys.y; base += BLOCK) {
 #for j in 0..BLOCK
         let key$j = min(base + $ju, keys.y - 1u);
         let k_at$j = key$j * params.k_ld + kv_head * D4;
         let v_at$j = key$j * params.v_ld + kv_head * D4;
-        let on$j = base + $ju >= range.x && base + $ju < range.y;
-        var s$j = 0.0;
+#for i in 0..ITEMS
+        var s$i_$j = 0.0;
+#end
 #end
 #for d in 0..D4
 #for j in 0..BLOCK
-        s$j += dot(q$d, k[k_at$j + $du]);
+        let k$j_$d = k[k_at$j + $du];
+#for i in 0..ITEMS
+        s$i_$j += dot(q$i_$d, k$j_$d);
 #end
 #end
-        let before = highest;
+#end
+#for i in 0..ITEMS
+        let before$i = highest$i;
 #for j in 0..BLOCK
-        highest = max(highest, select(LOWEST, s$j, on$j));
+        let on$i_$j = base + $ju >= range$i.x && base + $ju < range$i.y;
+        highest$i = max(highest$i, select(LOWEST, s$i_$j, on$i_$j));
 #end
-        let keep = exp2(before - highest);
-        total *= keep;
+        let keep$i = exp2(before$i - highest$i);
+        total$i *= keep$i;
 #for j in 0..BLOCK
-        let p$j = select(0.0, exp2(s$j - highest), on$j);
-        total += p$j;
+        let p$i_$j = select(0.0, exp2(s$i_$j - highest$i), on$i_$j);
+        total$i += p$i_$j;
 #end
 #for d in 0..D4
-        o$d *= keep;
+        o$i_$d *= keep$i;
+#end
+#end
+#for d in 0..D4
 #for j in 0..BLOCK
-        o$d += p$j * v[v_at$j + $du];
+        let v$j_$d = v[v_at$j + $du];
+#for i in 0..ITEMS
+        o$i_$d += p$i_$j * v$j_$d;
+#end
 #end
 #end
     }
-    if first + lane > last { return; }
-    let share = select(0.0, 1.0 / total, total > 0.0);
-    let out_at = row * params.out_ld + head * D4;
+#for i in 0..ITEMS
+    if first + lane + $iu * LANES <= last {
+        let share = select(0.0, 1.0 / total$i, total$i > 0.0);
+        let out_at = row$i * params.out_ld + head$i * D4;
 #for d in 0..D4
-    out[out_at + $du] = o$d * share;
+        out[out_at + $du] = o$i_$d * share;
 #end
-    lse[head * params.rows + row] = select(LOWEST, (highest + log2(total)) * LN_2, total > 0.0);
+        let value = (highest$i + log2(total$i)) * LN_2;
+        lse[head$i * params.rows + row$i] = select(LOWEST, value, total$i > 0.0);
+    }
+#end
 }

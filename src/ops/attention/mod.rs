@@ -30,6 +30,8 @@ const DKV_TILES: &str = include_str!("../../../shaders/attention_dkv_tiles.wgsl"
 
 /// Invocations of a workgroup of the variants for software adapters: one vector register of lanes.
 const LANES: u32 = 8;
+/// Rows of the other side that those variants read at a time.
+const BLOCK: u32 = 2;
 /// The elementwise pass before the backward has no reason to stay that narrow.
 const DELTA_LANES: u32 = 64;
 /// Rows on either side of a tile, and columns of a head staged at once; both stand in attention_tile.wgsl too.
@@ -106,9 +108,10 @@ impl Shape {
         assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
     }
 
-    /// Workgroups of `rows_each` rows, queries of a whole group of heads side by side or keys, for every key head.
-    fn workgroups(self, rec: &Recorder, rows: u64, rows_each: u32) -> [u32; 3] {
-        rec.fold(rows.div_ceil(u64::from(rows_each)) * u64::from(self.kv_heads))
+    /// Workgroups for `items` (query rows times the heads of a group, or keys) of every key head.
+    fn workgroups(self, rec: &Recorder, items: u64) -> [u32; 3] {
+        let each = if rec.target.cpu { LANES * items_per_lane(self.head_dim, items) } else { TILE };
+        rec.fold(items.div_ceil(u64::from(each)) * u64::from(self.kv_heads))
     }
 
     /// Multiply-adds of one product between all queries and keys, halved for causality.
@@ -117,13 +120,19 @@ impl Shape {
     }
 }
 
-/// Key blocks as long as the registers allow, in a text of bounded length: it is written out `head_dim / 4 * BLOCK` times.
-fn lanes_kernel(name: &'static str, source: &'static str, head_dim: u32) -> Kernel {
+/// Rows that each lane owns. Every value loaded for all lanes serves each of them, which is what pays on these adapters; the
+/// text, and with it the time to compile it, grows with `head_dim * items`. Streams too short to fill the lanes need one.
+fn items_per_lane(head_dim: u32, items: u64) -> u32 {
+    if items <= u64::from(LANES) { 1 } else { (256 / head_dim).clamp(1, 4) }
+}
+
+fn lanes_kernel(name: &'static str, source: &'static str, head_dim: u32, items: u64) -> Kernel {
     Kernel::new(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
         .constant("LANES", LANES)
-        .constant("BLOCK", (512 / head_dim).clamp(2, 8))
+        .constant("ITEMS", items_per_lane(head_dim, items))
+        .constant("BLOCK", BLOCK)
 }
 
 /// As many threads as keep each thread's part of the `outputs` sums within 64 registers.
@@ -140,9 +149,9 @@ fn tiles_kernel(name: &'static str, source: &'static str, head_dim: u32, outputs
         .constant("TR", TILE / rows)
 }
 
-fn forward_kernel(cpu: bool, head_dim: u32) -> Kernel {
+fn forward_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
     if cpu {
-        lanes_kernel("attention_forward_lanes", FORWARD_LANES, head_dim)
+        lanes_kernel("attention_forward_lanes", FORWARD_LANES, head_dim, items)
     } else {
         tiles_kernel("attention_forward_tiles", FORWARD_TILES, head_dim, 1)
     }
@@ -152,34 +161,33 @@ fn delta_kernel(head_dim: u32) -> Kernel {
     Kernel::new("attention_delta", DELTA).part(COMMON).constant("D4", head_dim / 4).constant("LANES", DELTA_LANES)
 }
 
-fn dq_kernel(cpu: bool, head_dim: u32) -> Kernel {
+fn dq_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
     if cpu {
-        lanes_kernel("attention_dq_lanes", DQ_LANES, head_dim).part(SCRATCH)
+        lanes_kernel("attention_dq_lanes", DQ_LANES, head_dim, items).part(SCRATCH)
     } else {
         tiles_kernel("attention_dq_tiles", DQ_TILES, head_dim, 1).part(SCRATCH)
     }
 }
 
-fn dkv_kernel(cpu: bool, head_dim: u32) -> Kernel {
+fn dkv_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
     if cpu {
-        lanes_kernel("attention_dkv_lanes", DKV_LANES, head_dim).part(SCRATCH)
+        lanes_kernel("attention_dkv_lanes", DKV_LANES, head_dim, items).part(SCRATCH)
     } else {
         tiles_kernel("attention_dkv_tiles", DKV_TILES, head_dim, 2).part(SCRATCH)
     }
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    [8, 64, 80, 96, 128, 256]
-        .into_iter()
-        .flat_map(|d| {
-            let both = [true, false].map(|cpu| [forward_kernel(cpu, d), dq_kernel(cpu, d), dkv_kernel(cpu, d)]);
-            both.concat().into_iter().chain([delta_kernel(d)])
-        })
-        .collect()
-}
-
-fn rows_each(rec: &Recorder) -> u32 {
-    if rec.target.cpu { LANES } else { TILE }
+    let mut kernels = Vec::new();
+    for head_dim in [8, 64, 80, 96, 128, 256] {
+        kernels.push(delta_kernel(head_dim));
+        for (cpu, items) in [(true, 1), (true, u64::MAX), (false, 1)] {
+            kernels.push(forward_kernel(cpu, head_dim, items));
+            kernels.push(dq_kernel(cpu, head_dim, items));
+            kernels.push(dkv_kernel(cpu, head_dim, items));
+        }
+    }
+    kernels
 }
 
 /// `out = softmax(scale q k^T) v` over each query's keys; q and out are `[rows, heads * head_dim]`, k and v
@@ -204,8 +212,8 @@ pub fn forward(
     assert!(key_ranges.bytes >= 8 * u64::from(q.rows), "a range for each of {} rows: {key_ranges:?}", q.rows);
     assert!(lse.bytes >= 4 * u64::from(q.rows) * u64::from(shape.heads), "a value per row and head: {lse:?}");
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let groups = shape.workgroups(rec, items, rows_each(rec));
-    let kernel = forward_kernel(rec.target.cpu, shape.head_dim);
+    let groups = shape.workgroups(rec, items);
+    let kernel = forward_kernel(rec.target.cpu, shape.head_dim, items);
     rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
 
@@ -255,12 +263,13 @@ pub fn backward(
     rec.dispatch("attention_delta", delta_kernel(shape.head_dim), &views, &params, groups, work);
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
-    let groups = shape.workgroups(rec, cells / u64::from(shape.kv_heads), rows_each(rec));
-    let kernel = dq_kernel(rec.target.cpu, shape.head_dim);
+    let items = cells / u64::from(shape.kv_heads);
+    let groups = shape.workgroups(rec, items);
+    let kernel = dq_kernel(rec.target.cpu, shape.head_dim, items);
     rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let groups = shape.workgroups(rec, rows, rows_each(rec));
-    let kernel = dkv_kernel(rec.target.cpu, shape.head_dim);
+    let groups = shape.workgroups(rec, rows);
+    let kernel = dkv_kernel(rec.target.cpu, shape.head_dim, rows);
     rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }
