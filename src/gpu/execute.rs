@@ -67,6 +67,7 @@ impl Profile {
 /// A copy to the host that has been asked for; its staging buffer is busy until [`Gpu::finish_read`].
 pub struct PendingRead {
     staging: View,
+    submission: wgpu::SubmissionIndex,
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
@@ -376,9 +377,9 @@ impl Gpu {
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
-        self.queue.submit([encoder.finish()]);
+        let submission = self.queue.submit([encoder.finish()]);
         let mapped = map(&staging, 0, bytes);
-        self.finish_map(&staging, 0, bytes, &mapped).await
+        self.finish_map(&staging, 0, bytes, &mapped, submission).await
     }
 
     /// Asks for a copy of `from` in `staging`, to be collected later without stalling the queue.
@@ -386,15 +387,16 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let (source, target) = (buffers.get(from.buffer), buffers.get(staging.buffer));
         encoder.copy_buffer_to_buffer(source, from.offset, target, staging.offset, Some(from.bytes));
-        self.queue.submit([encoder.finish()]);
+        let submission = self.queue.submit([encoder.finish()]);
         let staging = View { bytes: from.bytes, ..staging };
-        PendingRead { staging, mapped: map(target, staging.offset, staging.bytes) }
+        PendingRead { staging, submission, mapped: map(target, staging.offset, staging.bytes) }
     }
 
     /// The bytes of a read begun earlier; frees its staging buffer.
     pub async fn finish_read(&self, buffers: &Buffers, pending: PendingRead) -> Result<Vec<u8>, GpuError> {
         let staging = pending.staging;
-        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, &pending.mapped).await
+        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, &pending.mapped, pending.submission)
+            .await
     }
 
     async fn finish_map(
@@ -403,7 +405,11 @@ impl Gpu {
         offset: u64,
         bytes: u64,
         mapped: &Receiver<Result<(), wgpu::BufferAsyncError>>,
+        submission: wgpu::SubmissionIndex,
     ) -> Result<Vec<u8>, GpuError> {
+        // Up to the copy and no further: later work stays under way.
+        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        self.device.poll(poll).map_err(|e| GpuError::Lost(e.to_string()))?;
         loop {
             match mapped.try_recv() {
                 Ok(Ok(())) => break,

@@ -101,7 +101,7 @@ pub struct PreparedRun {
 ///
 /// # Errors
 /// The first thing that is wrong, by file and field.
-pub fn prepare(settings: RunSettings) -> Result<PreparedRun> {
+pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     settings.check()?;
     let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
     let files = WeightFiles::open(&settings.model)?;
@@ -110,6 +110,8 @@ pub fn prepare(settings: RunSettings) -> Result<PreparedRun> {
         Some(dir) => {
             let (lora, modules, tensors) = adapter_file::load(dir, &config)?;
             let base_model_name_or_path = Some(settings.model.display().to_string());
+            // What the run is recorded with is what it runs with.
+            (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
             (LoraConfig { base_model_name_or_path, ..lora }, modules, tensors)
         }
         None => {
