@@ -4,10 +4,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::elementwise::assert_alike;
 use super::lib_parts::REDUCE;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
-const WG_SIZE: u32 = 64;
+/// A software adapter runs a workgroup as vectors that take turns at each barrier; one vector has none to wait for.
+fn wg_size(cpu: bool) -> u32 {
+    if cpu { 8 } else { 64 }
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -18,22 +22,23 @@ struct Params {
     eps: f32,
 }
 
-fn forward_kernel(add: bool) -> Kernel {
+fn forward_kernel(cpu: bool, add: bool) -> Kernel {
     Kernel::new("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
         .part(REDUCE)
-        .constant("WG_SIZE", WG_SIZE)
+        .constant("WG_SIZE", wg_size(cpu))
         .constant("ADD", add)
 }
 
-fn backward_kernel(accumulate: bool) -> Kernel {
+fn backward_kernel(cpu: bool, accumulate: bool) -> Kernel {
     Kernel::new("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
         .part(REDUCE)
-        .constant("WG_SIZE", WG_SIZE)
+        .constant("WG_SIZE", wg_size(cpu))
         .constant("ACCUMULATE", accumulate)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![forward_kernel(false), forward_kernel(true), backward_kernel(false), backward_kernel(true)]
+    let variants = [(false, false), (false, true), (true, false), (true, true)];
+    variants.into_iter().flat_map(|(cpu, flag)| [forward_kernel(cpu, flag), backward_kernel(cpu, flag)]).collect()
 }
 
 fn params(x: Matrix, eps: f32) -> Params {
@@ -44,17 +49,12 @@ fn work(x: Matrix) -> u64 {
     4 * u64::from(x.rows) * u64::from(x.cols)
 }
 
-fn assert_alike(matrices: &[Matrix]) {
-    let shape = |m: &Matrix| (m.rows, m.cols, m.ld);
-    assert!(matrices.windows(2).all(|m| shape(&m[0]) == shape(&m[1])), "matrices of unlike shape: {matrices:?}");
-}
-
 /// `y = norm(x) * gain`; x and y are `[rows, cols]`, gain `[cols]`.
 pub fn forward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, y: Matrix) {
     assert_alike(&[x, y]);
     let groups = rec.fold(u64::from(x.rows));
     let views = [x.view, rec.unused, gain, rec.unused_write, y.view];
-    rec.dispatch("rms_norm", forward_kernel(false), &views, &params(x, eps), groups, work(x));
+    rec.dispatch("rms_norm", forward_kernel(rec.target.cpu, false), &views, &params(x, eps), groups, work(x));
 }
 
 /// `sum = x + delta; y = norm(sum) * gain`: the residual connection and the norm after it in one pass.
@@ -62,7 +62,7 @@ pub fn forward_add(rec: &mut Recorder, x: Matrix, delta: Matrix, gain: View, eps
     assert_alike(&[x, delta, sum, y]);
     let groups = rec.fold(u64::from(x.rows));
     let views = [x.view, delta.view, gain, sum.view, y.view];
-    rec.dispatch("rms_norm", forward_kernel(true), &views, &params(x, eps), groups, work(x));
+    rec.dispatch("rms_norm", forward_kernel(rec.target.cpu, true), &views, &params(x, eps), groups, work(x));
 }
 
 /// Input gradient from the norm's input `x` and `dy`; added to `dx` when `accumulate`.
@@ -70,7 +70,14 @@ pub fn backward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, dy: Matrix,
     assert_alike(&[x, dy, dx]);
     let groups = rec.fold(u64::from(x.rows));
     let views = [x.view, gain, dy.view, dx.view];
-    rec.dispatch("rms_norm_backward", backward_kernel(accumulate), &views, &params(x, eps), groups, 2 * work(x));
+    rec.dispatch(
+        "rms_norm_backward",
+        backward_kernel(rec.target.cpu, accumulate),
+        &views,
+        &params(x, eps),
+        groups,
+        2 * work(x),
+    );
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
@@ -107,8 +114,9 @@ mod tests {
 
     #[test]
     fn forward_equals_the_twin_with_and_without_a_residual() {
-        for (rows, cols) in shapes(&[(1, 1), (3, 7), (5, 64), (17, 300), (70, 129)]) {
-            let mut lab = Lab::new();
+        let shapes = shapes(&[(1, 1), (3, 7), (5, 64), (17, 300), (70, 129)]);
+        for (cpu, (rows, cols)) in [false, true].into_iter().flat_map(|cpu| shapes.iter().map(move |s| (cpu, *s))) {
+            let mut lab = Lab::for_cpu(cpu);
             let (x, delta, gain) = (lab.normal(rows * cols), lab.normal(rows * cols), lab.normal(cols));
             let (gx, gdelta, ggain) = (lab.matrix(rows, cols, &x), lab.matrix(rows, cols, &delta), lab.vector(&gain));
             let (y, sum, y_add) = (lab.empty(rows, cols), lab.empty(rows, cols), lab.empty(rows, cols));
@@ -125,8 +133,9 @@ mod tests {
 
     #[test]
     fn backward_equals_the_twin_and_accumulates() {
-        for (rows, cols) in shapes(&[(1, 2), (4, 9), (33, 172), (8, 257)]) {
-            let mut lab = Lab::new();
+        let shapes = shapes(&[(1, 2), (4, 9), (33, 172), (8, 257)]);
+        for (cpu, (rows, cols)) in [false, true].into_iter().flat_map(|cpu| shapes.iter().map(move |s| (cpu, *s))) {
+            let mut lab = Lab::for_cpu(cpu);
             let (x, gain) = (lab.normal(rows * cols), lab.normal(cols));
             let (dy, before) = (lab.normal(rows * cols), lab.normal(rows * cols));
             let (gx, ggain, gdy) = (lab.matrix(rows, cols, &x), lab.vector(&gain), lab.matrix(rows, cols, &dy));

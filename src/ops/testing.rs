@@ -155,9 +155,8 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let scale = norm(&mut want.iter().copied()).max(1e-12);
     let error = norm(&mut got.iter().zip(want).map(|(g, w)| f64::from(*g) - w)) / scale;
-    // Written so that a NaN fails.
-    if !(error < bound) {
-        let worst = got.iter().zip(want).position(|(g, w)| !((f64::from(*g) - w).abs() <= bound * scale));
+    if error.is_nan() || error >= bound {
+        let worst = got.iter().zip(want).position(|(g, w)| g.is_nan() || (f64::from(*g) - w).abs() > bound * scale);
         let at = worst.map(|i| format!("; element {i} is {} instead of {}", got[i], want[i])).unwrap_or_default();
         panic!("{what}: relative error {error:.2e} over {bound:.0e}{at}");
     }

@@ -416,7 +416,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         }
         self.skipped_in_a_row = 0;
         self.interval.losses.push(result.loss);
-        if result.step % self.settings.log_every != 0 && result.step != self.steps {
+        if !result.step.is_multiple_of(self.settings.log_every) && result.step != self.steps {
             return Ok(());
         }
         let interval = std::mem::replace(&mut self.interval, Interval::starting_now());
