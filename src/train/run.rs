@@ -1,6 +1,7 @@
 //! A whole run: data and model checked, memory planned, the base loaded, the steps made, and the files left behind.
 //! Whoever shows it (terminal, page) listens to its events.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use web_time::Instant;
@@ -311,7 +312,8 @@ pub async fn run(
         steps: prepared.steps,
         gpu_bytes: engine.buffers.ledger().total(),
         tokens: state.tokens,
-        interval: Interval { losses: state.unlogged.clone(), ..Interval::starting_now() },
+        unlogged: state.unlogged.clone(),
+        speed: Speed::starting_now(),
         skipped_in_a_row: 0,
     };
     let eval_batches: Vec<MicroBatch> =
@@ -351,7 +353,7 @@ pub async fn run(
         }
         if save {
             state.tokens = observer.tokens;
-            state.unlogged = observer.interval.losses.clone();
+            state.unlogged = observer.unlogged.clone();
             let state = state.clone();
             let checkpoint =
                 Checkpoint { state, adapter: engine.read_adapter().await?, moments: engine.read_moments().await? };
@@ -373,16 +375,27 @@ pub async fn run(
     Ok(outcome)
 }
 
-/// What was seen since the last logged line.
-struct Interval {
-    started: Instant,
-    losses: Vec<f64>,
-    tokens: u64,
-}
+/// Rows and the moments at which steps' results came, for the speed over the last few of them: several results may come at once.
+struct Speed(VecDeque<(Instant, u64)>);
 
-impl Interval {
+impl Speed {
+    const STEPS: usize = 16;
+
     fn starting_now() -> Self {
-        Self { started: Instant::now(), losses: Vec::new(), tokens: 0 }
+        Self(VecDeque::from([(Instant::now(), 0)]))
+    }
+
+    fn add(&mut self, rows: u64) {
+        self.0.push_back((Instant::now(), rows));
+        if self.0.len() > Self::STEPS {
+            self.0.pop_front();
+        }
+    }
+
+    fn rows_per_second(&self) -> f64 {
+        let Some(((first, _), (last, _))) = self.0.front().zip(self.0.back()) else { return 0.0 };
+        let rows: u64 = self.0.iter().skip(1).map(|(_, rows)| rows).sum();
+        rows as f64 / (*last - *first).as_secs_f64().max(1e-9)
     }
 }
 
@@ -394,14 +407,16 @@ struct Observer<'a, L: FnMut(Event<'_>)> {
     steps: usize,
     gpu_bytes: u64,
     tokens: u64,
-    interval: Interval,
+    /// Losses of steps since the last logged line.
+    unlogged: Vec<f64>,
+    speed: Speed,
     skipped_in_a_row: usize,
 }
 
 impl<L: FnMut(Event<'_>)> Observer<'_, L> {
     fn step(&mut self, result: StepResult) -> Result<()> {
         self.tokens += result.tokens as u64;
-        self.interval.tokens += result.tokens as u64;
+        self.speed.add(result.tokens as u64);
         if !result.applied {
             self.skipped_in_a_row += 1;
             (self.listen)(Event::Skipped { step: result.step });
@@ -415,19 +430,19 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             return Ok(());
         }
         self.skipped_in_a_row = 0;
-        self.interval.losses.push(result.loss);
+        self.unlogged.push(result.loss);
         if !result.step.is_multiple_of(self.settings.log_every) && result.step != self.steps {
             return Ok(());
         }
-        let interval = std::mem::replace(&mut self.interval, Interval::starting_now());
+        let losses = std::mem::take(&mut self.unlogged);
         let settings = &self.settings;
         let metrics = StepMetrics {
             step: result.step,
-            loss: interval.losses.iter().sum::<f64>() / interval.losses.len() as f64,
+            loss: losses.iter().sum::<f64>() / losses.len() as f64,
             lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
             grad_norm: f64::from(result.grad_norm),
             tokens: self.tokens,
-            tokens_per_s: interval.tokens as f64 / interval.started.elapsed().as_secs_f64().max(1e-9),
+            tokens_per_s: self.speed.rows_per_second(),
             gpu_bytes: self.gpu_bytes,
         };
         self.output.log(&metrics)?;
@@ -450,7 +465,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         self.output.log(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));
         // Evaluation is not training time.
-        self.interval.started = Instant::now();
+        self.speed = Speed::starting_now();
         Ok(metrics)
     }
 }
