@@ -1,4 +1,25 @@
-//! loraine fine-tunes decoder-only language models (LoRA, QLoRA) with WGSL compute shaders on wgpu.
+//! loraine fine-tunes decoder-only language models (LoRA, QLoRA) with WGSL compute shaders on wgpu: no Python, no CUDA.
+//!
+//! Data walks through the rooms in one direction: [`data`] makes examples and micro-batches, [`model`] and [`lora`] say what the
+//! network is, [`train`] plans a run's memory and makes its steps, [`ops`] are the operations that a step is recorded from, and
+//! [`gpu`] runs what was recorded. Plans and lists are plain data: everything that can be known without a device is.
+//!
+//! ```no_run
+//! use loraine::gpu::{Gpu, GpuOptions};
+//! use loraine::train::run::{self, Start};
+//! use loraine::train::settings::RunSettings;
+//!
+//! let settings = RunSettings {
+//!     model: "models/SmolLM2-135M".into(),
+//!     data: "notes.txt".into(),
+//!     out: "run".into(),
+//!     ..RunSettings::default()
+//! };
+//! let prepared = run::prepare(settings)?;
+//! let gpu = pollster::block_on(Gpu::open(&GpuOptions::default()))?;
+//! pollster::block_on(run::run(prepared, gpu, &Start::default(), || false, |event| println!("{event:?}")))?;
+//! # Ok::<(), loraine::Error>(())
+//! ```
 
 pub mod data;
 mod error;
