@@ -8,14 +8,14 @@ help: ## list the targets
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
-test: ## format, lints, all tests, kernels on a second driver, the library for wasm32
+test: ## format, lints, all tests, kernels on a second driver with checked shaders, the library for wasm32
 	-@scripts/setup vulkan chromium wasm
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test
 	@if [ -e $(SWIFTSHADER) ]; then \
-		echo "VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::"; \
-		VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::; \
+		echo "LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::"; \
+		LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::; \
 	else \
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
