@@ -9,15 +9,14 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 28.0;
 const BOTTOM: f64 = 40.0;
 
-/// Exponential running mean with a window of about a twentieth of the points.
+/// The mean over a window around each point, a twentieth of the curve long.
 fn smoothed(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
-    let weight = 1.0 / (points.len() as f64 / 20.0).max(1.0);
-    let mut mean = points.first().map_or(0.0, |p| p.1);
-    let mut next = |(step, loss): &(usize, f64)| {
-        mean += weight * (loss - mean);
-        (*step, mean)
+    let reach = points.len() / 40;
+    let mean = |i: usize| {
+        let window = &points[i.saturating_sub(reach)..(i + reach + 1).min(points.len())];
+        window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64
     };
-    points.iter().map(&mut next).collect()
+    points.iter().enumerate().map(|(i, (step, _))| (*step, mean(i))).collect()
 }
 
 /// A step between axis labels that is 1, 2 or 5 times a power of ten and gives about `count` of them.
@@ -79,7 +78,10 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
     };
     line("raw", 1.0, &steps);
     line("mean", 2.0, &smoothed(&steps));
-    line("eval", 1.5, &evals);
+    // Two points would draw a straight line that nobody measured.
+    if evals.len() > 2 {
+        line("eval", 1.5, &evals);
+    }
     for (step, loss) in &evals {
         let _ = writeln!(svg, "<circle class=\"eval\" r=\"3\" cx=\"{:.1}\" cy=\"{:.1}\"/>", x(*step as f64), y(*loss));
     }
