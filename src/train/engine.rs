@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use web_time::Instant;
+
 use super::checkpoint::Moments;
 use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
 use crate::data::batches::MicroBatch;
@@ -50,6 +52,9 @@ pub struct Engine {
     optimizer: Prepared,
     pending: VecDeque<Pending>,
     submitted: usize,
+    /// When the last result came while later steps were under way, and the work of the step at hand.
+    pace: Option<Instant>,
+    work: u64,
 }
 
 impl Engine {
@@ -73,6 +78,8 @@ impl Engine {
             optimizer,
             pending: VecDeque::new(),
             submitted: 0,
+            pace: None,
+            work: 0,
         })
     }
 
@@ -127,10 +134,16 @@ impl Engine {
         let targets = micro_batches.iter().map(|m| m.targets.len()).sum();
         let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
         self.pending.push_back(Pending { step, targets, tokens, read });
+        let work = std::mem::take(&mut self.work) + self.optimizer.work();
         if self.pending.len() < RESULTS_IN_FLIGHT {
             return Ok(None);
         }
-        self.next_result().await
+        let result = self.next_result().await;
+        // With steps always under way, results come at the pace of the device; submits are sized by it.
+        if let Some(last) = self.pace.replace(Instant::now()) {
+            self.gpu.learn_rate(work, last.elapsed().as_secs_f64());
+        }
+        result
     }
 
     /// The oldest result that has not been given out; None when there is none.
@@ -167,6 +180,7 @@ impl Engine {
         micro_batches: impl IntoIterator<Item = &'a MicroBatch>,
     ) -> Result<(f64, usize)> {
         let (mut sum, mut count) = (0.0, 0);
+        self.pace = None;
         for batch in micro_batches {
             // One sum per micro-batch: an f32 total over a whole data set would lose digits.
             run(&self.gpu, &self.begin, &mut self.buffers, None).await?;
@@ -175,6 +189,7 @@ impl Engine {
             sum += f64::from(metrics[64]);
             count += batch.targets.len();
         }
+        self.work = 0;
         Ok((sum, count))
     }
 
@@ -193,7 +208,9 @@ impl Engine {
             let rec = self.plan.record_pass(rows, targets, training);
             self.passes.insert(key, self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?);
         }
-        run(&self.gpu, &self.passes[&key], &mut self.buffers, self.profile.as_mut()).await
+        let list = &self.passes[&key];
+        self.work += list.work();
+        run(&self.gpu, list, &mut self.buffers, self.profile.as_mut()).await
     }
 
     /// Rows past the batch's own stand alone: token 0, attending to themselves, without a target.
