@@ -211,3 +211,171 @@ fn stories260k_greedy_equals_transformers() {
     let end = expected["ended_by"].as_u64().map_or(Stop::MaxTokens, |id| Stop::EndToken(id as u32));
     assert_eq!(got.stop, end);
 }
+
+/// A copy of a fixture with a tokenizer of the words `w0 w1 ...`; a text of them has one token per word.
+fn model_with_tokenizer() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("llama_tied");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let config = ModelConfig::from_file(&source.join("config.json")).unwrap();
+    let words: serde_json::Map<String, serde_json::Value> =
+        (0..config.vocab_size).map(|id| (format!("w{id}"), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "truncation": null, "padding": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+}
+
+struct Output {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn loraine(model: &Path, arguments: &[&str]) -> Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_loraine"));
+    command.args(["generate", "--model"]).arg(model).args(arguments).stdin(std::process::Stdio::null());
+    if let Ok(adapter) = std::env::var("LORAINE_ADAPTER") {
+        command.env("LORAINE_GPU", adapter);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Output { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn answers(output: &Output) -> Vec<serde_json::Value> {
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    report["answers"].as_array().unwrap().clone()
+}
+
+fn words(ids: &[u32]) -> String {
+    ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_command_prints_text_and_json() {
+    const PROMPT: [u32; 3] = [5, 9, 11];
+    let model = model_with_tokenizer();
+    let expected = greedy(&mut open(&fixture("llama_tied"), BaseStorage::AsStored, &[], 16, 128), &PROMPT, None, 8);
+    let common = ["--prompt", "w5 w9 w11", "--max-tokens", "8", "--ignore-eos"];
+    let plain = loraine(model.path(), &common);
+    assert_eq!(plain.code, Some(0), "{}", plain.stderr);
+    assert_eq!(plain.stdout, format!("w5 w9 w11 {}\n", words(&expected)));
+    assert!(plain.stderr.contains("prompt: 3 tokens") && plain.stderr.contains("answer: 8 tokens"), "{}", plain.stderr);
+    let bare = loraine(model.path(), &[&common[..], &["--no-echo"]].concat());
+    assert_eq!(bare.stdout.trim(), words(&expected));
+
+    let found = answers(&loraine(model.path(), &[&common[..], &["--json"]].concat()));
+    let [answer] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(answer["ids"], serde_json::json!(expected));
+    assert_eq!(answer["prompt_ids"], serde_json::json!(PROMPT));
+    assert_eq!((&answer["tokens"], &answer["prompt_tokens"]), (&8.into(), &3.into()));
+    assert_eq!((&answer["adapter"], &answer["stop"]), (&"base".into(), &"max_tokens".into()));
+    assert_eq!(answer["text"].as_str().unwrap().trim(), words(&expected));
+    assert!(answer["seconds"].as_f64().unwrap() > 0.0 && answer["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    let file = model.path().join("prompt.txt");
+    std::fs::write(&file, "w5 w9 w11\n").unwrap();
+    let from_file = ["--prompt-file", file.to_str().unwrap(), "--max-tokens", "8", "--ignore-eos"];
+    assert_eq!(loraine(model.path(), &from_file).stdout, plain.stdout);
+    // The model's own end token ends the text, unless it is to be ignored.
+    std::fs::write(model.path().join("generation_config.json"), format!(r#"{{"eos_token_id": [{}]}}"#, expected[0]))
+        .unwrap();
+    let ended = answers(&loraine(model.path(), &["--prompt", "w5 w9 w11", "--json"]));
+    assert_eq!((&ended[0]["stop"], &ended[0]["tokens"]), (&"end_token".into(), &0.into()));
+    let full =
+        answers(&loraine(model.path(), &["--prompt", "w5 w9 w11", "--max-context", "6", "--ignore-eos", "--json"]));
+    assert_eq!((&full[0]["stop"], &full[0]["tokens"]), (&"context".into(), &4.into()));
+}
+
+#[test]
+fn the_command_chooses_adapters_per_prompt() {
+    let model = model_with_tokenizer();
+    let source = fixture("llama_tied");
+    let first = source.join("adapter").display().to_string();
+    let second = format!("ranks={}", source.join("adapter_rank_pattern").display());
+    let mut generator = open(&source, BaseStorage::AsStored, &["adapter", "adapter_rank_pattern"], 16, 128);
+    let run = |more: &[&str]| {
+        let common = ["--adapter", &first, "--adapter", &second, "--max-tokens", "6", "--ignore-eos", "--json"];
+        let found = answers(&loraine(model.path(), &[&common[..], more].concat()));
+        let fields = |a: &serde_json::Value| {
+            let ids = numbers(&a["ids"]).into_iter().map(|id| id as u32).collect::<Vec<_>>();
+            (a["adapter"].as_str().unwrap().to_owned(), ids)
+        };
+        found.iter().map(fields).collect::<Vec<_>>()
+    };
+    let mut want = |names: &[(&str, Option<usize>, u32)]| {
+        let answer = |(name, adapter, prompt): &(&str, Option<usize>, u32)| {
+            ((*name).to_owned(), greedy(&mut generator, &[*prompt], *adapter, 6))
+        };
+        names.iter().map(answer).collect::<Vec<_>>()
+    };
+    let all = want(&[("adapter", Some(0), 7), ("ranks", Some(1), 7)]);
+    assert_eq!(run(&["--prompt", "w7"]), all);
+    let three = want(&[("base", None, 7), ("ranks", Some(1), 7), ("adapter", Some(0), 7)]);
+    assert_eq!(run(&["--prompt", "w7", "--use", "base", "--use", "ranks", "--use", "adapter"]), three);
+    assert!(three[0].1 != three[1].1 && three[1].1 != three[2].1, "the adapters change nothing: {three:?}");
+    let pairs = want(&[("ranks", Some(1), 7), ("base", None, 8)]);
+    assert_eq!(run(&["--prompt", "w7", "--use", "ranks", "--prompt", "w8", "--use", "base"]), pairs);
+    let one_for_all = want(&[("ranks", Some(1), 7), ("ranks", Some(1), 8)]);
+    assert_eq!(run(&["--prompt", "w7", "--prompt", "w8", "--use", "ranks"]), one_for_all);
+}
+
+#[test]
+fn bad_requests_are_one_clear_error() {
+    let model = model_with_tokenizer();
+    let adapter = format!("tuned={}", fixture("llama_tied").join("adapter").display());
+    let other = format!("other={}", fixture("qwen3").join("adapter").display());
+    let long = vec!["w1"; 5000].join(" ");
+    let cases: [(&[&str], &[&str]); 12] = [
+        (&["--prompt", "w1", "--adapter", &adapter, "--use", "tunned"], &["--use tunned", "base, tuned"]),
+        (&["--prompt", "w1", "--use", "tuned"], &["--use tuned", "there are: base"]),
+        (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "adapter_config.json"]),
+        (&["--prompt", "w1", "--adapter", &adapter, "--adapter", &adapter], &["two adapters", "tuned"]),
+        (&["--prompt", "w1", "--adapter", "base=/tmp"], &["`base` is the model without an adapter"]),
+        (&["--prompt", "w1", "--adapter", &other], &["adapter_model.safetensors", "shape"]),
+        (&["--prompt", &long], &["5000 tokens", "context"]),
+        (&["--prompt", "w1 w2 w3", "--max-context", "2"], &["3 tokens", "--max-context is 2"]),
+        (&["--prompt", "w1", "--max-context", "100000000"], &["the model's own limit"]),
+        (&["--prompt-file", "/no/such.txt"], &["/no/such.txt", "cannot be read"]),
+        (&["--prompt", "w1", "--top-p", "0.5"], &["--temperature"]),
+        (&["--prompt", "w1", "--use", "base", "--use", "base", "--prompt", "w2", "--prompt", "w3"], &["2 --use for 3"]),
+    ];
+    let check = |model: &Path, arguments: &[&str], parts: &[&str]| {
+        let output = loraine(model, arguments);
+        let errors: Vec<&str> = output.stderr.lines().filter(|l| !l.contains("XDG_RUNTIME_DIR")).collect();
+        assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{arguments:?}: {}", output.stderr);
+        let [error] = &errors[..] else { panic!("{arguments:?}: {errors:?}") };
+        assert!(error.starts_with("error: ") && parts.iter().all(|p| error.contains(p)), "{arguments:?}: {error}");
+    };
+    for (arguments, parts) in cases {
+        check(model.path(), arguments, parts);
+    }
+    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "no directory"]);
+    let config = model.path().join("config.json");
+    let without_begin =
+        std::fs::read_to_string(&config).unwrap().replace(r#""bos_token_id": 1"#, r#""bos_token_id": null"#);
+    let begun = answers(&loraine(model.path(), &["--prompt", "", "--json", "--max-tokens", "1"]));
+    assert_eq!(begun[0]["prompt_ids"], serde_json::json!([1]));
+    std::fs::write(&config, without_begin).unwrap();
+    check(model.path(), &["--prompt", ""], &["empty", "begins a text"]);
+    std::fs::write(model.path().join("generation_config.json"), "[1]").unwrap();
+    check(model.path(), &["--prompt", "w1"], &["generation_config.json", "JSON object"]);
+    std::fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    check(model.path(), &["--prompt", "w1"], &["tokenizer.json", "cannot be read"]);
+}
+
+#[test]
+fn the_command_tells_transformers_story() {
+    let Some(model) = shared("models/stories260K") else { return };
+    let expected = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260K_greedy.json"));
+    let output = loraine(&model, &["--prompt", "Once upon a time", "--max-tokens", "400"]);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    assert_eq!(output.stdout, format!("{}\n", expected["full_text"].as_str().unwrap()));
+}
