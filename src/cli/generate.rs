@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
+use loraine::gpu::Profile;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{Generation, GenerationSettings, Generator, LoadedAdapter, Stop};
 use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
@@ -91,6 +92,9 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end: texts, token ids, counts and times
     #[arg(long, help_heading = "Output")]
     json: bool,
+    /// Print GPU time by operation at the end; slower, since each dispatch is timed
+    #[arg(long, help_heading = "Output")]
+    profile: bool,
     #[command(flatten)]
     gpu: GpuArgs,
 }
@@ -158,7 +162,12 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     };
     let mut generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, progress))?;
     bar.finish_and_clear();
-    match answer_all(&args, &mut generator, &tokenizer, &names, &jobs, &settings) {
+    generator.profile = args.profile.then(Profile::default);
+    let result = answer_all(&args, &mut generator, &tokenizer, &names, &jobs, &settings);
+    if let Some(profile) = &generator.profile {
+        print_profile(profile);
+    }
+    match result {
         // A reader that has seen enough (`| head`) is no failure.
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
         result => result,
@@ -352,6 +361,14 @@ fn answer(
     }
     show(stream.finish()?)?;
     Ok((generation, text))
+}
+
+fn print_profile(profile: &Profile) {
+    let total: f64 = profile.ops.values().map(|(seconds, _)| seconds).sum();
+    for (op, (seconds, dispatches)) in &profile.ops {
+        let share = 100.0 * seconds / total.max(1e-9);
+        eprintln!("{op:<28} {:>10.3} ms {share:>5.1} % {dispatches:>8} dispatches", seconds * 1e3);
+    }
 }
 
 fn per_second(count: usize, seconds: f64) -> f64 {

@@ -172,3 +172,53 @@ fn cache_shape(config: &ModelConfig, max_positions: usize, max_binding: u64) -> 
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(cpu: bool, max_positions: usize, max_binding_bytes: u64) -> Result<GenerationPlan> {
+        let target = Target { cpu, max_binding_bytes, ..Target::BASELINE };
+        let config = crate::lora::targets::tests::model();
+        let module = LoraModule { layer: 0, projection: Projection::Q, rank: 3, alpha: 3.0, scale: 1.0 };
+        let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
+        GenerationPlan::new(target, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
+    }
+
+    #[test]
+    fn the_parameter_arenas_hold_the_list_of_every_shape() {
+        for cpu in [false, true] {
+            for max_positions in [1, 100] {
+                let plan = plan(cpu, max_positions, 128 << 20).unwrap();
+                assert_eq!(plan.rows_per_pass as usize, max_positions.min(40));
+                for rows in 1..=plan.rows_per_pass {
+                    for adapter in [None, Some(0), Some(1)] {
+                        let list = plan.record(PassShape { rows, adapter, logits: true });
+                        let arena = plan.uniforms[usize::from(rows == 1)];
+                        assert!(params_bytes(&list.commands) <= arena.bytes, "cpu {cpu}, {rows} rows, {adapter:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_longer_context_takes_cache_and_table_alone() {
+        let config = crate::lora::targets::tests::model();
+        let [short, long] = [100, 200].map(|positions| plan(true, positions, 128 << 20).unwrap().ledger());
+        let cache = (8 * config.num_layers * config.num_kv_heads * config.head_dim * 100) as u64;
+        assert_eq!(short.get(Category::KvCache), cache);
+        let table = (4 * config.head_dim * 100) as u64;
+        assert_eq!(long.total() - short.total(), cache + table);
+    }
+
+    #[test]
+    fn contexts_that_cannot_be_held_are_refused() {
+        let error = plan(true, 0, 128 << 20).unwrap_err().to_string();
+        assert!(error.contains("0 positions"), "{error}");
+        let width = crate::lora::targets::tests::model().projection_shape(Projection::K).0 as u64;
+        assert!(plan(true, 64, 64 * 4 * width).is_ok());
+        let error = plan(true, 65, 64 * 4 * width).unwrap_err().to_string();
+        assert!(error.contains("65 positions") && error.contains("at most 64"), "{error}");
+    }
+}
