@@ -25,6 +25,7 @@ pub mod data;
 mod error;
 pub mod files;
 pub mod gpu;
+pub mod infer;
 pub mod lora;
 pub mod model;
 pub mod ops;

@@ -52,6 +52,11 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
 
+    /// The token's own text, as the vocabulary has it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -4,8 +4,9 @@
 //!
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
 //! decoded on the way in. Software adapters take [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended,
-//! and multiplied without workgroup memory.
+//! and multiplied without workgroup memory; for the few rows of generation, [`few_rows`] reads it packed.
 
+mod few_rows;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -71,7 +72,9 @@ fn contract(
             Direction::Forward => (low, accumulate),
             Direction::InputGradient => (low.filter(|_| i == 0), accumulate || i > 0),
         };
-        if rec.target.cpu {
+        if rec.target.cpu && direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
+            few_rows::record(rec, x, weight, panel, low, y, accumulate);
+        } else if rec.target.cpu {
             rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
             tiled::record(rec, direction, x, weight, panel, low, y, accumulate);
@@ -98,5 +101,5 @@ pub fn panel_bytes(weights: impl IntoIterator<Item = [u32; 3]>) -> u64 {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    [tiled::kernels(), rows::kernels()].concat()
+    [tiled::kernels(), rows::kernels(), few_rows::kernels()].concat()
 }

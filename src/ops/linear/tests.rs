@@ -1,4 +1,4 @@
-//! Both forms against the formula, in every storage, direction and odd size.
+//! Every form against the formula, in every storage, direction and odd size.
 
 use super::*;
 use crate::ops::testing::{Lab, assert_close, assert_gradient};
@@ -122,10 +122,15 @@ fn check(cpu: bool, storage: Storage, case: Case) {
 }
 
 #[test]
-fn both_forms_equal_the_formula_in_every_storage() {
+fn every_form_equals_the_formula_in_every_storage() {
     for cpu in [false, true] {
         for storage in Storage::ALL {
-            for case in [case(33, 70, 128, 8, true), case(5, 130, 37, 3, false)] {
+            for case in [
+                case(33, 70, 128, 8, true),
+                case(5, 130, 37, 3, false),
+                case(3, 131, 37, 3, true),
+                case(1, 70, 128, 8, true),
+            ] {
                 check(cpu, storage, case);
             }
         }

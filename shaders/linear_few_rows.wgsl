@@ -1,0 +1,64 @@
+// y = x W^T (+ low other^T) (+ bias) for a few rows on software adapters: each lane owns one output of all ROWS rows and walks its
+// row of the packed weight; the rows' values are loaded at addresses that all lanes share.
+
+struct Params {
+    rows: u32, cols: u32, in_features: u32, rank: u32,
+    x_ld4: u32, y_ld: u32, low_ld4: u32,
+    // The panel's first row in the whole weight.
+    first: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> other: array<f32>;
+@group(0) @binding(7) var<storage, read_write> y: array<f32>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let col = (group.x + group.y * groups.x) * WG_SIZE + lane;
+    if col >= params.cols { return; }
+    // Rows beyond the last repeat it: their results are dropped.
+#for i in 0..ROWS
+    let x$i = min($iu, params.rows - 1u) * params.x_ld4;
+    let low$i = min($iu, params.rows - 1u) * params.low_ld4;
+    var acc$i = vec4<f32>();
+    var sum$i = 0.0;
+#end
+    let whole = params.in_features / 4u;
+    for (var k = 0u; k < whole; k++) {
+        let w = weight4(col, k * 4u, params.in_features);
+#for i in 0..ROWS
+        acc$i += x[x$i + k] * w;
+#end
+    }
+    if whole * 4u < params.in_features {
+        // The padding of x is not to be read as values.
+        let w = weight4(col, whole * 4u, params.in_features);
+        for (var k = whole * 4u; k < params.in_features; k++) {
+#for i in 0..ROWS
+            sum$i += x[x$i + whole][k % 4u] * w[k % 4u];
+#end
+        }
+    }
+    let out = params.first + col;
+    for (var j = 0u; j < params.rank; j++) {
+        let b = params.scale * other[out * params.rank + j];
+#for i in 0..ROWS
+        sum$i += low[low$i + j / 4u][j % 4u] * b;
+#end
+    }
+    var shift = 0.0;
+    if BIAS { shift = bias[out]; }
+#for i in 0..ROWS
+    if $iu < params.rows {
+        var value = acc$i.x + acc$i.y + acc$i.z + acc$i.w + sum$i + shift;
+        if ACCUMULATE { value += y[$iu * params.y_ld + out]; }
+        y[$iu * params.y_ld + out] = value;
+    }
+#end
+}

@@ -1,0 +1,224 @@
+//! What generation needs on the device, planned from sizes alone: base, any number of adapters, cache, workspace.
+
+use crate::gpu::{Category, Ledger, Matrix, MemoryPlan, Recorder, Scratch, Target, View, params_bytes};
+use crate::lora::device::DeviceAdapter;
+use crate::lora::targets::LoraModule;
+use crate::model::activations::{Activations, Inputs, scratch_bytes};
+use crate::model::config::{ModelConfig, Projection};
+use crate::model::decoder::{KvCache, Pass};
+use crate::model::load::Staging;
+use crate::model::network::{self, BaseStorage, Network};
+use crate::ops::weight::Float;
+use crate::ops::{linear, rows};
+use crate::{Error, Result};
+
+/// Rows of one pass over a prompt, where nothing else is wanted: a weight is read once per pass.
+pub const DEFAULT_ROWS_PER_PASS: usize = 128;
+
+/// The sizes and choices that a plan follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanSettings {
+    pub base: BaseStorage,
+    /// Positions of the cache: the longest text, prompt included.
+    pub max_positions: usize,
+    /// Prompts go through the network in pieces of this many rows.
+    pub rows_per_pass: usize,
+}
+
+/// One recorded pass: how many rows, which adapter, and whether the last row's logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PassShape {
+    pub rows: u32,
+    pub adapter: Option<usize>,
+    pub logits: bool,
+}
+
+/// Every buffer of generation and how its passes are recorded.
+#[derive(Clone, Debug)]
+pub struct GenerationPlan {
+    pub memory: MemoryPlan,
+    pub target: Target,
+    pub network: Network,
+    pub adapters: Vec<DeviceAdapter>,
+    pub staging: Option<Staging>,
+    pub inputs: Inputs,
+    /// u32: the row whose logits are wanted.
+    pub last_row: View,
+    /// `[1, vocabulary]`.
+    pub logits: Matrix,
+    pub logits_read: View,
+    /// Parameters of the passes over prompts, and of the steps of one row.
+    pub uniforms: [View; 2],
+    pub rows_per_pass: u32,
+    cache: KvCache,
+    last_hidden: Matrix,
+    activations: Activations,
+    unused: [View; 2],
+    scratch: Scratch,
+}
+
+impl GenerationPlan {
+    /// `stored` tells the type in which the files hold a tensor, `adapters` the modules of each adapter.
+    ///
+    /// # Errors
+    /// A context of no positions, or one whose cache does not fit into the adapter's bindings.
+    pub fn new(
+        target: Target,
+        config: &ModelConfig,
+        stored: impl Fn(&str) -> Float,
+        adapters: &[&[LoraModule]],
+        settings: &PlanSettings,
+    ) -> Result<Self> {
+        let mut memory = MemoryPlan::new();
+        let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
+        let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
+        let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
+        let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
+        let staging = Staging::plan(&mut memory, &network);
+        let adapters: Vec<DeviceAdapter> = adapters
+            .iter()
+            .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, false, max_binding))
+            .collect();
+        let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
+        let cache = KvCache {
+            layers: (0..config.num_layers).map(|_| [cached("cached keys"), cached("cached values")]).collect(),
+        };
+        let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
+        let inputs = Inputs::plan(&mut memory, config, rows_per_pass);
+        let last_row = memory.alloc(Category::Uploads, "last row", 16);
+        let activations = Activations::plan_inference(&mut memory, &network, &adapters, rows_per_pass);
+        let (panel, partials) = scratch_bytes(&network, &adapters, target.cpu);
+        let scratch = Scratch {
+            weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
+            partials: memory.alloc(Category::Workspace, "partial sums", partials),
+        };
+        let last_hidden = memory.matrix(Category::Workspace, "last row's hidden state", 1, config.hidden_size as u32);
+        let logits = memory.matrix(Category::Workspace, "logits", 1, config.vocab_size as u32);
+        let logits_read = memory.alloc_readback("logits read-back", logits.view.bytes);
+        let none = View { bytes: 0, ..unused[0] };
+        let mut plan = Self {
+            memory,
+            target,
+            network,
+            adapters,
+            staging,
+            inputs,
+            last_row,
+            logits,
+            logits_read,
+            uniforms: [none; 2],
+            rows_per_pass,
+            cache,
+            last_hidden,
+            activations,
+            unused,
+            scratch,
+        };
+        // A list of all rows is the longest: fewer rows take no more dispatches.
+        plan.uniforms = [rows_per_pass, 1].map(|rows| {
+            let choices = std::iter::once(None).chain((0..plan.adapters.len()).map(Some));
+            let lists = choices.map(|adapter| plan.record(PassShape { rows, adapter, logits: true }).commands);
+            let bytes = lists.map(|commands| params_bytes(&commands)).max().unwrap_or(0);
+            plan.memory.alloc(Category::Uploads, "dispatch parameters", bytes)
+        });
+        Ok(plan)
+    }
+
+    /// Bytes by category.
+    pub fn ledger(&self) -> Ledger {
+        self.memory.ledger()
+    }
+
+    pub fn max_positions(&self) -> usize {
+        self.network.max_positions
+    }
+
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
+    }
+
+    /// The forward pass of `shape`; with `logits`, those of the row that `last_row` names.
+    pub fn record(&self, shape: PassShape) -> Recorder {
+        let mut rec = self.recorder();
+        let pass = Pass {
+            network: &self.network,
+            adapter: shape.adapter.and_then(|i| self.adapters.get(i)),
+            inputs: &self.inputs,
+            activations: &self.activations,
+            rows: shape.rows,
+            dropout: None,
+            cache: Some(&self.cache),
+        };
+        let hidden = pass.forward(&mut rec);
+        if shape.logits {
+            rows::gather_rows(&mut rec, hidden, self.last_row, self.last_hidden);
+            linear::forward(&mut rec, self.last_hidden, self.network.head(), None, self.logits, false);
+        }
+        rec
+    }
+}
+
+/// (positions, width) of a layer's keys, within one binding.
+fn cache_shape(config: &ModelConfig, max_positions: usize, max_binding: u64) -> Result<(u32, u32)> {
+    let width = config.projection_shape(Projection::K).0 as u32;
+    let fitting = (max_binding / (4 * u64::from(width))).min(u64::from(u32::MAX));
+    if max_positions == 0 {
+        return Err(Error::Setting("a context of 0 positions holds no text; give at least 1".to_owned()));
+    }
+    match u32::try_from(max_positions) {
+        Ok(positions) if u64::from(positions) <= fitting => Ok((positions, width)),
+        _ => Err(Error::Setting(format!(
+            "a context of {max_positions} positions does not fit into one binding of this GPU; at most {fitting} do"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(cpu: bool, max_positions: usize, max_binding_bytes: u64) -> Result<GenerationPlan> {
+        let target = Target { cpu, max_binding_bytes, ..Target::BASELINE };
+        let config = crate::lora::targets::tests::model();
+        let module = LoraModule { layer: 0, projection: Projection::Q, rank: 3, alpha: 3.0, scale: 1.0 };
+        let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
+        GenerationPlan::new(target, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
+    }
+
+    #[test]
+    fn the_parameter_arenas_hold_the_list_of_every_shape() {
+        for cpu in [false, true] {
+            for max_positions in [1, 100] {
+                let plan = plan(cpu, max_positions, 128 << 20).unwrap();
+                assert_eq!(plan.rows_per_pass as usize, max_positions.min(40));
+                for rows in 1..=plan.rows_per_pass {
+                    for adapter in [None, Some(0), Some(1)] {
+                        let list = plan.record(PassShape { rows, adapter, logits: true });
+                        let arena = plan.uniforms[usize::from(rows == 1)];
+                        assert!(params_bytes(&list.commands) <= arena.bytes, "cpu {cpu}, {rows} rows, {adapter:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_longer_context_takes_cache_and_table_alone() {
+        let config = crate::lora::targets::tests::model();
+        let [short, long] = [100, 200].map(|positions| plan(true, positions, 128 << 20).unwrap().ledger());
+        let cache = (8 * config.num_layers * config.num_kv_heads * config.head_dim * 100) as u64;
+        assert_eq!(short.get(Category::KvCache), cache);
+        let table = (4 * config.head_dim * 100) as u64;
+        assert_eq!(long.total() - short.total(), cache + table);
+    }
+
+    #[test]
+    fn contexts_that_cannot_be_held_are_refused() {
+        let error = plan(true, 0, 128 << 20).unwrap_err().to_string();
+        assert!(error.contains("0 positions"), "{error}");
+        let width = crate::lora::targets::tests::model().projection_shape(Projection::K).0 as u64;
+        assert!(plan(true, 64, 64 * 4 * width).is_ok());
+        let error = plan(true, 65, 64 * 4 * width).unwrap_err().to_string();
+        assert!(error.contains("65 positions") && error.contains("at most 64"), "{error}");
+    }
+}

@@ -1,0 +1,79 @@
+//! The forward form for software adapters where rows are few, as in generation: decoding the weight to a panel would cost more
+//! than using it, see `shaders/linear_few_rows.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Direction, LowRank, op_name, weight_views};
+use crate::gpu::{Kernel, Matrix, Recorder};
+use crate::ops::weight::{Panel, Storage, Weight};
+
+/// With more, the accumulators leave the registers.
+pub(super) const MAX_ROWS: u32 = 4;
+/// One vector of a software adapter.
+const LANES: u32 = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    in_features: u32,
+    rank: u32,
+    x_ld4: u32,
+    y_ld: u32,
+    low_ld4: u32,
+    first: u32,
+    scale: f32,
+}
+
+fn kernel(storage: Storage, in_features: u32, rows: u32, bias: bool, accumulate: bool) -> Kernel {
+    let kernel = Kernel::new("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
+        .constant("WG_SIZE", LANES)
+        .constant("ROWS", if rows == 1 { 1 } else { MAX_ROWS })
+        .constant("BIAS", bias)
+        .constant("ACCUMULATE", accumulate);
+    storage.join(kernel, in_features)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    let mut all = Vec::new();
+    for storage in Storage::ALL {
+        for in_features in [64, 63] {
+            for rows in [1, MAX_ROWS] {
+                for (bias, accumulate) in [(false, false), (true, true)] {
+                    all.push(kernel(storage, in_features, rows, bias, accumulate));
+                }
+            }
+        }
+    }
+    all
+}
+
+pub(super) fn record(
+    rec: &mut Recorder,
+    x: Matrix,
+    weight: &Weight,
+    panel: &Panel,
+    low: Option<LowRank>,
+    y: Matrix,
+    accumulate: bool,
+) {
+    let params = Params {
+        rows: x.rows,
+        cols: panel.rows,
+        in_features: weight.in_features,
+        rank: low.map_or(0, |l| l.low.cols),
+        x_ld4: x.ld / 4,
+        y_ld: y.ld,
+        low_ld4: low.map_or(0, |l| l.low.ld / 4),
+        first: panel.first_row,
+        scale: low.map_or(0.0, |l| l.scale),
+    };
+    let [data, absmax, nested] = weight_views(rec, panel);
+    let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
+    let views = [x.view, data, absmax, nested, weight.bias.unwrap_or(rec.unused), low_view, other, y.view];
+    let kernel = kernel(weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
+    let groups = rec.fold(u64::from(panel.rows.div_ceil(LANES)));
+    let work = u64::from(x.rows) * u64::from(panel.rows) * u64::from(weight.in_features + params.rank);
+    rec.dispatch(op_name(Direction::Forward, weight.storage), kernel, &views, &params, groups, work);
+}

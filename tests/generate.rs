@@ -1,0 +1,381 @@
+//! Generation: the cache against whole sequences and PyTorch, adapters side by side, and `loraine generate` as a user types it.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use common::*;
+use loraine::infer::end_tokens;
+use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, Stop};
+use loraine::infer::plan::PlanSettings;
+use loraine::infer::sampler::SamplingSettings;
+use loraine::model::config::ModelConfig;
+use loraine::model::network::BaseStorage;
+use loraine::model::weight_files::WeightFiles;
+use loraine::ops::weight::{Code4, Storage};
+
+const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+
+fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let files = WeightFiles::open(model).unwrap();
+    let load = |dir: &&str| {
+        let (modules, tensors) = adapter(&model.join(dir), &config);
+        LoadedAdapter { modules, tensors }
+    };
+    let adapters: Vec<_> = adapters.iter().map(load).collect();
+    let settings = PlanSettings { base, max_positions, rows_per_pass };
+    let generator =
+        pollster::block_on(Generator::open(gpu(), &config, &files, &adapters, &settings, |_, _| {})).unwrap();
+    assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");
+    generator
+}
+
+fn logits(generator: &mut Generator, text: &[u32], adapter: Option<usize>) -> Vec<f32> {
+    pollster::block_on(generator.logits_after(text, adapter)).unwrap()
+}
+
+fn greedy(generator: &mut Generator, prompt: &[u32], adapter: Option<usize>, max_tokens: usize) -> Vec<u32> {
+    let settings = GenerationSettings { max_tokens, ..GenerationSettings::default() };
+    let go_on = |_| ControlFlow::Continue(());
+    pollster::block_on(generator.generate(prompt, adapter, &settings, go_on)).unwrap().tokens
+}
+
+/// The logits of every position, by the training engine's pass over the whole sequence.
+fn whole(model: &Path, base: BaseStorage, adapter_dir: &str, with_adapter: bool, ids: &[u32]) -> Vec<f32> {
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let (modules, tensors) = adapter(&model.join(adapter_dir), &config);
+    let tensors = if with_adapter { tensors } else { without_effect(&tensors) };
+    let mut engine = open_engine(model, base, &modules, &tensors, 64, usize::MAX);
+    pollster::block_on(engine.logits(&whole_sequence(ids))).unwrap()
+}
+
+/// The first `prompt` tokens in pieces of 5 rows, the others one by one.
+fn check_incremental(name: &str, base: BaseStorage) {
+    const PROMPT: usize = 13;
+    let model = fixture(name);
+    let reference = Reference::read(&model.join("reference.safetensors"));
+    let ids = reference.ids("input_ids.0");
+    let mut generator = open(&model, base, &["adapter"], ids.len(), 5);
+    let vocabulary = generator.plan.network.config.vocab_size;
+    for (adapter, tensor) in [(None, "logits.0"), (Some(0), "lora_logits.0")] {
+        let expected = whole(&model, base, "adapter", adapter.is_some(), &ids);
+        for length in PROMPT..=ids.len() {
+            let got = logits(&mut generator, &ids[..length], adapter);
+            let row = (length - 1) * vocabulary..length * vocabulary;
+            let what = format!("{name}, adapter {adapter:?}, position {}", length - 1);
+            assert_close(&format!("{what} against the whole sequence"), &got, &expected[row.clone()], 1e-5);
+            if base == BaseStorage::AsStored {
+                assert_close(&format!("{what} against PyTorch"), &got, &reference.get(tensor)[row], 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn incremental_logits_equal_whole_sequences() {
+    for name in ["llama_tied", "mistral_window", "qwen3", "grouped8"] {
+        check_incremental(name, BaseStorage::AsStored);
+    }
+}
+
+#[test]
+fn incremental_logits_equal_whole_sequences_on_an_nf4_base() {
+    check_incremental("odd_sizes", NF4_DOUBLE);
+}
+
+#[test]
+fn adapters_of_unlike_rank_and_targets_work_side_by_side() {
+    let model = fixture("llama_tied");
+    let dirs = ["adapter", "adapter_rank_pattern", "adapter_layers"];
+    let files = ["reference", "reference_rank_pattern", "reference_layers"];
+    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
+    let mut generator = open(&model, BaseStorage::AsStored, &dirs, 32, 8);
+    let vocabulary = generator.plan.network.config.vocab_size;
+    let last = (ids.len() - 1) * vocabulary;
+    let base = Reference::read(&model.join("reference.safetensors"));
+    for _ in 0..2 {
+        for (adapter, file) in files.iter().enumerate() {
+            let expected = Reference::read(&model.join(format!("{file}.safetensors")));
+            let got = logits(&mut generator, &ids, Some(adapter));
+            assert_close(file, &got, &expected.get("lora_logits.0")[last..], 1e-4);
+            assert!(relative_error(&got, &base.get("logits.0")[last..]) > 1e-3, "{file} changes nothing");
+            let got = logits(&mut generator, &ids, None);
+            assert_close("base", &got, &base.get("logits.0")[last..], 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_cache_that_was_used_before_changes_nothing() {
+    let model = fixture("mistral_window");
+    let reference = Reference::read(&model.join("reference.safetensors"));
+    let [first, second] = ["input_ids.0", "input_ids.1"].map(|name| reference.ids(name));
+    let mut fresh = open(&model, BaseStorage::AsStored, &["adapter"], 40, 40);
+    let want = greedy(&mut fresh, &second, Some(0), 12);
+    let mut used = open(&model, BaseStorage::AsStored, &["adapter"], 40, 40);
+    greedy(&mut used, &first, Some(0), 16);
+    greedy(&mut used, &second, None, 3);
+    assert_eq!(greedy(&mut used, &second, Some(0), 12), want);
+    // Going on from a text in the cache, and back to a shorter one.
+    let longer = [&second[..], &want[..6]].concat();
+    assert_eq!(greedy(&mut used, &longer, Some(0), 6), want[6..]);
+    assert_eq!(greedy(&mut used, &second, Some(0), 12), want);
+}
+
+#[test]
+fn what_the_cache_holds_is_not_computed_again() {
+    let model = fixture("llama_tied");
+    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
+    let mut generator = open(&model, BaseStorage::AsStored, &["adapter"], 32, 8);
+    let settings = GenerationSettings { max_tokens: 2, ..GenerationSettings::default() };
+    let mut computed = |text: &[u32], adapter| {
+        let run = generator.generate(text, adapter, &settings, |_| ControlFlow::Continue(()));
+        pollster::block_on(run).unwrap().prompt_computed
+    };
+    assert_eq!(computed(&ids[..20], None), 20);
+    assert_eq!(computed(&ids[..20], None), 1);
+    assert_eq!(computed(&ids[..10], None), 1);
+    assert_eq!(computed(&ids[..10], Some(0)), 10);
+}
+
+#[test]
+fn texts_end_where_they_should() {
+    let model = fixture("llama_tied");
+    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.2");
+    let mut generator = open(&model, BaseStorage::AsStored, &[], ids.len() + 5, 128);
+    let mut run = |prompt: &[u32], max_tokens, end_tokens: Vec<u32>, break_after: usize| {
+        let settings = GenerationSettings { max_tokens, end_tokens, ..GenerationSettings::default() };
+        let mut seen = Vec::new();
+        let result = pollster::block_on(generator.generate(prompt, None, &settings, |token| {
+            seen.push(token);
+            if seen.len() == break_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }));
+        result.inspect(|generation| assert_eq!(generation.tokens, seen))
+    };
+    let all = run(&ids, 5, vec![], 0).unwrap();
+    assert_eq!((all.tokens.len(), all.stop), (5, Stop::MaxTokens));
+    let none = run(&ids, 0, vec![], 0).unwrap();
+    assert_eq!((none.tokens.len(), none.stop), (0, Stop::MaxTokens));
+    // The token after the last position is known too: it needs no position of its own.
+    let full = run(&ids, 100, vec![], 0).unwrap();
+    assert_eq!((full.tokens.len(), full.stop), (6, Stop::Context));
+    assert_eq!(full.tokens[..5], all.tokens);
+    assert_eq!(run(&ids, 100, vec![], 2).unwrap().stop, Stop::Caller);
+    let end = all.tokens[2];
+    let before_end = all.tokens.iter().position(|token| *token == end).unwrap();
+    let ended = run(&ids, 5, vec![end], 0).unwrap();
+    assert_eq!((ended.tokens, ended.stop), (all.tokens[..before_end].to_vec(), Stop::EndToken(end)));
+
+    let long = vec![1; ids.len() + 6];
+    for (prompt, message) in [(&[][..], "no token"), (&[9999], "vocabulary"), (&long, "the context holds")] {
+        let error = run(prompt, 5, vec![], 0).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let error = pollster::block_on(generator.logits_after(&ids, Some(0))).unwrap_err().to_string();
+    assert!(error.contains("adapter 0") && error.contains("0 are loaded"), "{error}");
+}
+
+#[test]
+fn a_seed_repeats_the_text() {
+    let model = fixture("qwen3");
+    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.1");
+    let mut generator = open(&model, BaseStorage::AsStored, &[], 64, 128);
+    let mut run = |seed| {
+        let sampling = SamplingSettings { temperature: 1.0, seed, ..SamplingSettings::default() };
+        let settings = GenerationSettings { sampling, max_tokens: 40, end_tokens: vec![] };
+        let go_on = |_| ControlFlow::Continue(());
+        pollster::block_on(generator.generate(&ids, None, &settings, go_on)).unwrap().tokens
+    };
+    let text = run(1);
+    assert_ne!(run(2), text);
+    assert_eq!(run(1), text);
+}
+
+#[test]
+fn stories260k_greedy_equals_transformers() {
+    let Some(model) = shared("models/stories260K") else { return };
+    let expected = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260K_greedy.json"));
+    let ids = |key: &str| -> Vec<u32> { numbers(&expected[key]).into_iter().map(|id| id as u32).collect() };
+    let (prompt, want) = (ids("prompt_ids"), ids("ids"));
+    assert!(want.len() >= 200 && expected["smallest_logit_gap"].as_f64().unwrap() > 1e-3);
+    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+    let end_tokens = end_tokens::from_dir(&model, &config).unwrap();
+    assert_eq!(end_tokens, [1, 2]);
+    let mut generator = open(&model, BaseStorage::AsStored, &[], 512, 128);
+    let settings = GenerationSettings { max_tokens: 400, end_tokens, ..GenerationSettings::default() };
+    let go_on = |_| ControlFlow::Continue(());
+    let got = pollster::block_on(generator.generate(&prompt, None, &settings, go_on)).unwrap();
+    assert_eq!(got.tokens, want);
+    let end = expected["ended_by"].as_u64().map_or(Stop::MaxTokens, |id| Stop::EndToken(id as u32));
+    assert_eq!(got.stop, end);
+}
+
+/// A copy of a fixture with a tokenizer of the words `w0 w1 ...`; a text of them has one token per word.
+fn model_with_tokenizer() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("llama_tied");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let config = ModelConfig::from_file(&source.join("config.json")).unwrap();
+    let words: serde_json::Map<String, serde_json::Value> =
+        (0..config.vocab_size).map(|id| (format!("w{id}"), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "truncation": null, "padding": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    });
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    dir
+}
+
+struct Output {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn loraine(model: &Path, arguments: &[&str]) -> Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_loraine"));
+    command.args(["generate", "--model"]).arg(model).args(arguments).stdin(std::process::Stdio::null());
+    if let Ok(adapter) = std::env::var("LORAINE_ADAPTER") {
+        command.env("LORAINE_GPU", adapter);
+    }
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Output { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn answers(output: &Output) -> Vec<serde_json::Value> {
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    let report: serde_json::Value = serde_json::from_str(&output.stdout).unwrap();
+    report["answers"].as_array().unwrap().clone()
+}
+
+fn words(ids: &[u32]) -> String {
+    ids.iter().map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_command_prints_text_and_json() {
+    const PROMPT: [u32; 3] = [5, 9, 11];
+    let model = model_with_tokenizer();
+    let expected = greedy(&mut open(&fixture("llama_tied"), BaseStorage::AsStored, &[], 16, 128), &PROMPT, None, 8);
+    let common = ["--prompt", "w5 w9 w11", "--max-tokens", "8", "--ignore-eos"];
+    let plain = loraine(model.path(), &common);
+    assert_eq!(plain.code, Some(0), "{}", plain.stderr);
+    assert_eq!(plain.stdout, format!("w5 w9 w11 {}\n", words(&expected)));
+    assert!(plain.stderr.contains("prompt: 3 tokens") && plain.stderr.contains("answer: 8 tokens"), "{}", plain.stderr);
+    let bare = loraine(model.path(), &[&common[..], &["--no-echo"]].concat());
+    assert_eq!(bare.stdout.trim(), words(&expected));
+
+    let found = answers(&loraine(model.path(), &[&common[..], &["--json"]].concat()));
+    let [answer] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(answer["ids"], serde_json::json!(expected));
+    assert_eq!(answer["prompt_ids"], serde_json::json!(PROMPT));
+    assert_eq!((&answer["tokens"], &answer["prompt_tokens"]), (&8.into(), &3.into()));
+    assert_eq!((&answer["adapter"], &answer["stop"]), (&"base".into(), &"max_tokens".into()));
+    assert_eq!(answer["text"].as_str().unwrap().trim(), words(&expected));
+    assert!(answer["seconds"].as_f64().unwrap() > 0.0 && answer["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    let file = model.path().join("prompt.txt");
+    std::fs::write(&file, "w5 w9 w11\n").unwrap();
+    let from_file = ["--prompt-file", file.to_str().unwrap(), "--max-tokens", "8", "--ignore-eos"];
+    assert_eq!(loraine(model.path(), &from_file).stdout, plain.stdout);
+    // The model's own end token ends the text, unless it is to be ignored.
+    std::fs::write(model.path().join("generation_config.json"), format!(r#"{{"eos_token_id": [{}]}}"#, expected[0]))
+        .unwrap();
+    let ended = answers(&loraine(model.path(), &["--prompt", "w5 w9 w11", "--json"]));
+    assert_eq!((&ended[0]["stop"], &ended[0]["tokens"]), (&"end_token".into(), &0.into()));
+    let full =
+        answers(&loraine(model.path(), &["--prompt", "w5 w9 w11", "--max-context", "6", "--ignore-eos", "--json"]));
+    assert_eq!((&full[0]["stop"], &full[0]["tokens"]), (&"context".into(), &4.into()));
+}
+
+#[test]
+fn the_command_chooses_adapters_per_prompt() {
+    let model = model_with_tokenizer();
+    let source = fixture("llama_tied");
+    let first = source.join("adapter").display().to_string();
+    let second = format!("ranks={}", source.join("adapter_rank_pattern").display());
+    let mut generator = open(&source, BaseStorage::AsStored, &["adapter", "adapter_rank_pattern"], 16, 128);
+    let run = |more: &[&str]| {
+        let common = ["--adapter", &first, "--adapter", &second, "--max-tokens", "6", "--ignore-eos", "--json"];
+        let found = answers(&loraine(model.path(), &[&common[..], more].concat()));
+        let fields = |a: &serde_json::Value| {
+            let ids = numbers(&a["ids"]).into_iter().map(|id| id as u32).collect::<Vec<_>>();
+            (a["adapter"].as_str().unwrap().to_owned(), ids)
+        };
+        found.iter().map(fields).collect::<Vec<_>>()
+    };
+    let mut want = |names: &[(&str, Option<usize>, u32)]| {
+        let answer = |(name, adapter, prompt): &(&str, Option<usize>, u32)| {
+            ((*name).to_owned(), greedy(&mut generator, &[*prompt], *adapter, 6))
+        };
+        names.iter().map(answer).collect::<Vec<_>>()
+    };
+    let all = want(&[("adapter", Some(0), 7), ("ranks", Some(1), 7)]);
+    assert_eq!(run(&["--prompt", "w7"]), all);
+    let three = want(&[("base", None, 7), ("ranks", Some(1), 7), ("adapter", Some(0), 7)]);
+    assert_eq!(run(&["--prompt", "w7", "--use", "base", "--use", "ranks", "--use", "adapter"]), three);
+    assert!(three[0].1 != three[1].1 && three[1].1 != three[2].1, "the adapters change nothing: {three:?}");
+    let pairs = want(&[("ranks", Some(1), 7), ("base", None, 8)]);
+    assert_eq!(run(&["--prompt", "w7", "--use", "ranks", "--prompt", "w8", "--use", "base"]), pairs);
+    let one_for_all = want(&[("ranks", Some(1), 7), ("ranks", Some(1), 8)]);
+    assert_eq!(run(&["--prompt", "w7", "--prompt", "w8", "--use", "ranks"]), one_for_all);
+}
+
+#[test]
+fn bad_requests_are_one_clear_error() {
+    let model = model_with_tokenizer();
+    let adapter = format!("tuned={}", fixture("llama_tied").join("adapter").display());
+    let other = format!("other={}", fixture("qwen3").join("adapter").display());
+    let long = vec!["w1"; 5000].join(" ");
+    let cases: [(&[&str], &[&str]); 12] = [
+        (&["--prompt", "w1", "--adapter", &adapter, "--use", "tunned"], &["--use tunned", "base, tuned"]),
+        (&["--prompt", "w1", "--use", "tuned"], &["--use tuned", "there are: base"]),
+        (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "adapter_config.json"]),
+        (&["--prompt", "w1", "--adapter", &adapter, "--adapter", &adapter], &["two adapters", "tuned"]),
+        (&["--prompt", "w1", "--adapter", "base=/tmp"], &["`base` is the model without an adapter"]),
+        (&["--prompt", "w1", "--adapter", &other], &["adapter_model.safetensors", "shape"]),
+        (&["--prompt", &long], &["5000 tokens", "context"]),
+        (&["--prompt", "w1 w2 w3", "--max-context", "2"], &["3 tokens", "--max-context is 2"]),
+        (&["--prompt", "w1", "--max-context", "100000000"], &["the model's own limit"]),
+        (&["--prompt-file", "/no/such.txt"], &["/no/such.txt", "cannot be read"]),
+        (&["--prompt", "w1", "--top-p", "0.5"], &["--temperature"]),
+        (&["--prompt", "w1", "--use", "base", "--use", "base", "--prompt", "w2", "--prompt", "w3"], &["2 --use for 3"]),
+    ];
+    let check = |model: &Path, arguments: &[&str], parts: &[&str]| {
+        let output = loraine(model, arguments);
+        let errors: Vec<&str> = output.stderr.lines().filter(|l| !l.contains("XDG_RUNTIME_DIR")).collect();
+        assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{arguments:?}: {}", output.stderr);
+        let [error] = &errors[..] else { panic!("{arguments:?}: {errors:?}") };
+        assert!(error.starts_with("error: ") && parts.iter().all(|p| error.contains(p)), "{arguments:?}: {error}");
+    };
+    for (arguments, parts) in cases {
+        check(model.path(), arguments, parts);
+    }
+    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "no directory"]);
+    let config = model.path().join("config.json");
+    let without_begin =
+        std::fs::read_to_string(&config).unwrap().replace(r#""bos_token_id": 1"#, r#""bos_token_id": null"#);
+    let begun = answers(&loraine(model.path(), &["--prompt", "", "--json", "--max-tokens", "1"]));
+    assert_eq!(begun[0]["prompt_ids"], serde_json::json!([1]));
+    std::fs::write(&config, without_begin).unwrap();
+    check(model.path(), &["--prompt", ""], &["empty", "begins a text"]);
+    std::fs::write(model.path().join("generation_config.json"), "[1]").unwrap();
+    check(model.path(), &["--prompt", "w1"], &["generation_config.json", "JSON object"]);
+    std::fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    check(model.path(), &["--prompt", "w1"], &["tokenizer.json", "cannot be read"]);
+}
+
+#[test]
+fn the_command_tells_transformers_story() {
+    let Some(model) = shared("models/stories260K") else { return };
+    let expected = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stories260K_greedy.json"));
+    let output = loraine(&model, &["--prompt", "Once upon a time", "--max-tokens", "400"]);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    assert_eq!(output.stdout, format!("{}\n", expected["full_text"].as_str().unwrap()));
+}
