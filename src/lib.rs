@@ -21,6 +21,7 @@
 //! # Ok::<(), loraine::Error>(())
 //! ```
 
+pub mod bench;
 pub mod data;
 mod error;
 pub mod files;

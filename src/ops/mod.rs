@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod ceiling;
 pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
@@ -33,6 +34,7 @@ pub fn kernels() -> Vec<Kernel> {
         adamw::kernels(),
         add::kernels(),
         attention::kernels(),
+        ceiling::kernels(),
         cross_entropy::kernels(),
         dropout::kernels(),
         embedding::kernels(),

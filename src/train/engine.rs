@@ -63,9 +63,23 @@ impl Engine {
     /// # Errors
     /// Out of memory, a limit of the adapter, or files that are not what the plan was made for.
     pub async fn open(gpu: Gpu, plan: TrainPlan, files: &WeightFiles, progress: impl FnMut(u64, u64)) -> Result<Self> {
+        let mut engine = Self::allocate(gpu, plan).await?;
+        let plan = &engine.plan;
+        let staging = plan.staging.as_ref();
+        load::load(&engine.gpu, &mut engine.buffers, files, &plan.network, staging, || plan.recorder(), progress)?;
+        Ok(engine)
+    }
+
+    /// Allocates the plan over a base of random weights, for measurements.
+    pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
+        let engine = Self::allocate(gpu, plan).await?;
+        load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.network, seed)?;
+        Ok(engine)
+    }
+
+    async fn allocate(gpu: Gpu, plan: TrainPlan) -> Result<Self> {
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
-        load::load(&gpu, &mut buffers, files, &plan.network, plan.staging.as_ref(), || plan.recorder(), progress)?;
         let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.uniforms[1])?;
         let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.uniforms[1])?;
         Ok(Self {

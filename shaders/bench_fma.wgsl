@@ -1,0 +1,26 @@
+// The adapter's own ceiling: chains of multiply-adds that live in registers. ACCUMULATORS chains of vec4 hide each other's latency.
+
+struct Params { turns: u32, factor: f32, term: f32 }
+
+@group(0) @binding(0) var<storage, read_write> y: array<vec4<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let factor = vec4<f32>(params.factor);
+    let term = vec4<f32>(params.term);
+#for i in 0..ACCUMULATORS
+    var a$i = vec4<f32>(f32($i), f32($i + 1), f32($i + 2), f32($i + 3));
+#end
+    for (var turn = 0u; turn < params.turns; turn++) {
+#for i in 0..ACCUMULATORS
+        a$i = fma(a$i, factor, term);
+#end
+    }
+    var sum = vec4<f32>();
+#for i in 0..ACCUMULATORS
+    sum += a$i;
+#end
+    y[id.x] = sum;
+}

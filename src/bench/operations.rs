@@ -1,0 +1,175 @@
+//! The operations at real shapes.
+
+use super::{Bed, Ceilings, OperationResult};
+use crate::Result;
+use crate::gpu::{Category, Gpu};
+use crate::ops::attention::{self, Shape};
+use crate::ops::weight::{Code4, Float, Storage, Weight};
+use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm, swiglu};
+
+/// What an operation is limited by.
+enum Amount {
+    Flops(f64),
+    Bytes(f64),
+}
+
+type Record = Box<dyn Fn(&mut Bed) -> Amount>;
+
+pub(super) struct Case {
+    pub name: &'static str,
+    pub shape: String,
+    record: Record,
+}
+
+impl Case {
+    pub async fn measure(&self, gpu: &Gpu, ceilings: &Ceilings) -> Result<OperationResult> {
+        let mut bed = Bed::new(gpu);
+        let amount = (self.record)(&mut bed);
+        let seconds = bed.seconds(gpu).await?;
+        let (amount, ceiling, unit) = match amount {
+            Amount::Flops(flops) => (flops, ceilings.fma_gflops, "GFLOP/s"),
+            Amount::Bytes(bytes) => (bytes, ceilings.copy_gb_per_s, "GB/s"),
+        };
+        let achieved = amount / seconds / 1e9;
+        Ok(OperationResult {
+            name: self.name.to_owned(),
+            shape: self.shape.clone(),
+            ms: seconds * 1e3,
+            achieved,
+            unit: unit.to_owned(),
+            share_of_ceiling: achieved / ceiling,
+        })
+    }
+}
+
+/// The cases in the order of the report.
+pub(super) fn cases(quick: bool) -> Vec<Case> {
+    let nf4 = Storage::Quantized { code: Code4::Nf4, double: true };
+    let mut cases = Vec::new();
+    let sizes: &[u32] = if quick { &[1024] } else { &[1024, 2048] };
+    for size in sizes {
+        for (storage, names) in [
+            (nf4, ["linear forward NF4", "linear input gradient NF4"]),
+            (Storage::Float(Float::Bf16), ["linear forward bf16", "linear input gradient bf16"]),
+        ] {
+            cases.push(linear_case(names[0], storage, *size, true));
+            cases.push(linear_case(names[1], storage, *size, false));
+        }
+    }
+    cases.push(lora_gradient_case(1024, 16, 2048));
+    let lengths: &[u32] = if quick { &[1024] } else { &[1024, 2048] };
+    for rows in lengths {
+        cases.push(attention_case(*rows, false));
+        cases.push(attention_case(*rows, true));
+    }
+    cases.push(rms_norm_case(1024, 2048));
+    cases.push(swiglu_case(1024, 5632));
+    cases.push(cross_entropy_case(256, 32000));
+    cases
+}
+
+fn linear_case(name: &'static str, storage: Storage, size: u32, forward: bool) -> Case {
+    let rows = 1024;
+    let record = move |bed: &mut Bed| {
+        let weight = Weight::plan(&mut bed.plan, "weight", storage, [size, size], false, u64::MAX);
+        let x = bed.plan.matrix(Category::Workspace, "x", rows, size);
+        let y = bed.plan.matrix(Category::Workspace, "y", rows, size);
+        if forward {
+            linear::forward(&mut bed.rec, x, &weight, None, y, false);
+        } else {
+            linear::input_gradient(&mut bed.rec, x, &weight, None, y, false);
+        }
+        Amount::Flops(2.0 * f64::from(rows) * f64::from(size) * f64::from(size))
+    };
+    Case { name, shape: format!("{rows} x {size} x {size}"), record: Box::new(record) }
+}
+
+fn lora_gradient_case(rows: u32, rank: u32, cols: u32) -> Case {
+    let record = move |bed: &mut Bed| {
+        let x = bed.plan.matrix(Category::Workspace, "x", rows, cols);
+        let low = bed.plan.matrix(Category::Workspace, "dy B", rows, rank);
+        let gradient = bed.plan.matrix(Category::Gradients, "dA", rank, cols);
+        lora_gradient::lora_a(&mut bed.rec, low, x, 1.0, gradient.view);
+        Amount::Flops(2.0 * f64::from(rows) * f64::from(rank) * f64::from(cols))
+    };
+    Case { name: "LoRA gradient dA", shape: format!("{rows} x {rank} x {cols}"), record: Box::new(record) }
+}
+
+fn attention_case(rows: u32, backward: bool) -> Case {
+    let shape = Shape { heads: 8, kv_heads: 8, head_dim: 64 };
+    let record = move |bed: &mut Bed| {
+        let width = shape.heads * shape.head_dim;
+        let mut matrix = |label: &str| bed.plan.matrix(Category::Workspace, label, rows, width);
+        let [q, k, v, out, dout, dq, dk, dv] = ["q", "k", "v", "out", "dout", "dq", "dk", "dv"].map(&mut matrix);
+        let lse = bed.plan.alloc(Category::Workspace, "log-sum-exp", 4 * u64::from(rows * shape.heads));
+        let scratch = bed.plan.alloc(Category::Workspace, "scratch", shape.scratch_bytes(rows));
+        let mut ranges = |label: &str, range: &dyn Fn(u32) -> [u32; 2]| {
+            let view = bed.plan.alloc(Category::Uploads, label, 8 * u64::from(rows));
+            let words: Vec<u32> = (0..rows).flat_map(range).collect();
+            bed.uploads.push((view, bytemuck::cast_slice(&words).to_vec()));
+            view
+        };
+        let keys = ranges("key ranges", &|row| [0, row + 1]);
+        let queries = ranges("query ranges", &|row| [row, rows]);
+        // Causal: half of the square. Forward is two products, backward five; those made again are not counted.
+        let product = f64::from(rows) * f64::from(rows) * f64::from(width);
+        if backward {
+            attention::backward(
+                &mut bed.rec,
+                shape,
+                0.125,
+                q,
+                k,
+                v,
+                keys,
+                queries,
+                out,
+                lse,
+                dout,
+                scratch,
+                dq,
+                dk,
+                dv,
+            );
+            Amount::Flops(5.0 * product)
+        } else {
+            attention::forward(&mut bed.rec, shape, 0.125, q, k, v, keys, out, lse);
+            Amount::Flops(2.0 * product)
+        }
+    };
+    let name = if backward { "attention backward" } else { "attention forward" };
+    Case { name, shape: format!("{rows} tokens, 8 heads of 64, causal"), record: Box::new(record) }
+}
+
+fn rms_norm_case(rows: u32, cols: u32) -> Case {
+    let record = move |bed: &mut Bed| {
+        let x = bed.plan.matrix(Category::Workspace, "x", rows, cols);
+        let y = bed.plan.matrix(Category::Workspace, "y", rows, cols);
+        let gain = bed.plan.alloc(Category::Weights, "gain", 4 * u64::from(cols));
+        rms_norm::forward(&mut bed.rec, x, gain, 1e-5, y);
+        Amount::Bytes(8.0 * f64::from(rows) * f64::from(cols))
+    };
+    Case { name: "RMSNorm", shape: format!("{rows} x {cols}"), record: Box::new(record) }
+}
+
+fn swiglu_case(rows: u32, cols: u32) -> Case {
+    let record = move |bed: &mut Bed| {
+        let mut matrix = |label: &str| bed.plan.matrix(Category::Workspace, label, rows, cols);
+        let (gate, up, act) = (matrix("gate"), matrix("up"), matrix("act"));
+        swiglu::forward(&mut bed.rec, gate, up, act);
+        Amount::Bytes(12.0 * f64::from(rows) * f64::from(cols))
+    };
+    Case { name: "SwiGLU", shape: format!("{rows} x {cols}"), record: Box::new(record) }
+}
+
+fn cross_entropy_case(rows: u32, vocabulary: u32) -> Case {
+    let record = move |bed: &mut Bed| {
+        let logits = bed.plan.matrix(Category::Workspace, "logits", rows, vocabulary);
+        let mut vector = |label: &str| bed.plan.alloc(Category::Workspace, label, 4 * u64::from(rows));
+        let (targets, losses, scalars) = (vector("targets"), vector("losses"), vector("scalars"));
+        cross_entropy::forward_backward(&mut bed.rec, logits, targets, scalars, losses, true);
+        // Read for the sum, read and written for the gradient.
+        Amount::Bytes(12.0 * f64::from(rows) * f64::from(vocabulary))
+    };
+    Case { name: "cross-entropy with gradient", shape: format!("{rows} x {vocabulary}"), record: Box::new(record) }
+}
