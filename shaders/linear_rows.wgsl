@@ -1,10 +1,11 @@
 // y = x P (+ low P') (+ bias) for software adapters: no workgroup memory and no barrier. Each lane owns four columns of ROWS rows;
-// the rows' values are loaded at addresses that all lanes share, the panel at consecutive ones.
+// the rows' values are loaded at addresses that all lanes share, the panel's strip at consecutive ones. Neighbouring workgroups take
+// neighbouring rows of the same strip, which then stays in the cache.
 
 struct Params {
     rows: u32, cols: u32, depth: u32, rank: u32,
     x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
-    low_ld4: u32, panel_ld4: u32, bias_first: u32,
+    low_ld4: u32, bias_first: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
@@ -17,8 +18,9 @@ struct Params {
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let col4 = group.x * WG_SIZE + lane;
-    let first = group.y * ROWS;
+    let col4 = group.y * WG_SIZE + lane;
+    let first = group.x * ROWS;
+    let strip = group.y * (params.depth + params.rank) * WG_SIZE + lane;
     if col4 * 4u >= params.cols { return; }
     // Rows beyond the last repeat it: their results are dropped.
 #for i in 0..ROWS
@@ -27,24 +29,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
     let whole = params.depth / 4u;
     for (var k = 0u; k < whole; k++) {
-        let at = k * 4u * params.panel_ld4 + col4;
+        let at = strip + k * 4u * WG_SIZE;
         let p0 = panel[at];
-        let p1 = panel[at + params.panel_ld4];
-        let p2 = panel[at + 2u * params.panel_ld4];
-        let p3 = panel[at + 3u * params.panel_ld4];
+        let p1 = panel[at + WG_SIZE];
+        let p2 = panel[at + 2u * WG_SIZE];
+        let p3 = panel[at + 3u * WG_SIZE];
 #for i in 0..ROWS
         let v$i = x[x$i + k];
         acc$i += v$i.x * p0 + v$i.y * p1 + v$i.z * p2 + v$i.w * p3;
 #end
     }
     for (var k = whole * 4u; k < params.depth; k++) {
-        let p = panel[k * params.panel_ld4 + col4];
+        let p = panel[strip + k * WG_SIZE];
 #for i in 0..ROWS
         acc$i += x[x$i + whole][k % 4u] * p;
 #end
     }
     for (var k = 0u; k < params.rank; k++) {
-        let p = panel[(params.depth + k) * params.panel_ld4 + col4];
+        let p = panel[strip + (params.depth + k) * WG_SIZE];
 #for i in 0..ROWS
         acc$i += low[min(first + $iu, params.rows - 1u) * params.low_ld4 + k / 4u][k % 4u] * p;
 #end

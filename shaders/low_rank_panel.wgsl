@@ -1,7 +1,7 @@
 // Appends the LoRA term to a weight panel: `rank` more rows, scaled. The source is lora_B [out, rank] in the forward direction,
 // lora_A [rank, in] for the input gradient.
 
-struct Params { first: u32, cols: u32, rank: u32, ld: u32, row0: u32, scale: f32 }
+struct Params { first: u32, cols: u32, rank: u32, depth: u32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read_write> panel: array<f32>;
 @group(0) @binding(1) var<storage, read> other: array<f32>;
@@ -17,5 +17,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let col = index % params.cols;
     var at = j * params.cols + col;
     if FORWARD { at = (params.first + col) * params.rank + j; }
-    panel[(params.row0 + j) * params.ld + col] = params.scale * other[at];
+    panel[panel_index(params.depth - params.rank + j, col, params.depth)] = params.scale * other[at];
 }

@@ -10,6 +10,8 @@ use crate::ops::weight::{Panel, Storage, Weight};
 const DECODE_WG_SIZE: u32 = 64;
 /// One vector of a software adapter: neighbouring lanes own neighbouring column quads.
 const LANES: u32 = 8;
+/// Columns that one workgroup owns; the panel is laid out in strips of these, see `shaders/lib/panel.wgsl`.
+const STRIP: u32 = 4 * LANES;
 /// A panel larger than this is decoded and used in parts.
 const PANEL_BYTES: u64 = 16 << 20;
 
@@ -19,7 +21,7 @@ struct DecodeParams {
     first: u32,
     rows: u32,
     in_features: u32,
-    ld: u32,
+    depth: u32,
 }
 
 #[repr(C)]
@@ -28,8 +30,7 @@ struct LowParams {
     first: u32,
     cols: u32,
     rank: u32,
-    ld: u32,
-    row0: u32,
+    depth: u32,
     scale: f32,
 }
 
@@ -45,12 +46,13 @@ struct Params {
     y_ld4: u32,
     y_col4: u32,
     low_ld4: u32,
-    panel_ld4: u32,
     bias_first: u32,
 }
 
 fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Kernel {
     let kernel = Kernel::new("weight_panel", include_str!("../../../shaders/weight_panel.wgsl"))
+        .part(include_str!("../../../shaders/lib/panel.wgsl"))
+        .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
         .constant("FORWARD", direction == Direction::Forward);
     storage.join(kernel, in_features)
@@ -58,6 +60,8 @@ fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Ke
 
 fn low_kernel(direction: Direction) -> Kernel {
     Kernel::new("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
+        .part(include_str!("../../../shaders/lib/panel.wgsl"))
+        .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
         .constant("FORWARD", direction == Direction::Forward)
 }
@@ -95,23 +99,24 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-/// Rows of W that one part of a panel takes: `(depth + rank) x part` floats forward, `(part + rank) x in` for the gradient.
+/// Bytes of a panel of `depth` rows, LoRA's included, and `cols` columns.
+fn bytes(depth: u32, cols: u32) -> u64 {
+    4 * u64::from(depth) * u64::from(round_up(cols, STRIP))
+}
+
+/// Rows of W that one part of a panel takes: its columns in the forward direction, its depth for the gradient.
 fn part_rows(direction: Direction, in_features: u32, rank: u32, panel_bytes: u64) -> u32 {
-    let rows = match direction {
-        Direction::Forward => panel_bytes / (4 * u64::from(in_features + rank)),
-        Direction::InputGradient => {
-            (panel_bytes / (4 * u64::from(round_up(in_features, 4)))).saturating_sub(u64::from(rank))
-        }
+    let (one, spent, multiple) = match direction {
+        Direction::Forward => (bytes(in_features + rank, 1) / u64::from(STRIP), 0, STRIP),
+        Direction::InputGradient => (bytes(1, in_features), rank, 4),
     };
-    (u32::try_from(rows).unwrap_or(u32::MAX) / 4 * 4).max(4)
+    let rows = u32::try_from(panel_bytes / one).unwrap_or(u32::MAX).saturating_sub(spent);
+    (rows / multiple * multiple).max(multiple)
 }
 
 pub(super) fn panel_bytes(out_features: u32, in_features: u32, rank: u32) -> u64 {
-    let bytes = |out: u32| {
-        let (out, rank) = (u64::from(round_up(out, 4)), u64::from(rank));
-        4 * (u64::from(in_features) + rank).max(u64::from(round_up(in_features, 4))) * (out + rank)
-    };
-    bytes(out_features).min(PANEL_BYTES.max(bytes(4)))
+    let whole = |out: u32| bytes(in_features + rank, out).max(bytes(out + rank, in_features));
+    whole(out_features).min(PANEL_BYTES.max(whole(4)))
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -136,12 +141,12 @@ pub(super) fn record(
         let low = low.filter(|_| forward || first == 0);
         let accumulate = accumulate || (!forward && first > 0);
         let (cols, depth) = if forward { (rows, weight.in_features) } else { (weight.in_features, rows) };
-        let ld = round_up(cols, 4);
         let rank = low.map_or(0, |l| l.low.cols);
-        let part = View { bytes: 4 * u64::from(ld) * u64::from(depth + rank), ..rec.scratch.weight_panel };
-        decode(rec, direction, weight, panel, first, rows, ld, part);
+        let part = View { bytes: bytes(depth + rank, cols), ..rec.scratch.weight_panel };
+        assert!(part.bytes <= rec.scratch.weight_panel.bytes, "scratch for a decoded panel");
+        decode(rec, direction, weight, panel, first, rows, depth + rank, part);
         if let Some(low) = low {
-            let params = LowParams { first: whole_row, cols, rank, ld, row0: depth, scale: low.scale };
+            let params = LowParams { first: whole_row, cols, rank, depth: depth + rank, scale: low.scale };
             let count = u64::from(cols) * u64::from(rank);
             let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
             rec.dispatch("low_rank_panel", low_kernel(direction), &[part, low.other], &params, groups, count);
@@ -157,12 +162,11 @@ pub(super) fn record(
             y_ld4: y.ld / 4,
             y_col4: if forward { whole_row / 4 } else { 0 },
             low_ld4: low.map_or(0, |l| l.low.ld / 4),
-            panel_ld4: ld / 4,
             bias_first: whole_row,
         };
         let low_view = low.map_or(rec.unused, |l| l.low.view);
         let views = [x.view, part, low_view, bias.unwrap_or(rec.unused), y.view];
-        let groups = [cols.div_ceil(4 * LANES), x.rows.div_ceil(block_rows(x.rows)), 1];
+        let groups = [x.rows.div_ceil(block_rows(x.rows)), cols.div_ceil(STRIP), 1];
         let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + rank);
         let kernel = multiply_kernel(x.rows, bias.is_some(), accumulate);
         rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
@@ -178,10 +182,10 @@ fn decode(
     panel: &Panel,
     first: u32,
     rows: u32,
-    ld: u32,
+    depth: u32,
     part: View,
 ) {
-    let params = DecodeParams { first, rows, in_features: weight.in_features, ld };
+    let params = DecodeParams { first, rows, in_features: weight.in_features, depth };
     let [data, absmax, nested] = weight_views(rec, panel);
     let count = u64::from(weight.in_features.div_ceil(4)) * u64::from(rows);
     let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
