@@ -60,7 +60,15 @@ fn tensor_names(module: &LoraModule) -> [String; 2] {
 }
 
 /// Writes the three files into `dir`, which is made if need be. The bytes depend on the arguments alone.
+///
+/// # Errors
+/// A number that is not finite (files that are there stay as they are), or files that cannot be written.
 pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &AdapterTensors) -> Result<()> {
+    let broken = |values: &[f32]| values.iter().any(|v| !v.is_finite());
+    if let Some((module, _)) = modules.iter().zip(&adapter.tensors).find(|(_, (a, b))| broken(a) || broken(b)) {
+        let problem = "came to a value that is not finite, so the adapter is not saved; lower the learning rate";
+        return Err(Error::Training(format!("the adapter of {} {problem}", module.name())));
+    }
     fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
     let weights = dir.join(WEIGHTS);
     let mut views = Vec::new();
