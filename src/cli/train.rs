@@ -351,7 +351,7 @@ fn summarise(outcome: &Outcome, out: &str, model: &str) {
         println!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
     if outcome.interrupted {
-        println!("stopped after step {}; go on with --resume", outcome.step);
+        println!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
     }
     println!("adapter {out}   curve {}", outcome.loss_svg.display());
     println!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");
