@@ -238,9 +238,21 @@ mod tests {
             let message = message();
             assert!(message.contains(says), "{message}");
         }
-        adapter.tensors[2].1[5] = f32::NAN;
         save(dir.path(), &config, &modules, &adapter).unwrap();
+        let good = fs::read(dir.path().join(WEIGHTS)).unwrap();
+        let marked = 1.5f32.to_le_bytes();
+        adapter.tensors[2].1[5] = 1.5;
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        let mut damaged = fs::read(dir.path().join(WEIGHTS)).unwrap();
+        let at = damaged.windows(4).rposition(|word| word == marked).unwrap();
+        damaged[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(dir.path().join(WEIGHTS), damaged).unwrap();
         assert!(message().contains("layers.1.self_attn.k_proj.lora_B.weight`: holds NaN at element 5"));
+        fs::write(dir.path().join(WEIGHTS), &good).unwrap();
+        adapter.tensors[2].1[5] = f32::NAN;
+        let refused = save(dir.path(), &config, &modules, &adapter).unwrap_err().to_string();
+        assert!(refused.contains("the adapter of model.layers.1.self_attn.k_proj came to"), "{refused}");
+        assert!(fs::read(dir.path().join(WEIGHTS)).unwrap() == good);
         let tensor = r#"{"base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight":
             {"dtype":"I8","shape":[2,16],"data_offsets":[0,32]}}"#;
         fs::write(dir.path().join(WEIGHTS), file_bytes(tensor, 32)).unwrap();
