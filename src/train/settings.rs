@@ -175,6 +175,11 @@ impl RunSettings {
             let nearest = known.keys().min_by_key(|k| edit_distance(k, key)).cloned().unwrap_or_default();
             return Err(Error::Setting(format!("`{key}` is no setting; the nearest is `{nearest}`")));
         }
+        for (key, value) in &table {
+            let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
+            let problem = |e: toml::de::Error| Error::Setting(format!("`{key}`: {}", e.message()));
+            alone.try_into::<Self>().map_err(problem)?;
+        }
         table.try_into().map_err(|e: toml::de::Error| Error::Setting(e.message().to_owned()))
     }
 
