@@ -351,7 +351,8 @@ pub async fn run(
         if evaluate {
             outcome.last_eval = Some(observer.evaluate(&mut engine, &eval_batches, state.step).await?);
         }
-        if save {
+        // After a skipped step the state may be broken for good, and must not push the last good checkpoint out.
+        if save && (observer.skipped_in_a_row == 0 || interrupted) {
             state.tokens = observer.tokens;
             state.unlogged = observer.interval.losses.clone();
             let state = state.clone();
