@@ -19,11 +19,14 @@ use super::{GpuArgs, bytes};
 
 /// Train a LoRA adapter on a text or data set
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
   loraine train --model models/SmolLM2-135M --data notes.txt --out runs/notes
   loraine train --model models/Llama-3.2-1B --data data/ --out runs/a --rank 8 --alpha 16 --epochs 2 --eval-every 100
   loraine train --config runs/a/run.toml --out runs/b        repeat a run
-  loraine train --config runs/a/run.toml --resume            go on with it")]
+  loraine train --config runs/a/run.toml --resume            go on with it"
+)]
 pub struct TrainArgs {
     /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
     #[arg(long, value_name = "DIR")]
@@ -279,7 +282,10 @@ impl TrainArgs {
 /// A settings file; the record of a run.toml is passed over.
 fn read_config(path: &PathBuf) -> anyhow::Result<RunSettings> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut table: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut table: toml::Table = toml::from_str(&text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        anyhow::anyhow!("{}, line {line}: is not valid TOML: {}", path.display(), e.message())
+    })?;
     table.remove("record");
     RunSettings::from_table(table).with_context(|| path.display().to_string())
 }
@@ -351,7 +357,7 @@ fn summarise(outcome: &Outcome, out: &str, model: &str) {
         println!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
     if outcome.interrupted {
-        println!("stopped after step {}; go on with --resume", outcome.step);
+        println!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
     }
     println!("adapter {out}   curve {}", outcome.loss_svg.display());
     println!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");

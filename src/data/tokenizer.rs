@@ -1,8 +1,10 @@
 //! A model's tokenizer: `tokenizer.json`, and which tokens begin and end a text.
 
 use std::fs;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::model::config::ModelConfig;
@@ -23,9 +25,9 @@ impl Tokenizer {
     /// `special_tokens_map.json` or `config`, in this order. A vocabulary beyond the embedding is an error.
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
         let path = model_dir.join(FILE);
-        let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
+        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let mut inner =
+            parse(text).map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
         let vocabulary = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         if vocabulary > config.vocab_size {
             let embedding = format!("but the embedding of config.json has {} rows (vocab_size)", config.vocab_size);
@@ -71,6 +73,15 @@ impl Tokenizer {
     pub fn require_eos(&self) -> Result<u32> {
         let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
         self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))
+    }
+}
+
+/// The tokenizer of a JSON text. The library that reads it panics on some damaged files, mostly on broken JSON.
+fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_str::<IgnoredAny>(&text).map_err(|e| e.to_string())?;
+    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(text)) {
+        Ok(parsed) => parsed.map_err(|e| e.to_string()),
+        Err(_) => Err("one of its parts is damaged".to_owned()),
     }
 }
 

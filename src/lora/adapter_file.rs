@@ -60,7 +60,15 @@ fn tensor_names(module: &LoraModule) -> [String; 2] {
 }
 
 /// Writes the three files into `dir`, which is made if need be. The bytes depend on the arguments alone.
+///
+/// # Errors
+/// A number that is not finite (files that are there stay as they are), or files that cannot be written.
 pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &AdapterTensors) -> Result<()> {
+    let broken = |values: &[f32]| values.iter().any(|v| !v.is_finite());
+    if let Some((module, _)) = modules.iter().zip(&adapter.tensors).find(|(_, (a, b))| broken(a) || broken(b)) {
+        let problem = "came to a value that is not finite, so the adapter is not saved; lower the learning rate";
+        return Err(Error::Training(format!("the adapter of {} {problem}", module.name())));
+    }
     fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
     let weights = dir.join(WEIGHTS);
     let mut views = Vec::new();
@@ -230,9 +238,21 @@ mod tests {
             let message = message();
             assert!(message.contains(says), "{message}");
         }
-        adapter.tensors[2].1[5] = f32::NAN;
         save(dir.path(), &config, &modules, &adapter).unwrap();
+        let good = fs::read(dir.path().join(WEIGHTS)).unwrap();
+        let marked = 1.5f32.to_le_bytes();
+        adapter.tensors[2].1[5] = 1.5;
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        let mut damaged = fs::read(dir.path().join(WEIGHTS)).unwrap();
+        let at = damaged.windows(4).rposition(|word| word == marked).unwrap();
+        damaged[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(dir.path().join(WEIGHTS), damaged).unwrap();
         assert!(message().contains("layers.1.self_attn.k_proj.lora_B.weight`: holds NaN at element 5"));
+        fs::write(dir.path().join(WEIGHTS), &good).unwrap();
+        adapter.tensors[2].1[5] = f32::NAN;
+        let refused = save(dir.path(), &config, &modules, &adapter).unwrap_err().to_string();
+        assert!(refused.contains("the adapter of model.layers.1.self_attn.k_proj came to"), "{refused}");
+        assert!(fs::read(dir.path().join(WEIGHTS)).unwrap() == good);
         let tensor = r#"{"base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight":
             {"dtype":"I8","shape":[2,16],"data_offsets":[0,32]}}"#;
         fs::write(dir.path().join(WEIGHTS), file_bytes(tensor, 32)).unwrap();

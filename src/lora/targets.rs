@@ -39,7 +39,8 @@ impl Matcher {
         let problem = |e: regex::Error| {
             let supported = "look-around and back-references are not supported";
             Error::Setting(format!(
-                "{field}: `{text}` is not a regular expression this program can run ({supported}): {e}"
+                "{field}: `{text}` is not a regular expression this program can run ({supported}): {}",
+                one_line(&e)
             ))
         };
         Regex::new(text).map_err(problem)?;
@@ -55,11 +56,19 @@ impl Matcher {
     }
 }
 
+/// The cause alone: the whole message repeats the expression over several lines.
+fn one_line(e: &regex::Error) -> String {
+    let text = e.to_string();
+    let last = text.lines().last().unwrap_or_default();
+    last.strip_prefix("error: ").unwrap_or(last).to_owned()
+}
+
 /// PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: an expression that ends the module's name.
 fn patterns<T: Copy>(field: &str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     let compile = |(key, value): &(String, T)| {
         let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z"));
-        let regex = regex.map_err(|e| Error::Setting(format!("{field}: `{key}` is not a regular expression: {e}")))?;
+        let regex = regex
+            .map_err(|e| Error::Setting(format!("{field}: `{key}` is not a regular expression: {}", one_line(&e))))?;
         Ok((regex, *value))
     };
     patterns.iter().map(compile).collect()

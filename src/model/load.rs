@@ -55,12 +55,13 @@ pub fn float_of(dtype: WeightDtype) -> Float {
 /// The directory's weights, checked against the network's shapes before anything is allocated.
 ///
 /// # Errors
-/// A missing tensor, or one whose shape disagrees with `config.json`.
+/// A missing tensor, one whose shape disagrees with `config.json`, or one of a layer for which it has no place.
 pub fn check_shapes(files: &WeightFiles, config: &super::config::ModelConfig) -> Result<()> {
-    for (name, shape) in super::weight_files::expected_tensors(config) {
-        files.require(&name, &shape)?;
+    let expected = super::weight_files::expected_tensors(config);
+    for (name, shape) in &expected {
+        files.require(name, shape)?;
     }
-    Ok(())
+    files.refuse_other_layer_tensors(&expected)
 }
 
 /// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.

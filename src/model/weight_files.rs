@@ -1,6 +1,6 @@
 //! The weights of a Hugging Face model directory, one file or sharded, read tensor by tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +70,22 @@ impl WeightFiles {
                 Err(error(format!("has shape {:?}, but config.json asks for {shape:?}", info.shape)))
             }
             Some(Entry::Usable(info)) => Ok(info),
+        }
+    }
+
+    /// Refuses a layer's weight or bias that is not among `expected`: a model with fewer layers, or without its biases,
+    /// would run, and be another model. What else a file may carry (frequencies of rope, a tied head) does no harm.
+    pub fn refuse_other_layer_tensors(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
+        let expected: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let is_weight = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
+        let mut names = self.entries.keys().filter(|name| name.starts_with("model.layers.") && is_weight(name));
+        match names.find(|name| !expected.contains(name.as_str())) {
+            None => Ok(()),
+            Some(name) => Err(Error::field(
+                &self.listing,
+                name,
+                "is unexpected: the model that config.json describes has no such tensor",
+            )),
         }
     }
 

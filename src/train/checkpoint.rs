@@ -78,9 +78,26 @@ pub fn save(
     steps.reverse();
     for step in steps.into_iter().skip(keep.max(1)) {
         let old = parent.join(format!("step-{step}"));
-        remove_if_there(&old).map_err(|e| Error::file(&old, format!("cannot be removed: {e}")))?;
+        // Renamed first: a checkpoint that has its name is whole, also where its removal is cut short.
+        let leaving = parent.join(format!(".step-{step}.part"));
+        let removed = remove_if_there(&leaving)
+            .and_then(|()| fs::rename(&old, &leaving))
+            .and_then(|()| fs::remove_dir_all(&leaving));
+        removed.map_err(|e| Error::file(&old, format!("cannot be removed: {e}")))?;
     }
     Ok(place)
+}
+
+/// Removes what saves and removals that were cut short have left.
+pub fn remove_parts(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory(out)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(".step-") && name.ends_with(".part")) {
+            let path = entry.path();
+            remove_if_there(&path).map_err(|e| Error::file(&path, format!("cannot be removed: {e}")))?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_if_there(dir: &Path) -> std::io::Result<()> {

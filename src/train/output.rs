@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint;
 use super::settings::RunSettings;
 use crate::files::write_atomically;
 use crate::{Error, Result};
@@ -55,14 +56,14 @@ pub struct Output {
 
 impl Output {
     /// # Errors
-    /// A directory that holds a run already, unless `may_hold_run`.
+    /// A directory that holds a run already, unless `may_hold_run`, or where nothing can be written.
     pub fn check(dir: &Path, may_hold_run: bool) -> Result<()> {
         if !may_hold_run && holds_run(dir) {
             let problem =
                 "holds another run; choose a new directory, --resume to go on with it, or --overwrite to replace it";
             return Err(Error::file(dir, problem));
         }
-        Ok(())
+        check_writable(dir)
     }
 
     /// Opens `dir` for a new run, or with `resume_from` for one that goes on after that step.
@@ -88,6 +89,7 @@ impl Output {
         let path = dir.join(METRICS);
         if let Some(step) = resume_from {
             keep_until(&path, step)?;
+            checkpoint::remove_parts(dir)?;
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|e| Error::file(&path, format!("cannot be opened: {e}")))?;
@@ -122,6 +124,14 @@ impl Output {
         write_atomically(&path, super::plot::loss_svg(&steps, &evals).as_bytes())?;
         Ok(path)
     }
+}
+
+/// Writes and removes an empty file in `dir`, or in the directory that it would be made in.
+fn check_writable(dir: &Path) -> Result<()> {
+    let there = dir.ancestors().find(|d| d.as_os_str().is_empty() || d.exists()).unwrap_or(dir);
+    let probe = there.join(format!(".loraine-{}.part", std::process::id()));
+    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
+    written.map_err(|e| Error::file(dir, format!("cannot be written to: {e}")))
 }
 
 fn holds_run(dir: &Path) -> bool {

@@ -213,6 +213,8 @@ pub fn plan_within_budget(
     target: Target,
 ) -> Result<TrainPlan> {
     let total_bytes = settings.gpu_memory.unwrap_or(u64::MAX);
+    // The longest micro-batch has this many sequences of the longest length, or fewer.
+    let sequences = max_rows.div_ceil(max_positions.max(1)).min(settings.batch_size);
     let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
     let plan = |max_rows, max_positions| {
         let recompute = match settings.recompute {
@@ -230,7 +232,7 @@ pub fn plan_within_budget(
     if needed <= total_bytes {
         return Ok(whole);
     }
-    let fits = |length: usize| plan(length * settings.batch_size, length).ledger().total() <= total_bytes;
+    let fits = |length: usize| plan(length * sequences, length).ledger().total() <= total_bytes;
     let (mut low, mut high) = (0, max_positions);
     while high - low > 1 {
         let middle = (low + high) / 2;
@@ -259,7 +261,7 @@ pub async fn run(
     let out = prepared.settings.out.clone();
     let resumed = match start.resume {
         true => {
-            let missing = || Error::file(&out, "holds no checkpoint to resume from");
+            let missing = || Error::file(&out, "holds no checkpoint to resume from; start anew without --resume");
             let dir = checkpoint::newest(&out).ok_or_else(missing)?;
             let found = checkpoint::load(&dir, &prepared.config, &prepared.modules)?;
             if found.state.seed != prepared.settings.seed {
@@ -288,11 +290,11 @@ pub async fn run(
         trained_parameters,
         gpu_bytes: ledger.total(),
     };
-    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
-    output.write_run(&prepared.settings, &record)?;
-
     let loading = |done, total| listen(Event::Loading { done, total });
     let mut engine = Engine::open(gpu, plan, &prepared.files, loading).await?;
+    // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
+    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
+    output.write_run(&prepared.settings, &record)?;
     engine.profile = start.profile.then(Profile::default);
     let mut state =
         RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
@@ -351,7 +353,8 @@ pub async fn run(
         if evaluate {
             outcome.last_eval = Some(observer.evaluate(&mut engine, &eval_batches, state.step).await?);
         }
-        if save {
+        // After a skipped step the state may be broken for good, and must not push the last good checkpoint out.
+        if save && (observer.skipped_in_a_row == 0 || interrupted) {
             state.tokens = observer.tokens;
             state.unlogged = observer.unlogged.clone();
             let state = state.clone();
@@ -461,6 +464,11 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
     async fn evaluate(&mut self, engine: &mut Engine, batches: &[MicroBatch], step: usize) -> Result<EvalMetrics> {
         let (sum, count) = engine.evaluate(batches).await?;
         let eval_loss = sum / count as f64;
+        if !eval_loss.is_finite() {
+            return Err(Error::Training(format!(
+                "the held-out loss is not finite after step {step}: lower --lr, or look for damaged weights or data"
+            )));
+        }
         let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
         self.output.log(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));

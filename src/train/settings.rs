@@ -175,6 +175,11 @@ impl RunSettings {
             let nearest = known.keys().min_by_key(|k| edit_distance(k, key)).cloned().unwrap_or_default();
             return Err(Error::Setting(format!("`{key}` is no setting; the nearest is `{nearest}`")));
         }
+        for (key, value) in &table {
+            let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
+            let problem = |e: toml::de::Error| Error::Setting(format!("`{key}`: {}", e.message()));
+            alone.try_into::<Self>().map_err(problem)?;
+        }
         table.try_into().map_err(|e: toml::de::Error| Error::Setting(e.message().to_owned()))
     }
 
@@ -202,6 +207,24 @@ impl RunSettings {
         for (flag, value) in [("--batch-size", self.batch_size), ("--grad-accum", self.grad_accum)] {
             if value == 0 {
                 return bad(format!("{flag} is 0; it must be at least 1"));
+            }
+        }
+        // TOML's integers end there, and run.toml must hold every setting.
+        let largest = i64::MAX as u64;
+        for (flag, value) in [
+            ("--seed", self.seed),
+            ("--batch-size", self.batch_size as u64),
+            ("--grad-accum", self.grad_accum as u64),
+            ("--steps", self.steps.unwrap_or(1) as u64),
+            ("--warmup-steps", self.warmup_steps as u64),
+            ("--eval-every", self.eval_every as u64),
+            ("--save-every", self.save_every as u64),
+            ("--log-every", self.log_every as u64),
+            ("--keep", self.keep as u64),
+            ("--gpu-memory", self.gpu_memory.unwrap_or(1)),
+        ] {
+            if value > largest {
+                return bad(format!("{flag} is {value}; it must be at most {largest}"));
             }
         }
         if self.steps == Some(0) {
@@ -295,7 +318,7 @@ mod tests {
         let fine = RunSettings::default();
         fine.check().unwrap();
         type Change = fn(&mut RunSettings);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 10] = [
             ("--rank", |s| s.rank = 0),
             ("--batch-size", |s| s.batch_size = 0),
             ("--steps", |s| s.steps = Some(0)),
@@ -304,6 +327,8 @@ mod tests {
             ("--epochs", |s| s.epochs = Some(-1.0)),
             ("--max-seq-len", |s| s.max_seq_len = Some(1)),
             ("--weight-decay", |s| s.weight_decay = -0.1),
+            ("--seed", |s| s.seed = u64::MAX),
+            ("--gpu-memory", |s| s.gpu_memory = Some(u64::MAX)),
         ];
         for (flag, change) in cases {
             let mut settings = fine.clone();

@@ -1,6 +1,8 @@
 //! What the whole-run tests share: fixtures, the references that PyTorch wrote, and comparison.
 #![allow(dead_code, reason = "each test file takes its part")]
 
+pub mod cli;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +67,10 @@ impl Reference {
 
     pub fn find(&self, name: &str) -> Option<&[f32]> {
         self.0.get(name).map(|(_, values)| values.as_slice())
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     pub fn ids(&self, name: &str) -> Vec<u32> {

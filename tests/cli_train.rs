@@ -1,0 +1,157 @@
+//! `loraine train` and `loraine eval` at the terminal: PEFT's numbers, the files of a run, and runs that repeat.
+
+mod common;
+
+use common::cli::{Shell, random_lines, token_lines, train_on};
+use common::*;
+
+/// Losses of a run against PEFT's: the first within 1e-4, all within 2e-3.
+fn assert_losses(what: &str, got: &[f64], want: &[f64]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (step, (got, want)) in got.iter().zip(want).enumerate() {
+        let bound = if step == 0 { 1e-4 } else { 2e-3 };
+        assert!((got / want - 1.0).abs() < bound, "{what}: loss {got} of step {} instead of {want}", step + 1);
+    }
+}
+
+/// Every tensor named `prefix` + its name in the adapter.
+fn assert_adapter(what: &str, got: &Reference, want: &Reference, prefix: &str) {
+    assert!(got.names().count() > 0);
+    for name in got.names() {
+        assert_close(&format!("{what}: {name}"), got.get(name), want.get(&format!("{prefix}{name}")), 2e-2);
+    }
+}
+
+/// The 20 steps that PEFT made on a real trained model.
+fn check_stories(mode: &str, method: &str) {
+    let (Some(model), Some(dir)) =
+        (shared("models/stories260K"), shared(&format!("reference/lora_stories260K_{mode}")))
+    else {
+        return;
+    };
+    let shell = Shell::new();
+    let batches = Reference::read(&dir.join("batches.safetensors"));
+    let length = batches.shape("input_ids")[2];
+    shell.write("data.jsonl", token_lines(batches.ids("input_ids").chunks(length)));
+    shell.succeed(&format!(
+        "train --model {} --data data.jsonl --out run --method {method} --init-adapter {} --batch-size 4 --steps 20 \
+         --no-shuffle --lr 1e-3 --schedule constant --weight-decay 0.01 --max-grad-norm 0",
+        model.display(),
+        dir.join("adapter_init").display()
+    ));
+    assert_losses(mode, &shell.losses("run"), &numbers(&json(&dir.join("report.json"))["losses"]));
+    let want = Reference::read(&dir.join("adapter_final/adapter_model.safetensors"));
+    assert_adapter(mode, &shell.adapter("run"), &want, "");
+}
+
+#[test]
+fn lora_on_a_real_model_has_pefts_losses_and_adapter() {
+    check_stories("f32", "lora");
+}
+
+#[test]
+fn qlora_on_a_real_model_has_pefts_losses_and_adapter() {
+    check_stories("nf4", "qlora");
+}
+
+#[test]
+fn a_fixture_has_pefts_losses_and_adapter() {
+    let dir = fixture("llama_tied");
+    let (report, want) = (json(&dir.join("reference.json")), Reference::read(&dir.join("reference.safetensors")));
+    let shell = Shell::new();
+    let ids = [0, 1, 2].map(|i| want.ids(&format!("input_ids.{i}")));
+    shell.write("data.jsonl", token_lines(ids.iter().map(Vec::as_slice)));
+    shell.succeed(&format!(
+        "{} --data data.jsonl --out run --method lora --init-adapter {} --batch-size 3 --steps 10 --no-shuffle \
+         --lr {} --schedule constant --weight-decay {} --max-grad-norm {}",
+        train_on("llama_tied"),
+        dir.join("adapter").display(),
+        report["lr"],
+        report["weight_decay"],
+        report["max_grad_norm"]
+    ));
+    assert_losses("llama_tied", &shell.losses("run"), &numbers(&report["losses"]));
+    assert_adapter("llama_tied", &shell.adapter("run"), &want, "final.");
+}
+
+#[test]
+fn a_run_repeats_to_the_byte_and_from_its_own_run_toml() {
+    for (method, quantisation) in [("lora", ""), ("qlora", ""), ("qlora", "--quant fp4 --no-double-quant")] {
+        let shell = Shell::new();
+        shell.write("data.jsonl", random_lines(14, 96, 1));
+        let run = |out: &str| {
+            shell.succeed(&format!(
+                "{} --data data.jsonl --out {out} --method {method} {quantisation} --epochs 2.5 --rank 4 --alpha 7 \
+                 --dropout 0.1 --target-modules q_proj,down_proj --rslora --grad-accum 2 --batch-size 2 --lr 0.01 \
+                 --schedule cosine --warmup-steps 2 --weight-decay 0.1 --max-grad-norm 0.5 --seed 7 --eval-every 4 \
+                 --eval-fraction 0.2 --recompute all --log-every 2",
+                train_on("llama_tied")
+            ))
+        };
+        run("a");
+        run("b");
+        shell.succeed("train --config a/run.toml --out c");
+        for other in ["b", "c"] {
+            shell.assert_same_adapter(method, ["a", other]);
+            assert_eq!(shell.timeless_metrics("a"), shell.timeless_metrics(other), "{method} {other}");
+        }
+        assert_eq!(shell.losses("a").len(), 4, "8 steps, every second logged");
+        shell.succeed("train --config a/run.toml --out d --seed 8");
+        assert_ne!(shell.losses("a"), shell.losses("d"), "a flag wins over the file");
+    }
+}
+
+#[test]
+fn metrics_have_their_fields_and_the_printed_plan_is_what_was_allocated() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(8, 96, 1));
+    let shown = shell.succeed(&format!("{} --data data.jsonl --out run --steps 3", train_on("llama_tied")));
+    let fields = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "gpu_bytes"];
+    let lines = shell.metrics("run");
+    assert_eq!(lines.len(), 3);
+    let printed: u64 = shown
+        .lines()
+        .filter_map(|line| line.split_once('(')?.1.strip_suffix(" bytes)")?.parse::<u64>().ok())
+        .inspect(|bytes| assert!(*bytes > 0))
+        .sum();
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), fields);
+        assert_eq!(line["step"], index + 1);
+        assert_eq!(line["gpu_bytes"], printed, "{shown}");
+    }
+    assert!(lines.is_sorted_by_key(|line| line["tokens"].as_u64()));
+    for file in ["README.md", "adapter_config.json", "adapter_model.safetensors", "loss.svg", "run.toml"] {
+        assert!(!shell.read(&format!("run/{file}")).is_empty());
+    }
+    assert!(!shell.names("run").iter().any(|name| name.ends_with(".part")));
+}
+
+#[test]
+fn eval_agrees_with_the_evaluation_inside_training() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(8, 101, 1));
+    shell.write("held_out.jsonl", random_lines(5, 101, 2));
+    for (method, quant) in [("lora", "none"), ("qlora", "nf4")] {
+        let model = fixture("odd_sizes");
+        shell.succeed(&format!(
+            "{} --data data.jsonl --eval-data held_out.jsonl --out {method} --method {method} --steps 6 --lr 0.01",
+            train_on("odd_sizes")
+        ));
+        let evaluations: Vec<_> =
+            shell.metrics(method).into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
+        let [before, after] = &evaluations[..] else { panic!("{evaluations:?}") };
+        for (adapter, want) in [("", before), (&*format!("--adapter {method}"), after)] {
+            let command = format!("eval --model {} --data held_out.jsonl {adapter} --quant {quant}", model.display());
+            let printed = shell.succeed(&format!("{command} --json"));
+            let got: serde_json::Value = serde_json::from_str(&printed).expect("one JSON object");
+            assert_eq!(got.as_object().unwrap().keys().collect::<Vec<_>>(), ["loss", "perplexity", "tokens"]);
+            let value = |value: &serde_json::Value| value.as_f64().unwrap();
+            assert!((value(&got["loss"]) / value(&want["eval_loss"]) - 1.0).abs() < 1e-5, "{got} {want}");
+            assert!((value(&got["perplexity"]) / value(&got["loss"]).exp() - 1.0).abs() < 1e-12);
+            assert_eq!(got["tokens"], want["eval_tokens"]);
+            let plain = shell.succeed(&command);
+            assert!(plain.starts_with(&format!("loss {:.4}", value(&got["loss"]))), "{plain}");
+        }
+        assert_ne!(before["eval_loss"], after["eval_loss"]);
+    }
+}

@@ -1,0 +1,107 @@
+//! Runs that are killed or stopped: what lies on the disk afterwards is whole, and the run goes on as if nothing had been.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::cli::{Shell, random_lines, train_on};
+use common::fixture;
+use loraine::lora::adapter_file;
+use loraine::model::config::ModelConfig;
+use loraine::random::{Stream, uniform};
+use loraine::train::checkpoint;
+
+const KILLS: u64 = 50;
+
+/// A small run with everything that a checkpoint must carry: dropout, losses not yet logged, evaluations.
+fn train(shell: &Shell, out: &str, steps: usize) -> String {
+    shell.write("data.jsonl", random_lines(11, 96, 1));
+    shell.write("held_out.jsonl", random_lines(2, 96, 2));
+    format!(
+        "{} --data data.jsonl --eval-data held_out.jsonl --eval-every 5 --steps {steps} --lr 0.01 --schedule constant \
+         --rank 2 --dropout 0.1 --batch-size 2 --log-every 3 --target-modules q_proj,v_proj --out {out}",
+        train_on("llama_tied")
+    )
+}
+
+/// The newest checkpoint's step, 0 where there is none; every checkpoint that has its name must be whole.
+fn newest_whole_step(shell: &Shell, config: &ModelConfig) -> usize {
+    let mut newest = 0;
+    for name in shell.names("killed/checkpoints").iter().filter(|name| !name.starts_with('.')) {
+        let dir = shell.path(&format!("killed/checkpoints/{name}"));
+        let (_, modules, _) = adapter_file::load(&dir, config).expect("a whole adapter");
+        let found = checkpoint::load(&dir, config, &modules).expect("a whole checkpoint");
+        assert_eq!(*name, format!("step-{}", found.state.step));
+        newest = newest.max(found.state.step);
+    }
+    newest
+}
+
+#[test]
+fn a_run_killed_fifty_times_ends_as_if_it_had_never_been() {
+    let shell = Shell::new();
+    let config = ModelConfig::from_file(&fixture("llama_tied/config.json")).unwrap();
+    let started = Instant::now();
+    shell.succeed(&format!("{} --save-every 1", train(&shell, "measured", 10)));
+    let whole = started.elapsed();
+
+    let (mut reached, mut runs_with_steps) = (0, 0);
+    for kill in 0..KILLS {
+        let start = if reached > 0 { "--resume" } else { "--overwrite" };
+        let mut command = shell.command(&format!("{} --save-every 1 {start}", train(&shell, "killed", 1_000_000)));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // From the start of the process, over loading, into saving and steps.
+        let share = f64::from(uniform(11, Stream::Sampling, 0, kill));
+        std::thread::sleep(Duration::from_secs_f64(1.5 * share * whole.as_secs_f64()));
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let step = newest_whole_step(&shell, &config);
+        assert!(step >= reached, "kill {kill}: step {step} after {reached}");
+        runs_with_steps += u64::from(step > reached);
+        reached = step;
+    }
+    assert!((5..KILLS).contains(&runs_with_steps), "{runs_with_steps} of {KILLS} kills came after a step");
+
+    let steps = reached + 7;
+    let shown = shell.succeed(&format!("{} --save-every 1 --resume", train(&shell, "killed", steps)));
+    assert!(shown.contains(&format!("resumed after step {reached} ")), "{shown}");
+    shell.succeed(&train(&shell, "whole", steps));
+    shell.assert_same_adapter("killed", ["whole", "killed"]);
+    assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("killed"));
+    let left: Vec<String> = shell.names("killed").into_iter().chain(shell.names("killed/checkpoints")).collect();
+    assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
+    let shell = Shell::new();
+    const STEPS: usize = 400;
+    let mut command = shell.command(&train(&shell, "stopped", STEPS));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut shown = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    while !shown.contains("step 6/") {
+        assert!(lines.read_line(&mut shown).unwrap() > 0, "{shown}");
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    lines.read_to_string(&mut shown).unwrap();
+    let mut problems = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut problems).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}{problems}");
+    assert!(problems.contains("stopping after this step and saving"), "{problems}");
+
+    let advice = shown.split_once("; go on: loraine ").expect("a way to go on").1.lines().next().unwrap();
+    assert_eq!(advice, "train --config stopped/run.toml --resume");
+    let config = ModelConfig::from_file(&fixture("llama_tied/config.json")).unwrap();
+    adapter_file::load(&shell.path("stopped"), &config).expect("the adapter as it was at the stop");
+    let shown = shell.succeed(advice);
+    assert!(shown.contains("resumed after step ") && shown.contains(&format!("step {STEPS}/{STEPS}")), "{shown}");
+    shell.succeed(&train(&shell, "whole", STEPS));
+    shell.assert_same_adapter("stopped", ["whole", "stopped"]);
+    assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("stopped"));
+}
