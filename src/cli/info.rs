@@ -1,17 +1,97 @@
 //! `loraine info`.
 
-use clap::Args;
+use std::path::PathBuf;
 
-use super::GpuArgs;
+use clap::Args;
+use loraine::gpu::{AdapterSummary, adapters, preferred};
+use loraine::model::summary::{ModelSummary, describe};
+use serde::Serialize;
+
+use super::bytes;
 
 /// List the GPUs of this machine, or describe a model
 #[derive(Args)]
 pub struct InfoArgs {
-    #[command(flatten)]
-    gpu: GpuArgs,
+    /// Model directory to describe
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Info {
+    gpus: Vec<AdapterSummary>,
+    /// Index of the GPU that is taken without --gpu.
+    default_gpu: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<ModelSummary>,
 }
 
 pub fn run(args: InfoArgs) -> anyhow::Result<()> {
-    args.gpu.open()?;
+    let model = args.model.as_deref().map(describe).transpose()?;
+    let gpus = pollster::block_on(adapters());
+    let default_gpu = preferred(&gpus);
+    let info = Info { gpus, default_gpu, model };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&info)?);
+        return Ok(());
+    }
+    if info.gpus.is_empty() {
+        println!(
+            "no GPU was found: install a Vulkan, Metal or DX12 driver (`scripts/setup vulkan` for a software adapter)"
+        );
+    }
+    for gpu in &info.gpus {
+        print_gpu(gpu, info.default_gpu == Some(gpu.index));
+    }
+    if let Some(model) = &info.model {
+        print_model(model);
+    }
     Ok(())
+}
+
+fn print_gpu(gpu: &AdapterSummary, default: bool) {
+    let mark = if default { "  (taken without --gpu)" } else { "" };
+    println!("{}: {}{mark}", gpu.index, gpu.name);
+    println!("   type        {} on {}", gpu.kind, gpu.backend);
+    println!("   driver      {} {}", gpu.driver, gpu.driver_info);
+    println!(
+        "   limits      {} a binding, {} a buffer, {} workgroup memory, {} invocations",
+        bytes(gpu.max_binding_bytes),
+        bytes(gpu.max_buffer_bytes),
+        bytes(u64::from(gpu.workgroup_memory_bytes)),
+        gpu.max_invocations
+    );
+    let features = [
+        (gpu.subgroups, format!("subgroups of {} to {}", gpu.subgroup_sizes[0], gpu.subgroup_sizes[1])),
+        (gpu.shader_f16, "f16".to_owned()),
+        (gpu.timestamps, "timestamps".to_owned()),
+        (gpu.cooperative_matrix, "cooperative matrices".to_owned()),
+    ];
+    let present: Vec<String> = features.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect();
+    println!("   features    {}", if present.is_empty() { "none".to_owned() } else { present.join(", ") });
+}
+
+fn print_model(model: &ModelSummary) {
+    println!("model: {}", model.path.display());
+    println!(
+        "   family      {} ({} layers, hidden {}, feed-forward {})",
+        model.family, model.layers, model.hidden_size, model.intermediate_size
+    );
+    println!("   attention   {} heads of {}, {} for keys and values", model.heads, model.head_dim, model.kv_heads);
+    println!(
+        "   vocabulary  {}{}",
+        model.vocabulary,
+        if model.tied_head { ", head tied to the embedding" } else { "" }
+    );
+    println!("   context     {} tokens", model.context);
+    println!("   parameters  {}", model.parameters);
+    println!(
+        "   base        {} as stored ({}), {} in NF4",
+        bytes(model.stored_bytes),
+        model.dtypes.join(", "),
+        bytes(model.nf4_bytes)
+    );
 }

@@ -124,6 +124,11 @@ pub async fn adapters() -> Vec<AdapterSummary> {
     found_adapters().await.into_iter().map(|(summary, _)| summary).collect()
 }
 
+/// Index of the adapter that is opened where none is asked for: the most capable kind, the first of its like.
+pub fn preferred(adapters: &[AdapterSummary]) -> Option<usize> {
+    adapters.iter().min_by_key(|adapter| rank(adapter.kind)).map(|adapter| adapter.index)
+}
+
 fn rank(kind: &str) -> u8 {
     match kind {
         "discrete" => 0,
@@ -145,7 +150,7 @@ impl Gpu {
             return Err(GpuError::NoAdapter);
         }
         let chosen = match &options.adapter {
-            None => found.iter().enumerate().min_by_key(|(_, (s, _))| rank(s.kind)).map(|(i, _)| i),
+            None => preferred(&found.iter().map(|(summary, _)| summary.clone()).collect::<Vec<_>>()),
             Some(wanted) => match wanted.parse::<usize>() {
                 Ok(index) => found.iter().position(|(s, _)| s.index == index),
                 Err(_) => found.iter().position(|(s, _)| s.name.to_lowercase().contains(&wanted.to_lowercase())),

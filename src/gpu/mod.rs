@@ -8,7 +8,7 @@ mod kernel;
 mod memory;
 
 pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Scratch, Target, params_bytes};
-pub use device::{AdapterSummary, Gpu, GpuOptions, adapters};
+pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, preferred};
 pub use error::GpuError;
 pub use execute::{Buffers, PendingRead, Prepared, Profile};
 pub use kernel::{Access, Constant, Kernel};

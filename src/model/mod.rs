@@ -8,4 +8,5 @@ pub mod load;
 pub mod network;
 pub mod rope;
 pub(crate) mod safetensors_file;
+pub mod summary;
 pub mod weight_files;

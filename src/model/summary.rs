@@ -1,0 +1,88 @@
+//! What a model directory holds, for a person who wonders whether it fits.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::config::ModelConfig;
+use super::load::{check_shapes, float_of};
+use super::network::{self, BaseStorage};
+use super::weight_files::{WeightFiles, expected_tensors};
+use crate::Result;
+use crate::gpu::{Category, MemoryPlan};
+use crate::ops::weight::{Code4, Float, Storage};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelSummary {
+    pub path: PathBuf,
+    pub family: String,
+    pub layers: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocabulary: usize,
+    pub tied_head: bool,
+    pub context: usize,
+    pub parameters: u64,
+    /// The types that its tensors are stored in.
+    pub dtypes: Vec<String>,
+    /// The base on the device, held as its files have it.
+    pub stored_bytes: u64,
+    /// The base on the device, its layers' matrices in NF4 with double quantisation.
+    pub nf4_bytes: u64,
+}
+
+/// Describes a model directory without reading a weight.
+///
+/// # Errors
+/// Files that are missing, damaged, or disagree with each other.
+pub fn describe(dir: &Path) -> Result<ModelSummary> {
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let files = WeightFiles::open(dir)?;
+    check_shapes(&files, &config)?;
+    let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+    let base_bytes = |base| {
+        let mut plan = MemoryPlan::new();
+        network::plan(&mut plan, &config, base, stored, 1, u64::MAX);
+        let ledger = plan.ledger();
+        ledger.get(Category::Weights) + ledger.get(Category::QuantScales)
+    };
+    let tensors = expected_tensors(&config);
+    let mut dtypes: Vec<String> =
+        tensors.iter().filter_map(|(name, _)| Some(format!("{:?}", files.get(name)?.dtype).to_lowercase())).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    Ok(ModelSummary {
+        path: dir.to_owned(),
+        family: config.family.model_type().to_owned(),
+        layers: config.num_layers,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        heads: config.num_heads,
+        kv_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        vocabulary: config.vocab_size,
+        tied_head: config.tie_word_embeddings,
+        context: config.max_position_embeddings,
+        parameters: tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
+        dtypes,
+        stored_bytes: base_bytes(BaseStorage::AsStored),
+        nf4_bytes: base_bytes(BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true })),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixture_is_described_by_its_own_sizes() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen2");
+        let summary = describe(&dir).unwrap();
+        assert_eq!((summary.family.as_str(), summary.layers), ("qwen2", 2));
+        assert!(summary.nf4_bytes < summary.stored_bytes && summary.stored_bytes >= 2 * summary.parameters);
+        assert_eq!(summary.dtypes, ["f32"]);
+    }
+}

@@ -1,0 +1,47 @@
+//! `info` and `bench` as a user types them.
+
+use std::process::Command;
+
+fn loraine(args: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_loraine")).args(args).output().expect("the program runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+fn fixture(name: &str) -> String {
+    format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn info_lists_adapters_and_describes_a_model() {
+    let (fine, text, _) = loraine(&["info", "--json", "--model", &fixture("grouped8")]);
+    assert!(fine);
+    let info: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
+    assert!(info["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty()));
+    assert_eq!(info["model"]["heads"], 8);
+    assert_eq!(info["model"]["kv_heads"], 1);
+    let (fine, text, _) = loraine(&["info"]);
+    assert!(fine && text.contains("(taken without --gpu)") && text.contains("limits"), "{text}");
+    let (fine, _, error) = loraine(&["info", "--model", "/nowhere"]);
+    assert!(!fine && error.contains("config.json") && !error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn bench_measures_ceilings_operations_and_steps() {
+    let (fine, text, error) = loraine(&["bench", "--quick", "--json"]);
+    assert!(fine, "{error}");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
+    assert!(report["ceilings"]["fma_gflops"].as_f64().is_some_and(|gflops| gflops > 0.1));
+    for part in ["operations", "steps"] {
+        let entries = report[part].as_array().expect("a list");
+        assert!(!entries.is_empty());
+        assert!(entries.iter().all(|e| e["share_of_ceiling"].as_f64().is_some_and(|share| share > 0.0)), "{entries:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("no_result.json");
+    std::fs::write(&file, "{}").unwrap();
+    let (fine, _, error) = loraine(&["bench", "--compare", file.to_str().unwrap()]);
+    assert!(!fine && error.contains("is no bench result"), "{error}");
+    let (fine, _, error) = loraine(&["bench", "--shape", "gpt-9"]);
+    assert!(!fine && error.contains("stories15m"), "{error}");
+}
