@@ -18,8 +18,8 @@ fn info_lists_adapters_and_describes_a_model() {
     assert!(fine);
     let info: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
     assert!(info["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty()));
-    assert_eq!(info["model"]["heads"], 8);
-    assert_eq!(info["model"]["kv_heads"], 1);
+    assert_eq!(info["model"]["heads"], 16);
+    assert_eq!(info["model"]["kv_heads"], 2);
     let (fine, text, _) = loraine(&["info"]);
     assert!(fine && text.contains("(taken without --gpu)") && text.contains("limits"), "{text}");
     let (fine, _, error) = loraine(&["info", "--model", "/nowhere"]);
