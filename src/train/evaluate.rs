@@ -91,6 +91,7 @@ impl PreparedEval {
         let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: false };
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         let plan = TrainPlan::new(gpu.target, &self.config, stored, &self.modules, &settings);
+        plan.check_limits()?;
         let mut engine = Engine::open(gpu, plan, &self.files, |_, _| {}).await?;
         engine.write_adapter(&self.tensors);
         let batches: Vec<MicroBatch> =

@@ -1,7 +1,7 @@
 //! What a training run needs on the device, planned from sizes alone: the same plan is the estimate and the allocation.
 
 use crate::gpu::{Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, Target, View, params_bytes, round_up};
-use crate::gpu::{Ledger, Matrix};
+use crate::gpu::{GpuError, Ledger, Matrix};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::activations::{Activations, Inputs, Recompute, scratch_bytes};
@@ -200,6 +200,21 @@ impl TrainPlan {
         self.memory.ledger()
     }
 
+    /// # Errors
+    /// A buffer that is longer than the adapter lets a kernel see at once; named before any weight is read.
+    pub fn check_limits(&self) -> Result<(), GpuError> {
+        let allowed = self.target.max_binding_bytes.min(self.target.max_buffer_bytes);
+        match self.memory.specs().iter().find(|spec| spec.bytes > allowed) {
+            Some(spec) => Err(GpuError::LimitTooSmall {
+                what: format!("the buffer of `{}`", spec.label),
+                limit: "binding",
+                needed: spec.bytes,
+                allowed,
+            }),
+            None => Ok(()),
+        }
+    }
+
     pub fn recorder(&self) -> Recorder {
         Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
     }
@@ -327,4 +342,42 @@ fn rows_of(matrix: Matrix, first: u32, rows: u32) -> Matrix {
     let row_bytes = 4 * u64::from(matrix.ld);
     let view = matrix.view.slice(u64::from(first) * row_bytes, u64::from(rows) * row_bytes);
     Matrix { view, rows, ..matrix }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::config::LoraConfig;
+    use crate::lora::targets;
+
+    fn plan(target: Target, max_rows: usize, recompute: RecomputePolicy) -> TrainPlan {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama_tied/config.json");
+        let config = ModelConfig::from_file(&path).unwrap();
+        let modules = targets::resolve(&LoraConfig::default(), &config).unwrap();
+        let base = BaseStorage::AsStored;
+        let settings = PlanSettings { base, max_rows, max_positions: 64, recompute, dropout: 0.0, training: true };
+        TrainPlan::new(target, &config, |_| Float::F32, &modules, &settings)
+    }
+
+    #[test]
+    fn a_buffer_over_the_limit_is_named_before_anything_is_allocated() {
+        let target = Target { max_binding_bytes: 1 << 20, ..Target::BASELINE };
+        plan(target, 64, RecomputePolicy::Keep(9)).check_limits().unwrap();
+        let message = plan(target, 1 << 15, RecomputePolicy::Keep(9)).check_limits().unwrap_err().to_string();
+        assert!(message.contains("1048576") && message.contains("--batch-size"), "{message}");
+    }
+
+    #[test]
+    fn recomputation_is_chosen_by_the_bytes_that_it_saves() {
+        let bytes = |plan: &TrainPlan| plan.ledger().get(Category::KeptActivations);
+        let kept = [0, 1, 2].map(|layers| plan(Target::BASELINE, 256, RecomputePolicy::Keep(layers)));
+        assert!(bytes(&kept[0]) < bytes(&kept[1]) && bytes(&kept[1]) < bytes(&kept[2]));
+        let auto = |kept_bytes| {
+            plan(Target::BASELINE, 256, RecomputePolicy::Auto { kept_bytes, total_bytes: u64::MAX })
+                .recompute
+                .kept_layers
+        };
+        assert_eq!([0, 1, 2].map(|i| auto(bytes(&kept[i]))), [0, 1, 2]);
+        assert_eq!(auto(bytes(&kept[2]) - 1), 1);
+    }
 }

@@ -230,6 +230,7 @@ pub fn plan_within_budget(
     let whole = plan(max_rows, max_positions);
     let needed = whole.ledger().total();
     if needed <= total_bytes {
+        whole.check_limits()?;
         return Ok(whole);
     }
     let fits = |length: usize| plan(length * sequences, length).ledger().total() <= total_bytes;
