@@ -453,7 +453,7 @@ impl View {
 
     fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish();
+            bar.abandon();
         }
     }
 }
