@@ -57,7 +57,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         }
     }))?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        out!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
     print(&report);
@@ -69,28 +69,31 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
 
 fn print(report: &Report) {
     let ceilings = &report.ceilings;
-    println!("{} ({})", report.gpu, report.driver);
-    println!(
+    out!("{} ({})", report.gpu, report.driver);
+    out!(
         "ceilings: {:.1} GFLOP/s multiply-add in f32, {:.1} GB/s copied, {:.2} us a dispatch",
-        ceilings.fma_gflops, ceilings.copy_gb_per_s, ceilings.dispatch_us
+        ceilings.fma_gflops,
+        ceilings.copy_gb_per_s,
+        ceilings.dispatch_us
     );
-    println!("\n{:<28} {:<36} {:>10} {:>14} {:>7}", "operation", "shape", "ms", "achieved", "share");
+    out!("\n{:<28} {:<36} {:>10} {:>14} {:>7}", "operation", "shape", "ms", "achieved", "share");
     for op in &report.operations {
         let achieved = format!("{:.1} {}", op.achieved, op.unit);
-        println!(
-            "{:<28} {:<36} {:>10.2} {achieved:>14} {:>6.1}%",
-            op.name,
-            op.shape,
-            op.ms,
-            100.0 * op.share_of_ceiling
-        );
+        out!("{:<28} {:<36} {:>10.2} {achieved:>14} {:>6.1}%", op.name, op.shape, op.ms, 100.0 * op.share_of_ceiling);
     }
-    println!(
+    out!(
         "\n{:<16} {:>9} {:>10} {:>10} {:>12} {:>7} {:>9} {:>9}",
-        "QLoRA step", "batch", "ms", "tokens/s", "GFLOP/s", "share", "host ms", "memory"
+        "QLoRA step",
+        "batch",
+        "ms",
+        "tokens/s",
+        "GFLOP/s",
+        "share",
+        "host ms",
+        "memory"
     );
     for step in &report.steps {
-        println!(
+        out!(
             "{:<16} {:>9} {:>10.1} {:>10.0} {:>12.1} {:>6.1}% {:>9.2} {:>9}",
             step.model,
             step.batch,
@@ -106,16 +109,16 @@ fn print(report: &Report) {
 
 /// Ratios of this run to an earlier one, over 1 where this one is faster.
 fn compare(now: &Report, earlier: &Report) {
-    println!("\nagainst the earlier result ({}), over 1 is faster now:", earlier.gpu);
-    println!("{:<66} {:>6.2}", "multiply-add ceiling", now.ceilings.fma_gflops / earlier.ceilings.fma_gflops);
+    out!("\nagainst the earlier result ({}), over 1 is faster now:", earlier.gpu);
+    out!("{:<66} {:>6.2}", "multiply-add ceiling", now.ceilings.fma_gflops / earlier.ceilings.fma_gflops);
     for op in &now.operations {
         if let Some(old) = earlier.operations.iter().find(|old| (&old.name, &old.shape) == (&op.name, &op.shape)) {
-            println!("{:<28} {:<37} {:>6.2}", op.name, op.shape, old.ms / op.ms);
+            out!("{:<28} {:<37} {:>6.2}", op.name, op.shape, old.ms / op.ms);
         }
     }
     for step in &now.steps {
         if let Some(old) = earlier.steps.iter().find(|old| (&old.model, &old.batch) == (&step.model, &step.batch)) {
-            println!("{:<28} {:<37} {:>6.2}", step.model, step.batch, old.ms / step.ms);
+            out!("{:<28} {:<37} {:>6.2}", step.model, step.batch, old.ms / step.ms);
         }
     }
 }

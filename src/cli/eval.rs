@@ -63,9 +63,9 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
     let prepared = evaluate::prepare(settings)?;
     let result = pollster::block_on(prepared.run(args.gpu.open()?))?;
     if args.json {
-        println!("{}", serde_json::to_string(&result)?);
+        out!("{}", serde_json::to_string(&result)?);
     } else {
-        println!("loss {:.4}  perplexity {:.3}  tokens {}", result.loss, result.perplexity, result.tokens);
+        out!("loss {:.4}  perplexity {:.3}  tokens {}", result.loss, result.perplexity, result.tokens);
     }
     Ok(())
 }

@@ -35,11 +35,11 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
     let default_gpu = preferred(&gpus);
     let info = Info { gpus, default_gpu, model };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&info)?);
+        out!("{}", serde_json::to_string_pretty(&info)?);
         return Ok(());
     }
     if info.gpus.is_empty() {
-        println!(
+        out!(
             "no GPU was found: install a Vulkan, Metal or DX12 driver (`scripts/setup vulkan` for a software adapter)"
         );
     }
@@ -54,10 +54,10 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
 
 fn print_gpu(gpu: &AdapterSummary, default: bool) {
     let mark = if default { "  (taken without --gpu)" } else { "" };
-    println!("{}: {}{mark}", gpu.index, gpu.name);
-    println!("   type        {} on {}", gpu.kind, gpu.backend);
-    println!("   driver      {} {}", gpu.driver, gpu.driver_info);
-    println!(
+    out!("{}: {}{mark}", gpu.index, gpu.name);
+    out!("   type        {} on {}", gpu.kind, gpu.backend);
+    out!("   driver      {} {}", gpu.driver, gpu.driver_info);
+    out!(
         "   limits      {} a binding, {} a buffer, {} workgroup memory, {} invocations",
         bytes(gpu.max_binding_bytes),
         bytes(gpu.max_buffer_bytes),
@@ -71,24 +71,23 @@ fn print_gpu(gpu: &AdapterSummary, default: bool) {
         (gpu.cooperative_matrix, "cooperative matrices".to_owned()),
     ];
     let present: Vec<String> = features.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect();
-    println!("   features    {}", if present.is_empty() { "none".to_owned() } else { present.join(", ") });
+    out!("   features    {}", if present.is_empty() { "none".to_owned() } else { present.join(", ") });
 }
 
 fn print_model(model: &ModelSummary) {
-    println!("model: {}", model.path.display());
-    println!(
+    out!("model: {}", model.path.display());
+    out!(
         "   family      {} ({} layers, hidden {}, feed-forward {})",
-        model.family, model.layers, model.hidden_size, model.intermediate_size
+        model.family,
+        model.layers,
+        model.hidden_size,
+        model.intermediate_size
     );
-    println!("   attention   {} heads of {}, {} for keys and values", model.heads, model.head_dim, model.kv_heads);
-    println!(
-        "   vocabulary  {}{}",
-        model.vocabulary,
-        if model.tied_head { ", head tied to the embedding" } else { "" }
-    );
-    println!("   context     {} tokens", model.context);
-    println!("   parameters  {}", model.parameters);
-    println!(
+    out!("   attention   {} heads of {}, {} for keys and values", model.heads, model.head_dim, model.kv_heads);
+    out!("   vocabulary  {}{}", model.vocabulary, if model.tied_head { ", head tied to the embedding" } else { "" });
+    out!("   context     {} tokens", model.context);
+    out!("   parameters  {}", model.parameters);
+    out!(
         "   base        {} as stored ({}), {} in NF4",
         bytes(model.stored_bytes),
         model.dtypes.join(", "),

@@ -1,5 +1,13 @@
 //! One file per subcommand: parse, call the library, show.
 
+/// A line on standard output. A reader that has gone away (`| head`) does not end a run.
+macro_rules! out {
+    ($($argument:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($argument)*);
+    }};
+}
+
 mod bench;
 mod eval;
 mod generate;

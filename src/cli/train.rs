@@ -302,11 +302,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         let target = args.gpu.open().map_or(Target::BASELINE, |gpu| gpu.target);
         let plan = prepared.plan(target)?;
         print_plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers);
-        println!("dry run: {} steps planned, nothing was trained or written", prepared.steps);
+        out!("dry run: {} steps planned, nothing was trained or written", prepared.steps);
         return Ok(());
     }
     let gpu = args.gpu.open()?;
-    println!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
+    out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
@@ -325,14 +325,14 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     view.finish();
     let outcome = outcome?;
     if let Some(profile) = &outcome.profile {
-        print!("{}", super::profile_table(profile));
+        out!("{}", super::profile_table(profile));
     }
     summarise(&outcome, &out.display().to_string(), &model.display().to_string());
     Ok(())
 }
 
 fn print_data(label: &str, report: &DataReport) {
-    println!(
+    out!(
         "{label:<7} {}: {} of {} examples, {} tokens, {} trained on",
         report.source.display(),
         report.kept,
@@ -343,24 +343,24 @@ fn print_data(label: &str, report: &DataReport) {
 }
 
 fn print_plan(ledger: &Ledger, kept_layers: usize, layers: usize) {
-    println!("memory  {} on the device", bytes(ledger.total()));
+    out!("memory  {} on the device", bytes(ledger.total()));
     for (category, count) in ledger.entries() {
-        println!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
+        out!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
     }
     if kept_layers < layers {
-        println!("        {} of {layers} layers recompute their activations", layers - kept_layers);
+        out!("        {} of {layers} layers recompute their activations", layers - kept_layers);
     }
 }
 
 fn summarise(outcome: &Outcome, out: &str, model: &str) {
     if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
-        println!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+        out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
     if outcome.interrupted {
-        println!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
+        out!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
     }
-    println!("adapter {out}   curve {}", outcome.loss_svg.display());
-    println!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");
+    out!("adapter {out}   curve {}", outcome.loss_svg.display());
+    out!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");
 }
 
 /// The run on a terminal as a progress bar, elsewhere as plain lines.
@@ -378,8 +378,8 @@ impl View {
 
     fn say(&self, line: String) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| out!("{line}")),
+            None => out!("{line}"),
         }
     }
 
@@ -387,7 +387,7 @@ impl View {
         match event {
             Event::Planned { ledger, kept_layers, layers, trained_parameters, steps } => {
                 print_plan(ledger, kept_layers, layers);
-                println!("train   {trained_parameters} parameters, {steps} steps");
+                out!("train   {trained_parameters} parameters, {steps} steps");
             }
             Event::Resumed { step, from } => self.say(format!("resumed after step {step} from {}", from.display())),
             Event::Loading { done, total } => self.show_loading(done, total),
@@ -427,9 +427,13 @@ impl View {
         let smoothed = self.smoothed.map_or(metrics.loss, |s| s + 0.1 * (metrics.loss - s));
         self.smoothed = Some(smoothed);
         if !self.interactive {
-            println!(
+            out!(
                 "step {}/{steps}  loss {:.4}  smoothed {smoothed:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s",
-                metrics.step, metrics.loss, metrics.lr, metrics.grad_norm, metrics.tokens_per_s
+                metrics.step,
+                metrics.loss,
+                metrics.lr,
+                metrics.grad_norm,
+                metrics.tokens_per_s
             );
             return;
         }
