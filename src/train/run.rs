@@ -113,7 +113,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
             let base_model_name_or_path = Some(settings.model.display().to_string());
             // What the run is recorded with is what it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
-            (LoraConfig { base_model_name_or_path, ..lora }, modules, tensors)
+            (LoraConfig { base_model_name_or_path, lora_dropout: settings.dropout, ..lora }, modules, tensors)
         }
         None => {
             let lora = settings.lora_config();
