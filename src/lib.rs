@@ -28,6 +28,7 @@ pub mod files;
 pub mod gpu;
 pub mod infer;
 pub mod lora;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod quant;

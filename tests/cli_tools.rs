@@ -45,3 +45,30 @@ fn bench_measures_ceilings_operations_and_steps() {
     let (fine, _, error) = loraine(&["bench", "--shape", "gpt-9"]);
     assert!(!fine && error.contains("stories15m"), "{error}");
 }
+
+#[test]
+fn an_estimate_is_what_a_run_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data.jsonl"), dir.path().join("run"));
+    let ids: Vec<u32> = (1..=32).collect();
+    std::fs::write(&data, format!("{{\"input_ids\": {ids:?}}}\n").repeat(4)).unwrap();
+    let [data, out] = [&data, &out].map(|path| path.to_str().unwrap());
+    let model = fixture("qwen3");
+    for method in ["qlora", "lora"] {
+        let sizes = ["--model", &model, "--method", method, "--rank", "8"];
+        let estimate = [&["estimate", "--json", "--gpu", "0", "--max-seq-len", "32"], &sizes[..]].concat();
+        let (fine, text, error) = loraine(&estimate);
+        assert!(fine, "{error}");
+        let estimate: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let train = [&["train", "--overwrite", "--gpu", "0", "--data", data, "--out", out], &sizes[..]].concat();
+        let (fine, _, error) = loraine(&train);
+        assert!(fine, "{error}");
+        let metrics = std::fs::read_to_string(format!("{out}/metrics.jsonl")).unwrap();
+        let metrics: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+        assert_eq!(estimate[0]["total"], metrics["gpu_bytes"], "{method}");
+    }
+    let (fine, text, _) = loraine(&["estimate", "--model", "llama-2-7b", "--batch-size", "1", "--gpu-memory", "12GB"]);
+    assert!(fine && text.contains("fits into 12.0 GB") && text.contains("[WWW"), "{text}");
+    let (fine, _, error) = loraine(&["estimate", "--model", "gpt-9"]);
+    assert!(!fine && error.contains("llama-2-7b") && !error.contains("panicked"), "{error}");
+}

@@ -9,6 +9,7 @@ macro_rules! out {
 }
 
 mod bench;
+mod estimate;
 mod eval;
 mod generate;
 mod info;
@@ -28,6 +29,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Estimate(estimate::EstimateArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Info(info::InfoArgs),
@@ -37,6 +39,7 @@ enum Command {
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Train(args) => train::run(*args),
+        Command::Estimate(args) => estimate::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),

@@ -8,5 +8,6 @@ pub mod load;
 pub mod network;
 pub mod rope;
 pub(crate) mod safetensors_file;
+pub mod shapes;
 pub mod summary;
 pub mod weight_files;

@@ -1,0 +1,171 @@
+//! `loraine estimate`.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use loraine::gpu::{Category, Gpu, GpuOptions};
+use loraine::memory::{self, ASSUMED_TARGET, Estimate};
+use loraine::model::config::ModelConfig;
+use loraine::model::load::float_of;
+use loraine::model::shapes;
+use loraine::model::weight_files::WeightFiles;
+use loraine::ops::weight::Float;
+use loraine::train::settings::{Method, Quant, RunSettings};
+
+use super::bytes;
+
+/// What a training run needs on the GPU, before anything is downloaded
+#[derive(Args)]
+#[command(after_help = "Examples:
+  loraine estimate --model llama-2-7b --batch-size 1 --gpu-memory 12GB
+  loraine estimate --model models/SmolLM2-135M --max-seq-len 2048 --json")]
+pub struct EstimateArgs {
+    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b
+    #[arg(long, value_name = "DIR|FILE|NAME")]
+    model: String,
+    /// Both regimes side by side, or one
+    #[arg(long, value_enum)]
+    method: Option<MethodArg>,
+    /// 4-bit code of the base
+    #[arg(long, value_enum, default_value = "nf4")]
+    quant: QuantArg,
+    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    #[arg(long)]
+    no_double_quant: bool,
+    #[arg(long, default_value_t = 16)]
+    rank: usize,
+    /// all-linear, names separated by commas, or a regular expression
+    #[arg(long, default_value = "all-linear")]
+    target_modules: String,
+    #[arg(long, default_value_t = 4)]
+    batch_size: usize,
+    #[arg(long, default_value_t = 512)]
+    max_seq_len: usize,
+    /// The card's memory, such as 12GB: says whether it fits and how long sequences may be
+    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
+    gpu_memory: Option<u64>,
+    /// Take the limits of this GPU instead of a typical card's
+    #[arg(long, value_name = "NAME|INDEX")]
+    gpu: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodArg {
+    Qlora,
+    Lora,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum QuantArg {
+    Nf4,
+    Fp4,
+}
+
+/// The model's sizes, and the type that its files hold where there are files; 16 bits otherwise.
+fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
+    let path = Path::new(argument);
+    if path.is_dir() {
+        let float = WeightFiles::open(path)
+            .ok()
+            .and_then(|files| Some(float_of(files.get("model.embed_tokens.weight")?.dtype)));
+        return Ok((ModelConfig::from_file(&path.join("config.json"))?, float.unwrap_or(Float::Bf16)));
+    }
+    if path.is_file() {
+        return Ok((ModelConfig::from_file(path)?, Float::Bf16));
+    }
+    Ok((shapes::by_name(argument)?, Float::Bf16))
+}
+
+pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
+    let (config, float) = model(&args.model)?;
+    let target = match &args.gpu {
+        None => ASSUMED_TARGET,
+        Some(gpu) => {
+            let options = GpuOptions { adapter: Some(gpu.clone()), ..Default::default() };
+            pollster::block_on(Gpu::open(&options))?.target
+        }
+    };
+    let methods = match args.method {
+        Some(MethodArg::Qlora) => vec![Method::Qlora],
+        Some(MethodArg::Lora) => vec![Method::Lora],
+        None => vec![Method::Qlora, Method::Lora],
+    };
+    let estimates = methods
+        .into_iter()
+        .map(|method| {
+            let settings = RunSettings {
+                method,
+                quant: if args.quant == QuantArg::Fp4 { Quant::Fp4 } else { Quant::Nf4 },
+                double_quant: !args.no_double_quant,
+                rank: args.rank,
+                target_modules: args.target_modules.clone(),
+                batch_size: args.batch_size,
+                max_seq_len: Some(args.max_seq_len),
+                gpu_memory: args.gpu_memory,
+                ..RunSettings::default()
+            };
+            settings.check()?;
+            memory::estimate(&settings, &config, float, args.max_seq_len, target)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if args.json {
+        out!("{}", serde_json::to_string_pretty(&estimates)?);
+        return Ok(());
+    }
+    out!("{}: batch {} of {} tokens, rank {}", args.model, args.batch_size, args.max_seq_len, args.rank);
+    for estimate in &estimates {
+        print(estimate, args.gpu_memory);
+    }
+    Ok(())
+}
+
+/// A letter for each category, so that the bar reads without colours.
+fn letter(category: Category) -> char {
+    match category {
+        Category::Weights => 'W',
+        Category::QuantScales => 'S',
+        Category::Adapter => 'A',
+        Category::Gradients => 'G',
+        Category::Optimizer => 'O',
+        Category::KeptActivations => 'K',
+        Category::Workspace => 'T',
+        Category::KvCache => 'C',
+        Category::Uploads => 'U',
+    }
+}
+
+fn print(estimate: &Estimate, card: Option<u64>) {
+    const WIDTH: usize = 64;
+    let name = if estimate.method == Method::Qlora { "QLoRA" } else { "LoRA, base as stored" };
+    out!("\n{name}: {} for {} trained parameters", bytes(estimate.total), estimate.trained_parameters);
+    for (category, count) in &estimate.categories {
+        out!("  {} {:<22} {:>9}  ({count} bytes)", letter(*category), category.name(), bytes(*count));
+    }
+    if estimate.kept_layers < estimate.layers {
+        let recomputed = estimate.layers - estimate.kept_layers;
+        out!("  {recomputed} of {} layers recompute their activations", estimate.layers);
+    }
+    let whole = card.unwrap_or(estimate.total).max(estimate.total);
+    let mut cells: Vec<(char, u8)> = Vec::new();
+    for (category, count) in memory::bar(&estimate.categories, whole, WIDTH) {
+        cells.extend(std::iter::repeat_n((letter(category), 41 + category as u8 % 6), count));
+    }
+    cells.truncate(WIDTH);
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let drawn: String = cells
+        .iter()
+        .map(|(letter, colour)| if coloured { format!("\x1b[{colour};97m{letter}\x1b[0m") } else { letter.to_string() })
+        .collect();
+    out!("  [{drawn}{}]", ".".repeat(WIDTH - cells.len()));
+    if let (Some(card), Some(fits)) = (card, estimate.fits) {
+        let longest = match estimate.longest_seq_len.unwrap_or(0) {
+            0 => "no sequence does".to_owned(),
+            length => format!("sequences of up to {length} tokens do"),
+        };
+        out!("  {} into {}; {longest}", if fits { "fits" } else { "does not fit" }, bytes(card));
+    }
+}

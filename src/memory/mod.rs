@@ -1,0 +1,137 @@
+//! What a run needs on a device, from sizes alone: the training plan itself, asked without a GPU.
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::gpu::{Category, Target};
+use crate::lora::targets;
+use crate::model::config::ModelConfig;
+use crate::ops::weight::Float;
+use crate::train::plan::TrainPlan;
+use crate::train::run::plan_within_budget;
+use crate::train::settings::{Method, RecomputeChoice, RunSettings};
+
+/// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
+pub const ASSUMED_TARGET: Target =
+    Target { cpu: false, max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, max_workgroups: 65535 };
+
+/// One regime's bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Estimate {
+    pub method: Method,
+    pub total: u64,
+    pub categories: Vec<(Category, u64)>,
+    pub trained_parameters: u64,
+    pub layers: usize,
+    /// Layers that keep their activations; the others make them again.
+    pub kept_layers: usize,
+    /// Against `gpu_memory` of the settings; None where that is absent.
+    pub fits: Option<bool>,
+    /// The longest sequence that fits, where a budget is given.
+    pub longest_seq_len: Option<usize>,
+}
+
+/// Plans a run of `settings` with full micro-batches of `seq_len` tokens; `float` is the type that the files hold.
+///
+/// # Errors
+/// Settings that adapt nothing, or a rank of 0.
+pub fn estimate(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    float: Float,
+    seq_len: usize,
+    target: Target,
+) -> Result<Estimate> {
+    let modules = targets::resolve(&settings.lora_config(), config)?;
+    // The question here is what it would take: the budget is compared with, not enforced.
+    let plan = |seq_len: usize, settings: &RunSettings| -> Result<TrainPlan> {
+        let rows = seq_len * settings.batch_size;
+        plan_within_budget(settings, config, &modules, |_| float, rows, seq_len, target)
+    };
+    let unlimited = RunSettings { gpu_memory: None, ..settings.clone() };
+    // Within a budget as many layers keep their activations as fit; where none of it fits, the smallest form is shown.
+    let smallest = RunSettings { recompute: RecomputeChoice::All, ..unlimited.clone() };
+    let fitting = plan(seq_len, settings).ok().filter(|_| settings.gpu_memory.is_some());
+    let fits = settings.gpu_memory.map(|_| fitting.is_some());
+    let shown = match fitting {
+        Some(plan) => plan,
+        None if settings.gpu_memory.is_some() && settings.recompute == RecomputeChoice::Auto => {
+            plan(seq_len, &smallest)?
+        }
+        None => plan(seq_len, &unlimited)?,
+    };
+    let longest_seq_len = settings.gpu_memory.map(|_| longest(|length| plan(length, settings).is_ok(), config));
+    let ledger = shown.ledger();
+    Ok(Estimate {
+        method: settings.method,
+        total: ledger.total(),
+        categories: ledger.entries().collect(),
+        trained_parameters: ledger.get(Category::Adapter) / 4,
+        layers: config.num_layers,
+        kept_layers: shown.recompute.kept_layers,
+        fits,
+        longest_seq_len,
+    })
+}
+
+/// The longest sequence for which `fits` holds, 0 where even the shortest does not.
+fn longest(fits: impl Fn(usize) -> bool, config: &ModelConfig) -> usize {
+    let (mut low, mut high) = (1, config.max_position_embeddings + 1);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    if low == 1 { 0 } else { low }
+}
+
+/// A card's memory as `width` cells: how many each category takes, in the ledger's order, the rest free.
+/// Every category that holds anything shows.
+pub fn bar(ledger: &[(Category, u64)], card: u64, width: usize) -> Vec<(Category, usize)> {
+    let cell = card as f64 / width as f64;
+    let mut edge = 0.0;
+    let mut drawn = 0;
+    ledger
+        .iter()
+        .map(|(category, bytes)| {
+            edge += *bytes as f64 / cell;
+            let cells = (edge.round() as usize).saturating_sub(drawn).max(usize::from(*bytes as f64 > 0.2 * cell));
+            drawn += cells;
+            (*category, cells)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    fn settings(method: Method) -> RunSettings {
+        RunSettings { method, batch_size: 1, ..RunSettings::default() }
+    }
+
+    #[test]
+    fn four_bits_take_a_quarter_and_a_budget_says_what_fits() {
+        let config = shapes::by_name("llama-2-7b").unwrap();
+        let bytes = |method| {
+            let estimate = estimate(&settings(method), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+            let weights = estimate.categories.iter().find(|(c, _)| *c == Category::Weights).unwrap().1;
+            (estimate.total, weights)
+        };
+        let ((qlora, packed), (lora, whole)) = (bytes(Method::Qlora), bytes(Method::Lora));
+        assert!(qlora < lora && packed < whole * 3 / 10, "{qlora} {lora} {packed} {whole}");
+        let with_budget = |gpu_memory| RunSettings { gpu_memory: Some(gpu_memory), ..settings(Method::Qlora) };
+        let small = estimate(&with_budget(3_000_000_000), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+        assert_eq!((small.fits, small.longest_seq_len), (Some(false), Some(0)));
+        let large = estimate(&with_budget(12_000_000_000), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+        assert!(large.fits == Some(true) && large.longest_seq_len.unwrap() > 512, "{large:?}");
+        assert!(large.total <= 12_000_000_000);
+    }
+
+    #[test]
+    fn bars_fill_their_share_of_the_card() {
+        let ledger = [(Category::Weights, 400), (Category::Adapter, 7), (Category::Workspace, 93)];
+        let cells = bar(&ledger, 1000, 100);
+        assert_eq!(cells, [(Category::Weights, 40), (Category::Adapter, 1), (Category::Workspace, 9)]);
+    }
+}

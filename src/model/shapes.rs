@@ -1,0 +1,88 @@
+//! The published sizes of models that people ask about by name, for estimates before anything is downloaded.
+
+use std::path::Path;
+
+use super::config::ModelConfig;
+use crate::{Error, Result};
+
+/// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
+type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
+
+const SHAPES: [Shape; 18] = [
+    ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
+    ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
+    ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
+    ("llama-3.2-3b", "llama", [3072, 8192, 28], [24, 8, 128], 128_256, 131_072, true),
+    ("llama-3.1-8b", "llama", [4096, 14336, 32], [32, 8, 128], 128_256, 131_072, false),
+    ("qwen2.5-0.5b", "qwen2", [896, 4864, 24], [14, 2, 64], 151_936, 32_768, true),
+    ("qwen2.5-1.5b", "qwen2", [1536, 8960, 28], [12, 2, 128], 151_936, 32_768, true),
+    ("qwen2.5-3b", "qwen2", [2048, 11008, 36], [16, 2, 128], 151_936, 32_768, true),
+    ("qwen2.5-7b", "qwen2", [3584, 18944, 28], [28, 4, 128], 152_064, 32_768, false),
+    ("qwen3-0.6b", "qwen3", [1024, 3072, 28], [16, 8, 128], 151_936, 40_960, true),
+    ("qwen3-1.7b", "qwen3", [2048, 6144, 28], [16, 8, 128], 151_936, 40_960, true),
+    ("qwen3-4b", "qwen3", [2560, 9728, 36], [32, 8, 128], 151_936, 40_960, true),
+    ("qwen3-8b", "qwen3", [4096, 12288, 36], [32, 8, 128], 151_936, 40_960, false),
+    ("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, 8192, true),
+    ("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, 8192, true),
+    ("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, 8192, true),
+    ("mistral-7b", "mistral", [4096, 14336, 32], [32, 8, 128], 32_000, 32_768, false),
+    ("tinyllama-1.1b", "llama", [2048, 5632, 22], [32, 4, 64], 32_000, 2048, false),
+];
+
+/// The names that [`by_name`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().map(|shape| shape.0)
+}
+
+/// The sizes of a published model; rope scaling is left out, since it changes no size.
+///
+/// # Errors
+/// A name that there is not, with those that there are.
+pub fn by_name(name: &str) -> Result<ModelConfig> {
+    let Some((_, model_type, [hidden, ffn, layers], [heads, kv_heads, head_dim], vocabulary, context, tied)) =
+        SHAPES.into_iter().find(|shape| shape.0.eq_ignore_ascii_case(name))
+    else {
+        let known: Vec<_> = names().collect();
+        return Err(Error::Setting(format!("`{name}` is neither a model directory nor one of {}", known.join(", "))));
+    };
+    let json = serde_json::json!({
+        "model_type": model_type, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocabulary,
+        "max_position_embeddings": context, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    });
+    ModelConfig::from_json(Path::new(name), &json.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::weight_files::expected_tensors;
+
+    fn parameters(name: &str) -> usize {
+        let tensors = expected_tensors(&by_name(name).unwrap());
+        tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    }
+
+    #[test]
+    fn every_name_has_the_parameters_that_its_model_card_gives() {
+        for (name, count) in [
+            ("llama-2-7b", 6_738_415_616),
+            ("llama-2-13b", 13_015_864_320),
+            ("llama-3.2-1b", 1_235_814_400),
+            ("llama-3.1-8b", 8_030_261_248),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen3-0.6b", 596_049_920),
+            ("smollm2-135m", 134_515_008),
+            ("mistral-7b", 7_241_732_096),
+            ("tinyllama-1.1b", 1_100_048_384),
+        ] {
+            assert_eq!(parameters(name), count, "{name}");
+        }
+        assert!(names().all(|name| parameters(name) > 100_000_000));
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        assert!(by_name("gpt-9").unwrap_err().to_string().contains("tinyllama-1.1b"));
+    }
+}
