@@ -1,9 +1,11 @@
 //! One file per subcommand: parse, call the library, show.
 
 mod bench;
+mod data_args;
 mod eval;
 mod generate;
 mod info;
+mod inspect;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -23,6 +25,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Info(info::InfoArgs),
+    Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -32,6 +35,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }
