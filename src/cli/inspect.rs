@@ -46,7 +46,7 @@ pub fn run(args: InspectArgs) -> anyhow::Result<()> {
     let (tokenizer, vocab_size, longest) = match config_file.is_file() {
         true => {
             let config = ModelConfig::from_file(&config_file)?;
-            (Tokenizer::from_dir(&args.model, &config)?, config.vocab_size, config.max_positions)
+            (Tokenizer::from_dir(&args.model, &config)?, config.vocab_size, config.max_position_embeddings)
         }
         false => {
             let tokenizer = Tokenizer::from_tokenizer_dir(&args.model)?;
