@@ -150,7 +150,7 @@ fn histogram(lengths: &[usize], max_seq_len: usize) -> String {
     lengths.iter().for_each(|length| counts[length / width] += 1);
     let most = counts.iter().max().copied().unwrap_or(1).max(1);
     let mut out = format!("tokens of {} examples\n", lengths.len());
-    for (bucket, count) in counts.into_iter().enumerate() {
+    for (bucket, count) in counts.into_iter().enumerate().skip_while(|(_, count)| *count == 0) {
         let (first, last) = (bucket * width, (bucket + 1) * width - 1);
         let bar = "\u{2588}".repeat((count * BAR).div_ceil(most));
         let beyond = if last > max_seq_len { "  reaches beyond --max-seq-len" } else { "" };

@@ -28,8 +28,11 @@ pub struct Encoded {
 pub enum Rule {
     /// Its fields or its template are wrong; the detail says how.
     Readable,
+    /// The loss needs a token.
     TrainsSomething,
+    /// A trained turn must end in a special token, or the model never learns to stop.
     EndsItsTurns,
+    /// The begin token never stands twice in a row.
     BeginsOnce,
 }
 

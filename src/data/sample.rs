@@ -194,16 +194,14 @@ fn alpaca(record: &Record, chat: bool) -> Result<Sample, String> {
 }
 
 fn conversation(record: &Record, field: &str) -> Result<Sample, String> {
-    let messages = match record.get(field) {
+    let mut messages = match record.get(field) {
         Some(Value::Array(list)) => list_of_messages(list, field)?,
         Some(other) => return Err(format!("`{field}` is {}, but must be a list of messages", shortened(other))),
         None => return Err(missing(field, record)),
     };
-    let mut messages = messages;
-    if let (Some(Value::String(system)), false) = (record.get("system"), starts_with_system(&messages)) {
-        if !system.is_empty() {
-            messages.insert(0, message("system", system.clone()));
-        }
+    let system = record.get("system").and_then(Value::as_str).filter(|system| !system.is_empty());
+    if let (Some(system), false) = (system, starts_with_system(&messages)) {
+        messages.insert(0, message("system", system.to_owned()));
     }
     let prompt_len = messages.iter().rposition(is_assistant).unwrap_or(messages.len());
     Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: false, tools: tools(record)? }))

@@ -257,3 +257,16 @@ fn a_json_list_is_read_and_its_records_named() {
         assert!(message.contains("d.json: ") && message.contains(says), "{message}");
     }
 }
+
+#[test]
+fn parquet_rows_become_examples_and_are_named_as_rows() {
+    let file = |name: &str| Path::new("tests/fixtures/parquet").join(name);
+    let tokens = read(&file("tokens.parquet"), None, 8, 4).unwrap();
+    assert_eq!(masks(&tokens), [(vec![0, 2, 3], "011".to_owned()), (vec![2, 3], "11".to_owned())]);
+    let texts = read(&file("texts.parquet"), Some(&tiny()), 8, 4).unwrap();
+    assert_eq!(masks(&texts), [(vec![0, 2, 3, 1], "1111".to_owned()), (vec![0, 3, 1], "111".to_owned())]);
+    let message = read(&file("tokens.parquet"), None, 2, 4).unwrap_err().to_string();
+    assert!(message.contains("the longest has 3 (row 1)"), "{message}");
+    let message = read(&file("tokens.parquet"), None, 8, 3).unwrap_err().to_string();
+    assert!(message.contains("row 1: `input_ids` has 3"), "{message}");
+}
