@@ -9,10 +9,12 @@ macro_rules! out {
 }
 
 mod bench;
+mod data_args;
 mod estimate;
 mod eval;
 mod generate;
 mod info;
+mod inspect;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,6 +35,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Info(info::InfoArgs),
+    Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -43,6 +46,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }

@@ -90,9 +90,10 @@ impl MicroBatch {
     /// Row `t` of a sequence predicts token `t + 1` where that is trained on. Sequences without a target leave no rows.
     pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let mut batch = Self::default();
-        for Example { input_ids, trained } in examples {
+        for example in examples {
+            let Example { input_ids, trained } = example;
             let start = batch.tokens.len() as u32;
-            let rows = trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1));
+            let rows = rows_of(example);
             let end = start + rows as u32;
             batch.tokens.extend_from_slice(&input_ids[..rows]);
             batch.positions.extend(0..rows as u32);
@@ -106,6 +107,11 @@ impl MicroBatch {
         }
         batch
     }
+}
+
+/// The rows that an example takes in a stream: those up to the last that has a target.
+pub fn rows_of(Example { input_ids, trained }: &Example) -> usize {
+    trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1))
 }
 
 #[cfg(test)]

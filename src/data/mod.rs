@@ -1,8 +1,20 @@
 //! Training data: text to tokens, files to examples, examples to micro-batches.
 
 pub mod batches;
+pub mod encode;
+pub mod inspect;
+pub mod packing;
+#[cfg(not(target_arch = "wasm32"))]
+mod parquet_file;
 pub mod read;
+mod records;
+mod report;
+pub mod sample;
+pub mod settings;
+pub mod template;
+mod template_functions;
 pub mod tokenizer;
+pub mod turns;
 
 /// One sequence and which of its tokens are trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,45 +1,76 @@
 //! A model's tokenizer: `tokenizer.json`, and which tokens begin and end a text.
 
+use std::collections::HashSet;
 use std::fs;
+use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
 use crate::{Error, Result};
 
 const FILE: &str = "tokenizer.json";
+/// The tokens that a chat template may name as variables.
+const NAMED_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     bos: Option<u32>,
     eos: Option<u32>,
+    special: HashSet<u32>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of `model_dir`; the begin and end tokens come from `tokenizer_config.json`,
     /// `special_tokens_map.json` or `config`, in this order. A vocabulary beyond the embedding is an error.
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
-        let path = model_dir.join(FILE);
+        let mut tokenizer = Self::from_tokenizer_dir(model_dir)?;
+        let vocabulary = tokenizer.vocabulary();
+        if vocabulary > config.vocab_size {
+            let embedding = format!("but the embedding of config.json has {} rows (vocab_size)", config.vocab_size);
+            return Err(Error::file(&tokenizer.path, format!("has {vocabulary} tokens, {embedding}")));
+        }
+        tokenizer.bos = tokenizer.bos.or(config.bos_token_id);
+        tokenizer.eos = tokenizer.eos.or(config.eos_token_ids.first().copied());
+        Ok(tokenizer)
+    }
+
+    /// As [`Self::from_dir`] for a directory without a model: nothing is known but what the tokenizer's files say.
+    pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
         let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
         let mut inner =
             parse(text).map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
-        let vocabulary = inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
-        if vocabulary > config.vocab_size {
-            let embedding = format!("but the embedding of config.json has {} rows (vocab_size)", config.vocab_size);
-            return Err(Error::file(&path, format!("has {vocabulary} tokens, {embedding}")));
-        }
         // Some files carry the limits of another use, which would cut or pad every text without a word.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
-        let named = |key: &str| special_token(model_dir, key, &inner);
-        let bos = named("bos_token")?.or(config.bos_token_id);
-        let eos = named("eos_token")?.or(config.eos_token_ids.first().copied());
-        Ok(Self { inner, path, bos, eos })
+        let id = |key: &str| match special_token(dir, key)? {
+            Some((file, token)) => match inner.token_to_id(&token) {
+                None => Err(Error::field(file, key, format!("is `{token}`, which {FILE} does not have"))),
+                id => Ok(id),
+            },
+            None => Ok(None),
+        };
+        let (bos, eos) = (id("bos_token")?, id("eos_token")?);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        Ok(Self { inner, path, bos, eos, special })
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+    }
+
+    /// The directory that `tokenizer.json` lies in.
+    pub fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
     }
 
     /// The ids of `text`; with `add_special` also those that the tokenizer puts around a text (mostly a begin token).
@@ -49,14 +80,49 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// As [`Self::encode`], with the bytes of `text` that each token stands for; a token that stands for none has an
+    /// empty range, and the parts of one character all have that character's range.
+    pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.inner.encode(text, add_special);
+        let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+        Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
     /// The text of `ids`, special tokens left out.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
 
+    /// The text of `ids`, special tokens too.
+    pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
+    }
+
     /// The token's own text, as the vocabulary has it.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Whether the token is a sign of its own and never a part of ordinary text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id) || self.eos == Some(id) || self.bos == Some(id)
+    }
+
+    /// The text of `bos_token`, `eos_token` and the like, under these names, for chat templates.
+    pub fn special_tokens(&self) -> Result<Map<String, Value>> {
+        let mut tokens = Map::new();
+        for name in NAMED_TOKENS {
+            if let Some((_, token)) = special_token(self.dir(), name)? {
+                tokens.insert(name.to_owned(), token.into());
+            }
+        }
+        for (name, id) in [("bos_token", self.bos), ("eos_token", self.eos)] {
+            if let Some(token) = id.and_then(|id| self.token(id)).filter(|_| !tokens.contains_key(name)) {
+                tokens.insert(name.to_owned(), token.into());
+            }
+        }
+        Ok(tokens)
     }
 
     /// The token that begins a text.
@@ -85,8 +151,8 @@ fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
     }
 }
 
-/// The id of a token named as a string, or as an object with `content`.
-fn special_token(dir: &Path, key: &str, tokenizer: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+/// A token named as a string, or as an object with `content`, and the file that names it.
+fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let path = dir.join(file);
         if !path.is_file() {
@@ -101,11 +167,7 @@ fn special_token(dir: &Path, key: &str, tokenizer: &tokenizers::Tokenizer) -> Re
         let Some(Value::String(token)) = token else {
             return Err(Error::field(path, key, "must be a token's text, or an object with its `content`"));
         };
-        let id = tokenizer.token_to_id(&token);
-        return match id {
-            Some(_) => Ok(id),
-            None => Err(Error::field(path, key, format!("is `{token}`, which {FILE} does not have"))),
-        };
+        return Ok(Some((path, token)));
     }
     Ok(None)
 }

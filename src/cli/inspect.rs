@@ -1,0 +1,195 @@
+//! `loraine inspect`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
+use loraine::data::tokenizer::Tokenizer;
+use loraine::model::config::ModelConfig;
+
+use super::data_args::DataArgs;
+
+const WIDTH: usize = 96;
+const BAR: usize = 40;
+const BUCKETS: usize = 12;
+const TRAINED: &str = "\x1b[1;32m";
+const MASKED: &str = "\x1b[2m";
+const RESET: &str = "\x1b[0m";
+
+/// Show what training would see of a data set: tokens, which are trained on, and lengths
+#[derive(Args)]
+#[command(after_help = "Example:\n  loraine inspect --model Qwen2.5-0.5B-Instruct --data train.jsonl --n 2")]
+pub struct InspectArgs {
+    /// Model directory; its tokenizer and chat template suffice
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Data: .txt, .jsonl, .json, .parquet, or a directory (train.*)
+    #[arg(long, value_name = "FILE|DIR")]
+    data: PathBuf,
+    /// Examples to show
+    #[arg(long, short, default_value_t = 3, value_name = "COUNT")]
+    n: usize,
+    /// Longest sequence in tokens [default: 512, or what the model has]
+    #[arg(long, value_name = "TOKENS")]
+    max_seq_len: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_args: DataArgs,
+}
+
+pub fn run(args: InspectArgs) -> anyhow::Result<()> {
+    let config_file = args.model.join("config.json");
+    let (tokenizer, vocab_size, longest) = match config_file.is_file() {
+        true => {
+            let config = ModelConfig::from_file(&config_file)?;
+            (Tokenizer::from_dir(&args.model, &config)?, config.vocab_size, config.max_position_embeddings)
+        }
+        false => {
+            let tokenizer = Tokenizer::from_tokenizer_dir(&args.model)?;
+            let vocabulary = tokenizer.vocabulary();
+            (tokenizer, vocabulary, usize::MAX)
+        }
+    };
+    let max_seq_len = args.max_seq_len.unwrap_or(longest.min(512));
+    let settings = args.data_args.settings(max_seq_len);
+    let inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&inspection)?);
+    } else {
+        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+        print!("{}", page(&inspection, max_seq_len, colours));
+    }
+    match inspection.refusal {
+        Some(refusal) => bail!("training would refuse this data: {refusal}"),
+        None => Ok(()),
+    }
+}
+
+fn page(inspection: &Inspection, max_seq_len: usize, colours: bool) -> String {
+    let mut page = String::new();
+    for example in &inspection.examples {
+        page += &example_text(example, colours);
+        page.push('\n');
+    }
+    page += &histogram(&inspection.lengths, max_seq_len);
+    if let Some(report) = &inspection.report {
+        page += &format!("\n{report}\n");
+    }
+    page
+}
+
+/// The text as the template made it, then the tokens in rows above their ids. Trained tokens are green, or have a line
+/// of `^` below them.
+fn example_text(example: &ShownExample, colours: bool) -> String {
+    let trained = example.tokens.iter().skip(1).filter(|token| token.trained).count();
+    let (number, shape, tokens) = (example.number, example.shape.name(), example.tokens.len());
+    let mut out = format!("example {number} ({shape}): {tokens} tokens, {trained} trained on\n\n");
+    for line in example.text.lines() {
+        out += &format!("  | {}\n", line.replace('\x1b', "\u{241b}"));
+    }
+    let (mut row, mut width): (Vec<(String, &ShownToken)>, usize) = (Vec::new(), 0);
+    for token in &example.tokens {
+        let piece = visible(&token.text);
+        let cell = piece.chars().count().max(token.id.to_string().len()) + 1;
+        if width + cell > WIDTH && !row.is_empty() {
+            out += &token_row(&row, colours);
+            row.clear();
+            width = 0;
+        }
+        width += cell;
+        row.push((piece, token));
+    }
+    out + &token_row(&row, colours)
+}
+
+fn token_row(row: &[(String, &ShownToken)], colours: bool) -> String {
+    let [mut pieces, mut ids, mut marks] = ["  "; 3].map(str::to_owned);
+    for (piece, token) in row {
+        let id = token.id.to_string();
+        let length = piece.chars().count();
+        let width = length.max(id.len());
+        let (on, off) = match (colours, token.trained) {
+            (false, _) => ("", ""),
+            (true, true) => (TRAINED, RESET),
+            (true, false) => (MASKED, RESET),
+        };
+        pieces += &format!("{on}{piece}{off}{} ", " ".repeat(width - length));
+        ids += &format!("{id:<width$} ");
+        let mark = if token.trained { "^" } else { " " };
+        marks += &format!("{} ", mark.repeat(width));
+    }
+    let mut out = format!("\n{}\n", pieces.trim_end());
+    if !colours && row.iter().any(|(_, token)| token.trained) {
+        out += &format!("{}\n", marks.trim_end());
+    }
+    out + &format!("{}\n", ids.trim_end())
+}
+
+/// A token's text with its blanks and control characters made visible.
+fn visible(text: &str) -> String {
+    let shown = |character| match character {
+        ' ' => '\u{b7}',
+        '\n' => '\u{21b5}',
+        '\t' => '\u{2192}',
+        '\r' => '\u{240d}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// How many examples have which length, in buckets of one width; those beyond the longest sequence are marked.
+fn histogram(lengths: &[usize], max_seq_len: usize) -> String {
+    let Some(longest) = lengths.iter().max() else { return String::new() };
+    let width = (longest / BUCKETS + 1).next_multiple_of(if *longest >= 10 * BUCKETS { 10 } else { 1 });
+    let mut counts = vec![0; longest / width + 1];
+    lengths.iter().for_each(|length| counts[length / width] += 1);
+    let most = counts.iter().max().copied().unwrap_or(1).max(1);
+    let mut out = format!("tokens of {} examples\n", lengths.len());
+    for (bucket, count) in counts.into_iter().enumerate().skip_while(|(_, count)| *count == 0) {
+        let (first, last) = (bucket * width, (bucket + 1) * width - 1);
+        let bar = "\u{2588}".repeat((count * BAR).div_ceil(most));
+        let beyond = if last > max_seq_len { "  reaches beyond --max-seq-len" } else { "" };
+        out += &format!("  {:>13}  {count:>7}  {bar}{beyond}\n", format!("{first}..{last}"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loraine::data::settings::Shape;
+
+    fn example() -> ShownExample {
+        let token = |id, text: &str, trained| ShownToken { id, text: text.into(), trained };
+        let tokens = vec![token(7, "<user>", false), token(1234, " a\n", true), token(9, "\u{1b}[0m", true)];
+        ShownExample { number: 3, shape: Shape::Chat, text: "<user> a\n".into(), tokens }
+    }
+
+    #[test]
+    fn trained_tokens_are_marked_with_and_without_colours() {
+        let plain = example_text(&example(), false);
+        assert!(plain.starts_with("example 3 (chat): 3 tokens, 2 trained on\n\n  | <user> a\n"), "{plain}");
+        assert!(
+            plain.contains("  <user> \u{b7}a\u{21b5}  \u{fffd}[0m\n         ^^^^ ^^^^\n  7      1234 9\n"),
+            "{plain}"
+        );
+        assert!(!plain.contains('\x1b'));
+        let coloured = example_text(&example(), true);
+        assert!(coloured.contains(&format!("{MASKED}<user>{RESET} {TRAINED}\u{b7}a\u{21b5}{RESET}")), "{coloured}");
+    }
+
+    #[test]
+    fn the_histogram_counts_every_example_once() {
+        let bars = histogram(&[1, 1, 2, 25], 20);
+        let counts: usize =
+            bars.lines().skip(1).map(|l| l.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()).sum();
+        assert_eq!(counts, 4, "{bars}");
+        assert_eq!(bars.matches("beyond").count(), 2, "{bars}");
+        assert_eq!(histogram(&[], 20), "");
+    }
+}

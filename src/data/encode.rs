@@ -1,0 +1,237 @@
+//! One record to tokens and a mask, with the checks that keep a mistake from being trained in.
+
+use std::cell::OnceCell;
+use std::ops::Range;
+
+use super::Example;
+use super::sample::{Conversation, Record, Sample, check_train_on, sample_of, shape_of, unknown_shape};
+use super::settings::{DataSettings, Shape, TrainOn};
+use super::template::{ChatTemplate, built_in_names};
+use super::tokenizer::Tokenizer;
+use super::turns::assistant_turns;
+use crate::Result;
+
+/// An example with what it was made from.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    pub example: Example,
+    /// Empty for examples of tokens.
+    pub text: String,
+    /// Per token the bytes of `text` that it stands for; of examples of tokens none.
+    pub ranges: Vec<Range<usize>>,
+    /// Where the tokens stand that are trained on and end a turn or a completion.
+    pub ends: Vec<usize>,
+}
+
+/// Why a record cannot be trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// Its fields or its template are wrong; the detail says how.
+    Readable,
+    /// The loss needs a token.
+    TrainsSomething,
+    /// A trained turn must end in a special token, or the model never learns to stop.
+    EndsItsTurns,
+    /// The begin token never stands twice in a row.
+    BeginsOnce,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub rule: Rule,
+    pub detail: String,
+}
+
+impl Refusal {
+    fn new(rule: Rule, detail: impl Into<String>) -> Self {
+        Self { rule, detail: detail.into() }
+    }
+}
+
+impl From<crate::Error> for Refusal {
+    fn from(error: crate::Error) -> Self {
+        Self::new(Rule::Readable, error.to_string())
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(detail: String) -> Self {
+        Self { rule: Rule::Readable, detail }
+    }
+}
+
+/// Encodes the records of one data set.
+pub struct Encoder<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    settings: &'a DataSettings,
+    vocab_size: usize,
+    template: OnceCell<Option<ChatTemplate>>,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(tokenizer: Option<&'a Tokenizer>, settings: &'a DataSettings, vocab_size: usize) -> Self {
+        Self { tokenizer, settings, vocab_size, template: OnceCell::new() }
+    }
+
+    /// Where the template came from, if one was used.
+    pub fn template_source(&self) -> Option<String> {
+        self.template.get().and_then(Option::as_ref).map(|template| template.source().to_owned())
+    }
+
+    /// The record's shape and example; no example of an empty text.
+    pub fn encode(&self, record: &Record) -> Result<(Shape, Option<Encoded>), Refusal> {
+        let shape = shape_of(record, self.settings).ok_or_else(|| unknown_shape(record))?;
+        check_train_on(shape, self.settings.train_on)?;
+        let chat = shape == Shape::Alpaca && self.template()?.is_some();
+        let sample = sample_of(record, shape, self.settings, self.vocab_size, chat)?;
+        let encoded = match sample {
+            Sample::Tokens { input_ids, trained } => {
+                let example = Example { input_ids, trained };
+                Encoded { example, text: String::new(), ranges: Vec::new(), ends: Vec::new() }
+            }
+            Sample::Text(text) if text.is_empty() => return Ok((shape, None)),
+            Sample::Text(text) => self.text(text)?,
+            Sample::Completion { prompt, completion } => self.completion(prompt, &completion)?,
+            Sample::Chat(conversation) => self.conversation(&conversation)?,
+        };
+        if shape != Shape::Tokens {
+            self.refuse_two_begins(&encoded.example)?;
+        }
+        if encoded.example.trained_tokens() == 0 {
+            let rule = "every token is masked, or there is only one";
+            return Err(Refusal::new(Rule::TrainsSomething, format!("has no token to train on: {rule}")));
+        }
+        Ok((shape, Some(encoded)))
+    }
+
+    pub fn tokenizer(&self) -> Result<&'a Tokenizer, String> {
+        self.tokenizer.ok_or_else(|| "holds text, but there is no tokenizer: tokenizer.json is missing".into())
+    }
+
+    fn template(&self) -> Result<Option<&ChatTemplate>, Refusal> {
+        if self.template.get().is_none() {
+            let tokenizer = self.tokenizer()?;
+            let choice = self.settings.chat_template.as_deref();
+            let loaded = ChatTemplate::load(tokenizer.dir(), choice, tokenizer.special_tokens()?)?;
+            let _ = self.template.set(loaded);
+        }
+        Ok(self.template.get().and_then(Option::as_ref))
+    }
+
+    /// A text with the tokenizer's begin token, if it adds one, and the end token; every token trained on.
+    fn text(&self, text: String) -> Result<Encoded, Refusal> {
+        let tokenizer = self.tokenizer()?;
+        let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&text, true)?;
+        push_end(&mut input_ids, &mut ranges, text.len(), tokenizer.require_eos()?);
+        let trained = vec![true; input_ids.len()];
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends: Vec::new() })
+    }
+
+    /// The two parts are encoded separately, as TRL does, so that the prompt has the same tokens as without a
+    /// completion.
+    fn completion(&self, prompt: String, completion: &str) -> Result<Encoded, Refusal> {
+        let tokenizer = self.tokenizer()?;
+        let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&prompt, true)?;
+        let prompt_len = input_ids.len();
+        let (mut ids, own_ranges) = tokenizer.encode_with_ranges(completion, false)?;
+        let mut own_ranges =
+            own_ranges.into_iter().map(|r| r.start + prompt.len()..r.end + prompt.len()).collect::<Vec<_>>();
+        let text = prompt + completion;
+        push_end(&mut ids, &mut own_ranges, text.len(), tokenizer.require_eos()?);
+        input_ids.append(&mut ids);
+        ranges.append(&mut own_ranges);
+        let all = self.settings.train_on == Some(TrainOn::All);
+        let trained = (0..input_ids.len()).map(|i| all || i >= prompt_len).collect();
+        let ends = vec![input_ids.len() - 1];
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
+    }
+
+    /// The template writes every special token itself, so the tokenizer adds none, as in transformers.
+    fn conversation(&self, conversation: &Conversation) -> Result<Encoded, Refusal> {
+        let tokenizer = self.tokenizer()?;
+        let no_template = || {
+            let name = format!("name one with --chat-template (built in: {})", built_in_names());
+            Refusal::from(format!("is a conversation, but the model has no chat template; {name}"))
+        };
+        let template = self.template()?.ok_or_else(no_template)?;
+        let (text, turns) = if self.settings.train_on == Some(TrainOn::All) {
+            let text = template.render(&conversation.messages, conversation.tools.as_ref(), false)?;
+            let whole = 0..text.len();
+            (text, vec![whole])
+        } else {
+            let mut rendered = assistant_turns(template, conversation)?;
+            let after_prompt = conversation.assistant_turns_after_prompt();
+            let completes = match self.settings.train_on {
+                Some(TrainOn::Assistant) => false,
+                Some(TrainOn::Completion) => true,
+                _ => conversation.is_completion,
+            };
+            if completes {
+                rendered.turns.drain(..rendered.turns.len().saturating_sub(after_prompt));
+            }
+            (rendered.text, rendered.turns)
+        };
+        let (input_ids, ranges) = tokenizer.encode_with_ranges(&text, false)?;
+        let mut trained = vec![false; input_ids.len()];
+        let mut ends = Vec::with_capacity(turns.len());
+        for turn in &turns {
+            let tokens = tokens_of(&ranges, turn);
+            trained[tokens.clone()].fill(true);
+            let is_blank = |&at: &usize| text.get(ranges[at].clone()).is_some_and(|part| part.trim().is_empty());
+            match tokens.rev().find(|at| !is_blank(at)) {
+                Some(last) if tokenizer.is_special(input_ids[last]) => ends.push(last),
+                Some(last) => {
+                    let last = text.get(ranges[last].clone()).unwrap_or_default();
+                    return Err(Refusal::new(
+                        Rule::EndsItsTurns,
+                        format!(
+                            "ends a trained turn with {last:?}, which is no special token of this tokenizer: the model \
+                             would never learn to stop; the chat template ({}) does not fit the model, choose another \
+                             with --chat-template",
+                            template.source()
+                        ),
+                    ));
+                }
+                None => {}
+            }
+        }
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
+    }
+
+    /// A text that spells out the begin token gets it twice, which no model has seen.
+    fn refuse_two_begins(&self, example: &Example) -> Result<(), Refusal> {
+        let Some(tokenizer) = self.tokenizer else { return Ok(()) };
+        let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.eos() != Some(*bos)) else { return Ok(()) };
+        match example.input_ids.windows(2).position(|pair| pair == [bos, bos]) {
+            None => Ok(()),
+            Some(0) => Err(Refusal::new(
+                Rule::BeginsOnce,
+                "begins with the begin token twice; the tokenizer or the template adds it, so take it out of the text",
+            )),
+            Some(at) => Err(Refusal::new(
+                Rule::BeginsOnce,
+                format!("has the begin token twice in a row, at token {at}; take it out of the text"),
+            )),
+        }
+    }
+}
+
+/// The tokens that stand for a part of `turn`, from the first to the last. Of a token across its edge the whole counts,
+/// as in transformers; an empty range counts inside the turn.
+fn tokens_of(ranges: &[Range<usize>], turn: &Range<usize>) -> Range<usize> {
+    let inside = |range: &Range<usize>| match range.is_empty() {
+        true => range.start > turn.start && range.start < turn.end,
+        false => range.start < turn.end && range.end > turn.start,
+    };
+    match (ranges.iter().position(inside), ranges.iter().rposition(inside)) {
+        (Some(first), Some(last)) => first..last + 1,
+        _ => 0..0,
+    }
+}
+
+fn push_end(ids: &mut Vec<u32>, ranges: &mut Vec<Range<usize>>, text_len: usize, end: u32) {
+    if ids.last() != Some(&end) {
+        ids.push(end);
+        ranges.push(text_len..text_len);
+    }
+}

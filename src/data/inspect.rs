@@ -1,0 +1,100 @@
+//! A look at a data set before training: its first examples token by token, and how long all of them are.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::encode::{Encoded, Encoder};
+use super::read::{DataReport, data_file, is_text, read_with};
+use super::records::records;
+use super::settings::{DataSettings, Shape};
+use super::tokenizer::Tokenizer;
+use crate::Result;
+
+/// A token of an example.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownToken {
+    pub id: u32,
+    /// The text that it stands for, or if that is none of its own, its name in the vocabulary.
+    pub text: String,
+    pub trained: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownExample {
+    /// The line, record or row that it comes from.
+    pub number: usize,
+    pub shape: Shape,
+    /// The whole text, as the chat template made it.
+    pub text: String,
+    pub tokens: Vec<ShownToken>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    pub examples: Vec<ShownExample>,
+    /// Tokens of every example that could be encoded, before any cutting.
+    pub lengths: Vec<usize>,
+    /// What training would read.
+    pub report: Option<DataReport>,
+    /// Why training would refuse the data.
+    pub refusal: Option<String>,
+}
+
+/// Encodes the data set as training would and keeps the first `count` examples with their text. What training would
+/// refuse is told in the answer; only a file that cannot be read at all is an error.
+pub fn inspect(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    settings: &DataSettings,
+    vocab_size: usize,
+    count: usize,
+) -> Result<Inspection> {
+    let (report, refusal, text_examples) = match read_with(path, Some(tokenizer), settings, vocab_size) {
+        Ok(dataset) => (Some(dataset.report), None, dataset.examples),
+        Err(error) => (None, Some(error.to_string()), Vec::new()),
+    };
+    let path = data_file(path)?;
+    let (mut examples, mut lengths) = (Vec::new(), Vec::new());
+    if is_text(&path) {
+        for (index, example) in text_examples.into_iter().enumerate() {
+            lengths.push(example.input_ids.len());
+            if index < count {
+                let text = tokenizer.decode_with_special(&example.input_ids)?;
+                let encoded = Encoded { example, text, ranges: Vec::new(), ends: Vec::new() };
+                examples.push(shown(index + 1, Shape::Text, &encoded, tokenizer)?);
+            }
+        }
+        return Ok(Inspection { examples, lengths, report, refusal });
+    }
+    let encoder = Encoder::new(Some(tokenizer), settings, vocab_size);
+    for record in records(&path)?.1 {
+        let Ok((number, record)) = record else { break };
+        let Ok((shape, Some(encoded))) = encoder.encode(&record) else { continue };
+        lengths.push(encoded.example.input_ids.len());
+        if examples.len() < count {
+            examples.push(shown(number, shape, &encoded, tokenizer)?);
+        }
+    }
+    Ok(Inspection { examples, lengths, report, refusal })
+}
+
+fn shown(number: usize, shape: Shape, encoded: &Encoded, tokenizer: &Tokenizer) -> Result<ShownExample> {
+    let Encoded { example, text, ranges, .. } = encoded;
+    let piece = |at: usize, id: u32| {
+        let shares = |other: Option<&std::ops::Range<usize>>| other.is_some() && other == ranges.get(at);
+        let alone = !shares(ranges.get(at + 1)) && !shares(at.checked_sub(1).and_then(|before| ranges.get(before)));
+        let text = ranges.get(at).filter(|_| alone).and_then(|range| text.get(range.clone()));
+        match text.filter(|text| !text.is_empty()) {
+            Some(text) => text.to_owned(),
+            None => tokenizer.token(id).unwrap_or_default(),
+        }
+    };
+    let token = |(at, (&id, &trained))| ShownToken { id, text: piece(at, id), trained };
+    let tokens = example.input_ids.iter().zip(&example.trained).enumerate().map(token).collect();
+    let text = match text.is_empty() {
+        true => tokenizer.decode_with_special(&example.input_ids)?,
+        false => text.clone(),
+    };
+    Ok(ShownExample { number, shape, text, tokens })
+}

@@ -1,0 +1,148 @@
+//! Rows of a Parquet file as records.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value};
+
+use super::records::Records;
+use super::sample::Record;
+use crate::{Error, Result};
+
+/// The rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.
+pub fn rows(path: &Path, file: File) -> Result<Records> {
+    let broken = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a Parquet file that can be read: {e}"));
+    let opened = guarded(|| {
+        let reader = SerializedFileReader::new(file)?;
+        let columns = reader.metadata().file_metadata().schema_descr().num_columns();
+        Ok((reader, columns))
+    });
+    let (reader, columns) = opened.map_err(|e| broken(&e))?;
+    if columns == 0 {
+        return Err(broken(&"it has no columns"));
+    }
+    let mut rows = guarded(|| Ok(reader.into_iter())).map_err(|e| broken(&e))?;
+    let (path, mut number, mut ended) = (path.to_owned(), 0, false);
+    Ok(Box::new(std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
+        number += 1;
+        let row = guarded(|| rows.next().transpose()).and_then(|row| row.map(|row| record(&row)).transpose());
+        ended = !matches!(row, Ok(Some(_)));
+        match row {
+            Ok(record) => record.map(|record| Ok((number, record))),
+            Err(problem) => Some(Err(Error::file(&path, format!("row {number}: {problem}")))),
+        }
+    })))
+}
+
+/// The parquet crate gives up on some damaged files by a panic, which is an error like any other here.
+fn guarded<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("its contents contradict each other".into()),
+    }
+}
+
+fn record(row: &Row) -> Result<Record, String> {
+    row.get_column_iter().map(|(name, field)| Ok((name.clone(), value(field, name)?))).collect()
+}
+
+fn value(field: &Field, column: &str) -> Result<Value, String> {
+    let list = |elements: &[Field]| elements.iter().map(|e| value(e, column)).collect::<Result<Vec<_>, _>>();
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(flag) => (*flag).into(),
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) => (*n).into(),
+        Field::Long(n) => (*n).into(),
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => (*n).into(),
+        Field::Float(n) => (*n).into(),
+        Field::Double(n) => (*n).into(),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => Value::Null,
+        },
+        Field::Group(row) => Value::Object(record(row)?),
+        Field::ListInternal(elements) => Value::Array(list(elements.elements())?),
+        Field::MapInternal(entries) => {
+            let mut object = Map::new();
+            for (key, entry) in entries.entries() {
+                let Field::Str(key) = key else {
+                    return Err(format!("the map `{column}` must have strings as keys"));
+                };
+                object.insert(key.clone(), value(entry, column)?);
+            }
+            Value::Object(object)
+        }
+        Field::Float16(_)
+        | Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => field.to_string().into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new("tests/fixtures/parquet").join(name)
+    }
+
+    fn read(path: &Path) -> Result<Vec<(usize, Record)>> {
+        rows(path, File::open(path).unwrap())?.collect()
+    }
+
+    #[test]
+    fn every_codec_gives_the_nested_records_back() {
+        for codec in ["none", "snappy", "zstd", "gzip", "lz4"] {
+            let records = read(&fixture(&format!("chat_{codec}.parquet"))).unwrap();
+            assert_eq!(records.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3]);
+            let expected = json!({"messages": [{"role": "system", "content": "be kind", "name": null},
+                {"role": "user", "content": "caf\u{e9} \u{1f600}", "name": "n"},
+                {"role": "assistant", "content": "b b", "name": null}], "score": null});
+            assert_eq!(Value::Object(records[1].1.clone()), expected, "{codec}");
+            assert_eq!(records[2].1["messages"], json!([]), "{codec}");
+        }
+        let tokens = read(&fixture("tokens.parquet")).unwrap();
+        assert_eq!(Value::Object(tokens[0].1.clone()), json!({"input_ids": [0, 2, 3], "labels": [-100, 2, 3]}));
+        assert_eq!(read(&fixture("texts.parquet")).unwrap()[1].1["text"], "b");
+    }
+
+    #[test]
+    fn damaged_files_are_errors_and_never_panics() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("damaged.parquet");
+        let mut errors = 0;
+        for name in ["chat_none.parquet", "chat_snappy.parquet", "tokens.parquet"] {
+            let whole = std::fs::read(fixture(name)).unwrap();
+            for step in 0..150 {
+                let mut bytes = whole.clone();
+                let at = (step * 7919) % bytes.len();
+                match step % 3 {
+                    0 => bytes.truncate(at),
+                    1 => bytes[at] ^= 0xff,
+                    _ => bytes[at] = bytes[at].wrapping_add(1),
+                }
+                std::fs::write(&path, &bytes).unwrap();
+                errors += usize::from(read(&path).is_err());
+            }
+        }
+        assert!(errors > 200, "only {errors} of 450 damaged files were errors");
+    }
+}

@@ -1,0 +1,272 @@
+use super::*;
+use crate::data::settings::TrainOn;
+use crate::data::tokenizer::tests::{stories, tiny_dir};
+
+fn tiny() -> Tokenizer {
+    let (dir, mut config) = tiny_dir();
+    config.bos_token_id = Some(0);
+    Tokenizer::from_dir(dir.path(), &config).unwrap()
+}
+
+fn read_as(name: &str, content: &str, max_seq_len: usize) -> Result<Dataset> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fs::write(&path, content).unwrap();
+    read(&path, Some(&tiny()), max_seq_len, 4)
+}
+
+fn masks(dataset: &Dataset) -> Vec<(Vec<u32>, String)> {
+    let mask = |e: &Example| e.trained.iter().map(|t| if *t { '1' } else { '0' }).collect();
+    dataset.examples.iter().map(|e| (e.input_ids.clone(), mask(e))).collect()
+}
+
+#[test]
+fn each_shape_becomes_tokens_and_a_mask() {
+    let lines = r#"
+{"text": "a b"}
+{"text": "a </s>"}
+
+{"prompt": "a a", "completion": "b"}
+{"input_ids": [0, 2, 3]}
+{"input_ids": [2, 3, 2], "labels": [-100, -100, 2]}
+{"text": ""}"#;
+    let dataset = read_as("d.jsonl", lines, 8).unwrap();
+    let expected = [
+        (vec![0, 2, 3, 1], "1111"),
+        (vec![0, 2, 1], "111"),
+        (vec![0, 2, 2, 3, 1], "00011"),
+        (vec![0, 2, 3], "111"),
+        (vec![2, 3, 2], "001"),
+    ];
+    assert_eq!(masks(&dataset), expected.map(|(ids, mask)| (ids, mask.to_owned())));
+    let report = &dataset.report;
+    assert_eq!((report.read, report.kept, report.tokens, report.trained_tokens), (6, 5, 18, 10));
+}
+
+#[test]
+fn a_text_is_cut_and_a_last_single_token_left_out() {
+    let dataset = read_as("d.txt", "a b a b a b a", 3).unwrap();
+    assert_eq!(masks(&dataset), [(vec![2, 3, 2], "111".to_owned()), (vec![3, 2, 3], "111".to_owned())]);
+    assert_eq!((dataset.report.read, dataset.report.kept), (3, 2));
+    assert_eq!(read_as("d.txt", "a b a b a", 3).unwrap().examples[1].input_ids, [3, 2]);
+}
+
+#[test]
+fn bad_lines_are_named_with_what_would_be_right() {
+    let cases = [
+        ("{", "is not valid JSON"),
+        ("[1]", "one JSON object"),
+        (r#"{"messages": []}"#, "the model has no chat template"),
+        (r#"{"prompt": "a"}"#, "fields [prompt]"),
+        (r#"{"prompt": ["a"], "completion": "b"}"#, "must both be strings, or both be lists"),
+        (r#"{"prompt": "a", "completion": ""}"#, "`completion` is empty"),
+        (r#"{"text": 3}"#, "`text` is 3"),
+        (r#"{"text": "<s> a"}"#, "begin token twice"),
+        (r#"{"input_ids": [0, 4]}"#, "has 4 at element 1, but the vocabulary ends at 3"),
+        (r#"{"input_ids": [0, -1]}"#, "has -1 at element 1"),
+        (r#"{"input_ids": [0, 1.5]}"#, "list of whole numbers"),
+        (r#"{"input_ids": [0, 1], "labels": [0]}"#, "has 2 input_ids but 1 labels"),
+        (r#"{"input_ids": [0, 1], "labels": [0, 2]}"#, "but must have -100 or the token there, 1"),
+        (r#"{"input_ids": [0, 1], "labels": [0, -100]}"#, "no token to train on"),
+        (r#"{"input_ids": [2]}"#, "no token to train on"),
+        (r#"{"input_ids": []}"#, "no token to train on"),
+    ];
+    for (line, says) in cases {
+        let message = read_as("d.jsonl", &format!("{{\"text\": \"a\"}}\n\n{line}\n"), 8).expect_err(line).to_string();
+        assert!(message.contains("d.jsonl, line 3: ") && message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn long_examples_are_refused_with_their_lines() {
+    let lines = "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 2, 3, 1]}\n";
+    let message = read_as("d.jsonl", lines, 2).unwrap_err().to_string();
+    assert!(message.contains("2 of 3 examples are longer than 2 tokens, the longest has 4 (lines 1, 3)"), "{message}");
+    assert!(read_as("d.jsonl", lines, 4).is_ok());
+}
+
+#[test]
+fn files_without_examples_and_unknown_files_are_refused() {
+    for (name, content, says) in [
+        ("d.jsonl", "\n\n", "holds no example"),
+        ("d.txt", "", "holds no example"),
+        ("d.txt", "a", "one token"),
+        ("d.csv", "a", "supported are .txt, .jsonl, .json"),
+    ] {
+        let message = read_as(name, content, 8).unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    assert!(read_as("d.txt", "a b", 1).unwrap_err().to_string().contains("at least 2"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.jsonl");
+    fs::write(&path, "{\"text\": \"a\"}").unwrap();
+    assert!(read(&path, None, 8, 4).unwrap_err().to_string().contains("no tokenizer"));
+    assert!(read(&dir.path().join("x.jsonl"), None, 8, 4).unwrap_err().to_string().contains("cannot be read"));
+    fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(read(&path, None, 8, 4).unwrap_err().to_string().contains("line 1: cannot be read"));
+}
+
+#[test]
+fn a_directory_has_splits() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = |name: &str| fs::write(dir.path().join(name), "{\"input_ids\": [1, 2]}").unwrap();
+    let message = |result: Result<Dataset>| result.unwrap_err().to_string();
+    assert!(message(read(dir.path(), None, 8, 4)).contains("holds no train.jsonl"));
+    tokens("train.jsonl");
+    assert_eq!(read(dir.path(), None, 8, 4).unwrap().report.source, dir.path().join("train.jsonl"));
+    assert!(read_split(dir.path(), "valid", None, 8, 4).unwrap().is_none());
+    tokens("valid.jsonl");
+    assert_eq!(read_split(dir.path(), "valid", None, 8, 4).unwrap().unwrap().report.kept, 1);
+    tokens("train.txt");
+    assert!(message(read(dir.path(), None, 8, 4)).contains("keep one"));
+    tokens("test.parquet");
+    assert!(read_split(dir.path(), "test", None, 8, 4).unwrap_err().to_string().contains("test.parquet"));
+}
+
+#[test]
+fn a_whole_book_has_the_tokens_that_transformers_finds() {
+    let path = Path::new("../shared/datasets/tinyshakespeare/input.txt");
+    let Some(tokenizer) = stories().filter(|_| path.is_file()) else {
+        eprintln!("skipped: {} or the tokenizer is not there", path.display());
+        return;
+    };
+    let report = read(path, Some(&tokenizer), 128, 512).unwrap().report;
+    assert_eq!((report.tokens, report.kept), (693_363, 5417));
+}
+
+/// Turns of words between `<u>` or nothing and the end token, of the tiny tokenizer's vocabulary.
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %} {{ m.content }}{% if m.role == 'assistant' %} {{ eos_token }}\
+                        {% endif %}{% endfor %}";
+
+fn chat(lines: &str, template: &str, settings: &DataSettings) -> Result<Dataset> {
+    let (dir, mut config) = tiny_dir();
+    config.bos_token_id = Some(0);
+    fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path(), &config).unwrap();
+    let path = dir.path().join("d.jsonl");
+    fs::write(&path, lines).unwrap();
+    read_with(&path, Some(&tokenizer), settings, 4)
+}
+
+const TWO_TURNS: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b b"},
+    {"role": "user", "content": "a a"}, {"role": "assistant", "content": "b"}]}"#;
+
+#[test]
+fn the_assistant_or_the_completion_or_everything_is_trained_on() {
+    let lines = TWO_TURNS.replace('\n', " ");
+    let mask = |train_on| {
+        let settings = DataSettings { train_on, max_seq_len: 16, ..Default::default() };
+        masks(&chat(&lines, TEMPLATE, &settings).unwrap()).remove(0)
+    };
+    let ids = vec![0, 2, 3, 3, 1, 2, 2, 3, 1];
+    assert_eq!(mask(None), (ids.clone(), "001110011".to_owned()));
+    assert_eq!(mask(Some(TrainOn::Assistant)), (ids.clone(), "001110011".to_owned()));
+    assert_eq!(mask(Some(TrainOn::Completion)), (ids.clone(), "000000011".to_owned()));
+    assert_eq!(mask(Some(TrainOn::All)), (ids, "111111111".to_owned()));
+    let settings = DataSettings { max_seq_len: 16, ..Default::default() };
+    let split = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#;
+    let dataset = chat(&split.replace('\n', " "), TEMPLATE, &settings).unwrap();
+    assert_eq!(masks(&dataset), [(vec![0, 2, 3, 1, 2, 3, 1], "0000011".to_owned())]);
+    let alpaca = r#"{"instruction": "a", "output": "b"}"#;
+    assert_eq!(masks(&chat(alpaca, TEMPLATE, &settings).unwrap()), [(vec![0, 2, 3, 1], "0011".to_owned())]);
+    let text = DataSettings { train_on: Some(TrainOn::Assistant), ..settings };
+    assert!(chat(r#"{"text": "a b"}"#, TEMPLATE, &text).unwrap_err().to_string().contains("no assistant turn"));
+}
+
+#[test]
+fn generation_regions_go_before_prefixes() {
+    let marked = TEMPLATE
+        .replace("{{ m.content }}", "{% generation %}{{ m.content }}")
+        .replace("{{ eos_token }}", "{{ eos_token }}{% endgeneration %}");
+    let settings = DataSettings { max_seq_len: 16, ..Default::default() };
+    let one = r#"{"messages": [{"role": "assistant", "content": "b b"}]}"#;
+    assert_eq!(masks(&chat(one, &marked, &settings).unwrap()), [(vec![0, 3, 3, 1], "0111".to_owned())]);
+}
+
+#[test]
+fn what_would_be_trained_wrongly_is_refused() {
+    let settings = DataSettings { max_seq_len: 16, ..Default::default() };
+    let good = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let message = |line: &str, template: &str| {
+        chat(&format!("{good}\n\n{line}\n{line}"), template, &settings).unwrap_err().to_string()
+    };
+    let unanswered = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
+    let says = message(unanswered, TEMPLATE);
+    assert!(
+        says.contains("2 of 3 examples cannot be trained on (lines 3, 4); the first has no token to train on"),
+        "{says}"
+    );
+    let twice = good.replace(r#""a""#, r#""<s> a""#);
+    let says = message(&twice, TEMPLATE);
+    assert!(says.contains("(lines 3, 4); the first begins with the begin token twice"), "{says}");
+    let later = good.replace(r#""a""#, r#""a <s> <s>""#);
+    assert!(message(&later, TEMPLATE).contains("twice in a row, at token 2"));
+    let says = message(good, &TEMPLATE.replace("{{ eos_token }}", ""));
+    assert!(
+        says.contains("(lines 1, 3, 4); the first ends a trained turn with \"b\", which is no special token"),
+        "{says}"
+    );
+    let reasoning = "{% for m in messages %}{{ m.content if loop.last else 'a' }} {{ eos_token }} {% endfor %}";
+    let says = chat(&TWO_TURNS.replace('\n', " "), reasoning, &settings).unwrap_err().to_string();
+    assert!(says.contains("line 1: ") && says.contains("writes the text up to message 2 differently"), "{says}");
+    let first = r#"{"messages": [{"role": "assistant", "content": "b"}]}"#;
+    let says = chat(first, "{{ messages[0].role }}", &settings).unwrap_err().to_string();
+    assert!(says.contains("begins with an assistant turn"), "{says}");
+    let says = chat(good, "{{ raise_exception('no place for that') }}", &settings).unwrap_err().to_string();
+    assert!(says.contains("line 1: ") && says.contains("no place for that"), "{says}");
+    let choice = DataSettings { chat_template: Some("chatlm".into()), ..settings.clone() };
+    assert!(chat(good, TEMPLATE, &choice).unwrap_err().to_string().contains("neither a file nor one of"));
+}
+
+#[test]
+fn long_examples_are_cut_dropped_or_split_as_asked_and_counted() {
+    let lines = format!("{}\n{}", TWO_TURNS.replace('\n', " "), r#"{"text": "a"}"#);
+    let with = |on_long, max_seq_len| {
+        chat(&lines, TEMPLATE, &DataSettings { on_long, max_seq_len, packing: true, ..Default::default() })
+    };
+    let refused = with(OnLong::Refuse, 6).unwrap_err().to_string();
+    assert!(refused.contains("1 of 2 examples are longer than 6 tokens, the longest has 9 (line 1)"), "{refused}");
+    let dropped = with(OnLong::Drop, 6).unwrap().report;
+    assert_eq!((dropped.kept, dropped.dropped[&DropReason::TooLong].first.as_slice()), (1, [1].as_slice()));
+    let truncated = with(OnLong::Truncate, 6).unwrap();
+    assert_eq!(masks(&truncated)[0], (vec![0, 2, 3, 3, 1, 2], "001110".to_owned()));
+    assert_eq!((truncated.report.truncated, truncated.report.longest, truncated.report.slots), (1, 9, Some(1)));
+    assert!(with(OnLong::Truncate, 4).unwrap_err().to_string().contains("never learn to stop; raise it to 9"));
+    let nothing_left = with(OnLong::Truncate, 2).unwrap().report;
+    assert_eq!((nothing_left.kept, nothing_left.dropped[&DropReason::NothingTrainedLeft].count), (1, 1));
+    let split = with(OnLong::Split, 5).unwrap();
+    assert_eq!(masks(&split)[..2], [(vec![0, 2, 3, 3, 1], "00111".to_owned()), (vec![2, 2, 3, 1], "0011".to_owned())]);
+    assert_eq!((split.report.split, split.report.read, split.report.kept), (1, 2, 3));
+    let summary = split.report.to_string();
+    assert!(summary.contains("3 examples from 2 records (chat, text)") && summary.contains("1 split"), "{summary}");
+}
+
+#[test]
+fn a_json_list_is_read_and_its_records_named() {
+    let dataset = read_as("d.json", "[{\"text\": \"a\"},\n {\"input_ids\": [2, 3]}]", 8).unwrap();
+    assert_eq!(masks(&dataset), [(vec![0, 2, 1], "111".to_owned()), (vec![2, 3], "11".to_owned())]);
+    assert_eq!(read_as("d.json", "{\"text\": \"a\"}\n{\"text\": \"b\"}", 8).unwrap().examples.len(), 2);
+    for (content, says) in [
+        ("[{\"text\": \"a\"}, 3]", "record 2: must be a JSON object"),
+        ("[{\"text\": \"a\"}, {\"text\": 3}]", "record 2: `text` is 3"),
+        ("[{\"text\": ", "is not valid JSON"),
+        ("[]", "holds no example"),
+    ] {
+        let message = read_as("d.json", content, 8).unwrap_err().to_string();
+        assert!(message.contains("d.json: ") && message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn parquet_rows_become_examples_and_are_named_as_rows() {
+    let file = |name: &str| Path::new("tests/fixtures/parquet").join(name);
+    let tokens = read(&file("tokens.parquet"), None, 8, 4).unwrap();
+    assert_eq!(masks(&tokens), [(vec![0, 2, 3], "011".to_owned()), (vec![2, 3], "11".to_owned())]);
+    let texts = read(&file("texts.parquet"), Some(&tiny()), 8, 4).unwrap();
+    assert_eq!(masks(&texts), [(vec![0, 2, 3, 1], "1111".to_owned()), (vec![0, 3, 1], "111".to_owned())]);
+    let message = read(&file("tokens.parquet"), None, 2, 4).unwrap_err().to_string();
+    assert!(message.contains("the longest has 3 (row 1)"), "{message}");
+    let message = read(&file("tokens.parquet"), None, 8, 3).unwrap_err().to_string();
+    assert!(message.contains("row 1: `input_ids` has 3"), "{message}");
+}

@@ -1,0 +1,330 @@
+//! What chat templates call and how values print, as in the Python they were written for.
+
+use std::fmt::Write;
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State};
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+const SECONDS_PER_DAY: u64 = 86_400;
+
+/// Adds `raise_exception`, `strftime_now` and `tojson`, and prints values as Python's `str`.
+pub fn register(environment: &mut Environment<'static>) {
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: &str| {
+        let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).unwrap_or_default();
+        strftime(format, since.as_secs())
+    });
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("string", |value: &Value| python_text(value));
+    environment.set_formatter(|output, _: &State, value| {
+        let text = match value.as_str() {
+            Some(text) => return Ok(output.write_str(text)?),
+            None => python_text(value),
+        };
+        Ok(output.write_str(&text)?)
+    });
+}
+
+/// Python's `str(value)`.
+fn python_text(value: &Value) -> String {
+    match (value.kind(), value.as_str()) {
+        (_, Some(text)) => text.to_owned(),
+        (ValueKind::Undefined, _) => String::new(),
+        _ => python_repr(value),
+    }
+}
+
+/// Python's `repr(value)`.
+fn python_repr(value: &Value) -> String {
+    let joined = |items: Vec<String>| items.join(", ");
+    match value.kind() {
+        ValueKind::None => "None".to_owned(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
+        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), python_float)
+        }
+        ValueKind::Seq => {
+            let items = value.try_iter().map(|items| items.map(|item| python_repr(&item)).collect());
+            format!("[{}]", joined(items.unwrap_or_default()))
+        }
+        ValueKind::Map => {
+            let entry = |key: Value| {
+                let value = value.get_item(&key).unwrap_or_default();
+                format!("{}: {}", python_repr(&key), python_repr(&value))
+            };
+            format!("{{{}}}", joined(value.try_iter().map(|keys| keys.map(entry).collect()).unwrap_or_default()))
+        }
+        _ => value.to_string(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let mut out = String::from(quote);
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            c if c == quote => out.extend(['\\', c]),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+/// The shortest digits that give `number` back, with an exponent from 1e16 on and below 1e-4.
+fn python_float(number: f64) -> String {
+    if !number.is_finite() {
+        return if number.is_nan() {
+            "nan".into()
+        } else if number > 0.0 {
+            "inf".into()
+        } else {
+            "-inf".into()
+        };
+    }
+    let magnitude = number.abs();
+    if magnitude != 0.0 && !(1e-4..1e16).contains(&magnitude) {
+        let text = format!("{number:e}");
+        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+        let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+        return format!("{digits}e{sign}{exponent:0>2}");
+    }
+    format!("{number:?}")
+}
+
+/// `json.dumps` with `ensure_ascii=False` unless asked otherwise: no escapes for HTML, a space after `,` and `:`.
+fn to_json(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<String, Error> {
+    let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
+    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    let indent = match options.get::<Option<Value>>("indent")?.or(indent).filter(|indent| !indent.is_none()) {
+        Some(indent) => Some(usize::try_from(indent)?),
+        None => None,
+    };
+    let separators: Option<(String, String)> = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
+        None => None,
+        Some([item, key]) => Some((item.clone(), key.clone())),
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "separators must be two strings")),
+    };
+    options.assert_all_used()?;
+    let default_item = if indent.is_some() { "," } else { ", " };
+    let (item, key) = separators.unwrap_or((default_item.into(), ": ".into()));
+    let mut writer = JsonWriter { out: String::new(), ascii, sort_keys, indent, item, key };
+    writer.value(value, 0)?;
+    Ok(writer.out)
+}
+
+struct JsonWriter {
+    out: String,
+    ascii: bool,
+    sort_keys: bool,
+    indent: Option<usize>,
+    item: String,
+    key: String,
+}
+
+impl JsonWriter {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Number => self.out.push_str(&python_repr(value)),
+            ValueKind::Seq | ValueKind::Iterable => {
+                self.out.push('[');
+                let mut any = false;
+                for element in value.try_iter()? {
+                    self.separate(&mut any, depth + 1);
+                    self.value(&element, depth + 1)?;
+                }
+                self.close(any, depth, ']');
+            }
+            ValueKind::Map => {
+                self.out.push('{');
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort_keys {
+                    keys.sort();
+                }
+                let mut any = false;
+                for key in keys {
+                    self.separate(&mut any, depth + 1);
+                    self.string(&key.to_string());
+                    self.out.push_str(&self.key);
+                    self.value(&value.get_item(&key)?, depth + 1)?;
+                }
+                self.close(any, depth, '}');
+            }
+            kind => return Err(Error::new(ErrorKind::BadSerialization, format!("{kind} has no form in JSON"))),
+        }
+        Ok(())
+    }
+
+    fn separate(&mut self, any: &mut bool, depth: usize) {
+        if std::mem::replace(any, true) {
+            self.out.push_str(&self.item);
+        }
+        self.new_line(depth);
+    }
+
+    fn close(&mut self, any: bool, depth: usize, bracket: char) {
+        if any {
+            self.new_line(depth);
+        }
+        self.out.push(bracket);
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(indent) = self.indent {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n(' ', indent.saturating_mul(depth).min(1024)));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.push('"');
+        for character in text.chars() {
+            match character {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                c if c < ' ' || (self.ascii && !c.is_ascii()) => {
+                    let mut units = [0; 2];
+                    for unit in c.encode_utf16(&mut units) {
+                        let _ = write!(self.out, "\\u{unit:04x}");
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+    }
+}
+
+/// A moment, in seconds since 1970, in UTC: local time would make a run depend on where it runs.
+fn strftime(format: &str, seconds: u64) -> String {
+    let (days, of_day) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
+    let (year, month, day) = civil_date(days);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    let month_name = MONTHS[(month as usize - 1) % 12];
+    let day_name = DAYS[((days + 3) % 7) as usize];
+    let mut out = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            out.push(character);
+            continue;
+        }
+        let _ = match characters.next() {
+            Some('Y') => write!(out, "{year}"),
+            Some('y') => write!(out, "{:02}", year % 100),
+            Some('m') => write!(out, "{month:02}"),
+            Some('d') => write!(out, "{day:02}"),
+            Some('B') => write!(out, "{month_name}"),
+            Some('b') => write!(out, "{}", &month_name[..3]),
+            Some('A') => write!(out, "{day_name}"),
+            Some('a') => write!(out, "{}", &day_name[..3]),
+            Some('H') => write!(out, "{hour:02}"),
+            Some('I') => write!(out, "{:02}", (hour + 11) % 12 + 1),
+            Some('M') => write!(out, "{minute:02}"),
+            Some('S') => write!(out, "{second:02}"),
+            Some('p') => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
+            Some('%') | None => write!(out, "%"),
+            Some(other) => write!(out, "%{other}"),
+        };
+    }
+    out
+}
+
+/// Year, month and day of a day counted from 1 January 1970, in the Gregorian calendar.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    // Whole periods of 400 years have the same length, so the loops below stay short.
+    let (mut year, mut left) = (1970 + 400 * (days / 146_097), days % 146_097);
+    loop {
+        let length = 365 + u64::from(leap(year));
+        if left < length {
+            break;
+        }
+        left -= length;
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if left < length {
+            break;
+        }
+        left -= length;
+        month += 1;
+    }
+    (year, month, left + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str) -> String {
+        let mut environment = Environment::new();
+        register(&mut environment);
+        let value = serde_json::json!({"b": [1, 2.0, true, null], "a": "<\u{e9}'\"\n>", "e": {}, "l": []});
+        environment.render_str(template, minijinja::context! { v => value, big => 1e16, small => 0.00001 }).unwrap()
+    }
+
+    #[test]
+    fn json_is_what_python_writes() {
+        let compact = r#"{"b": [1, 2.0, true, null], "a": "<é'\"\n>", "e": {}, "l": []}"#;
+        assert_eq!(render("{{ v | tojson }}"), compact);
+        let indented = "{\n  \"b\": [\n    1,\n    2.0,\n    true,\n    null\n  ],\n  \"a\": \"<é'\\\"\\n>\",\n  \
+                        \"e\": {},\n  \"l\": []\n}";
+        assert_eq!(render("{{ v | tojson(indent=2) }}"), indented);
+        let options = "{{ v | tojson(ensure_ascii=true, sort_keys=true, separators=(',', ':')) }}";
+        assert_eq!(render(options), r#"{"a":"<\u00e9'\"\n>","b":[1,2.0,true,null],"e":{},"l":[]}"#);
+        assert_eq!(render("{{ [big, small] | tojson }}"), "[1e+16, 1e-05]");
+    }
+
+    #[test]
+    fn values_print_as_in_python() {
+        assert_eq!(render("{{ v }}"), r#"{'b': [1, 2.0, True, None], 'a': '<é\'"\n>', 'e': {}, 'l': []}"#);
+        assert_eq!(
+            render("{{ true }} {{ none }} {{ 1.5 }} {{ missing }}|{{ \"a'b\" }} {{ [\"a'b\"] }}"),
+            "True None 1.5 |a'b [\"a'b\"]"
+        );
+        assert_eq!(render("{{ 'is ' ~ (none | string) }}"), "is None");
+    }
+
+    #[test]
+    fn moments_are_written_as_by_strftime() {
+        let format = "%d %B %Y|%b %a %A|%y-%m-%d %H:%M:%S|%I %p|%%|%q";
+        assert_eq!(strftime(format, 0), "01 January 1970|Jan Thu Thursday|70-01-01 00:00:00|12 AM|%|%q");
+        // 29 February 2024, 13:05:09
+        assert_eq!(strftime(format, 1_709_211_909), "29 February 2024|Feb Thu Thursday|24-02-29 13:05:09|01 PM|%|%q");
+        assert_eq!(strftime("%Y-%m-%d", 951_782_400), "2000-02-29");
+        assert_eq!(strftime("%Y-%m-%d", 4_107_542_400), "2100-03-01");
+    }
+}
