@@ -140,7 +140,7 @@ fn data_that_cannot_be_trained_on() {
         ("{\"input_ids\": [1, 2], \"labels\": [1, -100]}", &["line 1", "has no token to train on"]),
         ("{\"input_ids\": [1, 2], \"labels\": [1, 3]}", &["line 1", "must have -100 or the token there, 2"]),
         ("{\"words\": []}", &["line 1", "fields [words]", "supported are"]),
-        (&many, &["longer than 128 tokens, the longest has 129 (lines 1)"]),
+        (&many, &["longer than 128 tokens, the longest has 129 (line 1)"]),
     ];
     for (content, says) in cases {
         shell.write("bad.jsonl", content);
@@ -152,9 +152,15 @@ fn data_that_cannot_be_trained_on() {
     }
     refuses(&shell, "--max-seq-len 5", &["8 of 8 examples are longer than 5 tokens", "--max-seq-len to"]);
     shell.write("bad.csv", "1,2");
-    shell.fail("train --model model --out run --data bad.csv", &["bad.csv", "supported are .txt and .jsonl"]);
+    shell.fail(
+        "train --model model --out run --data bad.csv",
+        &["bad.csv", "supported are .txt, .jsonl, .json and .parquet"],
+    );
     shell.fail("train --model model --out run --data gone.jsonl", &["gone.jsonl: cannot be read"]);
-    shell.fail("train --model model --out run --data model", &["model: holds neither train.jsonl nor train.txt"]);
+    shell.fail(
+        "train --model model --out run --data model",
+        &["model: holds no train.jsonl, train.json, train.parquet or train.txt"],
+    );
     shell.fail("eval --model model --data model", &["model: holds neither test.* nor valid.*"]);
 }
 

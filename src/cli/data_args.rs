@@ -27,9 +27,9 @@ pub struct DataArgs {
     /// Tokens that the loss is taken over [default: assistant turns, completions, whole texts]
     #[arg(long, value_enum)]
     pub train_on: Option<TrainOn>,
-    /// What happens to examples longer than the longest sequence
-    #[arg(long, value_enum, default_value = "refuse")]
-    pub on_long: OnLong,
+    /// What happens to examples longer than the longest sequence [default: refuse]
+    #[arg(long, value_enum)]
+    pub on_long: Option<OnLong>,
     /// Let short examples share a slot of the batch
     #[arg(long)]
     pub packing: bool,
@@ -37,18 +37,26 @@ pub struct DataArgs {
 
 impl DataArgs {
     pub fn settings(&self, max_seq_len: usize) -> DataSettings {
-        let args = self.clone();
-        DataSettings {
-            shape: args.shape,
-            text_field: args.text_field,
-            prompt_field: args.prompt_field,
-            completion_field: args.completion_field,
-            messages_field: args.messages_field,
-            chat_template: args.chat_template,
-            train_on: args.train_on,
-            on_long: args.on_long,
-            max_seq_len,
-            packing: args.packing,
+        let mut settings = DataSettings { max_seq_len, ..DataSettings::default() };
+        self.apply(&mut settings);
+        settings
+    }
+
+    /// Puts the given flags on top of `settings`.
+    pub fn apply(&self, settings: &mut DataSettings) {
+        fn set<T: Clone>(field: &mut Option<T>, flag: &Option<T>) {
+            if flag.is_some() {
+                field.clone_from(flag);
+            }
         }
+        set(&mut settings.shape, &self.shape);
+        set(&mut settings.text_field, &self.text_field);
+        set(&mut settings.prompt_field, &self.prompt_field);
+        set(&mut settings.completion_field, &self.completion_field);
+        set(&mut settings.messages_field, &self.messages_field);
+        set(&mut settings.chat_template, &self.chat_template);
+        set(&mut settings.train_on, &self.train_on);
+        settings.on_long = self.on_long.unwrap_or(settings.on_long);
+        settings.packing |= self.packing;
     }
 }

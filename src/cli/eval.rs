@@ -7,6 +7,7 @@ use loraine::train::evaluate::{self, EvalSettings};
 use loraine::train::settings::Quant;
 
 use super::GpuArgs;
+use super::data_args::DataArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
@@ -35,6 +36,8 @@ pub struct EvalArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    data_format: DataArgs,
+    #[command(flatten)]
     gpu: GpuArgs,
 }
 
@@ -59,6 +62,7 @@ pub fn run(args: EvalArgs) -> anyhow::Result<()> {
         double_quant: !args.no_double_quant,
         batch_size: args.batch_size,
         max_seq_len: args.max_seq_len,
+        data_format: args.data_format.settings(0),
     };
     let prepared = evaluate::prepare(settings)?;
     let result = pollster::block_on(prepared.run(args.gpu.open()?))?;

@@ -15,6 +15,7 @@ use loraine::train::output::{EvalMetrics, Output, StepMetrics};
 use loraine::train::run::{self, Event, Outcome, Start};
 use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, Schedule};
 
+use super::data_args::DataArgs;
 use super::{GpuArgs, bytes};
 
 /// Train a LoRA adapter on a text or data set
@@ -31,7 +32,7 @@ pub struct TrainArgs {
     /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Training data: .txt, .jsonl, or a directory with train.* and valid.*
+    /// Training data: .txt, .jsonl, .json, .parquet, or a directory with train.* and valid.*
     #[arg(long, value_name = "FILE|DIR")]
     data: Option<PathBuf>,
     /// Directory for the adapter, metrics and checkpoints
@@ -52,6 +53,8 @@ pub struct TrainArgs {
     /// Print GPU time per operation at the end (slower)
     #[arg(long)]
     profile: bool,
+    #[command(flatten)]
+    data_format: DataArgs,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
@@ -228,6 +231,7 @@ impl TrainArgs {
         set(&mut s.model, self.model.clone());
         set(&mut s.data, self.data.clone());
         set(&mut s.out, self.out.clone());
+        self.data_format.apply(&mut s.data_format);
         let a = &self.adapter;
         set(&mut s.method, a.method.map(|m| if matches!(m, MethodArg::Lora) { Method::Lora } else { Method::Qlora }));
         set(&mut s.quant, a.quant.map(|q| if matches!(q, QuantArg::Fp4) { Quant::Fp4 } else { Quant::Nf4 }));

@@ -66,7 +66,7 @@ pub enum OnLong {
 
 /// How a data file becomes examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct DataSettings {
     /// The shape of every example; without it the fields of each decide.
     pub shape: Option<Shape>,
@@ -80,7 +80,8 @@ pub struct DataSettings {
     /// Without it the assistant turns of conversations, completions, whole texts, and what `labels` say.
     pub train_on: Option<TrainOn>,
     pub on_long: OnLong,
-    /// In tokens.
+    /// In tokens; of a run, its own setting.
+    #[serde(skip)]
     pub max_seq_len: usize,
     /// Whether several short examples share one slot of a batch.
     pub packing: bool,

@@ -11,6 +11,7 @@ use super::settings::Quant;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::data::read;
+use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file::{self, AdapterTensors};
@@ -31,6 +32,8 @@ pub struct EvalSettings {
     pub double_quant: bool,
     pub batch_size: usize,
     pub max_seq_len: Option<usize>,
+    /// Its own `max_seq_len` is not looked at.
+    pub data_format: DataSettings,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -67,13 +70,14 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
     let has_tokenizer = settings.model.join("tokenizer.json").is_file();
     let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
+    let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
     let split =
-        |name| read::read_split(&settings.data, name, tokenizer.as_ref(), max_seq_len, config.vocab_size).transpose();
+        |name| read::read_split_with(&settings.data, name, tokenizer.as_ref(), &format, config.vocab_size).transpose();
     let set = if settings.data.is_dir() {
         let missing = || Error::file(&settings.data, "holds neither test.* nor valid.*");
         split("test").or_else(|| split("valid")).ok_or_else(missing)??
     } else {
-        read::read(&settings.data, tokenizer.as_ref(), max_seq_len, config.vocab_size)?
+        read::read_with(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?
     };
     Ok(PreparedEval { settings, config, files, modules, tensors, examples: set.examples })
 }
@@ -82,7 +86,8 @@ impl PreparedEval {
     /// # Errors
     /// Out of memory, a failing device, or a loss that is not finite.
     pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {
-        let (max_rows, max_positions) = longest_rows(self.examples.iter(), self.settings.batch_size);
+        let (max_rows, max_positions) =
+            longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
         let base = match self.settings.quant {
             Some(quant) => BaseStorage::Quantized(quant.storage(self.settings.double_quant)),
             None => BaseStorage::AsStored,

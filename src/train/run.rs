@@ -13,7 +13,9 @@ use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::settings::{RecomputeChoice, RunSettings};
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
+use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
+use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::{Gpu, Ledger, Profile, Target};
 use crate::lora::adapter_file::{self, AdapterTensors};
@@ -95,6 +97,8 @@ pub struct PreparedRun {
     initial: AdapterTensors,
     examples: Vec<Example>,
     eval_examples: Vec<Example>,
+    /// Which examples make each slot of a batch: one, or under packing as many as fit.
+    slots: Vec<Vec<usize>>,
     order: BatchOrder,
 }
 
@@ -125,10 +129,11 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
     let has_tokenizer = settings.model.join("tokenizer.json").is_file();
     let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
-    let read = |path: &Path| read::read(path, tokenizer.as_ref(), max_seq_len, config.vocab_size);
+    let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), &format, config.vocab_size);
     let Dataset { examples, report: data } = read(&settings.data)?;
     let valid = if settings.data.is_dir() {
-        read::read_split(&settings.data, "valid", tokenizer.as_ref(), max_seq_len, config.vocab_size)?
+        read::read_split_with(&settings.data, "valid", tokenizer.as_ref(), &format, config.vocab_size)?
     } else {
         None
     };
@@ -142,7 +147,11 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         (None, None) => (examples, Vec::new(), None),
     };
     let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
-    let order = BatchOrder::new(examples.len(), per_step, settings.seed, settings.shuffle)?;
+    let slots = match format.packing {
+        true => pack(&examples, max_seq_len),
+        false => (0..examples.len()).map(|i| vec![i]).collect(),
+    };
+    let order = BatchOrder::new(slots.len(), per_step, settings.seed, settings.shuffle)?;
     let epochs = settings.epochs.unwrap_or(1.0);
     let steps = settings.steps.unwrap_or((epochs * order.steps_per_epoch() as f64).ceil().max(1.0) as usize);
     Ok(PreparedRun {
@@ -157,6 +166,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         initial,
         examples,
         eval_examples,
+        slots,
         order,
     })
 }
@@ -176,25 +186,28 @@ pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usiz
 impl PreparedRun {
     /// The run's memory plan, refused if it exceeds the budget of the settings.
     pub fn plan(&self, target: Target) -> Result<TrainPlan> {
+        let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].input_ids.len()).sum::<usize>();
+        let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(|e| e.input_ids.len()));
+        let max_rows = longest_rows(rows, self.settings.batch_size).0;
         let examples = self.examples.iter().chain(&self.eval_examples);
-        let (max_rows, max_positions) = longest_rows(examples, self.settings.batch_size);
+        let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, target)
     }
 
     fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
-        let examples = &self.examples;
-        let indices = self.order.batch_for_step(step);
-        indices
-            .chunks(self.settings.batch_size)
-            .map(|indices| MicroBatch::from_examples(indices.iter().map(|i| &examples[*i])))
-            .collect()
+        let (examples, slots) = (&self.examples, &self.slots);
+        let chosen = self.order.batch_for_step(step).chunks(self.settings.batch_size);
+        let batch = |chosen: &[usize]| {
+            MicroBatch::from_examples(chosen.iter().flat_map(|slot| &slots[*slot]).map(|i| &examples[*i]))
+        };
+        chosen.map(batch).collect()
     }
 }
 
-/// Rows of the largest micro-batch, since the longest examples may meet in one, and of the longest example.
-pub fn longest_rows<'a>(examples: impl Iterator<Item = &'a Example>, batch_size: usize) -> (usize, usize) {
-    let mut lengths: Vec<usize> = examples.map(|e| e.input_ids.len()).collect();
+/// Rows of the largest micro-batch, since the longest slots may meet in one, and of the longest slot.
+pub fn longest_rows(lengths: impl Iterator<Item = usize>, batch_size: usize) -> (usize, usize) {
+    let mut lengths: Vec<usize> = lengths.collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     (lengths.iter().take(batch_size).sum(), lengths.first().copied().unwrap_or(1))
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::settings::DataSettings;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::model::network::BaseStorage;
 use crate::ops::adamw::AdamW;
@@ -123,6 +124,8 @@ pub struct RunSettings {
     /// What the run may take on the device, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<u64>,
+    /// How the data's files become examples; its `max_seq_len` is the run's.
+    pub data_format: DataSettings,
 }
 
 impl Default for RunSettings {
@@ -160,6 +163,7 @@ impl Default for RunSettings {
             log_every: 1,
             recompute: RecomputeChoice::Auto,
             gpu_memory: None,
+            data_format: DataSettings::default(),
         }
     }
 }
