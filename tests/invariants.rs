@@ -70,6 +70,27 @@ fn sequences_in_one_stream_do_not_see_each_other() {
 }
 
 #[test]
+fn packed_examples_train_as_separate_ones() {
+    for model in ["llama_tied", "mistral_window"] {
+        let shell = Shell::new();
+        let lines = random_lines(4, 96, 1);
+        shell.write("data.jsonl", &lines);
+        let run = |out: &str, batch: &str| {
+            let options = "--steps 6 --rank 4 --lr 0.002 --eval-data data.jsonl";
+            shell.succeed(&format!("{} --data data.jsonl --out {out} {options} {batch}", train_on(model)))
+        };
+        run("separate", "--batch-size 4");
+        let shown = run("packed", "--batch-size 1 --packing --max-seq-len 80");
+        assert!(shown.contains("packed into 1 slots"), "{shown}");
+        assert_losses_near(model, &shell.losses("packed"), &shell.losses("separate"), 1e-5);
+        assert_adapter_near(model, &shell.adapter("packed"), &shell.adapter("separate"), 1e-4);
+        // Several slots hold every example once: one step over all of them has the loss of all of them.
+        run("slots", "--batch-size 4 --packing --max-seq-len 25");
+        assert_losses_near(model, &shell.losses("slots")[..1], &shell.losses("separate")[..1], 1e-5);
+    }
+}
+
+#[test]
 fn recomputed_activations_are_the_kept_ones() {
     for options in ["--method lora", "--dropout 0.2"] {
         let shell = Shell::new();

@@ -336,14 +336,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
 }
 
 fn print_data(label: &str, report: &DataReport) {
-    out!(
-        "{label:<7} {}: {} of {} examples, {} tokens, {} trained on",
-        report.source.display(),
-        report.kept,
-        report.read,
-        report.tokens,
-        report.trained_tokens
-    );
+    out!("{label:<7} {}", report.to_string().replace("\n  ", "\n        "));
 }
 
 fn print_plan(ledger: &Ledger, kept_layers: usize, layers: usize) {

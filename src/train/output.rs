@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint;
 use super::settings::RunSettings;
+use crate::data::read::DataReport;
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
@@ -46,6 +47,8 @@ pub struct RunRecord {
     pub backend: String,
     pub trained_parameters: u64,
     pub gpu_bytes: u64,
+    pub data: DataReport,
+    pub eval: Option<DataReport>,
 }
 
 /// A run's directory, open for its metrics.

@@ -303,6 +303,8 @@ pub async fn run(
         backend: gpu.adapter.backend.clone(),
         trained_parameters,
         gpu_bytes: ledger.total(),
+        data: prepared.data.clone(),
+        eval: prepared.eval.clone(),
     };
     let loading = |done, total| listen(Event::Loading { done, total });
     let mut engine = Engine::open(gpu, plan, &prepared.files, loading).await?;
