@@ -1,10 +1,9 @@
 //! `loraine estimate`.
 
-use std::io::IsTerminal;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use loraine::gpu::{Category, Gpu, GpuOptions};
+use loraine::gpu::{Gpu, GpuOptions};
 use loraine::memory::{self, ASSUMED_TARGET, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
@@ -13,7 +12,7 @@ use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
-use super::bytes;
+use super::{bytes, memory_bar};
 
 /// What a training run needs on the GPU, before anything is downloaded
 #[derive(Args)]
@@ -123,44 +122,18 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A letter for each category, so that the bar reads without colours.
-fn letter(category: Category) -> char {
-    match category {
-        Category::Weights => 'W',
-        Category::QuantScales => 'S',
-        Category::Adapter => 'A',
-        Category::Gradients => 'G',
-        Category::Optimizer => 'O',
-        Category::KeptActivations => 'K',
-        Category::Workspace => 'T',
-        Category::KvCache => 'C',
-        Category::Uploads => 'U',
-    }
-}
-
 fn print(estimate: &Estimate, card: Option<u64>) {
-    const WIDTH: usize = 64;
     let name = if estimate.method == Method::Qlora { "QLoRA" } else { "LoRA, base as stored" };
     out!("\n{name}: {} for {} trained parameters", bytes(estimate.total), estimate.trained_parameters);
     for (category, count) in &estimate.categories {
-        out!("  {} {:<22} {:>9}  ({count} bytes)", letter(*category), category.name(), bytes(*count));
+        out!("  {} {:<22} {:>9}  ({count} bytes)", memory_bar::letter(*category), category.name(), bytes(*count));
     }
     if estimate.kept_layers < estimate.layers {
         let recomputed = estimate.layers - estimate.kept_layers;
         out!("  {recomputed} of {} layers recompute their activations", estimate.layers);
     }
     let whole = card.unwrap_or(estimate.total).max(estimate.total);
-    let mut cells: Vec<(char, u8)> = Vec::new();
-    for (category, count) in memory::bar(&estimate.categories, whole, WIDTH) {
-        cells.extend(std::iter::repeat_n((letter(category), 41 + category as u8 % 6), count));
-    }
-    cells.truncate(WIDTH);
-    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let drawn: String = cells
-        .iter()
-        .map(|(letter, colour)| if coloured { format!("\x1b[{colour};97m{letter}\x1b[0m") } else { letter.to_string() })
-        .collect();
-    out!("  [{drawn}{}]", ".".repeat(WIDTH - cells.len()));
+    out!("  {}", memory_bar::drawn(&estimate.categories, whole));
     if let (Some(card), Some(fits)) = (card, estimate.fits) {
         let longest = match estimate.longest_seq_len.unwrap_or(0) {
             0 => "no sequence does".to_owned(),

@@ -15,6 +15,7 @@ mod eval;
 mod generate;
 mod info;
 mod inspect;
+mod memory_bar;
 mod train;
 
 use clap::{Args, Parser, Subcommand};

@@ -10,9 +10,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
-use loraine::gpu::{Ledger, Target};
+use loraine::gpu::{Gpu, Ledger, Target};
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
-use loraine::train::run::{self, Event, Outcome, Start};
+use loraine::train::run::{self, Event, Outcome, PreparedRun, Start};
 use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, Schedule};
 
 use super::data_args::DataArgs;
@@ -311,6 +311,18 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     }
     let gpu = args.gpu.open()?;
     out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
+    let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
+    let start = Start { overwrite: args.overwrite, resume: args.resume, profile: args.profile };
+    let outcome = run_shown(prepared, gpu, &start)?;
+    if let Some(profile) = &outcome.profile {
+        out!("{}", super::profile_table(profile));
+    }
+    summarise(&outcome, &out.display().to_string(), &model.display().to_string());
+    Ok(())
+}
+
+/// Trains with progress on the terminal; Ctrl-C finishes the step and saves.
+pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start) -> anyhow::Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
@@ -320,19 +332,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         eprintln!("\nstopping after this step and saving; press Ctrl-C again to leave at once");
     })
     .context("Ctrl-C cannot be watched")?;
-
-    let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
     let mut view = View::new();
-    let start = Start { overwrite: args.overwrite, resume: args.resume, profile: args.profile };
     let stopping = || stop.load(Ordering::Relaxed);
-    let outcome = pollster::block_on(run::run(prepared, gpu, &start, stopping, |event| view.show(event)));
+    let outcome = pollster::block_on(run::run(prepared, gpu, start, stopping, |event| view.show(event)));
     view.finish();
-    let outcome = outcome?;
-    if let Some(profile) = &outcome.profile {
-        out!("{}", super::profile_table(profile));
-    }
-    summarise(&outcome, &out.display().to_string(), &model.display().to_string());
-    Ok(())
+    Ok(outcome?)
 }
 
 fn print_data(label: &str, report: &DataReport) {

@@ -1,4 +1,5 @@
-//! Embedding: `y_r = table[token_r]`. The table is split by rows into panels, since one binding may not cover it.
+//! Embedding: `y_r = table[token_r]`, and for a trained table `dtable[t] = sum of dy_r over the rows r with token t`.
+//! The table is split by rows into panels, since one binding may not cover it.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -20,8 +21,14 @@ fn kernel(storage: Float) -> Kernel {
     elementwise::kernel("embedding", include_str!("../../shaders/embedding.wgsl")).part(storage.part())
 }
 
+fn backward_kernel(cpu: bool) -> Kernel {
+    Kernel::new("embedding_backward", include_str!("../../shaders/embedding_backward.wgsl"))
+        .constant("WG_SIZE", if cpu { 8 } else { 64 })
+}
+
 pub(super) fn kernels() -> Vec<Kernel> {
-    Float::ALL.map(kernel).to_vec()
+    let backward = [false, true].map(backward_kernel);
+    Float::ALL.map(kernel).into_iter().chain(backward).collect()
 }
 
 /// `out` is `[rows, hidden]`, `tokens` one u32 per row, the panels together a table `[vocabulary, hidden]`.
@@ -43,9 +50,40 @@ pub fn forward(rec: &mut Recorder, tokens: View, panels: &[Panel], storage: Floa
     }
 }
 
-/// The formula in plain loops; the reference of every variant.
+/// Adds the gradient of the table; dy is `[rows, hidden]`, `order` the indices of its rows sorted by their tokens, and
+/// `gradient_of` tells the place of a panel's gradient, dense f32 `[panel rows, hidden]`.
+pub fn backward(
+    rec: &mut Recorder,
+    tokens: View,
+    order: View,
+    dy: Matrix,
+    panels: &[Panel],
+    gradient_of: impl Fn(View) -> View,
+) {
+    let bytes = 4 * u64::from(dy.rows);
+    assert!(tokens.bytes >= bytes && order.bytes >= bytes, "{tokens:?}, {order:?} for {} rows", dy.rows);
+    for panel in panels {
+        let params =
+            Params { rows: dy.rows, cols: dy.cols, ld: dy.ld, first_row: panel.first_row, panel_rows: panel.rows };
+        let views = [tokens, order, dy.view, gradient_of(panel.data)];
+        let groups = rec.fold(u64::from(dy.rows));
+        let kernel = backward_kernel(rec.target.cpu);
+        rec.dispatch("embedding_backward", kernel, &views, &params, groups, elementwise::elements(dy));
+    }
+}
+
+/// The formulas in plain loops; the reference of every variant.
 #[cfg(test)]
 pub mod twin {
+    pub fn backward(tokens: &[u32], dy: &[f64], vocabulary: usize, hidden: usize) -> Vec<f64> {
+        let mut gradient = vec![0.0; vocabulary * hidden];
+        for (token, dy) in tokens.iter().zip(dy.chunks_exact(hidden)) {
+            let row = &mut gradient[*token as usize * hidden..][..hidden];
+            row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+        }
+        gradient
+    }
+
     pub fn forward(tokens: &[u32], table: &[f64], hidden: usize) -> Vec<f64> {
         tokens.iter().flat_map(|t| table[*t as usize * hidden..][..hidden].to_vec()).collect()
     }
@@ -54,7 +92,7 @@ pub mod twin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Lab, assert_close};
+    use crate::ops::testing::{Lab, assert_close, assert_gradient};
     use crate::ops::weight::twin::{rounded, words};
 
     #[test]
@@ -86,6 +124,53 @@ mod tests {
                 assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &kept, hidden), 1e-7);
             }
         }
+    }
+
+    #[test]
+    fn the_gradient_of_every_panel_sums_its_tokens() {
+        const VOCABULARY: usize = 23;
+        for cpu in [false, true] {
+            for (rows, hidden, panel_rows) in [(1, 1, 23), (9, 7, 5), (150, 64, 8), (31, 129, 22)] {
+                let mut lab = Lab::for_cpu(cpu);
+                let (dy, before) = (lab.normal(rows * hidden), lab.normal(VOCABULARY * hidden));
+                let tokens: Vec<u32> = (0..rows).map(|_| lab.index(VOCABULARY) as u32).collect();
+                let mut order: Vec<u32> = (0..rows as u32).collect();
+                order.sort_by_key(|row| tokens[*row as usize]);
+                let (device_tokens, device_order) = (lab.words(&tokens), lab.words(&order));
+                let panels: Vec<Panel> = before
+                    .chunks(panel_rows * hidden)
+                    .enumerate()
+                    .map(|(i, part)| Panel {
+                        data: lab.vector(part),
+                        first_row: (i * panel_rows) as u32,
+                        rows: (part.len() / hidden) as u32,
+                        absmax: None,
+                        nested: None,
+                    })
+                    .collect();
+                let device_dy = lab.matrix(rows, hidden, &dy);
+                let mut rec = lab.recorder();
+                // The gradients stand where the panels' values would.
+                backward(&mut rec, device_tokens, device_order, device_dy, &panels, |data| data);
+                lab.run(&rec);
+                let want: Vec<f64> = twin::backward(&tokens, &dy, VOCABULARY, hidden)
+                    .iter()
+                    .zip(&before)
+                    .map(|(sum, before)| sum + before)
+                    .collect();
+                for (panel, want) in panels.iter().zip(want.chunks(panel_rows * hidden)) {
+                    assert_close("gradient", &lab.read_vector(panel.data)[..want.len()], want, 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_twins_gradient_is_the_slope_of_its_forward() {
+        let mut lab = Lab::new();
+        let (tokens, table, dy) = ([2, 0, 2, 3], lab.normal(4 * 3), lab.normal(4 * 3));
+        let f = |table: &[f64]| twin::forward(&tokens, table, 3).iter().zip(&dy).map(|(y, d)| y * d).sum();
+        assert_gradient(&table, &twin::backward(&tokens, &dy, 4, 3), f);
     }
 
     #[test]

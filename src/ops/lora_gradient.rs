@@ -69,8 +69,7 @@ pub fn lora_b(rec: &mut Recorder, xa: Matrix, dy: Matrix, scale: f32, gradient: 
 fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient: View, transposed: bool) {
     assert_eq!(left.rows, right.rows, "rows of a LoRA gradient");
     let (rows, rank, cols) = (left.rows, left.cols, right.cols);
-    let rows_per_split = rows.div_ceil(MAX_SPLITS).max(MIN_ROWS_PER_SPLIT);
-    let splits = rows.div_ceil(rows_per_split);
+    let (rows_per_split, splits) = splits(rows);
     let partials = View { bytes: partial_bytes(rank, cols), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");
     let params = Params { rows, cols, rank, left_ld4: left.ld / 4, right_ld4: right.ld / 4, rows_per_split };
@@ -79,11 +78,30 @@ fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient:
     let work = u64::from(rows) * u64::from(rank) * u64::from(cols);
     let kernel = kernel(rec.target.cpu);
     rec.dispatch("lora_gradient", kernel, &[left.view, right.view, partials], &params, groups, work);
+    sum_splits(rec, "lora_gradient", [rank, cols, splits], scale, partials, gradient, transposed);
+}
+
+/// Rows of one split, and how many splits there are.
+pub(super) fn splits(rows: u32) -> (u32, u32) {
+    let rows_per_split = rows.div_ceil(MAX_SPLITS).max(MIN_ROWS_PER_SPLIT);
+    (rows_per_split, rows.div_ceil(rows_per_split))
+}
+
+/// Adds the partial sums of `splits` ranges of rows, `[rank, cols]` each, to `gradient` in their order.
+pub(super) fn sum_splits(
+    rec: &mut Recorder,
+    op: &'static str,
+    [rank, cols, splits]: [u32; 3],
+    scale: f32,
+    partials: View,
+    gradient: View,
+    transposed: bool,
+) {
     let count = u64::from(rank) * u64::from(cols);
     let groups = rec.fold(count.div_ceil(u64::from(SUM_WG_SIZE)));
     let params = SumParams { cols, rank, splits, scale };
     let work = count * u64::from(splits);
-    rec.dispatch("lora_gradient", sum_kernel(transposed), &[partials, gradient], &params, groups, work);
+    rec.dispatch(op, sum_kernel(transposed), &[partials, gradient], &params, groups, work);
 }
 
 /// The formula in plain loops.

@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod add;
 pub mod attention;
 pub mod ceiling;
+pub mod column_gradient;
 pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
@@ -20,6 +21,7 @@ pub mod swiglu;
 #[cfg(test)]
 mod testing;
 pub mod weight;
+pub mod weight_gradient;
 
 use crate::gpu::Kernel;
 
@@ -35,6 +37,7 @@ pub fn kernels() -> Vec<Kernel> {
         add::kernels(),
         attention::kernels(),
         ceiling::kernels(),
+        column_gradient::kernels(),
         cross_entropy::kernels(),
         dropout::kernels(),
         embedding::kernels(),
@@ -45,6 +48,7 @@ pub fn kernels() -> Vec<Kernel> {
         rope::kernels(),
         rows::kernels(),
         swiglu::kernels(),
+        weight_gradient::kernels(),
     ]
     .concat()
 }

@@ -123,7 +123,7 @@ impl Output {
     /// Draws `loss.svg` from the lines logged so far.
     pub fn draw_loss(&self) -> Result<PathBuf> {
         let path = self.dir.join("loss.svg");
-        let (steps, evals) = read_metrics(&self.dir.join(METRICS))?;
+        let (steps, evals) = read_curves(&self.dir)?;
         write_atomically(&path, super::plot::loss_svg(&steps, &evals).as_bytes())?;
         Ok(path)
     }
@@ -142,10 +142,12 @@ fn holds_run(dir: &Path) -> bool {
 }
 
 /// The (step, loss) pairs of a metrics file: training and evaluation.
-type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
+pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
 
-fn read_metrics(path: &Path) -> Result<Curves> {
-    let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+/// What a run's directory has logged so far.
+pub fn read_curves(dir: &Path) -> Result<Curves> {
+    let path = dir.join(METRICS);
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let mut curves: Curves = Default::default();
     for line in text.lines() {
         if let Ok(metrics) = serde_json::from_str::<StepMetrics>(line) {

@@ -97,9 +97,51 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
     svg
 }
 
+/// The same for a terminal: columns of blocks over a line, `rows` high, with the highest and lowest loss beside them.
+pub fn loss_text(steps: &[(usize, f64)], columns: usize, rows: usize) -> String {
+    const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let losses: Vec<f64> = steps.iter().map(|(_, loss)| *loss).filter(|loss| loss.is_finite()).collect();
+    let columns = columns.min(losses.len());
+    let mean = |i: usize| {
+        let part = &losses[i * losses.len() / columns..(i + 1) * losses.len() / columns];
+        part.iter().sum::<f64>() / part.len() as f64
+    };
+    let means: Vec<f64> = (0..columns).map(mean).collect();
+    let low = means.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut text = String::new();
+    for row in (0..rows).rev() {
+        let label = match row {
+            _ if columns == 0 => String::new(),
+            0 => format!("{low:.3}"),
+            _ if row + 1 == rows => format!("{high:.3}"),
+            _ => String::new(),
+        };
+        text += &format!("{label:>8} ");
+        for value in &means {
+            // The lowest still shows as the thinnest block.
+            let eighths = 1.0 + (value - low) / (high - low).max(1e-12) * (8 * rows - 1) as f64;
+            text.push(BLOCKS[(eighths - 8.0 * row as f64).round().clamp(0.0, 8.0) as usize]);
+        }
+        text = text.trim_end().to_owned() + "\n";
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn curves_in_text_fall_as_the_losses_do() {
+        let steps: Vec<(usize, f64)> = (0..100).map(|s| (s, 3.0 - 0.02 * s as f64)).collect();
+        let text = loss_text(&steps, 20, 4);
+        let rows: Vec<usize> = text.lines().map(|line| line.matches('█').count()).collect();
+        assert!(text.contains("2.960") && text.contains("1.060"), "{text}");
+        assert!(rows.len() == 4 && rows.is_sorted() && rows[0] < 6 && rows[3] > 13, "{text}");
+        assert_eq!(loss_text(&[], 20, 4).lines().count(), 4);
+        assert!(loss_text(&[(1, 2.0)], 20, 2).contains('▁'));
+    }
 
     #[test]
     fn curves_stay_inside_the_picture() {

@@ -1,0 +1,38 @@
+//! A card's memory as one line of the terminal.
+
+use std::io::IsTerminal;
+
+use loraine::gpu::Category;
+use loraine::memory;
+
+const WIDTH: usize = 64;
+
+/// A letter for each category, so that the bar reads without colours.
+pub fn letter(category: Category) -> char {
+    match category {
+        Category::Weights => 'W',
+        Category::QuantScales => 'S',
+        Category::Adapter => 'A',
+        Category::Gradients => 'G',
+        Category::Optimizer => 'O',
+        Category::KeptActivations => 'K',
+        Category::Workspace => 'T',
+        Category::KvCache => 'C',
+        Category::Uploads => 'U',
+    }
+}
+
+/// The used part in the ledger's order, the rest of `whole` bytes as dots; coloured on a terminal.
+pub fn drawn(categories: &[(Category, u64)], whole: u64) -> String {
+    let mut cells: Vec<(char, u8)> = Vec::new();
+    for (category, count) in memory::bar(categories, whole, WIDTH) {
+        cells.extend(std::iter::repeat_n((letter(category), 41 + category as u8 % 6), count));
+    }
+    cells.truncate(WIDTH);
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let used: String = cells
+        .iter()
+        .map(|(letter, colour)| if coloured { format!("\x1b[{colour};97m{letter}\x1b[0m") } else { letter.to_string() })
+        .collect();
+    format!("[{used}{}]", ".".repeat(WIDTH - cells.len()))
+}

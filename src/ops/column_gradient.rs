@@ -1,0 +1,138 @@
+//! Gradients of vectors that every row shares: of a bias, `db_j = sum_r dy_rj`, and of RMSNorm's gain (Zhang and Sennrich 2019),
+//! `dg_j = sum_r dy_rj x_rj / sqrt(mean(x_r^2) + eps)`.
+//!
+//! As with the LoRA factors, ranges of rows are summed each by itself and then added in order.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::elementwise::{assert_alike, elements};
+use super::lib_parts::REDUCE;
+use super::lora_gradient::{partial_bytes, splits, sum_splits};
+use crate::gpu::{Kernel, Matrix, Recorder, View};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    ld4: u32,
+    rows_per_split: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ScaleParams {
+    rows: u32,
+    cols: u32,
+    ld: u32,
+    eps: f32,
+}
+
+/// One vector of a software adapter, one subgroup of a GPU.
+fn wg_size(cpu: bool) -> u32 {
+    if cpu { 8 } else { 64 }
+}
+
+fn kernel(cpu: bool, gain: bool) -> Kernel {
+    Kernel::new("column_gradient", include_str!("../../shaders/column_gradient.wgsl"))
+        .constant("WG_SIZE", wg_size(cpu))
+        .constant("GAIN", gain)
+}
+
+fn scale_kernel(cpu: bool) -> Kernel {
+    Kernel::new("row_scale", include_str!("../../shaders/row_scale.wgsl"))
+        .part(REDUCE)
+        .constant("WG_SIZE", wg_size(cpu))
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    let all = |cpu| [kernel(cpu, false), kernel(cpu, true), scale_kernel(cpu)];
+    [all(false), all(true)].concat()
+}
+
+/// Bytes of the partial sums of `cols` columns.
+pub fn scratch_bytes(cols: u32) -> u64 {
+    partial_bytes(1, cols)
+}
+
+/// `gradient += sum of dy's rows`; dy is `[rows, cols]`, gradient `[cols]`.
+pub fn bias(rec: &mut Recorder, dy: Matrix, gradient: View) {
+    record(rec, dy, None, gradient);
+}
+
+/// Adds the gradient of the gain of a norm whose input was `x`; `scales` is a buffer for one f32 per row.
+pub fn gain(rec: &mut Recorder, x: Matrix, eps: f32, dy: Matrix, scales: View, gradient: View) {
+    assert_alike(&[x, dy]);
+    assert!(scales.bytes >= 4 * u64::from(x.rows), "{scales:?} for {} rows", x.rows);
+    let params = ScaleParams { rows: x.rows, cols: x.cols, ld: x.ld, eps };
+    let groups = rec.fold(u64::from(x.rows));
+    rec.dispatch("row_scale", scale_kernel(rec.target.cpu), &[x.view, scales], &params, groups, elements(x));
+    record(rec, dy, Some((x, scales)), gradient);
+}
+
+fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, gradient: View) {
+    let (rows_per_split, splits) = splits(dy.rows);
+    let partials = View { bytes: scratch_bytes(dy.cols), ..rec.scratch.partials };
+    assert!(partials.bytes <= rec.scratch.partials.bytes, "partial sums of {} columns", dy.cols);
+    let params = Params { rows: dy.rows, cols: dy.cols, ld4: dy.ld / 4, rows_per_split };
+    let (x, scales) = normed.map_or((rec.unused, rec.unused), |(x, scales)| (x.view, scales));
+    let groups = [dy.cols.div_ceil(4 * wg_size(rec.target.cpu)), splits, 1];
+    let kernel = kernel(rec.target.cpu, normed.is_some());
+    rec.dispatch("column_gradient", kernel, &[dy.view, x, scales, partials], &params, groups, elements(dy));
+    sum_splits(rec, "column_gradient", [1, dy.cols, splits], 1.0, partials, gradient, false);
+}
+
+/// The formulas in plain loops, in f64.
+#[cfg(test)]
+pub mod twin {
+    pub fn bias(dy: &[f64], cols: usize) -> Vec<f64> {
+        (0..cols).map(|j| dy.chunks_exact(cols).map(|row| row[j]).sum()).collect()
+    }
+
+    pub fn gain(x: &[f64], eps: f64, dy: &[f64], cols: usize) -> Vec<f64> {
+        let mut gradient = vec![0.0; cols];
+        for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
+            let scale = 1.0 / (x.iter().map(|v| v * v).sum::<f64>() / cols as f64 + eps).sqrt();
+            for (sum, (x, dy)) in gradient.iter_mut().zip(x.iter().zip(dy)) {
+                *sum += dy * x * scale;
+            }
+        }
+        gradient
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::rms_norm;
+    use crate::ops::testing::{Lab, assert_close, assert_gradient, shapes};
+
+    #[test]
+    fn both_equal_the_twins_and_accumulate() {
+        let shapes = shapes(&[(1, 1), (3, 7), (64, 64), (2100, 33), (130, 300)]);
+        for (cpu, (rows, cols)) in [false, true].into_iter().flat_map(|cpu| shapes.iter().map(move |s| (cpu, *s))) {
+            let mut lab = Lab::for_cpu(cpu);
+            let (x, dy, before) = (lab.normal(rows * cols), lab.normal(rows * cols), lab.normal(cols));
+            let (gx, gdy) = (lab.matrix(rows, cols, &x), lab.matrix(rows, cols, &dy));
+            let (of_bias, of_gain) = (lab.vector(&before), lab.vector(&before));
+            let scales = lab.vector(&vec![f64::NAN; rows]);
+            let mut rec = lab.recorder();
+            bias(&mut rec, gdy, of_bias);
+            gain(&mut rec, gx, 1e-5, gdy, scales, of_gain);
+            lab.run(&rec);
+            let added = |sums: Vec<f64>| -> Vec<f64> { sums.iter().zip(&before).map(|(s, b)| s + b).collect() };
+            assert_close("bias", &lab.read_vector(of_bias)[..cols], &added(twin::bias(&dy, cols)), 1e-5);
+            let want = added(twin::gain(&x, f64::from(1e-5f32), &dy, cols));
+            assert_close("gain", &lab.read_vector(of_gain)[..cols], &want, 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_twin_is_the_slope_of_the_norm_by_its_gain() {
+        let mut lab = Lab::new();
+        let (x, gain, dy) = (lab.normal(3 * 5), lab.normal(5), lab.normal(3 * 5));
+        let f =
+            |gain: &[f64]| -> f64 { rms_norm::twin::forward(&x, gain, 1e-5).iter().zip(&dy).map(|(y, d)| y * d).sum() };
+        assert_gradient(&gain, &twin::gain(&x, 1e-5, &dy, 5), f);
+    }
+}
