@@ -9,6 +9,7 @@ pub enum Stream {
     Dropout = 3,
     Sampling = 4,
     Split = 5,
+    WeightInit = 6,
 }
 
 /// SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits that passes as random.

@@ -12,7 +12,7 @@ use common::fixture;
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::random::{Stream, uniform};
-use loraine::train::checkpoint;
+use loraine::train::checkpoint::{self, Subject};
 
 const KILLS: u64 = 50;
 
@@ -32,8 +32,9 @@ fn newest_whole_step(shell: &Shell, config: &ModelConfig) -> usize {
     let mut newest = 0;
     for name in shell.names("killed/checkpoints").iter().filter(|name| !name.starts_with('.')) {
         let dir = shell.path(&format!("killed/checkpoints/{name}"));
-        let (_, modules, _) = adapter_file::load(&dir, config).expect("a whole adapter");
-        let found = checkpoint::load(&dir, config, &modules).expect("a whole checkpoint");
+        let (lora, modules, _) = adapter_file::load(&dir, config).expect("a whole adapter");
+        let subject = Subject::Adapter { config: &lora, modules: &modules };
+        let found = checkpoint::load(&dir, config, subject).expect("a whole checkpoint");
         assert_eq!(*name, format!("step-{}", found.state.step));
         newest = newest.max(found.state.step);
     }

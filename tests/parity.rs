@@ -4,8 +4,10 @@ mod common;
 
 use common::*;
 use loraine::data::batches::MicroBatch;
+use loraine::lora::adapter_file::AdapterTensors;
 use loraine::model::config::ModelConfig;
 use loraine::model::network::BaseStorage;
+use loraine::model::trained::{NamedTensor, Part};
 use loraine::ops::adamw::AdamW;
 use loraine::ops::weight::{Code4, Storage};
 use loraine::train::engine::Engine;
@@ -181,4 +183,61 @@ fn stories260k_lora_equals_peft() {
 #[test]
 fn stories260k_qlora_equals_peft_and_bitsandbytes() {
     check_stories("nf4", NF4_DOUBLE);
+}
+
+/// Gradients of every tensor of the base.
+fn full_gradients(model: &std::path::Path, batch: &MicroBatch) -> (Engine, Vec<NamedTensor>) {
+    let none = AdapterTensors { tensors: Vec::new() };
+    let mut engine = open_engine(model, BaseStorage::Trained, &[], &none, batch.tokens.len(), 1);
+    pollster::block_on(engine.accumulate(std::slice::from_ref(batch), 0)).unwrap();
+    let gradients = pollster::block_on(engine.read_base(Part::Grads)).unwrap();
+    (engine, gradients)
+}
+
+#[test]
+fn stories260k_full_gradients_equal_pytorch() {
+    let (Some(model), Some(expected), Some(forward)) = (
+        shared("models/stories260K"),
+        shared("reference/fullgrad_stories260K.safetensors"),
+        shared("reference/forward_stories260K.safetensors"),
+    ) else {
+        return;
+    };
+    let expected = Reference::read(&expected);
+    let ids = Reference::read(&forward).ids("input_ids");
+    let (_, gradients) = full_gradients(&model, &MicroBatch::from_examples(&[example(ids)]));
+    assert_eq!(gradients.len(), expected.names().count());
+    for tensor in &gradients {
+        assert_close(&tensor.name, &tensor.values, expected.get(&tensor.name), 1e-3);
+    }
+}
+
+/// Along its own gradient the loss of each tensor must rise by the gradient's length: biases, head norms and untied heads too.
+#[test]
+fn full_gradients_are_the_slopes_of_the_loss() {
+    for name in ["llama_untied", "qwen2", "qwen3", "mistral_window", "odd_sizes"] {
+        let dir = fixture(name);
+        let own = Reference::read(&dir.join("reference.safetensors"));
+        let examples: Vec<_> = (0..3).map(|i| example(own.ids(&format!("input_ids.{i}")))).collect();
+        let batch = MicroBatch::from_examples(&examples);
+        let (mut engine, gradients) = full_gradients(&dir, &batch);
+        let params = pollster::block_on(engine.read_base(Part::Params)).unwrap();
+        for (i, gradient) in gradients.iter().enumerate() {
+            let norm = gradient.values.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            assert!(norm > 1e-4, "{name}: {} has the gradient {norm}", gradient.name);
+            // A step that moves the loss by about a hundredth.
+            let reach = 0.01 / norm;
+            let mut loss = |sign: f64| {
+                let mut moved = params.clone();
+                for (value, g) in moved[i].values.iter_mut().zip(&gradient.values) {
+                    *value += (sign * reach * f64::from(*g) / norm) as f32;
+                }
+                engine.write_base(&moved);
+                let (sum, count) = pollster::block_on(engine.evaluate([&batch])).unwrap();
+                sum / count as f64
+            };
+            let slope = (loss(1.0) - loss(-1.0)) / (2.0 * reach);
+            assert!((slope / norm - 1.0).abs() < 0.02, "{name}: {} rises by {slope}, not {norm}", gradient.name);
+        }
+    }
 }

@@ -13,12 +13,12 @@ use loraine::data::read::DataReport;
 use loraine::gpu::{Gpu, Ledger, Target};
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
 use loraine::train::run::{self, Event, Outcome, PreparedRun, Start};
-use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, Schedule};
+use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, SavedDtype, Schedule};
 
 use super::data_args::DataArgs;
 use super::{GpuArgs, bytes};
 
-/// Train a LoRA adapter on a text or data set
+/// Train a LoRA adapter, or a whole model, on a text or data set
 #[derive(Args)]
 #[command(
     allow_negative_numbers = true,
@@ -68,7 +68,7 @@ pub struct TrainArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Adapter")]
 struct AdapterArgs {
-    /// qlora holds the base in 4 bits, lora as its files have it [default: qlora]
+    /// qlora holds the base in 4 bits, lora as its files have it, full trains the model itself [default: qlora]
     #[arg(long, value_enum)]
     method: Option<MethodArg>,
     /// 4-bit code of the base [default: nf4]
@@ -95,6 +95,30 @@ struct AdapterArgs {
     /// Start from this PEFT adapter, with its rank and targets
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
+    /// With --method full: start from new weights; the model directory needs config.json and tokenizer.json alone
+    #[arg(long)]
+    from_scratch: bool,
+    /// With --method full: type of the saved weights [default: the base's]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
+}
+
+impl AdapterArgs {
+    /// The first flag that only an adapter or a 4-bit base has a use for.
+    fn given_of_an_adapter(&self) -> Option<&'static str> {
+        [
+            ("--quant", self.quant.is_some()),
+            ("--no-double-quant", self.no_double_quant),
+            ("--rank", self.rank.is_some()),
+            ("--alpha", self.alpha.is_some()),
+            ("--dropout", self.dropout.is_some()),
+            ("--target-modules", self.target_modules.is_some()),
+            ("--rslora", self.rslora),
+            ("--init-adapter", self.init_adapter.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
 }
 
 #[derive(Args)]
@@ -171,6 +195,14 @@ struct WatchArgs {
 enum MethodArg {
     Qlora,
     Lora,
+    Full,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeArg {
+    F32,
+    F16,
+    Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -233,7 +265,28 @@ impl TrainArgs {
         set(&mut s.out, self.out.clone());
         self.data_format.apply(&mut s.data_format);
         let a = &self.adapter;
-        set(&mut s.method, a.method.map(|m| if matches!(m, MethodArg::Lora) { Method::Lora } else { Method::Qlora }));
+        set(
+            &mut s.method,
+            a.method.map(|m| match m {
+                MethodArg::Qlora => Method::Qlora,
+                MethodArg::Lora => Method::Lora,
+                MethodArg::Full => Method::Full,
+            }),
+        );
+        if s.method == Method::Full
+            && let Some(flag) = a.given_of_an_adapter()
+        {
+            anyhow::bail!("{flag} is for an adapter, but --method full trains the model itself");
+        }
+        s.from_scratch |= a.from_scratch;
+        set_some(
+            &mut s.dtype,
+            a.dtype.map(|dtype| match dtype {
+                DtypeArg::F32 => SavedDtype::F32,
+                DtypeArg::F16 => SavedDtype::F16,
+                DtypeArg::Bf16 => SavedDtype::Bf16,
+            }),
+        );
         set(&mut s.quant, a.quant.map(|q| if matches!(q, QuantArg::Fp4) { Quant::Fp4 } else { Quant::Nf4 }));
         s.double_quant &= !a.no_double_quant;
         set(&mut s.rank, a.rank);
@@ -313,11 +366,12 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
     let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
     let start = Start { overwrite: args.overwrite, resume: args.resume, profile: args.profile };
+    let full = prepared.settings.method == Method::Full;
     let outcome = run_shown(prepared, gpu, &start)?;
     if let Some(profile) = &outcome.profile {
         out!("{}", super::profile_table(profile));
     }
-    summarise(&outcome, &out.display().to_string(), &model.display().to_string());
+    summarise(&outcome, &out.display().to_string(), &model.display().to_string(), full);
     Ok(())
 }
 
@@ -353,15 +407,17 @@ fn print_plan(ledger: &Ledger, kept_layers: usize, layers: usize) {
     }
 }
 
-fn summarise(outcome: &Outcome, out: &str, model: &str) {
+fn summarise(outcome: &Outcome, out: &str, model: &str, full: bool) {
     if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
         out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
     if outcome.interrupted {
         out!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
     }
-    out!("adapter {out}   curve {}", outcome.loss_svg.display());
-    out!("try it: loraine generate --model {model} --adapter {out} --prompt \"...\"");
+    let what = if full { "model  " } else { "adapter" };
+    out!("{what} {out}   curve {}", outcome.loss_svg.display());
+    let given = if full { format!("--model {out}") } else { format!("--model {model} --adapter {out}") };
+    out!("try it: loraine generate {given} --prompt \"...\"");
 }
 
 /// The run on a terminal as a progress bar, elsewhere as plain lines.

@@ -142,6 +142,7 @@ impl GenerationPlan {
         let mut rec = self.recorder();
         let pass = Pass {
             network: &self.network,
+            trained: None,
             adapter: shape.adapter.and_then(|i| self.adapters.get(i)),
             inputs: &self.inputs,
             activations: &self.activations,

@@ -83,6 +83,7 @@ impl DeviceAdapter {
         }
         let segments: Vec<Segment> = lengths
             .iter()
+            .filter(|bytes| **bytes > 0)
             .map(|bytes| Segment {
                 params: plan.alloc(Category::Adapter, "LoRA factors", *bytes),
                 training: training.then(|| TrainingState {

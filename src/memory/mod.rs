@@ -8,7 +8,7 @@ use crate::lora::targets;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
 use crate::train::plan::TrainPlan;
-use crate::train::run::plan_within_budget;
+use crate::train::run::{parameters, plan_within_budget};
 use crate::train::settings::{Method, RecomputeChoice, RunSettings};
 
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
@@ -42,7 +42,10 @@ pub fn estimate(
     seq_len: usize,
     target: Target,
 ) -> Result<Estimate> {
-    let modules = targets::resolve(&settings.lora_config(), config)?;
+    let modules = match settings.method {
+        Method::Full => Vec::new(),
+        Method::Lora | Method::Qlora => targets::resolve(&settings.lora_config(), config)?,
+    };
     // The question here is what it would take: the budget is compared with, not enforced.
     let plan = |seq_len: usize, settings: &RunSettings| -> Result<TrainPlan> {
         let rows = seq_len * settings.batch_size;
@@ -66,7 +69,10 @@ pub fn estimate(
         method: settings.method,
         total: ledger.total(),
         categories: ledger.entries().collect(),
-        trained_parameters: ledger.get(Category::Adapter) / 4,
+        trained_parameters: match settings.method {
+            Method::Full => parameters(config),
+            Method::Lora | Method::Qlora => ledger.get(Category::Adapter) / 4,
+        },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,
         fits,

@@ -116,6 +116,8 @@ pub struct ModelConfig {
     pub sliding_windows: Vec<Option<usize>>,
     pub bos_token_id: Option<u32>,
     pub eos_token_ids: Vec<u32>,
+    /// Standard deviation of new weights.
+    pub initializer_range: f32,
 }
 
 impl ModelConfig {
@@ -177,6 +179,7 @@ impl ModelConfig {
             sliding_windows: sliding_windows(&fields, family, num_layers)?,
             bos_token_id: token_ids(&fields, "bos_token_id", family, 1)?.first().copied(),
             eos_token_ids: token_ids(&fields, "eos_token_id", family, 2)?,
+            initializer_range: fields.positive("initializer_range")?.unwrap_or(0.02) as f32,
         })
     }
 

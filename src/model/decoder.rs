@@ -1,17 +1,20 @@
 //! The decoder, hand-written: read top to bottom it is the network, and its backward pass follows the forward pass in reverse.
 //!
-//! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. Frozen weights get
-//! no gradient; LoRA factors add theirs to the adapter's flat gradient buffers.
+//! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. LoRA factors add their
+//! gradients to the adapter's flat buffers; the base's own tensors have gradients where they are trained themselves.
 
 use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
 use super::config::Projection;
 use super::network::Network;
+use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::device::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, LowRank};
 use crate::ops::weight::Storage;
-use crate::ops::{dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu};
+use crate::ops::{
+    column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
+};
 
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +33,8 @@ pub struct KvCache {
 pub struct Pass<'a> {
     pub network: &'a Network,
     pub adapter: Option<&'a DeviceAdapter>,
+    /// The base's own gradients, where it is trained.
+    pub trained: Option<&'a Trained>,
     pub inputs: &'a Inputs,
     pub activations: &'a Activations,
     pub rows: u32,
@@ -160,14 +165,15 @@ impl Pass<'_> {
         dropped
     }
 
-    /// From the gradient of the final norm's output, in `workspace.d_norm`, to every LoRA gradient.
+    /// From the gradient of the final norm's output, in `workspace.d_norm`, to every gradient of what is trained.
     pub fn backward(&self, rec: &mut Recorder) {
         let Some((adapter, ws)) = self.adapter.zip(self.activations.workspace.backward) else { return };
         let ws = top(ws, self.rows);
         let layers = self.network.layers.len();
         let final_norm = self.network.final_norm;
+        self.gain_gradient(rec, self.hidden(layers), final_norm, ws.d_norm);
         rms_norm::backward(rec, self.hidden(layers), final_norm, self.eps(), ws.d_norm, ws.d_hidden, false);
-        let lowest = adapter.lowest_layer();
+        let lowest = if self.trained.is_some() { 0 } else { adapter.lowest_layer() };
         for layer in (lowest..layers).rev() {
             let (acts, shared) = self.activations.layer(layer);
             let acts = acts.top(self.rows);
@@ -177,7 +183,11 @@ impl Pass<'_> {
                 rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);
                 self.layer_forward(rec, layer, &acts);
             }
-            self.layer_backward(rec, layer, &acts, &ws, layer == lowest);
+            self.layer_backward(rec, layer, &acts, &ws, layer == lowest && self.trained.is_none());
+        }
+        if let Some(trained) = self.trained {
+            let (tokens, panels) = (self.inputs.tokens, &self.network.embedding.panels);
+            embedding::backward(rec, tokens, trained.row_order, ws.d_hidden, panels, |data| trained.gradient(data));
         }
     }
 
@@ -193,7 +203,9 @@ impl Pass<'_> {
     ) {
         use Projection::{Down, Gate, K, O, Q, Up, V};
         let layer = &self.network.layers[index];
-        let trained = |projections: &[Projection]| projections.iter().any(|p| self.module(index, *p).is_some());
+        let trained = |projections: &[Projection]| {
+            self.trained.is_some() || projections.iter().any(|p| self.module(index, *p).is_some())
+        };
         let workspace = &self.activations.workspace;
         let [norm, act] = [workspace.norm, workspace.act].map(|m| m.top(self.rows));
 
@@ -201,7 +213,7 @@ impl Pass<'_> {
         let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws);
         self.input_gradient(rec, index, Down, ws.d_hidden, low, act, false);
         swiglu::backward_in_place(rec, acts.gate, acts.up, act);
-        self.factor_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
+        self.parameter_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
         if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
             return;
         }
@@ -211,17 +223,18 @@ impl Pass<'_> {
         for (projection, gradient, accumulate) in [(Gate, acts.gate, false), (Up, acts.up, true)] {
             let low = self.low_gradient(rec, index, projection, gradient, ws);
             self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
-            self.factor_gradients(rec, index, projection, norm, gradient, acts, low);
+            self.parameter_gradients(rec, index, projection, norm, gradient, acts, low);
         }
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
+        self.gain_gradient(rec, acts.middle, layer.post_attention_norm, ws.d_norm);
         rms_norm::backward(rec, acts.middle, layer.post_attention_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
 
         // Attention.
         let low = self.low_gradient(rec, index, O, ws.d_hidden, ws);
         self.input_gradient(rec, index, O, ws.d_hidden, low, ws.d_attention, false);
-        self.factor_gradients(rec, index, O, acts.attention, ws.d_hidden, acts, low);
+        self.parameter_gradients(rec, index, O, acts.attention, ws.d_hidden, acts, low);
         if lowest && !trained(&[Q, K, V]) {
             return;
         }
@@ -234,9 +247,10 @@ impl Pass<'_> {
             if !lowest {
                 self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
             }
-            self.factor_gradients(rec, index, projection, norm, gradient, acts, low);
+            self.parameter_gradients(rec, index, projection, norm, gradient, acts, low);
         }
         if !lowest {
+            self.gain_gradient(rec, self.hidden(index), layer.input_norm, ws.d_norm);
             rms_norm::backward(rec, self.hidden(index), layer.input_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
         }
     }
@@ -276,6 +290,7 @@ impl Pass<'_> {
         };
         for (i, (d_normed, heads)) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)].into_iter().enumerate() {
             let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| m.split_heads(heads));
+            self.gain_gradient(rec, raw, gains[i], d_normed);
             rms_norm::backward(rec, raw, gains[i], self.eps(), d_normed, d_raw, false);
         }
         d_raw
@@ -324,9 +339,16 @@ impl Pass<'_> {
         }
     }
 
-    /// `dA += s (dy B)^T x`, `dB += s dy^T (x A^T)`.
+    /// The gradient of a norm's gain, where the base is trained; x is what the norm read.
+    fn gain_gradient(&self, rec: &mut Recorder, x: Matrix, gain: View, dy: Matrix) {
+        if let Some(trained) = self.trained {
+            column_gradient::gain(rec, x, self.eps(), dy, trained.row_scales, trained.gradient(gain));
+        }
+    }
+
+    /// `dA += s (dy B)^T x`, `dB += s dy^T (x A^T)`; of a trained base `dW += dy^T x` and the sums of dy.
     #[allow(clippy::too_many_arguments)]
-    fn factor_gradients(
+    fn parameter_gradients(
         &self,
         rec: &mut Recorder,
         layer: usize,
@@ -336,6 +358,13 @@ impl Pass<'_> {
         acts: &LayerActivations,
         low: Option<Matrix>,
     ) {
+        if let Some(trained) = self.trained {
+            let weight = self.network.layers[layer].projection(projection);
+            weight_gradient::add(rec, dy, x, weight, |data| trained.gradient(data));
+            if let Some(bias) = weight.bias {
+                column_gradient::bias(rec, dy, trained.gradient(bias));
+            }
+        }
         let Some((module, dyb)) = self.module(layer, projection).zip(low) else { return };
         let x = self.dropped(rec, module, x);
         let xa = low_columns(acts.low[projection as usize], module);

@@ -9,7 +9,7 @@ use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, Vi
 use crate::ops::quantize;
 use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
 use crate::quant::dynamic_map;
-use crate::random::{Stream, bits};
+use crate::random::{Stream, bits, uniform};
 use crate::{Error, Result};
 
 /// One piece of a tensor on its way; host memory stays at a few of these whatever the model.
@@ -93,7 +93,7 @@ pub fn load(
             progress(done, total);
         };
         match (weight.storage, staging) {
-            (Storage::Float(_), _) => load_float(gpu, buffers, files, info, weight, &mut advance)?,
+            (Storage::Float(float), _) => load_float(gpu, buffers, files, info, weight, float, &mut advance)?,
             (Storage::Quantized { code, double }, Some(staging)) => {
                 gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(code)));
                 gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
@@ -136,6 +136,16 @@ fn read_piece(files: &WeightFiles, info: &TensorInfo, offset: u64, piece: &mut [
     }
 }
 
+/// The values of a piece in f32.
+fn widened(piece: &[u8], dtype: WeightDtype) -> Vec<f32> {
+    let halves = || piece.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match dtype {
+        WeightDtype::F32 => bytemuck::pod_collect_to_vec(piece),
+        WeightDtype::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        WeightDtype::Bf16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+    }
+}
+
 /// Pieces of a byte range as (offset, length).
 fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..bytes.div_ceil(piece)).map(move |i| (i * piece, piece.min(bytes - i * piece)))
@@ -147,18 +157,23 @@ fn load_float(
     files: &WeightFiles,
     info: &TensorInfo,
     weight: &Weight,
+    float: Float,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let row_bytes = u64::from(weight.in_features) * info.dtype.size() as u64;
+    let width = info.dtype.size() as u64;
+    let row_bytes = u64::from(weight.in_features) * width;
     for Panel { first_row, rows, data, .. } in &weight.panels {
         let start = u64::from(*first_row) * row_bytes;
         for (i, (offset, length)) in pieces(u64::from(*rows) * row_bytes, PIECE_BYTES).enumerate() {
             let mut piece = vec![0; length as usize];
             read_piece(files, info, start + offset, &mut piece)?;
+            let at = offset / width * float.bytes();
+            if float_of(info.dtype) != float {
+                piece = bytemuck::cast_slice(&widened(&piece, info.dtype)).to_vec();
+            }
             // The queue writes whole words; a 16-bit tensor may end in half of one.
             piece.resize(piece.len().next_multiple_of(4), 0);
-            let place = data.slice(offset, data.bytes - offset);
-            gpu.write(buffers, place, &piece);
+            gpu.write(buffers, data.slice(at, data.bytes - at), &piece);
             if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
                 gpu.flush()?;
             }
@@ -208,6 +223,36 @@ fn load_quantized(
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
     }
     Ok(gpu.wait()?)
+}
+
+/// New weights as Hugging Face draws them: matrices from a normal distribution with the deviation of `initializer_range`,
+/// gains of 1, biases of 0. A tensor's draws depend on the seed and its place alone.
+pub fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
+    let config = &network.config;
+    for (item, (_, weight)) in network.weights().enumerate() {
+        let draw = |index: u64| uniform(seed, Stream::WeightInit, item as u64, index);
+        let mut first = 0;
+        for panel in &weight.panels {
+            let count = u64::from(panel.rows) * u64::from(weight.in_features);
+            let normal = |i: u64| {
+                // Box and Muller's pair; 1 - u keeps the logarithm's argument above zero.
+                let radius = (-2.0 * (1.0 - f64::from(draw(2 * i))).ln()).sqrt();
+                let angle = 2.0 * std::f64::consts::PI * f64::from(draw(2 * i + 1));
+                config.initializer_range * (radius * angle.cos()) as f32
+            };
+            let values: Vec<f32> = (first..first + count).map(normal).collect();
+            gpu.write(buffers, panel.data, bytemuck::cast_slice(&values));
+            gpu.flush()?;
+            first += count;
+        }
+    }
+    for (name, view, length) in network.vectors() {
+        let value = if name.ends_with(".bias") { 0.0f32 } else { 1.0 };
+        gpu.write(buffers, view, bytemuck::cast_slice(&vec![value; length]));
+    }
+    let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
+    gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
+    Ok(gpu.flush()?)
 }
 
 /// Fills the base with random weights of a trained model's size, for measurements: uniform within a tenth, gains of 1.

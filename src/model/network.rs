@@ -77,6 +77,18 @@ impl Network {
     }
 }
 
+/// Name and shape of every tensor in the order of [`Network::weights`] and then [`Network::vectors`].
+pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    // Planned and thrown away: the plan knows the order, and costs nothing.
+    let network = plan(&mut MemoryPlan::new(), config, BaseStorage::Trained, |_| Float::F32, 1, u64::MAX);
+    let matrices = network
+        .weights()
+        .map(|(name, weight)| (name, vec![weight.out_features as usize, weight.in_features as usize]))
+        .collect::<Vec<_>>();
+    let vectors = network.vectors().into_iter().map(|(name, _, length)| (name, vec![length]));
+    matrices.into_iter().chain(vectors).collect()
+}
+
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const HEAD: &str = "lm_head.weight";
 
@@ -91,6 +103,8 @@ pub enum BaseStorage {
     AsStored,
     /// The layers' matrices in 4 bits; embedding and head as the files hold them.
     Quantized(Storage),
+    /// All in f32, to be trained themselves.
+    Trained,
 }
 
 /// Plans the base's buffers. `stored` tells the type of a tensor in the files, `max_positions` the longest sequence.
@@ -102,6 +116,7 @@ pub fn plan(
     max_positions: usize,
     max_binding_bytes: u64,
 ) -> Network {
+    let stored = |name: &str| if base == BaseStorage::Trained { Float::F32 } else { stored(name) };
     let matrix = |plan: &mut MemoryPlan, name: &str, storage, (rows, cols): (usize, usize), bias| {
         Weight::plan(plan, name, storage, [rows as u32, cols as u32], bias, max_binding_bytes)
     };
@@ -115,7 +130,7 @@ pub fn plan(
         for projection in Projection::ALL {
             let name = projection_name(i, projection);
             let storage = match base {
-                BaseStorage::AsStored => Storage::Float(stored(&name)),
+                BaseStorage::AsStored | BaseStorage::Trained => Storage::Float(stored(&name)),
                 BaseStorage::Quantized(storage) => storage,
             };
             let shape = config.projection_shape(projection);

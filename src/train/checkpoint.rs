@@ -1,18 +1,20 @@
-//! Checkpoints: everything that a run needs to go on bit for bit. `step-N/` holds the adapter as PEFT has it,
-//! `optimizer.safetensors` with AdamW's moments, and `state.json`. A directory is written beside its place, synced, then
+//! Checkpoints: everything that a run needs to go on bit for bit. `step-N/` holds the adapter as PEFT has it (or of full training the
+//! model in f32), `optimizer.safetensors` with AdamW's moments, and `state.json`. A directory is written beside its place, synced, then
 //! renamed, so that a checkpoint that has its name is whole.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
+use super::values::{Moments, Values};
 use crate::files::write_atomically;
-use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
+use crate::model::model_directory;
+use crate::ops::weight::Float;
 use crate::{Error, Result};
 
 const STATE: &str = "state.json";
@@ -31,17 +33,43 @@ pub struct RunState {
     pub unlogged: Vec<f64>,
 }
 
-/// AdamW's moments, each shaped as the adapter's factors.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Moments {
-    pub first: AdapterTensors,
-    pub second: AdapterTensors,
-}
-
 pub struct Checkpoint {
     pub state: RunState,
-    pub adapter: AdapterTensors,
+    pub values: Values,
     pub moments: Moments,
+}
+
+/// What a run's files are to say about what it trains.
+#[derive(Clone, Copy)]
+pub enum Subject<'a> {
+    Adapter {
+        config: &'a LoraConfig,
+        modules: &'a [LoraModule],
+    },
+    /// The whole model; its tokenizer and settings lie in `base`.
+    Base {
+        base: &'a Path,
+    },
+}
+
+impl Subject<'_> {
+    fn modules(&self) -> &[LoraModule] {
+        match self {
+            Self::Adapter { modules, .. } => modules,
+            Self::Base { .. } => &[],
+        }
+    }
+
+    /// Writes what was trained into `dir`: a PEFT adapter, or a Hugging Face model with weights in `float`.
+    pub fn save(&self, dir: &Path, values: &Values, float: Float) -> Result<()> {
+        match (self, values) {
+            (Self::Adapter { config, modules }, Values::Adapter(adapter)) => {
+                adapter_file::save(dir, config, modules, adapter)
+            }
+            (Self::Base { base }, Values::Base(tensors)) => model_directory::save(dir, base, tensors, float),
+            _ => unreachable!("a run reads what it trains"),
+        }
+    }
 }
 
 fn directory(out: &Path) -> PathBuf {
@@ -49,13 +77,7 @@ fn directory(out: &Path) -> PathBuf {
 }
 
 /// Writes `checkpoints/step-N` and removes all but the newest `keep`.
-pub fn save(
-    out: &Path,
-    config: &LoraConfig,
-    modules: &[LoraModule],
-    checkpoint: &Checkpoint,
-    keep: usize,
-) -> Result<PathBuf> {
+pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
     let parent = directory(out);
     let place = parent.join(format!("step-{}", checkpoint.state.step));
     let beside = parent.join(format!(".step-{}.part", checkpoint.state.step));
@@ -63,8 +85,9 @@ pub fn save(
     remove_if_there(&beside).map_err(failed)?;
     fs::create_dir_all(&beside).map_err(failed)?;
     let write = || -> Result<()> {
-        adapter_file::save(&beside, config, modules, &checkpoint.adapter)?;
-        write_atomically(&beside.join(OPTIMIZER), &serialize_moments(&beside, modules, &checkpoint.moments)?)?;
+        subject.save(&beside, &checkpoint.values, Float::F32)?;
+        let moments = checkpoint.moments.serialize(&beside, subject.modules())?;
+        write_atomically(&beside.join(OPTIMIZER), &moments)?;
         let state = serde_json::to_string_pretty(&checkpoint.state).map_err(|e| Error::file(&place, e))?;
         write_atomically(&beside.join(STATE), state.as_bytes())?;
         remove_if_there(&place).map_err(failed)?;
@@ -112,20 +135,6 @@ fn sync_directory(dir: &Path) -> std::io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
-fn serialize_moments(path: &Path, modules: &[LoraModule], moments: &Moments) -> Result<Vec<u8>> {
-    let mut views = Vec::new();
-    for (moment, tensors) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
-        for (module, (a, b)) in modules.iter().zip(&tensors.tensors) {
-            for (factor, values) in [("lora_A", a), ("lora_B", b)] {
-                let name = format!("{}.{factor}.{moment}", module.name());
-                let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
-                views.push((name, view.map_err(|e| Error::file(path, e))?));
-            }
-        }
-    }
-    serialize(views, None).map_err(|e| Error::file(path, e))
-}
-
 /// The steps of the whole checkpoints below `out`, ascending.
 fn steps_in(out: &Path) -> Vec<usize> {
     let entries = fs::read_dir(directory(out)).into_iter().flatten().flatten();
@@ -140,35 +149,24 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
     steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
 }
 
-/// Reads a checkpoint directory, whose modules must be `modules`.
-pub fn load(dir: &Path, model: &ModelConfig, modules: &[LoraModule]) -> Result<Checkpoint> {
-    let (_, found, adapter) = adapter_file::load(dir, model)?;
-    if found != modules {
-        let problem = "adapts other modules, or with other ranks, than the settings of this run";
-        return Err(Error::file(dir, problem));
-    }
+/// Reads a checkpoint directory, which must be of `subject`.
+pub fn load(dir: &Path, model: &ModelConfig, subject: Subject) -> Result<Checkpoint> {
+    let values = match subject {
+        Subject::Adapter { modules, .. } => {
+            let (_, found, adapter) = adapter_file::load(dir, model)?;
+            if found != modules {
+                let problem = "adapts other modules, or with other ranks, than the settings of this run";
+                return Err(Error::file(dir, problem));
+            }
+            Values::Adapter(adapter)
+        }
+        Subject::Base { .. } => Values::Base(model_directory::load(dir, model)?),
+    };
     let path = dir.join(STATE);
     let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let state = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
     let path = dir.join(OPTIMIZER);
     let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let file =
-        safetensors::SafeTensors::deserialize(&bytes).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
-    let read = |moment: &str| -> Result<AdapterTensors> {
-        let factor = |module: &LoraModule, factor: &str, length: usize| -> Result<Vec<f32>> {
-            let name = format!("{}.{factor}.{moment}", module.name());
-            let tensor = file.tensor(&name).map_err(|_| Error::field(&path, &name, "is missing"))?;
-            if tensor.dtype() != Dtype::F32 || tensor.shape() != [length] {
-                let problem = format!("is {:?} {:?}, not F32 [{length}]", tensor.dtype(), tensor.shape());
-                return Err(Error::field(&path, &name, problem));
-            }
-            Ok(bytemuck::pod_collect_to_vec(tensor.data()))
-        };
-        let pair = |(module, (a, b)): (&LoraModule, &(Vec<f32>, Vec<f32>))| {
-            Ok((factor(module, "lora_A", a.len())?, factor(module, "lora_B", b.len())?))
-        };
-        Ok(AdapterTensors { tensors: modules.iter().zip(&adapter.tensors).map(pair).collect::<Result<_>>()? })
-    };
-    let moments = Moments { first: read("exp_avg")?, second: read("exp_avg_sq")? };
-    Ok(Checkpoint { state, adapter, moments })
+    let moments = Moments::deserialize(&path, &bytes, &values, subject.modules())?;
+    Ok(Checkpoint { state, values, moments })
 }

@@ -4,12 +4,13 @@ use std::collections::{HashMap, VecDeque};
 
 use web_time::Instant;
 
-use super::checkpoint::Moments;
 use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
+use super::values::{Moments, Values};
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
 use crate::model::load;
+use crate::model::trained::{NamedTensor, Part};
 use crate::model::weight_files::WeightFiles;
 use crate::ops::adamw::{AdamW, State};
 use crate::{Error, Result};
@@ -70,6 +71,16 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Allocates the plan over new weights, to be trained from scratch.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn from_scratch(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
+        let engine = Self::allocate(gpu, plan).await?;
+        load::initialise(&engine.gpu, &engine.buffers, &engine.plan.network, seed)?;
+        Ok(engine)
+    }
+
     /// Allocates the plan over a base of random weights, for measurements.
     pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
@@ -105,20 +116,59 @@ impl Engine {
         Ok(self.plan.adapter.read(&self.gpu, &self.buffers).await?)
     }
 
+    /// What is trained, as it is on the device now.
+    pub async fn read_values(&self) -> Result<Values> {
+        match &self.plan.trained {
+            Some(_) => Ok(Values::Base(self.read_base(Part::Params).await?)),
+            None => Ok(Values::Adapter(self.read_adapter().await?)),
+        }
+    }
+
+    /// Every tensor of a base in training, or its gradients or moments; empty where the base is frozen.
+    pub async fn read_base(&self, part: Part) -> Result<Vec<NamedTensor>> {
+        match &self.plan.trained {
+            Some(trained) => Ok(trained.read(&self.gpu, &self.buffers, part).await?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets every tensor of a base in training, as [`Self::read_base`] gives them.
+    pub fn write_base(&self, tensors: &[NamedTensor]) {
+        if let Some(trained) = &self.plan.trained {
+            trained.write(&self.gpu, &self.buffers, Part::Params, tensors);
+        }
+    }
+
     /// AdamW's moments as they are on the device now.
     pub async fn read_moments(&self) -> Result<Moments> {
-        let (adapter, gpu, buffers) = (&self.plan.adapter, &self.gpu, &self.buffers);
-        let first = adapter.read_moment(gpu, buffers, 0).await?;
-        Ok(Moments { first, second: adapter.read_moment(gpu, buffers, 1).await? })
+        Ok(Moments { first: self.read_moment(0).await?, second: self.read_moment(1).await? })
+    }
+
+    async fn read_moment(&self, index: usize) -> Result<Values> {
+        match &self.plan.trained {
+            Some(_) => Ok(Values::Base(self.read_base(Part::Moment(index)).await?)),
+            None => Ok(Values::Adapter(self.plan.adapter.read_moment(&self.gpu, &self.buffers, index).await?)),
+        }
     }
 
     /// Goes on after `step` optimiser steps that another engine has made.
-    pub fn resume(&mut self, step: usize, adapter: &AdapterTensors, moments: &Moments) {
-        self.write_adapter(adapter);
-        for (index, tensors) in [&moments.first, &moments.second].into_iter().enumerate() {
-            self.plan.adapter.write_moment(&self.gpu, &self.buffers, index, tensors);
-        }
+    pub fn resume(&mut self, step: usize, values: &Values, moments: &Moments) {
+        self.write(Part::Params, values);
+        self.write(Part::Moment(0), &moments.first);
+        self.write(Part::Moment(1), &moments.second);
         self.submitted = step;
+    }
+
+    fn write(&self, part: Part, values: &Values) {
+        let (gpu, buffers) = (&self.gpu, &self.buffers);
+        match (values, part, &self.plan.trained) {
+            (Values::Base(tensors), _, Some(trained)) => trained.write(gpu, buffers, part, tensors),
+            (Values::Adapter(tensors), Part::Moment(index), None) => {
+                self.plan.adapter.write_moment(gpu, buffers, index, tensors);
+            }
+            (Values::Adapter(tensors), ..) => self.write_adapter(tensors),
+            (Values::Base(_), _, None) => unreachable!("a frozen base is written by loading it"),
+        }
     }
 
     pub async fn read_gradients(&self) -> Result<AdapterTensors> {
@@ -237,6 +287,12 @@ impl Engine {
         let inputs = &self.plan.inputs;
         write(inputs.tokens, padded(&batch.tokens, rows, 0));
         write(inputs.positions, padded(&batch.positions, rows, 0));
+        if let Some(trained) = &self.plan.trained {
+            let tokens = padded(&batch.tokens, rows, 0);
+            let mut order: Vec<u32> = (0..rows as u32).collect();
+            order.sort_by_key(|row| tokens[*row as usize]);
+            write(trained.row_order, order);
+        }
         for ranges in &inputs.windows {
             let window = ranges.window.unwrap_or(usize::MAX);
             let segment = |row: usize| match batch.segment_start.get(row).zip(batch.segment_end.get(row)) {

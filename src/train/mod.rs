@@ -8,3 +8,4 @@ pub mod plan;
 pub mod plot;
 pub mod run;
 pub mod settings;
+pub mod values;

@@ -138,7 +138,9 @@ fn check_writable(dir: &Path) -> Result<()> {
 }
 
 fn holds_run(dir: &Path) -> bool {
-    [METRICS, RUN, "adapter_model.safetensors", "checkpoints"].iter().any(|file| dir.join(file).exists())
+    [METRICS, RUN, "adapter_model.safetensors", "model.safetensors", "checkpoints"]
+        .iter()
+        .any(|file| dir.join(file).exists())
 }
 
 /// The (step, loss) pairs of a metrics file: training and evaluation.

@@ -9,8 +9,9 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::{Dropout, Pass};
 use crate::model::load::Staging;
 use crate::model::network::{self, BaseStorage, Network};
+use crate::model::trained::Trained;
 use crate::ops::weight::Float;
-use crate::ops::{adamw, cross_entropy, linear};
+use crate::ops::{adamw, cross_entropy, linear, weight_gradient};
 
 /// Row counts are rounded up to this, so that few shapes of list occur.
 const ROW_CLASS: u32 = 32;
@@ -85,6 +86,8 @@ pub struct TrainPlan {
     pub target: Target,
     pub network: Network,
     pub adapter: DeviceAdapter,
+    /// Where the base itself is trained.
+    pub trained: Option<Trained>,
     pub staging: Option<Staging>,
     pub inputs: Inputs,
     pub head: HeadBuffers,
@@ -147,6 +150,8 @@ impl TrainPlan {
         let staging = Staging::plan(&mut memory, &network);
         let adapter = DeviceAdapter::plan(&mut memory, modules, config, settings.training, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
+        let trained = (settings.training && settings.base == BaseStorage::Trained)
+            .then(|| Trained::plan(&mut memory, &network, max_rows));
         let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
         let activations = if settings.training {
@@ -154,13 +159,17 @@ impl TrainPlan {
         } else {
             Activations::plan_inference(&mut memory, &network, std::slice::from_ref(&adapter), max_rows)
         };
-        let (panel, partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), target.cpu);
+        let (panel, mut partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), target.cpu);
+        if trained.is_some() {
+            partials = partials.max(Trained::partials_bytes(&network));
+        }
         let scratch = Scratch {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "LoRA gradient partial sums", partials),
         };
         let head = HeadBuffers::plan(&mut memory, config, max_rows, target);
-        let grads: Vec<View> = adapter.segments.iter().filter_map(|s| Some(s.training?.grads)).collect();
+        let of_base = trained.iter().flat_map(|t| t.ranges().map(|range| range.grads));
+        let grads: Vec<View> = adapter.segments.iter().filter_map(|s| Some(s.training?.grads)).chain(of_base).collect();
         let optimizer = OptimizerBuffers {
             hyper: memory.alloc(Category::Uploads, "optimiser settings", 32),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
@@ -174,6 +183,7 @@ impl TrainPlan {
             target,
             network,
             adapter,
+            trained,
             staging,
             inputs,
             head,
@@ -228,10 +238,8 @@ impl TrainPlan {
     /// What opens an optimiser step: gradients and the sum of losses become zero.
     pub fn record_begin(&self) -> Recorder {
         let mut rec = self.recorder();
-        for segment in &self.adapter.segments {
-            if let Some(training) = segment.training {
-                rec.clear(training.grads);
-            }
+        for (_, grads, _) in self.trained_ranges() {
+            rec.clear(grads);
         }
         rec.clear(self.optimizer.total_loss());
         rec
@@ -244,6 +252,7 @@ impl TrainPlan {
         let pass = Pass {
             network: &self.network,
             adapter: Some(&self.adapter),
+            trained: self.trained.as_ref(),
             inputs: &self.inputs,
             activations: &self.activations,
             rows,
@@ -251,7 +260,8 @@ impl TrainPlan {
             cache: None,
         };
         let hidden = pass.forward(&mut rec);
-        self.head.record(&mut rec, &self.network, hidden, targets, self.optimizer.total_loss(), training);
+        let (total, trained) = (self.optimizer.total_loss(), self.trained.as_ref());
+        self.head.record(&mut rec, &self.network, trained, hidden, targets, total, training);
         if let Some(ws) = self.activations.workspace.backward.filter(|_| training) {
             let d_norm = ws.d_norm.top(rows);
             rec.clear(d_norm.view);
@@ -262,19 +272,27 @@ impl TrainPlan {
         rec
     }
 
-    /// Clip and AdamW over every segment.
+    /// Parameters, gradients and moments of all that is trained.
+    fn trained_ranges(&self) -> impl Iterator<Item = (View, View, [View; 2])> {
+        let of_adapter = self.adapter.segments.iter().filter_map(|s| {
+            let training = s.training?;
+            Some((s.params, training.grads, training.moments))
+        });
+        let of_base = self.trained.iter().flat_map(|t| t.ranges().map(|r| (r.params, r.grads, r.moments)));
+        of_adapter.chain(of_base)
+    }
+
+    /// Clip and AdamW over all that is trained.
     pub fn record_optimizer(&self) -> Recorder {
         let mut rec = self.recorder();
         let optimizer = &self.optimizer;
-        let trained = || self.adapter.segments.iter().filter_map(|s| Some((s.params, s.training?)));
-        let grads: Vec<View> = trained().map(|(_, t)| t.grads).collect();
+        let grads: Vec<View> = self.trained_ranges().map(|(_, grads, _)| grads).collect();
         if grads.is_empty() {
             return rec;
         }
         adamw::grad_norm(&mut rec, &grads, optimizer.hyper, optimizer.partials, optimizer.state());
-        for (params, training) in trained() {
-            let [m, v] = training.moments;
-            adamw::step(&mut rec, params, training.grads, m, v, optimizer.state(), optimizer.hyper);
+        for (params, grads, [m, v]) in self.trained_ranges() {
+            adamw::step(&mut rec, params, grads, m, v, optimizer.state(), optimizer.hyper);
         }
         rec
     }
@@ -285,6 +303,7 @@ impl TrainPlan {
         let pass = Pass {
             network: &self.network,
             adapter: Some(&self.adapter),
+            trained: None,
             inputs: &self.inputs,
             activations: &self.activations,
             rows,
@@ -318,7 +337,17 @@ impl HeadBuffers {
 
     /// The rows with a target go through the head in chunks; with `gradient` each chunk of hidden states is replaced
     /// by its gradient before the next chunk's logits take the buffer.
-    fn record(&self, rec: &mut Recorder, network: &Network, hidden: Matrix, targets: u32, total: View, gradient: bool) {
+    #[allow(clippy::too_many_arguments)]
+    fn record(
+        &self,
+        rec: &mut Recorder,
+        network: &Network,
+        trained: Option<&Trained>,
+        hidden: Matrix,
+        targets: u32,
+        total: View,
+        gradient: bool,
+    ) {
         cross_entropy::gather_rows(rec, hidden, self.target_rows, self.gathered.top(targets));
         let mut first = 0;
         while first < targets {
@@ -328,6 +357,9 @@ impl HeadBuffers {
             linear::forward(rec, x, network.head(), None, logits, false);
             let (targets, losses) = (words(self.targets), words(self.losses));
             cross_entropy::forward_backward(rec, logits, targets, self.scalars, losses, gradient);
+            if let Some(trained) = trained.filter(|_| gradient) {
+                weight_gradient::add(rec, logits, x, network.head(), |data| trained.gradient(data));
+            }
             if gradient {
                 linear::input_gradient(rec, logits, network.head(), None, x, false);
             }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, Checkpoint, RunState};
+use super::checkpoint::{self, Checkpoint, RunState, Subject};
 use super::engine::{Engine, StepResult};
 use super::output::{EvalMetrics, Output, RunRecord, StepMetrics};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use super::settings::{RecomputeChoice, RunSettings};
+use super::settings::{Method, RecomputeChoice, RunSettings};
+use super::values::Values;
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
 use crate::data::packing::pack;
@@ -23,6 +24,7 @@ use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
 use crate::model::load::{check_shapes, float_of};
+use crate::model::network;
 use crate::model::weight_files::WeightFiles;
 use crate::ops::weight::Float;
 use crate::{Error, Result};
@@ -88,7 +90,8 @@ pub struct Outcome {
 pub struct PreparedRun {
     pub settings: RunSettings,
     pub config: ModelConfig,
-    pub files: WeightFiles,
+    /// None where training starts from new weights.
+    pub files: Option<WeightFiles>,
     pub lora: LoraConfig,
     pub modules: Vec<LoraModule>,
     pub data: DataReport,
@@ -109,9 +112,14 @@ pub struct PreparedRun {
 pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     settings.check()?;
     let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
-    let files = WeightFiles::open(&settings.model)?;
-    check_shapes(&files, &config)?;
+    let files = (!settings.from_scratch).then(|| WeightFiles::open(&settings.model)).transpose()?;
+    if let Some(files) = &files {
+        check_shapes(files, &config)?;
+    }
     let (lora, modules, initial) = match &settings.init_adapter {
+        _ if settings.method == Method::Full => {
+            (LoraConfig::default(), Vec::new(), AdapterTensors { tensors: Vec::new() })
+        }
         Some(dir) => {
             let (lora, modules, tensors) = adapter_file::load(dir, &config)?;
             let base_model_name_or_path = Some(settings.model.display().to_string());
@@ -191,8 +199,27 @@ impl PreparedRun {
         let max_rows = longest_rows(rows, self.settings.batch_size).0;
         let examples = self.examples.iter().chain(&self.eval_examples);
         let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
-        let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+        let stored = |name: &str| self.stored(name);
         plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, target)
+    }
+
+    /// The type in which the files hold a tensor.
+    fn stored(&self, name: &str) -> Float {
+        self.files.as_ref().and_then(|files| Some(float_of(files.get(name)?.dtype))).unwrap_or(Float::F32)
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        match self.settings.method {
+            Method::Full => Subject::Base { base: &self.settings.model },
+            Method::Lora | Method::Qlora => Subject::Adapter { config: &self.lora, modules: &self.modules },
+        }
+    }
+
+    pub fn trained_parameters(&self) -> u64 {
+        match self.settings.method {
+            Method::Full => parameters(&self.config),
+            Method::Lora | Method::Qlora => Values::Adapter(self.initial.clone()).parameters(),
+        }
     }
 
     fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
@@ -203,6 +230,11 @@ impl PreparedRun {
         };
         chosen.map(batch).collect()
     }
+}
+
+/// Parameters of a whole model.
+pub fn parameters(config: &ModelConfig) -> u64 {
+    network::tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
 }
 
 /// Rows of the largest micro-batch, since the longest slots may meet in one, and of the longest slot.
@@ -277,7 +309,7 @@ pub async fn run(
         true => {
             let missing = || Error::file(&out, "holds no checkpoint to resume from; start anew without --resume");
             let dir = checkpoint::newest(&out).ok_or_else(missing)?;
-            let found = checkpoint::load(&dir, &prepared.config, &prepared.modules)?;
+            let found = checkpoint::load(&dir, &prepared.config, prepared.subject())?;
             if found.state.seed != prepared.settings.seed {
                 let problem = format!("was made with --seed {}, not {}", found.state.seed, prepared.settings.seed);
                 return Err(Error::file(&dir, problem));
@@ -287,7 +319,7 @@ pub async fn run(
         false => None,
     };
     let plan = prepared.plan(gpu.target)?;
-    let trained_parameters = prepared.initial.tensors.iter().map(|(a, b)| (a.len() + b.len()) as u64).sum();
+    let trained_parameters = prepared.trained_parameters();
     let ledger = plan.ledger();
     listen(Event::Planned {
         ledger: &ledger,
@@ -307,7 +339,10 @@ pub async fn run(
         eval: prepared.eval.clone(),
     };
     let loading = |done, total| listen(Event::Loading { done, total });
-    let mut engine = Engine::open(gpu, plan, &prepared.files, loading).await?;
+    let mut engine = match &prepared.files {
+        Some(files) => Engine::open(gpu, plan, files, loading).await?,
+        None => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
+    };
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
     output.write_run(&prepared.settings, &record)?;
@@ -316,7 +351,7 @@ pub async fn run(
         RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
     match &resumed {
         Some((dir, found)) => {
-            engine.resume(found.state.step, &found.adapter, &found.moments);
+            engine.resume(found.state.step, &found.values, &found.moments);
             state = RunState { steps: prepared.steps, ..found.state.clone() };
             listen(Event::Resumed { step: state.step, from: dir });
         }
@@ -375,9 +410,8 @@ pub async fn run(
             state.unlogged = observer.unlogged.clone();
             let state = state.clone();
             let checkpoint =
-                Checkpoint { state, adapter: engine.read_adapter().await?, moments: engine.read_moments().await? };
-            let keep = prepared.settings.keep;
-            let place = checkpoint::save(&out, &prepared.lora, &prepared.modules, &checkpoint, keep)?;
+                Checkpoint { state, values: engine.read_values().await?, moments: engine.read_moments().await? };
+            let place = checkpoint::save(&out, prepared.subject(), &checkpoint, prepared.settings.keep)?;
             (observer.listen)(Event::Saved(&place));
         }
         if interrupted && state.step < prepared.steps {
@@ -386,7 +420,8 @@ pub async fn run(
         }
     }
     observer.drain(&mut engine).await?;
-    adapter_file::save(&out, &prepared.lora, &prepared.modules, &engine.read_adapter().await?)?;
+    let float = prepared.settings.dtype.map_or_else(|| prepared.stored(network::EMBEDDING), |dtype| dtype.float());
+    prepared.subject().save(&out, &engine.read_values().await?, float)?;
     (observer.listen)(Event::Saved(&out));
     outcome.step = state.step;
     outcome.profile = engine.profile.take();

@@ -8,10 +8,10 @@ use crate::data::settings::DataSettings;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::model::network::BaseStorage;
 use crate::ops::adamw::AdamW;
-use crate::ops::weight::{Code4, Storage};
+use crate::ops::weight::{Code4, Float, Storage};
 use crate::{Error, Result};
 
-/// How the base is held while the adapter trains.
+/// What is trained, and how the base is held meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -19,6 +19,27 @@ pub enum Method {
     Qlora,
     /// The base as its files hold it.
     Lora,
+    /// No adapter: every tensor of the model itself, in f32.
+    Full,
+}
+
+/// Type of saved weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedDtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl SavedDtype {
+    pub fn float(self) -> Float {
+        match self {
+            Self::F32 => Float::F32,
+            Self::F16 => Float::F16,
+            Self::Bf16 => Float::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +142,11 @@ pub struct RunSettings {
     pub keep: usize,
     pub log_every: usize,
     pub recompute: RecomputeChoice,
+    /// Full training from new weights: the model directory needs no weights.
+    pub from_scratch: bool,
+    /// Type of the weights that full training saves; without it the one that the base has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<SavedDtype>,
     /// What the run may take on the device, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<u64>,
@@ -162,6 +188,8 @@ impl Default for RunSettings {
             keep: 2,
             log_every: 1,
             recompute: RecomputeChoice::Auto,
+            from_scratch: false,
+            dtype: None,
             gpu_memory: None,
             data_format: DataSettings::default(),
         }
@@ -196,6 +224,7 @@ impl RunSettings {
             steps: Some(1),
             epochs: Some(1.0),
             eval_data: path,
+            dtype: Some(SavedDtype::Bf16),
             gpu_memory: Some(1),
             ..Self::default()
         }
@@ -205,6 +234,14 @@ impl RunSettings {
     /// The first setting that cannot work, with what would be right.
     pub fn check(&self) -> Result<()> {
         let bad = |problem: String| Err(Error::Setting(problem));
+        if self.method == Method::Full && self.init_adapter.is_some() {
+            return bad("--init-adapter starts an adapter, but --method full trains the model itself".to_owned());
+        }
+        for (flag, given) in [("--from-scratch", self.from_scratch), ("--dtype", self.dtype.is_some())] {
+            if given && self.method != Method::Full {
+                return bad(format!("{flag} is for --method full; LoRA and QLoRA leave the model as it is"));
+            }
+        }
         if self.rank == 0 {
             return bad("--rank is 0; a LoRA adapter needs a rank of at least 1".to_owned());
         }
@@ -264,6 +301,7 @@ impl RunSettings {
         match self.method {
             Method::Qlora => BaseStorage::Quantized(self.quant.storage(self.double_quant)),
             Method::Lora => BaseStorage::AsStored,
+            Method::Full => BaseStorage::Trained,
         }
     }
 

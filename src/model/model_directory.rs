@@ -1,0 +1,133 @@
+//! Hugging Face model directories as they are written: weights, `config.json`, and the files that come along unchanged.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorView, serialize};
+use serde_json::Value;
+
+use super::config::ModelConfig;
+use super::trained::NamedTensor;
+use super::weight_files::WeightFiles;
+use crate::files::write_atomically;
+use crate::ops::weight::Float;
+use crate::{Error, Result};
+
+pub const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+/// What tells how to use a model, beside its weights and sizes.
+const COMPANIONS: [&str; 11] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates.json",
+];
+
+/// Copies the files that tell how to use the model at `from`; those that it lacks are left out.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let path = from.join(name);
+        if path.is_file() {
+            let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+            write_atomically(&to.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes `config.json` of `from` with the type of the new weights.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
+    let path = from.join(CONFIG);
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    if let Some(fields) = config.as_object_mut() {
+        // transformers 5 calls it `dtype`.
+        let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        let name = match float {
+            Float::F32 => "float32",
+            Float::F16 => "float16",
+            Float::Bf16 => "bfloat16",
+        };
+        fields.insert(key.to_owned(), name.into());
+    }
+    write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
+}
+
+/// Values in the bytes of a safetensors file, rounded to nearest even.
+pub fn float_bytes(values: &[f32], float: Float) -> Vec<u8> {
+    match float {
+        Float::F32 => bytemuck::cast_slice(values).to_vec(),
+        Float::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Float::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+pub fn dtype(float: Float) -> Dtype {
+    match float {
+        Float::F32 => Dtype::F32,
+        Float::F16 => Dtype::F16,
+        Float::Bf16 => Dtype::BF16,
+    }
+}
+
+/// Every tensor of the model in `dir`, in f32 and in the order in which [`super::trained::Trained`] reads and writes them.
+///
+/// # Errors
+/// Weights that are missing, damaged or of another shape than `config` implies.
+pub fn load(dir: &Path, config: &ModelConfig) -> Result<Vec<NamedTensor>> {
+    let files = WeightFiles::open(dir)?;
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let values = files.read_all(files.require(&name, &shape)?)?;
+        Ok(NamedTensor { name, shape, values })
+    };
+    super::network::tensors(config).into_iter().map(tensor).collect()
+}
+
+/// Writes a whole model into `to`, which is made if need be: weights in `float`, the rest from the model at `from`.
+///
+/// # Errors
+/// A value that is not finite in `float` (files that are there stay as they are), or files that cannot be written.
+pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Result<()> {
+    let fits = |v: f32| match float {
+        Float::F16 => f16::from_f32(v).is_finite(),
+        Float::F32 | Float::Bf16 => v.is_finite(),
+    };
+    if let Some(tensor) = tensors.iter().find(|t| !t.values.iter().all(|v| fits(*v))) {
+        return Err(Error::Training(format!(
+            "{} came to a value that is not finite as {:?}, so the model is not saved; lower the learning rate, or save with \
+             another --dtype",
+            tensor.name,
+            dtype(float)
+        )));
+    }
+    fs::create_dir_all(to).map_err(|e| Error::file(to, format!("cannot be made: {e}")))?;
+    let path = to.join(WEIGHTS);
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| float_bytes(&t.values, float)).collect();
+    let views: Vec<(&str, TensorView)> = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|(t, bytes)| {
+            let view = TensorView::new(dtype(float), t.shape.clone(), bytes);
+            Ok((t.name.as_str(), view.map_err(|e| Error::field(&path, &t.name, e))?))
+        })
+        .collect::<Result<_>>()?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_atomically(&path, &serialize(views, Some(metadata)).map_err(|e| Error::file(&path, e))?)?;
+    copy_companions(from, to)?;
+    write_config(from, to, float)
+}
