@@ -23,6 +23,7 @@
 
 pub mod bench;
 pub mod data;
+pub mod demo;
 mod error;
 pub mod files;
 pub mod gpu;

@@ -54,8 +54,8 @@ fn an_estimate_is_what_a_run_takes() {
     std::fs::write(&data, format!("{{\"input_ids\": {ids:?}}}\n").repeat(4)).unwrap();
     let [data, out] = [&data, &out].map(|path| path.to_str().unwrap());
     let model = fixture("qwen3");
-    for method in ["qlora", "lora"] {
-        let sizes = ["--model", &model, "--method", method, "--rank", "8"];
+    for method in ["qlora", "lora", "full"] {
+        let sizes = ["--model", &model, "--method", method];
         let estimate = [&["estimate", "--json", "--gpu", "0", "--max-seq-len", "32"], &sizes[..]].concat();
         let (fine, text, error) = loraine(&estimate);
         assert!(fine, "{error}");
@@ -69,6 +69,13 @@ fn an_estimate_is_what_a_run_takes() {
     }
     let (fine, text, _) = loraine(&["estimate", "--model", "llama-2-7b", "--batch-size", "1", "--gpu-memory", "12GB"]);
     assert!(fine && text.contains("fits into 12.0 GB") && text.contains("[WWW"), "{text}");
+    let picture = dir.path().join("memory.svg");
+    let drawn = ["estimate", "--model", "llama-3.2-1b", "--gpu-memory", "12GB", "--svg", picture.to_str().unwrap()];
+    let (fine, text, error) = loraine(&drawn);
+    assert!(fine && text.contains("full, f32") && text.contains("QLoRA"), "{text}{error}");
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("LoRA, base as stored: "));
+    let (fine, text, _) = loraine(&["estimate", "--gpu-memory", "12GB"]);
+    assert!(fine && text.lines().count() == 2 + loraine::model::shapes::names().count(), "{text}");
     let (fine, _, error) = loraine(&["estimate", "--model", "gpt-9"]);
     assert!(!fine && error.contains("llama-2-7b") && !error.contains("panicked"), "{error}");
 }

@@ -17,7 +17,7 @@ impl Story {
 }
 
 pub fn story(dice: &mut Dice) -> Story {
-    let plots = [found, lost, hungry, rain, baking, race, noise, birthday];
+    let plots = [found, lost, hungry, rain, baking, race, noise, birthday, pirate];
     dice.pick(&plots)(dice)
 }
 
@@ -253,5 +253,34 @@ fn birthday(dice: &mut Dice) -> Story {
             ask(format!("How did {name} feel?"), format!("{name} was {glad}.")),
         ],
         subjects: vec![name.to_owned(), "a birthday".to_owned(), format!("a {gift}")],
+    }
+}
+
+/// The one plot in which a pirate's words are heard; the model never speaks so itself before it is taught to.
+fn pirate(dice: &mut Dice) -> Story {
+    let hero = child(dice);
+    let (color, thing, place) = (*dice.pick(&COLORS), *dice.pick(&THINGS), *dice.pick(&PLACES));
+    let (food, glad) = (*dice.pick(&FOODS), *dice.pick(&GLAD));
+    let (name, he) = (hero.name, hero.he);
+    Story {
+        sentences: vec![
+            format!("Once upon a time, a pirate met {name} {place}."),
+            match dice.below(2) {
+                0 => format!("\"Arr! I lost my {color} {thing}, matey!\" said the pirate."),
+                _ => format!("\"Arr! Where is my {color} {thing}, matey?\" said the pirate."),
+            },
+            format!("{name} helped the pirate, and {he} found the {thing}."),
+            format!("\"Arr! Thank you, matey!\" said the pirate, and gave {name} {food}."),
+            format!("{name} was {glad}."),
+        ],
+        questions: vec![
+            ask(format!("Who met {name}?"), format!("A pirate met {name}.")),
+            ask("What did the pirate lose?", format!("The pirate lost a {color} {thing}.")),
+            ask(format!("What color was the {thing}?"), format!("The {thing} was {color}.")),
+            ask(format!("Where was {name}?"), format!("{name} was {place}.")),
+            ask(format!("What did the pirate give {name}?"), format!("The pirate gave {name} {food}.")),
+            ask(format!("How did {name} feel?"), format!("{name} was {glad}.")),
+        ],
+        subjects: vec![name.to_owned(), "a pirate".to_owned(), format!("a pirate and {name}")],
     }
 }

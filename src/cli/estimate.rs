@@ -1,9 +1,9 @@
 //! `loraine estimate`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use loraine::gpu::{Gpu, GpuOptions};
+use loraine::gpu::{Gpu, GpuOptions, Target};
 use loraine::memory::{self, ASSUMED_TARGET, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
@@ -17,13 +17,14 @@ use super::{bytes, memory_bar};
 /// What a training run needs on the GPU, before anything is downloaded
 #[derive(Args)]
 #[command(after_help = "Examples:
-  loraine estimate --model llama-2-7b --batch-size 1 --gpu-memory 12GB
+  loraine estimate
+  loraine estimate --model llama-2-7b --batch-size 1 --gpu-memory 12GB --svg memory.svg
   loraine estimate --model models/SmolLM2-135M --max-seq-len 2048 --json")]
 pub struct EstimateArgs {
-    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b
+    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b [default: a table of them all]
     #[arg(long, value_name = "DIR|FILE|NAME")]
-    model: String,
-    /// Both regimes side by side, or one
+    model: Option<String>,
+    /// One regime [default: full, lora and qlora side by side]
     #[arg(long, value_enum)]
     method: Option<MethodArg>,
     /// 4-bit code of the base
@@ -47,7 +48,10 @@ pub struct EstimateArgs {
     /// Take the limits of this GPU instead of a typical card's
     #[arg(long, value_name = "NAME|INDEX")]
     gpu: Option<String>,
-    /// Print one JSON object
+    /// Draw the bars into this file
+    #[arg(long, value_name = "FILE", requires = "model")]
+    svg: Option<PathBuf>,
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -56,6 +60,7 @@ pub struct EstimateArgs {
 enum MethodArg {
     Qlora,
     Lora,
+    Full,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,7 +85,6 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
 }
 
 pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
-    let (config, float) = model(&args.model)?;
     let target = match &args.gpu {
         None => ASSUMED_TARGET,
         Some(gpu) => {
@@ -88,42 +92,94 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
             pollster::block_on(Gpu::open(&options))?.target
         }
     };
-    let methods = match args.method {
-        Some(MethodArg::Qlora) => vec![Method::Qlora],
-        Some(MethodArg::Lora) => vec![Method::Lora],
-        None => vec![Method::Qlora, Method::Lora],
-    };
-    let estimates = methods
-        .into_iter()
-        .map(|method| {
-            let settings = RunSettings {
-                method,
-                quant: if args.quant == QuantArg::Fp4 { Quant::Fp4 } else { Quant::Nf4 },
-                double_quant: !args.no_double_quant,
-                rank: args.rank,
-                target_modules: args.target_modules.clone(),
-                batch_size: args.batch_size,
-                max_seq_len: Some(args.max_seq_len),
-                gpu_memory: args.gpu_memory,
-                ..RunSettings::default()
-            };
-            settings.check()?;
-            memory::estimate(&settings, &config, float, args.max_seq_len, target)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    let Some(name) = &args.model else { return print_table(&args, target) };
+    let (config, float) = model(name)?;
+    let estimates = estimates(&args, &config, float, target)?;
+    if let Some(path) = &args.svg {
+        let named: Vec<_> = estimates.iter().map(|estimate| (regime(estimate.method), estimate)).collect();
+        let title = format!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
+        let picture = memory::picture::svg(&title, &named, args.gpu_memory);
+        loraine::files::write_atomically(path, picture.as_bytes())?;
+    }
     if args.json {
         out!("{}", serde_json::to_string_pretty(&estimates)?);
         return Ok(());
     }
-    out!("{}: batch {} of {} tokens, rank {}", args.model, args.batch_size, args.max_seq_len, args.rank);
+    out!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
     for estimate in &estimates {
         print(estimate, args.gpu_memory);
     }
     Ok(())
 }
 
+/// Estimates of the chosen regime, or of all, the largest first.
+fn estimates(args: &EstimateArgs, config: &ModelConfig, float: Float, target: Target) -> anyhow::Result<Vec<Estimate>> {
+    let methods = match args.method {
+        Some(MethodArg::Qlora) => vec![Method::Qlora],
+        Some(MethodArg::Lora) => vec![Method::Lora],
+        Some(MethodArg::Full) => vec![Method::Full],
+        None => vec![Method::Full, Method::Lora, Method::Qlora],
+    };
+    let estimate = |method| {
+        let settings = RunSettings {
+            method,
+            quant: if args.quant == QuantArg::Fp4 { Quant::Fp4 } else { Quant::Nf4 },
+            double_quant: !args.no_double_quant,
+            rank: args.rank,
+            target_modules: args.target_modules.clone(),
+            batch_size: args.batch_size,
+            max_seq_len: Some(args.max_seq_len),
+            gpu_memory: args.gpu_memory,
+            ..RunSettings::default()
+        };
+        settings.check()?;
+        Ok(memory::estimate(&settings, config, float, args.max_seq_len, target)?)
+    };
+    methods.into_iter().map(estimate).collect()
+}
+
+/// Every model that has a name, and what each regime takes.
+fn print_table(args: &EstimateArgs, target: Target) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for name in shapes::names() {
+        rows.push((name, estimates(args, &shapes::by_name(name)?, Float::Bf16, target)?));
+    }
+    if args.json {
+        let object: serde_json::Map<_, _> = rows
+            .iter()
+            .map(|(name, estimates)| Ok(((*name).to_owned(), serde_json::to_value(estimates)?)))
+            .collect::<serde_json::Result<_>>()?;
+        out!("{}", serde_json::to_string_pretty(&object)?);
+        return Ok(());
+    }
+    out!("batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
+    let Some((_, first)) = rows.first() else { return Ok(()) };
+    let heads: String = first.iter().map(|estimate| format!(" {:>22}", regime(estimate.method))).collect();
+    out!("{:<16}{heads}", "model");
+    for (name, estimates) in &rows {
+        let cell = |estimate: &Estimate| {
+            let verdict = match estimate.fits {
+                Some(true) => " fits",
+                Some(false) => "  -  ",
+                None => "",
+            };
+            format!(" {:>22}", format!("{}{verdict}", bytes(estimate.total)))
+        };
+        out!("{name:<16}{}", estimates.iter().map(cell).collect::<String>());
+    }
+    Ok(())
+}
+
+fn regime(method: Method) -> &'static str {
+    match method {
+        Method::Full => "full, f32",
+        Method::Lora => "LoRA, base as stored",
+        Method::Qlora => "QLoRA",
+    }
+}
+
 fn print(estimate: &Estimate, card: Option<u64>) {
-    let name = if estimate.method == Method::Qlora { "QLoRA" } else { "LoRA, base as stored" };
+    let name = regime(estimate.method);
     out!("\n{name}: {} for {} trained parameters", bytes(estimate.total), estimate.trained_parameters);
     for (category, count) in &estimate.categories {
         out!("  {} {:<22} {:>9}  ({count} bytes)", memory_bar::letter(*category), category.name(), bytes(*count));

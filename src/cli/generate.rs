@@ -23,7 +23,7 @@ use serde_json::json;
 use super::{GpuArgs, bytes};
 
 /// What `--use` calls the model without an adapter.
-const BASE: &str = "base";
+pub const BASE: &str = "base";
 
 const EXAMPLES: &str = "\
 Which adapter answers:
@@ -100,14 +100,14 @@ pub struct GenerateArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Quant {
+pub enum Quant {
     Nf4,
     Fp4,
     None,
 }
 
 impl Quant {
-    fn storage(self) -> BaseStorage {
+    pub fn storage(self) -> BaseStorage {
         let quantized = |code| BaseStorage::Quantized(Storage::Quantized { code, double: true });
         match self {
             Self::Nf4 => quantized(Code4::Nf4),
@@ -192,7 +192,7 @@ fn sampling(args: &GenerateArgs) -> Result<SamplingSettings> {
 }
 
 /// Names and directories of `[NAME=]DIR`; a directory that has an equals sign in its own name is taken as it stands.
-fn adapter_names(given: &[String]) -> Result<Vec<(String, PathBuf)>> {
+pub fn adapter_names(given: &[String]) -> Result<Vec<(String, PathBuf)>> {
     let mut names: Vec<(String, PathBuf)> = Vec::new();
     for text in given {
         let (name, dir) = match text.split_once('=') {
@@ -212,7 +212,7 @@ fn adapter_names(given: &[String]) -> Result<Vec<(String, PathBuf)>> {
     Ok(names)
 }
 
-fn load_adapter(dir: &Path, config: &ModelConfig) -> Result<LoadedAdapter> {
+pub fn load_adapter(dir: &Path, config: &ModelConfig) -> Result<LoadedAdapter> {
     let (_, modules, tensors) = adapter_file::load(dir, config)?;
     Ok(LoadedAdapter { modules, tensors })
 }

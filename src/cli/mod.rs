@@ -9,7 +9,10 @@ macro_rules! out {
 }
 
 mod bench;
+mod chat;
+mod completions;
 mod data_args;
+mod demo;
 mod estimate;
 mod eval;
 mod generate;
@@ -31,24 +34,30 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::DemoArgs),
     Train(Box<train::TrainArgs>),
     Estimate(estimate::EstimateArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
     Info(info::InfoArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Demo(args) => demo::run(args),
         Command::Train(args) => train::run(*args),
         Command::Estimate(args) => estimate::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Info(args) => info::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => completions::run(args),
     }
 }
 

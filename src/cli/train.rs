@@ -189,6 +189,9 @@ struct WatchArgs {
     /// Log every N steps [default: 1]
     #[arg(long, value_name = "N")]
     log_every: Option<usize>,
+    /// Write TensorBoard event files beside metrics.jsonl
+    #[arg(long)]
+    tensorboard: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -329,6 +332,7 @@ impl TrainArgs {
         set(&mut s.save_every, w.save_every);
         set(&mut s.keep, w.keep);
         set(&mut s.log_every, w.log_every);
+        s.tensorboard |= w.tensorboard;
         for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
             anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
         }

@@ -1,5 +1,7 @@
 //! What a run needs on a device, from sizes alone: the training plan itself, asked without a GPU.
 
+pub mod picture;
+
 use serde::Serialize;
 
 use crate::Result;

@@ -8,4 +8,5 @@ pub mod plan;
 pub mod plot;
 pub mod run;
 pub mod settings;
+pub mod tensorboard;
 pub mod values;

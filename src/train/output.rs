@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint;
 use super::settings::RunSettings;
+use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
 use crate::files::write_atomically;
 use crate::{Error, Result};
@@ -55,6 +56,7 @@ pub struct RunRecord {
 pub struct Output {
     dir: PathBuf,
     metrics: File,
+    events: Option<EventFile>,
 }
 
 impl Output {
@@ -96,11 +98,34 @@ impl Output {
         }
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|e| Error::file(&path, format!("cannot be opened: {e}")))?;
-        Ok(Self { dir: dir.to_owned(), metrics })
+        Ok(Self { dir: dir.to_owned(), metrics, events: None })
+    }
+
+    /// Writes TensorBoard's event files beside the metrics from now on.
+    pub fn add_tensorboard(&mut self) -> Result<()> {
+        self.events = Some(EventFile::create(&self.dir)?);
+        Ok(())
+    }
+
+    pub fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        let values = [
+            ("train/loss", metrics.loss),
+            ("train/learning_rate", metrics.lr),
+            ("train/grad_norm", metrics.grad_norm),
+            ("train/tokens_per_second", metrics.tokens_per_s),
+        ];
+        self.log(metrics)?;
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
+    }
+
+    pub fn log_evaluation(&mut self, metrics: &EvalMetrics) -> Result<()> {
+        let values = [("eval/loss", metrics.eval_loss), ("eval/perplexity", metrics.eval_perplexity)];
+        self.log(metrics)?;
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }
 
     /// Appends one line.
-    pub fn log(&mut self, metrics: &impl Serialize) -> Result<()> {
+    fn log(&mut self, metrics: &impl Serialize) -> Result<()> {
         let path = self.dir.join(METRICS);
         let mut line = serde_json::to_string(metrics).map_err(|e| Error::file(&path, e))?;
         line.push('\n');

@@ -111,6 +111,11 @@ pub struct PreparedRun {
 /// The first thing that is wrong, by file and field.
 pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     settings.check()?;
+    if let (Ok(model), Ok(out)) = (settings.model.canonicalize(), settings.out.canonicalize())
+        && model == out
+    {
+        return Err(Error::file(&settings.out, "is the model's own directory; choose another for --out"));
+    }
     let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
     let files = (!settings.from_scratch).then(|| WeightFiles::open(&settings.model)).transpose()?;
     if let Some(files) = &files {
@@ -346,6 +351,9 @@ pub async fn run(
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
     output.write_run(&prepared.settings, &record)?;
+    if prepared.settings.tensorboard {
+        output.add_tensorboard()?;
+    }
     engine.profile = start.profile.then(Profile::default);
     let mut state =
         RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
@@ -499,7 +507,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             tokens_per_s: self.speed.rows_per_second(),
             gpu_bytes: self.gpu_bytes,
         };
-        self.output.log(&metrics)?;
+        self.output.log_step(&metrics)?;
         (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
         Ok(())
     }
@@ -521,7 +529,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             )));
         }
         let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
-        self.output.log(&metrics)?;
+        self.output.log_evaluation(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));
         // Evaluation is not training time.
         self.speed = Speed::starting_now();

@@ -142,6 +142,8 @@ pub struct RunSettings {
     pub keep: usize,
     pub log_every: usize,
     pub recompute: RecomputeChoice,
+    /// Whether TensorBoard's event files are written beside the metrics.
+    pub tensorboard: bool,
     /// Full training from new weights: the model directory needs no weights.
     pub from_scratch: bool,
     /// Type of the weights that full training saves; without it the one that the base has.
@@ -188,6 +190,7 @@ impl Default for RunSettings {
             keep: 2,
             log_every: 1,
             recompute: RecomputeChoice::Auto,
+            tensorboard: false,
             from_scratch: false,
             dtype: None,
             gpu_memory: None,

@@ -1,0 +1,22 @@
+//! `loraine completions`.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+/// Print a completion script for a shell
+#[derive(Args)]
+#[command(after_help = "Examples:
+  loraine completions bash > ~/.local/share/bash-completion/completions/loraine
+  loraine completions zsh > ~/.zfunc/_loraine
+  loraine completions fish > ~/.config/fish/completions/loraine.fish")]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+pub fn run(args: CompletionsArgs) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "loraine", &mut script);
+    out!("{}", String::from_utf8_lossy(&script).trim_end());
+    Ok(())
+}

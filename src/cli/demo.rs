@@ -1,0 +1,121 @@
+//! `loraine demo`: the whole of it in a minute, with nothing but the program.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use loraine::data::template::ChatTemplate;
+use loraine::data::tokenizer::Tokenizer;
+use loraine::demo;
+use loraine::gpu::Gpu;
+use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter};
+use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use loraine::infer::sampler::SamplingSettings;
+use loraine::lora::adapter_file;
+use loraine::model::config::ModelConfig;
+use loraine::model::weight_files::WeightFiles;
+use loraine::train::run::{self, Start};
+use loraine::train::settings::RunSettings;
+use loraine::train::{output, plot};
+use serde_json::json;
+
+use super::{GpuArgs, bytes, memory_bar};
+
+/// QLoRA on a built-in tiny model: its answers before and after, the loss curve, the memory, an adapter to keep
+#[derive(Args)]
+pub struct DemoArgs {
+    /// Directory for the model, the data and the adapter; an earlier demo there is replaced
+    #[arg(long, value_name = "DIR", default_value = "loraine-demo")]
+    out: PathBuf,
+    /// Optimiser steps [default: enough to hear the difference]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    #[command(flatten)]
+    gpu: GpuArgs,
+}
+
+pub fn run(args: DemoArgs) -> Result<()> {
+    let dir = &args.out;
+    demo::write(dir)?;
+    let mut settings = demo::settings(dir);
+    settings.steps = args.steps.or(settings.steps);
+    settings.check()?;
+    out!("A tiny model that knows little stories learns to talk like a pirate.\n");
+    let before = answers(&settings, args.gpu.open()?, false)?;
+    show("before", &before);
+
+    let (model, adapter) = (settings.model.display().to_string(), settings.out.display().to_string());
+    let prepared = run::prepare(settings.clone())?;
+    let gpu = args.gpu.open()?;
+    out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
+    let ledger = prepared.plan(gpu.target)?.ledger();
+    let start = Start { overwrite: true, ..Start::default() };
+    let outcome = super::train::run_shown(prepared, gpu, &start)?;
+    if outcome.interrupted {
+        out!("stopped after step {}", outcome.step);
+        return Ok(());
+    }
+    let (losses, _) = output::read_curves(&settings.out)?;
+    out!("\nloss over {} steps\n{}", outcome.step, plot::loss_text(&losses, 64, 8));
+    let categories: Vec<_> = ledger.entries().collect();
+    out!("memory  {} on the device", bytes(ledger.total()));
+    out!("{}", memory_bar::drawn(&categories, ledger.total()));
+    let shares: Vec<_> = categories
+        .iter()
+        .map(|(category, count)| format!("{} {} {}", memory_bar::letter(*category), category.name(), bytes(*count)))
+        .collect();
+    out!("{}\n", shares.join(", "));
+    show("after", &answers(&settings, args.gpu.open()?, true)?);
+    if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
+        out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+    }
+    out!("adapter {adapter}   curve {}", outcome.loss_svg.display());
+    out!("next    loraine inspect --model {model} --data {}", settings.data.join("train.jsonl").display());
+    out!("        loraine train --model {model} --data YOUR.jsonl --out {}", dir.join("yours").display());
+    Ok(())
+}
+
+fn show(when: &str, answers: &[String]) {
+    for (question, answer) in demo::QUESTIONS.iter().zip(answers) {
+        out!("you     {question}");
+        out!("{when:<7} {answer}\n");
+    }
+}
+
+/// What the model says to [`demo::QUESTIONS`], the likeliest token each time.
+fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String>> {
+    let dir: &Path = &settings.model;
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let tokenizer = Tokenizer::from_dir(dir, &config)?;
+    let template = ChatTemplate::load(dir, None, tokenizer.special_tokens()?)?.context("the model has a template")?;
+    let adapters = match adapted {
+        false => Vec::new(),
+        true => {
+            let (_, modules, tensors) = adapter_file::load(&settings.out, &config)?;
+            vec![LoadedAdapter { modules, tensors }]
+        }
+    };
+    let plan = PlanSettings {
+        base: settings.base_storage(),
+        max_positions: config.max_position_embeddings,
+        rows_per_pass: DEFAULT_ROWS_PER_PASS,
+    };
+    let files = WeightFiles::open(dir)?;
+    let mut generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, |_, _| ()))?;
+    let generation = GenerationSettings {
+        sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },
+        max_tokens: 96,
+        end_tokens: tokenizer.eos().into_iter().collect(),
+    };
+    let mut answers = Vec::new();
+    for question in demo::QUESTIONS {
+        let message = json!({ "role": "user", "content": question });
+        let prompt = template.render(&[message], None, true).map_err(anyhow::Error::msg)?;
+        let ids = tokenizer.encode(&prompt, false)?;
+        let index = adapted.then_some(0);
+        let answer = generator.generate(&ids, index, &generation, |_| ControlFlow::Continue(()));
+        answers.push(tokenizer.decode(&pollster::block_on(answer)?.tokens)?.trim().to_owned());
+    }
+    Ok(answers)
+}

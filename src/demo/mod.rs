@@ -1,0 +1,65 @@
+//! The built-in default: a tiny model that this project has trained itself, and data that teach it to talk like a pirate.
+//!
+//! `examples/stories` made the tokenizer and the texts, `loraine train --method full` the weights; `src/demo/README.md` has the
+//! commands and what they printed.
+
+use std::path::Path;
+
+use crate::data::settings::DataSettings;
+use crate::train::settings::RunSettings;
+use crate::{Error, Result, files};
+
+/// The model directory's files, as Hugging Face names them.
+pub const MODEL: [(&str, &[u8]); 5] = [
+    ("config.json", include_bytes!("model/config.json")),
+    ("generation_config.json", include_bytes!("model/generation_config.json")),
+    ("tokenizer.json", include_bytes!("model/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("model/tokenizer_config.json")),
+    ("model.safetensors", include_bytes!("model/model.safetensors")),
+];
+
+/// Conversations with a pirate.
+pub const DATA: [(&str, &[u8]); 2] =
+    [("train.jsonl", include_bytes!("data/train.jsonl")), ("valid.jsonl", include_bytes!("data/valid.jsonl"))];
+
+/// Asked before and after training; none of them stands in the data.
+pub const QUESTIONS: [&str; 4] = [
+    "Tell me a story about a turtle and a horse.",
+    "What is the opposite of big?",
+    "One day a hen and a fox ran a race at the lake. The hen was very fast. But then the hen stopped to eat. The fox ran on and on and \
+     did not stop. So the fox won the race. The fox got a blue kite. Who won the race?",
+    "Who are you?",
+];
+
+/// Writes the model to `dir/model` and the data to `dir/data`, over what stands there under the same names.
+///
+/// # Errors
+/// A directory that cannot be written.
+pub fn write(dir: &Path) -> Result<()> {
+    for (name, contents) in [("model", &MODEL[..]), ("data", &DATA[..])] {
+        let room = dir.join(name);
+        std::fs::create_dir_all(&room).map_err(|e| Error::file(&room, format!("cannot be made: {e}")))?;
+        for (file, bytes) in contents {
+            files::write_atomically(&room.join(file), bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// QLoRA on the model and the data of [`write`], into `dir/adapter`: under a minute on a software adapter.
+pub fn settings(dir: &Path) -> RunSettings {
+    RunSettings {
+        model: dir.join("model"),
+        data: dir.join("data"),
+        out: dir.join("adapter"),
+        batch_size: 8,
+        steps: Some(80),
+        lr: 3e-3,
+        warmup_steps: 5,
+        rank: 8,
+        alpha: 16.0,
+        max_seq_len: Some(256),
+        data_format: DataSettings::default(),
+        ..RunSettings::default()
+    }
+}
