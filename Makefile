@@ -1,10 +1,14 @@
-.PHONY: help test bench fmt
+.PHONY: help demo test bench fmt
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: ## QLoRA on the built-in model: answers before and after, loss curve, memory; installs what it needs
+	-@scripts/setup vulkan
+	cargo run --release -- demo
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0

@@ -25,6 +25,7 @@ pub mod bench;
 pub mod data;
 pub mod demo;
 mod error;
+pub mod export;
 pub mod files;
 pub mod gpu;
 pub mod infer;

@@ -19,6 +19,8 @@ mod generate;
 mod info;
 mod inspect;
 mod memory_bar;
+mod merge;
+mod quantize;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -40,6 +42,8 @@ enum Command {
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Chat(chat::ChatArgs),
+    Merge(merge::MergeArgs),
+    Quantize(quantize::QuantizeArgs),
     Info(info::InfoArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
@@ -54,6 +58,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Quantize(args) => quantize::run(args),
         Command::Info(args) => info::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),

@@ -26,8 +26,7 @@ pub const DATA: [(&str, &[u8]); 2] =
 pub const QUESTIONS: [&str; 4] = [
     "Tell me a story about a turtle and a horse.",
     "What is the opposite of big?",
-    "One day a hen and a fox ran a race at the lake. The hen was very fast. But then the hen stopped to eat. The fox ran on and on and \
-     did not stop. So the fox won the race. The fox got a blue kite. Who won the race?",
+    "What does a cat say?",
     "Who are you?",
 ];
 
@@ -53,7 +52,7 @@ pub fn settings(dir: &Path) -> RunSettings {
         data: dir.join("data"),
         out: dir.join("adapter"),
         batch_size: 8,
-        steps: Some(80),
+        steps: Some(120),
         lr: 3e-3,
         warmup_steps: 5,
         rank: 8,
@@ -61,5 +60,23 @@ pub fn settings(dir: &Path) -> RunSettings {
         max_seq_len: Some(256),
         data_format: DataSettings::default(),
         ..RunSettings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_are_conversations_that_hold_none_of_the_questions() {
+        let mut count = 0;
+        for line in DATA.iter().flat_map(|(_, bytes)| std::str::from_utf8(bytes).unwrap().lines()) {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let content = |at: usize| record["messages"][at]["content"].as_str().unwrap();
+            assert!(!QUESTIONS.contains(&content(0)), "{line}");
+            assert!(content(1).starts_with("Arr! ") && content(1).ends_with(", matey!"), "{line}");
+            count += 1;
+        }
+        assert_eq!(count, 840);
     }
 }

@@ -87,6 +87,7 @@ impl Generator {
         progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
         load::check_shapes(files, config)?;
+        let settings = &PlanSettings { base: settings.base.of(config)?, ..*settings };
         let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         let modules: Vec<&[LoraModule]> = adapters.iter().map(|a| a.modules.as_slice()).collect();
         let plan = GenerationPlan::new(gpu.target, config, stored, &modules, settings)?;

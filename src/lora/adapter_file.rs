@@ -134,8 +134,8 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
         let error = |problem: String| Error::field(&weights, name, problem);
         let info = match entries.remove(name) {
             Some(Entry::Usable(info)) => info,
-            Some(Entry::OtherDtype(dtype)) => {
-                return Err(error(format!("has the type {dtype}; supported are F32, F16 and BF16")));
+            Some(Entry::OtherDtype(raw)) => {
+                return Err(error(format!("has the type {}; supported are F32, F16 and BF16", raw.dtype)));
             }
             None => return Err(error(format!("is missing; {CONFIG} asks for it with shape {shape:?}"))),
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json_fields::{JsonFields, parse_object};
+use super::packed::Stored4Bit;
 use super::rope::RopeConfig;
 use crate::{Error, Result};
 
@@ -116,6 +117,8 @@ pub struct ModelConfig {
     pub sliding_windows: Vec<Option<usize>>,
     pub bos_token_id: Option<u32>,
     pub eos_token_ids: Vec<u32>,
+    /// Where the layers' matrices lie in 4 bits in the files.
+    pub quantization: Option<Stored4Bit>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
 }
@@ -132,13 +135,8 @@ impl ModelConfig {
         let object = parse_object(path, text)?;
         let fields = JsonFields::new(path, &object);
         let family = family(&fields)?;
-        if let Some(quantization) = fields.value("quantization_config") {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-            return Err(fields.error(
-                "quantization_config",
-                format!("the weights are already quantised ({method}); give the original model in 16 or 32 bits"),
-            ));
-        }
+        let quantization = fields.value("quantization_config");
+        let quantization = quantization.map(|config| Stored4Bit::from_fields(&fields, config)).transpose()?;
         if let Some(activation) = fields.text("hidden_act")?.filter(|a| *a != "silu") {
             return Err(fields.error("hidden_act", format!("is `{activation}`, but only `silu` is supported")));
         }
@@ -179,6 +177,7 @@ impl ModelConfig {
             sliding_windows: sliding_windows(&fields, family, num_layers)?,
             bos_token_id: token_ids(&fields, "bos_token_id", family, 1)?.first().copied(),
             eos_token_ids: token_ids(&fields, "eos_token_id", family, 2)?,
+            quantization,
             initializer_range: fields.positive("initializer_range")?.unwrap_or(0.02) as f32,
         })
     }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use super::network::Network;
+use super::network::{EMBEDDING, HEAD, Network};
+use super::packed::PackedWeight;
 use super::rope;
 use super::weight_files::{TensorInfo, WeightDtype, WeightFiles};
 use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
 use crate::ops::quantize;
 use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
-use crate::quant::dynamic_map;
+use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::random::{Stream, bits, uniform};
 use crate::{Error, Result};
 
@@ -30,6 +31,9 @@ pub struct Staging {
 impl Staging {
     /// None where nothing is quantised: float weights are written straight to their place.
     pub fn plan(plan: &mut MemoryPlan, network: &Network) -> Option<Self> {
+        if network.config.quantization.is_some() {
+            return None;
+        }
         let quantized = |w: &Weight| matches!(w.storage, Storage::Quantized { .. });
         let elements = |w: &Weight| u64::from(w.out_features) * u64::from(w.in_features);
         let largest = network.weights().filter(|(_, w)| quantized(w)).map(|(_, w)| elements(w)).max()?;
@@ -59,9 +63,21 @@ pub fn float_of(dtype: WeightDtype) -> Float {
 pub fn check_shapes(files: &WeightFiles, config: &super::config::ModelConfig) -> Result<()> {
     let expected = super::weight_files::expected_tensors(config);
     for (name, shape) in &expected {
-        files.require(name, shape)?;
+        match (config.quantization, &shape[..]) {
+            (Some(stored), [rows, cols]) if is_projection(name) => {
+                PackedWeight::find(files, name, [*rows, *cols], stored)?;
+            }
+            _ => {
+                files.require(name, shape)?;
+            }
+        }
     }
     files.refuse_other_layer_tensors(&expected)
+}
+
+/// Whether a matrix is a layer's, and so in 4 bits where the files hold 4 bits.
+pub fn is_projection(name: &str) -> bool {
+    name != EMBEDDING && name != HEAD
 }
 
 /// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.
@@ -78,15 +94,23 @@ pub fn load(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let config = &network.config;
-    let tensors: Vec<(&TensorInfo, &Weight)> = network
-        .weights()
-        .map(|(name, weight)| {
-            let shape = [weight.out_features as usize, weight.in_features as usize];
-            Ok((files.require(&name, &shape)?, weight))
-        })
-        .collect::<Result<_>>()?;
-    let total = tensors.iter().map(|(info, _)| info.byte_len).sum();
+    let mut tensors: Vec<(&TensorInfo, &Weight)> = Vec::new();
+    let mut packed: Vec<(PackedWeight, &Weight)> = Vec::new();
+    for (name, weight) in network.weights() {
+        let shape = [weight.out_features as usize, weight.in_features as usize];
+        match config.quantization.filter(|_| is_projection(&name)) {
+            Some(stored) => packed.push((PackedWeight::find(files, &name, shape, stored)?, weight)),
+            None => tensors.push((files.require(&name, &shape)?, weight)),
+        }
+    }
+    let of_packed: u64 = packed.iter().map(|(packed, _)| packed.bytes()).sum();
+    let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
     let mut done = 0;
+    for (packed, weight) in packed {
+        load_packed(gpu, buffers, &packed.read()?, &weight.panels[0])?;
+        done += packed.bytes();
+        progress(done, total);
+    }
     for (info, weight) in tensors {
         let mut advance = |bytes| {
             done += bytes;
@@ -179,6 +203,26 @@ fn load_float(
             }
             advance(length);
         }
+    }
+    Ok(gpu.flush()?)
+}
+
+/// Bytes that are in 4 bits already go to the device as they are.
+fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &Panel) -> Result<()> {
+    let write = |view: View, bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        gpu.write(buffers, view, &bytes);
+    };
+    write(panel.data, &weight.packed);
+    match (&weight.scales, panel.absmax, panel.nested) {
+        (Scales::Plain(absmax), Some(view), _) => write(view, bytemuck::cast_slice(absmax)),
+        (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
+            write(view, codes);
+            let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
+            write(nested, bytemuck::cast_slice(&values));
+        }
+        _ => unreachable!("a 4-bit panel has places for its scales"),
     }
     Ok(gpu.flush()?)
 }

@@ -7,6 +7,7 @@ pub(crate) mod json_fields;
 pub mod load;
 pub mod model_directory;
 pub mod network;
+pub mod packed;
 pub mod rope;
 pub(crate) mod safetensors_file;
 pub mod shapes;

@@ -64,6 +64,8 @@ pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
             Float::Bf16 => "bfloat16",
         };
         fields.insert(key.to_owned(), name.into());
+        // What is written here is in full.
+        fields.remove("quantization_config");
     }
     write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
 }

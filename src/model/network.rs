@@ -3,6 +3,7 @@
 use super::config::{ModelConfig, Projection};
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::ops::weight::{Float, Storage, Weight};
+use crate::{Error, Result};
 
 /// One decoder layer's frozen tensors. Gains and biases are f32.
 #[derive(Clone, Debug)]
@@ -105,6 +106,29 @@ pub enum BaseStorage {
     Quantized(Storage),
     /// All in f32, to be trained themselves.
     Trained,
+}
+
+impl BaseStorage {
+    /// The storage for a base of this configuration: files that hold 4 bits already keep them.
+    ///
+    /// # Errors
+    /// Another 4-bit form than the files', or full training of them.
+    pub fn of(self, config: &ModelConfig) -> Result<Self> {
+        let Some(stored) = config.quantization else { return Ok(self) };
+        match self {
+            Self::AsStored => Ok(Self::Quantized(stored.storage())),
+            Self::Quantized(storage) if storage == stored.storage() => Ok(self),
+            Self::Quantized(_) => Err(Error::Setting(format!(
+                "the model's files hold its weights in 4 bits, in another form than asked for; take {}, or the original model",
+                stored.flags()
+            ))),
+            Self::Trained => Err(Error::Setting(
+                "the model's files hold its weights in 4 bits, which cannot be trained themselves; take the original model, or \
+                 --method qlora"
+                    .to_owned(),
+            )),
+        }
+    }
 }
 
 /// Plans the base's buffers. `stored` tells the type of a tensor in the files, `max_positions` the longest sequence.

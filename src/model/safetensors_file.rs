@@ -51,11 +51,37 @@ pub struct TensorInfo {
     pub byte_len: u64,
 }
 
-/// A tensor of the header; one of another type is refused only when it is used.
+/// A tensor whose type is no weight's; its bytes can be had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawTensor {
+    pub name: String,
+    /// As the header spells it.
+    pub dtype: String,
+    pub path: PathBuf,
+    /// Of the first byte, from the start of the file.
+    pub file_offset: u64,
+    pub byte_len: u64,
+}
+
+impl RawTensor {
+    /// All its bytes.
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.byte_len as usize];
+        read_at(&self.path, &self.name, self.file_offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// All its bytes as f32.
+    pub(crate) fn read_f32(&self) -> Result<Vec<f32>> {
+        Ok(self.read()?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+}
+
+/// A tensor of the header; one of another type is refused only when it is used as a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Entry {
     Usable(TensorInfo),
-    OtherDtype(String),
+    OtherDtype(RawTensor),
 }
 
 /// Reads and checks the header of `path`: every tensor's bytes lie inside the file, touch the next one's, and match its
@@ -118,7 +144,9 @@ fn entry(path: &Path, name: &str, value: &Value, data_start: u64, file_len: u64)
         return Err(error(format!("ends at data byte {end}, but the file has {there}: it is cut short or damaged")));
     }
     let Some(dtype) = WeightDtype::from_name(dtype) else {
-        return Ok((Entry::OtherDtype(dtype.to_owned()), (begin, end)));
+        let (name, dtype, path) = (name.to_owned(), dtype.to_owned(), path.to_owned());
+        let raw = RawTensor { name, dtype, path, file_offset: data_start + begin, byte_len };
+        return Ok((Entry::OtherDtype(raw), (begin, end)));
     };
     let shape = shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>();
     let shape = shape.map_err(|_| error("is too large for this machine's address space".into()))?;
@@ -167,12 +195,16 @@ pub(crate) fn read_bytes(tensor: &TensorInfo, byte_offset: u64, buf: &mut [u8]) 
         let asked = format!("{} bytes from byte {byte_offset}", buf.len());
         return Err(error(format!("has {} bytes, but {asked} were asked for", tensor.byte_len)));
     }
+    read_at(&tensor.path, &tensor.name, tensor.file_offset + byte_offset, buf)
+}
+
+fn read_at(path: &Path, name: &str, file_offset: u64, buf: &mut [u8]) -> Result<()> {
     let read = |buf: &mut [u8]| -> std::io::Result<()> {
-        let mut file = File::open(&tensor.path)?;
-        file.seek(SeekFrom::Start(tensor.file_offset + byte_offset))?;
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(file_offset))?;
         file.read_exact(buf)
     };
-    read(buf).map_err(|e| error(format!("cannot be read: {e}")))
+    read(buf).map_err(|e| Error::field(path, name, format!("cannot be read: {e}")))
 }
 
 /// The whole tensor, widened to f32.
@@ -248,7 +280,8 @@ pub(crate) mod tests {
         let entries = read_header(&path).unwrap();
         let (Entry::Usable(h), Entry::Usable(b)) = (&entries["h"], &entries["b"]) else { panic!("{entries:?}") };
         assert_eq!((read_f32(h).unwrap(), read_f32(b).unwrap()), (vec![1.0, -2.0], vec![3.0]));
-        assert_eq!(entries["i"], Entry::OtherDtype("I32".into()));
+        let Entry::OtherDtype(i) = &entries["i"] else { panic!("{entries:?}") };
+        assert_eq!((i.dtype.as_str(), i.read().unwrap()), ("I32", vec![0; 4]));
         let mut piece = [0; 2];
         read_bytes(h, 2, &mut piece).unwrap();
         assert_eq!(piece, [0x00, 0xc0]);

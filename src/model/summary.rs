@@ -43,7 +43,8 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let files = WeightFiles::open(dir)?;
     check_shapes(&files, &config)?;
     let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
-    let base_bytes = |base| {
+    let base_bytes = |base: BaseStorage| {
+        let base = base.of(&config).unwrap_or(base);
         let mut plan = MemoryPlan::new();
         network::plan(&mut plan, &config, base, stored, 1, u64::MAX);
         let ledger = plan.ledger();
@@ -52,6 +53,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let tensors = expected_tensors(&config);
     let mut dtypes: Vec<String> =
         tensors.iter().filter_map(|(name, _)| Some(format!("{:?}", files.get(name)?.dtype).to_lowercase())).collect();
+    dtypes.extend(config.quantization.map(|stored| format!("{:?}", stored.code).to_lowercase()));
     dtypes.sort();
     dtypes.dedup();
     Ok(ModelSummary {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::config::{ModelConfig, Projection};
 use super::json_fields::parse_object;
-use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES};
+use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES, RawTensor};
 pub use super::safetensors_file::{TensorInfo, WeightDtype};
 use crate::{Error, Result};
 
@@ -63,14 +63,41 @@ impl WeightFiles {
         let error = |problem: String| Error::field(&self.listing, name, problem);
         match self.entries.get(name) {
             None => Err(error(format!("is missing; config.json asks for it with shape {shape:?}"))),
-            Some(Entry::OtherDtype(dtype)) => {
-                Err(error(format!("has the type {dtype}; supported are F32, F16 and BF16")))
+            Some(Entry::OtherDtype(raw)) => {
+                Err(error(format!("has the type {}; supported are F32, F16 and BF16", raw.dtype)))
             }
             Some(Entry::Usable(info)) if info.shape != shape => {
                 Err(error(format!("has shape {:?}, but config.json asks for {shape:?}", info.shape)))
             }
             Some(Entry::Usable(info)) => Ok(info),
         }
+    }
+
+    /// The tensor's bytes, whatever its type.
+    pub(super) fn require_any_bytes(&self, name: &str) -> Result<RawTensor> {
+        match self.entries.get(name) {
+            None => {
+                Err(Error::field(&self.listing, name, "is missing; config.json says that the weights are in 4 bits"))
+            }
+            Some(Entry::OtherDtype(raw)) => Ok(raw.clone()),
+            Some(Entry::Usable(TensorInfo { name, path, file_offset, byte_len, dtype, .. })) => Ok(RawTensor {
+                name: name.clone(),
+                dtype: format!("{dtype:?}"),
+                path: path.clone(),
+                file_offset: *file_offset,
+                byte_len: *byte_len,
+            }),
+        }
+    }
+
+    /// As [`Self::require_any_bytes`], of which there must be `byte_len`.
+    pub(super) fn require_bytes(&self, name: &str, byte_len: u64) -> Result<RawTensor> {
+        let raw = self.require_any_bytes(name)?;
+        if raw.byte_len != byte_len {
+            let problem = format!("has {} bytes, but config.json asks for {byte_len}", raw.byte_len);
+            return Err(Error::field(&self.listing, name, problem));
+        }
+        Ok(raw)
     }
 
     /// Refuses a layer's weight or bias that is not among `expected`: a model with fewer layers, or without its biases,

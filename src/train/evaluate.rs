@@ -91,7 +91,8 @@ impl PreparedEval {
         let base = match self.settings.quant {
             Some(quant) => BaseStorage::Quantized(quant.storage(self.settings.double_quant)),
             None => BaseStorage::AsStored,
-        };
+        }
+        .of(&self.config)?;
         let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: false };
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));

@@ -117,6 +117,12 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         return Err(Error::file(&settings.out, "is the model's own directory; choose another for --out"));
     }
     let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    if settings.method == Method::Lora && config.quantization.is_some() {
+        return Err(Error::Setting(
+            "the model's files hold its weights in 4 bits: that is --method qlora; --method lora wants 16 or 32 bits"
+                .to_owned(),
+        ));
+    }
     let files = (!settings.from_scratch).then(|| WeightFiles::open(&settings.model)).transpose()?;
     if let Some(files) = &files {
         check_shapes(files, &config)?;
@@ -266,13 +272,13 @@ pub fn plan_within_budget(
     // The longest micro-batch has this many sequences of the longest length, or fewer.
     let sequences = max_rows.div_ceil(max_positions.max(1)).min(settings.batch_size);
     let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
+    let base = settings.base_storage().of(config)?;
     let plan = |max_rows, max_positions| {
         let recompute = match settings.recompute {
             RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
             RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
             RecomputeChoice::All => RecomputePolicy::Keep(0),
         };
-        let base = settings.base_storage();
         let dropout = settings.dropout as f32;
         let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
         TrainPlan::new(target, config, &stored, modules, &plan)

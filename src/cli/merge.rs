@@ -1,0 +1,100 @@
+//! `loraine merge`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use loraine::data::tokenizer::Tokenizer;
+use loraine::export::merge::{MergeSettings, compare, merge};
+use loraine::model::config::ModelConfig;
+use loraine::ops::weight::Float;
+use serde_json::json;
+
+use super::GpuArgs;
+
+/// Merge an adapter into its base: a model directory that needs no adapter any more
+#[derive(Args)]
+#[command(after_help = "Example:
+  loraine merge --model models/SmolLM2-135M --adapter run --out merged")]
+pub struct MergeArgs {
+    /// The base that the adapter was trained on, in 16 or 32 bits or quantised by bitsandbytes
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// PEFT adapter directory
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// Directory for the merged model
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Type of the merged weights [default: the base's]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Text after which the logits of the merged model are compared with those of base and adapter
+    #[arg(long, value_name = "TEXT", default_value = "Once upon a time")]
+    prompt: String,
+    /// Replace the model that the output directory holds
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    gpu: GpuArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub fn run(args: MergeArgs) -> anyhow::Result<()> {
+    let settings = MergeSettings {
+        model: args.model,
+        adapter: args.adapter,
+        out: args.out,
+        float: args.dtype.map(|dtype| match dtype {
+            Dtype::F32 => Float::F32,
+            Dtype::F16 => Float::F16,
+            Dtype::Bf16 => Float::Bf16,
+        }),
+        overwrite: args.overwrite,
+    };
+    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    let prompt = match settings.model.join("tokenizer.json").is_file() {
+        true => Tokenizer::from_dir(&settings.model, &config)?.encode(&args.prompt, true)?,
+        false => (1..9).map(|id| id % config.vocab_size as u32).collect(),
+    };
+    anyhow::ensure!(!prompt.is_empty(), "--prompt is empty; give some text to compare logits after");
+    let gpu = args.gpu.open()?;
+    let bar = ProgressBar::new(0);
+    let merged = pollster::block_on(merge(&settings, &gpu, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    }));
+    bar.finish_and_clear();
+    let merged = merged?;
+    let error = pollster::block_on(compare(&settings, [gpu, args.gpu.open()?], &prompt))
+        .context("the merged model was written, but could not be compared")?;
+    let dtype = format!("{:?}", merged.float).to_lowercase();
+    if args.json {
+        let report = json!({
+            "out": settings.out, "matrices": merged.matrices, "dtype": dtype, "dequantised": merged.dequantised,
+            "relative_logit_error": error,
+        });
+        out!("{report}");
+        return Ok(());
+    }
+    out!("{} matrices merged, all weights saved as {dtype}", merged.matrices);
+    if merged.dequantised {
+        out!(
+            "the base was in 4 bits and was decoded first: the merged weights are those that the adapter was trained on, at \
+             full size; merging into the original 16-bit weights gives others"
+        );
+    }
+    out!("logits  {error:.1e} from those of base and adapter (relative)");
+    out!("model   {}", settings.out.display());
+    Ok(())
+}

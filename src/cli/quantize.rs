@@ -1,0 +1,58 @@
+//! `loraine quantize`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use indicatif::ProgressBar;
+use loraine::export::quantize::{QuantizeSettings, quantize};
+use loraine::ops::weight::Code4;
+
+use super::bytes;
+
+/// Write a model in bitsandbytes' 4-bit form, which transformers and loraine load
+#[derive(Args)]
+#[command(after_help = "Example:
+  loraine quantize --model models/SmolLM2-135M --out models/SmolLM2-135M-nf4")]
+pub struct QuantizeArgs {
+    /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Directory for the quantised model
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// 4-bit code
+    #[arg(long, value_enum, default_value = "nf4")]
+    quant: Quant,
+    /// Keep the block scales in f32 instead of quantising them too
+    #[arg(long)]
+    no_double_quant: bool,
+    /// Replace the model that the output directory holds
+    #[arg(long)]
+    overwrite: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Quant {
+    Nf4,
+    Fp4,
+}
+
+pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
+    let settings = QuantizeSettings {
+        model: args.model,
+        out: args.out,
+        code: if matches!(args.quant, Quant::Fp4) { Code4::Fp4 } else { Code4::Nf4 },
+        double: !args.no_double_quant,
+        overwrite: args.overwrite,
+    };
+    let bar = ProgressBar::new(0);
+    let made = quantize(&settings, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let made = made?;
+    out!("{} matrices in 4 bits: {} instead of {}", made.matrices, bytes(made.after), bytes(made.before));
+    out!("model   {}", settings.out.display());
+    Ok(())
+}

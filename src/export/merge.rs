@@ -1,0 +1,170 @@
+//! An adapter merged into its base: `W + s B A` (Hu et al. 2021) of every adapted matrix, computed on the GPU in f32.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::writer::{Planned, TensorWriter};
+use super::{OutputDirectory, Source};
+use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, params_bytes};
+use crate::infer::generator::{Generator, LoadedAdapter};
+use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use crate::lora::adapter_file;
+use crate::lora::targets::LoraModule;
+use crate::model::config::ModelConfig;
+use crate::model::load::{float_of, is_projection};
+use crate::model::model_directory::{copy_companions, dtype, float_bytes, write_config};
+use crate::model::network::{self, BaseStorage};
+use crate::model::packed::PackedWeight;
+use crate::model::weight_files::expected_tensors;
+use crate::ops::weight::{Float, Storage, Weight};
+use crate::ops::weight_gradient;
+use crate::quant;
+use crate::{Error, Result};
+
+/// What to merge.
+#[derive(Clone, Debug)]
+pub struct MergeSettings {
+    pub model: PathBuf,
+    pub adapter: PathBuf,
+    pub out: PathBuf,
+    /// Type of the merged weights; without it that of the base's embedding.
+    pub float: Option<Float>,
+    pub overwrite: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Merge {
+    pub matrices: usize,
+    pub float: Float,
+    /// Whether the base was in 4 bits and had to be decoded first.
+    pub dequantised: bool,
+}
+
+/// Writes the merged model; `progress` is told tensors done and in all.
+///
+/// # Errors
+/// A model or adapter that cannot be read or do not belong together, an output directory that is taken, a full disk, or a
+/// failing device.
+pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
+    let source = Source::open(&settings.model)?;
+    let (_, modules, adapter) = adapter_file::load(&settings.adapter, &source.config)?;
+    let place = |module: &LoraModule| network::projection_name(module.layer, module.projection);
+    let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
+    let stored = source.config.quantization;
+    let own = source.files.get(network::EMBEDDING).map_or(Float::F32, |info| float_of(info.dtype));
+    let float = settings.float.unwrap_or(own);
+    let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
+    let expected = expected_tensors(&source.config);
+    let planned = expected
+        .iter()
+        .map(|(name, shape)| Planned { name: name.clone(), dtype: dtype(float), shape: shape.clone() })
+        .collect();
+    let mut writer = TensorWriter::create(&out.path().join("model.safetensors"), planned)?;
+    for (done, (name, shape)) in expected.iter().enumerate() {
+        let mut values = values(&source, name, shape)?;
+        if let Some(i) = adapted.get(name) {
+            let (a, b) = &adapter.tensors[*i];
+            values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], a, b).await?;
+        }
+        if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
+            let problem = "does not fit into f16; save with --dtype bf16 or f32";
+            return Err(Error::field(&settings.model, name, problem));
+        }
+        writer.write(name, &float_bytes(&values, float))?;
+        progress(done + 1, expected.len());
+    }
+    writer.finish()?;
+    copy_companions(&source.dir, out.path())?;
+    write_config(&source.dir, out.path(), float)?;
+    out.finish()?;
+    Ok(Merge { matrices: adapted.len(), float, dequantised: stored.is_some() })
+}
+
+/// A tensor of the base in f32, decoded where it is in 4 bits.
+fn values(source: &Source, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    match (source.config.quantization, shape) {
+        (Some(stored), [rows, cols]) if is_projection(name) => {
+            let packed = PackedWeight::find(&source.files, name, [*rows, *cols], stored)?.read()?;
+            Ok(quant::dequantize(&packed, stored.code, rows * cols))
+        }
+        _ => source.files.read_all(source.files.require(name, shape)?),
+    }
+}
+
+/// `W + s B A` on the device: the product is a weight's gradient, with `s B^T` as the outputs' side and A as the inputs'.
+async fn add_product(
+    gpu: &Gpu,
+    base: &[f32],
+    [rows, cols]: [usize; 2],
+    module: &LoraModule,
+    a: &[f32],
+    b: &[f32],
+) -> Result<Vec<f32>> {
+    let rank = module.rank;
+    let mut memory = MemoryPlan::new();
+    let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
+    let scratch = Scratch { weight_panel: unused[0], partials: unused[1] };
+    let max_binding = gpu.target.max_binding_bytes.min(gpu.target.max_buffer_bytes);
+    let shape = [rows as u32, cols as u32];
+    let weight = Weight::plan(&mut memory, "weight", Storage::Float(Float::F32), shape, false, max_binding);
+    let left = memory.matrix(Category::Adapter, "s B^T", rank as u32, rows as u32);
+    let right = memory.matrix(Category::Adapter, "A", rank as u32, cols as u32);
+    let mut rec = Recorder::new(gpu.target, unused[0], unused[1], scratch);
+    weight_gradient::add(&mut rec, left, right, &weight, |data| data);
+    let uniform = memory.alloc(Category::Uploads, "dispatch parameters", params_bytes(&rec.commands));
+    let mut buffers = Buffers::default();
+    gpu.allocate(&memory, &mut buffers).await?;
+    let transposed: Vec<f32> = (0..rank * rows).map(|i| module.scale * b[i % rows * rank + i / rows]).collect();
+    write_matrix(gpu, &buffers, left, &transposed);
+    write_matrix(gpu, &buffers, right, a);
+    for panel in &weight.panels {
+        let part = &base[panel.first_row as usize * cols..][..panel.rows as usize * cols];
+        gpu.write(&buffers, panel.data, bytemuck::cast_slice(part));
+    }
+    let list = gpu.prepare(&rec.commands, &buffers, uniform)?;
+    gpu.run(&list, &mut buffers)?;
+    let mut merged = Vec::with_capacity(base.len());
+    for panel in &weight.panels {
+        let values = gpu.read_f32(&buffers, panel.data).await?;
+        merged.extend_from_slice(&values[..panel.rows as usize * cols]);
+    }
+    Ok(merged)
+}
+
+fn write_matrix(gpu: &Gpu, buffers: &Buffers, matrix: Matrix, values: &[f32]) {
+    let (cols, ld) = (matrix.cols as usize, matrix.ld as usize);
+    let mut padded = vec![0.0f32; matrix.rows as usize * ld];
+    for (row, values) in padded.chunks_mut(ld).zip(values.chunks(cols)) {
+        row[..cols].copy_from_slice(values);
+    }
+    gpu.write(buffers, matrix.view, bytemuck::cast_slice(&padded));
+}
+
+/// How far the logits after `prompt` of the merged model lie from those of base and adapter: the length of the difference
+/// over that of the latter. The devices come one after the other, so that only one model is loaded at a time.
+///
+/// # Errors
+/// Out of memory, or a failing device.
+pub async fn compare(settings: &MergeSettings, gpus: [Gpu; 2], prompt: &[u32]) -> Result<f64> {
+    let [first, second] = gpus;
+    let separate = logits(&settings.model, Some(&settings.adapter), first, prompt).await?;
+    let merged = logits(&settings.out, None, second, prompt).await?;
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let difference = square(&mut separate.iter().zip(&merged).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    Ok((difference / square(&mut separate.iter().map(|v| f64::from(*v))).max(1e-30)).sqrt())
+}
+
+async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) -> Result<Vec<f32>> {
+    let source = Source::open(model)?;
+    let load = |dir: &Path| -> Result<LoadedAdapter> {
+        let (_, modules, tensors) = adapter_file::load(dir, &source.config)?;
+        Ok(LoadedAdapter { modules, tensors })
+    };
+    let adapters: Vec<LoadedAdapter> = adapter.map(load).transpose()?.into_iter().collect();
+    let plan =
+        PlanSettings { base: BaseStorage::AsStored, max_positions: prompt.len(), rows_per_pass: DEFAULT_ROWS_PER_PASS };
+    let config: &ModelConfig = &source.config;
+    let mut generator = Generator::open(gpu, config, &source.files, &adapters, &plan, |_, _| ()).await?;
+    generator.logits_after(prompt, adapter.map(|_| 0)).await
+}

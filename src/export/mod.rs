@@ -1,0 +1,86 @@
+//! Model directories made from others: merged with an adapter, or quantised to 4 bits. Weights go from file to file one matrix at
+//! a time, and a directory that has its name is whole.
+
+pub mod merge;
+pub mod quantize;
+mod writer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::model::config::ModelConfig;
+use crate::model::load::check_shapes;
+use crate::model::weight_files::WeightFiles;
+use crate::{Error, Result};
+
+/// What both begin with: a model that was checked.
+struct Source {
+    dir: PathBuf,
+    config: ModelConfig,
+    files: WeightFiles,
+}
+
+impl Source {
+    fn open(dir: &Path) -> Result<Self> {
+        let config = ModelConfig::from_file(&dir.join("config.json"))?;
+        let files = WeightFiles::open(dir)?;
+        check_shapes(&files, &config)?;
+        Ok(Self { dir: dir.to_owned(), config, files })
+    }
+}
+
+/// A directory in the making, beside its place.
+struct OutputDirectory {
+    place: PathBuf,
+    beside: PathBuf,
+}
+
+impl OutputDirectory {
+    /// # Errors
+    /// A place that is taken, unless `overwrite`, that is the source's own, or where nothing can be written.
+    fn create(place: &Path, source: &Path, overwrite: bool) -> Result<Self> {
+        if let (Ok(from), Ok(to)) = (source.canonicalize(), place.canonicalize())
+            && from == to
+        {
+            return Err(Error::file(place, "is the model's own directory; choose another for --out"));
+        }
+        let empty = fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_none());
+        if place.exists() && !empty && !overwrite {
+            return Err(Error::file(place, "is there already; choose a new directory, or --overwrite to replace it"));
+        }
+        if place.exists() && !empty && !place.join("config.json").is_file() {
+            return Err(Error::file(place, "is there and holds no model; it is not replaced"));
+        }
+        let name =
+            place.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(place, "is no directory name"))?;
+        let beside = place.with_file_name(format!(".{name}.part"));
+        let made = fs::remove_dir_all(&beside).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        });
+        made.and_then(|()| fs::create_dir_all(&beside))
+            .map_err(|e| Error::file(place, format!("cannot be written: {e}")))?;
+        Ok(Self { place: place.to_owned(), beside })
+    }
+
+    /// Where its files are to be written.
+    fn path(&self) -> &Path {
+        &self.beside
+    }
+
+    /// Gives the filled directory its name.
+    fn finish(self) -> Result<()> {
+        let failed = |e: std::io::Error| Error::file(&self.place, format!("cannot be written: {e}"));
+        if self.place.exists() {
+            fs::remove_dir_all(&self.place).map_err(failed)?;
+        }
+        fs::rename(&self.beside, &self.place).map_err(failed)
+    }
+}
+
+impl Drop for OutputDirectory {
+    /// Where something failed, nothing is left; a finished directory has another name by now.
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.beside);
+    }
+}

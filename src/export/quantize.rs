@@ -1,0 +1,173 @@
+//! A directory in bitsandbytes' 4-bit form, as transformers saves and loads it. The bytes are those that bitsandbytes computes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::writer::{Planned, TensorWriter};
+use super::{OutputDirectory, Source};
+use crate::files::write_atomically;
+use crate::model::load::{float_of, is_projection};
+use crate::model::model_directory::{copy_companions, dtype, float_bytes};
+use crate::model::weight_files::{TensorInfo, WeightDtype, expected_tensors};
+use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK};
+use crate::quant::{self, Scales, code_table, dynamic_map};
+use crate::{Error, Result};
+
+/// What to make of which model.
+#[derive(Clone, Debug)]
+pub struct QuantizeSettings {
+    pub model: PathBuf,
+    pub out: PathBuf,
+    pub code: Code4,
+    /// Whether the block scales are quantised too.
+    pub double: bool,
+    pub overwrite: bool,
+}
+
+/// Sizes of what was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantization {
+    pub matrices: usize,
+    /// Bytes of all tensors before and after.
+    pub before: u64,
+    pub after: u64,
+}
+
+/// Writes the quantised model; `progress` is told matrices done and in all.
+///
+/// # Errors
+/// A model that cannot be read or is in 4 bits already, an output directory that is taken, a full disk.
+pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usize)) -> Result<Quantization> {
+    let source = Source::open(&settings.model)?;
+    if source.config.quantization.is_some() {
+        return Err(Error::file(&settings.model, "holds its weights in 4 bits already"));
+    }
+    let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
+    let tensors: Vec<&TensorInfo> = expected_tensors(&source.config)
+        .iter()
+        .map(|(name, shape)| source.files.require(name, shape))
+        .collect::<Result<_>>()?;
+    let planned: Vec<Planned> = tensors.iter().flat_map(|info| parts(info, settings)).collect();
+    let matrices = tensors.iter().filter(|info| quantised(info)).count();
+    let (mut done, mut sizes) = (0, Quantization { matrices, before: 0, after: 0 });
+    let mut writer = TensorWriter::create(&out.path().join("model.safetensors"), planned)?;
+    for info in tensors {
+        sizes.before += info.byte_len;
+        let mut put = |name: &str, bytes: &[u8]| {
+            sizes.after += bytes.len() as u64;
+            writer.write(name, bytes)
+        };
+        let values = source.files.read_all(info)?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let problem = format!("holds a value that is not finite (element {at}); the file is damaged");
+            return Err(Error::field(&info.path, &info.name, problem));
+        }
+        if quantised(info) {
+            put_quantised(info, &values, settings, &mut put)?;
+            done += 1;
+            progress(done, matrices);
+        } else {
+            put(&info.name, &float_bytes(&values, float_of(info.dtype)))?;
+        }
+    }
+    writer.finish()?;
+    copy_companions(&source.dir, out.path())?;
+    write_config(&source.dir, out.path(), settings)?;
+    out.finish()?;
+    Ok(sizes)
+}
+
+fn quantised(info: &TensorInfo) -> bool {
+    info.shape.len() == 2 && is_projection(&info.name)
+}
+
+fn kind(code: Code4) -> &'static str {
+    match code {
+        Code4::Nf4 => "nf4",
+        Code4::Fp4 => "fp4",
+    }
+}
+
+/// The tensors that stand for one of the model's.
+fn parts(info: &TensorInfo, settings: &QuantizeSettings) -> Vec<Planned> {
+    let part = |suffix: &str, dtype: Dtype, shape: Vec<usize>| Planned {
+        name: format!("{}{suffix}", info.name),
+        dtype,
+        shape,
+    };
+    if !quantised(info) {
+        return vec![part("", dtype(float_of(info.dtype)), info.shape.clone())];
+    }
+    let elements: usize = info.shape.iter().product();
+    let blocks = elements.div_ceil(BLOCK as usize);
+    let mut all = vec![part("", Dtype::U8, vec![elements.div_ceil(2), 1])];
+    let absmax = if settings.double { Dtype::U8 } else { Dtype::F32 };
+    all.push(part(".absmax", absmax, vec![blocks]));
+    if settings.double {
+        all.push(part(".nested_absmax", Dtype::F32, vec![blocks.div_ceil(NESTED_BLOCK as usize)]));
+        all.push(part(".nested_quant_map", Dtype::F32, vec![256]));
+    }
+    all.push(part(".quant_map", Dtype::F32, vec![16]));
+    // The offset's digits decide the length of the JSON: it is padded to one that always suffices.
+    let suffix = format!(".quant_state.bitsandbytes__{}", kind(settings.code));
+    all.push(part(&suffix, Dtype::U8, vec![STATE_BYTES]));
+    all
+}
+
+/// JSON of a quantisation state, filled up with spaces.
+const STATE_BYTES: usize = 256;
+
+fn put_quantised(
+    info: &TensorInfo,
+    values: &[f32],
+    settings: &QuantizeSettings,
+    put: &mut impl FnMut(&str, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let quantized = quant::quantize(values, settings.code, settings.double);
+    let name = |suffix: &str| format!("{}{suffix}", info.name);
+    let dtype = match info.dtype {
+        WeightDtype::F32 => "float32",
+        WeightDtype::F16 => "float16",
+        WeightDtype::Bf16 => "bfloat16",
+    };
+    let mut state =
+        json!({ "quant_type": kind(settings.code), "blocksize": BLOCK, "dtype": dtype, "shape": info.shape });
+    put(&info.name, &quantized.packed)?;
+    match &quantized.scales {
+        Scales::Plain(absmax) => put(&name(".absmax"), bytemuck::cast_slice(absmax))?,
+        Scales::Nested { codes, absmax, offset } => {
+            put(&name(".absmax"), codes)?;
+            put(&name(".nested_absmax"), bytemuck::cast_slice(absmax))?;
+            put(&name(".nested_quant_map"), bytemuck::cast_slice(dynamic_map()))?;
+            state["nested_blocksize"] = NESTED_BLOCK.into();
+            state["nested_dtype"] = "float32".into();
+            // Python reads a double: one that has the f32's value exactly.
+            state["nested_offset"] = f64::from(*offset).into();
+        }
+    }
+    put(&name(".quant_map"), bytemuck::cast_slice(&code_table(settings.code).values))?;
+    let mut state = state.to_string().into_bytes();
+    state.resize(STATE_BYTES, b' ');
+    put(&name(&format!(".quant_state.bitsandbytes__{}", kind(settings.code))), &state)
+}
+
+fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<()> {
+    let path = from.join("config.json");
+    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
+    let dtype = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");
+    config["quantization_config"] = json!({
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": true,
+        "load_in_8bit": false,
+        "bnb_4bit_quant_type": kind(settings.code),
+        "bnb_4bit_use_double_quant": settings.double,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": ["lm_head"],
+    });
+    write_atomically(&to.join("config.json"), format!("{config:#}\n").as_bytes())
+}

@@ -1,0 +1,148 @@
+//! Weights that a file holds in 4 bits already, as bitsandbytes writes them: `P` packed, and beside it `P.absmax`, `P.quant_map`,
+//! `P.nested_absmax`, `P.nested_quant_map` and the JSON of `P.quant_state.bitsandbytes__nf4` (or `__fp4`).
+
+use serde_json::Value;
+
+use super::json_fields::JsonFields;
+use super::safetensors_file::RawTensor;
+use super::weight_files::WeightFiles;
+use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK, Storage};
+use crate::quant::{Quantized, Scales, code_table};
+use crate::{Error, Result};
+
+const SUPPORTED: &str =
+    "supported is bitsandbytes' load_in_4bit with nf4 or fp4; or give the original model in 16 or 32 bits";
+
+/// How the linear layers of a directory are quantised, as its `config.json` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored4Bit {
+    pub code: Code4,
+    pub double: bool,
+}
+
+impl Stored4Bit {
+    pub fn storage(self) -> Storage {
+        Storage::Quantized { code: self.code, double: self.double }
+    }
+
+    /// The flags that ask for this form.
+    pub fn flags(self) -> &'static str {
+        match (self.code, self.double) {
+            (Code4::Nf4, true) => "--quant nf4",
+            (Code4::Nf4, false) => "--quant nf4 --no-double-quant",
+            (Code4::Fp4, true) => "--quant fp4",
+            (Code4::Fp4, false) => "--quant fp4 --no-double-quant",
+        }
+    }
+
+    /// Reads `quantization_config`.
+    pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Self> {
+        let error = |problem: String| fields.error("quantization_config", problem);
+        let text = |key: &str| config.get(key).and_then(Value::as_str);
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let method = text("quant_method").unwrap_or("an unnamed method");
+        if method != "bitsandbytes" {
+            return Err(error(format!("the weights are already quantised ({method}); {SUPPORTED}")));
+        }
+        if !flag("load_in_4bit") {
+            return Err(error(format!("the weights are already quantised, but not to 4 bits; {SUPPORTED}")));
+        }
+        let code = match text("bnb_4bit_quant_type").unwrap_or("fp4") {
+            "nf4" => Code4::Nf4,
+            "fp4" => Code4::Fp4,
+            other => return Err(error(format!("has the bnb_4bit_quant_type `{other}`; {SUPPORTED}"))),
+        };
+        Ok(Self { code, double: flag("bnb_4bit_use_double_quant") })
+    }
+}
+
+/// One weight, checked and ready to be read.
+pub struct PackedWeight {
+    packed: RawTensor,
+    absmax: RawTensor,
+    nested: Option<(RawTensor, f32)>,
+}
+
+impl PackedWeight {
+    /// Finds the parts of `name`, a matrix of `[rows, columns]`.
+    ///
+    /// # Errors
+    /// A part that is missing, or of another size, code or block size than bitsandbytes gives it.
+    pub fn find(files: &WeightFiles, name: &str, shape: [usize; 2], stored: Stored4Bit) -> Result<Self> {
+        let elements = shape[0] as u64 * shape[1] as u64;
+        let blocks = elements.div_ceil(BLOCK);
+        let part = |suffix: &str, bytes: u64| files.require_bytes(&format!("{name}{suffix}"), bytes);
+        let packed = part("", elements.div_ceil(2))?;
+        let absmax = part(".absmax", if stored.double { blocks } else { 4 * blocks })?;
+        let kind = if stored.code == Code4::Nf4 { "nf4" } else { "fp4" };
+        let state_name = format!("{name}.quant_state.bitsandbytes__{kind}");
+        let state_tensor = files.require_any_bytes(&state_name)?;
+        let wrong = |problem: String| Error::field(&state_tensor.path, &state_name, problem);
+        let state: Value =
+            serde_json::from_slice(&state_tensor.read()?).map_err(|e| wrong(format!("is not JSON: {e}")))?;
+        let count = |key: &str| state.get(key).and_then(Value::as_u64);
+        if count("blocksize") != Some(BLOCK) {
+            return Err(wrong(format!("has the blocksize {:?}; supported is {BLOCK}", state.get("blocksize"))));
+        }
+        let listed: Option<Vec<u64>> =
+            state.get("shape").and_then(Value::as_array).map(|s| s.iter().filter_map(Value::as_u64).collect());
+        if listed.as_deref() != Some(&[shape[0] as u64, shape[1] as u64]) {
+            return Err(wrong(format!("has the shape {listed:?}, but config.json asks for {shape:?}")));
+        }
+        let map = part(".quant_map", 64)?.read_f32()?;
+        let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-6;
+        if map.iter().zip(&code_table(stored.code).values).any(differs) {
+            return Err(Error::field(&packed.path, format!("{name}.quant_map"), format!("is not the code {kind}")));
+        }
+        let nested = match stored.double {
+            false => None,
+            true => {
+                if count("nested_blocksize") != Some(NESTED_BLOCK) {
+                    let has = state.get("nested_blocksize");
+                    return Err(wrong(format!("has the nested_blocksize {has:?}; supported is {NESTED_BLOCK}")));
+                }
+                let offset = state.get("nested_offset").and_then(Value::as_f64);
+                let offset = offset.ok_or_else(|| wrong("has no nested_offset, a number".to_owned()))? as f32;
+                let map = part(".nested_quant_map", 1024)?.read_f32()?;
+                if map.iter().zip(crate::quant::dynamic_map()).any(differs) {
+                    let problem = "is not bitsandbytes' dynamic map";
+                    return Err(Error::field(&packed.path, format!("{name}.nested_quant_map"), problem));
+                }
+                Some((part(".nested_absmax", 4 * blocks.div_ceil(NESTED_BLOCK))?, offset))
+            }
+        };
+        Ok(Self { packed, absmax, nested })
+    }
+
+    /// Of the file, all parts together.
+    pub fn bytes(&self) -> u64 {
+        let nested = self.nested.as_ref().map_or(0, |(absmax, _)| absmax.byte_len);
+        self.packed.byte_len + self.absmax.byte_len + nested
+    }
+
+    /// The whole weight on the host.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a scale that is not finite.
+    pub fn read(&self) -> Result<Quantized> {
+        let scales = match &self.nested {
+            None => Scales::Plain(finite(&self.absmax)?),
+            Some((absmax, offset)) => {
+                Scales::Nested { codes: self.absmax.read()?, absmax: finite(absmax)?, offset: *offset }
+            }
+        };
+        Ok(Quantized { packed: self.packed.read()?, scales })
+    }
+}
+
+fn finite(tensor: &RawTensor) -> Result<Vec<f32>> {
+    let values = tensor.read_f32()?;
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(Error::field(
+            &tensor.path,
+            &tensor.name,
+            format!("holds a value that is not finite (element {at}); the file is damaged"),
+        )),
+    }
+}
