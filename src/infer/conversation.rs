@@ -80,16 +80,16 @@ mod tests {
                         {% if add_generation_prompt %}assistant:{% endif %}";
         let template = ChatTemplate::new(template, "test".to_owned(), special).unwrap();
         let mut talk = Conversation::new(&tokenizer, &template, Some("be kind".to_owned()));
-        let text = |ids: &[u32]| tokenizer.decode_with_special(ids).unwrap();
+        let ids = |text: String| tokenizer.encode(&text, false).unwrap();
         let begin = "system: be kind</s>";
-        assert_eq!(text(&talk.ask("hi").unwrap()), format!("{begin}user: hi</s>assistant:"));
+        assert_eq!(talk.ask("hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
         assert!(talk.is_empty(), "asking alone changes nothing");
         talk.answered("hi", "hello");
         assert_eq!(talk.len(), 2);
-        let next = text(&talk.ask("more").unwrap());
-        assert_eq!(next, format!("{begin}user: hi</s>assistant: hello</s>user: more</s>assistant:"));
+        let next = ids(format!("{begin}user: hi</s>assistant: hello</s>user: more</s>assistant:"));
+        assert_eq!(talk.ask("more").unwrap(), next);
         talk.reset();
-        assert_eq!(text(&talk.ask("hi").unwrap()), format!("{begin}user: hi</s>assistant:"));
+        assert_eq!(talk.ask("hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
         assert_eq!(end_of_turn(&tokenizer, &template).unwrap(), tokenizer.eos());
     }
 }

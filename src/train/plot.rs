@@ -117,13 +117,14 @@ pub fn loss_text(steps: &[(usize, f64)], columns: usize, rows: usize) -> String 
             _ if row + 1 == rows => format!("{high:.3}"),
             _ => String::new(),
         };
-        text += &format!("{label:>8} ");
+        let mut line = format!("{label:>8} ");
         for value in &means {
             // The lowest still shows as the thinnest block.
             let eighths = 1.0 + (value - low) / (high - low).max(1e-12) * (8 * rows - 1) as f64;
-            text.push(BLOCKS[(eighths - 8.0 * row as f64).round().clamp(0.0, 8.0) as usize]);
+            line.push(BLOCKS[(eighths - 8.0 * row as f64).round().clamp(0.0, 8.0) as usize]);
         }
-        text = text.trim_end().to_owned() + "\n";
+        text += line.trim_end();
+        text.push('\n');
     }
     text
 }
