@@ -1,0 +1,120 @@
+//! Merged and 4-bit model directories, through the CLI.
+
+mod common;
+
+use common::cli::{Shell, copy_files, random_lines, train_on};
+use common::{Reference, fixture, shared};
+use serde_json::Value;
+
+/// A shell with a model of 96 tokens in `model`, and data for it.
+fn shell() -> Shell {
+    let shell = Shell::new();
+    copy_files(&fixture("llama_tied"), &shell.path("model"));
+    shell.write("data.jsonl", random_lines(24, 96, 7));
+    shell
+}
+
+const RUN: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2 --batch-size 4";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn loss(shell: &Shell, args: &str) -> f64 {
+    json(&shell.succeed(&format!("eval {args} --data data.jsonl --json")))["loss"].as_f64().expect("a loss")
+}
+
+#[test]
+fn a_4_bit_directory_trains_as_its_model_quantised_while_loading() {
+    let shell = shell();
+    for (name, form) in [("nf4", ""), ("plain", "--no-double-quant"), ("fp4", "--quant fp4")] {
+        shell.succeed(&format!("quantize --model model --out {name} {form}"));
+        shell.succeed(&format!("train --model {name} --out {name}-run {RUN} {form}"));
+        shell.succeed(&format!("train --model model --out {name}-twin {RUN} {form}"));
+        assert_eq!(shell.losses(&format!("{name}-run")), shell.losses(&format!("{name}-twin")), "{name}");
+        let [run, twin] = ["run", "twin"].map(|of| shell.read(&format!("{name}-{of}/adapter_model.safetensors")));
+        assert!(run == twin, "{name}: the adapters differ");
+    }
+    assert_ne!(shell.losses("nf4-run"), shell.losses("fp4-run"));
+    shell.fail(&format!("train --model fp4 --out again {RUN}"), &["in another form", "take --quant fp4"]);
+}
+
+#[test]
+fn a_4_bit_directory_holds_bitsandbytes_bytes() {
+    let (Some(model), Some(reference)) =
+        (shared("models/stories260K"), shared("reference/nf4_stories260K_layer0.safetensors"))
+    else {
+        return;
+    };
+    let shell = Shell::new();
+    shell.succeed(&format!("quantize --model {} --out nf4", model.display()));
+    let reference = Reference::read(&reference);
+    let ours = Reference::read(&shell.path("nf4/model.safetensors"));
+    for module in ["self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"] {
+        let name = format!("model.layers.0.{module}.weight");
+        assert_eq!(ours.bytes(&name), reference.bytes(&format!("{name}.dq1.packed")), "{name}");
+        assert_eq!(ours.bytes(&format!("{name}.absmax")), reference.bytes(&format!("{name}.dq1.absmax")), "{name}");
+        let nested = ours.bytes(&format!("{name}.nested_absmax"));
+        assert_eq!(nested, reference.bytes(&format!("{name}.dq1.absmax2")), "{name}");
+    }
+}
+
+#[test]
+fn a_merged_model_answers_as_base_and_adapter() {
+    let shell = shell();
+    shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
+    let report = json(&shell.succeed("merge --model model --adapter run --out merged --json"));
+    assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
+    assert_eq!(report["dequantised"], false, "{report}");
+    let [base, adapter, merged] =
+        ["--model model", "--model model --adapter run", "--model merged"].map(|args| loss(&shell, args));
+    assert!((base - adapter).abs() > 1e-2, "the adapter must matter: {base} {adapter}");
+    assert!((adapter - merged).abs() < 1e-5 * adapter, "{adapter} {merged}");
+}
+
+#[test]
+fn merging_into_a_4_bit_base_says_that_it_was_decoded() {
+    let shell = shell();
+    shell.succeed("quantize --model model --out nf4");
+    shell.succeed(&format!("train --model nf4 --out run {RUN}"));
+    let shown = shell.succeed("merge --model nf4 --adapter run --out merged --dtype f32");
+    assert!(shown.contains("the base was in 4 bits and was decoded first"), "{shown}");
+    let [adapter, merged] = ["--model nf4 --adapter run", "--model merged"].map(|args| loss(&shell, args));
+    assert!((adapter - merged).abs() < 1e-4 * adapter, "{adapter} {merged}");
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
+    let shell = shell();
+    shell.succeed("quantize --model model --out nf4");
+    let before = shell.read("nf4/model.safetensors");
+    shell.fail("quantize --model model --out nf4", &["nf4", "is there already", "--overwrite"]);
+    shell.fail("quantize --model model --out model", &["is the model's own directory"]);
+    shell.fail("quantize --model nf4 --out again", &["nf4"]);
+    shell.fail("merge --model model --adapter absent --out merged", &["absent"]);
+    shell.fail(&format!("train --model nf4 --method lora --out run {RUN}"), &["4 bits"]);
+    assert_eq!(before, shell.read("nf4/model.safetensors"));
+    assert_eq!(shell.names("."), ["data.jsonl", "model", "nf4"]);
+    shell.succeed("quantize --model model --out nf4 --overwrite");
+    assert_eq!(before, shell.read("nf4/model.safetensors"));
+}
+
+#[test]
+fn tensorboard_files_hold_the_run() {
+    let shell = shell();
+    shell.succeed(&format!("{} --out run {RUN} --tensorboard", train_on("llama_tied")));
+    let events: Vec<String> =
+        shell.names("run").into_iter().filter(|name| name.starts_with("events.out.tfevents.")).collect();
+    let [events] = &events[..] else { panic!("{events:?}") };
+    let bytes = shell.read(&format!("run/{events}"));
+    let held = |text: &str| bytes.windows(text.len()).filter(|window| window == &text.as_bytes()).count();
+    assert!(held("loss") >= 6, "a loss for every step");
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell_name in ["bash", "zsh", "fish"] {
+        let script = Shell::new().succeed(&format!("completions {shell_name}"));
+        assert!(["train", "inspect", "--model"].iter().all(|word| script.contains(word.trim_start_matches('-'))));
+    }
+}
