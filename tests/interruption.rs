@@ -106,3 +106,30 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     shell.assert_same_adapter("stopped", ["whole", "stopped"]);
     assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("stopped"));
 }
+
+#[test]
+fn a_directory_after_resume_names_the_run_or_one_of_its_checkpoints() {
+    let shell = Shell::new();
+    const STEPS: usize = 12;
+    shell.succeed(&format!("{} --save-every 3 --keep 9", train(&shell, "whole", STEPS)));
+    shell.succeed(&format!("{} --save-every 3 --keep 9", train(&shell, "again", STEPS)));
+    let checkpoints = ["step-12", "step-3", "step-6", "step-9"];
+    assert_eq!(shell.names("again/checkpoints"), checkpoints);
+    let shown = shell.succeed("train --resume again/checkpoints/step-6 --steps 8");
+    assert!(shown.contains("resumed after step 6 "), "{shown}");
+    assert!(!shell.names("again/checkpoints").contains(&"step-9".to_owned()), "later checkpoints are given up");
+    let last = shell.metrics("again").pop().expect("a line");
+    assert_eq!(last["step"], 8, "{last}");
+
+    shell.succeed(&format!("{} --save-every 3 --keep 9 --overwrite", train(&shell, "again", STEPS)));
+    let shown = shell.succeed("train --resume again/checkpoints/step-6");
+    assert!(shown.contains("resumed after step 6 ") && shown.contains("step 12/12"), "{shown}");
+    assert_eq!(shell.names("again/checkpoints"), checkpoints);
+    shell.assert_same_adapter("again", ["whole", "again"]);
+    assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("again"));
+
+    let shown = shell.succeed("train --resume again --steps 12");
+    assert!(shown.contains("resumed after step 12 "), "{shown}");
+    shell.fail("train --resume nowhere", &["nowhere", "neither a run with checkpoints/"]);
+    shell.fail("train --resume again --out other", &["leave out --out"]);
+}

@@ -1,7 +1,7 @@
 //! `loraine train`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,8 +11,9 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
 use loraine::gpu::{Gpu, Ledger, Target};
+use loraine::train::checkpoint;
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
-use loraine::train::run::{self, Event, Outcome, PreparedRun, Start};
+use loraine::train::run::{self, Event, Outcome, PreparedRun, Resume, Start};
 use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, SavedDtype, Schedule};
 
 use super::data_args::DataArgs;
@@ -26,7 +27,8 @@ use super::{GpuArgs, bytes};
   loraine train --model models/SmolLM2-135M --data notes.txt --out runs/notes
   loraine train --model models/Llama-3.2-1B --data data/ --out runs/a --rank 8 --alpha 16 --epochs 2 --eval-every 100
   loraine train --config runs/a/run.toml --out runs/b        repeat a run
-  loraine train --config runs/a/run.toml --resume            go on with it"
+  loraine train --resume runs/a                              go on with it from its newest checkpoint
+  loraine train --resume runs/a/checkpoints/step-200         go on from an earlier one; later ones are given up"
 )]
 pub struct TrainArgs {
     /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
@@ -44,9 +46,9 @@ pub struct TrainArgs {
     /// Replace the run that the output directory holds
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Go on from the newest checkpoint of the output directory
-    #[arg(long)]
-    resume: bool,
+    /// Go on from the newest checkpoint of the output directory, or of run DIR with its settings, or from checkpoint DIR
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    resume: Option<Option<PathBuf>>,
     /// Check everything and print the memory plan, then stop
     #[arg(long)]
     dry_run: bool,
@@ -247,12 +249,34 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 impl TrainArgs {
-    /// The settings file, or the defaults, with every given flag on top.
-    fn settings(&self) -> anyhow::Result<RunSettings> {
-        let mut s = match &self.config {
+    /// Where to go on from, and the run that a directory after `--resume` belongs to.
+    fn resume(&self) -> anyhow::Result<(Option<Resume>, Option<PathBuf>)> {
+        Ok(match &self.resume {
+            None => (None, None),
+            Some(None) => (Some(Resume::Newest), None),
+            Some(Some(dir)) => match checkpoint::run_of(dir)? {
+                (run, true) => (Some(Resume::At(dir.clone())), Some(run)),
+                (run, false) => (Some(Resume::Newest), Some(run)),
+            },
+        })
+    }
+
+    /// The settings file, or those of the run to resume, or the defaults, with every given flag on top.
+    fn settings(&self, resumed_run: Option<&Path>) -> anyhow::Result<RunSettings> {
+        let recorded = resumed_run.map(|run| run.join("run.toml"));
+        let mut s = match self.config.as_ref().or(recorded.as_ref()) {
             Some(path) => read_config(path)?,
             None => RunSettings::default(),
         };
+        if let Some(run) = resumed_run {
+            let same = |out: &PathBuf| out.canonicalize().ok() == run.canonicalize().ok();
+            anyhow::ensure!(
+                self.out.as_ref().is_none_or(same),
+                "--resume {0} goes on in {0}; leave out --out, or name the same directory",
+                run.display()
+            );
+            s.out = run.to_owned();
+        }
         fn set<T>(field: &mut T, flag: Option<T>) {
             if let Some(value) = flag {
                 *field = value;
@@ -352,8 +376,9 @@ fn read_config(path: &PathBuf) -> anyhow::Result<RunSettings> {
 }
 
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
-    let settings = args.settings()?;
-    Output::check(&settings.out, args.overwrite || args.resume || args.dry_run)?;
+    let (resume, resumed_run) = args.resume()?;
+    let settings = args.settings(resumed_run.as_deref())?;
+    Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
     let prepared = run::prepare(settings)?;
     print_data("data", &prepared.data);
     if let Some(eval) = &prepared.eval {
@@ -369,7 +394,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let gpu = args.gpu.open()?;
     out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
     let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
-    let start = Start { overwrite: args.overwrite, resume: args.resume, profile: args.profile };
+    let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
     let outcome = run_shown(prepared, gpu, &start)?;
     if let Some(profile) = &outcome.profile {

@@ -100,15 +100,45 @@ pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) 
     let mut steps = steps_in(out);
     steps.reverse();
     for step in steps.into_iter().skip(keep.max(1)) {
-        let old = parent.join(format!("step-{step}"));
-        // Renamed first: a checkpoint that has its name is whole, also where its removal is cut short.
-        let leaving = parent.join(format!(".step-{step}.part"));
-        let removed = remove_if_there(&leaving)
-            .and_then(|()| fs::rename(&old, &leaving))
-            .and_then(|()| fs::remove_dir_all(&leaving));
-        removed.map_err(|e| Error::file(&old, format!("cannot be removed: {e}")))?;
+        remove(out, step)?;
     }
     Ok(place)
+}
+
+/// Removes the checkpoints of steps after `step`, which a run that goes on from there makes again.
+pub fn remove_after(out: &Path, step: usize) -> Result<()> {
+    steps_in(out).into_iter().filter(|later| *later > step).try_for_each(|later| remove(out, later))
+}
+
+/// Renamed first: a checkpoint that has its name is whole, also where its removal is cut short.
+fn remove(out: &Path, step: usize) -> Result<()> {
+    let parent = directory(out);
+    let (old, leaving) = (parent.join(format!("step-{step}")), parent.join(format!(".step-{step}.part")));
+    let removed =
+        remove_if_there(&leaving).and_then(|()| fs::rename(&old, &leaving)).and_then(|()| fs::remove_dir_all(&leaving));
+    removed.map_err(|e| Error::file(&old, format!("cannot be removed: {e}")))
+}
+
+/// The run that `dir` belongs to, and whether `dir` is one of its checkpoints rather than the run itself.
+///
+/// # Errors
+/// A directory that is neither.
+pub fn run_of(dir: &Path) -> Result<(PathBuf, bool)> {
+    if dir.join(STATE).is_file() {
+        let whole = dir.canonicalize().map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+        let run = whole.parent().filter(|parent| parent.ends_with("checkpoints")).and_then(Path::parent);
+        return match run {
+            Some(run) => Ok((run.to_owned(), true)),
+            None => Err(Error::file(dir, "is a checkpoint outside its run; checkpoints lie in RUN/checkpoints/step-N")),
+        };
+    }
+    if directory(dir).is_dir() {
+        return Ok((dir.to_owned(), false));
+    }
+    Err(Error::file(
+        dir,
+        "is neither a run with checkpoints/ nor one of its checkpoints, so nothing can be resumed from it",
+    ))
 }
 
 /// Removes what saves and removals that were cut short have left.

@@ -66,12 +66,19 @@ pub enum Event<'a> {
     Saved(&'a Path),
 }
 
+/// Which checkpoint of its directory a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    Newest,
+    /// This one; later ones are given up.
+    At(PathBuf),
+}
+
 /// How a run starts in its directory.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
     pub overwrite: bool,
-    /// Go on from the newest checkpoint of the directory.
-    pub resume: bool,
+    pub resume: Option<Resume>,
     pub profile: bool,
 }
 
@@ -316,10 +323,13 @@ pub async fn run(
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
-    let resumed = match start.resume {
-        true => {
+    let resumed = match &start.resume {
+        Some(resume) => {
             let missing = || Error::file(&out, "holds no checkpoint to resume from; start anew without --resume");
-            let dir = checkpoint::newest(&out).ok_or_else(missing)?;
+            let dir = match resume {
+                Resume::Newest => checkpoint::newest(&out).ok_or_else(missing)?,
+                Resume::At(dir) => dir.clone(),
+            };
             let found = checkpoint::load(&dir, &prepared.config, prepared.subject())?;
             if found.state.seed != prepared.settings.seed {
                 let problem = format!("was made with --seed {}, not {}", found.state.seed, prepared.settings.seed);
@@ -327,7 +337,7 @@ pub async fn run(
             }
             Some((dir, found))
         }
-        false => None,
+        None => None,
     };
     let plan = prepared.plan(gpu.target)?;
     let trained_parameters = prepared.trained_parameters();
@@ -365,6 +375,7 @@ pub async fn run(
         RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
     match &resumed {
         Some((dir, found)) => {
+            checkpoint::remove_after(&out, found.state.step)?;
             engine.resume(found.state.step, &found.values, &found.moments);
             state = RunState { steps: prepared.steps, ..found.state.clone() };
             listen(Event::Resumed { step: state.step, from: dir });
