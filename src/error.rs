@@ -18,6 +18,9 @@ pub enum Error {
     /// One line of a data file is wrong; `line` counts from 1.
     #[error("{}, line {line}: {problem}", path.display())]
     Line { path: PathBuf, line: usize, problem: String },
+    /// A model that a hub does not give.
+    #[error("{model}: {problem}")]
+    Hub { model: String, problem: String },
     /// A setting that cannot work, alone or with the others.
     #[error("{0}")]
     Setting(String),

@@ -28,6 +28,7 @@ mod error;
 pub mod export;
 pub mod files;
 pub mod gpu;
+pub mod hub;
 pub mod infer;
 pub mod lora;
 pub mod memory;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use loraine::data::template::ChatTemplate;
 use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
+use loraine::hub::fetch::Extent;
 use loraine::infer::conversation::{Conversation, end_of_turn};
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{GenerationSettings, Generator, Stop};
@@ -46,7 +47,7 @@ Examples:
   loraine chat --model DIR --adapter pirate=run1 --adapter poet=run2
   echo 'Who are you?' | loraine chat --model DIR --temperature 0")]
 pub struct ChatArgs {
-    /// Hugging Face model directory (config.json, tokenizer.json, safetensors)
+    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT adapter directory, by the name that /adapter knows it by [default name: the directory's]; the first answers
@@ -86,7 +87,8 @@ pub struct ChatArgs {
     gpu: GpuArgs,
 }
 
-pub fn run(args: ChatArgs) -> Result<()> {
+pub fn run(mut args: ChatArgs) -> Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let sampling = SamplingSettings {
         temperature: args.temperature,
         top_k: if args.temperature > 0.0 { args.top_k } else { 0 },

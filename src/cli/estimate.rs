@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use loraine::gpu::{Gpu, GpuOptions, Target};
+use loraine::hub::fetch::Extent;
 use loraine::memory::{self, ASSUMED_TARGET, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
@@ -72,6 +73,10 @@ enum QuantArg {
 /// The model's sizes, and the type that its files hold where there are files; 16 bits otherwise.
 fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
+    let path = &*match shapes::by_name(argument) {
+        Ok(config) => return Ok((config, Float::Bf16)),
+        Err(_) => super::model_directory(path, Extent::Config)?,
+    };
     if path.is_dir() {
         let float = WeightFiles::open(path)
             .ok()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use loraine::hub::fetch::Extent;
 use loraine::train::evaluate::{self, EvalSettings};
 use loraine::train::settings::Quant;
 
@@ -12,7 +13,7 @@ use super::data_args::DataArgs;
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Model directory
+    /// Model directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT adapter directory
@@ -48,7 +49,8 @@ enum QuantArg {
     Fp4,
 }
 
-pub fn run(args: EvalArgs) -> anyhow::Result<()> {
+pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let quant = match args.quant {
         QuantArg::None => None,
         QuantArg::Nf4 => Some(Quant::Nf4),

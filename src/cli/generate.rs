@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
 use loraine::gpu::Profile;
+use loraine::hub::fetch::Extent;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{Generation, GenerationSettings, Generator, LoadedAdapter, Stop};
 use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
@@ -44,7 +45,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 #[group(id = "prompts", required = true, multiple = true, args = ["prompt", "prompt_file"])]
 pub struct GenerateArgs {
-    /// Hugging Face model directory (config.json, tokenizer.json, safetensors)
+    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT adapter directory to load, by the name that --use knows it by [default name: the directory's]
@@ -132,7 +133,8 @@ struct Job {
     adapter: Option<usize>,
 }
 
-pub fn run(args: GenerateArgs) -> Result<()> {
+pub fn run(mut args: GenerateArgs) -> Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let sampling = sampling(&args)?;
     let names = adapter_names(&args.adapters)?;
     if !args.model.is_dir() {

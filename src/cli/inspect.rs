@@ -7,6 +7,7 @@ use anyhow::bail;
 use clap::Args;
 use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
 use loraine::data::tokenizer::Tokenizer;
+use loraine::hub::fetch::Extent;
 use loraine::model::config::ModelConfig;
 
 use super::data_args::DataArgs;
@@ -22,7 +23,7 @@ const RESET: &str = "\x1b[0m";
 #[derive(Args)]
 #[command(after_help = "Example:\n  loraine inspect --model Qwen2.5-0.5B-Instruct --data train.jsonl --n 2")]
 pub struct InspectArgs {
-    /// Model directory; its tokenizer and chat template suffice
+    /// Model directory, or owner/name on the hub; its tokenizer and chat template suffice
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Data: .txt, .jsonl, .json, .parquet, or a directory (train.*)
@@ -41,7 +42,8 @@ pub struct InspectArgs {
     data_args: DataArgs,
 }
 
-pub fn run(args: InspectArgs) -> anyhow::Result<()> {
+pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let config_file = args.model.join("config.json");
     let (tokenizer, vocab_size, longest) = match config_file.is_file() {
         true => {

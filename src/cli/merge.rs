@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::export::merge::{MergeSettings, compare, merge};
+use loraine::hub::fetch::Extent;
 use loraine::model::config::ModelConfig;
 use loraine::ops::weight::Float;
 use serde_json::json;
@@ -50,7 +51,8 @@ enum Dtype {
     Bf16,
 }
 
-pub fn run(args: MergeArgs) -> anyhow::Result<()> {
+pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let settings = MergeSettings {
         model: args.model,
         adapter: args.adapter,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use loraine::export::quantize::{QuantizeSettings, quantize};
+use loraine::hub::fetch::Extent;
 use loraine::ops::weight::Code4;
 
 use super::bytes;
@@ -14,7 +15,7 @@ use super::bytes;
 #[command(after_help = "Example:
   loraine quantize --model models/SmolLM2-135M --out models/SmolLM2-135M-nf4")]
 pub struct QuantizeArgs {
-    /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
+    /// Model directory, or owner/name on the hub: config.json, tokenizer.json and safetensors, as Hugging Face has them
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Directory for the quantised model
@@ -37,7 +38,8 @@ enum Quant {
     Fp4,
 }
 
-pub fn run(args: QuantizeArgs) -> anyhow::Result<()> {
+pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
+    args.model = super::model_directory(&args.model, Extent::Everything)?;
     let settings = QuantizeSettings {
         model: args.model,
         out: args.out,

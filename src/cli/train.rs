@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
 use loraine::gpu::{Gpu, Ledger, Target};
+use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
 use loraine::train::run::{self, Event, Outcome, PreparedRun, Resume, Start};
@@ -360,6 +361,7 @@ impl TrainArgs {
         for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
             anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
         }
+        s.model = super::model_directory(&s.model, Extent::Everything)?;
         Ok(s)
     }
 }

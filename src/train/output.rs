@@ -11,6 +11,7 @@ use super::settings::RunSettings;
 use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
 use crate::files::write_atomically;
+use crate::hub::HubModel;
 use crate::{Error, Result};
 
 const METRICS: &str = "metrics.jsonl";
@@ -141,6 +142,9 @@ impl Output {
             record: &'a RunRecord,
         }
         let path = self.dir.join(RUN);
+        // The hub's name and commit, which hold on every machine, rather than the place in this one's cache.
+        let model = HubModel::of_snapshot(&settings.model).map_or(settings.model.clone(), |hub| hub.to_string().into());
+        let settings = &RunSettings { model, ..settings.clone() };
         let text = toml::to_string(&Run { settings, record }).map_err(|e| Error::file(&path, e))?;
         write_atomically(&path, text.as_bytes())
     }

@@ -19,6 +19,7 @@ use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::{Gpu, Ledger, Profile, Target};
+use crate::hub::base_name;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
@@ -140,7 +141,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         }
         Some(dir) => {
             let (lora, modules, tensors) = adapter_file::load(dir, &config)?;
-            let base_model_name_or_path = Some(settings.model.display().to_string());
+            let base_model_name_or_path = Some(base_name(&settings.model));
             // What the run is recorded with is what it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
             (LoraConfig { base_model_name_or_path, lora_dropout: settings.dropout, ..lora }, modules, tensors)

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::data::settings::DataSettings;
+use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::model::network::BaseStorage;
 use crate::ops::adamw::AdamW;
@@ -315,7 +316,7 @@ impl RunSettings {
             lora_dropout: self.dropout,
             target_modules: TargetModules::from_argument(&self.target_modules),
             use_rslora: self.rslora,
-            base_model_name_or_path: Some(self.model.display().to_string()),
+            base_model_name_or_path: Some(base_name(&self.model)),
             init_lora_weights: LoraInit::KaimingUniform,
             ..LoraConfig::default()
         }

@@ -1,0 +1,325 @@
+//! Fetching a model into the cache that Python's huggingface_hub uses too.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::{Progress, RepoInfo};
+use hf_hub::{Cache, Repo, RepoType};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{HubModel, is_plain};
+use crate::{Error, Result};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Taken along where the model has them.
+const SIDE_FILES: [&str; 6] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const ATTEMPTS: u32 = 5;
+/// Before the second attempt; doubled before each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// How much of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// `config.json` alone, for what needs no weights.
+    Config,
+    Everything,
+}
+
+/// Where models come from and go to.
+#[derive(Clone, Debug)]
+pub struct HubSettings {
+    pub endpoint: String,
+    pub token: Option<String>,
+    /// Take what the cache has, ask nobody.
+    pub offline: bool,
+    pub cache: Cache,
+}
+
+impl HubSettings {
+    /// `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_CACHE` and `HF_HOME`, as huggingface_hub reads them.
+    pub fn from_env() -> Self {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cache = set("HF_HUB_CACHE").map_or_else(Cache::from_env, |path| Cache::new(path.into()));
+        let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        Self {
+            endpoint: set("HF_ENDPOINT")
+                .unwrap_or_else(|| "https://huggingface.co".into())
+                .trim_end_matches('/')
+                .into(),
+            token: set("HF_TOKEN").or_else(|| cache.token()),
+            offline: set("HF_HUB_OFFLINE").is_some_and(yes),
+            cache,
+        }
+    }
+}
+
+/// Fetches what of `model` is not in the cache yet, and returns its directory there. `progress` hears of each file its name, the
+/// bytes that are there and all its bytes.
+///
+/// # Errors
+/// A model that is not there or not open to us, files that do not arrive whole, a full disk: what arrived is gone on with next time.
+pub fn fetch(
+    model: &HubModel,
+    settings: &HubSettings,
+    extent: Extent,
+    mut progress: impl FnMut(&str, u64, u64),
+) -> Result<PathBuf> {
+    let cached = cached(model, &settings.cache).filter(|dir| is_whole(dir, extent));
+    if settings.offline || model.is_commit() {
+        match cached {
+            Some(dir) => return Ok(dir),
+            None if settings.offline => {
+                return Err(error(model, "is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"));
+            }
+            None => {}
+        }
+    }
+    let api = ApiBuilder::from_cache(settings.cache.clone())
+        .with_endpoint(settings.endpoint.clone())
+        .with_token(settings.token.clone())
+        .with_user_agent("loraine", env!("CARGO_PKG_VERSION"))
+        .build()
+        .map_err(|e| error(model, e))?;
+    let repo = api.repo(repo(model));
+    let info = match patiently(|| repo.info()) {
+        Ok(info) => info,
+        Err(e) => match cached {
+            Some(dir) if is_unreachable(&e) => return Ok(dir),
+            _ => return Err(refusal(model, settings, &e)),
+        },
+    };
+    if !is_plain(&info.sha) {
+        return Err(error(model, format!("{} answers with the commit `{}`", settings.endpoint, info.sha)));
+    }
+    let download = Download { model, settings, api, repo, info };
+    download.all(extent, &mut progress)
+}
+
+fn error(model: &HubModel, problem: impl std::fmt::Display) -> Error {
+    Error::Hub { model: model.to_string(), problem: problem.to_string() }
+}
+
+fn repo(model: &HubModel) -> Repo {
+    Repo::with_revision(model.id.clone(), RepoType::Model, model.revision.clone())
+}
+
+/// The directory of the revision in the cache.
+fn cached(model: &HubModel, cache: &Cache) -> Option<PathBuf> {
+    let commit = match model.is_commit() {
+        true => model.revision.clone(),
+        false => {
+            let refs = cache.path().join(repo(model).folder_name()).join("refs");
+            fs::read_to_string(refs.join(&model.revision)).ok()?.trim().to_owned()
+        }
+    };
+    is_plain(&commit).then(|| cache.repo(repo(model)).pointer_path(&commit))
+}
+
+fn is_whole(dir: &Path, extent: Extent) -> bool {
+    let there = |name: &str| dir.join(name).exists();
+    let weights = || match shards(&dir.join(INDEX)) {
+        Ok(shards) => shards.iter().all(|shard| there(shard)),
+        Err(_) => there(SINGLE),
+    };
+    there(CONFIG) && (extent == Extent::Config || weights())
+}
+
+/// The files that an index names.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read(index).map_err(|e| Error::file(index, format!("cannot be read: {e}")))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|e| Error::file(index, format!("is not JSON: {e}")))?;
+    let map = value["weight_map"].as_object();
+    let map = map.ok_or_else(|| Error::field(index, "weight_map", "is missing; it names the file of each tensor"))?;
+    let name = |file: &Value| file.as_str().filter(|name| is_plain(name)).map(str::to_owned);
+    let names = map.values().map(name).collect::<Option<_>>();
+    names.ok_or_else(|| Error::field(index, "weight_map", "names something that is no file of the directory"))
+}
+
+struct Download<'a> {
+    model: &'a HubModel,
+    settings: &'a HubSettings,
+    api: Api,
+    repo: ApiRepo,
+    info: RepoInfo,
+}
+
+impl Download<'_> {
+    fn all(&self, extent: Extent, progress: &mut impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
+        let has = |name: &str| self.info.siblings.iter().any(|file| file.rfilename == name);
+        let missing = |name: &str| error(self.model, format!("has no {name}"));
+        if !has(CONFIG) {
+            return Err(missing(CONFIG));
+        }
+        self.file(CONFIG, progress)?;
+        let dir = self.settings.cache.repo(repo(self.model)).pointer_path(&self.info.sha);
+        if extent == Extent::Config {
+            return Ok(dir);
+        }
+        // Known to fail before gigabytes are fetched.
+        if !has(SINGLE) && !has(INDEX) {
+            return Err(error(self.model, "has no safetensors; choose a model that has, or convert it"));
+        }
+        for name in SIDE_FILES.into_iter().filter(|name| has(name)) {
+            self.file(name, progress)?;
+        }
+        if has(SINGLE) {
+            self.file(SINGLE, progress)?;
+            return Ok(dir);
+        }
+        self.file(INDEX, progress)?;
+        for shard in shards(&dir.join(INDEX))? {
+            if !has(&shard) {
+                return Err(missing(&shard));
+            }
+            self.file(&shard, progress)?;
+        }
+        Ok(dir)
+    }
+
+    /// Fetches one file, going on where an earlier attempt broke off.
+    fn file(&self, name: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
+        let pointer = self.settings.cache.repo(repo(self.model)).pointer_path(&self.info.sha).join(name);
+        if pointer.exists() {
+            return Ok(());
+        }
+        let fail = |problem: String| error(self.model, format!("{name}: {problem}"));
+        let mut damage = String::new();
+        for _ in 0..2 {
+            let found = patiently(|| self.api.metadata(&self.repo.url(name)));
+            let found = found.map_err(|e| fail(describe(&e)))?;
+            // Both become names of files.
+            if !is_plain(found.etag()) || found.commit_hash() != self.info.sha {
+                return Err(fail(format!("changed on {} meanwhile; run the command again", self.settings.endpoint)));
+            }
+            let blob = self.settings.cache.repo(repo(self.model)).blob_path(found.etag());
+            let download = || {
+                let bar = Listener { name, done: 0, total: 0, listen: &mut *progress };
+                self.repo.download_with_progress(name, bar)
+            };
+            match patiently(download) {
+                Ok(_) => {}
+                // More is there than the file has: begin anew.
+                Err(ApiError::InvalidResume) => {}
+                Err(e) => return Err(fail(format!("{}; run the command again to go on", describe(&e)))),
+            }
+            match whole(&blob, found.size() as u64, found.etag()).map_err(|e| Error::file(&blob, e))? {
+                None => return Ok(()),
+                Some(problem) => damage = problem,
+            }
+            for leftover in [&pointer, &blob, &blob.with_extension("part")] {
+                match fs::remove_file(leftover) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file(leftover, e)),
+                    _ => {}
+                }
+            }
+        }
+        Err(fail(format!("arrives damaged: {damage}")))
+    }
+}
+
+/// What is wrong with a fetched file; for large files the tag is the SHA-256 of the content.
+fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
+    let length = match fs::metadata(blob) {
+        Ok(found) => found.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some("more bytes than announced".to_owned())),
+        Err(e) => return Err(e),
+    };
+    if length != size {
+        return Ok(Some(format!("{length} bytes instead of {size}")));
+    }
+    if etag.len() != 64 || !etag.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(blob)?, &mut hash)?;
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((!found.eq_ignore_ascii_case(etag)).then(|| format!("its SHA-256 is {found} instead of {etag}")))
+}
+
+struct Listener<'a, F: FnMut(&str, u64, u64)> {
+    name: &'a str,
+    done: u64,
+    total: u64,
+    listen: F,
+}
+
+impl<F: FnMut(&str, u64, u64)> Progress for Listener<'_, F> {
+    fn init(&mut self, size: usize, _: &str) {
+        (self.done, self.total) = (0, size as u64);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.done += size as u64;
+        (self.listen)(self.name, self.done, self.total);
+    }
+
+    fn finish(&mut self) {}
+}
+
+/// Tries again what may work the next time.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(e) if is_unreachable(&e) => std::thread::sleep(pause),
+            other => return other,
+        }
+        pause *= 2;
+    }
+    attempt()
+}
+
+fn status(e: &ApiError) -> Option<u16> {
+    match e {
+        ApiError::RequestError(e) => match **e {
+            ureq::Error::StatusCode(code) => Some(code),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// No answer, a broken one, or a server in trouble: another attempt may do.
+fn is_unreachable(e: &ApiError) -> bool {
+    match e {
+        ApiError::RequestError(_) => status(e).is_none_or(|code| code >= 500 || code == 429),
+        ApiError::IoError(_) => true,
+        _ => false,
+    }
+}
+
+fn describe(e: &ApiError) -> String {
+    match e {
+        ApiError::RequestError(e) => e.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn refusal(model: &HubModel, settings: &HubSettings, e: &ApiError) -> Error {
+    let endpoint = &settings.endpoint;
+    let token = match settings.token {
+        Some(_) => "the token in use does not open it",
+        None => "set HF_TOKEN where it is private or gated",
+    };
+    let problem = match status(e) {
+        Some(401) => format!("is not open on {endpoint}, or not there: {token}"),
+        Some(403) => format!("is gated: accept its terms at {endpoint}/{}; {token}", model.id),
+        Some(404) => format!("is no directory here, and no model or revision on {endpoint}"),
+        _ => format!("is no directory here, and {endpoint} cannot be asked for it: {}", describe(e)),
+    };
+    error(model, problem)
+}

@@ -1,0 +1,97 @@
+//! Models by their name on a hub: `owner/name`, with `@revision` where it is not `main`.
+
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub mod fetch;
+
+use std::fmt;
+use std::path::Path;
+
+/// The revision that a name without one means.
+const MAIN: &str = "main";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubModel {
+    /// `owner/name`.
+    pub id: String,
+    /// A branch, a tag or a commit.
+    pub revision: String,
+}
+
+impl HubModel {
+    /// `owner/name` or `owner/name@revision`; None for what cannot be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
+        let (owner, name) = id.split_once('/')?;
+        let plain = |part: &str| is_plain(part) && !part.contains("--");
+        (plain(owner) && plain(name) && is_plain(revision))
+            .then(|| Self { id: id.to_owned(), revision: revision.to_owned() })
+    }
+
+    /// The model whose snapshot in the cache `dir` is: `models--owner--name/snapshots/COMMIT`.
+    pub fn of_snapshot(dir: &Path) -> Option<Self> {
+        let mut parts = dir.iter().rev().map(|part| part.to_str());
+        let commit = parts.next()??;
+        if parts.next()?? != "snapshots" || !is_commit(commit) {
+            return None;
+        }
+        let (owner, name) = parts.next()??.strip_prefix("models--")?.split_once("--")?;
+        Self::parse(&format!("{owner}/{name}@{commit}"))
+    }
+
+    pub fn is_commit(&self) -> bool {
+        is_commit(&self.revision)
+    }
+}
+
+impl fmt::Display for HubModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.revision.as_str() {
+            MAIN => write!(f, "{}", self.id),
+            revision => write!(f, "{}@{revision}", self.id),
+        }
+    }
+}
+
+/// What files of a run call the model in `dir`: its hub's name without the revision, or the directory.
+pub fn base_name(dir: &Path) -> String {
+    HubModel::of_snapshot(dir).map_or_else(|| dir.display().to_string(), |model| model.id)
+}
+
+/// One name of a path, which cannot leave its directory.
+fn is_plain(part: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !part.is_empty() && part.len() <= 128 && !part.starts_with('.') && part.chars().all(allowed)
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_models_are_told_from_paths() {
+        for good in
+            ["HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B@v1.0", "a/b@0123456789abcdef0123456789abcdef01234567"]
+        {
+            assert_eq!(HubModel::parse(good).expect(good).to_string(), good);
+        }
+        for bad in
+            ["model", "./model", "../model", "/a/b", "a/b/c", "a/", "/b", "a/..", "a b/c", "a/b@../c", "a/b@", "a--b/c"]
+        {
+            assert_eq!(HubModel::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_cache_knows_its_model() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let dir = format!("/cache/hub/models--owner--name/snapshots/{commit}");
+        assert_eq!(HubModel::of_snapshot(Path::new(&dir)).unwrap().to_string(), format!("owner/name@{commit}"));
+        assert_eq!(base_name(Path::new(&dir)), "owner/name");
+        assert_eq!(base_name(Path::new("models/mine")), "models/mine");
+        assert_eq!(HubModel::of_snapshot(Path::new("/cache/models--owner--name/snapshots/main")), None);
+    }
+}

@@ -1,0 +1,291 @@
+//! Models by name, from a local server that plays the hub: whole, interrupted, damaged and refused.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::cli::{Shell, assert_fails, random_lines, texts};
+use common::fixture;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server does with `model.safetensors` (or an index's shards).
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mood {
+    Well,
+    /// Closes the connection after this many bytes of a body, the first times.
+    Breaks {
+        after: usize,
+        times: usize,
+    },
+    /// Answers a request for a part with the whole.
+    IgnoresRanges,
+    /// Announces one byte more than there is.
+    WrongSize,
+    /// Sends other bytes than the tag says.
+    Damaged,
+    /// Wants `Bearer secret`.
+    Private,
+    Gated,
+    Missing,
+}
+
+struct Hub {
+    endpoint: String,
+    /// Lines `METHOD PATH RANGE`.
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hub {
+    /// Serves a fixture as `tiny/llama`.
+    fn open(model: &str, mood: Mood) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (dir, seen, broken) = (fixture(model), requests.clone(), Arc::new(AtomicUsize::new(0)));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (dir, seen, broken) = (dir.clone(), seen.clone(), broken.clone());
+                std::thread::spawn(move || {
+                    let _ = answer(stream, &dir, mood, &seen, &broken);
+                });
+            }
+        });
+        Self { endpoint, requests }
+    }
+
+    fn asked_for(&self, part: &str) -> Vec<String> {
+        self.requests.lock().unwrap().iter().filter(|line| line.contains(part)).cloned().collect()
+    }
+
+    fn command(&self, shell: &Shell, args: &str) -> Command {
+        let mut command = shell.command(args);
+        command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", shell.path("hf"));
+        for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn succeed(&self, shell: &Shell, args: &str) -> String {
+        let output = self.command(shell, args).output().expect("the program starts");
+        let (shown, problems) = texts(&output);
+        assert!(output.status.success(), "loraine {args}\n{shown}{problems}");
+        shown
+    }
+
+    fn fail(&self, shell: &Shell, args: &str, says: &[&str]) {
+        assert_fails(&mut self.command(shell, args), args, says);
+    }
+}
+
+fn answer(
+    stream: TcpStream,
+    dir: &std::path::Path,
+    mood: Mood,
+    seen: &Mutex<Vec<String>>,
+    broken: &AtomicUsize,
+) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let mut stream = stream;
+    let first = lines.next().transpose()?.unwrap_or_default();
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let (mut range, mut token) = (None, String::new());
+    for line in lines {
+        let line = line?;
+        let (name, value) = line.split_once(": ").unwrap_or((&line, ""));
+        match name.to_ascii_lowercase().as_str() {
+            "range" => range = Some(value.trim_start_matches("bytes=").to_owned()),
+            "authorization" => token = value.to_owned(),
+            "" => break,
+            _ => {}
+        }
+    }
+    seen.lock().unwrap().push(format!("{path} {}", range.as_deref().unwrap_or("all")));
+    let refuse = |stream: &mut TcpStream, status: &str| {
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    };
+    match mood {
+        Mood::Missing => return refuse(&mut stream, "404 Not Found"),
+        Mood::Gated => return refuse(&mut stream, "403 Forbidden"),
+        Mood::Private if token != "Bearer secret" => return refuse(&mut stream, "401 Unauthorized"),
+        _ => {}
+    }
+    if path.starts_with("/api/models/tiny/llama/revision/") {
+        let mut names: Vec<String> = std::fs::read_dir(dir)?
+            .flatten()
+            .filter(|e| e.path().is_file())
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.push("../../outside.safetensors".to_owned());
+        let siblings: Vec<_> = names.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    }
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let Ok(mut body) = std::fs::read(dir.join(name)) else { return refuse(&mut stream, "404 Not Found") };
+    let large = name.ends_with(".safetensors");
+    let tag = match large {
+        true => sha256(&body),
+        false => format!("{:040x}", name.len()),
+    };
+    let total = body.len() + usize::from(large && mood == Mood::WrongSize);
+    if large && mood == Mood::Damaged {
+        let middle = body.len() / 2;
+        body[middle] ^= 1;
+    }
+    let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+    let is_probe = end == "0";
+    let mut start: usize = start.parse().unwrap_or(0);
+    if start > 0 && mood == Mood::IgnoresRanges {
+        start = 0;
+    }
+    let part = &body[start.min(body.len())..if is_probe { 1 } else { body.len() }];
+    write!(
+        stream,
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{total}\r\nETag: \"{tag}\"\r\n\
+         X-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
+        part.len(),
+        start + part.len().max(1) - 1
+    )?;
+    match mood {
+        Mood::Breaks { after, times } if large && !is_probe && broken.fetch_add(1, Ordering::SeqCst) < times => {
+            stream.write_all(&part[..after.min(part.len())])
+        }
+        _ => stream.write_all(part),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shell() -> Shell {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(8, 96, 1));
+    shell
+}
+
+const TRAIN: &str = "train --model tiny/llama --data data.jsonl --steps 2 --rank 2";
+
+#[test]
+fn a_model_by_name_trains_as_from_its_directory_and_is_fetched_once() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Well), shell());
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    let local = fixture("llama_tied");
+    shell.succeed(&format!("train --model {} --data data.jsonl --steps 2 --rank 2 --out twin", local.display()));
+    assert_eq!(shell.read("run/adapter_model.safetensors"), shell.read("twin/adapter_model.safetensors"));
+
+    // The layout that huggingface_hub reads and writes.
+    let cache = "hf/hub/models--tiny--llama";
+    assert_eq!(shell.read(&format!("{cache}/refs/main")), COMMIT.as_bytes());
+    let snapshot = format!("{cache}/snapshots/{COMMIT}");
+    assert_eq!(shell.names(&snapshot), ["config.json", "model.safetensors"]);
+    let weights = std::fs::read(local.join("model.safetensors")).unwrap();
+    assert_eq!(shell.read(&format!("{cache}/blobs/{}", sha256(&weights))), weights);
+
+    // What the run wrote names the model, not this machine's cache.
+    let config: serde_json::Value = serde_json::from_slice(&shell.read("run/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "tiny/llama");
+    let settings = String::from_utf8(shell.read("run/run.toml")).unwrap();
+    assert!(settings.contains(&format!("model = \"tiny/llama@{COMMIT}\"")), "{settings}");
+
+    let asked = hub.asked_for("model.safetensors").len();
+    hub.succeed(&shell, &format!("{TRAIN} --out again"));
+    assert_eq!(hub.asked_for("model.safetensors").len(), asked, "the cache has it");
+    let all = hub.asked_for("").len();
+    hub.succeed(&shell, "train --config run/run.toml --out by-commit");
+    let mut offline = hub.command(&shell, &format!("{TRAIN} --out offline"));
+    assert!(offline.env("HF_HUB_OFFLINE", "1").status().unwrap().success());
+    assert_eq!(hub.asked_for("").len(), all, "neither a commit nor HF_HUB_OFFLINE asks anybody");
+    assert_eq!(shell.read("offline/adapter_model.safetensors"), shell.read("by-commit/adapter_model.safetensors"));
+}
+
+#[test]
+fn shards_come_with_their_index_and_estimates_fetch_no_weights() {
+    let (hub, shell) = (Hub::open("llama_untied", Mood::Well), shell());
+    let shown = hub.succeed(&shell, "estimate --model tiny/llama --max-seq-len 32");
+    assert!(shown.contains("tiny/llama"), "{shown}");
+    assert!(hub.asked_for(".safetensors").is_empty());
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    let names = shell.names(&format!("hf/hub/models--tiny--llama/snapshots/{COMMIT}"));
+    assert!(names.iter().filter(|name| name.ends_with(".safetensors")).count() > 1, "{names:?}");
+    assert!(!shell.path("hf/outside.safetensors").exists());
+}
+
+#[test]
+fn broken_connections_are_gone_on_with() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Breaks { after: 1000, times: 3 }), shell());
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    let parts = hub.asked_for("model.safetensors");
+    for start in [0, 1000, 2000, 3000] {
+        assert!(parts.iter().any(|line| line.ends_with(&format!(" {start}-"))), "{start}: {parts:?}");
+    }
+
+    // Given up on, and gone on with by the next command.
+    let shell = self::shell();
+    let hub = Hub::open("llama_tied", Mood::Breaks { after: 500, times: 6 });
+    hub.fail(
+        &shell,
+        &format!("{TRAIN} --out run"),
+        &["tiny/llama: model.safetensors:", "run the command again to go on"],
+    );
+    assert!(!shell.path("run").exists());
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    assert!(hub.asked_for("model.safetensors").iter().any(|line| line.ends_with(" 3000-")));
+}
+
+#[test]
+fn a_server_without_ranges_still_gives_a_whole_file() {
+    let shell = shell();
+    let hub = Hub::open("llama_tied", Mood::Breaks { after: 700, times: 5 });
+    hub.fail(&shell, &format!("{TRAIN} --out run"), &["model.safetensors"]);
+    let hub = Hub::open("llama_tied", Mood::IgnoresRanges);
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+}
+
+#[test]
+fn what_does_not_arrive_whole_is_refused_and_not_kept() {
+    for (mood, says) in [(Mood::WrongSize, "bytes instead of"), (Mood::Damaged, "its SHA-256 is")] {
+        let (hub, shell) = (Hub::open("llama_tied", mood), shell());
+        hub.fail(&shell, &format!("{TRAIN} --out run"), &["tiny/llama: model.safetensors: arrives damaged", says]);
+        let snapshot = shell.names(&format!("hf/hub/models--tiny--llama/snapshots/{COMMIT}"));
+        assert_eq!(snapshot, ["config.json"], "{mood:?}");
+        assert!(!shell.path("run").exists());
+    }
+}
+
+#[test]
+fn refusals_say_what_would_help() {
+    let shell = shell();
+    let train = format!("{TRAIN} --out run");
+    Hub::open("llama_tied", Mood::Missing).fail(&shell, &train, &["tiny/llama: is no directory here, and no model"]);
+    Hub::open("llama_tied", Mood::Gated).fail(&shell, &train, &["accept its terms", "set HF_TOKEN"]);
+    let private = Hub::open("llama_tied", Mood::Private);
+    private.fail(&shell, &train, &["is not open", "set HF_TOKEN"]);
+    assert_fails(
+        private.command(&shell, &train).env("HF_TOKEN", "wrong"),
+        &train,
+        &["the token in use does not open it"],
+    );
+    assert_fails(private.command(&shell, &train).env("HF_HUB_OFFLINE", "1"), &train, &["is not in the cache"]);
+    assert!(private.command(&shell, &train).env("HF_TOKEN", "secret").status().unwrap().success());
+    // Nobody listens there; what is whole in the cache serves, what is not cannot be had.
+    let away = |args: &str| {
+        let mut command = private.command(&shell, args);
+        command.env("HF_ENDPOINT", "http://127.0.0.1:9");
+        command
+    };
+    assert!(away(&format!("{TRAIN} --out cached")).status().unwrap().success());
+    assert_fails(&mut away("info --model tiny/llama2"), "info", &["tiny/llama2"]);
+    assert_fails(
+        &mut away("eval --model tiny/other --data data.jsonl"),
+        "eval",
+        &["tiny/other", "cannot be asked for it"],
+    );
+}
