@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}/{steps}: loss {:.4}", metrics.step, metrics.loss);
         }
     };
-    let outcome = pollster::block_on(run::run(prepared, gpu, &Start::default(), || false, listen))?;
+    let outcome = pollster::block_on(run::run(prepared, gpu, &Start::default(), run::to_the_end, listen))?;
     println!("{} steps, see {}", outcome.step, outcome.loss_svg.display());
     Ok(())
 }

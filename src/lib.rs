@@ -17,7 +17,7 @@
 //! };
 //! let prepared = run::prepare(settings)?;
 //! let gpu = pollster::block_on(Gpu::open(&GpuOptions::default()))?;
-//! pollster::block_on(run::run(prepared, gpu, &Start::default(), || false, |event| println!("{event:?}")))?;
+//! pollster::block_on(run::run(prepared, gpu, &Start::default(), run::to_the_end, |event| println!("{event:?}")))?;
 //! # Ok::<(), loraine::Error>(())
 //! ```
 

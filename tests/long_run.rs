@@ -51,7 +51,8 @@ fn held_out_losses(method: Method) -> Option<(f64, f64)> {
         ..RunSettings::default()
     };
     let prepared = run::prepare(settings).unwrap();
-    let outcome = pollster::block_on(run::run(prepared, common::gpu(), &Start::default(), || false, |_| {})).unwrap();
+    let outcome =
+        pollster::block_on(run::run(prepared, common::gpu(), &Start::default(), run::to_the_end, |_| {})).unwrap();
     Some((outcome.first_eval.unwrap().eval_loss, outcome.last_eval.unwrap().eval_loss))
 }
 

@@ -43,7 +43,7 @@ fn train(out: &Path) {
         ..RunSettings::default()
     };
     let prepared = run::prepare(settings).unwrap();
-    pollster::block_on(run::run(prepared, gpu(), &Start::default(), || false, |_| {})).unwrap();
+    pollster::block_on(run::run(prepared, gpu(), &Start::default(), run::to_the_end, |_| {})).unwrap();
 }
 
 #[test]

@@ -123,12 +123,12 @@ impl Bed {
         }
         let list = gpu.prepare(&self.rec.commands, &buffers, uniform)?;
         // The first run compiles; the second says how many make a measurement.
-        gpu.time(&list, &mut buffers, 1)?;
-        let once = gpu.time(&list, &mut buffers, 1)?;
+        gpu.time(&list, &mut buffers, 1).await?;
+        let once = gpu.time(&list, &mut buffers, 1).await?;
         let times = (MIN_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
         let mut seconds = Vec::new();
         for _ in 0..REPETITIONS {
-            seconds.push(gpu.time(&list, &mut buffers, times)? / f64::from(times));
+            seconds.push(gpu.time(&list, &mut buffers, times).await? / f64::from(times));
         }
         Ok(median(seconds))
     }

@@ -14,7 +14,7 @@ use loraine::gpu::{Gpu, Ledger, Target};
 use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
-use loraine::train::run::{self, Event, Outcome, PreparedRun, Resume, Start};
+use loraine::train::run::{self, Control, Event, Outcome, PreparedRun, Resume, Start};
 use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, SavedDtype, Schedule};
 
 use super::data_args::DataArgs;
@@ -418,8 +418,8 @@ pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start) -> anyhow::Resu
     })
     .context("Ctrl-C cannot be watched")?;
     let mut view = View::new();
-    let stopping = || stop.load(Ordering::Relaxed);
-    let outcome = pollster::block_on(run::run(prepared, gpu, start, stopping, |event| view.show(event)));
+    let control = async || if stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue };
+    let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
     view.finish();
     Ok(outcome?)
 }

@@ -1,7 +1,6 @@
 //! Data files to examples: every shape and file type, cut or refused by length, with an account of what became of each.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Example;
@@ -12,7 +11,7 @@ pub use super::report::DataReport;
 use super::report::{DropReason, LISTED};
 use super::settings::{DataSettings, OnLong, Shape};
 use super::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
@@ -91,7 +90,7 @@ pub fn read_split_with(
 
 /// The file itself, or of a directory its `train.*`.
 pub(super) fn data_file(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
+    if !files::is_dir(path) {
         return Ok(path.to_owned());
     }
     let missing = || Error::file(path, "holds no train.jsonl, train.json, train.parquet or train.txt");
@@ -99,7 +98,7 @@ pub(super) fn data_file(path: &Path) -> Result<PathBuf> {
 }
 
 fn split_file(dir: &Path, split: &str) -> Result<Option<PathBuf>> {
-    let file = |extension: &str| Some(dir.join(format!("{split}.{extension}"))).filter(|path| path.is_file());
+    let file = |extension: &str| Some(dir.join(format!("{split}.{extension}"))).filter(|path| files::is_file(path));
     let mut files = EXTENSIONS.into_iter().chain(["txt"]).filter_map(file);
     match (files.next(), files.next()) {
         (Some(one), Some(two)) => {
@@ -120,7 +119,7 @@ pub(super) fn is_text(path: &Path) -> bool {
 
 /// Sequences of one text, each token trained on.
 fn read_text(path: &Path, tokenizer: Option<&Tokenizer>, max_seq_len: usize) -> Result<Dataset> {
-    let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let problem = "holds text, but there is no tokenizer: tokenizer.json is missing";
     let tokenizer = tokenizer.ok_or_else(|| Error::file(path, problem))?;
     let ids = tokenizer.encode(&text, false)?;

@@ -1,12 +1,12 @@
 //! Files of records: JSON lines, a JSON list, Parquet rows.
 
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::sample::Record;
+use crate::files::{self, File};
 use crate::{Error, Result};
 
 /// The kinds of files with records, as their names end.
@@ -85,7 +85,7 @@ fn lines(path: &Path, file: File) -> Records {
 }
 
 fn list(path: &Path) -> Result<Records> {
-    let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let list: Vec<Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|e| Error::file(path, format!("is not valid JSON: {e}")))?;
     let path = path.to_owned();

@@ -1,6 +1,5 @@
 //! Chat templates: the model's own, a file's or a built-in one, rendered as transformers renders them.
 
-use std::fs;
 use std::path::Path;
 
 use minijinja::value::Value as TemplateValue;
@@ -9,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::template_functions as functions;
 use crate::model::json_fields::parse_object;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Templates that loraine knows by name, for models that bring none.
 const BUILT_IN: [(&str, &str); 6] = [
@@ -72,7 +71,7 @@ impl ChatTemplate {
             return Ok(Some(loaded));
         };
         let path = Path::new(choice);
-        if path.is_file() {
+        if files::is_file(path) {
             return Self::new(&template_of_file(path)?, choice.to_owned(), special_tokens).map(Some);
         }
         if let Some((_, template, source)) = find(choice) {
@@ -204,11 +203,11 @@ fn take_out_marks(marked: &str) -> Option<Rendered> {
 /// The templates in a model's files: (name, template, file). A `chat_template.jinja` goes before the settings' entry.
 fn own_templates(model_dir: &Path) -> Result<Vec<(String, String, String)>> {
     let own = model_dir.join("chat_template.jinja");
-    if own.is_file() {
+    if files::is_file(&own) {
         return Ok(vec![(DEFAULT.to_owned(), read(&own)?, own.display().to_string())]);
     }
     let settings = model_dir.join("tokenizer_config.json");
-    if !settings.is_file() {
+    if !files::is_file(&settings) {
         return Ok(Vec::new());
     }
     let templates = templates_of_settings(&settings)?;
@@ -242,7 +241,7 @@ fn template_of_file(path: &Path) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))
+    files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -252,6 +251,8 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+
+    use std::fs;
 
     use super::*;
 

@@ -1,7 +1,6 @@
 //! A model's tokenizer: `tokenizer.json`, and which tokens begin and end a text.
 
 use std::collections::HashSet;
-use std::fs;
 use std::ops::Range;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 const FILE: &str = "tokenizer.json";
 /// The tokens that a chat template may name as variables.
@@ -44,7 +43,7 @@ impl Tokenizer {
     /// As [`Self::from_dir`] for a directory without a model: nothing is known but what the tokenizer's files say.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
         let mut inner =
             parse(text).map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
         // Some files carry the limits of another use, which would cut or pad every text without a word.
@@ -155,10 +154,10 @@ fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
 fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let path = dir.join(file);
-        if !path.is_file() {
+        if !files::is_file(&path) {
             continue;
         }
-        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
         let token = match parse_object(&path, &text)?.remove(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Object(mut object)) => object.remove("content"),
@@ -212,6 +211,8 @@ impl<'a> StreamDecoder<'a> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
 
     /// The tokenizer of the small model in `../shared`, or none, with a word of why.

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use futures_channel::oneshot::{self, Receiver};
 use web_time::Instant;
 
 use super::commands::{Command, PARAMS_STRIDE};
@@ -283,7 +283,7 @@ impl Gpu {
                 if queries.is_none() {
                     let full = std::mem::replace(&mut encoder, self.device.create_command_encoder(&Default::default()));
                     self.queue.submit([full.finish()]);
-                    self.wait()?;
+                    self.flush().await?;
                     profile.add(op, started.elapsed().as_secs_f64());
                 }
             }
@@ -330,21 +330,27 @@ impl Gpu {
             .and_then(|_| self.check())
     }
 
-    /// Submits what was written and waits for it, so that staging memory is given back.
-    pub fn flush(&self) -> Result<(), GpuError> {
+    /// Submits what was written and waits for all that was submitted, so that staging memory is given back.
+    pub async fn flush(&self) -> Result<(), GpuError> {
+        let (sender, done) = oneshot::channel();
         self.queue.submit([]);
-        self.wait()
+        self.queue.on_submitted_work_done(move || {
+            let _ = sender.send(());
+        });
+        self.wait()?;
+        done.await.map_err(|e| GpuError::Lost(e.to_string()))?;
+        self.check()
     }
 
     /// Runs the list `times` and returns the seconds from the first submit to the last completion;
     /// also teaches the submit budget how fast this adapter is.
-    pub fn time(&self, list: &Prepared, buffers: &mut Buffers, times: u32) -> Result<f64, GpuError> {
-        self.flush()?;
+    pub async fn time(&self, list: &Prepared, buffers: &mut Buffers, times: u32) -> Result<f64, GpuError> {
+        self.flush().await?;
         let started = Instant::now();
         for _ in 0..times {
             self.run(list, buffers)?;
         }
-        self.wait()?;
+        self.flush().await?;
         let seconds = started.elapsed().as_secs_f64();
         self.learn_rate(list.work() * u64::from(times), seconds);
         Ok(seconds)
@@ -379,7 +385,7 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
         let submission = self.queue.submit([encoder.finish()]);
         let mapped = map(&staging, 0, bytes);
-        self.finish_map(&staging, 0, bytes, &mapped, submission).await
+        self.finish_map(&staging, 0, bytes, mapped, submission).await
     }
 
     /// Asks for a copy of `from` in `staging`, to be collected later without stalling the queue.
@@ -395,7 +401,7 @@ impl Gpu {
     /// The bytes of a read begun earlier; frees its staging buffer.
     pub async fn finish_read(&self, buffers: &Buffers, pending: PendingRead) -> Result<Vec<u8>, GpuError> {
         let staging = pending.staging;
-        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, &pending.mapped, pending.submission)
+        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, pending.mapped, pending.submission)
             .await
     }
 
@@ -404,24 +410,16 @@ impl Gpu {
         staging: &wgpu::Buffer,
         offset: u64,
         bytes: u64,
-        mapped: &Receiver<Result<(), wgpu::BufferAsyncError>>,
+        mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
         submission: wgpu::SubmissionIndex,
     ) -> Result<Vec<u8>, GpuError> {
         // Up to the copy and no further: later work stays under way.
         let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
         self.device.poll(poll).map_err(|e| GpuError::Lost(e.to_string()))?;
-        loop {
-            match mapped.try_recv() {
-                Ok(Ok(())) => break,
-                Ok(Err(e)) => {
-                    self.check()?;
-                    return Err(GpuError::Lost(e.to_string()));
-                }
-                Err(_) => {
-                    self.wait()?;
-                    yield_to_host().await;
-                }
-            }
+        let mapped = mapped.await.map_err(|e| e.to_string()).and_then(|mapped| mapped.map_err(|e| e.to_string()));
+        if let Err(problem) = mapped {
+            self.check()?;
+            return Err(GpuError::Lost(problem));
         }
         let range = staging.get_mapped_range(offset..offset + bytes).map_err(|e| GpuError::Lost(e.to_string()))?;
         let data = range.to_vec();
@@ -433,25 +431,11 @@ impl Gpu {
 }
 
 fn map(staging: &wgpu::Buffer, offset: u64, bytes: u64) -> Receiver<Result<(), wgpu::BufferAsyncError>> {
-    let (sender, receiver) = channel();
+    let (sender, receiver) = oneshot::channel();
     staging.map_async(wgpu::MapMode::Read, offset..offset + bytes, move |result| {
         let _ = sender.send(result);
     });
     receiver
-}
-
-/// Gives a browser's event loop a turn; natively the wait before it has already done the work.
-async fn yield_to_host() {
-    let mut yielded = false;
-    std::future::poll_fn(|context| {
-        if yielded {
-            return std::task::Poll::Ready(());
-        }
-        yielded = true;
-        context.waker().wake_by_ref();
-        std::task::Poll::Pending
-    })
-    .await;
 }
 
 impl Prepared {

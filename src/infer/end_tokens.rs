@@ -1,13 +1,12 @@
 //! Which tokens end a generated text.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 const FILE: &str = "generation_config.json";
 
@@ -19,8 +18,8 @@ const FILE: &str = "generation_config.json";
 pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
     let mut ids = config.eos_token_ids.clone();
     let path = model_dir.join(FILE);
-    if path.is_file() {
-        let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    if files::is_file(&path) {
+        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
         let listed = match parse_object(&path, &text)?.remove("eos_token_id") {
             Some(Value::Array(list)) => list,
             other => other.into_iter().collect(),
@@ -34,6 +33,8 @@ pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

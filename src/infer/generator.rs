@@ -93,11 +93,12 @@ impl Generator {
         let plan = GenerationPlan::new(gpu.target, config, stored, &modules, settings)?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
-        load::load(&gpu, &mut buffers, files, &plan.network, plan.staging.as_ref(), || plan.recorder(), progress)?;
+        let staging = plan.staging.as_ref();
+        load::load(&gpu, &mut buffers, files, &plan.network, staging, || plan.recorder(), progress).await?;
         for (place, adapter) in plan.adapters.iter().zip(adapters) {
             place.write(&gpu, &buffers, &adapter.tensors);
         }
-        gpu.flush()?;
+        gpu.flush().await?;
         let lists = HashMap::new();
         Ok(Self { gpu, plan, buffers, profile: None, lists, cached: Vec::new(), cached_adapter: None })
     }

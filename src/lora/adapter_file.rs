@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::f64::consts::PI;
-use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::config::{LoraConfig, LoraInit};
 use super::targets::{LoraModule, resolve};
-use crate::files::write_atomically;
+use crate::files::{self, write_atomically};
 use crate::model::config::{ModelConfig, Projection};
 use crate::model::safetensors_file::{Entry, read_f32, read_header};
 use crate::random::{Stream, uniform};
@@ -69,7 +68,7 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
         let problem = "came to a value that is not finite, so the adapter is not saved; lower the learning rate";
         return Err(Error::Training(format!("the adapter of {} {problem}", module.name())));
     }
-    fs::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
+    files::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
     let weights = dir.join(WEIGHTS);
     let mut views = Vec::new();
     for (module, (a, b)) in modules.iter().zip(&adapter.tensors) {
@@ -114,7 +113,7 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
 /// that names it.
 pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModule>, AdapterTensors)> {
     let config_path = dir.join(CONFIG);
-    if !config_path.is_file() {
+    if !files::is_file(&config_path) {
         return Err(Error::file(dir, format!("holds no {CONFIG}; it is not a PEFT adapter")));
     }
     let config = LoraConfig::from_file(&config_path)?;
@@ -123,7 +122,7 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
         other => other,
     })?;
     let weights = dir.join(WEIGHTS);
-    if !weights.is_file() && dir.join("adapter_model.bin").is_file() {
+    if !files::is_file(&weights) && files::is_file(&dir.join("adapter_model.bin")) {
         return Err(Error::file(
             dir,
             format!("holds adapter_model.bin, which cannot be read; convert it to {WEIGHTS}"),
@@ -168,6 +167,8 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::lora::config::TargetModules;
     use crate::lora::targets::tests::model;

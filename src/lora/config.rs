@@ -1,13 +1,12 @@
 //! PEFT's `LoraConfig` and its file, `adapter_config.json`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::model::json_fields::{JsonFields, parse_object};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Beyond every useful rank; it keeps the sizes that a hostile file asks for in bounds.
 pub const MAX_RANK: usize = 1 << 16;
@@ -155,7 +154,7 @@ const KNOWN: [&str; 25] = [
 
 impl LoraConfig {
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
         Self::from_json(path, &text)
     }
 
@@ -363,6 +362,8 @@ fn init_lora_weights(fields: &JsonFields) -> Result<LoraInit> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parse(text: &str) -> Result<LoraConfig> {

@@ -1,6 +1,5 @@
 //! `config.json` of a Hugging Face model directory, checked, with the defaults of transformers' configuration classes.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
@@ -8,7 +7,7 @@ use serde_json::Value;
 use super::json_fields::{JsonFields, parse_object};
 use super::packed::Stored4Bit;
 use super::rope::RopeConfig;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
 const MAX_DIMENSION: usize = 1 << 24;
@@ -126,7 +125,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads `path`, a `config.json`. Errors name the field and what it may be.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
         Self::from_json(path, &text)
     }
 

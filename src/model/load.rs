@@ -84,7 +84,7 @@ pub fn is_projection(name: &str) -> bool {
 ///
 /// # Errors
 /// Files that cannot be read, values that are not finite, or a failing device.
-pub fn load(
+pub async fn load(
     gpu: &Gpu,
     buffers: &mut Buffers,
     files: &WeightFiles,
@@ -107,7 +107,7 @@ pub fn load(
     let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
     let mut done = 0;
     for (packed, weight) in packed {
-        load_packed(gpu, buffers, &packed.read()?, &weight.panels[0])?;
+        load_packed(gpu, buffers, &packed.read()?, &weight.panels[0]).await?;
         done += packed.bytes();
         progress(done, total);
     }
@@ -117,11 +117,11 @@ pub fn load(
             progress(done, total);
         };
         match (weight.storage, staging) {
-            (Storage::Float(float), _) => load_float(gpu, buffers, files, info, weight, float, &mut advance)?,
+            (Storage::Float(float), _) => load_float(gpu, buffers, files, info, weight, float, &mut advance).await?,
             (Storage::Quantized { code, double }, Some(staging)) => {
                 gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(code)));
                 gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
-                load_quantized(gpu, buffers, files, info, weight, double, staging, &recorder, &mut advance)?;
+                load_quantized(gpu, buffers, files, info, weight, double, staging, &recorder, &mut advance).await?;
             }
             (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
         }
@@ -136,7 +136,7 @@ pub fn load(
     }
     let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
     gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
-    gpu.flush()?;
+    gpu.flush().await?;
     Ok(())
 }
 
@@ -175,7 +175,7 @@ fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..bytes.div_ceil(piece)).map(move |i| (i * piece, piece.min(bytes - i * piece)))
 }
 
-fn load_float(
+async fn load_float(
     gpu: &Gpu,
     buffers: &Buffers,
     files: &WeightFiles,
@@ -199,16 +199,16 @@ fn load_float(
             piece.resize(piece.len().next_multiple_of(4), 0);
             gpu.write(buffers, data.slice(at, data.bytes - at), &piece);
             if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
-                gpu.flush()?;
+                gpu.flush().await?;
             }
             advance(length);
         }
     }
-    Ok(gpu.flush()?)
+    Ok(gpu.flush().await?)
 }
 
 /// Bytes that are in 4 bits already go to the device as they are.
-fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &Panel) -> Result<()> {
+async fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &Panel) -> Result<()> {
     let write = |view: View, bytes: &[u8]| {
         let mut bytes = bytes.to_vec();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
@@ -224,11 +224,11 @@ fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &Panel) 
         }
         _ => unreachable!("a 4-bit panel has places for its scales"),
     }
-    Ok(gpu.flush()?)
+    Ok(gpu.flush().await?)
 }
 
 #[allow(clippy::too_many_arguments)]
-fn load_quantized(
+async fn load_quantized(
     gpu: &Gpu,
     buffers: &mut Buffers,
     files: &WeightFiles,
@@ -256,7 +256,7 @@ fn load_quantized(
         quantize::blocks(&mut rec, staging.source, from, elements, staging.code_table, first_block, panel.data, absmax);
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
         if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
-            gpu.wait()?;
+            gpu.flush().await?;
         }
         advance(length);
     }
@@ -266,12 +266,12 @@ fn load_quantized(
         quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
     }
-    Ok(gpu.wait()?)
+    Ok(gpu.flush().await?)
 }
 
 /// New weights as Hugging Face draws them: matrices from a normal distribution with the deviation of `initializer_range`,
 /// gains of 1, biases of 0. A tensor's draws depend on the seed and its place alone.
-pub fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
+pub async fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
     let config = &network.config;
     for (item, (_, weight)) in network.weights().enumerate() {
         let draw = |index: u64| uniform(seed, Stream::WeightInit, item as u64, index);
@@ -286,7 +286,7 @@ pub fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) ->
             };
             let values: Vec<f32> = (first..first + count).map(normal).collect();
             gpu.write(buffers, panel.data, bytemuck::cast_slice(&values));
-            gpu.flush()?;
+            gpu.flush().await?;
             first += count;
         }
     }
@@ -296,20 +296,20 @@ pub fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) ->
     }
     let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
     gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
-    Ok(gpu.flush()?)
+    Ok(gpu.flush().await?)
 }
 
 /// Fills the base with random weights of a trained model's size, for measurements: uniform within a tenth, gains of 1.
-pub fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
+pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
     const TENTH: f32 = 0.1;
     let words: Vec<u64> = (0..1u64 << 17).map(|i| bits(seed, Stream::Sampling, 2, i)).collect();
     let random: &[u8] = bytemuck::cast_slice(&words);
     let value = |i: usize| TENTH * (words[i % words.len()] as i64 as f64 / i64::MAX as f64) as f32;
-    let write = |view: View, pattern: &[u8]| -> Result<()> {
+    let write = async |view: View, pattern: &[u8]| -> Result<()> {
         for (offset, length) in pieces(view.bytes, pattern.len() as u64) {
             gpu.write(buffers, view.slice(offset, view.bytes - offset), &pattern[..length as usize]);
             if offset % PIECE_BYTES == 0 {
-                gpu.flush()?;
+                gpu.flush().await?;
             }
         }
         Ok(())
@@ -318,16 +318,16 @@ pub fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64)
         for panel in &weight.panels {
             match weight.storage {
                 Storage::Quantized { double, .. } => {
-                    write(panel.data, random)?;
+                    write(panel.data, random).await?;
                     if let Some(absmax) = panel.absmax {
                         let plain = vec![TENTH; 1 << 16];
-                        write(absmax, if double { random } else { bytemuck::cast_slice(&plain) })?;
+                        write(absmax, if double { random } else { bytemuck::cast_slice(&plain) }).await?;
                     }
                     if let Some(nested) = panel.nested {
                         let scales = (nested.bytes / 4) as usize - 257;
                         let values = dynamic_map().iter().copied().chain([TENTH]);
                         let values: Vec<f32> = values.chain(std::iter::repeat_n(0.5 * TENTH, scales)).collect();
-                        write(nested, bytemuck::cast_slice(&values))?;
+                        write(nested, bytemuck::cast_slice(&values)).await?;
                     }
                 }
                 Storage::Float(float) => {
@@ -337,7 +337,7 @@ pub fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64)
                         Float::F16 => values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
                         Float::Bf16 => values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
                     };
-                    write(panel.data, &pattern)?;
+                    write(panel.data, &pattern).await?;
                 }
             }
         }
@@ -348,5 +348,5 @@ pub fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64)
     let config = &network.config;
     let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
     gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
-    Ok(gpu.flush()?)
+    Ok(gpu.flush().await?)
 }

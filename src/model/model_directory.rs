@@ -1,7 +1,6 @@
 //! Hugging Face model directories as they are written: weights, `config.json`, and the files that come along unchanged.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -11,9 +10,8 @@ use serde_json::Value;
 use super::config::ModelConfig;
 use super::trained::NamedTensor;
 use super::weight_files::WeightFiles;
-use crate::files::write_atomically;
 use crate::ops::weight::Float;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 pub const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -39,9 +37,9 @@ const COMPANIONS: [&str; 11] = [
 pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     for name in COMPANIONS {
         let path = from.join(name);
-        if path.is_file() {
-            let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-            write_atomically(&to.join(name), &bytes)?;
+        if files::is_file(&path) {
+            let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+            files::write_atomically(&to.join(name), &bytes)?;
         }
     }
     Ok(())
@@ -53,7 +51,7 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
 /// A file that cannot be read or written.
 pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
     let path = from.join(CONFIG);
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
     if let Some(fields) = config.as_object_mut() {
         // transformers 5 calls it `dtype`.
@@ -67,7 +65,7 @@ pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
         // What is written here is in full.
         fields.remove("quantization_config");
     }
-    write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
+    files::write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
 }
 
 /// Values in the bytes of a safetensors file, rounded to nearest even.
@@ -117,7 +115,7 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
             dtype(float)
         )));
     }
-    fs::create_dir_all(to).map_err(|e| Error::file(to, format!("cannot be made: {e}")))?;
+    files::create_dir_all(to).map_err(|e| Error::file(to, format!("cannot be made: {e}")))?;
     let path = to.join(WEIGHTS);
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| float_bytes(&t.values, float)).collect();
     let views: Vec<(&str, TensorView)> = tensors
@@ -129,7 +127,7 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
         })
         .collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_atomically(&path, &serialize(views, Some(metadata)).map_err(|e| Error::file(&path, e))?)?;
+    files::write_atomically(&path, &serialize(views, Some(metadata)).map_err(|e| Error::file(&path, e))?)?;
     copy_companions(from, to)?;
     write_config(from, to, float)
 }

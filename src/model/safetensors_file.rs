@@ -1,13 +1,13 @@
 //! One safetensors file, opened without loading it: the header is read and held against the file's real length.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::json_fields::parse_object;
+use crate::files::{self, File};
 use crate::{Error, Result};
 
 /// The format's own limit on the header's length.
@@ -89,7 +89,7 @@ pub(crate) enum Entry {
 pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
     let unreadable = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"));
     let mut file = File::open(path).map_err(unreadable)?;
-    let file_len = file.metadata().map_err(unreadable)?.len();
+    let file_len = files::len(path).map_err(unreadable)?;
     let mut prefix = [0; 8];
     if file_len < 8 {
         return Err(Error::file(path, format!("is cut short: {file_len} bytes cannot hold a safetensors header")));

@@ -1,7 +1,6 @@
 //! The weights of a Hugging Face model directory, one file or sharded, read tensor by tensor.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -10,7 +9,7 @@ use super::config::{ModelConfig, Projection};
 use super::json_fields::parse_object;
 use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES, RawTensor};
 pub use super::safetensors_file::{TensorInfo, WeightDtype};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -27,11 +26,11 @@ impl WeightFiles {
     /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` names; checks every header.
     pub fn open(dir: &Path) -> Result<Self> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        if single.is_file() {
+        if files::is_file(&single) {
             return Ok(Self { entries: safetensors_file::read_header(&single)?, listing: single });
         }
-        if !index.is_file() {
-            let hint = match dir.join("pytorch_model.bin").is_file() {
+        if !files::is_file(&index) {
+            let hint = match files::is_file(&dir.join("pytorch_model.bin")) {
                 true => "; pytorch_model.bin cannot be read, convert it to safetensors",
                 false => "",
             };
@@ -130,10 +129,10 @@ impl WeightFiles {
 /// The pairs (tensor, shard file) of an index. A shard must lie in the index's own directory.
 fn weight_map(index: &Path) -> Result<Vec<(String, String)>> {
     let unreadable = |e: std::io::Error| Error::file(index, format!("cannot be read: {e}"));
-    if fs::metadata(index).map_err(unreadable)?.len() > MAX_HEADER_BYTES {
+    if files::len(index).map_err(unreadable)? > MAX_HEADER_BYTES {
         return Err(Error::file(index, format!("is larger than {MAX_HEADER_BYTES} bytes; it is not an index")));
     }
-    let object = parse_object(index, &fs::read_to_string(index).map_err(unreadable)?)?;
+    let object = parse_object(index, &files::read_to_string(index).map_err(unreadable)?)?;
     let map = object.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| Error::field(index, "weight_map", "is missing; it must map tensors to file names"))?;
     map.iter()
@@ -183,6 +182,8 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::model::safetensors_file::tests::file_bytes;
 

@@ -2,13 +2,12 @@
 //! model in f32), `optimizer.safetensors` with AdamW's moments, and `state.json`. A directory is written beside its place, synced, then
 //! renamed, so that a checkpoint that has its name is whole.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::values::{Moments, Values};
-use crate::files::write_atomically;
+use crate::files::{self, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
@@ -83,7 +82,7 @@ pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) 
     let beside = parent.join(format!(".step-{}.part", checkpoint.state.step));
     let failed = |e: std::io::Error| Error::file(&place, format!("cannot be written: {e}"));
     remove_if_there(&beside).map_err(failed)?;
-    fs::create_dir_all(&beside).map_err(failed)?;
+    files::create_dir_all(&beside).map_err(failed)?;
     let write = || -> Result<()> {
         subject.save(&beside, &checkpoint.values, Float::F32)?;
         let moments = checkpoint.moments.serialize(&beside, subject.modules())?;
@@ -91,11 +90,11 @@ pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) 
         let state = serde_json::to_string_pretty(&checkpoint.state).map_err(|e| Error::file(&place, e))?;
         write_atomically(&beside.join(STATE), state.as_bytes())?;
         remove_if_there(&place).map_err(failed)?;
-        fs::rename(&beside, &place).map_err(failed)?;
-        sync_directory(&parent).map_err(failed)
+        files::rename(&beside, &place).map_err(failed)?;
+        files::sync_directory(&parent).map_err(failed)
     };
     write().inspect_err(|_| {
-        let _ = fs::remove_dir_all(&beside);
+        let _ = files::remove_dir_all(&beside);
     })?;
     let mut steps = steps_in(out);
     steps.reverse();
@@ -114,8 +113,9 @@ pub fn remove_after(out: &Path, step: usize) -> Result<()> {
 fn remove(out: &Path, step: usize) -> Result<()> {
     let parent = directory(out);
     let (old, leaving) = (parent.join(format!("step-{step}")), parent.join(format!(".step-{step}.part")));
-    let removed =
-        remove_if_there(&leaving).and_then(|()| fs::rename(&old, &leaving)).and_then(|()| fs::remove_dir_all(&leaving));
+    let removed = remove_if_there(&leaving)
+        .and_then(|()| files::rename(&old, &leaving))
+        .and_then(|()| files::remove_dir_all(&leaving));
     removed.map_err(|e| Error::file(&old, format!("cannot be removed: {e}")))
 }
 
@@ -124,15 +124,15 @@ fn remove(out: &Path, step: usize) -> Result<()> {
 /// # Errors
 /// A directory that is neither.
 pub fn run_of(dir: &Path) -> Result<(PathBuf, bool)> {
-    if dir.join(STATE).is_file() {
-        let whole = dir.canonicalize().map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+    if files::is_file(&dir.join(STATE)) {
+        let whole = files::canonicalize(dir).map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
         let run = whole.parent().filter(|parent| parent.ends_with("checkpoints")).and_then(Path::parent);
         return match run {
             Some(run) => Ok((run.to_owned(), true)),
             None => Err(Error::file(dir, "is a checkpoint outside its run; checkpoints lie in RUN/checkpoints/step-N")),
         };
     }
-    if directory(dir).is_dir() {
+    if files::is_dir(&directory(dir)) {
         return Ok((dir.to_owned(), false));
     }
     Err(Error::file(
@@ -143,33 +143,20 @@ pub fn run_of(dir: &Path) -> Result<(PathBuf, bool)> {
 
 /// Removes what saves and removals that were cut short have left.
 pub fn remove_parts(out: &Path) -> Result<()> {
-    for entry in fs::read_dir(directory(out)).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(".step-") && name.ends_with(".part")) {
-            let path = entry.path();
+    let parent = directory(out);
+    for name in files::names(&parent).unwrap_or_default() {
+        if name.starts_with(".step-") && name.ends_with(".part") {
+            let path = parent.join(name);
             remove_if_there(&path).map_err(|e| Error::file(&path, format!("cannot be removed: {e}")))?;
         }
     }
     Ok(())
 }
 
-fn remove_if_there(dir: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// A rename is on disk once its directory is; Windows has no such call and needs none.
-fn sync_directory(dir: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
 /// The steps of the whole checkpoints below `out`, ascending.
 fn steps_in(out: &Path) -> Vec<usize> {
-    let entries = fs::read_dir(directory(out)).into_iter().flatten().flatten();
-    let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
-    let mut steps: Vec<usize> = entries.filter_map(step).collect();
+    let names = files::names(&directory(out)).unwrap_or_default();
+    let mut steps: Vec<usize> = names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
     steps.sort_unstable();
     steps
 }
@@ -193,10 +180,10 @@ pub fn load(dir: &Path, model: &ModelConfig, subject: Subject) -> Result<Checkpo
         Subject::Base { .. } => Values::Base(model_directory::load(dir, model)?),
     };
     let path = dir.join(STATE);
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let state = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
     let path = dir.join(OPTIMIZER);
-    let bytes = fs::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let moments = Moments::deserialize(&path, &bytes, &values, subject.modules())?;
     Ok(Checkpoint { state, values, moments })
 }

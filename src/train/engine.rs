@@ -67,7 +67,8 @@ impl Engine {
         let mut engine = Self::allocate(gpu, plan).await?;
         let plan = &engine.plan;
         let staging = plan.staging.as_ref();
-        load::load(&engine.gpu, &mut engine.buffers, files, &plan.network, staging, || plan.recorder(), progress)?;
+        load::load(&engine.gpu, &mut engine.buffers, files, &plan.network, staging, || plan.recorder(), progress)
+            .await?;
         Ok(engine)
     }
 
@@ -77,14 +78,14 @@ impl Engine {
     /// As [`Self::open`].
     pub async fn from_scratch(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
-        load::initialise(&engine.gpu, &engine.buffers, &engine.plan.network, seed)?;
+        load::initialise(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
         Ok(engine)
     }
 
     /// Allocates the plan over a base of random weights, for measurements.
     pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
-        load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.network, seed)?;
+        load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
         Ok(engine)
     }
 

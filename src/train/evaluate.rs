@@ -21,7 +21,7 @@ use crate::model::load::{check_shapes, float_of};
 use crate::model::network::BaseStorage;
 use crate::model::weight_files::WeightFiles;
 use crate::ops::weight::Float;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 #[derive(Clone, Debug)]
 pub struct EvalSettings {
@@ -68,12 +68,12 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
         None => (Vec::new(), AdapterTensors { tensors: Vec::new() }),
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
-    let has_tokenizer = settings.model.join("tokenizer.json").is_file();
+    let has_tokenizer = files::is_file(&settings.model.join("tokenizer.json"));
     let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
     let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
     let split =
         |name| read::read_split_with(&settings.data, name, tokenizer.as_ref(), &format, config.vocab_size).transpose();
-    let set = if settings.data.is_dir() {
+    let set = if files::is_dir(&settings.data) {
         let missing = || Error::file(&settings.data, "holds neither test.* nor valid.*");
         split("test").or_else(|| split("valid")).ok_or_else(missing)??
     } else {

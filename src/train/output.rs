@@ -1,6 +1,5 @@
 //! The files that a run leaves in its directory, checkpoints and adapter aside: `metrics.jsonl`, `run.toml`, `loss.svg`.
 
-use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use super::checkpoint;
 use super::settings::RunSettings;
 use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
-use crate::files::write_atomically;
+use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
 use crate::{Error, Result};
 
@@ -81,23 +80,17 @@ impl Output {
         let failed = |e: std::io::Error| Error::file(dir, format!("cannot be written to: {e}"));
         if overwrite && resume_from.is_none() {
             for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json", "README.md"] {
-                match fs::remove_file(dir.join(file)) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-                    _ => {}
-                }
+                files::remove_if_there(&dir.join(file)).map_err(failed)?;
             }
-            match fs::remove_dir_all(dir.join("checkpoints")) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-                _ => {}
-            }
+            files::remove_if_there(&dir.join("checkpoints")).map_err(failed)?;
         }
-        fs::create_dir_all(dir).map_err(failed)?;
+        files::create_dir_all(dir).map_err(failed)?;
         let path = dir.join(METRICS);
         if let Some(step) = resume_from {
             keep_until(&path, step)?;
             checkpoint::remove_parts(dir)?;
         }
-        let metrics = OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = files::append(&path);
         let metrics = metrics.map_err(|e| Error::file(&path, format!("cannot be opened: {e}")))?;
         Ok(Self { dir: dir.to_owned(), metrics, events: None })
     }
@@ -160,16 +153,16 @@ impl Output {
 
 /// Writes and removes an empty file in `dir`, or in the directory that it would be made in.
 fn check_writable(dir: &Path) -> Result<()> {
-    let there = dir.ancestors().find(|d| d.as_os_str().is_empty() || d.exists()).unwrap_or(dir);
-    let probe = there.join(format!(".loraine-{}.part", std::process::id()));
-    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
+    let there = dir.ancestors().find(|d| d.as_os_str().is_empty() || files::exists(d)).unwrap_or(dir);
+    let probe = there.join(format!(".loraine-{}.part", files::writer_id()));
+    let written = File::create(&probe).and_then(|_| files::remove_file(&probe));
     written.map_err(|e| Error::file(dir, format!("cannot be written to: {e}")))
 }
 
 fn holds_run(dir: &Path) -> bool {
     [METRICS, RUN, "adapter_model.safetensors", "model.safetensors", "checkpoints"]
         .iter()
-        .any(|file| dir.join(file).exists())
+        .any(|file| files::exists(&dir.join(file)))
 }
 
 /// The (step, loss) pairs of a metrics file: training and evaluation.
@@ -178,7 +171,7 @@ pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
 /// What a run's directory has logged so far.
 pub fn read_curves(dir: &Path) -> Result<Curves> {
     let path = dir.join(METRICS);
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let mut curves: Curves = Default::default();
     for line in text.lines() {
         if let Ok(metrics) = serde_json::from_str::<StepMetrics>(line) {
@@ -196,7 +189,7 @@ fn keep_until(path: &Path, step: usize) -> Result<()> {
     struct Line {
         step: usize,
     }
-    let Ok(text) = fs::read_to_string(path) else { return Ok(()) };
+    let Ok(text) = files::read_to_string(path) else { return Ok(()) };
     let kept = text.lines().filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step));
     write_atomically(path, kept.flat_map(|line| [line, "\n"]).collect::<String>().as_bytes())
 }

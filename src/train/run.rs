@@ -28,7 +28,7 @@ use crate::model::load::{check_shapes, float_of};
 use crate::model::network;
 use crate::model::weight_files::WeightFiles;
 use crate::ops::weight::Float;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Longest sequence where neither the user nor the model says less.
 const DEFAULT_SEQ_LEN: usize = 512;
@@ -83,6 +83,21 @@ pub struct Start {
     pub profile: bool,
 }
 
+/// What whoever watches a run wants of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    Continue,
+    /// Save where the run stands, and ask again before the next step: who pauses a run saves it first.
+    Save,
+    /// Save and end.
+    Stop,
+}
+
+/// Watches a run that nobody stops.
+pub async fn to_the_end() -> Control {
+    Control::Continue
+}
+
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -119,7 +134,7 @@ pub struct PreparedRun {
 /// The first thing that is wrong, by file and field.
 pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     settings.check()?;
-    if let (Ok(model), Ok(out)) = (settings.model.canonicalize(), settings.out.canonicalize())
+    if let (Ok(model), Ok(out)) = (files::canonicalize(&settings.model), files::canonicalize(&settings.out))
         && model == out
     {
         return Err(Error::file(&settings.out, "is the model's own directory; choose another for --out"));
@@ -154,12 +169,12 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         }
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
-    let has_tokenizer = settings.model.join("tokenizer.json").is_file();
+    let has_tokenizer = files::is_file(&settings.model.join("tokenizer.json"));
     let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
     let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
     let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), &format, config.vocab_size);
     let Dataset { examples, report: data } = read(&settings.data)?;
-    let valid = if settings.data.is_dir() {
+    let valid = if files::is_dir(&settings.data) {
         read::read_split_with(&settings.data, "valid", tokenizer.as_ref(), &format, config.vocab_size)?
     } else {
         None
@@ -312,7 +327,7 @@ pub fn plan_within_budget(
     )))
 }
 
-/// Makes the run. `stop` is asked after each step; the run then saves and ends.
+/// Makes the run. `control` is asked after each step; the run waits for its answer.
 ///
 /// # Errors
 /// A full disk, a failing device, numbers that stay broken: what was saved before stays whole.
@@ -320,7 +335,7 @@ pub async fn run(
     mut prepared: PreparedRun,
     gpu: Gpu,
     start: &Start,
-    stop: impl Fn() -> bool,
+    mut control: impl AsyncFnMut() -> Control,
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
@@ -420,18 +435,18 @@ pub async fn run(
         if let Some(result) = result {
             observer.step(result)?;
         }
-        let interrupted = stop();
-        let save = every(settings.save_every, state.step) || interrupted;
+        let mut wish = control().await;
+        let due = every(settings.save_every, state.step);
         let evaluate =
             !eval_batches.is_empty() && (every(settings.eval_every, state.step) || state.step == prepared.steps);
-        if save || evaluate || interrupted {
+        if due || evaluate || wish != Control::Continue {
             observer.drain(&mut engine).await?;
         }
         if evaluate {
             outcome.last_eval = Some(observer.evaluate(&mut engine, &eval_batches, state.step).await?);
         }
         // After a skipped step the state may be broken for good, and must not push the last good checkpoint out.
-        if save && (observer.skipped_in_a_row == 0 || interrupted) {
+        if (due && observer.skipped_in_a_row == 0) || wish != Control::Continue {
             state.tokens = observer.tokens;
             state.unlogged = observer.unlogged.clone();
             let state = state.clone();
@@ -440,7 +455,11 @@ pub async fn run(
             let place = checkpoint::save(&out, prepared.subject(), &checkpoint, prepared.settings.keep)?;
             (observer.listen)(Event::Saved(&place));
         }
-        if interrupted && state.step < prepared.steps {
+        while wish == Control::Save {
+            wish = control().await;
+            observer.speed = Speed::starting_now();
+        }
+        if wish == Control::Stop && state.step < prepared.steps {
             outcome.interrupted = true;
             break;
         }

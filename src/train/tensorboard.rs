@@ -1,12 +1,12 @@
 //! Event files as TensorBoard reads them: TFRecord framing around `Event` messages of its protocol buffers, of which only
 //! scalars are written.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use web_time::{SystemTime, UNIX_EPOCH};
 
+use crate::files::{self, File};
 use crate::{Error, Result};
 
 /// An event file, open for scalars.
@@ -22,7 +22,7 @@ impl EventFile {
     /// A directory that cannot be written.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = wall_time();
-        let path = dir.join(format!("events.out.tfevents.{}.loraine.{}", now as u64, std::process::id()));
+        let path = dir.join(format!("events.out.tfevents.{}.loraine.{}", now as u64, files::writer_id()));
         let file = File::create(&path).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
         let mut events = Self { path, file };
         // Event { wall_time = 1, file_version = 3 }

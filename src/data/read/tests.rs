@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 use crate::data::settings::TrainOn;
 use crate::data::tokenizer::tests::{stories, tiny_dir};

@@ -1,0 +1,40 @@
+//! Where the library reads and writes: the disk, or in a browser files that a page has mounted. Both have the same few functions.
+
+#[cfg(not(target_arch = "wasm32"))]
+mod disk;
+#[cfg(any(target_arch = "wasm32", test))]
+pub mod mounted;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use disk::*;
+#[cfg(target_arch = "wasm32")]
+pub use mounted::*;
+
+use crate::{Error, Result};
+
+/// Writes `bytes` to `path` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(path, "is not a file name"))?;
+    let beside = path.with_file_name(format!(".{name}.part"));
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        rename(&beside, path)
+    };
+    write().map_err(|e| {
+        let _ = remove_file(&beside);
+        Error::file(path, format!("cannot be written: {e}"))
+    })
+}
+
+/// Removes a file, or a directory with all below it, that may not be there.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match if is_dir(path) { remove_dir_all(path) } else { remove_file(path) } {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

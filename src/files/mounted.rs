@@ -1,0 +1,320 @@
+//! Files of a browser page: bytes in memory, or a reader that gives ranges of something the page holds. One store per thread,
+//! which in a page is the worker that trains. Paths are taken as they are written; there are no links.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Fills a buffer from a byte offset on.
+pub type RangeReader = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
+
+#[derive(Clone)]
+enum Content {
+    Bytes(Rc<RefCell<Vec<u8>>>),
+    Ranges { len: u64, read: Rc<RangeReader> },
+}
+
+impl Content {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.borrow().len() as u64,
+            Self::Ranges { len, .. } => *len,
+        }
+    }
+
+    /// Fills as much of `buffer` as there is from `at` on.
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.len().saturating_sub(at).min(buffer.len() as u64) as usize;
+        let buffer = &mut buffer[..count];
+        match self {
+            Self::Bytes(bytes) => buffer.copy_from_slice(&bytes.borrow()[at as usize..at as usize + count]),
+            Self::Ranges { read, .. } if count > 0 => read(at, buffer)?,
+            Self::Ranges { .. } => {}
+        }
+        Ok(count)
+    }
+}
+
+#[derive(Default)]
+struct Store {
+    files: BTreeMap<PathBuf, Content>,
+    directories: BTreeSet<PathBuf>,
+}
+
+thread_local! {
+    static STORE: RefCell<Store> = RefCell::default();
+}
+
+fn with<T>(act: impl FnOnce(&mut Store) -> T) -> T {
+    STORE.with_borrow_mut(act)
+}
+
+fn not_found() -> io::Error {
+    io::Error::new(ErrorKind::NotFound, "no such file or directory")
+}
+
+fn mount(path: &Path, content: Content) {
+    if let Some(parent) = path.parent() {
+        let _ = create_dir_all(parent);
+    }
+    with(|store| store.files.insert(path.to_owned(), content));
+}
+
+/// Puts bytes at `path`, over what stands there.
+pub fn mount_bytes(path: &Path, bytes: Vec<u8>) {
+    mount(path, Content::Bytes(Rc::new(RefCell::new(bytes))));
+}
+
+/// Puts a file of `len` bytes at `path` whose content `read` gives when it is asked for.
+pub fn mount_reader(path: &Path, len: u64, read: Rc<RangeReader>) {
+    mount(path, Content::Ranges { len, read });
+}
+
+/// Every file below `dir` with its bytes, in the order of their paths.
+pub fn files_below(dir: &Path) -> Vec<(PathBuf, u64)> {
+    with(|store| {
+        let below = store.files.iter().filter(|(path, _)| path.starts_with(dir));
+        below.map(|(path, content)| (path.clone(), content.len())).collect()
+    })
+}
+
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; usize::try_from(file.content.len()).map_err(io::Error::other)?];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|_| io::Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
+}
+
+pub fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    with(|store| match path.ancestors().find(|at| store.files.contains_key(*at)) {
+        Some(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "a file stands in the way")),
+        None => {
+            store.directories.extend(path.ancestors().map(Path::to_owned));
+            Ok(())
+        }
+    })
+}
+
+pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
+    with(|store| store.files.remove(path.as_ref())).map(|_| ()).ok_or_else(not_found)
+}
+
+pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
+    let path = path.as_ref();
+    with(|store| {
+        if !store.directories.contains(path) {
+            return Err(not_found());
+        }
+        store.files.retain(|file, _| !file.starts_with(path));
+        store.directories.retain(|dir| !dir.starts_with(path));
+        Ok(())
+    })
+}
+
+/// Moves a file over what stands at `to`, or a directory to where none is.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    with(|store| {
+        if let Some(content) = store.files.remove(from) {
+            store.files.insert(to.to_owned(), content);
+            return Ok(());
+        }
+        if !store.directories.contains(from) {
+            return Err(not_found());
+        }
+        if store.directories.contains(to) {
+            return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, "a directory stands there"));
+        }
+        let moved = |path: &Path| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path.to_owned(),
+        };
+        store.files = std::mem::take(&mut store.files).into_iter().map(|(p, content)| (moved(&p), content)).collect();
+        store.directories = std::mem::take(&mut store.directories).iter().map(|p| moved(p)).collect();
+        Ok(())
+    })
+}
+
+/// One thread alone writes here.
+pub fn writer_id() -> u32 {
+    1
+}
+
+pub fn is_file(path: &Path) -> bool {
+    with(|store| store.files.contains_key(path))
+}
+
+pub fn is_dir(path: &Path) -> bool {
+    with(|store| store.directories.contains(path))
+}
+
+pub fn exists(path: &Path) -> bool {
+    is_file(path) || is_dir(path)
+}
+
+pub fn canonicalize(path: &Path) -> io::Result<PathBuf> {
+    if exists(path) { Ok(path.to_owned()) } else { Err(not_found()) }
+}
+
+/// Bytes of a file.
+pub fn len(path: &Path) -> io::Result<u64> {
+    with(|store| store.files.get(path).map(Content::len)).ok_or_else(not_found)
+}
+
+/// The names in a directory, in no order.
+pub fn names(dir: &Path) -> io::Result<Vec<String>> {
+    if !is_dir(dir) {
+        return Err(not_found());
+    }
+    with(|store| {
+        let here = store.files.keys().chain(&store.directories).filter(|path| path.parent() == Some(dir));
+        Ok(here.filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
+    })
+}
+
+/// Opens a file, made if need be, to write at its end.
+pub fn append(path: &Path) -> io::Result<File> {
+    let mut file = if is_file(path) { File::open(path)? } else { File::create(path)? };
+    file.seek(SeekFrom::End(0))?;
+    Ok(file)
+}
+
+/// There is no disk to wait for.
+pub fn sync_directory(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// An open file; like one on disk it stays whole when its name is given to another.
+pub struct File {
+    content: Content,
+    at: u64,
+}
+
+impl File {
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let content = with(|store| store.files.get(path.as_ref()).cloned()).ok_or_else(not_found)?;
+        Ok(Self { content, at: 0 })
+    }
+
+    pub fn create(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        if !path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || is_dir(parent)) || is_dir(path) {
+            return Err(not_found());
+        }
+        mount_bytes(path, Vec::new());
+        Self::open(path)
+    }
+
+    pub fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for File {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read_at(self.at, buffer)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for File {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.content.len().checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "a place before the file's begin"))?;
+        Ok(self.at)
+    }
+}
+
+impl Write for File {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let Content::Bytes(bytes) = &self.content else {
+            return Err(io::Error::new(ErrorKind::PermissionDenied, "the page gave this file to be read alone"));
+        };
+        let (mut bytes, at) = (bytes.borrow_mut(), self.at as usize);
+        let end = at + buffer.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[at..end].copy_from_slice(buffer);
+        self.at = end as u64;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(path: &str) -> String {
+        read_to_string(Path::new(path)).unwrap()
+    }
+
+    #[test]
+    fn files_are_written_moved_and_removed_as_on_disk() {
+        let at = Path::new;
+        assert_eq!(File::create("/run/a").err().unwrap().kind(), ErrorKind::NotFound);
+        create_dir_all("/run/deep").unwrap();
+        File::create("/run/a").unwrap().write_all(b"one").unwrap();
+        append(at("/run/a")).unwrap().write_all(b" two").unwrap();
+        append(at("/run/deep/b")).unwrap().write_all(b"new").unwrap();
+        assert_eq!((text("/run/a").as_str(), len(at("/run/a")).unwrap()), ("one two", 7));
+        let mut listed = names(at("/run")).unwrap();
+        listed.sort();
+        assert_eq!(listed, ["a", "deep"]);
+        let mut open = File::open("/run/a").unwrap();
+        rename(at("/run/deep/b"), at("/run/a")).unwrap();
+        let mut old = String::new();
+        open.read_to_string(&mut old).unwrap();
+        assert_eq!((old.as_str(), text("/run/a").as_str()), ("one two", "new"));
+        rename(at("/run"), at("/other")).unwrap();
+        assert!(!exists(at("/run")) && is_dir(at("/other/deep")) && text("/other/a") == "new");
+        create_dir_all("/run").unwrap();
+        assert_eq!(rename(at("/other"), at("/run")).unwrap_err().kind(), ErrorKind::DirectoryNotEmpty);
+        remove_dir_all("/other").unwrap();
+        assert!(!exists(at("/other/a")) && !is_dir(at("/other/deep")));
+        assert_eq!(remove_file("/other/a").unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(remove_dir_all("/other").unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(create_dir_all("/run").is_ok() && canonicalize(at("/run")).is_ok());
+    }
+
+    #[test]
+    fn readers_give_ranges_and_their_errors() {
+        let path = Path::new("/models/w");
+        let read = |at: u64, buffer: &mut [u8]| {
+            if at >= 4 {
+                return Err(io::Error::other("gone"));
+            }
+            buffer.iter_mut().enumerate().for_each(|(i, b)| *b = (at as usize + i) as u8);
+            Ok(())
+        };
+        mount_reader(path, 6, Rc::new(read));
+        assert!(is_dir(Path::new("/models")) && files_below(Path::new("/models")) == [(path.to_owned(), 6)]);
+        let mut file = File::open(path).unwrap();
+        let mut pair = [0; 2];
+        file.seek(SeekFrom::Start(1)).unwrap();
+        file.read_exact(&mut pair).unwrap();
+        assert_eq!(pair, [1, 2]);
+        file.seek(SeekFrom::Current(1)).unwrap();
+        assert_eq!(file.read_exact(&mut pair).unwrap_err().to_string(), "gone");
+        file.seek(SeekFrom::End(0)).unwrap();
+        assert_eq!(file.read(&mut pair).unwrap(), 0);
+        assert_eq!(file.write(b"x").unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+}
