@@ -23,7 +23,7 @@ test: ## format, lints, all tests, kernels on a second driver with checked shade
 	else \
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
-	scripts/wasm-check
+	scripts/wasm-cargo check
 
 bench: ## measure the kernels on the chosen adapter
 	cargo run --release -- bench

@@ -37,5 +37,7 @@ pub mod ops;
 pub mod quant;
 pub mod random;
 pub mod train;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
 
 pub use error::{Error, Result};

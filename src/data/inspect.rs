@@ -13,6 +13,7 @@ use crate::Result;
 
 /// A token of an example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownToken {
     pub id: u32,
     /// The text that it stands for, or if that is none of its own, its name in the vocabulary.
@@ -21,6 +22,7 @@ pub struct ShownToken {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownExample {
     /// The line, record or row that it comes from.
     pub number: usize,
@@ -31,6 +33,7 @@ pub struct ShownExample {
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Inspection {
     pub examples: Vec<ShownExample>,
     /// Tokens of every example that could be encoded, before any cutting.

@@ -8,7 +8,7 @@ pub mod packing;
 mod parquet_file;
 pub mod read;
 mod records;
-mod report;
+pub mod report;
 pub mod sample;
 pub mod settings;
 pub mod template;

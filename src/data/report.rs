@@ -13,6 +13,7 @@ pub const LISTED: usize = 10;
 
 /// Why records left no example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum DropReason {
     EmptyText,
@@ -35,6 +36,7 @@ impl DropReason {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Dropped {
     pub count: usize,
     /// The numbers of the first of them.
@@ -42,16 +44,20 @@ pub struct Dropped {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct DataReport {
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub source: PathBuf,
     /// Where the chat template came from, if one was used.
     pub chat_template: Option<String>,
     /// How many records had each shape.
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<Shape, number>>"))]
     pub shapes: BTreeMap<Shape, usize>,
     /// Records, or for `.txt` the sequences that the text was cut into.
     pub read: usize,
     /// Examples. Splitting makes them more than the records.
     pub kept: usize,
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<DropReason, Dropped>>"))]
     pub dropped: BTreeMap<DropReason, Dropped>,
     /// Examples whose end was cut off.
     pub truncated: usize,

@@ -12,6 +12,7 @@ use super::kernel::{Access, Kernel};
 
 /// What a user wants to know of an adapter before choosing it.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct AdapterSummary {
     pub index: usize,
     pub name: String,
@@ -139,6 +140,18 @@ fn rank(kind: &str) -> u8 {
     }
 }
 
+impl Target {
+    /// What a device of this adapter, opened by [`Gpu::open`], can do.
+    pub fn of(adapter: &AdapterSummary) -> Self {
+        Self {
+            cpu: adapter.kind == "cpu",
+            max_binding_bytes: adapter.max_binding_bytes,
+            max_buffer_bytes: adapter.max_buffer_bytes,
+            max_workgroups: wgpu::Limits::default().max_compute_workgroups_per_dimension,
+        }
+    }
+}
+
 impl Gpu {
     /// Opens the adapter that `options` name.
     ///
@@ -204,12 +217,7 @@ impl Gpu {
                 },
             )],
         });
-        let target = Target {
-            cpu: summary.kind == "cpu",
-            max_binding_bytes: summary.max_binding_bytes,
-            max_buffer_bytes: summary.max_buffer_bytes,
-            max_workgroups: wgpu::Limits::default().max_compute_workgroups_per_dimension,
-        };
+        let target = Target::of(&summary);
         Ok(Self {
             device,
             queue,

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 /// What a buffer is for; the ledger is kept by these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     Weights,

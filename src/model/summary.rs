@@ -13,7 +13,9 @@ use crate::gpu::{Category, MemoryPlan};
 use crate::ops::weight::{Code4, Float, Storage};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ModelSummary {
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub path: PathBuf,
     pub family: String,
     pub layers: usize,

@@ -18,6 +18,7 @@ const RUN: &str = "run.toml";
 
 /// One logged step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct StepMetrics {
     pub step: usize,
     /// Mean over the steps since the last line.
@@ -32,6 +33,7 @@ pub struct StepMetrics {
 
 /// One evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct EvalMetrics {
     pub step: usize,
     pub eval_loss: f64,

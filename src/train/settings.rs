@@ -14,6 +14,7 @@ use crate::{Error, Result};
 
 /// What is trained, and how the base is held meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// The base in 4 bits.
@@ -26,6 +27,7 @@ pub enum Method {
 
 /// Type of saved weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum SavedDtype {
     F32,
@@ -44,6 +46,7 @@ impl SavedDtype {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum Quant {
     Nf4,
@@ -62,6 +65,7 @@ impl Quant {
 
 /// The learning rate over the steps, as the schedules of that name in transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     Constant,
@@ -87,6 +91,7 @@ impl Schedule {
 
 /// Which layers keep their activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeChoice {
     /// As many as fit into a budget.
@@ -98,10 +103,14 @@ pub enum RecomputeChoice {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct RunSettings {
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub model: PathBuf,
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub data: PathBuf,
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub out: PathBuf,
     pub method: Method,
     pub quant: Quant,
@@ -113,6 +122,7 @@ pub struct RunSettings {
     pub target_modules: String,
     pub rslora: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub init_adapter: Option<PathBuf>,
     pub batch_size: usize,
     pub grad_accum: usize,
@@ -132,6 +142,7 @@ pub struct RunSettings {
     pub seed: u64,
     pub shuffle: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub eval_data: Option<PathBuf>,
     /// Share of the data held out for evaluation where there is no `eval_data`.
     pub eval_fraction: f64,

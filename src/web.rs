@@ -1,0 +1,180 @@
+//! The surface for a browser page, as thin as the command line: files are mounted, the library is called, events are passed on.
+//! It lives in one worker; nothing here blocks longer than a read of the page's own files.
+
+mod errors;
+mod generator;
+mod report;
+mod run;
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+
+use js_sys::{Function, Uint8Array};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wasm_bindgen::prelude::*;
+
+use crate::data::inspect;
+use crate::data::settings::DataSettings;
+use crate::data::tokenizer::Tokenizer;
+use crate::files::{self, mounted};
+use crate::gpu::{self, Target};
+use crate::memory;
+use crate::model::config::ModelConfig;
+use crate::model::network;
+use crate::model::summary;
+use crate::model::weight_files::WeightFiles;
+use crate::ops::weight::Float;
+use crate::train::run::{prepare, seq_len_within};
+use crate::train::settings::RunSettings;
+use crate::{Error, Result};
+
+thread_local! {
+    /// Of the adapter that was looked at; plans before that assume a common GPU.
+    static TARGET: Cell<Target> = const { Cell::new(memory::ASSUMED_TARGET) };
+}
+
+#[wasm_bindgen(start)]
+fn start() {
+    console_error_panic_hook::set_once();
+}
+
+fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {
+    value.serialize(&serde_wasm_bindgen::Serializer::new().serialize_maps_as_objects(true)).map_err(JsValue::from)
+}
+
+/// `what` names the value in messages. Over JSON, which tells of unknown keys.
+fn from_js<T: DeserializeOwned>(value: &JsValue, what: &str) -> Result<T> {
+    let text = js_sys::JSON::stringify(value).map(String::from).map_err(|e| Error::Setting(errors::text(&e)))?;
+    serde_json::from_str(&text).map_err(|e| Error::Setting(format!("{what}: {e}")))
+}
+
+/// Puts bytes at an absolute path of the engine's own file system, over what stands there.
+#[wasm_bindgen(js_name = mountBytes)]
+pub fn mount_bytes(path: &str, bytes: Vec<u8>) {
+    mounted::mount_bytes(Path::new(path), bytes);
+}
+
+/// Puts a file at `path` whose bytes `read(offset, length)` gives when they are asked for; it must answer at once.
+#[wasm_bindgen(js_name = mountReader)]
+pub fn mount_reader(
+    path: &str,
+    size: f64,
+    #[wasm_bindgen(unchecked_param_type = "(offset: number, length: number) => Uint8Array")] read: Function,
+) {
+    let range = move |at: u64, buffer: &mut [u8]| {
+        let (offset, length) = (JsValue::from(at as f64), JsValue::from(buffer.len() as f64));
+        let bytes =
+            read.call2(&JsValue::NULL, &offset, &length).map_err(|e| std::io::Error::other(errors::text(&e)))?;
+        let bytes: Uint8Array = bytes.dyn_into().map_err(|_| std::io::Error::other("the page gave no bytes"))?;
+        if bytes.length() as usize != buffer.len() {
+            let problem = format!("the page gave {} bytes instead of {}", bytes.length(), buffer.len());
+            return Err(std::io::Error::other(problem));
+        }
+        bytes.copy_to(buffer);
+        Ok(())
+    };
+    mounted::mount_reader(Path::new(path), size as u64, Rc::new(range));
+}
+
+/// Takes a file away, or a directory with all below it; what is not there is no error.
+#[wasm_bindgen]
+pub fn unmount(path: &str) -> Result<(), JsValue> {
+    let path = Path::new(path);
+    files::remove_if_there(path).map_err(|e| errors::to_js(&Error::file(path, e)))
+}
+
+/// Every file below `dir`, in the order of their paths.
+#[wasm_bindgen(js_name = listFiles, unchecked_return_type = "FileEntry[]")]
+pub fn list_files(dir: &str) -> Result<JsValue, JsValue> {
+    let entry =
+        |(path, bytes): (std::path::PathBuf, u64)| report::FileEntry { path: path.display().to_string(), bytes };
+    to_js(&mounted::files_below(Path::new(dir)).into_iter().map(entry).collect::<Vec<_>>())
+}
+
+#[wasm_bindgen(js_name = readFile)]
+pub fn read_file(path: &str) -> Result<Vec<u8>, JsValue> {
+    let path = Path::new(path);
+    files::read(path).map_err(|e| errors::to_js(&Error::file(path, format!("cannot be read: {e}"))))
+}
+
+/// What a model directory holds, without reading a weight.
+#[wasm_bindgen(js_name = describeModel, unchecked_return_type = "ModelSummary")]
+pub fn describe_model(dir: &str) -> Result<JsValue, JsValue> {
+    to_js(&summary::describe(Path::new(dir)).map_err(|e| errors::to_js(&e))?)
+}
+
+#[wasm_bindgen(js_name = defaultSettings, unchecked_return_type = "RunSettings")]
+pub fn default_settings() -> Result<JsValue, JsValue> {
+    to_js(&RunSettings::default())
+}
+
+/// The first `count` examples token by token, and what training would make of the whole data set.
+#[wasm_bindgen(js_name = inspectData, unchecked_return_type = "Inspection")]
+pub fn inspect_data(
+    #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
+    count: usize,
+) -> Result<JsValue, JsValue> {
+    let inspection = || -> Result<inspect::Inspection> {
+        let settings: RunSettings = from_js(&settings, "the settings")?;
+        let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+        let tokenizer = Tokenizer::from_dir(&settings.model, &config)?;
+        let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
+        let format = DataSettings { max_seq_len, ..settings.data_format };
+        inspect::inspect(&settings.data, &tokenizer, &format, config.vocab_size, count)
+    };
+    to_js(&inspection().map_err(|e| errors::to_js(&e))?)
+}
+
+/// What a run of these settings would take, and all that would be refused: reads the model's headers and the data.
+#[wasm_bindgen(unchecked_return_type = "PlanReport")]
+pub fn plan(
+    #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
+) -> Result<JsValue, JsValue> {
+    let planned = || -> Result<report::PlanReport> {
+        let prepared = prepare(from_js(&settings, "the settings")?)?;
+        let plan = prepared.plan(TARGET.get())?;
+        Ok(report::PlanReport {
+            steps: Some(prepared.steps),
+            data: Some(prepared.data.clone()),
+            ..report::PlanReport::of(
+                &plan.ledger(),
+                prepared.trained_parameters(),
+                prepared.config.num_layers,
+                plan.recompute.kept_layers,
+            )
+        })
+    };
+    to_js(&planned().map_err(|e| errors::to_js(&e))?)
+}
+
+/// The same from `config.json` alone for full batches of `seq_len` tokens: quick enough to follow a slider.
+#[wasm_bindgen(unchecked_return_type = "PlanReport")]
+pub fn estimate(
+    #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
+    seq_len: usize,
+) -> Result<JsValue, JsValue> {
+    let estimated = || -> Result<report::PlanReport> {
+        let settings: RunSettings = from_js(&settings, "the settings")?;
+        settings.check()?;
+        let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+        let seq_len = seq_len_within(Some(seq_len), &config)?;
+        let stored = WeightFiles::open(&settings.model).ok();
+        let stored = stored.as_ref().and_then(|files| files.get(network::EMBEDDING));
+        let float = stored.map_or(Float::Bf16, |info| crate::model::load::float_of(info.dtype));
+        let estimate = memory::estimate(&settings, &config, float, seq_len, TARGET.get())?;
+        Ok(report::PlanReport::of_estimate(&estimate))
+    };
+    to_js(&estimated().map_err(|e| errors::to_js(&e))?)
+}
+
+/// The adapter that runs will open; undefined where the browser has none. Plans are made for it from then on.
+#[wasm_bindgen(unchecked_return_type = "AdapterSummary | undefined")]
+pub async fn adapter() -> Result<JsValue, JsValue> {
+    let adapters = gpu::adapters().await;
+    let chosen = gpu::preferred(&adapters).and_then(|index| adapters.into_iter().find(|a| a.index == index));
+    let Some(chosen) = chosen else { return Ok(JsValue::UNDEFINED) };
+    TARGET.set(Target::of(&chosen));
+    to_js(&chosen)
+}

@@ -1,0 +1,151 @@
+//! A training run that a page starts, pauses and stops.
+
+use std::cell::{Cell, RefCell};
+
+use futures_channel::oneshot;
+use js_sys::Function;
+use wasm_bindgen::prelude::*;
+
+use super::report::{PlanReport, RunEvent, RunOutcome, StepReport};
+use super::{errors, from_js, to_js};
+use crate::gpu::{Gpu, GpuOptions};
+use crate::train::run::{self, Control, Event, PreparedRun, Resume, Start};
+use crate::{Error, Result};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Go,
+    Pause,
+    /// Saved, and waiting for [`Run::resume`].
+    Paused,
+    Stop,
+}
+
+/// One run: made once, trained once.
+#[wasm_bindgen]
+pub struct Run {
+    prepared: RefCell<Option<PreparedRun>>,
+    resume: bool,
+    wish: Cell<Wish>,
+    wake: RefCell<Option<oneshot::Sender<()>>>,
+    step: Cell<usize>,
+}
+
+#[wasm_bindgen]
+impl Run {
+    /// Reads and checks settings, model and data. With `resume` the run goes on from the newest checkpoint below `settings.out`.
+    #[wasm_bindgen(constructor)]
+    pub fn new(
+        #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
+        resume: bool,
+    ) -> Result<Run, JsValue> {
+        let prepared = from_js(&settings, "the settings").and_then(run::prepare).map_err(|e| errors::to_js(&e))?;
+        Ok(Self {
+            prepared: RefCell::new(Some(prepared)),
+            resume,
+            wish: Cell::new(Wish::Go),
+            wake: RefCell::default(),
+            step: Cell::new(0),
+        })
+    }
+
+    /// Trains to the end, or until [`Run::stop`]. Every event goes to `on_event`.
+    #[wasm_bindgen(unchecked_return_type = "RunOutcome")]
+    pub async fn train(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "(event: RunEvent) => void")] on_event: Function,
+    ) -> Result<JsValue, JsValue> {
+        let outcome = self.run(&on_event).await.map_err(|e| errors::to_js(&e))?;
+        to_js(&RunOutcome {
+            step: outcome.step,
+            interrupted: outcome.interrupted,
+            first_eval: outcome.first_eval,
+            last_eval: outcome.last_eval,
+        })
+    }
+
+    /// After the step in flight: a checkpoint is saved, and the run waits for [`Run::resume`] or [`Run::stop`].
+    pub fn pause(&self) {
+        if self.wish.get() == Wish::Go {
+            self.wish.set(Wish::Pause);
+        }
+    }
+
+    pub fn resume(&self) {
+        if self.wish.get() != Wish::Stop {
+            self.set_and_wake(Wish::Go);
+        }
+    }
+
+    /// After the step in flight: a checkpoint and the adapter are saved, and the run ends.
+    pub fn stop(&self) {
+        self.set_and_wake(Wish::Stop);
+    }
+}
+
+/// A page whose listener throws loses the event, not its run.
+fn emit(on_event: &Function, event: RunEvent) {
+    let _ = to_js(&event).and_then(|event| on_event.call1(&JsValue::NULL, &event));
+}
+
+impl Run {
+    fn set_and_wake(&self, wish: Wish) {
+        self.wish.set(wish);
+        if let Some(wake) = self.wake.take() {
+            let _ = wake.send(());
+        }
+    }
+
+    async fn run(&self, on_event: &Function) -> Result<run::Outcome> {
+        let prepared = self.prepared.take();
+        let prepared = prepared.ok_or_else(|| Error::Setting("this run has been made already".to_owned()))?;
+        let gpu = Gpu::open(&GpuOptions::default()).await?;
+        let start = Start { overwrite: !self.resume, resume: self.resume.then_some(Resume::Newest), profile: false };
+        let layers = prepared.config.num_layers;
+        let listen = |event: Event<'_>| {
+            emit(
+                on_event,
+                match event {
+                    Event::Planned { ledger, kept_layers, trained_parameters, steps, .. } => {
+                        RunEvent::Planned(PlanReport {
+                            steps: Some(steps),
+                            ..PlanReport::of(ledger, trained_parameters, layers, kept_layers)
+                        })
+                    }
+                    Event::Resumed { step, .. } => {
+                        self.step.set(step);
+                        RunEvent::Resumed { step }
+                    }
+                    Event::Loading { done, total } => RunEvent::Loading { done, total },
+                    Event::Step { metrics, steps } => RunEvent::Step(StepReport { metrics: metrics.clone(), steps }),
+                    Event::Skipped { step } => RunEvent::Skipped { step },
+                    Event::Evaluated(metrics) => RunEvent::Evaluated(metrics.clone()),
+                    Event::Saved(path) => RunEvent::Saved { path: path.display().to_string() },
+                },
+            );
+        };
+        run::run(prepared, gpu, &start, async || self.control(on_event).await, listen).await
+    }
+
+    async fn control(&self, on_event: &Function) -> Control {
+        if self.wish.get() != Wish::Paused {
+            self.step.set(self.step.get() + 1);
+        }
+        match self.wish.get() {
+            Wish::Go => Control::Continue,
+            Wish::Stop => Control::Stop,
+            Wish::Pause => {
+                self.wish.set(Wish::Paused);
+                Control::Save
+            }
+            Wish::Paused => {
+                let (wake, woken) = oneshot::channel();
+                self.wake.replace(Some(wake));
+                emit(on_event, RunEvent::Paused { step: self.step.get() });
+                let _ = woken.await;
+                emit(on_event, RunEvent::Continued { step: self.step.get() });
+                if self.wish.get() == Wish::Stop { Control::Stop } else { Control::Continue }
+            }
+        }
+    }
+}
