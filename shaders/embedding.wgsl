@@ -1,10 +1,9 @@
-// Embedding: rows of a 32 or 16-bit table, those of one panel of it.
+// Embedding: rows of a table in any storage, those of one panel of it.
 
 struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32 }
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
-@group(0) @binding(1) var<storage, read> weight: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -17,9 +16,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = tokens[quad.x] - params.first_row;
     if row >= params.panel_rows { return; }
     let col = 4u * quad.y;
+    let value = weight4(row, col, params.cols);
     #for i in 0..4
-    if col + $iu < params.cols {
-        y[quad.x * params.ld + col + $iu] = load_float(row * params.cols + col + $iu);
-    }
+    if col + $iu < params.cols { y[quad.x * params.ld + col + $iu] = value[$i]; }
     #end
 }

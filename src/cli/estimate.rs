@@ -13,6 +13,7 @@ use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
+use super::memory_args::MemoryArgs;
 use super::{bytes, memory_bar};
 
 /// What a training run needs on the GPU, before anything is downloaded
@@ -43,9 +44,8 @@ pub struct EstimateArgs {
     batch_size: usize,
     #[arg(long, default_value_t = 512)]
     max_seq_len: usize,
-    /// The card's memory, such as 12GB: says whether it fits and how long sequences may be
-    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
-    gpu_memory: Option<u64>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Take the limits of this GPU instead of a typical card's
     #[arg(long, value_name = "NAME|INDEX")]
     gpu: Option<String>,
@@ -103,7 +103,7 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.svg {
         let named: Vec<_> = estimates.iter().map(|estimate| (regime(estimate.method), estimate)).collect();
         let title = format!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
-        let picture = memory::picture::svg(&title, &named, args.gpu_memory);
+        let picture = memory::picture::svg(&title, &named, args.memory.gpu_memory);
         loraine::files::write_atomically(path, picture.as_bytes())?;
     }
     if args.json {
@@ -112,7 +112,7 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     }
     out!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
     for estimate in &estimates {
-        print(estimate, args.gpu_memory);
+        print(estimate, args.memory.gpu_memory);
     }
     Ok(())
 }
@@ -126,7 +126,7 @@ fn estimates(args: &EstimateArgs, config: &ModelConfig, float: Float, target: Ta
         None => vec![Method::Full, Method::Lora, Method::Qlora],
     };
     let estimate = |method| {
-        let settings = RunSettings {
+        let mut settings = RunSettings {
             method,
             quant: if args.quant == QuantArg::Fp4 { Quant::Fp4 } else { Quant::Nf4 },
             double_quant: !args.no_double_quant,
@@ -134,9 +134,11 @@ fn estimates(args: &EstimateArgs, config: &ModelConfig, float: Float, target: Ta
             target_modules: args.target_modules.clone(),
             batch_size: args.batch_size,
             max_seq_len: Some(args.max_seq_len),
-            gpu_memory: args.gpu_memory,
             ..RunSettings::default()
         };
+        args.memory.apply(&mut settings);
+        // Side by side, each regime takes the flags that are for it.
+        settings.quantize_embedding &= method == Method::Qlora || args.method.is_some();
         settings.check()?;
         Ok(memory::estimate(&settings, config, float, args.max_seq_len, target)?)
     };

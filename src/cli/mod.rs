@@ -18,6 +18,7 @@ mod eval;
 mod generate;
 mod info;
 mod inspect;
+mod memory_args;
 mod memory_bar;
 mod merge;
 mod quantize;

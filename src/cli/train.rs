@@ -15,9 +15,10 @@ use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
 use loraine::train::output::{EvalMetrics, Output, StepMetrics};
 use loraine::train::run::{self, Control, Event, Outcome, PreparedRun, Resume, Start};
-use loraine::train::settings::{Method, Quant, RecomputeChoice, RunSettings, SavedDtype, Schedule};
+use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype, Schedule};
 
 use super::data_args::DataArgs;
+use super::memory_args::MemoryArgs;
 use super::{GpuArgs, bytes};
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
@@ -62,6 +63,8 @@ pub struct TrainArgs {
     adapter: AdapterArgs,
     #[command(flatten)]
     steps: StepArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
@@ -163,12 +166,6 @@ struct StepArgs {
     /// Take the examples in the order of the file
     #[arg(long)]
     no_shuffle: bool,
-    /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
-    #[arg(long, value_enum)]
-    recompute: Option<RecomputeArg>,
-    /// Device memory that the run may take, such as 12GB
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
-    gpu_memory: Option<u64>,
 }
 
 #[derive(Args)]
@@ -222,13 +219,6 @@ enum ScheduleArg {
     Constant,
     Linear,
     Cosine,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum RecomputeArg {
-    Auto,
-    None,
-    All,
 }
 
 /// `12GB`, `500MB`, `8GiB` or plain bytes.
@@ -343,13 +333,7 @@ impl TrainArgs {
         set(&mut s.max_grad_norm, t.max_grad_norm);
         set(&mut s.seed, t.seed);
         s.shuffle &= !t.no_shuffle;
-        let recompute = t.recompute.map(|choice| match choice {
-            RecomputeArg::Auto => RecomputeChoice::Auto,
-            RecomputeArg::None => RecomputeChoice::None,
-            RecomputeArg::All => RecomputeChoice::All,
-        });
-        set(&mut s.recompute, recompute);
-        set_some(&mut s.gpu_memory, t.gpu_memory);
+        self.memory.apply(&mut s);
         let w = &self.watch;
         set_some(&mut s.eval_data, w.eval_data.clone());
         set(&mut s.eval_fraction, w.eval_fraction);

@@ -163,6 +163,21 @@ impl MemoryPlan {
         Matrix { view, rows, cols, ld }
     }
 
+    /// What the whole buffer of a view takes.
+    pub(super) fn bytes(&self, view: View) -> u64 {
+        self.specs[view.buffer.0 as usize].bytes
+    }
+
+    /// Makes the buffer of a view at least `bytes` long; it then has the name of what needs it so.
+    pub(super) fn grow(&mut self, view: View, label: &str, bytes: u64) -> View {
+        let spec = &mut self.specs[view.buffer.0 as usize];
+        if bytes > spec.bytes {
+            spec.bytes = bytes.next_multiple_of(16);
+            label.clone_into(&mut spec.label);
+        }
+        View { bytes: spec.bytes, ..view }
+    }
+
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for spec in &self.specs {

@@ -1,5 +1,6 @@
 //! The only room that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
 
+mod arena;
 mod commands;
 mod device;
 mod error;
@@ -7,6 +8,7 @@ mod execute;
 mod kernel;
 mod memory;
 
+pub use arena::{Arena, Lifetime};
 pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Scratch, Target, params_bytes};
 pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, preferred};
 pub use error::GpuError;

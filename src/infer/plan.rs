@@ -1,6 +1,6 @@
 //! What generation needs on the device, planned from sizes alone: base, any number of adapters, cache, workspace.
 
-use crate::gpu::{Category, Ledger, Matrix, MemoryPlan, Recorder, Scratch, Target, View, params_bytes};
+use crate::gpu::{Arena, Category, Ledger, Matrix, MemoryPlan, Recorder, Scratch, Target, View, params_bytes};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::activations::{Activations, Inputs, scratch_bytes};
@@ -74,7 +74,6 @@ impl GenerationPlan {
         let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
         let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
-        let staging = Staging::plan(&mut memory, &network);
         let adapters: Vec<DeviceAdapter> = adapters
             .iter()
             .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, false, max_binding))
@@ -86,8 +85,10 @@ impl GenerationPlan {
         let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
         let inputs = Inputs::plan(&mut memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);
-        let activations = Activations::plan_inference(&mut memory, &network, &adapters, rows_per_pass);
-        let (panel, partials) = scratch_bytes(&network, &adapters, target.cpu);
+        let mut arena = Arena::new(Category::Workspace);
+        let activations = Activations::plan_inference(&mut memory, &mut arena, &network, &adapters, rows_per_pass);
+        let staging = Staging::plan(&mut memory, &mut arena, &network);
+        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, target.cpu);
         let scratch = Scratch {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "partial sums", partials),

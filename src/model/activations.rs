@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::network::Network;
-use crate::gpu::{Category, Matrix, MemoryPlan, View};
+use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::device::DeviceAdapter;
 use crate::model::config::{ModelConfig, Projection};
 use crate::ops::attention::Shape;
@@ -45,6 +45,69 @@ impl Inputs {
     }
 }
 
+/// The moments of a step, in order, by which buffers take turns: those of one layer stand for every layer's, forward (first time
+/// and again alike) and backward, and the head's lie between. [`super::decoder`] follows them from top to bottom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Moment {
+    /// Of the weights, before any step.
+    Loading,
+    ProjectQkv,
+    Attention,
+    ProjectO,
+    MiddleNorm,
+    ProjectGateUp,
+    SwiGlu,
+    ProjectDown,
+    NextNorm,
+    GatherTargets,
+    Logits,
+    ScatterTargets,
+    FinalNormBackward,
+    DownBackward,
+    SwiGluBackward,
+    DownGradients,
+    GateUpBackward,
+    MiddleNormBackward,
+    OBackward,
+    AttentionBackward,
+    HeadNormBackward,
+    QkvBackward,
+    InputNormBackward,
+}
+
+/// From the first of these moments to the last.
+pub fn through(first: Moment, last: Moment) -> Lifetime {
+    first as u8..=last as u8
+}
+
+/// All of a step.
+fn whole_step() -> Lifetime {
+    through(Moment::ProjectQkv, Moment::InputNormBackward)
+}
+
+/// Where a layer's activations lie: in buffers of their own, or in places that the rest of the step shares.
+enum Home<'a> {
+    Kept,
+    Shared(&'a mut Arena),
+}
+
+impl Home<'_> {
+    fn alloc(&mut self, plan: &mut MemoryPlan, label: &str, bytes: u64, lifetime: Lifetime) -> View {
+        match self {
+            Self::Kept => plan.alloc(Category::KeptActivations, label, bytes),
+            Self::Shared(arena) => arena.alloc(plan, label, bytes, &[lifetime]),
+        }
+    }
+
+    fn matrix(&mut self, plan: &mut MemoryPlan, label: &str, [rows, cols]: [u32; 2], lifetime: Lifetime) -> Matrix {
+        match self {
+            Self::Kept => plan.matrix(Category::KeptActivations, label, rows, cols),
+            Self::Shared(arena) => arena.matrix(plan, label, rows, cols, &[lifetime]),
+        }
+    }
+}
+
 /// What one layer's backward pass reads beside the layer's input: kept from the forward pass, or made again.
 #[derive(Clone, Debug)]
 pub struct LayerActivations {
@@ -68,22 +131,32 @@ pub struct LayerActivations {
 impl LayerActivations {
     fn plan(
         plan: &mut MemoryPlan,
-        category: Category,
+        home: &mut Home,
         network: &Network,
         ranks: &[u32; Projection::ALL.len()],
         rows: u32,
     ) -> Self {
+        use Moment::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
-        let mut matrix = |label: &str, cols: u32| plan.matrix(category, label, rows, cols);
-        let (q, k) = (matrix("q", width(Projection::Q)), matrix("k", width(Projection::K)));
-        let v = matrix("v", width(Projection::V));
-        let raw_qk = config.qk_norm.then(|| [matrix("q before norm", q.cols), matrix("k before norm", k.cols)]);
-        let attention = matrix("attention", width(Projection::Q));
-        let middle = matrix("middle residual", config.hidden_size as u32);
-        let (gate, up) = (matrix("gate", width(Projection::Gate)), matrix("up", width(Projection::Up)));
-        let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank))).collect();
-        let lse = plan.alloc(category, "log-sum-exp", 4 * u64::from(rows) * config.num_heads as u64);
+        let mut matrix = |label: &str, cols: u32, lifetime| home.matrix(plan, label, [rows, cols], lifetime);
+        // The widest first, as the arena likes it.
+        let wide = through(ProjectGateUp, GateUpBackward);
+        let (gate, up) =
+            (matrix("gate", width(Projection::Gate), wide.clone()), matrix("up", width(Projection::Up), wide));
+        let qkv = through(ProjectQkv, AttentionBackward);
+        let q = matrix("q", width(Projection::Q), qkv.clone());
+        let k = matrix("k", width(Projection::K), qkv.clone());
+        let v = matrix("v", width(Projection::V), qkv);
+        let raw = through(ProjectQkv, HeadNormBackward);
+        let raw_qk = config.qk_norm.then(|| {
+            [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
+        });
+        let attention = matrix("attention", width(Projection::Q), through(Attention, AttentionBackward));
+        let middle = matrix("middle residual", config.hidden_size as u32, through(MiddleNorm, MiddleNormBackward));
+        let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
+        let bytes = 4 * u64::from(rows) * config.num_heads as u64;
+        let lse = home.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
         Self { q, k, v, raw_qk, attention, lse, middle, gate, up, low }
     }
 
@@ -158,9 +231,10 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// For training: what the backward pass needs is kept, by layer or by input alone.
+    /// For training: what the backward pass needs is kept, by layer or by input alone; all else shares `arena`.
     pub fn plan_training(
         plan: &mut MemoryPlan,
+        arena: &mut Arena,
         network: &Network,
         adapter: &DeviceAdapter,
         rows: u32,
@@ -175,39 +249,26 @@ impl Activations {
         let kept_from = config.num_layers - recompute.kept_layers.min(config.num_layers);
         let mut layers = Vec::new();
         if kept_from > 0 {
-            layers.push(LayerActivations::plan(plan, Category::Workspace, network, &ranks, rows));
+            layers.push(LayerActivations::plan(plan, &mut Home::Shared(arena), network, &ranks, rows));
         }
         for _ in kept_from..config.num_layers {
-            layers.push(LayerActivations::plan(plan, Category::KeptActivations, network, &ranks, rows));
+            layers.push(LayerActivations::plan(plan, &mut Home::Kept, network, &ranks, rows));
         }
+        let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
+        workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
-        let mut matrix = |label: &str, cols: usize| plan.matrix(Category::Workspace, label, rows, cols as u32);
-        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-        let backward = BackwardWorkspace {
-            d_hidden: matrix("residual gradient", config.hidden_size),
-            d_norm: matrix("norm gradient", config.hidden_size),
-            d_attention: matrix("attention gradient", q),
-            d_q: matrix("q gradient", q),
-            d_k: matrix("k gradient", kv),
-            d_v: matrix("v gradient", kv),
-            d_raw_qk: config.qk_norm.then(|| [matrix("raw q gradient", q), matrix("raw k gradient", kv)]),
-            low: matrix("dy B", adapter.largest_rank() as usize),
-            attention_scratch: plan.alloc(
-                Category::Workspace,
-                "attention scratch",
-                attention_shape(config).scratch_bytes(rows),
-            ),
-        };
-        let workspace = Workspace {
-            backward: Some(backward),
-            dropped: dropout.then(|| plan.matrix(Category::Workspace, "dropped input", rows, widest)),
-            ..Workspace::plan_forward(plan, network, rows)
-        };
+        workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
         Self { rows, hidden, layers, kept_from, workspace }
     }
 
     /// For inference: two residual buffers in turn, one set of layer buffers.
-    pub fn plan_inference(plan: &mut MemoryPlan, network: &Network, adapters: &[DeviceAdapter], rows: u32) -> Self {
+    pub fn plan_inference(
+        plan: &mut MemoryPlan,
+        arena: &mut Arena,
+        network: &Network,
+        adapters: &[DeviceAdapter],
+        rows: u32,
+    ) -> Self {
         let config = &network.config;
         let mut widest = [0; Projection::ALL.len()];
         for adapter in adapters {
@@ -215,8 +276,8 @@ impl Activations {
         }
         let pair = [(); 2].map(|()| plan.matrix(Category::Workspace, "hidden", rows, config.hidden_size as u32));
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
-        let layers = vec![LayerActivations::plan(plan, Category::Workspace, network, &widest, rows)];
-        let workspace = Workspace::plan_forward(plan, network, rows);
+        let layers = vec![LayerActivations::plan(plan, &mut Home::Shared(arena), network, &widest, rows)];
+        let workspace = Workspace::plan_forward(plan, arena, network, rows);
         Self { rows, hidden, layers, kept_from: config.num_layers, workspace }
     }
 
@@ -231,15 +292,51 @@ impl Activations {
 }
 
 impl Workspace {
-    fn plan_forward(plan: &mut MemoryPlan, network: &Network, rows: u32) -> Self {
+    fn plan_forward(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network, rows: u32) -> Self {
+        use Moment::*;
         let config = &network.config;
-        let mut matrix = |label: &str, cols: usize| plan.matrix(Category::Workspace, label, rows, cols as u32);
+        let mut matrix =
+            |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
+        let act = [through(SwiGlu, ProjectDown), through(DownBackward, DownGradients)];
         Self {
-            norm: matrix("normed input", config.hidden_size),
-            out: matrix("block output", config.hidden_size),
-            act: matrix("SwiGLU product", config.intermediate_size),
+            act: matrix("SwiGLU product", config.intermediate_size, &act),
+            norm: matrix("normed input", config.hidden_size, &[whole_step()]),
+            out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
             backward: None,
             dropped: None,
+        }
+    }
+}
+
+impl BackwardWorkspace {
+    fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network, adapter: &DeviceAdapter, rows: u32) -> Self {
+        use Moment::*;
+        let config = &network.config;
+        let mut matrix =
+            |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
+        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let d_norm = [
+            through(ScatterTargets, FinalNormBackward),
+            through(GateUpBackward, MiddleNormBackward),
+            through(QkvBackward, InputNormBackward),
+        ];
+        let of_attention = [through(AttentionBackward, QkvBackward)];
+        let raw = [through(HeadNormBackward, QkvBackward)];
+        Self {
+            d_hidden: matrix("residual gradient", config.hidden_size, &[whole_step()]),
+            d_norm: matrix("norm gradient", config.hidden_size, &d_norm),
+            d_attention: matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]),
+            d_q: matrix("q gradient", q, &of_attention),
+            d_k: matrix("k gradient", kv, &of_attention),
+            d_v: matrix("v gradient", kv, &of_attention),
+            d_raw_qk: config.qk_norm.then(|| [matrix("raw q gradient", q, &raw), matrix("raw k gradient", kv, &raw)]),
+            low: matrix("dy B", adapter.largest_rank() as usize, &[whole_step()]),
+            attention_scratch: arena.alloc(
+                plan,
+                "attention scratch",
+                attention_shape(config).scratch_bytes(rows),
+                &[through(AttentionBackward, AttentionBackward)],
+            ),
         }
     }
 }
@@ -253,8 +350,8 @@ fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection
     })
 }
 
-/// Bytes of the scratch buffers that the ops share for this network, adapters and target: (decoded panel, partial sums).
-pub fn scratch_bytes(network: &Network, adapters: &[DeviceAdapter], cpu: bool) -> (u64, u64) {
+/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and target: (decoded panel, partial sums).
+pub fn scratch_bytes(network: &Network, adapters: &[DeviceAdapter], rows: u32, cpu: bool) -> (u64, u64) {
     let rank = adapters.iter().map(DeviceAdapter::largest_rank).max().unwrap_or(0);
     let shapes = network.weights().map(|(_, w)| [w.out_features, w.in_features, rank]);
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
@@ -262,7 +359,7 @@ pub fn scratch_bytes(network: &Network, adapters: &[DeviceAdapter], cpu: bool) -
     let panel = if cpu { linear::panel_bytes(shapes.chain(factor_shapes)) } else { 16 };
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
-        .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features)))
+        .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))
         .max()
         .unwrap_or(16);
     (panel, partials)

@@ -11,7 +11,6 @@ use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::device::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, LowRank};
-use crate::ops::weight::Storage;
 use crate::ops::{
     column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
 };
@@ -76,9 +75,7 @@ impl Pass<'_> {
     /// The whole network up to the final norm, whose result is returned.
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
         let norm = self.activations.workspace.norm.top(self.rows);
-        let table = &self.network.embedding;
-        let Storage::Float(storage) = table.storage else { unreachable!("embeddings are never in 4 bits") };
-        embedding::forward(rec, self.inputs.tokens, &table.panels, storage, self.hidden(0));
+        embedding::forward(rec, self.inputs.tokens, &self.network.embedding, self.hidden(0));
         rms_norm::forward(rec, self.hidden(0), self.input_gain(0), self.eps(), norm);
         for layer in 0..self.network.layers.len() {
             let acts = self.activations.layer(layer).0.top(self.rows);
@@ -93,6 +90,13 @@ impl Pass<'_> {
 
     /// From the layer's normed input in `workspace.norm` to down's output in `workspace.out`.
     fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
+        self.layer_activations(rec, index, acts);
+        let [act, out] = [self.activations.workspace.act, self.activations.workspace.out].map(|m| m.top(self.rows));
+        self.project(rec, index, Projection::Down, act, acts, out);
+    }
+
+    /// The layer up to down's input: all that its backward pass reads but down's `x A^T`.
+    fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         let layer = &self.network.layers[index];
         let workspace = &self.activations.workspace;
         let [norm, out] = [workspace.norm, workspace.out].map(|m| m.top(self.rows));
@@ -105,7 +109,6 @@ impl Pass<'_> {
         self.project(rec, index, Projection::Up, norm, acts, acts.up);
         let act = workspace.act.top(self.rows);
         swiglu::forward(rec, acts.gate, acts.up, act);
-        self.project(rec, index, Projection::Down, act, acts, out);
     }
 
     fn attention_forward(&self, rec: &mut Recorder, index: usize, norm: Matrix, acts: &LayerActivations) {
@@ -148,13 +151,24 @@ impl Pass<'_> {
         y: Matrix,
     ) {
         let weight = self.network.layers[layer].projection(projection);
-        let low = self.module(layer, projection).map(|module| {
-            let low = low_columns(acts.low[projection as usize], module);
-            let x = self.dropped(rec, module, x);
-            linear::forward(rec, x, &module.a_weight, None, low, false);
-            LowRank { low, other: module.b.values, scale: module.scale }
-        });
+        let low = self.low_rank(rec, layer, projection, x, acts);
         linear::forward(rec, x, weight, low, y, false);
+    }
+
+    /// `dropout(x) A^T` into the layer's activations, where the projection is adapted.
+    fn low_rank(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        x: Matrix,
+        acts: &LayerActivations,
+    ) -> Option<LowRank> {
+        let module = self.module(layer, projection)?;
+        let low = low_columns(acts.low[projection as usize], module);
+        let x = self.dropped(rec, module, x);
+        linear::forward(rec, x, &module.a_weight, None, low, false);
+        Some(LowRank { low, other: module.b.values, scale: module.scale })
     }
 
     /// The input of A: x itself, or x with dropout applied in the workspace.
@@ -181,7 +195,9 @@ impl Pass<'_> {
             if shared && layer + 1 < layers {
                 let norm = self.activations.workspace.norm.top(self.rows);
                 rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);
-                self.layer_forward(rec, layer, &acts);
+                self.layer_activations(rec, layer, &acts);
+                let act = self.activations.workspace.act.top(self.rows);
+                self.low_rank(rec, layer, Projection::Down, act, &acts);
             }
             self.layer_backward(rec, layer, &acts, &ws, layer == lowest && self.trained.is_none());
         }

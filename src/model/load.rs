@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use super::network::{EMBEDDING, HEAD, Network};
+use super::activations::{Moment, through};
+use super::network::{Network, is_projection};
 use super::packed::PackedWeight;
 use super::rope;
 use super::weight_files::{TensorInfo, WeightDtype, WeightFiles};
-use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
+use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
 use crate::ops::quantize;
 use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
 use crate::quant::{Quantized, Scales, dynamic_map};
@@ -18,7 +19,7 @@ const PIECE_BYTES: u64 = 16 << 20;
 /// Written pieces that may wait in the queue before it is drained.
 const PIECES_IN_FLIGHT: usize = 4;
 
-/// The device buffers that loading needs beside the weights themselves; planned with them.
+/// The device buffers that loading needs beside the weights themselves; what runs later takes their places.
 #[derive(Clone, Copy, Debug)]
 pub struct Staging {
     source: View,
@@ -30,14 +31,14 @@ pub struct Staging {
 
 impl Staging {
     /// None where nothing is quantised: float weights are written straight to their place.
-    pub fn plan(plan: &mut MemoryPlan, network: &Network) -> Option<Self> {
-        if network.config.quantization.is_some() {
-            return None;
-        }
-        let quantized = |w: &Weight| matches!(w.storage, Storage::Quantized { .. });
-        let elements = |w: &Weight| u64::from(w.out_features) * u64::from(w.in_features);
-        let largest = network.weights().filter(|(_, w)| quantized(w)).map(|(_, w)| elements(w)).max()?;
-        let mut buffer = |label: &str, bytes| plan.alloc(Category::Uploads, label, bytes);
+    pub fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network) -> Option<Self> {
+        let packed = network.config.quantization.is_some();
+        let quantized =
+            |name: &str, w: &Weight| matches!(w.storage, Storage::Quantized { .. }) && !(packed && is_projection(name));
+        let elements = |w: &Weight| u64::from(w.panels[0].rows) * u64::from(w.in_features);
+        let largest = network.weights().filter(|(name, w)| quantized(name, w)).map(|(_, w)| elements(w)).max()?;
+        let loading = [through(Moment::Loading, Moment::Loading)];
+        let mut buffer = |label: &str, bytes| arena.alloc(plan, label, bytes, &loading);
         Some(Self {
             source: buffer("upload staging", PIECE_BYTES.min(4 * largest)),
             absmax: buffer("absmax staging", 4 * largest.div_ceil(BLOCK)),
@@ -73,11 +74,6 @@ pub fn check_shapes(files: &WeightFiles, config: &super::config::ModelConfig) ->
         }
     }
     files.refuse_other_layer_tensors(&expected)
-}
-
-/// Whether a matrix is a layer's, and so in 4 bits where the files hold 4 bits.
-pub fn is_projection(name: &str) -> bool {
-    name != EMBEDDING && name != HEAD
 }
 
 /// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.
@@ -239,15 +235,40 @@ async fn load_quantized(
     recorder: &impl Fn() -> Recorder,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let panel = &weight.panels[0];
+    let width = info.dtype.size() as u64;
+    let row_bytes = u64::from(weight.in_features) * width;
+    for panel in &weight.panels {
+        let start = u64::from(panel.first_row) * row_bytes;
+        let bytes = u64::from(panel.rows) * row_bytes;
+        load_quantized_panel(gpu, buffers, files, info, start, bytes, panel, double, staging, recorder, advance)
+            .await?;
+    }
+    Ok(())
+}
+
+/// `bytes` of the tensor from `start` on, which are the panel's.
+#[allow(clippy::too_many_arguments)]
+async fn load_quantized_panel(
+    gpu: &Gpu,
+    buffers: &mut Buffers,
+    files: &WeightFiles,
+    info: &TensorInfo,
+    start: u64,
+    bytes: u64,
+    panel: &Panel,
+    double: bool,
+    staging: &Staging,
+    recorder: &impl Fn() -> Recorder,
+    advance: &mut impl FnMut(u64),
+) -> Result<()> {
     let width = info.dtype.size() as u64;
     let absmax = match panel.absmax {
         Some(absmax) if !double => absmax,
         _ => staging.absmax,
     };
-    for (i, (offset, length)) in pieces(info.byte_len, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
+    for (i, (offset, length)) in pieces(bytes, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
         let mut piece = vec![0; length as usize];
-        read_piece(files, info, offset, &mut piece)?;
+        read_piece(files, info, start + offset, &mut piece)?;
         piece.resize(piece.len().next_multiple_of(4), 0);
         gpu.write(buffers, staging.source, &piece);
         let mut rec = recorder();
@@ -262,7 +283,7 @@ async fn load_quantized(
     }
     if double {
         let mut rec = recorder();
-        let count = (u64::from(weight.out_features) * u64::from(weight.in_features)).div_ceil(BLOCK) as u32;
+        let count = (bytes / width).div_ceil(BLOCK) as u32;
         quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
     }

@@ -93,6 +93,11 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const HEAD: &str = "lm_head.weight";
 
+/// Whether a matrix is a layer's, and so in 4 bits where the files hold 4 bits.
+pub fn is_projection(name: &str) -> bool {
+    name != EMBEDDING && name != HEAD
+}
+
 pub fn projection_name(layer: usize, projection: Projection) -> String {
     format!("model.layers.{layer}.{}.weight", projection.module())
 }
@@ -104,6 +109,8 @@ pub enum BaseStorage {
     AsStored,
     /// The layers' matrices in 4 bits; embedding and head as the files hold them.
     Quantized(Storage),
+    /// Embedding and head in 4 bits too.
+    QuantizedWhole(Storage),
     /// All in f32, to be trained themselves.
     Trained,
 }
@@ -117,8 +124,8 @@ impl BaseStorage {
         let Some(stored) = config.quantization else { return Ok(self) };
         match self {
             Self::AsStored => Ok(Self::Quantized(stored.storage())),
-            Self::Quantized(storage) if storage == stored.storage() => Ok(self),
-            Self::Quantized(_) => Err(Error::Setting(format!(
+            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == stored.storage() => Ok(self),
+            Self::Quantized(_) | Self::QuantizedWhole(_) => Err(Error::Setting(format!(
                 "the model's files hold its weights in 4 bits, in another form than asked for; take {}, or the original model",
                 stored.flags()
             ))),
@@ -142,12 +149,19 @@ pub fn plan(
 ) -> Network {
     let stored = |name: &str| if base == BaseStorage::Trained { Float::F32 } else { stored(name) };
     let matrix = |plan: &mut MemoryPlan, name: &str, storage, (rows, cols): (usize, usize), bias| {
-        Weight::plan(plan, name, storage, [rows as u32, cols as u32], bias, max_binding_bytes)
+        // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
+        let whole = is_projection(name) && matches!(storage, Storage::Quantized { .. });
+        let limit = if whole { u64::MAX } else { max_binding_bytes };
+        Weight::plan(plan, name, storage, [rows as u32, cols as u32], bias, limit)
+    };
+    let of_vocabulary = |name: &str| match base {
+        BaseStorage::QuantizedWhole(storage) => storage,
+        _ => Storage::Float(stored(name)),
     };
     let vector =
         |plan: &mut MemoryPlan, name: &str, length: usize| plan.alloc(Category::Weights, name, 4 * length as u64);
     let vocabulary = (config.vocab_size, config.hidden_size);
-    let embedding = matrix(plan, EMBEDDING, Storage::Float(stored(EMBEDDING)), vocabulary, false);
+    let embedding = matrix(plan, EMBEDDING, of_vocabulary(EMBEDDING), vocabulary, false);
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
         let mut projections = Vec::with_capacity(Projection::ALL.len());
@@ -155,7 +169,7 @@ pub fn plan(
             let name = projection_name(i, projection);
             let storage = match base {
                 BaseStorage::AsStored | BaseStorage::Trained => Storage::Float(stored(&name)),
-                BaseStorage::Quantized(storage) => storage,
+                BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) => storage,
             };
             let shape = config.projection_shape(projection);
             projections.push(matrix(plan, &name, storage, shape, config.projection_has_bias(projection)));
@@ -168,8 +182,7 @@ pub fn plan(
         });
     }
     let final_norm = vector(plan, "model.norm", config.hidden_size);
-    let untied_head =
-        (!config.tie_word_embeddings).then(|| matrix(plan, HEAD, Storage::Float(stored(HEAD)), vocabulary, false));
+    let untied_head = (!config.tie_word_embeddings).then(|| matrix(plan, HEAD, of_vocabulary(HEAD), vocabulary, false));
     let table_bytes = 4 * (max_positions * config.head_dim) as u64;
     let rope_table = plan.alloc(Category::Workspace, "rope table", table_bytes);
     Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_table, max_positions }

@@ -52,7 +52,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 
 /// Bytes of the partial sums of `cols` columns.
 pub fn scratch_bytes(cols: u32) -> u64 {
-    partial_bytes(1, cols)
+    partial_bytes(1, cols, u32::MAX)
 }
 
 /// `gradient += sum of dy's rows`; dy is `[rows, cols]`, gradient `[cols]`.

@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise;
-use super::weight::{Float, Panel};
+use super::weight::{Panel, Storage, Weight};
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 #[repr(C)]
@@ -17,8 +17,8 @@ struct Params {
     panel_rows: u32,
 }
 
-fn kernel(storage: Float) -> Kernel {
-    elementwise::kernel("embedding", include_str!("../../shaders/embedding.wgsl")).part(storage.part())
+fn kernel(storage: Storage, hidden: u32) -> Kernel {
+    storage.join(elementwise::kernel("embedding", include_str!("../../shaders/embedding.wgsl")), hidden)
 }
 
 fn backward_kernel(cpu: bool) -> Kernel {
@@ -27,26 +27,29 @@ fn backward_kernel(cpu: bool) -> Kernel {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let backward = [false, true].map(backward_kernel);
-    Float::ALL.map(kernel).into_iter().chain(backward).collect()
+    let forward = Storage::ALL.into_iter().flat_map(|storage| [64, 63].map(|hidden| kernel(storage, hidden)));
+    forward.chain([false, true].map(backward_kernel)).collect()
 }
 
-/// `out` is `[rows, hidden]`, `tokens` one u32 per row, the panels together a table `[vocabulary, hidden]`.
+/// `out` is `[rows, hidden]`, `tokens` one u32 per row, `table` `[vocabulary, hidden]`.
 /// A row whose token lies in no panel is left as it was.
-pub fn forward(rec: &mut Recorder, tokens: View, panels: &[Panel], storage: Float, out: Matrix) {
+pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
     assert!(tokens.bytes >= 4 * u64::from(out.rows), "{tokens:?} for {} rows", out.rows);
-    for panel in panels {
+    assert_eq!(table.in_features, out.cols, "embedding");
+    for panel in &table.panels {
         let elements = u64::from(panel.rows) * u64::from(out.cols);
         assert!(
-            elements * storage.bytes() <= panel.data.bytes && elements <= u64::from(u32::MAX),
+            table.storage.bytes(elements).0 <= panel.data.bytes && elements <= u64::from(u32::MAX),
             "{panel:?} with {} columns",
             out.cols
         );
         let params =
             Params { rows: out.rows, cols: out.cols, ld: out.ld, first_row: panel.first_row, panel_rows: panel.rows };
+        let [absmax, nested] = [panel.absmax, panel.nested].map(|view| view.unwrap_or(rec.unused));
         let groups = elementwise::workgroups(rec, out);
         let work = elementwise::elements(out);
-        rec.dispatch("embedding", kernel(storage), &[tokens, panel.data, out.view], &params, groups, work);
+        let views = [tokens, panel.data, absmax, nested, out.view];
+        rec.dispatch("embedding", kernel(table.storage, table.in_features), &views, &params, groups, work);
     }
 }
 
@@ -93,35 +96,26 @@ pub mod twin {
 mod tests {
     use super::*;
     use crate::ops::testing::{Lab, assert_close, assert_gradient};
-    use crate::ops::weight::twin::{rounded, words};
+    use crate::ops::weight::Float;
 
     #[test]
     fn every_storage_and_panel_split_equals_the_twin() {
-        const VOCABULARY: usize = 23;
-        for storage in Float::ALL {
-            for (rows, hidden, panel_rows) in [(1, 1, 23), (9, 7, 5), (40, 64, 8), (31, 129, 22)] {
+        const VOCABULARY: usize = 230;
+        for storage in Storage::ALL {
+            for (rows, hidden, panels) in [(1, 1, 1), (9, 7, 4), (40, 64, 2), (31, 129, 4)] {
                 let mut lab = Lab::new();
                 let table = lab.normal(VOCABULARY * hidden);
+                let (table, held) = lab.weight(storage, [VOCABULARY, hidden], &table, panels);
+                assert_eq!(table.panels.len(), panels);
                 let mut tokens: Vec<u32> = (0..rows).map(|_| lab.index(VOCABULARY) as u32).collect();
                 tokens[0] = VOCABULARY as u32 - 1;
                 let device_tokens = lab.words(&tokens);
-                let panels: Vec<Panel> = table
-                    .chunks(panel_rows * hidden)
-                    .enumerate()
-                    .map(|(i, part)| Panel {
-                        data: lab.words(&words(storage, part)),
-                        first_row: (i * panel_rows) as u32,
-                        rows: (part.len() / hidden) as u32,
-                        absmax: None,
-                        nested: None,
-                    })
-                    .collect();
                 let out = lab.empty(rows, hidden);
                 let mut rec = lab.recorder();
-                forward(&mut rec, device_tokens, &panels, storage, out);
+                forward(&mut rec, device_tokens, &table, out);
                 lab.run(&rec);
-                let kept: Vec<f64> = table.iter().map(|v| rounded(storage, *v)).collect();
-                assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &kept, hidden), 1e-7);
+                let what = format!("{storage:?}, {rows} rows of {hidden}");
+                assert_close(&what, &lab.read(out), &twin::forward(&tokens, &held, hidden), 1e-6);
             }
         }
     }
@@ -178,10 +172,11 @@ mod tests {
         let mut lab = Lab::new();
         let before = lab.normal(2 * 4);
         let tokens = lab.words(&[5, u32::MAX]);
-        let panels = [Panel { data: lab.vector(&[1.0; 12]), first_row: 2, rows: 3, absmax: None, nested: None }];
+        let (mut table, _) = lab.weight(Storage::Float(Float::F32), [3, 4], &[1.0; 12], 1);
+        table.panels[0].first_row = 2;
         let out = lab.matrix(2, 4, &before);
         let mut rec = lab.recorder();
-        forward(&mut rec, tokens, &panels, Float::F32, out);
+        forward(&mut rec, tokens, &table, out);
         lab.run(&rec);
         assert_close("untouched", &lab.read(out), &before, 1e-7);
     }
@@ -193,16 +188,11 @@ mod tests {
         let (rows, hidden) = (50, 100);
         let table = lab.normal(3 * hidden);
         let tokens: Vec<u32> = (0..rows).map(|_| lab.index(3) as u32).collect();
-        let (device_tokens, data) = (lab.words(&tokens), lab.vector(&table));
+        let device_tokens = lab.words(&tokens);
+        let (device_table, _) = lab.weight(Storage::Float(Float::F32), [3, hidden], &table, 1);
         let out = lab.empty(rows, hidden);
         let mut rec = lab.recorder();
-        forward(
-            &mut rec,
-            device_tokens,
-            &[Panel { data, first_row: 0, rows: 3, absmax: None, nested: None }],
-            Float::F32,
-            out,
-        );
+        forward(&mut rec, device_tokens, &device_table, out);
         lab.run(&rec);
         assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &table, hidden), 1e-7);
     }

@@ -51,9 +51,10 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false), kernel(true), sum_kernel(false), sum_kernel(true)]
 }
 
-/// Bytes of partial sums for a factor of `rank x cols`, whatever the count of rows.
-pub fn partial_bytes(rank: u32, cols: u32) -> u64 {
-    4 * u64::from(MAX_SPLITS) * u64::from(rank) * u64::from(round_up(cols, 4))
+/// Bytes of partial sums for a factor of `rank x cols` over up to so many rows.
+pub fn partial_bytes(rank: u32, cols: u32, rows: u32) -> u64 {
+    let splits = rows.div_ceil(MIN_ROWS_PER_SPLIT).min(MAX_SPLITS);
+    4 * u64::from(splits) * u64::from(rank) * u64::from(round_up(cols, 4))
 }
 
 /// `gradient += scale * (dy B)^T x`; `dyb` is `[rows, rank]`, x `[rows, in]`, gradient `[rank, in]` unpadded.
@@ -70,7 +71,7 @@ fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient:
     assert_eq!(left.rows, right.rows, "rows of a LoRA gradient");
     let (rows, rank, cols) = (left.rows, left.cols, right.cols);
     let (rows_per_split, splits) = splits(rows);
-    let partials = View { bytes: partial_bytes(rank, cols), ..rec.scratch.partials };
+    let partials = View { bytes: partial_bytes(rank, cols, rows), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");
     let params = Params { rows, cols, rank, left_ld4: left.ld / 4, right_ld4: right.ld / 4, rows_per_split };
     let lanes = lanes(rec.target.cpu);

@@ -5,6 +5,8 @@
 use std::sync::OnceLock;
 
 use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Scratch, Target, View};
+use crate::ops::weight::{Storage, Weight, twin};
+use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
 
 static GPU: OnceLock<Gpu> = OnceLock::new();
@@ -114,6 +116,47 @@ impl Lab {
         self.matrix(rows, cols, &vec![f64::NAN; rows * cols])
     }
 
+    /// A weight in `panels` panels of whole rows, and the values that it holds.
+    pub fn weight(
+        &mut self,
+        storage: Storage,
+        [rows, cols]: [usize; 2],
+        values: &[f64],
+        panels: usize,
+    ) -> (Weight, Vec<f64>) {
+        let panel_rows = rows.div_ceil(panels).next_multiple_of(64);
+        let limit = storage.bytes((panel_rows * cols) as u64).0;
+        let mut weight = Weight::plan(&mut self.plan, "weight", storage, [rows as u32, cols as u32], false, limit);
+        let mut held = Vec::new();
+        for (panel, values) in weight.panels.iter_mut().zip(values.chunks(panel_rows * cols)) {
+            let (data, absmax, nested, of_panel) = match storage {
+                Storage::Float(float) => {
+                    let rounded = values.iter().map(|v| twin::rounded(float, *v)).collect();
+                    (twin::words(float, values), Vec::new(), Vec::new(), rounded)
+                }
+                Storage::Quantized { code, double } => {
+                    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+                    let quantized = quant::quantize(&values, code, double);
+                    let back = quant::dequantize(&quantized, code, values.len());
+                    let (absmax, nested) = match &quantized.scales {
+                        Scales::Plain(absmax) => (absmax.iter().map(|v| v.to_bits()).collect(), Vec::new()),
+                        Scales::Nested { codes, absmax, offset } => {
+                            let nested = quant::dynamic_map().iter().chain([offset]).chain(absmax);
+                            (byte_words(codes), nested.map(|v| v.to_bits()).collect())
+                        }
+                    };
+                    (byte_words(&quantized.packed), absmax, nested, back.iter().map(|v| f64::from(*v)).collect())
+                }
+            };
+            panel.data = self.words(&data);
+            panel.absmax = panel.absmax.map(|_| self.words(&absmax));
+            panel.nested = panel.nested.map(|_| self.words(&nested));
+            let mut of_panel: Vec<f64> = of_panel;
+            held.append(&mut of_panel);
+        }
+        (weight, held)
+    }
+
     pub fn recorder(&self) -> Recorder {
         Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
     }
@@ -147,6 +190,12 @@ impl Lab {
             .flat_map(|row| row[..matrix.cols as usize].to_vec())
             .collect()
     }
+}
+
+/// Bytes as words, the last one padded with zeros.
+fn byte_words(bytes: &[u8]) -> Vec<u32> {
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    bytes.chunks(4).map(word).collect()
 }
 
 /// `||got - want|| / ||want||` must stay under `bound`, and no element may be off alone.

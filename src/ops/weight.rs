@@ -120,8 +120,8 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// Plans the buffers of a weight; float matrices over `max_binding_bytes` become several panels of whole rows.
-    /// A 4-bit weight stays in one panel, since its blocks run across rows.
+    /// Plans the buffers of a weight; matrices over `max_binding_bytes` become several panels of whole rows. Those of a
+    /// 4-bit weight are quantised each by itself.
     pub fn plan(
         plan: &mut MemoryPlan,
         label: &str,
@@ -130,15 +130,10 @@ impl Weight {
         bias: bool,
         max_binding_bytes: u64,
     ) -> Self {
-        let per_panel = match storage {
-            Storage::Float(float) => {
-                let rows = max_binding_bytes / (u64::from(in_features) * float.bytes());
-                // Whole columns of 64 keep every panel's first output aligned for its neighbours' views.
-                u32::try_from(rows).unwrap_or(u32::MAX).min(out_features.next_multiple_of(64)) / 64 * 64
-            }
-            Storage::Quantized { .. } => out_features,
-        }
-        .max(64);
+        // Whole columns of 64 keep every panel's first output aligned for its neighbours' views.
+        let bytes = storage.bytes(64 * u64::from(in_features)).0;
+        let fitting = u32::try_from(max_binding_bytes / bytes).unwrap_or(u32::MAX).max(1);
+        let per_panel = 64 * fitting.min(out_features.div_ceil(64));
         let mut panels = Vec::new();
         let mut first_row = 0;
         while first_row < out_features {

@@ -1,10 +1,10 @@
 //! What a training run needs on the device, planned from sizes alone: the same plan is the estimate and the allocation.
 
-use crate::gpu::{Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, Target, View, params_bytes, round_up};
+use crate::gpu::{Arena, Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, Target, View, params_bytes, round_up};
 use crate::gpu::{GpuError, Ledger, Matrix};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
-use crate::model::activations::{Activations, Inputs, Recompute, scratch_bytes};
+use crate::model::activations::{Activations, Inputs, Moment, Recompute, scratch_bytes, through};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Dropout, Pass};
 use crate::model::load::Staging;
@@ -18,7 +18,7 @@ const ROW_CLASS: u32 = 32;
 /// The same for rows with a target; also what keeps slices of per-row buffers aligned.
 const TARGET_CLASS: u32 = 64;
 /// Logits exist for as many rows at a time as fit here.
-const LOGITS_BYTES: u64 = 64 << 20;
+const LOGITS_BYTES: u64 = 32 << 20;
 /// Steps whose results may be under way to the host while the next ones run.
 pub const RESULTS_IN_FLIGHT: usize = 3;
 /// State and loss in one buffer, at the alignment of a binding.
@@ -147,7 +147,7 @@ impl TrainPlan {
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
         let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
         let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
-        let staging = Staging::plan(&mut memory, &network);
+        let mut arena = Arena::new(Category::Workspace);
         let adapter = DeviceAdapter::plan(&mut memory, modules, config, settings.training, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
         let trained = (settings.training && settings.base == BaseStorage::Trained)
@@ -155,11 +155,11 @@ impl TrainPlan {
         let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
         let activations = if settings.training {
-            Activations::plan_training(&mut memory, &network, &adapter, max_rows, recompute, dropout > 0.0)
+            Activations::plan_training(&mut memory, &mut arena, &network, &adapter, max_rows, recompute, dropout > 0.0)
         } else {
-            Activations::plan_inference(&mut memory, &network, std::slice::from_ref(&adapter), max_rows)
+            Activations::plan_inference(&mut memory, &mut arena, &network, std::slice::from_ref(&adapter), max_rows)
         };
-        let (panel, mut partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), target.cpu);
+        let (panel, mut partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), max_rows, target.cpu);
         if trained.is_some() {
             partials = partials.max(Trained::partials_bytes(&network));
         }
@@ -167,7 +167,8 @@ impl TrainPlan {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "LoRA gradient partial sums", partials),
         };
-        let head = HeadBuffers::plan(&mut memory, config, max_rows, target);
+        let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, target);
+        let staging = Staging::plan(&mut memory, &mut arena, &network);
         let of_base = trained.iter().flat_map(|t| t.ranges().map(|range| range.grads));
         let grads: Vec<View> = adapter.segments.iter().filter_map(|s| Some(s.training?.grads)).chain(of_base).collect();
         let optimizer = OptimizerBuffers {
@@ -318,18 +319,21 @@ impl TrainPlan {
 }
 
 impl HeadBuffers {
-    fn plan(memory: &mut MemoryPlan, config: &ModelConfig, max_rows: u32, target: Target) -> Self {
+    fn plan(memory: &mut MemoryPlan, arena: &mut Arena, config: &ModelConfig, max_rows: u32, target: Target) -> Self {
         let rows = round_up(max_rows, TARGET_CLASS);
         let budget = LOGITS_BYTES.min(target.max_binding_bytes);
         let fitting = budget / (4 * u64::from(round_up(config.vocab_size as u32, 4)));
         let chunk =
             (u32::try_from(fitting).unwrap_or(u32::MAX) / TARGET_CLASS * TARGET_CLASS).clamp(TARGET_CLASS, rows);
         let per_row = 4 * u64::from(rows);
+        let (vocabulary, hidden) = (config.vocab_size as u32, config.hidden_size as u32);
+        let while_gathered = through(Moment::GatherTargets, Moment::ScatterTargets);
+        let at_logits = through(Moment::Logits, Moment::Logits);
         Self {
+            logits: arena.matrix(memory, "logits", chunk, vocabulary, &[at_logits]),
+            gathered: arena.matrix(memory, "rows with a target", rows, hidden, &[while_gathered]),
             target_rows: memory.alloc(Category::Uploads, "target rows", per_row),
             targets: memory.alloc(Category::Uploads, "targets", per_row),
-            gathered: memory.matrix(Category::Workspace, "rows with a target", rows, config.hidden_size as u32),
-            logits: memory.matrix(Category::Workspace, "logits", chunk, config.vocab_size as u32),
             losses: memory.alloc(Category::Workspace, "losses", per_row),
             scalars: memory.alloc(Category::Uploads, "loss scale", 16),
         }

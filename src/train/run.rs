@@ -33,7 +33,7 @@ use crate::{Error, Result, files};
 /// Longest sequence where neither the user nor the model says less.
 const DEFAULT_SEQ_LEN: usize = 512;
 /// Without a stated budget, kept activations stop here and deeper layers are recomputed.
-const DEFAULT_KEPT_BYTES: u64 = 2 << 30;
+const DEFAULT_KEPT_BYTES: u64 = 256 << 20;
 /// A run whose numbers stay broken for so many steps on end will not recover.
 const MAX_SKIPPED: usize = 3;
 

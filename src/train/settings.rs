@@ -115,6 +115,8 @@ pub struct RunSettings {
     pub method: Method,
     pub quant: Quant,
     pub double_quant: bool,
+    /// Embedding and head in 4 bits too, where the base is.
+    pub quantize_embedding: bool,
     pub rank: usize,
     pub alpha: f64,
     pub dropout: f64,
@@ -177,6 +179,7 @@ impl Default for RunSettings {
             method: Method::Qlora,
             quant: Quant::Nf4,
             double_quant: true,
+            quantize_embedding: false,
             rank: 16,
             alpha: 16.0,
             dropout: 0.0,
@@ -257,6 +260,11 @@ impl RunSettings {
                 return bad(format!("{flag} is for --method full; LoRA and QLoRA leave the model as it is"));
             }
         }
+        if self.quantize_embedding && self.method != Method::Qlora {
+            return bad(
+                "--quantize-embedding is for --method qlora; the other methods hold the base unquantised".to_owned()
+            );
+        }
         if self.rank == 0 {
             return bad("--rank is 0; a LoRA adapter needs a rank of at least 1".to_owned());
         }
@@ -314,6 +322,9 @@ impl RunSettings {
 
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
+            Method::Qlora if self.quantize_embedding => {
+                BaseStorage::QuantizedWhole(self.quant.storage(self.double_quant))
+            }
             Method::Qlora => BaseStorage::Quantized(self.quant.storage(self.double_quant)),
             Method::Lora => BaseStorage::AsStored,
             Method::Full => BaseStorage::Trained,

@@ -1,0 +1,42 @@
+//! The flags that trade time or digits for device memory.
+
+use clap::{Args, ValueEnum};
+use loraine::train::settings::{RecomputeChoice, RunSettings};
+
+use super::train::parse_bytes;
+
+#[derive(Args)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
+    #[arg(long, value_enum)]
+    recompute: Option<RecomputeArg>,
+    /// With --method qlora: embedding and head in 4 bits too
+    #[arg(long)]
+    quantize_embedding: bool,
+    /// Device memory that the run may take, such as 12GB: what is kept follows it
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub gpu_memory: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RecomputeArg {
+    Auto,
+    None,
+    All,
+}
+
+impl MemoryArgs {
+    /// The given flags over `settings`.
+    pub fn apply(&self, settings: &mut RunSettings) {
+        if let Some(recompute) = self.recompute {
+            settings.recompute = match recompute {
+                RecomputeArg::Auto => RecomputeChoice::Auto,
+                RecomputeArg::None => RecomputeChoice::None,
+                RecomputeArg::All => RecomputeChoice::All,
+            };
+        }
+        settings.quantize_embedding |= self.quantize_embedding;
+        settings.gpu_memory = self.gpu_memory.or(settings.gpu_memory);
+    }
+}

@@ -1,0 +1,106 @@
+//! Buffers shared by what is never needed at the same time.
+//!
+//! WebGPU tracks whole buffers, and one may not be bound for reading and for writing in one dispatch: so those that share
+//! a place in turn get a buffer of their own, as large as the largest of them, instead of ranges of one.
+
+use std::ops::RangeInclusive;
+
+use super::memory::{Category, Matrix, MemoryPlan, View, round_up};
+
+/// Moments, in an order that the owner of the arena sets, during which contents are needed.
+pub type Lifetime = RangeInclusive<u8>;
+
+#[derive(Clone, Debug)]
+struct Place {
+    view: View,
+    taken: Vec<Lifetime>,
+}
+
+/// Hands out places whose lifetimes do not meet from the same few buffers.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    category: Category,
+    places: Vec<Place>,
+}
+
+impl Arena {
+    pub fn new(category: Category) -> Self {
+        Self { category, places: Vec::new() }
+    }
+
+    /// A place of `bytes` whose contents are kept through `lifetimes`, and are anything at their beginning. Asking for
+    /// the largest first keeps the sum small.
+    pub fn alloc(&mut self, plan: &mut MemoryPlan, label: &str, bytes: u64, lifetimes: &[Lifetime]) -> View {
+        let free = |place: &&mut Place| place.taken.iter().all(|a| lifetimes.iter().all(|b| !meet(a, b)));
+        // A place that grows takes fewer new bytes than one made anew; of those alike, the tightest.
+        let cost = |place: &&mut Place| {
+            let size = plan.bytes(place.view);
+            (bytes.saturating_sub(size), size)
+        };
+        let view = match self.places.iter_mut().filter(free).min_by_key(cost) {
+            Some(place) => {
+                place.taken.extend_from_slice(lifetimes);
+                plan.grow(place.view, label, bytes)
+            }
+            None => {
+                let view = plan.alloc(self.category, label, bytes);
+                self.places.push(Place { view, taken: lifetimes.to_vec() });
+                view
+            }
+        };
+        View { bytes: bytes.max(4).next_multiple_of(16), ..view }
+    }
+
+    /// [`MemoryPlan::matrix`] in a shared place.
+    pub fn matrix(
+        &mut self,
+        plan: &mut MemoryPlan,
+        label: &str,
+        rows: u32,
+        cols: u32,
+        lifetimes: &[Lifetime],
+    ) -> Matrix {
+        let ld = round_up(cols.max(1), 4);
+        let view = self.alloc(plan, label, 4 * u64::from(rows.max(1)) * u64::from(ld), lifetimes);
+        Matrix { view, rows, cols, ld }
+    }
+}
+
+fn meet(a: &Lifetime, b: &Lifetime) -> bool {
+    a.start() <= b.end() && b.start() <= a.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_shared_in_turn_and_never_at_once() {
+        let mut plan = MemoryPlan::new();
+        let mut arena = Arena::new(Category::Workspace);
+        let mut place = |label: &str, bytes, lifetimes: &[Lifetime]| arena.alloc(&mut plan, label, bytes, lifetimes);
+        let long = place("long", 1000, &[1..=9]);
+        let early = place("early", 400, &[1..=3]);
+        let late = place("late", 480, &[4..=5, 8..=9]);
+        let between = place("between", 16, &[6..=7]);
+        let again = place("again", 32, &[3..=4]);
+        assert_eq!(early.buffer, late.buffer);
+        assert_eq!(late.buffer, between.buffer);
+        assert!(early.buffer != long.buffer && again.buffer != early.buffer && again.buffer != long.buffer);
+        assert_eq!([long, early, late, between, again].map(|view| view.bytes), [1008, 400, 480, 16, 32]);
+        // The shared place grew to the larger of its two, and has its name.
+        let specs: Vec<_> = plan.specs().iter().map(|spec| (spec.label.as_str(), spec.bytes)).collect();
+        assert_eq!(specs, [("long", 1008), ("late", 480), ("again", 32)]);
+    }
+
+    #[test]
+    fn the_tightest_free_place_is_taken() {
+        let mut plan = MemoryPlan::new();
+        let mut arena = Arena::new(Category::Workspace);
+        let places = [1000, 600, 200].map(|bytes| arena.alloc(&mut plan, "at once", bytes, &[1..=2]));
+        let small = arena.alloc(&mut plan, "small", 500, &[3..=3]);
+        assert_eq!(small.buffer, places[1].buffer);
+        let matrix = arena.matrix(&mut plan, "matrix", 10, 5, &[3..=4]);
+        assert_eq!((matrix.view.buffer, matrix.ld, matrix.view.bytes), (places[0].buffer, 8, 320));
+    }
+}
