@@ -15,6 +15,8 @@ pub const PARAMS_STRIDE: u64 = 256;
 pub struct Target {
     /// A software adapter: no shared memory, no barriers, rows addressed uniformly.
     pub cpu: bool,
+    /// Invocations that exchange values through subgroup operations; 0 where these are missing or their count varies.
+    pub subgroup_size: u32,
     /// The largest range that one binding may cover, in bytes.
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
@@ -23,8 +25,13 @@ pub struct Target {
 
 impl Target {
     /// The WebGPU baseline every adapter offers.
-    pub const BASELINE: Self =
-        Self { cpu: false, max_binding_bytes: 128 << 20, max_buffer_bytes: 256 << 20, max_workgroups: 65535 };
+    pub const BASELINE: Self = Self {
+        cpu: false,
+        subgroup_size: 0,
+        max_binding_bytes: 128 << 20,
+        max_buffer_bytes: 256 << 20,
+        max_workgroups: 65535,
+    };
 }
 
 #[derive(Clone, Debug)]
@@ -49,7 +56,7 @@ pub enum Command {
 /// Buffers whose contents live within one operation, shared by all.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    /// A weight decoded to f32, where the target wants that.
+    /// A weight or its scales decoded to f32, where the target wants that.
     pub weight_panel: View,
     /// Partial sums of contractions over rows.
     pub partials: View,

@@ -145,6 +145,10 @@ impl Target {
     pub fn of(adapter: &AdapterSummary) -> Self {
         Self {
             cpu: adapter.kind == "cpu",
+            subgroup_size: match adapter.subgroup_sizes {
+                [min, max] if adapter.subgroups && min == max => min,
+                _ => 0,
+            },
             max_binding_bytes: adapter.max_binding_bytes,
             max_buffer_bytes: adapter.max_buffer_bytes,
             max_workgroups: wgpu::Limits::default().max_compute_workgroups_per_dimension,
@@ -183,7 +187,7 @@ impl Gpu {
             ..wgpu::Limits::default()
         };
         let timestamps = summary.timestamps;
-        let features = if timestamps { wgpu::Features::TIMESTAMP_QUERY } else { wgpu::Features::empty() };
+        let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("loraine"),
             required_features: features,

@@ -15,7 +15,7 @@ use crate::train::settings::{Method, RecomputeChoice, RunSettings};
 
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
 pub const ASSUMED_TARGET: Target =
-    Target { cpu: false, max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, max_workgroups: 65535 };
+    Target { max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, ..Target::BASELINE };
 
 /// One regime's bytes.
 #[derive(Clone, Debug, Serialize)]

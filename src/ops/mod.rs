@@ -23,7 +23,33 @@ mod testing;
 pub mod weight;
 pub mod weight_gradient;
 
-use crate::gpu::Kernel;
+use crate::gpu::{Kernel, Target};
+
+/// Which family of variants a target takes, where an operation has more than one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Real GPUs: tiles in workgroup memory.
+    Tiles,
+    /// Software adapters: neither workgroup memory nor barriers, a vector of lanes a workgroup.
+    Lanes,
+    /// Software adapters whose lanes exchange values. A load costs these far more than arithmetic: each value is loaded by one lane
+    /// and handed to the others.
+    Broadcast,
+}
+
+impl Form {
+    /// Lanes of one vector of the software adapters that the last two were measured on.
+    pub const LANES: u32 = 8;
+
+    /// An adapter with narrower subgroups (SwiftShader) takes what it takes in a browser, where there are none.
+    pub fn of(target: &Target) -> Self {
+        match (target.cpu, target.subgroup_size) {
+            (false, _) => Self::Tiles,
+            (true, Self::LANES) => Self::Broadcast,
+            (true, _) => Self::Lanes,
+        }
+    }
+}
 
 /// Parts that several kernels are joined with.
 pub(crate) mod lib_parts {
@@ -64,8 +90,12 @@ mod tests {
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{}:\n{}", kernel.name, e.emit_to_string(&text)));
             // unpack2x16float is core WebGPU; naga counts it as a capability for the sake of old GL.
-            let baseline = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), baseline)
+            let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+            // Chosen only where the adapter has subgroups.
+            capabilities.set(naga::valid::Capabilities::SUBGROUP, text.contains("subgroupBroadcast"));
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+                .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+                .subgroup_operations(naga::valid::SubgroupOperationSet::all())
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{} {kernel:?}:\n{}", kernel.name, e.emit_to_string(&text)));
             assert!(kernel.accesses().len() <= 8, "{} has more storage bindings than the baseline", kernel.name);

@@ -5,6 +5,7 @@
 use std::sync::OnceLock;
 
 use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Scratch, Target, View};
+use crate::ops::Form;
 use crate::ops::weight::{Storage, Weight, twin};
 use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
@@ -22,6 +23,15 @@ pub fn gpu() -> &'static Gpu {
         eprintln!("adapter: {} ({})", gpu.adapter.name, gpu.adapter.driver_info);
         gpu
     })
+}
+
+/// The forms that this adapter can run.
+pub fn forms() -> Vec<Form> {
+    if gpu().target.subgroup_size == Form::LANES {
+        return vec![Form::Tiles, Form::Lanes, Form::Broadcast];
+    }
+    eprintln!("skipped: the form that exchanges values, since this adapter has no subgroups of {}", Form::LANES);
+    vec![Form::Tiles, Form::Lanes]
 }
 
 /// Named shapes, and a few drawn at random; the seed is fixed so that a failure repeats.
@@ -56,6 +66,13 @@ impl Lab {
     pub fn for_cpu(cpu: bool) -> Self {
         let mut lab = Self::new();
         lab.target.cpu = cpu;
+        lab
+    }
+
+    /// The variants of one form, which [`forms`] has named.
+    pub fn for_form(form: Form) -> Self {
+        let mut lab = Self::for_cpu(form != Form::Tiles);
+        lab.target.subgroup_size = if form == Form::Broadcast { Form::LANES } else { 0 };
         lab
     }
 

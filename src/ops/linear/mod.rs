@@ -3,9 +3,11 @@
 //! forward `y = x W^T + s (x A^T) B^T + b`, input gradient `dx = dy W + s (dy B) A`.
 //!
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
-//! decoded on the way in. Software adapters take [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended,
-//! and multiplied without workgroup memory; for the few rows of generation, [`few_rows`] reads it packed.
+//! decoded on the way in. Software adapters take [`broadcast`] where their lanes exchange values, else [`rows`]: the weight is
+//! decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory; for the few rows of generation,
+//! [`few_rows`] reads it packed.
 
+mod broadcast;
 mod few_rows;
 mod rows;
 #[cfg(test)]
@@ -74,6 +76,8 @@ fn contract(
         };
         if rec.target.cpu && direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
             few_rows::record(rec, x, weight, panel, low, y, accumulate);
+        } else if broadcast::applies(&rec.target, weight.in_features) {
+            broadcast::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else if rec.target.cpu {
             rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
@@ -95,11 +99,13 @@ fn weight_views(rec: &Recorder, panel: &Panel) -> [View; 3] {
     [panel.data, panel.absmax.unwrap_or(rec.unused), panel.nested.unwrap_or(rec.unused)]
 }
 
-/// Scratch that [`rows`] wants for the decoded panel of a weight: bounded, and enough for 4 columns of any width.
+/// Scratch that the forms for software adapters want: [`rows`] for the decoded panel of a weight, bounded and enough for 4 columns
+/// of any width, [`broadcast`] for the decoded scales.
 pub fn panel_bytes(weights: impl IntoIterator<Item = [u32; 3]>) -> u64 {
-    weights.into_iter().map(|[out, inp, rank]| rows::panel_bytes(out, inp, rank)).max().unwrap_or(16)
+    let one = |[out, inp, rank]: [u32; 3]| rows::panel_bytes(out, inp, rank).max(broadcast::scales_bytes(out, inp));
+    weights.into_iter().map(one).max().unwrap_or(16)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    [tiled::kernels(), rows::kernels(), few_rows::kernels()].concat()
+    [tiled::kernels(), broadcast::kernels(), rows::kernels(), few_rows::kernels()].concat()
 }

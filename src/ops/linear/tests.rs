@@ -1,7 +1,8 @@
 //! Every form against the formula, in every storage, direction and odd size.
 
 use super::*;
-use crate::ops::testing::{Lab, assert_close, assert_gradient};
+use crate::ops::Form;
+use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
 use crate::ops::weight::{Code4, Float};
 use crate::quant::{self, Scales, dynamic_map};
 
@@ -81,10 +82,10 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
     Case { rows, out, inp, rank, bias }
 }
 
-fn check(cpu: bool, storage: Storage, case: Case) {
+fn check(form: Form, storage: Storage, case: Case) {
     let Case { rows, out, inp, rank, bias } = case;
-    let mut lab = Lab::for_cpu(cpu);
-    let what = format!("cpu form {cpu}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
+    let mut lab = Lab::for_form(form);
+    let what = format!("{form:?}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
     let (weight, w, b) = weight(&mut lab, storage, out, inp, bias);
     let (x, dy) = (lab.normal(rows * inp), lab.normal(rows * out));
     let (xa, dyb) = (lab.normal(rows * rank), lab.normal(rows * rank));
@@ -123,7 +124,7 @@ fn check(cpu: bool, storage: Storage, case: Case) {
 
 #[test]
 fn every_form_equals_the_formula_in_every_storage() {
-    for cpu in [false, true] {
+    for form in forms() {
         for storage in Storage::ALL {
             for case in [
                 case(33, 70, 128, 8, true),
@@ -131,7 +132,7 @@ fn every_form_equals_the_formula_in_every_storage() {
                 case(3, 131, 37, 3, true),
                 case(1, 70, 128, 8, true),
             ] {
-                check(cpu, storage, case);
+                check(form, storage, case);
             }
         }
     }
@@ -145,15 +146,17 @@ fn odd_and_random_sizes_equal_the_formula() {
         case(1, 300, 100, 0, true),
         case(4, 64, 64, 16, false),
         case(129, 65, 17, 5, true),
+        case(131, 67, 72, 5, true),
+        case(130, 24, 136, 9, false),
     ];
     for _ in 0..6 {
         let mut draw = |below| 1 + lab.index(below);
         cases.push(case(draw(150), draw(200), draw(200), draw(20), true));
     }
-    for cpu in [false, true] {
+    for form in forms() {
         for case in &cases {
-            check(cpu, Storage::Float(Float::F32), *case);
-            check(cpu, Storage::Quantized { code: Code4::Nf4, double: true }, *case);
+            check(form, Storage::Float(Float::F32), *case);
+            check(form, Storage::Quantized { code: Code4::Nf4, double: true }, *case);
         }
     }
 }

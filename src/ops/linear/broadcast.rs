@@ -1,0 +1,162 @@
+//! The form for software adapters with subgroups of eight: values are loaded once by a lane and handed to the others, the weight is
+//! decoded on the way in, see `shaders/linear_broadcast.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Direction, LowRank, op_name, weight_views};
+use crate::gpu::{Kernel, Matrix, Recorder, Target, View};
+use crate::ops::Form;
+use crate::ops::weight::{BLOCK, Panel, Storage, Weight};
+
+/// Lanes of a workgroup, one subgroup; the shader names it too.
+const LANES: u32 = Form::LANES;
+/// Consecutive weights of a row that are decoded together.
+const OCTET: u32 = 8;
+/// With more, the accumulators of a lane outgrow its fastest memory.
+const MAX_ROWS: u32 = 16;
+/// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
+const FEW_ROWS: u32 = 4;
+const MANY_ROWS: u32 = 128;
+const DECODE_WG_SIZE: u32 = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    rows: u32,
+    cols: u32,
+    depth: u32,
+    in_features: u32,
+    x_ld: u32,
+    x_col: u32,
+    y_ld4: u32,
+    y_col4: u32,
+    rank: u32,
+    low_ld: u32,
+    other_first: u32,
+    scale: f32,
+    bias: u32,
+    accumulate: u32,
+}
+
+/// One text of the kernel.
+#[derive(Clone, Copy, Debug)]
+struct Variant {
+    direction: Direction,
+    storage: Storage,
+    rows: u32,
+    quads: u32,
+}
+
+impl Variant {
+    fn kernel(self) -> Kernel {
+        let tile = match self.direction {
+            Direction::Forward => include_str!("../../../shaders/lib/tile_forward.wgsl"),
+            Direction::InputGradient => include_str!("../../../shaders/lib/tile_gradient.wgsl"),
+        };
+        let octet = match self.storage {
+            Storage::Float(_) => include_str!("../../../shaders/lib/octet_float.wgsl"),
+            Storage::Quantized { .. } => include_str!("../../../shaders/lib/octet_4bit.wgsl"),
+        };
+        let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
+            .part(tile)
+            .part(octet)
+            .constant("ROWS", self.rows)
+            .constant("QUADS", self.quads);
+        plain_scales(self.storage).join(kernel, OCTET)
+    }
+}
+
+/// The storage as the kernel reads it: nested scales have been decoded before.
+fn plain_scales(storage: Storage) -> Storage {
+    match storage {
+        Storage::Quantized { code, .. } => Storage::Quantized { code, double: false },
+        float @ Storage::Float(_) => float,
+    }
+}
+
+fn decode_kernel() -> Kernel {
+    Kernel::new("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl"))
+        .part(include_str!("../../../shaders/lib/absmax_nested.wgsl"))
+        .constant("WG_SIZE", DECODE_WG_SIZE)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    let mut all = vec![decode_kernel()];
+    for direction in [Direction::Forward, Direction::InputGradient] {
+        for storage in Storage::ALL {
+            for (rows, quads) in [(FEW_ROWS, 1), (FEW_ROWS, 2), (MAX_ROWS, 1), (MAX_ROWS, 2)] {
+                all.push(Variant { direction, storage, rows, quads }.kernel());
+            }
+        }
+    }
+    all
+}
+
+/// Octets of a row begin at whole words.
+pub(super) fn applies(target: &Target, in_features: u32) -> bool {
+    Form::of(target) == Form::Broadcast && in_features.is_multiple_of(OCTET)
+}
+
+/// Scratch for the decoded scales of a weight.
+pub(super) fn scales_bytes(out_features: u32, in_features: u32) -> u64 {
+    4 * (u64::from(out_features) * u64::from(in_features)).div_ceil(BLOCK)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn record(
+    rec: &mut Recorder,
+    direction: Direction,
+    x: Matrix,
+    weight: &Weight,
+    panel: &Panel,
+    low: Option<LowRank>,
+    y: Matrix,
+    accumulate: bool,
+) {
+    let forward = direction == Direction::Forward;
+    let (cols, depth) = if forward { (panel.rows, weight.in_features) } else { (weight.in_features, panel.rows) };
+    let bias = weight.bias.filter(|_| forward);
+    let [data, absmax, nested] = weight_views(rec, panel);
+    let absmax = match weight.storage {
+        Storage::Quantized { double: true, .. } => decode_scales(rec, panel, weight.in_features, absmax, nested),
+        _ => absmax,
+    };
+    let variant = Variant {
+        direction,
+        storage: weight.storage,
+        rows: if x.rows < MANY_ROWS { FEW_ROWS } else { MAX_ROWS },
+        quads: if cols <= 4 * LANES { 1 } else { 2 },
+    };
+    let params = Params {
+        rows: x.rows,
+        cols,
+        depth,
+        in_features: weight.in_features,
+        x_ld: x.ld,
+        x_col: if forward { 0 } else { panel.first_row },
+        y_ld4: y.ld / 4,
+        y_col4: if forward { panel.first_row / 4 } else { 0 },
+        rank: low.map_or(0, |l| l.low.cols),
+        low_ld: low.map_or(0, |l| l.low.ld),
+        other_first: panel.first_row,
+        scale: low.map_or(0.0, |l| l.scale),
+        bias: u32::from(bias.is_some()),
+        accumulate: u32::from(accumulate),
+    };
+    let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
+    let views = [x.view, data, absmax, rec.unused, bias.unwrap_or(rec.unused), low_view, other, y.view];
+    let groups = [x.rows.div_ceil(variant.rows), cols.div_ceil(4 * variant.quads * LANES), 1];
+    let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
+    rec.dispatch(op_name(direction, weight.storage), variant.kernel(), &views, &params, groups, work);
+}
+
+fn decode_scales(rec: &mut Recorder, panel: &Panel, in_features: u32, absmax: View, nested: View) -> View {
+    let bytes = scales_bytes(panel.rows, in_features);
+    let scratch = rec.scratch.weight_panel;
+    assert!(bytes <= scratch.bytes, "scratch for the scales of a weight");
+    let scales = View { bytes, ..scratch };
+    let count = (bytes / 4) as u32;
+    let groups = rec.fold(u64::from(count.div_ceil(DECODE_WG_SIZE)));
+    rec.dispatch("absmax_decode", decode_kernel(), &[scales, absmax, nested], &count, groups, u64::from(count));
+    scales
+}
