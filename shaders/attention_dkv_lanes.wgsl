@@ -1,5 +1,5 @@
-// Attention's key and value gradients for software adapters: ITEMS keys per lane, queries of the whole group of heads read at
-// addresses all lanes share.
+// Attention's key and value gradients for software adapters: ITEMS keys per lane, queries of the whole group of heads read as
+// keys are in attention_forward_lanes.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -38,26 +38,50 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     for (var head = kv_head * heads_per_key; head < (kv_head + 1u) * heads_per_key; head++) {
         for (var base = queries.x; base < queries.y; base += BLOCK) {
+#if BROADCAST
+            let own = min(base + lane, queries.y - 1u);
+            let q_at = own * params.q_ld + head * D4;
+            let dout_at = own * params.dout_ld + head * D4;
+            let own_keys = key_range(own);
+            let own_terms = row_terms(own, head);
+#else
 #for j in 0..BLOCK
             let row$j = min(base + $ju, queries.y - 1u);
             let q_at$j = row$j * params.q_ld + head * D4;
             let dout_at$j = row$j * params.dout_ld + head * D4;
+#end
+#end
+#for j in 0..BLOCK
 #for i in 0..ITEMS
             var s$i_$j = 0.0;
             var dp$i_$j = 0.0;
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+            let own_q_$d = q[q_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+            let q$j_$d = subgroupBroadcast(own_q_$d, $ju);
+#else
             let q$j_$d = q[q_at$j + $du];
+#end
 #for i in 0..ITEMS
             s$i_$j += dot(k$i_$d, q$j_$d);
 #end
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+            let own_dout_$d = dout[dout_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+            let dout$j_$d = subgroupBroadcast(own_dout_$d, $ju);
+#else
             let dout$j_$d = dout[dout_at$j + $du];
+#end
 #for i in 0..ITEMS
             dp$i_$j += dot(v$i_$d, dout$j_$d);
 #end
@@ -65,8 +89,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #for j in 0..BLOCK
             let at$j = base + $ju;
+#if BROADCAST
+            let keys$j = subgroupBroadcast(own_keys, $ju);
+            let terms$j = subgroupBroadcast(own_terms, $ju);
+#else
             let keys$j = key_range(row$j);
             let terms$j = row_terms(row$j, head);
+#end
 #for i in 0..ITEMS
             let asked$i_$j = at$j >= range$i.x && at$j < range$i.y;
             let on$i_$j = asked$i_$j && key$i >= keys$j.x && key$i < keys$j.y;
@@ -75,16 +104,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+            let own_dout_again_$d = dout[dout_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+            let dout_again$j_$d = subgroupBroadcast(own_dout_again_$d, $ju);
+#else
             let dout_again$j_$d = dout[dout_at$j + $du];
+#end
 #for i in 0..ITEMS
             dv$i_$d += p$i_$j * dout_again$j_$d;
 #end
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+            let own_q_again_$d = q[q_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+            let q_again$j_$d = subgroupBroadcast(own_q_again_$d, $ju);
+#else
             let q_again$j_$d = q[q_at$j + $du];
+#end
 #for i in 0..ITEMS
             dk$i_$d += ds$i_$j * q_again$j_$d;
 #end

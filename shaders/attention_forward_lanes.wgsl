@@ -1,4 +1,5 @@
-// Attention forward for software adapters: ITEMS items per lane, keys read at addresses all lanes share, no workgroup memory.
+// Attention forward for software adapters: ITEMS items per lane, no workgroup memory. Keys are read a BLOCK at a time: with
+// BROADCAST each lane reads one and hands it round, otherwise at addresses all lanes share.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -37,17 +38,32 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
     for (var base = keys.x; base < keys.y; base += BLOCK) {
+#if BROADCAST
+        let own = min(base + lane, keys.y - 1u);
+        let k_at = own * params.k_ld + kv_head * D4;
+        let v_at = own * params.v_ld + kv_head * D4;
+#else
 #for j in 0..BLOCK
         let key$j = min(base + $ju, keys.y - 1u);
         let k_at$j = key$j * params.k_ld + kv_head * D4;
         let v_at$j = key$j * params.v_ld + kv_head * D4;
+#end
+#end
+#for j in 0..BLOCK
 #for i in 0..ITEMS
         var s$i_$j = 0.0;
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+        let own_k_$d = k[k_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+        let k$j_$d = subgroupBroadcast(own_k_$d, $ju);
+#else
         let k$j_$d = k[k_at$j + $du];
+#end
 #for i in 0..ITEMS
         s$i_$j += dot(q$i_$d, k$j_$d);
 #end
@@ -70,8 +86,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
 #for d in 0..D4
+#if BROADCAST
+        let own_v_$d = v[v_at + $du];
+#end
 #for j in 0..BLOCK
+#if BROADCAST
+        let v$j_$d = subgroupBroadcast(own_v_$d, $ju);
+#else
         let v$j_$d = v[v_at$j + $du];
+#end
 #for i in 0..ITEMS
         o$i_$d += p$i_$j * v$j_$d;
 #end

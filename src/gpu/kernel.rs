@@ -1,8 +1,10 @@
 //! Kernels as plain data: a WGSL text, the parts it is joined with, and the constants of this variant.
 //!
 //! A shader is assembled from a generated prelude of `const` and `alias` lines, then the shared parts, then the kernel.
-//! One rule beside plain WGSL: the lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced.
-//! Register tiles need it: accumulators addressed through a loop variable leave the registers on several compilers.
+//! Two rules beside plain WGSL. The lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced:
+//! accumulators addressed through a loop variable leave the registers on several compilers. The lines between `#if NAME` and
+//! `#end` are written where that constant is true, those after an `#else` where it is not: what a target's language lacks may not
+//! even be mentioned to it.
 
 use std::fmt::Write;
 
@@ -108,36 +110,55 @@ impl Kernel {
         })
     }
 
+    fn holds(&self, name: &str) -> bool {
+        let value = self.constants.iter().find(|(known, _)| *known == name);
+        let Some((_, Constant::Bool(value))) = value else {
+            panic!("shader {}: `{name}` is no constant of true or false", self.name)
+        };
+        *value
+    }
+
     fn expand(&self, lines: &[&str], out: &mut String) {
         let mut at = 0;
         while at < lines.len() {
-            let Some(head) = lines[at].trim().strip_prefix("#for ") else {
+            let line = lines[at].trim();
+            if let Some(name) = line.strip_prefix("#if ") {
+                let (end, middle) = block_end(&lines[at + 1..]).expect("`#if` without `#end`");
+                let body = &lines[at + 1..at + 1 + end];
+                let (yes, no) = middle.map_or((body, &[][..]), |middle| (&body[..middle], &body[middle + 1..]));
+                self.expand(if self.holds(name) { yes } else { no }, out);
+                at += end + 2;
+            } else if let Some(head) = line.strip_prefix("#for ") {
+                let (name, range) = head.split_once(" in ").expect("`#for NAME in A..B`");
+                let (from, to) = range.split_once("..").expect("`#for NAME in A..B`");
+                let (end, _) = block_end(&lines[at + 1..]).expect("`#for` without `#end`");
+                let pattern = format!("${name}");
+                for value in self.bound(from)..self.bound(to) {
+                    let body: Vec<String> = lines[at + 1..at + 1 + end]
+                        .iter()
+                        .map(|line| line.replace(&pattern, &value.to_string()))
+                        .collect();
+                    self.expand(&body.iter().map(String::as_str).collect::<Vec<_>>(), out);
+                }
+                at += end + 2;
+            } else {
                 out.push_str(lines[at]);
                 out.push('\n');
                 at += 1;
-                continue;
-            };
-            let (name, range) = head.split_once(" in ").expect("`#for NAME in A..B`");
-            let (from, to) = range.split_once("..").expect("`#for NAME in A..B`");
-            let end = matching_end(&lines[at + 1..]).expect("`#for` without `#end`") + at + 1;
-            let pattern = format!("${name}");
-            for value in self.bound(from)..self.bound(to) {
-                let body: Vec<String> =
-                    lines[at + 1..end].iter().map(|line| line.replace(&pattern, &value.to_string())).collect();
-                self.expand(&body.iter().map(String::as_str).collect::<Vec<_>>(), out);
             }
-            at = end + 1;
         }
     }
 }
 
-fn matching_end(lines: &[&str]) -> Option<usize> {
-    let mut depth = 0;
+/// Where a block's `#end` stands among the lines after its head, and its `#else` if it has one.
+fn block_end(lines: &[&str]) -> Option<(usize, Option<usize>)> {
+    let (mut depth, mut middle) = (0, None);
     for (i, line) in lines.iter().enumerate() {
         match line.trim() {
-            "#end" if depth == 0 => return Some(i),
+            "#end" if depth == 0 => return Some((i, middle)),
             "#end" => depth -= 1,
-            line if line.starts_with("#for ") => depth += 1,
+            "#else" if depth == 0 => middle = Some(i),
+            line if line.starts_with("#for ") || line.starts_with("#if ") => depth += 1,
             _ => {}
         }
     }
@@ -154,6 +175,18 @@ mod tests {
             Kernel::new("k", "#for i in 0..N\na$i;\n#for j in 1..3\nb$i$j;\n#end\n#end\nend;").constant("N", 2);
         let text = kernel.wgsl();
         assert_eq!(text, "const N: u32 = 2u;\na0;\nb01;\nb02;\na1;\nb11;\nb12;\nend;\n");
+    }
+
+    #[test]
+    fn lines_are_written_where_their_constant_holds() {
+        let source = "#if A\na;\n#if B\nab;\n#else\na!b;\n#end\n#else\n!a;\n#for i in 0..2\n$i;\n#end\n#end\nend;";
+        let text = |a: bool, b: bool| {
+            let text = Kernel::new("k", source).constant("A", a).constant("B", b).wgsl();
+            text.lines().skip(2).collect::<String>()
+        };
+        assert_eq!(text(true, true), "a;ab;end;");
+        assert_eq!(text(true, false), "a;a!b;end;");
+        assert_eq!(text(false, true), "!a;0;1;end;");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod twin;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::Form;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 const COMMON: &str = include_str!("../../../shaders/attention_common.wgsl");
@@ -29,9 +30,12 @@ const DKV_LANES: &str = include_str!("../../../shaders/attention_dkv_lanes.wgsl"
 const DKV_TILES: &str = include_str!("../../../shaders/attention_dkv_tiles.wgsl");
 
 /// Invocations of a workgroup of the variants for software adapters: one vector register of lanes.
-const LANES: u32 = 8;
-/// Rows of the other side that those variants read at a time.
+const LANES: u32 = Form::LANES;
+/// Rows of the other side that those variants read at a time, and with an exchange between the lanes: one a lane.
 const BLOCK: u32 = 2;
+/// The text for wider heads takes too long to compile, and for fewer items than `FEW_ITEMS` that of many a lane does.
+const MAX_BROADCAST_HEAD_DIM: u32 = 128;
+const FEW_ITEMS: u64 = 256;
 /// The elementwise pass before the backward has no reason to stay that narrow.
 const DELTA_LANES: u32 = 64;
 /// Rows on either side of a tile, and columns of a head staged at once; both stand in attention_tile.wgsl too.
@@ -108,9 +112,8 @@ impl Shape {
         assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
     }
 
-    /// Workgroups for `items` (query rows times the heads of a group, or keys) of every key head.
-    fn workgroups(self, rec: &Recorder, items: u64) -> [u32; 3] {
-        let each = if rec.target.cpu { LANES * items_per_lane(self.head_dim, items) } else { TILE };
+    /// Workgroups of `each` items for `items` (query rows times the heads of a group, or keys) of every key head.
+    fn workgroups(self, rec: &Recorder, items: u64, each: u32) -> [u32; 3] {
         rec.fold(items.div_ceil(u64::from(each)) * u64::from(self.kv_heads))
     }
 
@@ -120,71 +123,99 @@ impl Shape {
     }
 }
 
-/// Rows that each lane owns. Every value loaded for all lanes serves each of them, which is what pays on these adapters; the
-/// text, and with it the time to compile it, grows with `head_dim * items`. Streams too short to fill the lanes need one.
-fn items_per_lane(head_dim: u32, items: u64) -> u32 {
-    if items <= u64::from(LANES) { 1 } else { (256 / head_dim).clamp(1, 4) }
+/// Which rows a kernel's threads own, and with them which it sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owned {
+    /// Queries, and one sum: the output or its gradient.
+    Queries,
+    /// Keys, and two sums.
+    Keys,
 }
 
-fn lanes_kernel(name: &'static str, source: &'static str, head_dim: u32, items: u64) -> Kernel {
-    Kernel::new(name, source)
+/// Rows that each lane owns. Every value loaded for all lanes serves each of them, which is what pays on these adapters; the
+/// text, and with it the time to compile it, grows with `head_dim * items`, and faster than it where values are exchanged.
+fn items_per_lane(form: Form, owned: Owned, head_dim: u32, items: u64) -> u32 {
+    let columns = match (form, owned) {
+        _ if items <= u64::from(LANES) => 1,
+        (Form::Broadcast, _) if items < FEW_ITEMS => 64,
+        (Form::Broadcast, Owned::Keys) => 128,
+        _ => 256,
+    };
+    (columns / head_dim).clamp(1, 4)
+}
+
+/// A variant for software adapters, and the rows that its workgroups own.
+fn lanes_kernel(
+    name: &'static str,
+    source: &'static str,
+    form: Form,
+    owned: Owned,
+    head_dim: u32,
+    items: u64,
+) -> (Kernel, u32) {
+    let form = if head_dim > MAX_BROADCAST_HEAD_DIM { Form::Lanes } else { form };
+    let broadcast = form == Form::Broadcast;
+    let items_per_lane = items_per_lane(form, owned, head_dim, items);
+    let kernel = Kernel::new(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
         .constant("LANES", LANES)
-        .constant("ITEMS", items_per_lane(head_dim, items))
-        .constant("BLOCK", BLOCK)
+        .constant("ITEMS", items_per_lane)
+        .constant("BROADCAST", broadcast)
+        .constant("BLOCK", if broadcast { LANES } else { BLOCK });
+    (kernel, LANES * items_per_lane)
 }
 
-/// As many threads as keep each thread's part of the `outputs` sums within 64 registers.
-fn tiles_kernel(name: &'static str, source: &'static str, head_dim: u32, outputs: u32) -> Kernel {
+/// As many threads as keep each thread's part of the sums within 64 registers.
+fn tiles_kernel(name: &'static str, source: &'static str, owned: Owned, head_dim: u32) -> (Kernel, u32) {
     let chunks = head_dim.div_ceil(TILE);
+    let outputs = if owned == Owned::Keys { 2 } else { 1 };
     let rows = (16 / (outputs * chunks)).clamp(1, 4);
     let rows = 1 << rows.ilog2();
-    Kernel::new(name, source)
+    let kernel = Kernel::new(name, source)
         .part(COMMON)
         .part(TILE_PART)
         .constant("D4", head_dim / 4)
         .constant("CHUNKS", chunks)
         .constant("ROWS", rows)
-        .constant("TR", TILE / rows)
+        .constant("TR", TILE / rows);
+    (kernel, TILE)
 }
 
-fn forward_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
-    if cpu {
-        lanes_kernel("attention_forward_lanes", FORWARD_LANES, head_dim, items)
-    } else {
-        tiles_kernel("attention_forward_tiles", FORWARD_TILES, head_dim, 1)
+fn forward_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
+    match form {
+        Form::Tiles => tiles_kernel("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
+        _ => lanes_kernel("attention_forward_lanes", FORWARD_LANES, form, Owned::Queries, head_dim, items),
     }
+}
+
+fn dq_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
+    let (kernel, each) = match form {
+        Form::Tiles => tiles_kernel("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
+        _ => lanes_kernel("attention_dq_lanes", DQ_LANES, form, Owned::Queries, head_dim, items),
+    };
+    (kernel.part(SCRATCH), each)
+}
+
+fn dkv_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
+    let (kernel, each) = match form {
+        Form::Tiles => tiles_kernel("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
+        _ => lanes_kernel("attention_dkv_lanes", DKV_LANES, form, Owned::Keys, head_dim, items),
+    };
+    (kernel.part(SCRATCH), each)
 }
 
 fn delta_kernel(head_dim: u32) -> Kernel {
     Kernel::new("attention_delta", DELTA).part(COMMON).constant("D4", head_dim / 4).constant("LANES", DELTA_LANES)
 }
 
-fn dq_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
-    if cpu {
-        lanes_kernel("attention_dq_lanes", DQ_LANES, head_dim, items).part(SCRATCH)
-    } else {
-        tiles_kernel("attention_dq_tiles", DQ_TILES, head_dim, 1).part(SCRATCH)
-    }
-}
-
-fn dkv_kernel(cpu: bool, head_dim: u32, items: u64) -> Kernel {
-    if cpu {
-        lanes_kernel("attention_dkv_lanes", DKV_LANES, head_dim, items).part(SCRATCH)
-    } else {
-        tiles_kernel("attention_dkv_tiles", DKV_TILES, head_dim, 2).part(SCRATCH)
-    }
-}
-
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in [8, 64, 80, 96, 128, 256] {
         kernels.push(delta_kernel(head_dim));
-        for (cpu, items) in [(true, 1), (true, u64::MAX), (false, 1)] {
-            kernels.push(forward_kernel(cpu, head_dim, items));
-            kernels.push(dq_kernel(cpu, head_dim, items));
-            kernels.push(dkv_kernel(cpu, head_dim, items));
+        let lanes = [Form::Lanes, Form::Broadcast].map(|form| [(form, 1), (form, 100), (form, u64::MAX)]);
+        for (form, items) in lanes.into_iter().flatten().chain([(Form::Tiles, 1)]) {
+            kernels.extend([forward_kernel, dq_kernel, dkv_kernel].map(|make| make(form, head_dim, items).0));
         }
     }
     kernels
@@ -212,8 +243,8 @@ pub fn forward(
     assert!(key_ranges.bytes >= 8 * u64::from(q.rows), "a range for each of {} rows: {key_ranges:?}", q.rows);
     assert!(lse.bytes >= 4 * u64::from(q.rows) * u64::from(shape.heads), "a value per row and head: {lse:?}");
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let groups = shape.workgroups(rec, items);
-    let kernel = forward_kernel(rec.target.cpu, shape.head_dim, items);
+    let (kernel, each) = forward_kernel(Form::of(&rec.target), shape.head_dim, items);
+    let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
 
@@ -264,12 +295,12 @@ pub fn backward(
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
     let items = cells / u64::from(shape.kv_heads);
-    let groups = shape.workgroups(rec, items);
-    let kernel = dq_kernel(rec.target.cpu, shape.head_dim, items);
+    let (kernel, each) = dq_kernel(Form::of(&rec.target), shape.head_dim, items);
+    let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let groups = shape.workgroups(rec, rows);
-    let kernel = dkv_kernel(rec.target.cpu, shape.head_dim, rows);
+    let (kernel, each) = dkv_kernel(Form::of(&rec.target), shape.head_dim, rows);
+    let groups = shape.workgroups(rec, rows, each);
     rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }

@@ -1,6 +1,6 @@
 use super::twin::Operands;
 use super::*;
-use crate::ops::testing::{Lab, assert_close, assert_gradient};
+use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
 
 const BOUND: f64 = 1e-5;
 
@@ -37,8 +37,8 @@ struct Results {
 }
 
 /// Runs forward and backward, and holds them to the twin.
-fn check(cpu: bool, shape: Shape, segments: &[u32], window: u32) -> Results {
-    let mut lab = Lab::for_cpu(cpu);
+fn check(form: Form, shape: Shape, segments: &[u32], window: u32) -> Results {
+    let mut lab = Lab::for_form(form);
     let (key_ranges, query_ranges) = ranges(segments, window);
     let rows = key_ranges.len();
     let (q_cols, k_cols) = ((shape.heads * shape.head_dim) as usize, (shape.kv_heads * shape.head_dim) as usize);
@@ -64,7 +64,7 @@ fn check(cpu: bool, shape: Shape, segments: &[u32], window: u32) -> Results {
     let mut got_lse = lab.read_vector(lse);
     got_lse.truncate(want_lse.len());
     let got = Results { out: lab.read(out), lse: got_lse, dq: lab.read(dq), dk: lab.read(dk), dv: lab.read(dv) };
-    let case = format!("cpu {cpu}, {shape:?}, {segments:?}, window {window}");
+    let case = format!("{form:?}, {shape:?}, {segments:?}, window {window}");
     assert_close(&format!("out, {case}"), &got.out, &want_out, BOUND);
     assert_close(&format!("lse, {case}"), &got.lse, &want_lse, BOUND);
     assert_close(&format!("dq, {case}"), &got.dq, &want_dq, BOUND);
@@ -81,36 +81,36 @@ fn shape(heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
 
 #[test]
 fn every_head_dimension_equals_the_twin() {
-    for cpu in [true, false] {
+    for form in forms() {
         for head_dim in [4, 8, 16, 20, 64, 80, 96, 128] {
-            check(cpu, shape(2, 1, head_dim), &[37], NO_WINDOW);
+            check(form, shape(2, 1, head_dim), &[37], NO_WINDOW);
         }
     }
 }
 
 #[test]
 fn the_widest_heads_equal_the_twin() {
-    for cpu in [true, false] {
-        check(cpu, shape(2, 2, 256), &[19], NO_WINDOW);
+    for form in forms() {
+        check(form, shape(2, 2, 256), &[19], NO_WINDOW);
     }
 }
 
 #[test]
 fn groups_segments_and_windows_equal_the_twin() {
-    for cpu in [true, false] {
-        check(cpu, shape(3, 3, 16), &[7, 1, 41, 13], NO_WINDOW);
-        check(cpu, shape(8, 1, 16), &[5, 33], NO_WINDOW);
-        check(cpu, shape(4, 2, 16), &[150], NO_WINDOW);
-        check(cpu, shape(4, 2, 16), &[91, 3, 56], 17);
-        check(cpu, shape(2, 2, 8), &[70], 1);
-        check(cpu, shape(1, 1, 8), &[1], NO_WINDOW);
+    for form in forms() {
+        check(form, shape(3, 3, 16), &[7, 1, 41, 13], NO_WINDOW);
+        check(form, shape(8, 1, 16), &[5, 33], NO_WINDOW);
+        check(form, shape(4, 2, 16), &[150], NO_WINDOW);
+        check(form, shape(4, 2, 16), &[91, 3, 56], 17);
+        check(form, shape(2, 2, 8), &[70], 1);
+        check(form, shape(1, 1, 8), &[1], NO_WINDOW);
     }
 }
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    for cpu in [true, false] {
-        let run = || check(cpu, shape(4, 2, 64), &[45, 30], NO_WINDOW);
+    for form in forms() {
+        let run = || check(form, shape(4, 2, 64), &[45, 30], NO_WINDOW);
         let bits =
             |r: Results| [r.out, r.lse, r.dq, r.dk, r.dv].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
         assert!(bits(run()) == bits(run()));
@@ -119,10 +119,10 @@ fn two_runs_give_the_same_bits() {
 
 #[test]
 fn queries_read_a_cache_of_more_keys() {
-    for (cpu, rows, keys) in [(true, 1, 77), (false, 1, 77), (true, 5, 130), (false, 5, 130)] {
+    for (form, (rows, keys)) in forms().into_iter().flat_map(|form| [(form, (1, 77)), (form, (5, 130))]) {
         let shape = shape(4, 2, 32);
         let (q_cols, k_cols) = (128, 64);
-        let mut lab = Lab::for_cpu(cpu);
+        let mut lab = Lab::for_form(form);
         let (q, mut k, mut v) = (lab.normal(rows * q_cols), lab.normal(keys * k_cols), lab.normal(keys * k_cols));
         // The cache beyond the newest key holds whatever was there.
         let filled = keys - 7;
@@ -144,9 +144,9 @@ fn queries_read_a_cache_of_more_keys() {
 
 #[test]
 fn a_query_without_keys_gives_zeros() {
-    for cpu in [true, false] {
+    for form in forms() {
         let shape = shape(1, 1, 8);
-        let mut lab = Lab::for_cpu(cpu);
+        let mut lab = Lab::for_form(form);
         let (q, k, v) = (lab.normal(3 * 8), lab.normal(3 * 8), lab.normal(3 * 8));
         let key_ranges = [[0, 1], [2, 2], [1, 3]];
         let (gq, gk, gv) = (lab.matrix(3, 8, &q), lab.matrix(3, 8, &k), lab.matrix(3, 8, &v));
