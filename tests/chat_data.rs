@@ -40,7 +40,7 @@ fn data_file(name: &str) -> PathBuf {
     }
 }
 
-fn conversations(name: &str) -> Vec<Conversation> {
+fn conversations(name: &str, count: usize) -> Vec<Conversation> {
     let text = std::fs::read_to_string(data_file(name)).unwrap();
     let conversation = |line: &str| {
         let record: Value = serde_json::from_str(line).unwrap();
@@ -49,7 +49,7 @@ fn conversations(name: &str) -> Vec<Conversation> {
         let prompt_len = messages.iter().rposition(is_assistant).unwrap();
         Conversation { messages, prompt_len, is_completion: false, tools }
     };
-    text.lines().take(COUNT).map(conversation).collect()
+    text.lines().take(count).map(conversation).collect()
 }
 
 fn fnv(bytes: impl IntoIterator<Item = u8>) -> String {
@@ -105,7 +105,8 @@ fn read_one(tokenizer: &Tokenizer, conversation: &Conversation, settings: &DataS
     let path = directory.path().join("one.jsonl");
     let record = json!({"messages": conversation.messages, "tools": conversation.tools});
     std::fs::write(&path, record.to_string()).unwrap();
-    let mut dataset = read_with(&path, Some(tokenizer), settings, tokenizer.vocabulary()).unwrap();
+    // The size of the vocabulary bounds lists of tokens alone.
+    let mut dataset = read_with(&path, Some(tokenizer), settings, usize::MAX).unwrap();
     let example = dataset.examples.remove(0);
     (example.input_ids, example.trained)
 }
@@ -123,7 +124,7 @@ fn the_models_own_templates_give_the_texts_tokens_and_masks_of_transformers() {
         let tokenizer = Tokenizer::from_tokenizer_dir(&dir).unwrap();
         let template = ChatTemplate::load(&dir, None, tokenizer.special_tokens().unwrap()).unwrap().unwrap();
         let examples = case["examples"].as_array().unwrap();
-        for (index, (conversation, expected)) in conversations(data).iter().zip(examples).enumerate() {
+        for (index, (conversation, expected)) in conversations(data, COUNT).iter().zip(examples).enumerate() {
             let what = format!("{name}, {data} {index}");
             check_texts(&what, &template, conversation, expected);
             if expected.get("ids").is_some() {
@@ -148,7 +149,7 @@ fn template_files_give_the_texts_and_turns_of_transformers() {
         let path = Path::new(SHARED).join("chat_templates").join(file);
         let template = ChatTemplate::load(&dir, path.to_str(), tokens.clone()).unwrap().unwrap();
         let examples = case["examples"].as_array().unwrap();
-        for (index, (conversation, expected)) in conversations(data).iter().zip(examples).enumerate() {
+        for (index, (conversation, expected)) in conversations(data, COUNT).iter().zip(examples).enumerate() {
             check_texts(&format!("{file}, {data} {index}"), &template, conversation, expected);
         }
     }
@@ -165,7 +166,7 @@ fn generation_regions_give_the_masks_of_transformers() {
         let chat_template = Some(format!("{FIXTURES}/marked.jinja"));
         let settings = DataSettings { max_seq_len: 1 << 16, chat_template, ..Default::default() };
         let examples = case["examples"].as_array().unwrap();
-        for (index, (conversation, expected)) in conversations(data).iter().zip(examples).enumerate() {
+        for (index, (conversation, expected)) in conversations(data, COUNT).iter().zip(examples).enumerate() {
             let (ids, trained) = read_one(&tokenizer, conversation, &settings);
             check_tokens(&format!("marked, {data} {index}"), &ids, &trained, expected);
         }
@@ -190,16 +191,31 @@ fn a_template_for_another_tokenizer_is_refused() {
 }
 
 #[test]
-fn every_example_of_gsm8k_keeps_its_end_of_turn_with_every_tokenizer() {
+fn all_thousand_examples_of_gsm8k_have_the_texts_tokens_and_masks_of_transformers_with_every_tokenizer() {
     if !shared_is_there() {
         return;
     }
     let settings = DataSettings { max_seq_len: 1 << 16, packing: true, ..Default::default() };
-    for name in ["llama-2", "llama-3.2", "smollm2-135m-instruct", "qwen2.5-0.5b-instruct", "tinyllama-1.1b-chat"] {
-        let tokenizer = Tokenizer::from_tokenizer_dir(&Path::new(SHARED).join("tokenizers").join(name)).unwrap();
-        let eos = tokenizer.eos().unwrap();
+    let cases = expected("gsm8k");
+    assert_eq!(cases.len(), 5);
+    for case in cases {
+        let name = case["tokenizer"].as_str().unwrap();
+        let dir = Path::new(SHARED).join("tokenizers").join(name);
+        let tokenizer = Tokenizer::from_tokenizer_dir(&dir).unwrap();
+        let template = ChatTemplate::load(&dir, None, tokenizer.special_tokens().unwrap()).unwrap().unwrap();
+        let render = |c: Conversation| template.render(&c.messages, None, false).unwrap();
+        let texts: String = conversations("gsm8k", usize::MAX).into_iter().map(render).collect();
+        assert_eq!(fnv(texts.bytes()), case["texts"].as_str().unwrap(), "{name}");
+
         let dataset = read_with(&data_file("gsm8k"), Some(&tokenizer), &settings, tokenizer.vocabulary()).unwrap();
         assert_eq!((dataset.report.read, dataset.report.kept), (1000, 1000));
+        let ids: Vec<u32> = dataset.examples.iter().flat_map(|example| example.input_ids.clone()).collect();
+        let trained: Vec<bool> = dataset.examples.iter().flat_map(|example| example.trained.clone()).collect();
+        assert_eq!(json!([trained.len(), trained.iter().filter(|t| **t).count()]), case["tokens"], "{name}");
+        assert_eq!(fnv(ids.iter().flat_map(|id| id.to_le_bytes())), case["ids"].as_str().unwrap(), "{name}");
+        assert_eq!(fnv(trained.iter().map(|t| u8::from(*t))), case["masks"].as_str().unwrap(), "{name}");
+
+        let eos = tokenizer.eos().unwrap();
         for example in &dataset.examples {
             let mut trained = example.input_ids.iter().zip(&example.trained).filter(|(_, trained)| **trained);
             assert!(trained.any(|(id, _)| *id == eos), "{name}: the end token is not trained on");
