@@ -5,9 +5,12 @@ use std::fmt::Write;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 360.0;
 const LEFT: f64 = 56.0;
-const RIGHT: f64 = 16.0;
+/// Wide enough for the last values.
+const RIGHT: f64 = 56.0;
 const TOP: f64 = 28.0;
 const BOTTOM: f64 = 40.0;
+/// Between the base lines of two texts.
+const LINE: f64 = 14.0;
 
 /// The mean over a window around each point, a twentieth of the curve long.
 fn smoothed(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
@@ -45,10 +48,12 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<style>\n\
-         .paper{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#ddd}} .raw{{stroke:#9db8dd}} .mean{{stroke:#1f5fbf}}\n\
-         .eval{{stroke:#d9622b;fill:#d9622b}} polyline{{fill:none}}\n\
+         .paper{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#e4e4e4}} .raw{{stroke:#9db8dd}} .mean{{stroke:#1f5fbf}}\n\
+         .eval{{stroke:#d9622b}} circle.eval,.value.eval{{fill:#d9622b}} .value.mean{{fill:#1f5fbf}}\n\
+         .value{{stroke:none;font-weight:600}} polyline{{fill:none;stroke-linejoin:round}}\n\
          @media (prefers-color-scheme: dark){{.paper{{fill:#16181c}} text{{fill:#ccc}} .grid{{stroke:#333}}\n\
-         .raw{{stroke:#3d5578}} .mean{{stroke:#7db0ff}} .eval{{stroke:#ff9a66;fill:#ff9a66}}}}\n</style>\n\
+         .raw{{stroke:#3d5578}} .mean{{stroke:#7db0ff}} .eval{{stroke:#ff9a66}} circle.eval,.value.eval{{fill:#ff9a66}}\n\
+         .value.mean{{fill:#7db0ff}}}}\n</style>\n\
          <rect class=\"paper\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
     );
     let (step_x, step_y) = (tick_step(last, 8.0).max(1.0), tick_step(high - low, 6.0));
@@ -77,7 +82,8 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
         let _ = writeln!(svg, "<polyline class=\"{class}\" stroke-width=\"{width}\" points=\"{}\"/>", points.join(" "));
     };
     line("raw", 1.0, &steps);
-    line("mean", 2.0, &smoothed(&steps));
+    let mean = smoothed(&steps);
+    line("mean", 2.0, &mean);
     // Two points would draw a straight line that nobody measured.
     if evals.len() > 2 {
         line("eval", 1.5, &evals);
@@ -85,9 +91,36 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
     for (step, loss) in &evals {
         let _ = writeln!(svg, "<circle class=\"eval\" r=\"3\" cx=\"{:.1}\" cy=\"{:.1}\"/>", x(*step as f64), y(*loss));
     }
-    let legend =
-        if evals.is_empty() { "loss, and its running mean" } else { "loss, its running mean, and evaluations" };
-    let _ = writeln!(svg, "<text x=\"{LEFT}\" y=\"18\">{legend}</text>");
+    let mut at = LEFT;
+    for (class, name, shown) in
+        [("raw", "loss", true), ("mean", "its running mean", true), ("eval", "held-out loss", !evals.is_empty())]
+    {
+        if shown {
+            let (end, text) = (at + 18.0, at + 24.0);
+            let _ = writeln!(
+                svg,
+                "<line class=\"{class}\" stroke-width=\"2\" x1=\"{at}\" x2=\"{end}\" y1=\"14\" y2=\"14\"/>\
+                 <text x=\"{text}\" y=\"18\">{name}</text>"
+            );
+            at = text + 7.0 * name.len() as f64 + 16.0;
+        }
+    }
+    // The last values beside their points, a line apart where the two are close.
+    let ends = [("mean", mean.last()), ("eval", evals.last())];
+    let [of_mean, of_evals] = ends.map(|(_, end)| end.map_or(f64::NAN, |(_, loss)| y(*loss)));
+    let apart = (LINE - (of_mean - of_evals).abs()).max(0.0) / 2.0;
+    for ((class, end), (place, other)) in ends.into_iter().zip([(of_mean, of_evals), (of_evals, of_mean)]) {
+        if let Some((step, loss)) = end {
+            let below = place > other || (place == other && class == "mean");
+            let place = if below { place + apart } else { place - apart };
+            let _ = writeln!(
+                svg,
+                "<text class=\"value {class}\" x=\"{:.1}\" y=\"{:.1}\">{loss:.3}</text>",
+                x(*step as f64) + 8.0,
+                place + 4.0
+            );
+        }
+    }
     let _ = writeln!(
         svg,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>\n</svg>",
@@ -153,6 +186,10 @@ mod tests {
         let numbers: Vec<f64> = numbers.filter_map(|n| n.parse().ok()).collect();
         assert!(numbers.len() >= 400 && numbers.iter().all(|n| (0.0..=WIDTH).contains(n)));
         assert_eq!(svg.matches("<circle").count(), 2);
+        // Three evaluations make a line; a polyline that took its class's fill would be an area.
+        let svg = loss_svg(&steps, &[(1, 5.0), (50, 3.5), (100, 3.2)]);
+        assert!(svg.contains("<polyline class=\"eval\"") && !svg.contains("} .eval{stroke:#d9622b;fill"), "{svg}");
+        assert!(svg.contains("held-out loss") && svg.contains(">3.200</text>"), "{svg}");
     }
 
     #[test]
