@@ -378,6 +378,35 @@ fn a_damaged_checkpoint_is_named() {
 }
 
 #[test]
+fn a_checkpoint_of_another_run_is_not_gone_on_from() {
+    let shell = shell();
+    let data = shell.read("data.jsonl");
+    shell.succeed(&format!("{TRAIN} --save-every 1 --schedule constant"));
+    let before = shell.read("run/metrics.jsonl");
+    let resume = TRAIN.replace("--steps 2", "--steps 4 --resume --schedule constant");
+    shell.fail(&format!("{resume} --batch-size 2"), &["run/checkpoints/step-2", "with --batch-size 4, not 2"]);
+    shell.fail(&format!("{resume} --no-shuffle"), &["run/checkpoints/step-2", "with shuffle = true, not false"]);
+    shell.write("data.jsonl", random_lines(8, 96, 2));
+    shell.fail(&resume, &["run/checkpoints/step-2", "other training examples than data.jsonl gives now"]);
+    shell.write("data.jsonl", data);
+    let good = shell.read("model/model.safetensors");
+    let mut weights = Weights::read(&shell.path("model/model.safetensors"));
+    weights.scale(attacks::VICTIM, 1.5);
+    shell.write("model/model.safetensors", weights.bytes());
+    shell.fail(&resume, &["run/checkpoints/step-2", "other base weights"]);
+    shell.write("model/model.safetensors", good);
+    assert!(shell.read("run/metrics.jsonl") == before);
+    // What one may change on purpose is said; what changes no number is not.
+    let shown = shell.succeed(&format!("{resume} --lr 0.001 --log-every 2"));
+    assert!(shown.contains("not as one uninterrupted run: --lr was 0.0002 before"), "{shown}");
+    let shown = shell.succeed(&resume.replace("--steps 4", "--steps 6 --lr 0.001 --keep 5"));
+    assert!(shown.contains("resumed after step 2") && shown.contains("--lr was 0.0002"), "{shown}");
+    shell.succeed(&resume.replace("--resume", "--overwrite --save-every 1"));
+    let shown = shell.succeed(&resume.replace("--steps 4", "--steps 6 --keep 5"));
+    assert!(shown.contains("resumed after step 4") && !shown.contains("uninterrupted"), "{shown}");
+}
+
+#[test]
 fn numbers_that_break_stop_the_run_and_spare_the_adapter() {
     let shell = shell();
     let clear = "not finite in 3 steps on end";

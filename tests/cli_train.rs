@@ -127,6 +127,40 @@ fn metrics_have_their_fields_and_the_printed_plan_is_what_was_allocated() {
 }
 
 #[test]
+fn json_lines_tell_programs_what_people_read() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(8, 96, 1));
+    let train = format!("{} --data data.jsonl --eval-fraction 0.25 --steps 3 --json", train_on("llama_tied"));
+    let lines = |shown: &str| -> Vec<serde_json::Value> {
+        shown.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+    };
+    let events = |lines: &[serde_json::Value]| -> Vec<String> {
+        lines.iter().map(|line| line["event"].as_str().expect("an event").to_owned()).collect()
+    };
+    let shown = lines(&shell.succeed(&format!("{train} --out run --save-every 2 --profile")));
+    let want = ["data", "plan", "evaluation", "saved", "step", "step", "step", "evaluation", "saved", "profile", "end"];
+    let mut sorted = [events(&shown), want.map(str::to_owned).to_vec()];
+    sorted.iter_mut().for_each(|events| events.sort());
+    assert_eq!(sorted[0], sorted[1], "{shown:?}");
+    let metrics = shell.metrics("run");
+    let step = shown.iter().find(|line| line["event"] == "step").unwrap();
+    assert_eq!(step["loss"], metrics[1]["loss"]);
+    let plan = shown.iter().find(|line| line["event"] == "plan").unwrap();
+    let parts: u64 = plan["categories"].as_object().unwrap().values().filter_map(|bytes| bytes.as_u64()).sum();
+    assert_eq!((plan["gpu_bytes"].as_u64().unwrap(), &plan["gpu_bytes"]), (parts, &step["gpu_bytes"]));
+    let end = shown.last().unwrap();
+    assert_eq!((&end["step"], &end["interrupted"]), (&3.into(), &false.into()));
+    assert_eq!(end["last_eval"]["eval_loss"], metrics.last().unwrap()["eval_loss"]);
+    let planned = lines(&shell.succeed(&format!("{train} --out other --dry-run")));
+    assert_eq!(events(&planned), ["data", "plan"]);
+    assert_eq!(planned[1]["gpu_bytes"], plan["gpu_bytes"]);
+    assert!(!shell.path("other").exists());
+    let shown = shell.succeed(&format!("quantize --model {} --out small --json", fixture("llama_tied").display()));
+    let made: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert!(made["bytes_after"].as_u64() < made["bytes_before"].as_u64(), "{made}");
+}
+
+#[test]
 fn eval_agrees_with_the_evaluation_inside_training() {
     let shell = Shell::new();
     shell.write("data.jsonl", random_lines(8, 101, 1));

@@ -136,6 +136,35 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     }
 }
 
+/// At a learning rate too small to change a weight, each step's loss is its own example's: an epoch of single examples has
+/// the same losses under every seed, in another order.
+#[test]
+fn the_seed_changes_the_order_of_the_examples_and_nothing_else() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(12, 96, 1));
+    let losses = |seed: u64| {
+        let out = format!("seed{seed}");
+        shell.succeed(&format!(
+            "{} --data data.jsonl --out {out} --batch-size 1 --steps 24 --lr 1e-38 --schedule constant --seed {seed}",
+            train_on("llama_tied")
+        ));
+        shell.losses(&out)
+    };
+    let sorted = |losses: &[f64]| {
+        let mut losses = losses.to_vec();
+        losses.sort_by(f64::total_cmp);
+        losses
+    };
+    let first = losses(0);
+    assert_ne!(first[..12], first[12..], "each epoch has its own order");
+    assert_eq!(sorted(&first[..12]), sorted(&first[12..]));
+    for seed in [1, 7] {
+        let other = losses(seed);
+        assert_ne!(first, other);
+        assert_eq!(sorted(&first[..12]), sorted(&other[..12]), "seed {seed}");
+    }
+}
+
 #[test]
 fn the_seed_changes_order_and_start_and_watching_changes_nothing() {
     let shell = Shell::new();

@@ -12,7 +12,12 @@ use super::{GpuArgs, bytes};
 #[derive(Args)]
 #[command(
     after_help = "Shares are of what the adapter itself reached in the same run, so that they can be compared across machines.
-A model's operations per second leave out recomputation and the adapter."
+A model's operations per second leave out recomputation and the adapter.
+
+Examples:
+  loraine bench --quick
+  loraine bench --json > before.json
+  loraine bench --compare before.json"
 )]
 pub struct BenchArgs {
     /// Leave out the larger shapes

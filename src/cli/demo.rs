@@ -20,10 +20,15 @@ use loraine::train::settings::RunSettings;
 use loraine::train::{output, plot};
 use serde_json::json;
 
+use super::run_view::RunView;
 use super::{GpuArgs, bytes, memory_bar};
 
 /// QLoRA on a built-in tiny model: its answers before and after, the loss curve, the memory, an adapter to keep
 #[derive(Args)]
+#[command(after_help = "Examples:
+  loraine demo
+  loraine demo --out /tmp/demo --steps 100
+  loraine chat --model loraine-demo/model --adapter pirate=loraine-demo/adapter     talk with what came of it")]
 pub struct DemoArgs {
     /// Directory for the model, the data and the adapter; an earlier demo there is replaced
     #[arg(long, value_name = "DIR", default_value = "loraine-demo")]
@@ -51,7 +56,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
     let ledger = prepared.plan(gpu.target)?.ledger();
     let start = Start { overwrite: true, ..Start::default() };
-    let outcome = super::train::run_shown(prepared, gpu, &start)?;
+    let outcome = super::train::run_shown(prepared, gpu, &start, &mut RunView::new(false))?;
     if outcome.interrupted {
         out!("stopped after step {}", outcome.step);
         return Ok(());

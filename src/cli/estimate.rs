@@ -35,13 +35,16 @@ pub struct EstimateArgs {
     /// Keep the 4-bit block scales in f32 instead of quantising them too
     #[arg(long)]
     no_double_quant: bool,
+    /// LoRA rank
     #[arg(long, default_value_t = 16)]
     rank: usize,
     /// all-linear, names separated by commas, or a regular expression
     #[arg(long, default_value = "all-linear")]
     target_modules: String,
+    /// Examples in a micro-batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
+    /// Longest sequence in tokens
     #[arg(long, default_value_t = 512)]
     max_seq_len: usize,
     #[command(flatten)]

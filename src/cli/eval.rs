@@ -12,6 +12,9 @@ use super::data_args::DataArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
+#[command(after_help = "Examples:
+  loraine eval --model models/SmolLM2-135M --data data/
+  loraine eval --model models/SmolLM2-135M --adapter runs/a --data held_out.jsonl --json")]
 pub struct EvalArgs {
     /// Model directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
@@ -19,7 +22,7 @@ pub struct EvalArgs {
     /// PEFT adapter directory
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Data: .txt, .jsonl, or a directory (test.*, else valid.*)
+    /// Data: .txt, .jsonl, .json, .parquet, or a directory (test.*, else valid.*)
     #[arg(long, value_name = "FILE|DIR")]
     data: PathBuf,
     /// Hold the base in 4 bits
@@ -28,6 +31,7 @@ pub struct EvalArgs {
     /// Keep the 4-bit block scales in f32 instead of quantising them too
     #[arg(long)]
     no_double_quant: bool,
+    /// Examples in a batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
     /// Longest sequence in tokens [default: 512, or what the model has]

@@ -1,9 +1,10 @@
 //! `loraine info`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use loraine::gpu::{AdapterSummary, adapters, preferred};
+use loraine::hub::fetch::Extent;
 use loraine::model::summary::{ModelSummary, describe};
 use serde::Serialize;
 
@@ -11,8 +12,11 @@ use super::bytes;
 
 /// List the GPUs of this machine, or describe a model
 #[derive(Args)]
+#[command(after_help = "Examples:
+  loraine info
+  loraine info --model models/SmolLM2-135M --json")]
 pub struct InfoArgs {
-    /// Model directory to describe
+    /// Model to describe: a directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Print one JSON object
@@ -30,6 +34,7 @@ struct Info {
 }
 
 pub fn run(args: InfoArgs) -> anyhow::Result<()> {
+    let describe = |model: &Path| Ok::<_, anyhow::Error>(describe(&super::model_directory(model, Extent::Config)?)?);
     let model = args.model.as_deref().map(describe).transpose()?;
     let gpus = pollster::block_on(adapters());
     let default_gpu = preferred(&gpus);

@@ -1,6 +1,5 @@
 //! `loraine inspect`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -43,7 +42,7 @@ pub struct InspectArgs {
 }
 
 pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::model_directory(&args.model, Extent::Tokenizer)?;
     let config_file = args.model.join("config.json");
     let (tokenizer, vocab_size, longest) = match config_file.is_file() {
         true => {
@@ -60,10 +59,9 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     let settings = args.data_args.settings(max_seq_len);
     let inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
     if args.json {
-        println!("{}", serde_json::to_string(&inspection)?);
+        out!("{}", serde_json::to_string(&inspection)?);
     } else {
-        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-        print!("{}", page(&inspection, max_seq_len, colours));
+        out!("{}", page(&inspection, max_seq_len, super::coloured()).trim_end_matches('\n'));
     }
     match inspection.refusal {
         Some(refusal) => bail!("training would refuse this data: {refusal}"),

@@ -1,7 +1,5 @@
 //! A card's memory as one line of the terminal.
 
-use std::io::IsTerminal;
-
 use loraine::gpu::Category;
 use loraine::memory;
 
@@ -29,7 +27,7 @@ pub fn drawn(categories: &[(Category, u64)], whole: u64) -> String {
         cells.extend(std::iter::repeat_n((letter(category), 41 + category as u8 % 6), count));
     }
     cells.truncate(WIDTH);
-    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let coloured = super::coloured();
     let used: String = cells
         .iter()
         .map(|(letter, colour)| if coloured { format!("\x1b[{colour};97m{letter}\x1b[0m") } else { letter.to_string() })

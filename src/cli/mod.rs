@@ -22,8 +22,10 @@ mod memory_args;
 mod memory_bar;
 mod merge;
 mod quantize;
+mod run_view;
 mod train;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -116,6 +118,21 @@ pub fn bytes(count: u64) -> String {
     let value = count as f64 / unit as f64;
     let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 + usize::from(value < 10.0) };
     format!("{value:.digits$} {name}")
+}
+
+/// Whether standard output is to be coloured: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+pub fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+}
+
+/// A path as a word of a command to type, in quotes where a shell would take it apart.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "-_./\\:@+=,".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// GPU time by operation, the longest first.

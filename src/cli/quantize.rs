@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 use loraine::export::quantize::{QuantizeSettings, quantize};
 use loraine::hub::fetch::Extent;
 use loraine::ops::weight::Code4;
+use serde_json::json;
 
 use super::bytes;
 
@@ -30,6 +31,9 @@ pub struct QuantizeArgs {
     /// Replace the model that the output directory holds
     #[arg(long)]
     overwrite: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,6 +58,13 @@ pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let made = made?;
+    if args.json {
+        let report = json!({
+            "out": settings.out, "matrices": made.matrices, "bytes_before": made.before, "bytes_after": made.after,
+        });
+        out!("{report}");
+        return Ok(());
+    }
     out!("{} matrices in 4 bits: {} instead of {}", made.matrices, bytes(made.after), bytes(made.before));
     out!("model   {}", settings.out.display());
     Ok(())

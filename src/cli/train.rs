@@ -1,25 +1,22 @@
 //! `loraine train`.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use loraine::data::read::DataReport;
-use loraine::gpu::{Gpu, Ledger, Target};
+use loraine::gpu::{Gpu, Target};
 use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
-use loraine::train::output::{EvalMetrics, Output, StepMetrics};
-use loraine::train::run::{self, Control, Event, Outcome, PreparedRun, Resume, Start};
+use loraine::train::output::Output;
+use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
 use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype, Schedule};
 
+use super::GpuArgs;
 use super::data_args::DataArgs;
 use super::memory_args::MemoryArgs;
-use super::{GpuArgs, bytes};
+use super::run_view::RunView;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
 #[derive(Args)]
@@ -57,6 +54,9 @@ pub struct TrainArgs {
     /// Print GPU time per operation at the end (slower)
     #[arg(long)]
     profile: bool,
+    /// Print one JSON object per line: data, plan, steps, evaluations, what was saved, the end
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     data_format: DataArgs,
     #[command(flatten)]
@@ -345,7 +345,6 @@ impl TrainArgs {
         for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
             anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
         }
-        s.model = super::model_directory(&s.model, Extent::Everything)?;
         Ok(s)
     }
 }
@@ -363,35 +362,38 @@ fn read_config(path: &PathBuf) -> anyhow::Result<RunSettings> {
 
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let (resume, resumed_run) = args.resume()?;
-    let settings = args.settings(resumed_run.as_deref())?;
+    let mut settings = args.settings(resumed_run.as_deref())?;
     Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
+    let model = settings.model.clone();
+    settings.model = super::model_directory(&model, Extent::Everything)?;
     let prepared = run::prepare(settings)?;
-    print_data("data", &prepared.data);
+    let mut view = RunView::new(args.json);
+    view.data("data", &prepared.data);
     if let Some(eval) = &prepared.eval {
-        print_data("eval", eval);
+        view.data("eval", eval);
     }
     if args.dry_run {
         let target = args.gpu.open().map_or(Target::BASELINE, |gpu| gpu.target);
         let plan = prepared.plan(target)?;
-        print_plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers);
-        out!("dry run: {} steps planned, nothing was trained or written", prepared.steps);
+        view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers, prepared.steps);
+        view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
         return Ok(());
     }
     let gpu = args.gpu.open()?;
-    out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
-    let (out, model) = (prepared.settings.out.clone(), prepared.settings.model.clone());
+    view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
+    let out = prepared.settings.out.clone();
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
-    let outcome = run_shown(prepared, gpu, &start)?;
+    let outcome = run_shown(prepared, gpu, &start, &mut view)?;
     if let Some(profile) = &outcome.profile {
-        out!("{}", super::profile_table(profile));
+        view.profile(profile);
     }
-    summarise(&outcome, &out.display().to_string(), &model.display().to_string(), full);
+    view.summary(&outcome, &out, &model, full);
     Ok(())
 }
 
-/// Trains with progress on the terminal; Ctrl-C finishes the step and saves.
-pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start) -> anyhow::Result<Outcome> {
+/// Trains and shows how it goes; Ctrl-C finishes the step and saves.
+pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start, view: &mut RunView) -> anyhow::Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
@@ -401,137 +403,10 @@ pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start) -> anyhow::Resu
         eprintln!("\nstopping after this step and saving; press Ctrl-C again to leave at once");
     })
     .context("Ctrl-C cannot be watched")?;
-    let mut view = View::new();
     let control = async || if stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue };
     let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
     view.finish();
     Ok(outcome?)
-}
-
-fn print_data(label: &str, report: &DataReport) {
-    out!("{label:<7} {}", report.to_string().replace("\n  ", "\n        "));
-}
-
-fn print_plan(ledger: &Ledger, kept_layers: usize, layers: usize) {
-    out!("memory  {} on the device", bytes(ledger.total()));
-    for (category, count) in ledger.entries() {
-        out!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
-    }
-    if kept_layers < layers {
-        out!("        {} of {layers} layers recompute their activations", layers - kept_layers);
-    }
-}
-
-fn summarise(outcome: &Outcome, out: &str, model: &str, full: bool) {
-    if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
-        out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
-    }
-    if outcome.interrupted {
-        out!("stopped after step {}; go on: loraine train --config {out}/run.toml --resume", outcome.step);
-    }
-    let what = if full { "model  " } else { "adapter" };
-    out!("{what} {out}   curve {}", outcome.loss_svg.display());
-    let given = if full { format!("--model {out}") } else { format!("--model {model} --adapter {out}") };
-    out!("try it: loraine generate {given} --prompt \"...\"");
-}
-
-/// The run on a terminal as a progress bar, elsewhere as plain lines.
-struct View {
-    bar: Option<ProgressBar>,
-    interactive: bool,
-    smoothed: Option<f64>,
-    loading: bool,
-}
-
-impl View {
-    fn new() -> Self {
-        Self { bar: None, interactive: std::io::stderr().is_terminal(), smoothed: None, loading: false }
-    }
-
-    fn say(&self, line: String) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| out!("{line}")),
-            None => out!("{line}"),
-        }
-    }
-
-    fn show(&mut self, event: Event<'_>) {
-        match event {
-            Event::Planned { ledger, kept_layers, layers, trained_parameters, steps } => {
-                print_plan(ledger, kept_layers, layers);
-                out!("train   {trained_parameters} parameters, {steps} steps");
-            }
-            Event::Resumed { step, from } => self.say(format!("resumed after step {step} from {}", from.display())),
-            Event::Loading { done, total } => self.show_loading(done, total),
-            Event::Step { metrics, steps } => self.show_step(metrics, steps),
-            Event::Skipped { step } => {
-                self.say(format!("step {step}: loss or gradient were not finite; the step was skipped"));
-            }
-            Event::Evaluated(EvalMetrics { step, eval_loss, eval_perplexity, eval_tokens }) => self.say(format!(
-                "eval    step {step}: loss {eval_loss:.4}, perplexity {eval_perplexity:.2} over {eval_tokens} tokens"
-            )),
-            Event::Saved(path) => self.say(format!("saved   {}", path.display())),
-        }
-    }
-
-    fn show_loading(&mut self, done: u64, total: u64) {
-        if !self.interactive {
-            return;
-        }
-        if !self.loading {
-            self.loading = true;
-            let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("load    {bar:30} {bytes}/{total_bytes}") {
-                bar.set_style(style);
-            }
-            self.bar = Some(bar);
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
-            if done == total {
-                bar.finish_and_clear();
-                self.bar = None;
-            }
-        }
-    }
-
-    fn show_step(&mut self, metrics: &StepMetrics, steps: usize) {
-        let smoothed = self.smoothed.map_or(metrics.loss, |s| s + 0.1 * (metrics.loss - s));
-        self.smoothed = Some(smoothed);
-        if !self.interactive {
-            out!(
-                "step {}/{steps}  loss {:.4}  smoothed {smoothed:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s",
-                metrics.step,
-                metrics.loss,
-                metrics.lr,
-                metrics.grad_norm,
-                metrics.tokens_per_s
-            );
-            return;
-        }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(steps as u64);
-            let template = "{bar:24} {pos}/{len}  {msg}  {eta} left";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(500));
-            bar
-        });
-        bar.set_position(metrics.step as u64);
-        bar.set_message(format!(
-            "loss {:.4} (smoothed {smoothed:.4})  {:.0} tokens/s  {}",
-            metrics.loss,
-            metrics.tokens_per_s,
-            bytes(metrics.gpu_bytes)
-        ));
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.abandon();
-        }
-    }
 }
 
 #[cfg(test)]

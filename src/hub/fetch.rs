@@ -17,11 +17,12 @@ use crate::{Error, Result};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
 /// Taken along where the model has them.
 const SIDE_FILES: [&str; 6] = [
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -36,6 +37,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 pub enum Extent {
     /// `config.json` alone, for what needs no weights.
     Config,
+    /// Without weights: what reading data needs.
+    Tokenizer,
     Everything,
 }
 
@@ -135,7 +138,11 @@ fn is_whole(dir: &Path, extent: Extent) -> bool {
         Ok(shards) => shards.iter().all(|shard| there(shard)),
         Err(_) => there(SINGLE),
     };
-    there(CONFIG) && (extent == Extent::Config || weights())
+    match extent {
+        Extent::Config => there(CONFIG),
+        Extent::Tokenizer => there(CONFIG) && there(TOKENIZER),
+        Extent::Everything => there(CONFIG) && weights(),
+    }
 }
 
 /// The files that an index names.
@@ -170,11 +177,14 @@ impl Download<'_> {
             return Ok(dir);
         }
         // Known to fail before gigabytes are fetched.
-        if !has(SINGLE) && !has(INDEX) {
+        if extent == Extent::Everything && !has(SINGLE) && !has(INDEX) {
             return Err(error(self.model, "has no safetensors; choose a model that has, or convert it"));
         }
         for name in SIDE_FILES.into_iter().filter(|name| has(name)) {
             self.file(name, progress)?;
+        }
+        if extent == Extent::Tokenizer {
+            return Ok(dir);
         }
         if has(SINGLE) {
             self.file(SINGLE, progress)?;

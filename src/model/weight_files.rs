@@ -120,6 +120,19 @@ impl WeightFiles {
         safetensors_file::read_bytes(tensor, byte_offset, buf)
     }
 
+    /// The first bytes of every tensor of a usable type, by which one model is told from another.
+    pub fn beginnings(&self, mut each: impl FnMut(&str, &[u8])) -> Result<()> {
+        const BYTES: u64 = 4096;
+        for (name, entry) in &self.entries {
+            if let Entry::Usable(info) = entry {
+                let mut bytes = vec![0; info.byte_len.min(BYTES) as usize];
+                self.read(info, 0, &mut bytes)?;
+                each(name, &bytes);
+            }
+        }
+        Ok(())
+    }
+
     /// The whole tensor, widened to f32; for norms, biases and tests.
     pub fn read_all(&self, tensor: &TensorInfo) -> Result<Vec<f32>> {
         safetensors_file::read_f32(tensor)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use super::values::{Moments, Values};
 use crate::files::{self, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
@@ -24,12 +25,11 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub struct RunState {
     /// Optimiser steps done.
     pub step: usize,
-    pub steps: usize,
-    pub seed: u64,
     /// Rows computed so far.
     pub tokens: u64,
     /// Losses of steps since the last logged line.
     pub unlogged: Vec<f64>,
+    pub origin: Origin,
 }
 
 pub struct Checkpoint {

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod engine;
 pub mod evaluate;
+pub mod origin;
 pub mod output;
 pub mod plan;
 pub mod plot;

@@ -8,6 +8,7 @@ use web_time::Instant;
 
 use super::checkpoint::{self, Checkpoint, RunState, Subject};
 use super::engine::{Engine, StepResult};
+use super::origin::Origin;
 use super::output::{EvalMetrics, Output, RunRecord, StepMetrics};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::settings::{Method, RecomputeChoice, RunSettings};
@@ -50,6 +51,8 @@ pub enum Event<'a> {
     Resumed {
         step: usize,
         from: &'a Path,
+        /// Settings that were others up to here, so that the rest is not that of one uninterrupted run.
+        changed: &'a [String],
     },
     Loading {
         done: u64,
@@ -249,6 +252,10 @@ impl PreparedRun {
         }
     }
 
+    fn origin(&self) -> Result<Origin> {
+        Origin::new(&self.settings, &self.examples, &self.slots, self.files.as_ref(), self.steps)
+    }
+
     pub fn trained_parameters(&self) -> u64 {
         match self.settings.method {
             Method::Full => parameters(&self.config),
@@ -339,6 +346,7 @@ pub async fn run(
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
+    let origin = prepared.origin()?;
     let resumed = match &start.resume {
         Some(resume) => {
             let missing = || Error::file(&out, "holds no checkpoint to resume from; start anew without --resume");
@@ -347,11 +355,8 @@ pub async fn run(
                 Resume::At(dir) => dir.clone(),
             };
             let found = checkpoint::load(&dir, &prepared.config, prepared.subject())?;
-            if found.state.seed != prepared.settings.seed {
-                let problem = format!("was made with --seed {}, not {}", found.state.seed, prepared.settings.seed);
-                return Err(Error::file(&dir, problem));
-            }
-            Some((dir, found))
+            let changed = found.state.origin.goes_on_as(&origin).map_err(|problem| Error::file(&dir, problem))?;
+            Some((dir, found, changed))
         }
         None => None,
     };
@@ -381,20 +386,19 @@ pub async fn run(
         None => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
     };
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
-    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found)| found.state.step))?;
+    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found, _)| found.state.step))?;
     output.write_run(&prepared.settings, &record)?;
     if prepared.settings.tensorboard {
         output.add_tensorboard()?;
     }
     engine.profile = start.profile.then(Profile::default);
-    let mut state =
-        RunState { step: 0, steps: prepared.steps, seed: prepared.settings.seed, tokens: 0, unlogged: Vec::new() };
+    let mut state = RunState { step: 0, tokens: 0, unlogged: Vec::new(), origin };
     match &resumed {
-        Some((dir, found)) => {
+        Some((dir, found, changed)) => {
             checkpoint::remove_after(&out, found.state.step)?;
             engine.resume(found.state.step, &found.values, &found.moments);
-            state = RunState { steps: prepared.steps, ..found.state.clone() };
-            listen(Event::Resumed { step: state.step, from: dir });
+            state = RunState { origin: state.origin, ..found.state.clone() };
+            listen(Event::Resumed { step: state.step, from: dir, changed });
         }
         None => engine.write_adapter(&prepared.initial),
     }

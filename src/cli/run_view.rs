@@ -1,0 +1,202 @@
+//! What a run shows: lines and a progress bar for people, or one JSON object per line for programs.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use loraine::data::read::DataReport;
+use loraine::gpu::{Ledger, Profile};
+use loraine::train::output::{EvalMetrics, StepMetrics};
+use loraine::train::run::{Event, Outcome};
+use serde_json::{Value, json};
+
+use super::{bytes, profile_table, shell_word};
+
+pub struct RunView {
+    json: bool,
+    bar: Option<ProgressBar>,
+    /// Whether there is a terminal for a bar.
+    interactive: bool,
+    smoothed: Option<f64>,
+    loading: bool,
+}
+
+impl RunView {
+    pub fn new(json: bool) -> Self {
+        let interactive = !json && std::io::stderr().is_terminal();
+        Self { json, bar: None, interactive, smoothed: None, loading: false }
+    }
+
+    pub fn data(&self, label: &str, report: &DataReport) {
+        match self.json {
+            true => self.object(label, json!(report)),
+            false => out!("{label:<7} {}", report.to_string().replace("\n  ", "\n        ")),
+        }
+    }
+
+    pub fn plan(&self, ledger: &Ledger, kept_layers: usize, layers: usize, steps: usize) {
+        if self.json {
+            let categories: serde_json::Map<_, _> =
+                ledger.entries().map(|(category, count)| (category.name().to_owned(), json!(count))).collect();
+            let plan = json!({
+                "gpu_bytes": ledger.total(), "categories": categories, "kept_layers": kept_layers, "layers": layers,
+                "steps": steps,
+            });
+            return self.object("plan", plan);
+        }
+        out!("memory  {} on the device", bytes(ledger.total()));
+        for (category, count) in ledger.entries() {
+            out!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
+        }
+        if kept_layers < layers {
+            out!("        {} of {layers} layers recompute their activations", layers - kept_layers);
+        }
+    }
+
+    /// A line that is for people alone.
+    pub fn say(&self, line: String) {
+        match &self.bar {
+            _ if self.json => {}
+            Some(bar) => bar.suspend(|| out!("{line}")),
+            None => out!("{line}"),
+        }
+    }
+
+    /// One line of JSON: what happened, then its fields.
+    fn object(&self, event: &str, fields: Value) {
+        let mut object = serde_json::Map::from_iter([("event".to_owned(), json!(event))]);
+        if let Value::Object(fields) = fields {
+            object.extend(fields);
+        }
+        out!("{}", Value::Object(object));
+    }
+
+    pub fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::Planned { ledger, kept_layers, layers, trained_parameters, steps } => {
+                self.plan(ledger, kept_layers, layers, steps);
+                self.say(format!("train   {trained_parameters} parameters, {steps} steps"));
+            }
+            Event::Resumed { step, from, changed } => {
+                if self.json {
+                    return self.object("resumed", json!({ "step": step, "from": from, "changed": changed }));
+                }
+                self.say(format!("resumed after step {step} from {}", from.display()));
+                if !changed.is_empty() {
+                    self.say(format!("        not as one uninterrupted run: {} before", changed.join(", ")));
+                }
+            }
+            Event::Loading { done, total } => self.show_loading(done, total),
+            Event::Step { metrics, .. } if self.json => self.object("step", json!(metrics)),
+            Event::Step { metrics, steps } => self.show_step(metrics, steps),
+            Event::Skipped { step } if self.json => self.object("skipped", json!({ "step": step })),
+            Event::Skipped { step } => {
+                self.say(format!("step {step}: loss or gradient were not finite; the step was skipped"));
+            }
+            Event::Evaluated(metrics) if self.json => self.object("evaluation", json!(metrics)),
+            Event::Evaluated(EvalMetrics { step, eval_loss, eval_perplexity, eval_tokens }) => self.say(format!(
+                "eval    step {step}: loss {eval_loss:.4}, perplexity {eval_perplexity:.2} over {eval_tokens} tokens"
+            )),
+            Event::Saved(path) if self.json => self.object("saved", json!({ "path": path })),
+            Event::Saved(path) => self.say(format!("saved   {}", path.display())),
+        }
+    }
+
+    fn show_loading(&mut self, done: u64, total: u64) {
+        if !self.interactive {
+            return;
+        }
+        if !self.loading {
+            self.loading = true;
+            let bar = ProgressBar::new(total);
+            if let Ok(style) = ProgressStyle::with_template("load    {bar:30} {bytes}/{total_bytes}") {
+                bar.set_style(style);
+            }
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            if done == total {
+                bar.finish_and_clear();
+                self.bar = None;
+            }
+        }
+    }
+
+    fn show_step(&mut self, metrics: &StepMetrics, steps: usize) {
+        let smoothed = self.smoothed.map_or(metrics.loss, |s| s + 0.1 * (metrics.loss - s));
+        self.smoothed = Some(smoothed);
+        if !self.interactive {
+            out!(
+                "step {}/{steps}  loss {:.4}  smoothed {smoothed:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s",
+                metrics.step,
+                metrics.loss,
+                metrics.lr,
+                metrics.grad_norm,
+                metrics.tokens_per_s
+            );
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new(steps as u64);
+            let template = "{bar:24} {pos}/{len}  {msg}  {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        bar.set_position(metrics.step as u64);
+        bar.set_message(format!(
+            "loss {:.4} (smoothed {smoothed:.4})  {:.0} tokens/s  {}",
+            metrics.loss,
+            metrics.tokens_per_s,
+            bytes(metrics.gpu_bytes)
+        ));
+    }
+
+    /// The bar stays where it is.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+
+    pub fn profile(&self, profile: &Profile) {
+        if !self.json {
+            out!("{}", profile_table(profile));
+            return;
+        }
+        let operation =
+            |(op, (seconds, calls)): (&_, &(f64, _))| json!({ "operation": op, "seconds": seconds, "calls": calls });
+        let operations: Vec<Value> = profile.ops.iter().map(operation).collect();
+        self.object("profile", json!({ "operations": operations }));
+    }
+
+    /// What came of it, and what to type next. `model` is as the user calls it.
+    pub fn summary(&self, outcome: &Outcome, out: &Path, model: &Path, full: bool) {
+        if self.json {
+            let end = json!({
+                "out": out, "step": outcome.step, "interrupted": outcome.interrupted, "loss_svg": outcome.loss_svg,
+                "first_eval": outcome.first_eval, "last_eval": outcome.last_eval,
+            });
+            return self.object("end", end);
+        }
+        if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
+            out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+        }
+        if outcome.interrupted {
+            let settings = shell_word(&out.join("run.toml"));
+            out!("stopped after step {}; go on: loraine train --config {settings} --resume", outcome.step);
+        }
+        let what = if full { "model  " } else { "adapter" };
+        out!("{what} {}   curve {}", out.display(), outcome.loss_svg.display());
+        let out = shell_word(out);
+        let given = match full {
+            true => format!("--model {out}"),
+            false => format!("--model {} --adapter {out}", shell_word(model)),
+        };
+        out!("try it: loraine generate {given} --prompt \"...\"");
+    }
+}

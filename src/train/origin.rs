@@ -1,0 +1,146 @@
+//! What a run's numbers follow from beside its step: with other data, another base or other settings it is another run.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::settings::{RunSettings, Schedule};
+use crate::Result;
+use crate::data::Example;
+use crate::model::weight_files::WeightFiles;
+
+/// Settings without which a checkpoint's moments and its place in the data mean nothing.
+const FIXED: [&str; 10] =
+    ["seed", "method", "quant", "double-quant", "alpha", "rslora", "dropout", "batch-size", "grad-accum", "shuffle"];
+/// Settings that a run may go on with changed, though not as the run that it was.
+const STEERING: [&str; 5] = ["lr", "schedule", "warmup-steps", "weight-decay", "max-grad-norm"];
+
+/// Kept in a checkpoint, and compared when a run goes on from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Fingerprint of the examples, slot by slot.
+    data: String,
+    /// Fingerprint of the base's files.
+    base: String,
+    settings: RunSettings,
+    steps: usize,
+}
+
+impl Origin {
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn new(
+        settings: &RunSettings,
+        examples: &[Example],
+        slots: &[Vec<usize>],
+        files: Option<&WeightFiles>,
+        steps: usize,
+    ) -> Result<Self> {
+        let mut data = Fingerprint::default();
+        for slot in slots {
+            data.add(&slot.len().to_le_bytes());
+            for example in slot.iter().map(|i| &examples[*i]) {
+                data.add(&example.input_ids.len().to_le_bytes());
+                data.add(bytemuck::cast_slice(&example.input_ids));
+                example.trained.iter().for_each(|trained| data.add(&[u8::from(*trained)]));
+            }
+        }
+        let mut base = Fingerprint::default();
+        if let Some(files) = files {
+            files.beginnings(|name, bytes| {
+                base.add(name.as_bytes());
+                base.add(bytes);
+            })?;
+        }
+        Ok(Self { data: data.text(), base: base.text(), settings: settings.clone(), steps })
+    }
+
+    /// Whether a run of origin `now` can go on from a checkpoint of this one. What it changes though it may, as sentences.
+    ///
+    /// # Errors
+    /// What it must not change, as a sentence.
+    pub fn goes_on_as(&self, now: &Self) -> Result<Vec<String>, String> {
+        let [old, new] = [self, now].map(|origin| match serde_json::to_value(&origin.settings) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        });
+        let changed = |key: &&&str| old.get(**key) != new.get(**key);
+        let shown = |value: Option<&Value>| match value {
+            Some(Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+            None => "none".to_owned(),
+        };
+        if let Some(key) = FIXED.iter().find(changed) {
+            let (was, is) = (shown(old.get(*key)), shown(new.get(*key)));
+            return Err(match new.get(*key) {
+                Some(Value::Bool(_)) => format!("was made with {key} = {was}, not {is}"),
+                _ => format!("was made with --{key} {was}, not {is}"),
+            });
+        }
+        if self.base != now.base {
+            let [was, is] = [self, now].map(|origin| origin.settings.model.display());
+            return Err(format!("was made with other base weights (--model {was}) than those of {is}"));
+        }
+        if self.data != now.data {
+            return Err(format!(
+                "was made with other training examples than {} gives now; take the data and its settings back as they were, \
+                 or begin a new run from the adapter with --init-adapter",
+                now.settings.data.display()
+            ));
+        }
+        let mut changes: Vec<String> =
+            STEERING.iter().filter(changed).map(|key| format!("--{key} was {}", shown(old.get(*key)))).collect();
+        if self.steps != now.steps && now.settings.schedule != Schedule::Constant {
+            changes.push(format!("the run had {} steps", self.steps));
+        }
+        Ok(changes)
+    }
+}
+
+/// FNV-1a: tells changed files apart, and is no defence against someone who wants it fooled.
+struct Fingerprint(u64);
+
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fingerprint {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    }
+
+    fn text(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Origin {
+        let mut settings = RunSettings::default();
+        change(&mut settings);
+        let example = Example { input_ids: ids.to_vec(), trained: vec![true; ids.len()] };
+        Origin::new(&settings, &[example], &[vec![0]], None, steps).unwrap()
+    }
+
+    #[test]
+    fn what_makes_another_run_is_named() {
+        let first = origin(|_| (), &[1, 2, 3], 9);
+        assert_eq!(first.goes_on_as(&first), Ok(Vec::new()));
+        let watched = origin(|s| (s.save_every, s.keep, s.log_every) = (1, 7, 3), &[1, 2, 3], 9);
+        assert_eq!(first.goes_on_as(&watched), Ok(Vec::new()));
+        let refusal = |change: fn(&mut RunSettings)| first.goes_on_as(&origin(change, &[1, 2, 3], 9)).unwrap_err();
+        assert_eq!(refusal(|s| s.batch_size = 2), "was made with --batch-size 4, not 2");
+        assert_eq!(refusal(|s| s.shuffle = false), "was made with shuffle = true, not false");
+        let other_data = first.goes_on_as(&origin(|_| (), &[1, 2, 4], 9)).unwrap_err();
+        assert!(other_data.contains("other training examples"), "{other_data}");
+        let steered = origin(|s| s.lr = 1.0, &[1, 2, 3], 12);
+        assert_eq!(
+            first.goes_on_as(&steered),
+            Ok(vec!["--lr was 0.0002".to_owned(), "the run had 9 steps".to_owned()])
+        );
+    }
+}
