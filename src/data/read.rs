@@ -67,7 +67,11 @@ pub fn read_with(
     if examples.is_empty() {
         let problem = match report.read {
             0 => "holds no example: it is empty".to_owned(),
-            _ => format!("leaves no example:\n{report}"),
+            _ => {
+                let account = report.to_string();
+                let account: Vec<&str> = account.lines().skip(1).map(str::trim).collect();
+                format!("leaves no example of {}: {}", report.read, account.join("; "))
+            }
         };
         return Err(Error::file(&report.source, problem));
     }

@@ -21,6 +21,11 @@ const BUILT_IN: [(&str, &str); 6] = [
 ];
 /// Instructions that one rendering may take: thousands of turns need far less, a template without end stops here.
 const FUEL: u64 = 5_000_000;
+/// Bytes of a template; published ones stay below a third of it.
+const MAX_BYTES: usize = 128 << 10;
+/// The parser calls itself for each operator of a chain such as `- - - 1`, of which a template may be full.
+#[cfg(not(target_arch = "wasm32"))]
+const COMPILER_STACK: usize = 512 << 20;
 const NAME: &str = "chat template";
 /// The name that lists of templates give to the one for conversations without tools, and to the one for tools.
 const DEFAULT: &str = "default";
@@ -130,6 +135,7 @@ impl ChatTemplate {
         context.push(("add_generation_prompt", TemplateValue::from(add_generation_prompt)));
         let context: TemplateValue = context.into_iter().collect();
         let environment = tools.and(self.for_tools.as_ref()).unwrap_or(&self.environment);
+        functions::begin_rendering();
         let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
         let marked = rendered.map_err(|e| self.problem(&e))?;
         if !self.marks_regions {
@@ -155,6 +161,10 @@ pub fn built_in_names() -> String {
 
 /// The compiled template, and whether it has generation regions.
 fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)> {
+    if template.len() > MAX_BYTES {
+        let problem = format!("has {} bytes; a chat template may have {MAX_BYTES}", template.len());
+        return Err(Error::file(source, problem));
+    }
     let (template, marks_regions) = with_marks(template);
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -163,7 +173,16 @@ fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)>
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     functions::register(&mut environment);
-    environment.add_template_owned(NAME, template).map_err(|e| {
+    let mut added = Ok(());
+    let add = || added = environment.add_template_owned(NAME, template);
+    #[cfg(target_arch = "wasm32")]
+    add();
+    #[cfg(not(target_arch = "wasm32"))]
+    std::thread::scope(|scope| {
+        let compiler = std::thread::Builder::new().stack_size(COMPILER_STACK).spawn_scoped(scope, add);
+        compiler.map(|_| ()).map_err(|e| Error::file(source, format!("cannot be compiled: {e}")))
+    })?;
+    added.map_err(|e| {
         let line = e.line().map_or_else(String::new, |line| format!(" in line {line}"));
         let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
         Error::file(source, format!("is no chat template that can be read{line}: {detail}"))

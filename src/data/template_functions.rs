@@ -1,5 +1,6 @@
 //! What chat templates call and how values print, as in the Python they were written for.
 
+use std::cell::Cell;
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -21,6 +22,33 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 const SECONDS_PER_DAY: u64 = 86_400;
+/// What one rendering may print: many times the longest context. A hostile template would else fill the memory.
+const MAX_PRINTED: usize = 64 << 20;
+/// Blanks of one level of indentation.
+const MAX_INDENT: usize = 1000;
+
+thread_local! {
+    /// Bytes that the rendering of this thread has printed, also where it keeps them in a variable.
+    static PRINTED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts anew what is printed.
+pub fn begin_rendering() {
+    PRINTED.set(0);
+}
+
+fn refused<T>(problem: String) -> Result<T, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, problem))
+}
+
+/// Adds to what is printed, within its limit.
+fn count_printed(bytes: usize) -> Result<(), Error> {
+    PRINTED.set(PRINTED.get().saturating_add(bytes));
+    match PRINTED.get() <= MAX_PRINTED {
+        true => Ok(()),
+        false => refused(format!("prints more than {} MiB", MAX_PRINTED >> 20)),
+    }
+}
 
 /// Adds `raise_exception`, `strftime_now` and `tojson`, and prints values as Python's `str`.
 pub fn register(environment: &mut Environment<'static>) {
@@ -32,13 +60,18 @@ pub fn register(environment: &mut Environment<'static>) {
         strftime(format, since.as_secs())
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("indent", indent);
+    // They make as many parts as they are told to, and no model's template has a use for them.
+    environment.remove_filter("batch");
+    environment.remove_filter("slice");
     environment.add_filter("string", |value: &Value| python_text(value));
     environment.set_formatter(|output, _: &State, value| {
         let text = match value.as_str() {
-            Some(text) => return Ok(output.write_str(text)?),
-            None => python_text(value),
+            Some(text) => text,
+            None => &python_text(value),
         };
-        Ok(output.write_str(&text)?)
+        count_printed(text.len())?;
+        Ok(output.write_str(text)?)
     });
 }
 
@@ -112,6 +145,32 @@ fn python_float(number: f64) -> String {
         return format!("{digits}e{sign}{exponent:0>2}");
     }
     format!("{number:?}")
+}
+
+/// Jinja's `indent`: blanks before every line but the first, and before no empty one, unless asked otherwise.
+fn indent(text: &str, width: Option<Value>, first: Option<bool>, options: Kwargs) -> Result<String, Error> {
+    let blanks = match options.get::<Option<Value>>("width")?.or(width) {
+        None => " ".repeat(4),
+        Some(own) if own.as_str().is_some() => own.to_string(),
+        Some(width) => match usize::try_from(width)? {
+            width if width <= MAX_INDENT => " ".repeat(width),
+            width => return refused(format!("an indent of {width} is more than {MAX_INDENT} blanks")),
+        },
+    };
+    let first = options.get::<Option<bool>>("first")?.or(first).unwrap_or(false);
+    let blank = options.get::<Option<bool>>("blank")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let mut out = String::new();
+    for (at, line) in text.split('\n').enumerate() {
+        if at > 0 {
+            out.push('\n');
+        }
+        if (at > 0 || first) && (blank || at == 0 || !line.is_empty()) {
+            out.push_str(&blanks);
+        }
+        out.push_str(line);
+    }
+    Ok(out)
 }
 
 /// `json.dumps` with `ensure_ascii=False` unless asked otherwise: no escapes for HTML, a space after `,` and `:`.
@@ -294,6 +353,19 @@ mod tests {
         register(&mut environment);
         let value = serde_json::json!({"b": [1, 2.0, true, null], "a": "<\u{e9}'\"\n>", "e": {}, "l": []});
         environment.render_str(template, minijinja::context! { v => value, big => 1e16, small => 0.00001 }).unwrap()
+    }
+
+    #[test]
+    fn texts_are_indented_as_in_jinja() {
+        let render = |template: &str| {
+            let mut environment = Environment::new();
+            register(&mut environment);
+            environment.render_str(template, minijinja::context! { text => "a\n\nb\n" })
+        };
+        assert_eq!(render("{{ text|indent }}").unwrap(), "a\n\n    b\n");
+        assert_eq!(render("{{ text|indent(2, true) }}").unwrap(), "  a\n\n  b\n");
+        assert_eq!(render("{{ text|indent(width='> ', first=true, blank=true) }}").unwrap(), "> a\n> \n> b\n> ");
+        assert!(render("{{ text|indent(10 ** 9) }}").unwrap_err().to_string().contains("more than 1000 blanks"));
     }
 
     #[test]
