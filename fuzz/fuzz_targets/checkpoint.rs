@@ -1,0 +1,44 @@
+//! A checkpoint's `state.json` and `optimizer.safetensors`; the first byte says which.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use loraine::lora::adapter_file;
+use loraine::lora::config::LoraConfig;
+use loraine::lora::targets::LoraModule;
+use loraine::model::config::ModelConfig;
+use loraine::train::checkpoint::{self, RunState, Subject};
+use loraine::train::origin::Origin;
+use loraine::train::settings::RunSettings;
+use loraine_fuzz::{Place, fixture, model};
+
+struct Run {
+    place: Place,
+    model: ModelConfig,
+    config: LoraConfig,
+    modules: Vec<LoraModule>,
+    state: Vec<u8>,
+}
+
+static RUN: LazyLock<Run> = LazyLock::new(|| {
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    let place = Place::with(&files.map(|file| fixture("llama_tied/adapter").join(file)));
+    let model = model("llama_tied");
+    let (config, modules, _) = adapter_file::load(place.path(), &model).expect("a good adapter");
+    let origin = Origin::new(&RunSettings::default(), &[], &[], None, 9).expect("no file to read");
+    let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged: vec![2.5], origin }).expect("JSON");
+    Run { place, model, config, modules, state }
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let Run { place, model, config, modules, state } = &*RUN;
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    if which % 2 == 0 {
+        place.write("state.json", bytes);
+    } else {
+        place.write("state.json", state);
+        place.write("optimizer.safetensors", bytes);
+    }
+    let _ = checkpoint::load(place.path(), model, Subject::Adapter { config, modules });
+});

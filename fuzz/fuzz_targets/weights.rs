@@ -1,0 +1,24 @@
+//! `model.safetensors`: its header, its tensors' places, its numbers.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use loraine::model::config::ModelConfig;
+use loraine::model::load::check_shapes;
+use loraine::model::weight_files::{WeightFiles, expected_tensors};
+use loraine_fuzz::{Place, model};
+
+static PLACE: LazyLock<(Place, ModelConfig)> = LazyLock::new(|| (Place::new(), model("llama_tied")));
+
+fuzz_target!(|bytes: &[u8]| {
+    let (place, config) = &*PLACE;
+    place.write("model.safetensors", bytes);
+    let Ok(files) = WeightFiles::open(place.path()) else { return };
+    let _ = check_shapes(&files, config);
+    for (name, _) in expected_tensors(config) {
+        if let Some(tensor) = files.get(&name) {
+            let _ = files.read_all(tensor);
+        }
+    }
+});
