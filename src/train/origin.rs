@@ -9,8 +9,19 @@ use crate::data::Example;
 use crate::model::weight_files::WeightFiles;
 
 /// Settings without which a checkpoint's moments and its place in the data mean nothing.
-const FIXED: [&str; 10] =
-    ["seed", "method", "quant", "double-quant", "alpha", "rslora", "dropout", "batch-size", "grad-accum", "shuffle"];
+const FIXED: [&str; 11] = [
+    "seed",
+    "method",
+    "quant",
+    "double-quant",
+    "quantize-embedding",
+    "alpha",
+    "rslora",
+    "dropout",
+    "batch-size",
+    "grad-accum",
+    "shuffle",
+];
 /// Settings that a run may go on with changed, though not as the run that it was.
 const STEERING: [&str; 5] = ["lr", "schedule", "warmup-steps", "weight-decay", "max-grad-norm"];
 
