@@ -32,19 +32,29 @@ enum Mood {
     Private,
     Gated,
     Missing,
+    /// Leads to the server at this port of another host name for what is large, as hubs do.
+    LeadsTo(u16),
+    /// Leads to itself without end.
+    LeadsInCircles,
+    /// A page of HTML for everything, as hotels do.
+    Html,
+    /// A `config.json` of no bytes.
+    Empty,
 }
 
 struct Hub {
     endpoint: String,
-    /// Lines `METHOD PATH RANGE`.
+    /// Lines `PATH RANGE`, and `with token` where one came.
     requests: Arc<Mutex<Vec<String>>>,
+    port: u16,
 }
 
 impl Hub {
     /// Serves a fixture as `tiny/llama`.
     fn open(model: &str, mood: Mood) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let port = listener.local_addr().expect("an address").port();
+        let endpoint = format!("http://127.0.0.1:{port}");
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (dir, seen, broken) = (fixture(model), requests.clone(), Arc::new(AtomicUsize::new(0)));
         std::thread::spawn(move || {
@@ -55,7 +65,7 @@ impl Hub {
                 });
             }
         });
-        Self { endpoint, requests }
+        Self { endpoint, requests, port }
     }
 
     fn asked_for(&self, part: &str) -> Vec<String> {
@@ -105,13 +115,25 @@ fn answer(
             _ => {}
         }
     }
-    seen.lock().unwrap().push(format!("{path} {}", range.as_deref().unwrap_or("all")));
+    let with_token = if token.is_empty() { "" } else { " with token" };
+    seen.lock().unwrap().push(format!("{path} {}{with_token}", range.as_deref().unwrap_or("all")));
     let refuse = |stream: &mut TcpStream, status: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     };
     match mood {
         Mood::Missing => return refuse(&mut stream, "404 Not Found"),
         Mood::Gated => return refuse(&mut stream, "403 Forbidden"),
+        Mood::LeadsInCircles => {
+            return write!(
+                stream,
+                "HTTP/1.1 307 Away\r\nLocation: {path}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+        }
+        Mood::Html => {
+            let page = "<!DOCTYPE html><title>Welcome to our hotel</title>";
+            let length = page.len();
+            return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}");
+        }
         Mood::Private if token != "Bearer secret" => return refuse(&mut stream, "401 Unauthorized"),
         _ => {}
     }
@@ -129,6 +151,17 @@ fn answer(
     let name = path.rsplit('/').next().unwrap_or_default();
     let Ok(mut body) = std::fs::read(dir.join(name)) else { return refuse(&mut stream, "404 Not Found") };
     let large = name.ends_with(".safetensors");
+    if let (Mood::LeadsTo(port), true) = (mood, large) {
+        let (tag, size) = (sha256(&body), body.len());
+        return write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: http://localhost:{port}{path}\r\nX-Repo-Commit: {COMMIT}\r\nX-Linked-ETag: \"{tag}\"\r\n\
+             X-Linked-Size: {size}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+    }
+    if mood == Mood::Empty && name == "config.json" {
+        body.clear();
+    }
     let tag = match large {
         true => sha256(&body),
         false => format!("{:040x}", name.len()),
@@ -144,7 +177,7 @@ fn answer(
     if start > 0 && mood == Mood::IgnoresRanges {
         start = 0;
     }
-    let part = &body[start.min(body.len())..if is_probe { 1 } else { body.len() }];
+    let part = &body[start.min(body.len())..if is_probe { 1.min(body.len()) } else { body.len() }];
     write!(
         stream,
         "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{total}\r\nETag: \"{tag}\"\r\n\
@@ -288,4 +321,43 @@ fn refusals_say_what_would_help() {
         "eval",
         &["tiny/other", "cannot be asked for it"],
     );
+}
+
+#[test]
+fn the_token_stays_with_the_hub_when_it_leads_to_another_host() {
+    let shell = shell();
+    let store = Hub::open("llama_tied", Mood::Well);
+    let hub = Hub::open("llama_tied", Mood::LeadsTo(store.port));
+    let train = format!("{TRAIN} --out run");
+    let output = hub.command(&shell, &train).env("HF_TOKEN", "secret").output().unwrap();
+    let (shown, problems) = texts(&output);
+    assert!(output.status.success(), "{shown}{problems}");
+    let asked = hub.asked_for("");
+    assert!(asked.len() > 2 && asked.iter().all(|line| line.ends_with("with token")), "{asked:?}");
+    let stored = store.asked_for("");
+    assert!(stored.iter().any(|line| line.contains("model.safetensors 0-")), "{stored:?}");
+    assert!(stored.iter().all(|line| !line.contains("token")), "{stored:?}");
+}
+
+#[test]
+fn answers_that_no_hub_gives_are_refused() {
+    for (mood, says) in [
+        (Mood::Html, "its answer is not a hub's"),
+        (Mood::LeadsInCircles, "leads from one place to the next"),
+        (Mood::Empty, "config.json: is not valid JSON"),
+    ] {
+        let (hub, shell) = (Hub::open("llama_tied", mood), shell());
+        hub.fail(&shell, &format!("{TRAIN} --out run"), &[says]);
+        assert!(!shell.path("run").exists(), "{mood:?}");
+    }
+}
+
+#[test]
+fn other_commands_know_the_names_of_models_too() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Well), shell());
+    let shown = hub.succeed(&shell, "info --model tiny/llama --json");
+    let info: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(info["model"]["layers"], 2, "{info}");
+    let shown = hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    assert!(shown.contains("try it: loraine generate --model tiny/llama --adapter run"), "{shown}");
 }

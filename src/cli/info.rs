@@ -34,7 +34,8 @@ struct Info {
 }
 
 pub fn run(args: InfoArgs) -> anyhow::Result<()> {
-    let describe = |model: &Path| Ok::<_, anyhow::Error>(describe(&super::model_directory(model, Extent::Config)?)?);
+    let describe =
+        |model: &Path| Ok::<_, anyhow::Error>(describe(&super::model_directory(model, Extent::Everything)?)?);
     let model = args.model.as_deref().map(describe).transpose()?;
     let gpus = pollster::block_on(adapters());
     let default_gpu = preferred(&gpus);

@@ -6,12 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::api::{Progress, RepoInfo};
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::api::RepoInfo;
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::transfer::{Failure, Transfer};
 use super::{HubModel, is_plain};
 use crate::{Error, Result};
 
@@ -91,24 +91,20 @@ pub fn fetch(
             None => {}
         }
     }
-    let api = ApiBuilder::from_cache(settings.cache.clone())
-        .with_endpoint(settings.endpoint.clone())
-        .with_token(settings.token.clone())
-        .with_user_agent("loraine", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|e| error(model, e))?;
-    let repo = api.repo(repo(model));
-    let info = match patiently(|| repo.info()) {
+    let transfer = Transfer::new(&settings.endpoint, settings.token.as_deref());
+    let asked = format!("{}/api/{}", settings.endpoint, repo(model).api_url());
+    let info: RepoInfo = match patiently(|| transfer.json(&asked)) {
         Ok(info) => info,
         Err(e) => match cached {
-            Some(dir) if is_unreachable(&e) => return Ok(dir),
+            Some(dir) if e.may_pass() => return Ok(dir),
             _ => return Err(refusal(model, settings, &e)),
         },
     };
     if !is_plain(&info.sha) {
         return Err(error(model, format!("{} answers with the commit `{}`", settings.endpoint, info.sha)));
     }
-    let download = Download { model, settings, api, repo, info };
+    let cache = settings.cache.repo(repo(model));
+    let download = Download { model, settings, transfer, cache, info };
     download.all(extent, &mut progress)
 }
 
@@ -159,8 +155,8 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
 struct Download<'a> {
     model: &'a HubModel,
     settings: &'a HubSettings,
-    api: Api,
-    repo: ApiRepo,
+    transfer: Transfer,
+    cache: CacheRepo,
     info: RepoInfo,
 }
 
@@ -172,7 +168,7 @@ impl Download<'_> {
             return Err(missing(CONFIG));
         }
         self.file(CONFIG, progress)?;
-        let dir = self.settings.cache.repo(repo(self.model)).pointer_path(&self.info.sha);
+        let dir = self.cache.pointer_path(&self.info.sha);
         if extent == Extent::Config {
             return Ok(dir);
         }
@@ -202,52 +198,51 @@ impl Download<'_> {
 
     /// Fetches one file, going on where an earlier attempt broke off.
     fn file(&self, name: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
-        let pointer = self.settings.cache.repo(repo(self.model)).pointer_path(&self.info.sha).join(name);
+        let pointer = self.cache.pointer_path(&self.info.sha).join(name);
         if pointer.exists() {
             return Ok(());
         }
         let fail = |problem: String| error(self.model, format!("{name}: {problem}"));
-        let mut damage = String::new();
-        for _ in 0..2 {
-            let found = patiently(|| self.api.metadata(&self.repo.url(name)));
-            let found = found.map_err(|e| fail(describe(&e)))?;
-            // Both become names of files.
-            if !is_plain(found.etag()) || found.commit_hash() != self.info.sha {
-                return Err(fail(format!("changed on {} meanwhile; run the command again", self.settings.endpoint)));
-            }
-            let blob = self.settings.cache.repo(repo(self.model)).blob_path(found.etag());
-            let download = || {
-                let bar = Listener { name, done: 0, total: 0, listen: &mut *progress };
-                self.repo.download_with_progress(name, bar)
-            };
-            match patiently(download) {
-                Ok(_) => {}
-                // More is there than the file has: begin anew.
-                Err(ApiError::InvalidResume) => {}
-                Err(e) => return Err(fail(format!("{}; run the command again to go on", describe(&e)))),
-            }
-            match whole(&blob, found.size() as u64, found.etag()).map_err(|e| Error::file(&blob, e))? {
-                None => return Ok(()),
-                Some(problem) => damage = problem,
-            }
-            for leftover in [&pointer, &blob, &blob.with_extension("part")] {
-                match fs::remove_file(leftover) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::file(leftover, e)),
-                    _ => {}
+        let endpoint = &self.settings.endpoint;
+        let url = format!("{endpoint}/{}/resolve/{}/{name}", self.model.id, self.info.sha);
+        let found = patiently(|| self.transfer.find(&url)).map_err(|e| fail(e.to_string()))?;
+        // Both become names of files.
+        if !is_plain(&found.etag) || found.commit != self.info.sha {
+            return Err(fail(format!("changed on {endpoint} meanwhile; run the command again")));
+        }
+        let blob = self.cache.blob_path(&found.etag);
+        let part = blob.with_extension("part");
+        let made = |path: &Path| path.parent().map_or(Ok(()), fs::create_dir_all);
+        made(&blob).and_then(|()| made(&pointer)).map_err(|e| Error::file(&blob, e))?;
+        // Another process may be fetching the same file.
+        let lock = File::create(blob.with_extension("lock")).and_then(|lock| lock.lock().map(|()| lock));
+        let _lock = lock.map_err(|e| Error::file(&blob, format!("cannot be locked: {e}")))?;
+        let mut damage = None;
+        if !blob.exists() {
+            for _ in 0..2 {
+                let filled = patiently(|| self.transfer.fill(&found, &part, |done| progress(name, done, found.size)));
+                filled.map_err(|e| fail(format!("{e}; run the command again to go on")))?;
+                damage = whole(&part, found.size, &found.etag).map_err(|e| Error::file(&part, e))?;
+                if damage.is_none() {
+                    break;
                 }
+                fs::remove_file(&part).map_err(|e| Error::file(&part, e))?;
             }
         }
-        Err(fail(format!("arrives damaged: {damage}")))
+        if let Some(damage) = damage {
+            return Err(fail(format!("arrives damaged: {damage}")));
+        }
+        if !blob.exists() {
+            fs::rename(&part, &blob).map_err(|e| Error::file(&blob, e))?;
+        }
+        link(&blob, &pointer).map_err(|e| Error::file(&pointer, e))?;
+        self.cache.create_ref(&self.info.sha).map_err(|e| Error::file(&pointer, e))
     }
 }
 
 /// What is wrong with a fetched file; for large files the tag is the SHA-256 of the content.
 fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
-    let length = match fs::metadata(blob) {
-        Ok(found) => found.len(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some("more bytes than announced".to_owned())),
-        Err(e) => return Err(e),
-    };
+    let length = fs::metadata(blob)?.len();
     if length != size {
         return Ok(Some(format!("{length} bytes instead of {size}")));
     }
@@ -260,32 +255,29 @@ fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
     Ok((!found.eq_ignore_ascii_case(etag)).then(|| format!("its SHA-256 is {found} instead of {etag}")))
 }
 
-struct Listener<'a, F: FnMut(&str, u64, u64)> {
-    name: &'a str,
-    done: u64,
-    total: u64,
-    listen: F,
-}
-
-impl<F: FnMut(&str, u64, u64)> Progress for Listener<'_, F> {
-    fn init(&mut self, size: usize, _: &str) {
-        (self.done, self.total) = (0, size as u64);
+/// Makes `pointer` stand for `blob`, as huggingface_hub does: by a relative link, or where links are not allowed by the file itself.
+fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
+    if pointer.exists() {
+        return Ok(());
     }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        (self.listen)(self.name, self.done, self.total);
-    }
-
-    fn finish(&mut self) {}
+    let name = blob.file_name().unwrap_or_default();
+    // snapshots/COMMIT/FILE to blobs/ETAG
+    let target = Path::new("../../blobs").join(name);
+    #[cfg(unix)]
+    let linked = std::os::unix::fs::symlink(target, pointer);
+    #[cfg(windows)]
+    let linked = std::os::windows::fs::symlink_file(target, pointer);
+    #[cfg(not(any(unix, windows)))]
+    let linked: io::Result<()> = Err(io::ErrorKind::Unsupported.into());
+    linked.or_else(|_| fs::rename(blob, pointer))
 }
 
 /// Tries again what may work the next time.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..ATTEMPTS {
         match attempt() {
-            Err(e) if is_unreachable(&e) => std::thread::sleep(pause),
+            Err(e) if e.may_pass() => std::thread::sleep(pause),
             other => return other,
         }
         pause *= 2;
@@ -293,43 +285,17 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T, ApiError>) -> Result<T, A
     attempt()
 }
 
-fn status(e: &ApiError) -> Option<u16> {
-    match e {
-        ApiError::RequestError(e) => match **e {
-            ureq::Error::StatusCode(code) => Some(code),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// No answer, a broken one, or a server in trouble: another attempt may do.
-fn is_unreachable(e: &ApiError) -> bool {
-    match e {
-        ApiError::RequestError(_) => status(e).is_none_or(|code| code >= 500 || code == 429),
-        ApiError::IoError(_) => true,
-        _ => false,
-    }
-}
-
-fn describe(e: &ApiError) -> String {
-    match e {
-        ApiError::RequestError(e) => e.to_string(),
-        other => other.to_string(),
-    }
-}
-
-fn refusal(model: &HubModel, settings: &HubSettings, e: &ApiError) -> Error {
+fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
     let endpoint = &settings.endpoint;
     let token = match settings.token {
         Some(_) => "the token in use does not open it",
         None => "set HF_TOKEN where it is private or gated",
     };
-    let problem = match status(e) {
-        Some(401) => format!("is not open on {endpoint}, or not there: {token}"),
-        Some(403) => format!("is gated: accept its terms at {endpoint}/{}; {token}", model.id),
-        Some(404) => format!("is no directory here, and no model or revision on {endpoint}"),
-        _ => format!("is no directory here, and {endpoint} cannot be asked for it: {}", describe(e)),
+    let problem = match e {
+        Failure::Status(401) => format!("is not open on {endpoint}, or not there: {token}"),
+        Failure::Status(403) => format!("is gated: accept its terms at {endpoint}/{}; {token}", model.id),
+        Failure::Status(404) => format!("is no directory here, and no model or revision on {endpoint}"),
+        _ => format!("is no directory here, and {endpoint} cannot be asked for it: {e}"),
     };
     error(model, problem)
 }

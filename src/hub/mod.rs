@@ -2,6 +2,8 @@
 
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod fetch;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+mod transfer;
 
 use std::fmt;
 use std::path::Path;

@@ -1,0 +1,241 @@
+//! Files of a hub over HTTP. The token goes to the hub alone: its answers lead to other hosts, which must not see it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use ureq::http::{Response, Uri, header};
+use ureq::{Agent, Body};
+
+const MAX_REDIRECTS: usize = 10;
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// A model's list of files; the longest published ones are far shorter.
+const MAX_INFO_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the server answers with status {0}")]
+    Status(u16),
+    #[error("{0}")]
+    Connection(Box<ureq::Error>),
+    #[error("{0}")]
+    Broken(io::Error),
+    /// On our side: a full disk, for instance.
+    #[error("cannot be written: {0}")]
+    Disk(io::Error),
+    /// An answer that no hub gives.
+    #[error("{0}")]
+    Answer(String),
+}
+
+impl Failure {
+    /// No answer, a broken one, or a server in trouble: another attempt may do.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Status(code) => *code >= 500 || *code == 429,
+            Self::Connection(_) | Self::Broken(_) => true,
+            Self::Disk(_) | Self::Answer(_) => false,
+        }
+    }
+}
+
+/// What the hub says of a file, and where its bytes lie.
+pub struct Remote {
+    pub commit: String,
+    /// Of large files the SHA-256.
+    pub etag: String,
+    pub size: u64,
+    url: String,
+}
+
+/// What came at the end of all redirects, and from where.
+struct Answer {
+    response: Response<Body>,
+    url: String,
+    /// The headers that [`Remote`] is made of, each from the first answer that had it.
+    said: [Option<String>; 4],
+}
+
+pub struct Transfer {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+impl Transfer {
+    pub fn new(endpoint: &str, token: Option<&str>) -> Self {
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .user_agent(concat!("loraine/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(TIMEOUT))
+            .timeout_recv_response(Some(TIMEOUT))
+            .timeout_per_read(Some(TIMEOUT));
+        Self { agent: config.build().into(), endpoint: endpoint.to_owned(), token: token.map(str::to_owned) }
+    }
+
+    fn once(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, Failure> {
+        // Parts of a compressed file are no parts of the file.
+        let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
+        if let Some(range) = range {
+            request = request.header(header::RANGE, format!("bytes={range}"));
+        }
+        if let Some(token) = self.token.as_ref().filter(|_| same_origin(url, &self.endpoint)) {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.call().map_err(|e| Failure::Connection(Box::new(e)))
+    }
+
+    fn get(&self, url: &str, range: Option<&str>) -> Result<Answer, Failure> {
+        const NAMES: [&str; 4] = ["x-repo-commit", "x-linked-etag", "x-linked-size", "etag"];
+        let mut url = url.to_owned();
+        let mut said = [const { None }; 4];
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.once(&url, range)?;
+            for (said, name) in said.iter_mut().zip(NAMES) {
+                *said = said.take().or_else(|| text(&response, name));
+            }
+            let status = response.status();
+            if status.is_redirection() {
+                let to = text(&response, "location");
+                let to = to.ok_or_else(|| Failure::Answer("the server leads elsewhere but says not where".into()))?;
+                url = target(&url, &to)?;
+                continue;
+            }
+            // 416: the part that was asked for lies beyond the file, which may be empty.
+            return match status.is_success() || status.as_u16() == 416 {
+                true => Ok(Answer { response, url, said }),
+                false => Err(Failure::Status(status.as_u16())),
+            };
+        }
+        Err(Failure::Answer(format!("the server leads from one place to the next, {MAX_REDIRECTS} times")))
+    }
+
+    pub fn json<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, Failure> {
+        let mut response = self.get(url, None)?.response;
+        let mut bytes = Vec::new();
+        let mut body = response.body_mut().as_reader().take(MAX_INFO_BYTES);
+        body.read_to_end(&mut bytes).map_err(Failure::Broken)?;
+        serde_json::from_slice(&bytes).map_err(|e| Failure::Answer(format!("its answer is not a hub's: {e}")))
+    }
+
+    pub fn find(&self, url: &str) -> Result<Remote, Failure> {
+        let Answer { response, url, said: [commit, linked_etag, linked_size, etag] } = self.get(url, Some("0-0"))?;
+        let missing = |name: &str| Failure::Answer(format!("the answer has no {name}, so it is not a hub's"));
+        let range = text(&response, "content-range");
+        let of_range = range.as_deref().and_then(|range| range.rsplit('/').next()?.parse().ok());
+        let whole = || text(&response, "content-length").filter(|_| range.is_none())?.parse().ok();
+        let size = linked_size.and_then(|size| size.parse().ok()).or(of_range).or_else(whole);
+        let etag = linked_etag.or(etag).ok_or_else(|| missing("ETag"))?;
+        Ok(Remote {
+            commit: commit.ok_or_else(|| missing("X-Repo-Commit"))?,
+            etag: etag.trim_start_matches("W/").replace('"', ""),
+            size: size.ok_or_else(|| missing("size"))?,
+            url,
+        })
+    }
+
+    /// Fills `part` up to the file's size, from where it ends now. `progress` hears how many bytes are there.
+    pub fn fill(&self, remote: &Remote, part: &Path, mut progress: impl FnMut(u64)) -> Result<(), Failure> {
+        let mut file = OpenOptions::new().append(true).create(true).open(part).map_err(Failure::Disk)?;
+        let mut there = file.metadata().map_err(Failure::Disk)?.len();
+        if there > remote.size {
+            there = restart(&file)?;
+        }
+        if there == remote.size {
+            return Ok(());
+        }
+        let mut response = self.get(&remote.url, Some(&format!("{there}-")))?.response;
+        let begin = match text(&response, "content-range") {
+            Some(range) => range.trim_start_matches("bytes ").split('-').next().and_then(|n| n.parse().ok()),
+            None => Some(0),
+        };
+        match begin {
+            Some(begin) if begin == there => {}
+            Some(0) => there = restart(&file)?,
+            _ => return Err(Failure::Answer("the server sends another part of the file than was asked for".into())),
+        }
+        progress(there);
+        let mut body = response.body_mut().as_reader();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = body.read(&mut buffer).map_err(Failure::Broken)?;
+            if count == 0 {
+                return file.sync_all().map_err(Failure::Disk);
+            }
+            there += count as u64;
+            if there > remote.size {
+                return Err(Failure::Answer(format!(
+                    "the server sends more than the {} bytes it announced",
+                    remote.size
+                )));
+            }
+            file.write_all(&buffer[..count]).map_err(Failure::Disk)?;
+            progress(there);
+        }
+    }
+}
+
+fn restart(file: &File) -> Result<u64, Failure> {
+    file.set_len(0).map(|()| 0).map_err(Failure::Disk)
+}
+
+fn text(response: &Response<Body>, name: &str) -> Option<String> {
+    Some(response.headers().get(name)?.to_str().ok()?.to_owned())
+}
+
+fn same_origin(a: &str, b: &str) -> bool {
+    let origin = |url: &str| {
+        let uri: Uri = url.parse().ok()?;
+        let port = uri.port_u16().or_else(|| Some(if uri.scheme_str()? == "https" { 443 } else { 80 }));
+        Some((uri.scheme_str()?.to_owned(), uri.host()?.to_ascii_lowercase(), port?))
+    };
+    origin(a).is_some_and(|a| Some(a) == origin(b))
+}
+
+/// Where a redirect leads: to a whole URL, or to a path on the same host.
+fn target(from: &str, to: &str) -> Result<String, Failure> {
+    let parsed = |url: &str| url.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+    if to.starts_with('/') && !to.starts_with("//") {
+        if let Some((scheme, host)) =
+            parsed(from).and_then(|u| Some((u.scheme_str()?.to_owned(), u.authority()?.to_string())))
+        {
+            return Ok(format!("{scheme}://{host}{to}"));
+        }
+    } else if parsed(to).is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https"))) {
+        return Ok(to.to_owned());
+    }
+    Err(Failure::Answer(format!("the server leads to `{to}`, which is no address")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_is_for_one_origin() {
+        for (url, same) in [
+            ("https://hub.example/a", true),
+            ("https://HUB.example:443/b?c", true),
+            ("https://hub.example:8443/a", false),
+            ("http://hub.example/a", false),
+            ("https://cdn.hub.example/a", false),
+            ("https://hub.example.evil/a", false),
+            ("https://hub.example@evil.example/a", false),
+            ("nonsense", false),
+        ] {
+            assert_eq!(same_origin(url, "https://hub.example"), same, "{url}");
+        }
+    }
+
+    #[test]
+    fn redirects_lead_to_paths_and_addresses() {
+        let from = "https://hub.example:8443/a/b?c=d";
+        assert_eq!(target(from, "/x/y?z").unwrap(), "https://hub.example:8443/x/y?z");
+        assert_eq!(target(from, "http://cdn.example/x").unwrap(), "http://cdn.example/x");
+        for wrong in ["", "x/y", "//cdn.example/x", "file:///etc/passwd", "ftp://a/b", "\u{1f600}"] {
+            assert!(target(from, wrong).is_err(), "{wrong}");
+        }
+    }
+}
