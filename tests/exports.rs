@@ -60,6 +60,37 @@ fn a_4_bit_directory_holds_bitsandbytes_bytes() {
 }
 
 #[test]
+fn large_models_are_written_in_shards_that_hold_the_same() {
+    let shell = shell();
+    for (command, made) in [("merge --adapter run", "merged"), ("quantize", "nf4")] {
+        if made == "merged" {
+            shell.succeed(&format!("train --model model --out run {RUN}"));
+        }
+        shell.succeed(&format!("{command} --model model --out {made}"));
+        shell.succeed(&format!("{command} --model model --out {made}-cut --max-shard-size 16kB"));
+        assert!(shell.names(made).contains(&"model.safetensors".to_owned()));
+        let names = shell.names(&format!("{made}-cut"));
+        let shards: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
+        assert!(shards.len() > 2, "{names:?}");
+        assert_eq!(*shards[0], format!("model-00001-of-{:05}.safetensors", shards.len()));
+        for shard in &shards {
+            let bytes = shell.read(&format!("{made}-cut/{shard}"));
+            let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            assert!(bytes.len() - 8 - header <= 16_000, "{shard}");
+        }
+        let index = json(&String::from_utf8(shell.read(&format!("{made}-cut/model.safetensors.index.json"))).unwrap());
+        let whole = Reference::read(&shell.path(made).join("model.safetensors"));
+        let map = index["weight_map"].as_object().unwrap();
+        assert_eq!(map.len(), whole.names().count());
+        for (name, shard) in map {
+            let part = Reference::read(&shell.path(&format!("{made}-cut")).join(shard.as_str().unwrap()));
+            assert_eq!(part.bytes(name), whole.bytes(name), "{name}");
+        }
+        assert_eq!(loss(&shell, &format!("--model {made}-cut")), loss(&shell, &format!("--model {made}")));
+    }
+}
+
+#[test]
 fn a_merged_model_answers_as_base_and_adapter() {
     let shell = shell();
     shell.succeed(&format!("train --model model --method lora --out run {RUN}"));

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use loraine::data::tokenizer::Tokenizer;
+use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::merge::{MergeSettings, compare, merge};
 use loraine::hub::fetch::Extent;
 use loraine::model::config::ModelConfig;
@@ -37,6 +38,9 @@ pub struct MergeArgs {
     /// Replace the model that the output directory holds
     #[arg(long)]
     overwrite: bool,
+    /// Largest file of weights; larger models are cut into shards [default: 5GB]
+    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
+    max_shard_size: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -63,6 +67,7 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
             Dtype::Bf16 => Float::Bf16,
         }),
         overwrite: args.overwrite,
+        shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
     let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
     let prompt = match settings.model.join("tokenizer.json").is_file() {

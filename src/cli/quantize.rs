@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
+use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::quantize::{QuantizeSettings, quantize};
 use loraine::hub::fetch::Extent;
 use loraine::ops::weight::Code4;
@@ -31,6 +32,9 @@ pub struct QuantizeArgs {
     /// Replace the model that the output directory holds
     #[arg(long)]
     overwrite: bool,
+    /// Largest file of weights; larger models are cut into shards [default: 5GB]
+    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
+    max_shard_size: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -50,6 +54,7 @@ pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
         code: if matches!(args.quant, Quant::Fp4) { Code4::Fp4 } else { Code4::Nf4 },
         double: !args.no_double_quant,
         overwrite: args.overwrite,
+        shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
     let bar = ProgressBar::new(0);
     let made = quantize(&settings, |done, all| {

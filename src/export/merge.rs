@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::writer::{Planned, TensorWriter};
+use super::writer::{ModelWriter, Planned};
 use super::{OutputDirectory, Source};
 use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, params_bytes};
 use crate::infer::generator::{Generator, LoadedAdapter};
@@ -31,6 +31,8 @@ pub struct MergeSettings {
     /// Type of the merged weights; without it that of the base's embedding.
     pub float: Option<Float>,
     pub overwrite: bool,
+    /// Bytes of tensors in one file; more are cut into shards.
+    pub shard_bytes: u64,
 }
 
 /// What came of it.
@@ -61,7 +63,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
         .iter()
         .map(|(name, shape)| Planned { name: name.clone(), dtype: dtype(float), shape: shape.clone() })
         .collect();
-    let mut writer = TensorWriter::create(&out.path().join("model.safetensors"), planned)?;
+    let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
     for (done, (name, shape)) in expected.iter().enumerate() {
         let mut values = values(&source, name, shape)?;
         if let Some(i) = adapted.get(name) {

@@ -5,6 +5,8 @@ pub mod merge;
 pub mod quantize;
 mod writer;
 
+pub use writer::DEFAULT_SHARD_BYTES;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

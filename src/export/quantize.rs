@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::writer::{Planned, TensorWriter};
+use super::writer::{ModelWriter, Planned};
 use super::{OutputDirectory, Source};
 use crate::files::write_atomically;
 use crate::model::load::float_of;
@@ -26,6 +26,8 @@ pub struct QuantizeSettings {
     /// Whether the block scales are quantised too.
     pub double: bool,
     pub overwrite: bool,
+    /// Bytes of tensors in one file; more are cut into shards.
+    pub shard_bytes: u64,
 }
 
 /// Sizes of what was made.
@@ -54,7 +56,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     let planned: Vec<Planned> = tensors.iter().flat_map(|info| parts(info, settings)).collect();
     let matrices = tensors.iter().filter(|info| quantised(info)).count();
     let (mut done, mut sizes) = (0, Quantization { matrices, before: 0, after: 0 });
-    let mut writer = TensorWriter::create(&out.path().join("model.safetensors"), planned)?;
+    let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
     for info in tensors {
         sizes.before += info.byte_len;
         let mut put = |name: &str, bytes: &[u8]| {

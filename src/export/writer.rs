@@ -1,4 +1,5 @@
-//! A safetensors file written tensor by tensor: the sizes are known first, the values come one after another.
+//! A model's safetensors written tensor by tensor: the sizes are known first, the values come one after another. Large models
+//! are cut into shards with an index, as transformers cuts them.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -7,7 +8,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::files::write_atomically;
 use crate::{Error, Result};
+
+/// A file's tensors stay below this where nothing else is asked for.
+pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A tensor to come.
 #[derive(Clone, Debug)]
@@ -23,7 +28,78 @@ impl Planned {
     }
 }
 
-pub struct TensorWriter {
+/// `model.safetensors` of a directory, or its shards and their index.
+pub struct ModelWriter {
+    dir: PathBuf,
+    /// Names and tensors of the files to come, the next one last.
+    coming: Vec<(String, Vec<Planned>)>,
+    current: TensorWriter,
+    /// The text of the index, where there are shards.
+    index: Option<String>,
+}
+
+impl ModelWriter {
+    /// Tensors lie in the order of `tensors`; a file holds as many as stay within `shard_bytes`, but at least one.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn create(dir: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self> {
+        let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
+        let (mut filled, mut total) = (0, 0);
+        for tensor in tensors {
+            let bytes = tensor.bytes();
+            total += bytes;
+            if filled + bytes > shard_bytes && filled > 0 {
+                shards.push(Vec::new());
+                filled = 0;
+            }
+            filled += bytes;
+            if let Some(shard) = shards.last_mut() {
+                shard.push(tensor);
+            }
+        }
+        let count = shards.len();
+        let name = |at: usize| match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+        };
+        let mut coming: Vec<_> = shards.into_iter().enumerate().map(|(at, tensors)| (name(at), tensors)).collect();
+        let place = |(file, tensors): &(String, Vec<Planned>)| -> Vec<(String, Value)> {
+            tensors.iter().map(|tensor| (tensor.name.clone(), json!(file))).collect()
+        };
+        let index = (count > 1).then(|| {
+            let map: Map<String, Value> = coming.iter().flat_map(place).collect();
+            format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": map }))
+        });
+        coming.reverse();
+        let (file, first) = coming.pop().unwrap_or_default();
+        let current = TensorWriter::create(&dir.join(file), first)?;
+        Ok(Self { dir: dir.to_owned(), coming, current, index })
+    }
+
+    /// Writes the next tensor, which must be `name`.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        if self.current.left.is_empty()
+            && let Some((file, tensors)) = self.coming.pop()
+        {
+            let next = TensorWriter::create(&self.dir.join(file), tensors)?;
+            std::mem::replace(&mut self.current, next).finish()?;
+        }
+        self.current.write(name, bytes)
+    }
+
+    /// Puts everything on disk.
+    pub fn finish(self) -> Result<()> {
+        assert!(self.coming.is_empty(), "{:?} were not written", self.coming);
+        self.current.finish()?;
+        match self.index {
+            Some(index) => write_atomically(&self.dir.join("model.safetensors.index.json"), index.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+struct TensorWriter {
     path: PathBuf,
     file: BufWriter<File>,
     /// Those that have not been written yet, the next one last.
@@ -35,7 +111,7 @@ impl TensorWriter {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn create(path: &Path, tensors: Vec<Planned>) -> Result<Self> {
+    fn create(path: &Path, tensors: Vec<Planned>) -> Result<Self> {
         let mut header = Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
         let mut offset = 0;
         for tensor in &tensors {
@@ -55,8 +131,7 @@ impl TensorWriter {
         Ok(Self { path: path.to_owned(), file, left })
     }
 
-    /// Writes the next tensor, which must be `name`.
-    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let next = self.left.pop();
         assert!(
             next.as_ref().is_some_and(|next| next.name == name && next.bytes() == bytes.len() as u64),
@@ -66,8 +141,7 @@ impl TensorWriter {
         self.file.write_all(bytes).map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
     }
 
-    /// Puts everything on disk.
-    pub fn finish(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         assert!(self.left.is_empty(), "{:?} were not written", self.left);
         let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         written.map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
