@@ -5,7 +5,8 @@
 // `low` and C are the LoRA term.
 
 struct Params {
-    rows: u32, cols: u32, depth: u32, in_features: u32,
+    // The contraction runs from `begin` to `depth`.
+    rows: u32, cols: u32, begin: u32, depth: u32, in_features: u32,
     x_ld: u32, x_col: u32, y_ld4: u32, y_col4: u32,
     rank: u32, low_ld: u32, other_first: u32, scale: f32,
     // Flags, not constants: another text would take longer to compile than it saves.
@@ -42,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var acc$i_$c = vec4<f32>();
 #end
 #end
-    for (var k = 0u; k < params.depth; k += 8u) {
+    for (var k = params.begin; k < params.depth; k += 8u) {
         let tile = weight_tile(k, col);
         let at = min(k + lane, params.depth - 1u);
         let on = k + lane < params.depth;

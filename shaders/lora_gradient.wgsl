@@ -1,5 +1,6 @@
 // Partial sums of left^T right over a range of rows: the gradient of a LoRA factor, [rank, cols], before it is summed over ranges.
-// Each invocation owns four columns of eight ranks; a range of rows is one split.
+// Each invocation owns four columns of 4 * QUADS ranks; a range of rows is one split. With BROADCAST each of eight lanes loads the
+// left side of one of eight rows and hands it round.
 
 struct Params { rows: u32, cols: u32, rank: u32, left_ld4: u32, right_ld4: u32, rows_per_split: u32 }
 
@@ -13,31 +14,51 @@ struct Params { rows: u32, cols: u32, rank: u32, left_ld4: u32, right_ld4: u32, 
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let cols4 = (params.cols + 3u) / 4u;
     let col4 = group.x * WG_SIZE + lane;
-    if col4 >= cols4 { return; }
-    let first_rank = group.y * 8u;
-    let left_col = first_rank / 4u;
-    let second = min(left_col + 1u, params.left_ld4 - 1u);
+    // Lanes beyond the last column repeat it: every lane takes part in an exchange.
+    let at4 = min(col4, cols4 - 1u);
+    let first_rank = group.y * 4u * QUADS;
     let begin = group.z * params.rows_per_split;
     let end = min(begin + params.rows_per_split, params.rows);
-#for i in 0..8
-    var acc$i = vec4<f32>();
+#for q in 0..QUADS
+    let left$q = min(first_rank / 4u + $qu, params.left_ld4 - 1u);
+#for i in 0..4
+    var acc$q_$i = vec4<f32>();
 #end
+#end
+#if BROADCAST
+    for (var row = begin; row < end; row += 8u) {
+        let own = min(row + lane, end - 1u);
+        let on = row + lane < end;
+#for q in 0..QUADS
+        let a$q = select(vec4<f32>(), left[own * params.left_ld4 + left$q], on);
+#end
+#for r in 0..8
+        let right$r = right[min(row + $ru, end - 1u) * params.right_ld4 + at4];
+#for q in 0..QUADS
+        let a$q_$r = subgroupBroadcast(a$q, $ru);
+#for i in 0..4
+        acc$q_$i += a$q_$r[$i] * right$r;
+#end
+#end
+#end
+    }
+#else
     for (var row = begin; row < end; row++) {
-        let r = right[row * params.right_ld4 + col4];
-        let a = left[row * params.left_ld4 + left_col];
-        let b = left[row * params.left_ld4 + second];
-        acc0 += a.x * r;
-        acc1 += a.y * r;
-        acc2 += a.z * r;
-        acc3 += a.w * r;
-        acc4 += b.x * r;
-        acc5 += b.y * r;
-        acc6 += b.z * r;
-        acc7 += b.w * r;
+        let r = right[row * params.right_ld4 + at4];
+#for q in 0..QUADS
+        let a$q = left[row * params.left_ld4 + left$q];
+#for i in 0..4
+        acc$q_$i += a$q[$i] * r;
+#end
+#end
     }
-#for i in 0..8
-    if first_rank + $iu < params.rank {
-        partials[(group.z * params.rank + first_rank + $iu) * cols4 + col4] = acc$i;
+#end
+    if col4 >= cols4 { return; }
+#for q in 0..QUADS
+#for i in 0..4
+    if first_rank + $qu * 4u + $iu < params.rank {
+        partials[(group.z * params.rank + first_rank + $qu * 4u + $iu) * cols4 + col4] = acc$q_$i;
     }
+#end
 #end
 }

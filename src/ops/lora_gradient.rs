@@ -6,6 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::Form;
 use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
 
 const SUM_WG_SIZE: u32 = 64;
@@ -33,12 +34,20 @@ struct SumParams {
 }
 
 /// A software adapter's vector is eight lanes; a GPU wants whole subgroups.
-fn lanes(cpu: bool) -> u32 {
-    if cpu { 8 } else { 64 }
+fn lanes(form: Form) -> u32 {
+    if form == Form::Tiles { 64 } else { Form::LANES }
 }
 
-fn kernel(cpu: bool) -> Kernel {
-    Kernel::new("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl")).constant("WG_SIZE", lanes(cpu))
+/// Ranks of one invocation, in fours.
+fn quads(form: Form) -> u32 {
+    if form == Form::Broadcast { 4 } else { 2 }
+}
+
+fn kernel(form: Form) -> Kernel {
+    Kernel::new("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
+        .constant("WG_SIZE", lanes(form))
+        .constant("QUADS", quads(form))
+        .constant("BROADCAST", form == Form::Broadcast)
 }
 
 fn sum_kernel(transposed: bool) -> Kernel {
@@ -48,7 +57,8 @@ fn sum_kernel(transposed: bool) -> Kernel {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![kernel(false), kernel(true), sum_kernel(false), sum_kernel(true)]
+    let sums = [false, true].map(sum_kernel);
+    [Form::Tiles, Form::Lanes, Form::Broadcast].map(kernel).into_iter().chain(sums).collect()
 }
 
 /// Bytes of partial sums for a factor of `rank x cols` over up to so many rows.
@@ -74,11 +84,10 @@ fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient:
     let partials = View { bytes: partial_bytes(rank, cols, rows), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");
     let params = Params { rows, cols, rank, left_ld4: left.ld / 4, right_ld4: right.ld / 4, rows_per_split };
-    let lanes = lanes(rec.target.cpu);
-    let groups = [cols.div_ceil(4 * lanes), rank.div_ceil(8), splits];
+    let form = Form::of(&rec.target);
+    let groups = [cols.div_ceil(4 * lanes(form)), rank.div_ceil(4 * quads(form)), splits];
     let work = u64::from(rows) * u64::from(rank) * u64::from(cols);
-    let kernel = kernel(rec.target.cpu);
-    rec.dispatch("lora_gradient", kernel, &[left.view, right.view, partials], &params, groups, work);
+    rec.dispatch("lora_gradient", kernel(form), &[left.view, right.view, partials], &params, groups, work);
     sum_splits(rec, "lora_gradient", [rank, cols, splits], scale, partials, gradient, transposed);
 }
 
@@ -123,13 +132,13 @@ mod twin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Lab, assert_close, assert_gradient};
+    use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
 
     #[test]
     fn both_factors_equal_the_formula_and_accumulate() {
-        for cpu in [false, true] {
+        for form in forms() {
             for (rows, rank, cols) in [(1, 1, 1), (63, 4, 64), (130, 16, 37), (2100, 5, 130), (300, 9, 301)] {
-                let mut lab = Lab::for_cpu(cpu);
+                let mut lab = Lab::for_form(form);
                 let (left, right) = (lab.normal(rows * rank), lab.normal(rows * cols));
                 let before = lab.normal(rank * cols);
                 let (gleft, gright) = (lab.matrix(rows, rank, &left), lab.matrix(rows, cols, &right));

@@ -17,6 +17,8 @@ const MAX_ROWS: u32 = 16;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
 const FEW_ROWS: u32 = 4;
 const MANY_ROWS: u32 = 128;
+/// Half of the second-level cache of a common core.
+const PART_BYTES: u64 = 512 << 10;
 const DECODE_WG_SIZE: u32 = 64;
 
 #[repr(C)]
@@ -24,6 +26,7 @@ const DECODE_WG_SIZE: u32 = 64;
 struct Params {
     rows: u32,
     cols: u32,
+    begin: u32,
     depth: u32,
     in_features: u32,
     x_ld: u32,
@@ -127,27 +130,45 @@ pub(super) fn record(
         rows: if x.rows < MANY_ROWS { FEW_ROWS } else { MAX_ROWS },
         quads: if cols <= 4 * LANES { 1 } else { 2 },
     };
-    let params = Params {
-        rows: x.rows,
-        cols,
-        depth,
-        in_features: weight.in_features,
-        x_ld: x.ld,
-        x_col: if forward { 0 } else { panel.first_row },
-        y_ld4: y.ld / 4,
-        y_col4: if forward { panel.first_row / 4 } else { 0 },
-        rank: low.map_or(0, |l| l.low.cols),
-        low_ld: low.map_or(0, |l| l.low.ld),
-        other_first: panel.first_row,
-        scale: low.map_or(0.0, |l| l.scale),
-        bias: u32::from(bias.is_some()),
-        accumulate: u32::from(accumulate),
-    };
-    let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
-    let views = [x.view, data, absmax, rec.unused, bias.unwrap_or(rec.unused), low_view, other, y.view];
+    let kernel = variant.kernel();
     let groups = [x.rows.div_ceil(variant.rows), cols.div_ceil(4 * variant.quads * LANES), 1];
-    let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
-    rec.dispatch(op_name(direction, weight.storage), variant.kernel(), &views, &params, groups, work);
+    let part = part_depth(weight.storage);
+    for begin in (0..depth).step_by(part as usize) {
+        let end = depth.min(begin + part);
+        // Later parts of the contraction add to what the first has written, which took the LoRA term and the bias.
+        let (low, bias) = if begin == 0 { (low, bias) } else { (None, None) };
+        let params = Params {
+            rows: x.rows,
+            cols,
+            begin,
+            depth: end,
+            in_features: weight.in_features,
+            x_ld: x.ld,
+            x_col: if forward { 0 } else { panel.first_row },
+            y_ld4: y.ld / 4,
+            y_col4: if forward { panel.first_row / 4 } else { 0 },
+            rank: low.map_or(0, |l| l.low.cols),
+            low_ld: low.map_or(0, |l| l.low.ld),
+            other_first: panel.first_row,
+            scale: low.map_or(0.0, |l| l.scale),
+            bias: u32::from(bias.is_some()),
+            accumulate: u32::from(accumulate || begin > 0),
+        };
+        let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
+        let views = [x.view, data, absmax, rec.unused, bias.unwrap_or(rec.unused), low_view, other, y.view];
+        let work = u64::from(x.rows) * u64::from(cols) * u64::from(end - begin + params.rank);
+        rec.dispatch(op_name(direction, weight.storage), kernel.clone(), &views, &params, groups, work);
+    }
+}
+
+/// Depth of the contraction at which the weights under a workgroup's columns fill `PART_BYTES`: all row blocks then find them in the
+/// cache.
+fn part_depth(storage: Storage) -> u32 {
+    let half_bytes = match storage {
+        Storage::Float(float) => 2 * float.bytes(),
+        Storage::Quantized { .. } => 1,
+    };
+    (2 * PART_BYTES / (half_bytes * u64::from(8 * LANES))) as u32
 }
 
 fn decode_scales(rec: &mut Recorder, panel: &Panel, in_features: u32, absmax: View, nested: View) -> View {
