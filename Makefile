@@ -25,8 +25,9 @@ test: ## format, lints, all tests, kernels on a second driver with checked shade
 	fi
 	scripts/wasm-cargo check
 
-bench: ## measure the kernels on the chosen adapter
-	cargo run --release -- bench
+bench: ## ceilings, operations, whole steps, and the figures of BENCHMARKS.md beside their peers
+	-@scripts/setup vulkan
+	scripts/bench
 
 fmt: ## format the code
 	cargo fmt --all

@@ -1,59 +1,27 @@
 //! The bench: an adapter's ceilings, the operations at real shapes as shares of them, and whole training steps on models of random
 //! weights. Everything is measured in one go on one adapter, so that the ratios hold whatever else the machine is doing.
 
+mod ceilings;
+mod figures;
+mod lengths;
 mod operations;
 mod steps;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, Recorder, Scratch, View, params_bytes};
-use crate::ops::ceiling::{self, FmaForm};
-use crate::{Error, Result};
+use crate::Result;
+use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, Prepared, Profile, Recorder, Scratch, View, params_bytes};
 
-pub use steps::Shape;
+pub use ceilings::Ceilings;
+pub use figures::{Figure, Peer, figures};
+pub use lengths::LengthResult;
+pub use operations::OperationResult;
+pub use steps::{OperationShare, Shape, StepResult};
 
-/// Repetitions of each measurement; the median counts.
-const REPETITIONS: usize = 5;
+/// Repetitions of each measurement; the shortest counts.
+const REPETITIONS: usize = 7;
 /// Each repetition is long enough that the host's part does not show.
-const MIN_SECONDS: f64 = 0.05;
-
-/// What the adapter can do at best.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Ceilings {
-    /// Multiply-adds in f32 registers, two operations each.
-    pub fma_gflops: f64,
-    /// Bytes read and written by a copy.
-    pub copy_gb_per_s: f64,
-    /// One small dispatch in a prepared list.
-    pub dispatch_us: f64,
-}
-
-/// One operation at one shape.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OperationResult {
-    pub name: String,
-    pub shape: String,
-    pub ms: f64,
-    /// GFLOP/s for operations bound by arithmetic, GB/s for those bound by memory.
-    pub achieved: f64,
-    pub unit: String,
-    pub share_of_ceiling: f64,
-}
-
-/// Training steps of one model.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StepResult {
-    pub model: String,
-    pub batch: String,
-    pub ms: f64,
-    pub tokens_per_s: f64,
-    /// Operations of the model alone, recomputation and adapter aside, per second.
-    pub gflops: f64,
-    pub share_of_ceiling: f64,
-    /// Time in which the host made ready and submitted a step.
-    pub host_ms: f64,
-    pub gpu_bytes: u64,
-}
+const MIN_SECONDS: f64 = 0.03;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -62,6 +30,8 @@ pub struct Report {
     pub ceilings: Ceilings,
     pub operations: Vec<OperationResult>,
     pub steps: Vec<StepResult>,
+    /// What sequences of several lengths take, by plan.
+    pub lengths: Vec<LengthResult>,
 }
 
 /// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes.
@@ -70,25 +40,28 @@ pub struct Report {
 /// A failing device, or too little memory for a shape.
 pub async fn run(gpu: Gpu, shapes: &[Shape], quick: bool, mut progress: impl FnMut(&str)) -> Result<Report> {
     progress("ceilings");
-    let ceilings = ceilings(&gpu).await?;
-    let mut operations = Vec::new();
+    let mut probe = ceilings::Probe::new(&gpu).await?;
+    let mut measured = Vec::new();
     for case in operations::cases(quick) {
         progress(&format!("{} {}", case.name, case.shape));
-        operations.push(case.measure(&gpu, &ceilings).await?);
+        measured.push(case.measure(&gpu, &mut probe).await?);
     }
     let (name, driver) = (gpu.adapter.name.clone(), format!("{} {}", gpu.adapter.driver, gpu.adapter.driver_info));
-    let mut steps = Vec::new();
-    let mut gpu = Some(gpu);
+    let lengths = lengths::measure(gpu.target)?;
+    let mut trained = Vec::new();
+    // Each model has its own engine, which gives the device back when it is done.
+    let mut device = gpu;
     for shape in shapes {
-        progress(&format!("training steps of {}", shape.name));
-        // Each model has its own engine, which gives the device back when it is done.
-        if let Some(device) = gpu.take() {
-            let (result, device) = steps::measure(device, shape, &ceilings).await?;
-            steps.push(result);
-            gpu = Some(device);
-        }
+        progress(&format!("training steps of {} {}", shape.name, shape.batch()));
+        let step;
+        (step, device) = steps::measure(device, shape).await?;
+        probe.again(&device).await?;
+        trained.push(step);
     }
-    Ok(Report { gpu: name, driver, ceilings, operations, steps })
+    let ceilings = probe.ceilings;
+    let operations = measured.into_iter().map(|case| case.result(&ceilings)).collect();
+    let steps = trained.into_iter().map(|step| step.with_ceiling(&ceilings)).collect();
+    Ok(Report { gpu: name, driver, ceilings, operations, steps, lengths })
 }
 
 /// One experiment's memory and commands.
@@ -112,8 +85,8 @@ impl Bed {
         Self { plan, rec, uploads: Vec::new() }
     }
 
-    /// Median seconds of one run of the recorded list.
-    async fn seconds(mut self, gpu: &Gpu) -> Result<f64> {
+    /// Allocates, uploads, compiles, and runs once to see how many runs make a measurement.
+    async fn ready(mut self, gpu: &Gpu) -> Result<Measured> {
         let bytes = params_bytes(&self.rec.commands);
         let uniform = self.plan.alloc(Category::Uploads, "dispatch parameters", bytes);
         let mut buffers = Buffers::default();
@@ -122,49 +95,48 @@ impl Bed {
             gpu.write(&buffers, *view, data);
         }
         let list = gpu.prepare(&self.rec.commands, &buffers, uniform)?;
-        // The first run compiles; the second says how many make a measurement.
         gpu.time(&list, &mut buffers, 1).await?;
         let once = gpu.time(&list, &mut buffers, 1).await?;
         let times = (MIN_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
-        let mut seconds = Vec::new();
-        for _ in 0..REPETITIONS {
-            seconds.push(gpu.time(&list, &mut buffers, times).await? / f64::from(times));
+        Ok(Measured { list, buffers, times })
+    }
+}
+
+/// A list made ready to be timed.
+struct Measured {
+    list: Prepared,
+    buffers: Buffers,
+    times: u32,
+}
+
+impl Measured {
+    /// Seconds of one run, the mean of as many as one measurement takes: by the GPU's own timestamps where they are, save on
+    /// software adapters, whose threads the host's clock sees better.
+    async fn once(&mut self, gpu: &Gpu) -> Result<f64> {
+        if gpu.adapter.timestamps && !gpu.target.cpu {
+            let mut profile = Profile::default();
+            for _ in 0..self.times {
+                gpu.run_profiled(&self.list, &mut self.buffers, &mut profile).await?;
+            }
+            let seconds: f64 = profile.ops.values().map(|(seconds, _)| seconds).sum();
+            return Ok(seconds / f64::from(self.times));
         }
-        Ok(median(seconds))
+        Ok(gpu.time(&self.list, &mut self.buffers, self.times).await? / f64::from(self.times))
     }
-}
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
+    async fn seconds(&mut self, gpu: &Gpu) -> Result<f64> {
+        let mut shortest = f64::INFINITY;
+        for _ in 0..REPETITIONS {
+            shortest = shortest.min(self.once(gpu).await?);
+        }
+        Ok(shortest)
+    }
 
-/// Measures the adapter's own limits.
-pub async fn ceilings(gpu: &Gpu) -> Result<Ceilings> {
-    let (invocations, turns) = if gpu.target.cpu { (4096, 1024) } else { (1 << 20, 1024) };
-    let mut fma_gflops = 0.0f64;
-    for form in FmaForm::ALL {
-        let mut bed = Bed::new(gpu);
-        let y = bed.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
-        let flops = ceiling::fma(&mut bed.rec, form, invocations, turns, 0.999, 0.001, y);
-        fma_gflops = fma_gflops.max(flops / bed.seconds(gpu).await? / 1e9);
+    async fn by_clock(&mut self, gpu: &Gpu) -> Result<f64> {
+        let mut shortest = f64::INFINITY;
+        for _ in 0..REPETITIONS {
+            shortest = shortest.min(gpu.time(&self.list, &mut self.buffers, 1).await?);
+        }
+        Ok(shortest)
     }
-    let mut bed = Bed::new(gpu);
-    let bytes = (64u64 << 20).min(gpu.target.max_binding_bytes);
-    let (x, y) =
-        (bed.plan.alloc(Category::Workspace, "source", bytes), bed.plan.alloc(Category::Workspace, "target", bytes));
-    let moved = ceiling::copy(&mut bed.rec, x, y);
-    let copy_gb_per_s = moved / bed.seconds(gpu).await? / 1e9;
-
-    let mut bed = Bed::new(gpu);
-    let small = ["x", "y"].map(|label| bed.plan.alloc(Category::Workspace, label, 256));
-    const DISPATCHES: usize = 1000;
-    for _ in 0..DISPATCHES {
-        ceiling::copy(&mut bed.rec, small[0], small[1]);
-    }
-    let dispatch_us = bed.seconds(gpu).await? / DISPATCHES as f64 * 1e6;
-    if !(fma_gflops.is_finite() && copy_gb_per_s.is_finite()) {
-        return Err(Error::Training("the adapter's clock stood still during the bench".to_owned()));
-    }
-    Ok(Ceilings { fma_gflops, copy_gb_per_s, dispatch_us })
 }

@@ -1,13 +1,29 @@
 //! The operations at real shapes.
 
-use super::{Bed, Ceilings, OperationResult};
+use serde::{Deserialize, Serialize};
+
+use super::ceilings::Probe;
+use super::{Bed, Ceilings, REPETITIONS};
 use crate::Result;
 use crate::gpu::{Category, Gpu};
 use crate::ops::attention::{self, Shape};
 use crate::ops::weight::{Code4, Float, Storage, Weight};
 use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm, swiglu};
 
+/// One operation at one shape.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OperationResult {
+    pub name: String,
+    pub shape: String,
+    pub ms: f64,
+    /// GFLOP/s for operations bound by arithmetic, GB/s for those bound by memory.
+    pub achieved: f64,
+    pub unit: String,
+    pub share_of_ceiling: f64,
+}
+
 /// What an operation is limited by.
+#[derive(Clone, Copy)]
 enum Amount {
     Flops(f64),
     Bytes(f64),
@@ -21,46 +37,62 @@ pub(super) struct Case {
     record: Record,
 }
 
+/// A case with its time; its share is known when the ceilings are.
+pub(super) struct MeasuredCase {
+    case: Case,
+    amount: Amount,
+    seconds: f64,
+}
+
 impl Case {
-    pub async fn measure(&self, gpu: &Gpu, ceilings: &Ceilings) -> Result<OperationResult> {
+    /// Times the operation and the ceilings in turn.
+    pub async fn measure(self, gpu: &Gpu, probe: &mut Probe) -> Result<MeasuredCase> {
         let mut bed = Bed::new(gpu);
         let amount = (self.record)(&mut bed);
-        let seconds = bed.seconds(gpu).await?;
-        let (amount, ceiling, unit) = match amount {
+        let mut measured = bed.ready(gpu).await?;
+        let mut seconds = f64::INFINITY;
+        for _ in 0..REPETITIONS {
+            seconds = seconds.min(measured.once(gpu).await?);
+            probe.again(gpu).await?;
+        }
+        Ok(MeasuredCase { case: self, amount, seconds })
+    }
+}
+
+impl MeasuredCase {
+    pub fn result(self, ceilings: &Ceilings) -> OperationResult {
+        let (amount, ceiling, unit) = match self.amount {
             Amount::Flops(flops) => (flops, ceilings.fma_gflops, "GFLOP/s"),
             Amount::Bytes(bytes) => (bytes, ceilings.copy_gb_per_s, "GB/s"),
         };
-        let achieved = amount / seconds / 1e9;
-        Ok(OperationResult {
-            name: self.name.to_owned(),
-            shape: self.shape.clone(),
-            ms: seconds * 1e3,
+        let achieved = amount / self.seconds / 1e9;
+        OperationResult {
+            name: self.case.name.to_owned(),
+            shape: self.case.shape,
+            ms: self.seconds * 1e3,
             achieved,
             unit: unit.to_owned(),
             share_of_ceiling: achieved / ceiling,
-        })
+        }
     }
 }
 
 /// The cases in the order of the report.
 pub(super) fn cases(quick: bool) -> Vec<Case> {
     let nf4 = Storage::Quantized { code: Code4::Nf4, double: true };
+    let size = if quick { 1024 } else { 2048 };
     let mut cases = Vec::new();
-    let sizes: &[u32] = if quick { &[1024] } else { &[1024, 2048] };
-    for size in sizes {
-        for (storage, names) in [
-            (nf4, ["linear forward NF4", "linear input gradient NF4"]),
-            (Storage::Float(Float::Bf16), ["linear forward bf16", "linear input gradient bf16"]),
-        ] {
-            cases.push(linear_case(names[0], storage, *size, true));
-            cases.push(linear_case(names[1], storage, *size, false));
-        }
+    for (storage, names) in [
+        (nf4, ["linear forward NF4", "linear input gradient NF4"]),
+        (Storage::Float(Float::Bf16), ["linear forward bf16", "linear input gradient bf16"]),
+    ] {
+        cases.push(linear_case(names[0], storage, size, true));
+        cases.push(linear_case(names[1], storage, size, false));
     }
     cases.push(lora_gradient_case(1024, 16, 2048));
-    let lengths: &[u32] = if quick { &[1024] } else { &[1024, 2048] };
-    for rows in lengths {
-        cases.push(attention_case(*rows, false));
-        cases.push(attention_case(*rows, true));
+    let rows = if quick { 1024 } else { 2048 };
+    for pass in [Pass::Forward, Pass::Backward, Pass::Both] {
+        cases.push(attention_case(rows, pass));
     }
     cases.push(rms_norm_case(1024, 2048));
     cases.push(swiglu_case(1024, 5632));
@@ -95,7 +127,14 @@ fn lora_gradient_case(rows: u32, rank: u32, cols: u32) -> Case {
     Case { name: "LoRA gradient dA", shape: format!("{rows} x {rank} x {cols}"), record: Box::new(record) }
 }
 
-fn attention_case(rows: u32, backward: bool) -> Case {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Backward,
+    Both,
+}
+
+fn attention_case(rows: u32, pass: Pass) -> Case {
     let shape = Shape { heads: 8, kv_heads: 8, head_dim: 64 };
     let record = move |bed: &mut Bed| {
         let width = shape.heads * shape.head_dim;
@@ -113,31 +152,23 @@ fn attention_case(rows: u32, backward: bool) -> Case {
         let queries = ranges("query ranges", &|row| [row, rows]);
         // Causal: half of the square. Forward is two products, backward five; those made again are not counted.
         let product = f64::from(rows) * f64::from(rows) * f64::from(width);
-        if backward {
-            attention::backward(
-                &mut bed.rec,
-                shape,
-                0.125,
-                q,
-                k,
-                v,
-                keys,
-                queries,
-                out,
-                lse,
-                dout,
-                scratch,
-                dq,
-                dk,
-                dv,
-            );
-            Amount::Flops(5.0 * product)
-        } else {
-            attention::forward(&mut bed.rec, shape, 0.125, q, k, v, keys, out, lse);
-            Amount::Flops(2.0 * product)
+        let mut flops = 0.0;
+        let rec = &mut bed.rec;
+        if pass != Pass::Backward {
+            attention::forward(rec, shape, 0.125, q, k, v, keys, out, lse);
+            flops += 2.0 * product;
         }
+        if pass != Pass::Forward {
+            attention::backward(rec, shape, 0.125, q, k, v, keys, queries, out, lse, dout, scratch, dq, dk, dv);
+            flops += 5.0 * product;
+        }
+        Amount::Flops(flops)
     };
-    let name = if backward { "attention backward" } else { "attention forward" };
+    let name = match pass {
+        Pass::Forward => "attention forward",
+        Pass::Backward => "attention backward",
+        Pass::Both => "attention forward + backward",
+    };
     Case { name, shape: format!("{rows} tokens, 8 heads of 64, causal"), record: Box::new(record) }
 }
 

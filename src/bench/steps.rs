@@ -1,125 +1,236 @@
 //! Whole training steps on models of random weights.
 
+use serde::{Deserialize, Serialize};
 use web_time::Instant;
 
-use super::{Ceilings, StepResult, median};
-use crate::Result;
+use super::Ceilings;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
-use crate::gpu::Gpu;
+use crate::gpu::{Category, Gpu, Profile, Target};
 use crate::lora::adapter_file;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
-use crate::lora::targets;
+use crate::lora::targets::{self, LoraModule};
 use crate::model::config::{ModelConfig, Projection};
 use crate::model::network::BaseStorage;
+use crate::model::shapes;
 use crate::ops::adamw::AdamW;
 use crate::ops::weight::{Code4, Float, Storage};
 use crate::random::{Stream, bits};
 use crate::train::engine::Engine;
 use crate::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use crate::{Error, Result};
+
+/// Small models that only the bench knows: name, [hidden, feed-forward, layers], [heads, key-value heads], vocabulary, tied head.
+type Small = (&'static str, [usize; 3], [usize; 2], usize, bool);
+const SMALL: [Small; 3] = [
+    ("stories260k", [64, 172, 5], [8, 4], 512, true),
+    ("stories15m", [288, 768, 6], [6, 6], 32000, true),
+    ("llama-60m", [512, 1376, 8], [8, 8], 32000, false),
+];
+/// Sequences and length where none are given.
+const BATCH: [usize; 2] = [1, 512];
+/// Steps that count, fewer where they would take longer than `MAX_SECONDS`.
+const STEPS: usize = 5;
+const MAX_SECONDS: f64 = 15.0;
 
 /// A model by its sizes, and the batch that it is measured with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Shape {
-    pub name: &'static str,
-    pub hidden: usize,
-    pub ffn: usize,
-    pub layers: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub vocabulary: usize,
+    pub name: String,
+    pub config: ModelConfig,
     pub sequences: usize,
     pub length: usize,
 }
 
 impl Shape {
-    pub const ALL: [Self; 4] = [
-        Self::new("stories260k", [64, 172, 5], [8, 4], 512, [8, 128]),
-        Self::new("stories15m", [288, 768, 6], [6, 6], 32000, [4, 256]),
-        Self::new("smollm2-135m", [576, 1536, 30], [9, 3], 49152, [1, 512]),
-        Self::new("llama-3.2-1b", [2048, 8192, 16], [32, 8], 128_256, [1, 512]),
-    ];
-
-    const fn new(
-        name: &'static str,
-        [hidden, ffn, layers]: [usize; 3],
-        [heads, kv_heads]: [usize; 2],
-        vocabulary: usize,
-        [sequences, length]: [usize; 2],
-    ) -> Self {
-        Self { name, hidden, ffn, layers, heads, kv_heads, vocabulary, sequences, length }
+    /// `NAME`, or `NAME:SEQUENCESxLENGTH`.
+    ///
+    /// # Errors
+    /// A name that there is not, with those that there are; a batch that is none.
+    pub fn named(text: &str) -> Result<Self> {
+        let (name, batch) = text.split_once(':').map_or((text, None), |(name, batch)| (name, Some(batch)));
+        let [sequences, length] = match batch {
+            None => BATCH,
+            Some(batch) => {
+                let sides = batch.split_once('x').and_then(|(s, l)| Some([s.parse().ok()?, l.parse().ok()?]));
+                let problem = || format!("`{batch}` in `{text}` is no batch such as 4x256, of at least 1x1");
+                sides.filter(|sides| !sides.contains(&0)).ok_or_else(|| Error::Setting(problem()))?
+            }
+        };
+        let config = match SMALL.iter().find(|small| small.0 == name) {
+            Some(small) => small_config(small)?,
+            None => shapes::by_name(name).map_err(|_| {
+                let known: Vec<_> = SMALL.iter().map(|small| small.0).chain(shapes::names()).collect();
+                Error::Setting(format!("`{name}` is not known; there are {}", known.join(", ")))
+            })?,
+        };
+        Ok(Self { name: name.to_owned(), config, sequences, length })
     }
 
-    fn config(&self) -> Result<ModelConfig> {
-        let json = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": self.hidden,
-            "intermediate_size": self.ffn, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "vocab_size": self.vocabulary, "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 8192, "tie_word_embeddings": true,
-        });
-        ModelConfig::from_json(self.name.as_ref(), &json.to_string())
+    pub fn batch(&self) -> String {
+        format!("{} x {}", self.sequences, self.length)
     }
 
     /// Operations per row of a QLoRA step: forward and input gradient through every matrix and the head, and causal attention.
-    fn flops_per_row(&self, config: &ModelConfig) -> f64 {
+    fn flops_per_row(&self) -> f64 {
+        let config = &self.config;
         let shape = |p: Projection| config.projection_shape(p);
         let layer: usize = Projection::ALL.iter().map(|p| shape(*p).0 * shape(*p).1).sum();
-        let matrices = (self.layers * layer + self.hidden * self.vocabulary) as f64;
-        let attention = (self.layers * self.heads * config.head_dim * self.length) as f64;
+        let matrices = (config.num_layers * layer + config.hidden_size * config.vocab_size) as f64;
+        let attention = (config.num_layers * config.num_heads * config.head_dim * self.length) as f64;
         4.0 * matrices + 7.0 * attention
+    }
+
+    /// Sequences of random tokens, every one of them trained.
+    fn micro_batch(&self) -> MicroBatch {
+        let token = |i: usize| (bits(1, Stream::Sampling, 0, i as u64) % self.config.vocab_size as u64) as u32;
+        let sequence = |s: usize| {
+            let input_ids: Vec<u32> = (0..=self.length).map(|i| token(s * self.length + i)).collect();
+            Example { trained: vec![true; input_ids.len()], input_ids }
+        };
+        MicroBatch::from_examples(&(0..self.sequences).map(sequence).collect::<Vec<_>>())
     }
 }
 
-/// Measures QLoRA steps of rank 16 on every linear layer; the device comes back for the next shape.
-pub(super) async fn measure(gpu: Gpu, shape: &Shape, ceilings: &Ceilings) -> Result<(StepResult, Gpu)> {
-    const STEPS: usize = 5;
-    let config = shape.config()?;
+fn small_config((name, [hidden, ffn, layers], [heads, kv_heads], vocabulary, tied): &Small) -> Result<ModelConfig> {
+    let json = serde_json::json!({
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192, "tie_word_embeddings": tied,
+    });
+    ModelConfig::from_json(name.as_ref(), &json.to_string())
+}
+
+/// Training steps of one model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepResult {
+    pub model: String,
+    pub batch: String,
+    pub ms: f64,
+    pub tokens_per_s: f64,
+    /// Operations of the model alone, recomputation and adapter aside, per second.
+    pub gflops: f64,
+    pub share_of_ceiling: f64,
+    /// Time in which the host made ready and submitted a step.
+    pub host_ms: f64,
+    pub gpu_bytes: u64,
+    /// The same by category.
+    pub memory: Vec<(Category, u64)>,
+    /// Where the time of one more step went, the longest first.
+    pub operations: Vec<OperationShare>,
+}
+
+/// All dispatches of one operation in a step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OperationShare {
+    pub operation: String,
+    pub dispatches: u64,
+    pub ms: f64,
+    pub share: f64,
+}
+
+impl StepResult {
+    pub(super) fn with_ceiling(self, ceilings: &Ceilings) -> Self {
+        Self { share_of_ceiling: self.gflops / ceilings.fma_gflops, ..self }
+    }
+}
+
+/// The plan of QLoRA steps of rank 16 on every linear layer.
+pub(super) fn plan(target: Target, shape: &Shape, recompute: RecomputePolicy) -> Result<(Vec<LoraModule>, TrainPlan)> {
     let lora = LoraConfig { r: 16, lora_alpha: 16.0, target_modules: TargetModules::AllLinear, ..Default::default() };
-    let modules = targets::resolve(&lora, &config)?;
+    let modules = targets::resolve(&lora, &shape.config)?;
     let settings = PlanSettings {
         base: BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true }),
         max_rows: shape.sequences * shape.length,
         max_positions: shape.length,
-        recompute: RecomputePolicy::Auto { kept_bytes: 2 << 30, total_bytes: u64::MAX },
+        recompute,
         dropout: 0.0,
         training: true,
     };
-    let plan = TrainPlan::new(gpu.target, &config, |_| Float::Bf16, &modules, &settings);
+    let plan = TrainPlan::new(target, &shape.config, |_| Float::Bf16, &modules, &settings);
+    Ok((modules, plan))
+}
+
+/// Measures steps; the device comes back for the next shape.
+pub(super) async fn measure(gpu: Gpu, shape: &Shape) -> Result<(StepResult, Gpu)> {
+    let recompute = RecomputePolicy::Auto { kept_bytes: 2 << 30, total_bytes: u64::MAX };
+    let (modules, plan) = plan(gpu.target, shape, recompute)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
-    engine.write_adapter(&adapter_file::init(&modules, &config, 1, LoraInit::KaimingUniform));
-    let token = |i: usize| (bits(1, Stream::Sampling, 0, i as u64) % shape.vocabulary as u64) as u32;
-    let sequence = |s: usize| {
-        let input_ids: Vec<u32> = (0..=shape.length).map(|i| token(s * shape.length + i)).collect();
-        Example { trained: vec![true; input_ids.len()], input_ids }
-    };
-    let examples: Vec<Example> = (0..shape.sequences).map(sequence).collect();
-    let batch = [MicroBatch::from_examples(&examples)];
+    engine.write_adapter(&adapter_file::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
+    let batch = [shape.micro_batch()];
     let rows = batch[0].tokens.len();
 
-    let (mut seconds, mut host) = (Vec::new(), Vec::new());
-    // The first step compiles.
-    for step in 0..=STEPS {
-        engine.gpu.wait()?;
-        let started = Instant::now();
-        engine.step(&batch, &AdamW::default(), 1e-4, 0).await?;
-        let submitted = started.elapsed().as_secs_f64();
-        while engine.next_result().await?.is_some() {}
-        if step > 0 {
-            host.push(submitted);
-            seconds.push(started.elapsed().as_secs_f64());
+    // The first step compiles; it counts where another would take too long.
+    let mut best = step(&mut engine, &batch).await?;
+    let mut spent = 0.0;
+    for _ in 0..STEPS {
+        if spent + best.0 > MAX_SECONDS {
+            break;
         }
+        let (seconds, host) = step(&mut engine, &batch).await?;
+        spent += seconds;
+        best = (best.0.min(seconds), best.1.min(host));
     }
-    let seconds = median(seconds);
-    let gflops = shape.flops_per_row(&config) * rows as f64 / seconds / 1e9;
+    let mut operations = Vec::new();
+    if best.0 < MAX_SECONDS {
+        engine.profile = Some(Profile::default());
+        step(&mut engine, &batch).await?;
+        operations = shares(&engine.profile.take().unwrap_or_default());
+    }
+    let (seconds, host) = best;
+    let gflops = shape.flops_per_row() * rows as f64 / seconds / 1e9;
+    let ledger = engine.buffers.ledger();
     let result = StepResult {
-        model: shape.name.to_owned(),
-        batch: format!("{} x {}", shape.sequences, shape.length),
+        model: shape.name.clone(),
+        batch: shape.batch(),
         ms: seconds * 1e3,
         tokens_per_s: rows as f64 / seconds,
         gflops,
-        share_of_ceiling: gflops / ceilings.fma_gflops,
-        host_ms: median(host) * 1e3,
-        gpu_bytes: engine.buffers.ledger().total(),
+        share_of_ceiling: 0.0,
+        host_ms: host * 1e3,
+        gpu_bytes: ledger.total(),
+        memory: ledger.entries().collect(),
+        operations,
     };
     Ok((result, engine.gpu))
+}
+
+/// Seconds of a step, and those in which the host made it ready.
+async fn step(engine: &mut Engine, batch: &[MicroBatch]) -> Result<(f64, f64)> {
+    engine.gpu.flush().await?;
+    let started = Instant::now();
+    engine.step(batch, &AdamW::default(), 1e-4, 0).await?;
+    let submitted = started.elapsed().as_secs_f64();
+    while engine.next_result().await?.is_some() {}
+    Ok((started.elapsed().as_secs_f64(), submitted))
+}
+
+fn shares(profile: &Profile) -> Vec<OperationShare> {
+    let total: f64 = profile.ops.values().map(|(seconds, _)| seconds).sum();
+    let share = |(op, (seconds, dispatches)): (&&'static str, &(f64, u64))| OperationShare {
+        operation: (*op).to_owned(),
+        dispatches: *dispatches,
+        ms: seconds * 1e3,
+        share: seconds / total.max(1e-12),
+    };
+    let mut shares: Vec<_> = profile.ops.iter().map(share).collect();
+    shares.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_named_with_or_without_a_batch() {
+        let shape = Shape::named("stories15m:4x256").unwrap();
+        assert_eq!((shape.config.hidden_size, shape.sequences, shape.length), (288, 4, 256));
+        let shape = Shape::named("llama-2-7b").unwrap();
+        assert_eq!((shape.config.num_layers, shape.sequences, shape.length), (32, 1, 512));
+        for (text, word) in [("gpt-9", "stories15m"), ("stories15m:4", "4x256"), ("stories15m:0x256", "1x1")] {
+            let problem = Shape::named(text).unwrap_err().to_string();
+            assert!(problem.contains(word), "{problem}");
+        }
+    }
 }

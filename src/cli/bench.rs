@@ -1,10 +1,10 @@
 //! `loraine bench`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use loraine::bench::{self, Report, Shape};
+use loraine::bench::{self, Figure, Peer, Report, Shape, StepResult};
 
 use super::{GpuArgs, bytes};
 
@@ -23,8 +23,8 @@ pub struct BenchArgs {
     /// Leave out the larger shapes
     #[arg(long)]
     quick: bool,
-    /// Models for whole training steps, of random weights [default: stories260k,stories15m]
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    /// Models for whole training steps, of random weights, with their batch [default: stories260k:8x128,stories15m:4x256]
+    #[arg(long, value_name = "NAME[:SEQUENCESxLENGTH]", value_delimiter = ',')]
     shape: Vec<String>,
     /// Print one JSON object
     #[arg(long)]
@@ -32,19 +32,27 @@ pub struct BenchArgs {
     /// Print ratios against an earlier --json result
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Print the project's figures too, with what the programs of examples/peers printed into this file
+    #[arg(long, value_name = "FILE")]
+    peers: Option<PathBuf>,
     #[command(flatten)]
     gpu: GpuArgs,
 }
 
 fn shapes(names: &[String], quick: bool) -> anyhow::Result<Vec<Shape>> {
-    let find = |name: &str| Shape::ALL.into_iter().find(|shape| shape.name == name);
-    if names.is_empty() {
-        let names: &[&str] = if quick { &["stories260k"] } else { &["stories260k", "stories15m"] };
-        return Ok(names.iter().filter_map(|name| find(name)).collect());
-    }
-    let known: Vec<&str> = Shape::ALL.iter().map(|shape| shape.name).collect();
-    let missing = |name: &String| format!("--shape {name} is not known; there are {}", known.join(", "));
-    names.iter().map(|name| find(name).with_context(|| missing(name))).collect()
+    let default: &[&str] = if quick { &["stories260k:8x128"] } else { &["stories260k:8x128", "stories15m:4x256"] };
+    let names: Vec<&str> = if names.is_empty() { default.to_vec() } else { names.iter().map(String::as_str).collect() };
+    names.into_iter().map(|name| Shape::named(name).with_context(|| format!("--shape {name}"))).collect()
+}
+
+/// One JSON object a line.
+fn peers(path: &Path) -> anyhow::Result<Vec<Peer>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let peer = |(i, line)| {
+        serde_json::from_str(line).with_context(|| format!("{} line {} is no peer's result", path.display(), i + 1))
+    };
+    lines.map(peer).collect()
 }
 
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
@@ -56,6 +64,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
             Some(serde_json::from_str(&text).with_context(|| format!("{} is no bench result", path.display()))?)
         }
     };
+    let peers = args.peers.as_deref().map(peers).transpose()?;
     let report = pollster::block_on(bench::run(args.gpu.open()?, &shapes, args.quick, |what| {
         if !args.json {
             eprintln!("measuring {what}");
@@ -66,6 +75,9 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     print(&report);
+    if let Some(peers) = &peers {
+        print_figures(&report, peers);
+    }
     if let Some(earlier) = earlier {
         compare(&report, &earlier);
     }
@@ -109,6 +121,30 @@ fn print(report: &Report) {
             step.host_ms,
             bytes(step.gpu_bytes)
         );
+    }
+    for step in &report.steps {
+        print_details(step);
+    }
+    out!("\none sequence, all that its length has a say in:");
+    for length in &report.lengths {
+        let (size, off) = (bytes(length.bytes), 100.0 * length.off_the_line);
+        out!("{:<16} {:>5} tokens {size:>9}, {off:>+5.1}% off a straight line", length.model, length.tokens);
+    }
+}
+
+fn print_figures(report: &Report, peers: &[Peer]) {
+    out!("\n{:<76} {:>9} {:>8}", "figure", "measured", "aim");
+    for Figure { name, measured, aim } in bench::figures(report, peers) {
+        out!("{name:<76} {measured:>9} {aim:>8}");
+    }
+}
+
+/// Where a step's memory and time went.
+fn print_details(step: &StepResult) {
+    let memory: Vec<String> = step.memory.iter().map(|(c, count)| format!("{} {}", c.name(), bytes(*count))).collect();
+    out!("\n{} {}: {}", step.model, step.batch, memory.join(", "));
+    for op in step.operations.iter().filter(|op| op.share >= 0.005) {
+        out!("  {:<28} {:>6} dispatches {:>10.2} ms {:>6.1}%", op.operation, op.dispatches, op.ms, 100.0 * op.share);
     }
 }
 

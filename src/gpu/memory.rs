@@ -1,10 +1,10 @@
 //! Every byte a run needs, as plain data: the plan of buffers is made without a GPU and then allocated as it stands,
 //! so that an estimate and a real run agree by construction.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a buffer is for; the ledger is kept by these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "snake_case")]
 pub enum Category {

@@ -1,0 +1,85 @@
+//! What the adapter can do at best.
+
+use super::{Bed, Measured};
+use crate::gpu::{Category, Gpu};
+use crate::ops::ceiling::{self, FmaForm};
+use crate::{Error, Result};
+
+use serde::{Deserialize, Serialize};
+
+/// What the adapter can do at best.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// Multiply-adds in f32 registers, two operations each.
+    pub fma_gflops: f64,
+    /// Bytes read and written by a copy.
+    pub copy_gb_per_s: f64,
+    /// One small dispatch in a prepared list.
+    pub dispatch_us: f64,
+}
+
+/// The multiply-add and the copy kernel made ready, to be timed again beside every operation: on a machine that has other things to
+/// do, a ceiling measured once may be that of a busier or a quieter moment.
+pub(super) struct Probe {
+    fma: Measured,
+    flops: f64,
+    copy: Measured,
+    moved: f64,
+    pub ceilings: Ceilings,
+}
+
+impl Probe {
+    pub async fn new(gpu: &Gpu) -> Result<Self> {
+        let mut best: Option<(f64, f64, Measured)> = None;
+        for form in FmaForm::ALL {
+            let (flops, mut fma) = fma(gpu, form).await?;
+            let gflops = flops / fma.seconds(gpu).await? / 1e9;
+            if best.as_ref().is_none_or(|(so_far, ..)| gflops > *so_far) {
+                best = Some((gflops, flops, fma));
+            }
+        }
+        let (moved, mut copy) = copy(gpu).await?;
+        let copy_gb_per_s = moved / copy.seconds(gpu).await? / 1e9;
+        let dispatch_us = dispatch_us(gpu).await?;
+        let Some((fma_gflops, flops, fma)) = best.filter(|(gflops, ..)| gflops.is_finite()) else {
+            return Err(Error::Training("the adapter's clock stood still during the bench".to_owned()));
+        };
+        Ok(Self { fma, flops, copy, moved, ceilings: Ceilings { fma_gflops, copy_gb_per_s, dispatch_us } })
+    }
+
+    /// Times both again; a ceiling is the best that was seen.
+    pub async fn again(&mut self, gpu: &Gpu) -> Result<()> {
+        let gflops = self.flops / self.fma.once(gpu).await? / 1e9;
+        let gb_per_s = self.moved / self.copy.once(gpu).await? / 1e9;
+        self.ceilings.fma_gflops = self.ceilings.fma_gflops.max(gflops);
+        self.ceilings.copy_gb_per_s = self.ceilings.copy_gb_per_s.max(gb_per_s);
+        Ok(())
+    }
+}
+
+async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, Measured)> {
+    let (invocations, turns) = if gpu.target.cpu { (4096, 1024) } else { (1 << 20, 1024) };
+    let mut bed = Bed::new(gpu);
+    let y = bed.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
+    let flops = ceiling::fma(&mut bed.rec, form, invocations, turns, 0.999, 0.001, y);
+    Ok((flops, bed.ready(gpu).await?))
+}
+
+async fn copy(gpu: &Gpu) -> Result<(f64, Measured)> {
+    let mut bed = Bed::new(gpu);
+    let bytes = (64u64 << 20).min(gpu.target.max_binding_bytes);
+    let [x, y] = ["source", "target"].map(|label| bed.plan.alloc(Category::Workspace, label, bytes));
+    let moved = ceiling::copy(&mut bed.rec, x, y);
+    Ok((moved, bed.ready(gpu).await?))
+}
+
+async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
+    const DISPATCHES: usize = 1000;
+    let mut bed = Bed::new(gpu);
+    let small = ["x", "y"].map(|label| bed.plan.alloc(Category::Workspace, label, 256));
+    for _ in 0..DISPATCHES {
+        ceiling::copy(&mut bed.rec, small[0], small[1]);
+    }
+    // By the host's clock: what a dispatch costs beside its own work is the question.
+    Ok(bed.ready(gpu).await?.by_clock(gpu).await? / DISPATCHES as f64 * 1e6)
+}

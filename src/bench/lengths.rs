@@ -1,0 +1,53 @@
+//! What longer sequences take: the plan of a training step at several lengths. A run allocates what its plan says, so that no device
+//! is needed to know.
+
+use serde::{Deserialize, Serialize};
+
+use super::steps::{self, Shape};
+use crate::Result;
+use crate::gpu::{Category, Target};
+use crate::train::plan::RecomputePolicy;
+
+const MODEL: &str = "smollm2-135m";
+const LENGTHS: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
+
+/// One sequence of `tokens` in a training step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LengthResult {
+    pub model: String,
+    pub tokens: usize,
+    /// Kept activations, workspace and uploads: all that a length has a say in.
+    pub bytes: u64,
+    /// Above the line through the shortest and the longest, as a share of it.
+    pub off_the_line: f64,
+}
+
+pub(super) fn measure(target: Target) -> Result<Vec<LengthResult>> {
+    let bytes = |length: usize| -> Result<u64> {
+        let shape = Shape::named(&format!("{MODEL}:1x{length}"))?;
+        let ledger = steps::plan(target, &shape, RecomputePolicy::Keep(0))?.1.ledger();
+        Ok([Category::KeptActivations, Category::Workspace, Category::Uploads].map(|c| ledger.get(c)).iter().sum())
+    };
+    let [shortest, .., longest] = LENGTHS;
+    let (low, high) = (bytes(shortest)? as f64, bytes(longest)? as f64);
+    let result = |tokens: usize| {
+        let line = low + (high - low) * (tokens - shortest) as f64 / (longest - shortest) as f64;
+        let bytes = bytes(tokens)?;
+        Ok(LengthResult { model: MODEL.to_owned(), tokens, bytes, off_the_line: bytes as f64 / line - 1.0 })
+    };
+    LENGTHS.into_iter().map(result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_in_a_line_with_the_length() {
+        for target in [Target::BASELINE, Target { cpu: true, ..Target::BASELINE }] {
+            for result in measure(target).unwrap() {
+                assert!(result.off_the_line.abs() < 0.05, "{result:?}");
+            }
+        }
+    }
+}
