@@ -21,6 +21,7 @@ use loraine::model::weight_files::WeightFiles;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use super::cache_args::CacheArgs;
 use super::generate::{BASE, Quant, adapter_names, load_adapter};
 use super::{GpuArgs, bytes};
 
@@ -85,6 +86,8 @@ pub struct ChatArgs {
     seed: u64,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 pub fn run(mut args: ChatArgs) -> Result<()> {
@@ -116,7 +119,8 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
     // Refused now rather than at the first question.
     conversation.ask("")?;
 
-    let files = WeightFiles::open(&args.model)?;
+    let mut files = WeightFiles::open(&args.model)?;
+    args.cache.apply(&mut files);
     let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
     let plan =
         PlanSettings { base: args.quant.storage(), max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };

@@ -8,6 +8,7 @@ use loraine::train::evaluate::{self, EvalSettings};
 use loraine::train::settings::Quant;
 
 use super::GpuArgs;
+use super::cache_args::CacheArgs;
 use super::data_args::DataArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
@@ -44,6 +45,8 @@ pub struct EvalArgs {
     data_format: DataArgs,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -70,7 +73,8 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         max_seq_len: args.max_seq_len,
         data_format: args.data_format.settings(0),
     };
-    let prepared = evaluate::prepare(settings)?;
+    let mut prepared = evaluate::prepare(settings)?;
+    args.cache.apply(&mut prepared.files);
     let result = pollster::block_on(prepared.run(args.gpu.open()?))?;
     if args.json {
         out!("{}", serde_json::to_string(&result)?);

@@ -21,6 +21,7 @@ use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::{Code4, Storage};
 use serde_json::json;
 
+use super::cache_args::CacheArgs;
 use super::{GpuArgs, bytes};
 
 /// What `--use` calls the model without an adapter.
@@ -98,6 +99,8 @@ pub struct GenerateArgs {
     profile: bool,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -142,7 +145,8 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     let tokenizer = Tokenizer::from_dir(&args.model, &config)?;
-    let files = WeightFiles::open(&args.model)?;
+    let mut files = WeightFiles::open(&args.model)?;
+    args.cache.apply(&mut files);
     let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = names.into_iter().map(|(name, _)| name).collect();
     let jobs = jobs(&args, &tokenizer, &names)?;

@@ -9,6 +9,7 @@ macro_rules! out {
 }
 
 mod bench;
+mod cache_args;
 mod chat;
 mod completions;
 mod data_args;

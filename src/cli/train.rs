@@ -14,6 +14,7 @@ use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
 use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype, Schedule};
 
 use super::GpuArgs;
+use super::cache_args::CacheArgs;
 use super::data_args::DataArgs;
 use super::memory_args::MemoryArgs;
 use super::run_view::RunView;
@@ -69,6 +70,8 @@ pub struct TrainArgs {
     watch: WatchArgs,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 #[derive(Args)]
@@ -366,7 +369,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
     let model = settings.model.clone();
     settings.model = super::model_directory(&model, Extent::Everything)?;
-    let prepared = run::prepare(settings)?;
+    let mut prepared = run::prepare(settings)?;
+    if let Some(files) = &mut prepared.files {
+        args.cache.apply(files);
+    }
     let mut view = RunView::new(args.json);
     view.data("data", &prepared.data);
     if let Some(eval) = &prepared.eval {

@@ -30,6 +30,12 @@ pub fn len(path: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(path)?.len())
 }
 
+/// When a file was last changed, in nanoseconds of no stated beginning.
+pub fn modified(path: &Path) -> io::Result<u128> {
+    let since = std::fs::metadata(path)?.modified()?.duration_since(std::time::UNIX_EPOCH);
+    Ok(since.map_or_else(|before| before.duration(), |after| after).as_nanos())
+}
+
 /// The names in a directory, in no order.
 pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     let entries = std::fs::read_dir(dir)?;

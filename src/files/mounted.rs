@@ -169,6 +169,11 @@ pub fn len(path: &Path) -> io::Result<u64> {
     with(|store| store.files.get(path).map(Content::len)).ok_or_else(not_found)
 }
 
+/// What a page has mounted knows no time of change.
+pub fn modified(_: &Path) -> io::Result<u128> {
+    Err(ErrorKind::Unsupported.into())
+}
+
 /// The names in a directory, in no order.
 pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     if !is_dir(dir) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::activations::{Moment, through};
 use super::network::{Network, is_projection};
 use super::packed::PackedWeight;
+use super::quantized_cache::QuantizedCache;
 use super::rope;
 use super::weight_files::{TensorInfo, WeightDtype, WeightFiles};
 use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
@@ -90,15 +91,23 @@ pub async fn load(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let config = &network.config;
+    let quantized = |weight: &Weight| matches!(weight.storage, Storage::Quantized { .. });
     let mut tensors: Vec<(&TensorInfo, &Weight)> = Vec::new();
     let mut packed: Vec<(PackedWeight, &Weight)> = Vec::new();
+    let mut to_quantize: Vec<(String, &Weight)> = Vec::new();
     for (name, weight) in network.weights() {
         let shape = [weight.out_features as usize, weight.in_features as usize];
         match config.quantization.filter(|_| is_projection(&name)) {
             Some(stored) => packed.push((PackedWeight::find(files, &name, shape, stored)?, weight)),
-            None => tensors.push((files.require(&name, &shape)?, weight)),
+            None => {
+                tensors.push((files.require(&name, &shape)?, weight));
+                if quantized(weight) {
+                    to_quantize.push((name, weight));
+                }
+            }
         }
     }
+    let cache = QuantizedCache::of(files, &to_quantize);
     let of_packed: u64 = packed.iter().map(|(packed, _)| packed.bytes()).sum();
     let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
     let mut done = 0;
@@ -106,6 +115,16 @@ pub async fn load(
         load_packed(gpu, buffers, &packed.read()?, &weight.panels[0]).await?;
         done += packed.bytes();
         progress(done, total);
+    }
+    let mut cached = false;
+    if let Some(cache) = &cache {
+        let of_cached: u64 = tensors.iter().filter(|(_, w)| quantized(w)).map(|(info, _)| info.byte_len).sum();
+        let show = |share: f64| progress(done + (share * of_cached as f64) as u64, total);
+        cached = cache.restore(gpu, buffers, show).await?;
+        if cached {
+            done += of_cached;
+            tensors.retain(|(_, weight)| !quantized(weight));
+        }
     }
     for (info, weight) in tensors {
         let mut advance = |bytes| {
@@ -121,6 +140,9 @@ pub async fn load(
             }
             (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
         }
+    }
+    if let Some(cache) = cache.filter(|_| !cached) {
+        cache.store(gpu, buffers).await?;
     }
     for (name, view, length) in network.vectors() {
         let info = files.require(&name, &[length])?;

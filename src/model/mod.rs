@@ -8,6 +8,7 @@ pub mod load;
 pub mod model_directory;
 pub mod network;
 pub mod packed;
+pub mod quantized_cache;
 pub mod rope;
 pub(crate) mod safetensors_file;
 pub mod shapes;

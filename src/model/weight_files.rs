@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::config::{ModelConfig, Projection};
 use super::json_fields::parse_object;
+use super::quantized_cache::CacheSettings;
 use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES, RawTensor};
 pub use super::safetensors_file::{TensorInfo, WeightDtype};
 use crate::{Error, Result, files};
@@ -20,6 +21,8 @@ pub struct WeightFiles {
     /// The file that lists the tensors, for messages.
     listing: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// Where a copy of what the device quantises is kept; None keeps none.
+    pub cache: Option<CacheSettings>,
 }
 
 impl WeightFiles {
@@ -27,7 +30,7 @@ impl WeightFiles {
     pub fn open(dir: &Path) -> Result<Self> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         if files::is_file(&single) {
-            return Ok(Self { entries: safetensors_file::read_header(&single)?, listing: single });
+            return Ok(Self { entries: safetensors_file::read_header(&single)?, listing: single, cache: None });
         }
         if !files::is_file(&index) {
             let hint = match files::is_file(&dir.join("pytorch_model.bin")) {
@@ -46,7 +49,7 @@ impl WeightFiles {
             let entry = entry.ok_or_else(|| Error::field(&index, &tensor, format!("is not in `{shard}`")))?;
             entries.insert(tensor, entry);
         }
-        Ok(Self { listing: index, entries })
+        Ok(Self { listing: index, entries, cache: None })
     }
 
     /// The tensor, if it is there in a usable type.

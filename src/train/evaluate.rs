@@ -48,7 +48,7 @@ pub struct EvalResult {
 pub struct PreparedEval {
     settings: EvalSettings,
     config: ModelConfig,
-    files: WeightFiles,
+    pub files: WeightFiles,
     modules: Vec<LoraModule>,
     tensors: AdapterTensors,
     examples: Vec<Example>,

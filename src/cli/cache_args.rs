@@ -1,0 +1,39 @@
+//! The cache of 4-bit copies of large models.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use loraine::model::quantized_cache::CacheSettings;
+use loraine::model::weight_files::WeightFiles;
+
+/// A model of fewer bytes is quantised in no time.
+const MIN_BYTES: u64 = 1 << 30;
+
+#[derive(Args)]
+pub struct CacheArgs {
+    /// Quantise the model anew, and keep no 4-bit copy of it (copies of models over 1 GiB lie in ~/.cache/loraine, or $LORAINE_CACHE)
+    #[arg(long, help_heading = "Device")]
+    no_cache: bool,
+}
+
+impl CacheArgs {
+    /// Lets loading use the cache, unless the user has said no.
+    pub fn apply(&self, files: &mut WeightFiles) {
+        files.cache = directory().filter(|_| !self.no_cache).map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES });
+    }
+}
+
+/// Where this system keeps what can be made again.
+fn directory() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let of_system = || {
+        if cfg!(windows) {
+            set("LOCALAPPDATA")
+        } else if cfg!(target_os = "macos") {
+            set("HOME").map(|home| home.join("Library/Caches"))
+        } else {
+            set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))
+        }
+    };
+    set("LORAINE_CACHE").or_else(|| of_system().map(|dir| dir.join("loraine")))
+}

@@ -1,0 +1,150 @@
+//! The cached copy of a quantised base: the same bits, taken only while it is of the same files, and never trusted when damaged.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::cli::{copy_files, edit};
+use common::{adapter, fixture, gpu, whole_sequence};
+use loraine::model::config::ModelConfig;
+use loraine::model::load::float_of;
+use loraine::model::network::BaseStorage;
+use loraine::model::quantized_cache::CacheSettings;
+use loraine::model::weight_files::WeightFiles;
+use loraine::ops::weight::{Code4, Storage};
+use loraine::train::engine::Engine;
+use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+
+const NF4: Storage = Storage::Quantized { code: Code4::Nf4, double: true };
+
+struct Model {
+    place: tempfile::TempDir,
+}
+
+impl Model {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        copy_files(&fixture("llama_untied"), &place.path().join("model"));
+        Self { place }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    /// Loads the model with the cache at `cache` and returns its logits.
+    fn logits(&self, base: BaseStorage, cache: Option<&str>, min_bytes: u64) -> Vec<f32> {
+        let model = self.path("model");
+        let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
+        let mut files = WeightFiles::open(&model).unwrap();
+        files.cache = cache.map(|dir| CacheSettings { dir: self.path(dir), min_bytes });
+        let (modules, tensors) = adapter(&fixture("llama_untied/adapter"), &config);
+        let gpu = gpu();
+        let recompute = RecomputePolicy::Keep(0);
+        let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training: true };
+        let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
+        let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
+        let mut last = (0, 0);
+        let progress = |done, total| last = (done, total);
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, progress)).unwrap();
+        assert!(last.0 == last.1 && last.1 > 0, "{last:?}");
+        engine.write_adapter(&tensors);
+        let ids: Vec<u32> = (0..20).map(|i| (i * 31 + 7) % config.vocab_size as u32).collect();
+        pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap()
+    }
+
+    fn copies(&self, cache: &str) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.path(cache)) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn shard(&self) -> PathBuf {
+        self.path("model/model-00001-of-00002.safetensors")
+    }
+}
+
+/// Changes a file and leaves its length and time of change as they were.
+fn change_unseen(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+    edit(path, change);
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+}
+
+/// The last tensor of the file in other values.
+fn negate_tail(bytes: &mut Vec<u8>) {
+    let tail = bytes.len() - 4000;
+    bytes[tail..].iter_mut().skip(3).step_by(4).for_each(|byte| *byte ^= 0x80);
+}
+
+#[test]
+fn the_copy_has_the_bits_and_stands_for_the_files() {
+    for base in [BaseStorage::Quantized(NF4), BaseStorage::QuantizedWhole(NF4)] {
+        let model = Model::new();
+        let fresh = model.logits(base, None, 0);
+        assert_eq!(model.logits(base, Some("cache"), 0), fresh);
+        assert_eq!(model.copies("cache").len(), 1);
+        assert_eq!(model.logits(base, Some("cache"), 0), fresh);
+        // Not read again: what lies in the file now would give other logits.
+        change_unseen(&model.shard(), negate_tail);
+        assert_ne!(model.logits(base, None, 0), fresh);
+        assert_eq!(model.logits(base, Some("cache"), 0), fresh);
+    }
+}
+
+#[test]
+fn a_stale_copy_is_passed_over_and_replaced() {
+    let (model, base) = (Model::new(), BaseStorage::Quantized(NF4));
+    let before = model.logits(base, Some("cache"), 0);
+    edit(&model.shard(), negate_tail);
+    let after = model.logits(base, None, 0);
+    assert_ne!(before, after);
+    for _ in 0..2 {
+        assert_eq!(model.logits(base, Some("cache"), 0), after);
+    }
+    assert_eq!(model.copies("cache").len(), 1);
+    // Another storage of the same model has a copy of its own.
+    let fp4 = BaseStorage::Quantized(Storage::Quantized { code: Code4::Fp4, double: false });
+    assert_eq!(model.logits(fp4, Some("cache"), 0), model.logits(fp4, None, 0));
+    assert_eq!(model.copies("cache").len(), 2);
+}
+
+#[test]
+fn a_damaged_copy_is_passed_over_and_replaced() {
+    let (model, base) = (Model::new(), BaseStorage::Quantized(NF4));
+    let fresh = model.logits(base, Some("cache"), 0);
+    let [copy] = model.copies("cache").try_into().unwrap();
+    let whole = std::fs::read(&copy).unwrap();
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [Damage; 7] = [
+        |bytes| bytes.clear(),
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.push(0),
+        |bytes| bytes[3] ^= 1,
+        |bytes| *bytes.last_mut().unwrap() ^= 1,
+        |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        },
+        |bytes| bytes.fill(0xff),
+    ];
+    for damage in damages {
+        edit(&copy, damage);
+        assert_ne!(std::fs::read(&copy).unwrap(), whole);
+        assert_eq!(model.logits(base, Some("cache"), 0), fresh);
+        assert!(std::fs::read(&copy).unwrap() == whole, "the copy is whole again");
+    }
+    assert_eq!(model.copies("cache"), [copy]);
+}
+
+#[test]
+fn small_models_and_places_that_cannot_be_written_have_no_copy() {
+    let (model, base) = (Model::new(), BaseStorage::Quantized(NF4));
+    let fresh = model.logits(base, Some("cache"), 1 << 30);
+    assert!(model.copies("cache").is_empty());
+    std::fs::write(model.path("taken"), "a file").unwrap();
+    assert_eq!(model.logits(base, Some("taken"), 0), fresh);
+    assert_eq!(std::fs::read(model.path("taken")).unwrap(), b"a file");
+    // Weights that are not quantised are not copied.
+    model.logits(BaseStorage::AsStored, Some("cache"), 0);
+    assert!(model.copies("cache").is_empty());
+}
