@@ -10,11 +10,17 @@ use loraine::lora::adapter_file;
 use loraine::lora::config::LoraInit;
 use loraine::lora::targets;
 use loraine::memory::{ASSUMED_TARGET, Estimate, estimate};
+use loraine::model::activations::KeptAs;
+use loraine::model::config::ModelConfig;
+use loraine::model::load::float_of;
+use loraine::model::network::BaseStorage;
 use loraine::model::shapes;
+use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::Float;
 use loraine::train::engine::Engine;
+use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use loraine::train::run::plan_within_budget;
-use loraine::train::settings::{RecomputeChoice, RunSettings};
+use loraine::train::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
 
 fn of(model: &str, settings: &RunSettings, seq_len: usize) -> Estimate {
     let config = shapes::by_name(model).unwrap();
@@ -109,6 +115,83 @@ fn embedding_and_head_train_in_4_bits() {
     shell.write("data.jsonl", random_lines(12, 96, 1));
     let command = format!("{} --data data.jsonl --out x --method lora --quantize-embedding", train_on("llama_tied"));
     shell.fail(&command, &["--quantize-embedding is for --method qlora"]);
+}
+
+/// The forward pass is the same; gradients read rounded activations.
+#[test]
+fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
+    let gradients = |model: &str, kept_as: KeptAs, keep: usize| {
+        let dir = common::fixture(model);
+        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+        let files = WeightFiles::open(&dir).unwrap();
+        let (modules, tensors) = common::adapter(&dir.join("adapter"), &config);
+        let settings = PlanSettings {
+            base: BaseStorage::AsStored,
+            max_rows: 64,
+            max_positions: 64,
+            recompute: RecomputePolicy::Keep(keep),
+            dropout: 0.0,
+            training: true,
+        };
+        let gpu = common::gpu();
+        let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
+        let plan = TrainPlan::with_activations(gpu.target, &config, stored, &modules, &settings, kept_as);
+        let planned = plan.ledger();
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
+        assert_eq!(*engine.buffers.ledger(), planned);
+        engine.write_adapter(&tensors);
+        let input_ids: Vec<u32> = (0..41u32).map(|i| (i * 37 + 5) % 96).collect();
+        let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
+        pollster::block_on(engine.accumulate(&batch, 0)).unwrap();
+        let found = pollster::block_on(engine.read_gradients()).unwrap();
+        let values: Vec<f32> = found.tensors.into_iter().flat_map(|(a, b)| [a, b].concat()).collect();
+        (values, planned.get(Category::KeptActivations))
+    };
+    for model in ["llama_tied", "odd_sizes", "qwen3", "mistral_window"] {
+        let (exact, _) = gradients(model, KeptAs::F32, 2);
+        for keep in [0, 1, 2] {
+            let (_, bytes) = gradients(model, KeptAs::F32, keep);
+            let (rounded, fewer) = gradients(model, KeptAs::Bf16, keep);
+            let error = common::relative_error(&rounded, &exact);
+            println!("{model}, {keep} layers kept: relative error {error:.1e}, {fewer} bytes instead of {bytes}");
+            // A recomputed first layer starts from the embedding, which the file may hold in bf16 already.
+            assert!((keep < 2 || error > 0.0) && error < 5e-3, "{model}, {keep} layers kept: {error}");
+            assert!(fewer < bytes * 8 / 10, "{model}, {keep} layers kept: {fewer} {bytes}");
+        }
+    }
+}
+
+#[test]
+fn runs_with_activations_in_bf16_start_alike_and_stay_near() {
+    for model in ["llama_tied", "qwen3"] {
+        let shell = Shell::new();
+        shell.write("data.jsonl", random_lines(12, 96, 1));
+        let run = |out: &str, options: &str| {
+            let options = format!("{options} --steps 8 --rank 4 --lr 0.002 --recompute none");
+            shell.succeed(&format!("{} --data data.jsonl --out {out} {options}", train_on(model)));
+            shell.losses(out)
+        };
+        let (exact, rounded) = (run("f32", ""), run("bf16", "--activations bf16"));
+        assert_eq!(exact[0], rounded[0], "{model}");
+        assert_ne!(exact, rounded, "{model}");
+        for (a, b) in exact.iter().zip(&rounded) {
+            assert!((a / b - 1.0).abs() < 2e-3, "{model}: {exact:?} {rounded:?}");
+        }
+    }
+}
+
+#[test]
+fn a_budget_that_only_bf16_fits_takes_it() {
+    let all = RunSettings { recompute: RecomputeChoice::All, ..qlora(1) };
+    let bytes = |activations| of("llama-2-7b", &RunSettings { activations, ..all.clone() }, 2048).total;
+    let (whole, half) = (bytes(ActivationsChoice::F32), bytes(ActivationsChoice::Bf16));
+    assert!(half < whole - 450_000_000, "{whole} {half}");
+    for (budget, bf16, fits) in
+        [(whole, false, true), (whole - 1, true, true), (half, true, true), (half - 1, true, false)]
+    {
+        let found = of("llama-2-7b", &RunSettings { gpu_memory: Some(budget), ..qlora(1) }, 2048);
+        assert_eq!((found.bf16_activations, found.fits), (bf16, Some(fits)), "{budget}");
+    }
 }
 
 /// Some 20 TFLOP, which a software adapter of two cores needs half an hour for. `LORAINE_LAYERS` takes fewer layers.

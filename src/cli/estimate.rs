@@ -198,6 +198,9 @@ fn print(estimate: &Estimate, card: Option<u64>) {
         let recomputed = estimate.layers - estimate.kept_layers;
         out!("  {recomputed} of {} layers recompute their activations", estimate.layers);
     }
+    if estimate.bf16_activations {
+        out!("  activations are kept in bf16");
+    }
     let whole = card.unwrap_or(estimate.total).max(estimate.total);
     out!("  {}", memory_bar::drawn(&estimate.categories, whole));
     if let (Some(card), Some(fits)) = (card, estimate.fits) {

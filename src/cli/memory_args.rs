@@ -1,7 +1,7 @@
 //! The flags that trade time or digits for device memory.
 
 use clap::{Args, ValueEnum};
-use loraine::train::settings::{RecomputeChoice, RunSettings};
+use loraine::train::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
 
 use super::train::parse_bytes;
 
@@ -11,6 +11,9 @@ pub struct MemoryArgs {
     /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
     #[arg(long, value_enum)]
     recompute: Option<RecomputeArg>,
+    /// auto keeps activations in f32 unless only bf16 fits; bf16 halves what layer inputs and kept layers take [default: auto]
+    #[arg(long, value_enum)]
+    activations: Option<ActivationsArg>,
     /// With --method qlora: embedding and head in 4 bits too
     #[arg(long)]
     quantize_embedding: bool,
@@ -26,6 +29,13 @@ enum RecomputeArg {
     All,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationsArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
 impl MemoryArgs {
     /// The given flags over `settings`.
     pub fn apply(&self, settings: &mut RunSettings) {
@@ -34,6 +44,13 @@ impl MemoryArgs {
                 RecomputeArg::Auto => RecomputeChoice::Auto,
                 RecomputeArg::None => RecomputeChoice::None,
                 RecomputeArg::All => RecomputeChoice::All,
+            };
+        }
+        if let Some(activations) = self.activations {
+            settings.activations = match activations {
+                ActivationsArg::Auto => ActivationsChoice::Auto,
+                ActivationsArg::F32 => ActivationsChoice::F32,
+                ActivationsArg::Bf16 => ActivationsChoice::Bf16,
             };
         }
         settings.quantize_embedding |= self.quantize_embedding;

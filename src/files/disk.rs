@@ -33,7 +33,7 @@ pub fn len(path: &Path) -> io::Result<u64> {
 /// When a file was last changed, in nanoseconds of no stated beginning.
 pub fn modified(path: &Path) -> io::Result<u128> {
     let since = std::fs::metadata(path)?.modified()?.duration_since(std::time::UNIX_EPOCH);
-    Ok(since.map_or_else(|before| before.duration(), |after| after).as_nanos())
+    Ok(since.unwrap_or_else(|before| before.duration()).as_nanos())
 }
 
 /// The names in a directory, in no order.

@@ -7,11 +7,12 @@ use serde::Serialize;
 use crate::Result;
 use crate::gpu::{Category, Target};
 use crate::lora::targets;
+use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
 use crate::train::plan::TrainPlan;
 use crate::train::run::{parameters, plan_within_budget};
-use crate::train::settings::{Method, RecomputeChoice, RunSettings};
+use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
 pub const ASSUMED_TARGET: Target =
@@ -27,6 +28,8 @@ pub struct Estimate {
     pub layers: usize,
     /// Layers that keep their activations; the others make them again.
     pub kept_layers: usize,
+    /// Whether activations are kept in bf16.
+    pub bf16_activations: bool,
     /// Against `gpu_memory` of the settings; None where that is absent.
     pub fits: Option<bool>,
     /// The longest sequence that fits, where a budget is given.
@@ -55,7 +58,11 @@ pub fn estimate(
     };
     let unlimited = RunSettings { gpu_memory: None, ..settings.clone() };
     // Within a budget as many layers keep their activations as fit; where none of it fits, the smallest form is shown.
-    let smallest = RunSettings { recompute: RecomputeChoice::All, ..unlimited.clone() };
+    let activations = match settings.activations {
+        ActivationsChoice::Auto => ActivationsChoice::Bf16,
+        chosen => chosen,
+    };
+    let smallest = RunSettings { recompute: RecomputeChoice::All, activations, ..unlimited.clone() };
     let fitting = plan(seq_len, settings).ok().filter(|_| settings.gpu_memory.is_some());
     let fits = settings.gpu_memory.map(|_| fitting.is_some());
     let shown = match fitting {
@@ -77,6 +84,7 @@ pub fn estimate(
         },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,
+        bf16_activations: shown.kept_as == KeptAs::Bf16,
         fits,
         longest_seq_len,
     })

@@ -119,6 +119,7 @@ mod tests {
             trained_parameters: 1,
             layers: 1,
             kept_layers: 1,
+            bf16_activations: false,
             fits: Some(fits),
             longest_seq_len: None,
         };

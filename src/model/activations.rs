@@ -7,6 +7,7 @@ use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::device::DeviceAdapter;
 use crate::model::config::{ModelConfig, Projection};
 use crate::ops::attention::Shape;
+use crate::ops::bf16;
 use crate::ops::linear;
 use crate::ops::lora_gradient;
 
@@ -135,15 +136,21 @@ impl LayerActivations {
         network: &Network,
         ranks: &[u32; Projection::ALL.len()],
         rows: u32,
+        passing: Option<[Matrix; 4]>,
     ) -> Self {
         use Moment::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
         let mut matrix = |label: &str, cols: u32, lifetime| home.matrix(plan, label, [rows, cols], lifetime);
         // The widest first, as the arena likes it.
-        let wide = through(ProjectGateUp, GateUpBackward);
-        let (gate, up) =
-            (matrix("gate", width(Projection::Gate), wide.clone()), matrix("up", width(Projection::Up), wide));
+        let [gate, up, attention, middle] = passing.unwrap_or_else(|| {
+            [
+                matrix("gate", width(Projection::Gate), through(ProjectGateUp, GateUpBackward)),
+                matrix("up", width(Projection::Up), through(ProjectGateUp, GateUpBackward)),
+                matrix("attention", width(Projection::Q), through(Attention, AttentionBackward)),
+                matrix("middle residual", config.hidden_size as u32, through(MiddleNorm, MiddleNormBackward)),
+            ]
+        });
         let qkv = through(ProjectQkv, AttentionBackward);
         let q = matrix("q", width(Projection::Q), qkv.clone());
         let k = matrix("k", width(Projection::K), qkv.clone());
@@ -152,12 +159,16 @@ impl LayerActivations {
         let raw_qk = config.qk_norm.then(|| {
             [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
         });
-        let attention = matrix("attention", width(Projection::Q), through(Attention, AttentionBackward));
-        let middle = matrix("middle residual", config.hidden_size as u32, through(MiddleNorm, MiddleNormBackward));
         let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
         let bytes = 4 * u64::from(rows) * config.num_heads as u64;
         let lse = home.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
         Self { q, k, v, raw_qk, attention, lse, middle, gate, up, low }
+    }
+
+    /// What may be kept in bf16. Not the queries, keys and values: probabilities made from them again would not be those
+    /// that log-sum-exp belongs to.
+    pub fn packable(&self) -> [Matrix; 4] {
+        [self.gate, self.up, self.attention, self.middle]
     }
 
     /// The first `rows` rows of everything.
@@ -219,12 +230,30 @@ pub struct Recompute {
     pub kept_layers: usize,
 }
 
+/// How kept activations are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptAs {
+    F32,
+    /// Layer inputs and the widest of what a layer keeps rounded to bf16; what is computed stays f32.
+    Bf16,
+}
+
+/// One layer's packed activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed {
+    pub input: View,
+    /// In the order of [`LayerActivations::packable`], where the layer keeps its activations.
+    pub kept: Option<[View; 4]>,
+}
+
 /// All buffers of a pass.
 #[derive(Clone, Debug)]
 pub struct Activations {
     pub rows: u32,
     /// The residual stream before each layer and after the last.
     pub hidden: Vec<Matrix>,
+    /// By layer, where activations are kept in bf16; the f32 buffers then pass from layer to layer.
+    pub packed: Vec<Packed>,
     layers: Vec<LayerActivations>,
     kept_from: usize,
     pub workspace: Workspace,
@@ -232,6 +261,7 @@ pub struct Activations {
 
 impl Activations {
     /// For training: what the backward pass needs is kept, by layer or by input alone; all else shares `arena`.
+    #[allow(clippy::too_many_arguments)]
     pub fn plan_training(
         plan: &mut MemoryPlan,
         arena: &mut Arena,
@@ -239,26 +269,43 @@ impl Activations {
         adapter: &DeviceAdapter,
         rows: u32,
         recompute: Recompute,
+        kept_as: KeptAs,
         dropout: bool,
     ) -> Self {
         let config = &network.config;
         let ranks = ranks(network, Some(adapter));
-        let hidden = (0..=config.num_layers)
-            .map(|_| plan.matrix(Category::KeptActivations, "layer input", rows, config.hidden_size as u32))
-            .collect();
         let kept_from = config.num_layers - recompute.kept_layers.min(config.num_layers);
         let mut layers = Vec::new();
-        if kept_from > 0 {
-            layers.push(LayerActivations::plan(plan, &mut Home::Shared(arena), network, &ranks, rows));
-        }
+        // Packed layers pass through the f32 buffers of one.
+        let passing = (kept_from > 0 || kept_as == KeptAs::Bf16)
+            .then(|| LayerActivations::plan(plan, &mut Home::Shared(arena), network, &ranks, rows, None));
+        let packable = passing.as_ref().filter(|_| kept_as == KeptAs::Bf16).map(LayerActivations::packable);
+        layers.extend(passing.filter(|_| kept_from > 0));
         for _ in kept_from..config.num_layers {
-            layers.push(LayerActivations::plan(plan, &mut Home::Kept, network, &ranks, rows));
+            layers.push(LayerActivations::plan(plan, &mut Home::Kept, network, &ranks, rows, packable));
         }
+        let width = config.hidden_size as u32;
+        let (hidden, packed) = match packable {
+            None => {
+                let kept = |_| plan.matrix(Category::KeptActivations, "layer input", rows, width);
+                ((0..=config.num_layers).map(kept).collect(), Vec::new())
+            }
+            Some(packable) => {
+                let pair = [(); 2].map(|()| arena.matrix(plan, "residual stream", rows, width, &[whole_step()]));
+                let mut alloc = |label, like| plan.alloc(Category::KeptActivations, label, bf16::packed_bytes(like));
+                let of_layer = |layer| Packed {
+                    input: alloc("layer input in bf16", pair[0]),
+                    kept: (layer >= kept_from).then(|| packable.map(|like| alloc("activation in bf16", like))),
+                };
+                let packed = (0..config.num_layers).map(of_layer).collect();
+                ((0..=config.num_layers).map(|i| pair[i % 2]).collect(), packed)
+            }
+        };
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
-        Self { rows, hidden, layers, kept_from, workspace }
+        Self { rows, hidden, packed, layers, kept_from, workspace }
     }
 
     /// For inference: two residual buffers in turn, one set of layer buffers.
@@ -276,9 +323,9 @@ impl Activations {
         }
         let pair = [(); 2].map(|()| plan.matrix(Category::Workspace, "hidden", rows, config.hidden_size as u32));
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
-        let layers = vec![LayerActivations::plan(plan, &mut Home::Shared(arena), network, &widest, rows)];
+        let layers = vec![LayerActivations::plan(plan, &mut Home::Shared(arena), network, &widest, rows, None)];
         let workspace = Workspace::plan_forward(plan, arena, network, rows);
-        Self { rows, hidden, layers, kept_from: config.num_layers, workspace }
+        Self { rows, hidden, packed: Vec::new(), layers, kept_from: config.num_layers, workspace }
     }
 
     /// The buffers of a layer; `true` when another layer overwrites them.

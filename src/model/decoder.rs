@@ -12,7 +12,7 @@ use crate::lora::device::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, LowRank};
 use crate::ops::{
-    column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
+    bf16, column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
 };
 
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
@@ -80,12 +80,30 @@ impl Pass<'_> {
         for layer in 0..self.network.layers.len() {
             let acts = self.activations.layer(layer).0.top(self.rows);
             self.layer_forward(rec, layer, &acts);
+            self.pack(rec, layer, &acts);
             // Down's output joins the residual stream in the same pass as the next norm.
             let out = self.activations.workspace.out.top(self.rows);
             let (gain, next) = (self.input_gain(layer + 1), self.hidden(layer + 1));
             rms_norm::forward_add(rec, acts.middle, out, gain, self.eps(), next, norm);
         }
         norm
+    }
+
+    /// Keeps the layer's input and activations in bf16, where the plan holds them so.
+    fn pack(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
+        let Some(packed) = self.activations.packed.get(layer) else { return };
+        bf16::pack(rec, self.hidden(layer), packed.input);
+        for (packed, matrix) in packed.kept.into_iter().flatten().zip(acts.packable()) {
+            bf16::pack(rec, matrix, packed);
+        }
+    }
+
+    fn unpack(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
+        let Some(packed) = self.activations.packed.get(layer) else { return };
+        bf16::unpack(rec, packed.input, self.hidden(layer));
+        for (packed, matrix) in packed.kept.into_iter().flatten().zip(acts.packable()) {
+            bf16::unpack(rec, packed, matrix);
+        }
     }
 
     /// From the layer's normed input in `workspace.norm` to down's output in `workspace.out`.
@@ -191,7 +209,10 @@ impl Pass<'_> {
         for layer in (lowest..layers).rev() {
             let (acts, shared) = self.activations.layer(layer);
             let acts = acts.top(self.rows);
-            // The topmost layer's activations are still in the shared buffers.
+            // The topmost layer's activations are still in the buffers that layers share.
+            if layer + 1 < layers {
+                self.unpack(rec, layer, &acts);
+            }
             if shared && layer + 1 < layers {
                 let norm = self.activations.workspace.norm.top(self.rows);
                 rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);

@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod bf16;
 pub mod ceiling;
 pub mod column_gradient;
 pub mod cross_entropy;
@@ -62,6 +63,7 @@ pub fn kernels() -> Vec<Kernel> {
         adamw::kernels(),
         add::kernels(),
         attention::kernels(),
+        bf16::kernels(),
         ceiling::kernels(),
         column_gradient::kernels(),
         cross_entropy::kernels(),

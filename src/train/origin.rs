@@ -9,12 +9,13 @@ use crate::data::Example;
 use crate::model::weight_files::WeightFiles;
 
 /// Settings without which a checkpoint's moments and its place in the data mean nothing.
-const FIXED: [&str; 11] = [
+const FIXED: [&str; 12] = [
     "seed",
     "method",
     "quant",
     "double-quant",
     "quantize-embedding",
+    "activations",
     "alpha",
     "rslora",
     "dropout",

@@ -4,7 +4,7 @@ use crate::gpu::{Arena, Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, 
 use crate::gpu::{GpuError, Ledger, Matrix};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
-use crate::model::activations::{Activations, Inputs, Moment, Recompute, scratch_bytes, through};
+use crate::model::activations::{Activations, Inputs, KeptAs, Moment, Recompute, scratch_bytes, through};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Dropout, Pass};
 use crate::model::load::Staging;
@@ -93,6 +93,7 @@ pub struct TrainPlan {
     pub head: HeadBuffers,
     pub optimizer: OptimizerBuffers,
     pub recompute: Recompute,
+    pub kept_as: KeptAs,
     /// Parameters of the pass, of the optimiser's list, and of the list that opens a step.
     pub uniforms: [View; 2],
     pub max_rows: u32,
@@ -103,7 +104,7 @@ pub struct TrainPlan {
 }
 
 impl TrainPlan {
-    /// `stored` tells the type in which the files hold a tensor.
+    /// `stored` tells the type in which the files hold a tensor; activations are kept in f32.
     pub fn new(
         target: Target,
         config: &ModelConfig,
@@ -111,8 +112,21 @@ impl TrainPlan {
         modules: &[LoraModule],
         settings: &PlanSettings,
     ) -> Self {
-        let keep =
-            |kept_layers| Self::with_recompute(target, config, &stored, modules, settings, Recompute { kept_layers });
+        Self::with_activations(target, config, stored, modules, settings, KeptAs::F32)
+    }
+
+    /// As [`Self::new`], with activations kept as `kept_as`.
+    pub fn with_activations(
+        target: Target,
+        config: &ModelConfig,
+        stored: impl Fn(&str) -> Float,
+        modules: &[LoraModule],
+        settings: &PlanSettings,
+        kept_as: KeptAs,
+    ) -> Self {
+        let keep = |kept_layers| {
+            Self::with_recompute(target, config, &stored, modules, settings, Recompute { kept_layers }, kept_as)
+        };
         match settings.recompute {
             RecomputePolicy::Keep(layers) => keep(layers.min(config.num_layers)),
             RecomputePolicy::Auto { kept_bytes, total_bytes } => {
@@ -142,6 +156,7 @@ impl TrainPlan {
         modules: &[LoraModule],
         settings: &PlanSettings,
         recompute: Recompute,
+        kept_as: KeptAs,
     ) -> Self {
         let mut memory = MemoryPlan::new();
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
@@ -155,7 +170,16 @@ impl TrainPlan {
         let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
         let activations = if settings.training {
-            Activations::plan_training(&mut memory, &mut arena, &network, &adapter, max_rows, recompute, dropout > 0.0)
+            Activations::plan_training(
+                &mut memory,
+                &mut arena,
+                &network,
+                &adapter,
+                max_rows,
+                recompute,
+                kept_as,
+                dropout > 0.0,
+            )
         } else {
             Activations::plan_inference(&mut memory, &mut arena, &network, std::slice::from_ref(&adapter), max_rows)
         };
@@ -190,6 +214,7 @@ impl TrainPlan {
             head,
             optimizer,
             recompute,
+            kept_as,
             uniforms: [none; 2],
             max_rows,
             activations,

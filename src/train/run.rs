@@ -11,7 +11,7 @@ use super::engine::{Engine, StepResult};
 use super::origin::Origin;
 use super::output::{EvalMetrics, Output, RunRecord, StepMetrics};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use super::settings::{Method, RecomputeChoice, RunSettings};
+use super::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 use super::values::Values;
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
@@ -24,6 +24,7 @@ use crate::hub::base_name;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
+use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::model::load::{check_shapes, float_of};
 use crate::model::network;
@@ -311,7 +312,15 @@ pub fn plan_within_budget(
         };
         let dropout = settings.dropout as f32;
         let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
-        TrainPlan::new(target, config, &stored, modules, &plan)
+        let plan = |kept_as| TrainPlan::with_activations(target, config, &stored, modules, &plan, kept_as);
+        match settings.activations {
+            ActivationsChoice::F32 => plan(KeptAs::F32),
+            ActivationsChoice::Bf16 => plan(KeptAs::Bf16),
+            ActivationsChoice::Auto => {
+                let whole = plan(KeptAs::F32);
+                if whole.ledger().total() <= total_bytes { whole } else { plan(KeptAs::Bf16) }
+            }
+        }
     };
     let whole = plan(max_rows, max_positions);
     let needed = whole.ledger().total();

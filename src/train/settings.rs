@@ -102,6 +102,17 @@ pub enum RecomputeChoice {
     All,
 }
 
+/// How activations are kept for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationsChoice {
+    /// In f32, unless only bf16 fits into the budget.
+    Auto,
+    F32,
+    Bf16,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
@@ -156,6 +167,7 @@ pub struct RunSettings {
     pub keep: usize,
     pub log_every: usize,
     pub recompute: RecomputeChoice,
+    pub activations: ActivationsChoice,
     /// Whether TensorBoard's event files are written beside the metrics.
     pub tensorboard: bool,
     /// Full training from new weights: the model directory needs no weights.
@@ -205,6 +217,7 @@ impl Default for RunSettings {
             keep: 2,
             log_every: 1,
             recompute: RecomputeChoice::Auto,
+            activations: ActivationsChoice::Auto,
             tensorboard: false,
             from_scratch: false,
             dtype: None,

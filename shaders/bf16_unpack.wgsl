@@ -1,0 +1,18 @@
+// bf16, two a word, to f32: a bf16 is the upper half of the f32 that it equals.
+
+struct Params { rows: u32, cols: u32, ld: u32 }
+
+@group(0) @binding(0) var<storage, read> x: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<u32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let quad = quad_of(group, groups, lane, params.cols);
+    if quad.x >= params.rows { return; }
+    let at = quad.x * (params.ld / 4u) + quad.y;
+    let words = x[at];
+    y[at] = vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u);
+}
