@@ -1,0 +1,77 @@
+// Serves the built page on this machine alone: node web/serve.mjs [PORT]
+
+import { createReadStream, existsSync, statSync } from "node:fs";
+import { createServer } from "node:http";
+import { join, normalize, sep } from "node:path";
+import { fileURLToPath } from "node:url";
+import { PAGE_CSP, WORKER_CSP } from "./csp.mjs";
+
+const DEFAULT_PORT = 8017;
+
+const TYPES = {
+  html: "text/html; charset=utf-8",
+  js: "text/javascript; charset=utf-8",
+  css: "text/css; charset=utf-8",
+  json: "application/json",
+  jsonl: "application/jsonl",
+  svg: "image/svg+xml",
+  wasm: "application/wasm",
+  webmanifest: "application/manifest+json",
+};
+
+function headers(file) {
+  const ending = file.slice(file.lastIndexOf(".") + 1);
+  const isWorker = /assets.worker-[^/\\]*\.js$/.test(file);
+  return {
+    "content-type": TYPES[ending] ?? "application/octet-stream",
+    "content-security-policy": isWorker ? WORKER_CSP : `${PAGE_CSP}; frame-ancestors 'none'`,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    // Names in assets/ change with their content.
+    "cache-control": file.includes(`${sep}assets${sep}`) ? "public, max-age=31536000, immutable" : "no-cache",
+  };
+}
+
+/** The file of `dir` that a request's path names, or undefined. */
+function find(dir, url) {
+  let path;
+  try {
+    path = decodeURIComponent(new URL(url, "http://localhost").pathname);
+  } catch {
+    return undefined;
+  }
+  const file = normalize(join(dir, path.endsWith("/") ? `${path}index.html` : path));
+  return file.startsWith(dir + sep) && existsSync(file) && statSync(file).isFile() ? file : undefined;
+}
+
+/** Starts a server of the files in `dir`; port 0 takes any that is free. */
+export function serve(dir, port) {
+  const server = createServer((request, response) => {
+    const file = find(dir, request.url ?? "/");
+    if (file === undefined || !["GET", "HEAD"].includes(request.method ?? "")) {
+      response.writeHead(404, { "content-type": "text/plain" }).end("not found\n");
+      return;
+    }
+    response.writeHead(200, { ...headers(file), "content-length": statSync(file).size });
+    if (request.method === "HEAD") response.end();
+    else createReadStream(file).pipe(response);
+  });
+  return new Promise((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(port, "127.0.0.1", () => resolve({ server, url: `http://localhost:${server.address().port}/` }));
+  });
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const dist = fileURLToPath(new URL("dist", import.meta.url));
+  if (!existsSync(join(dist, "index.html"))) {
+    console.error("serve: the page is not built yet; run make web");
+    process.exit(1);
+  }
+  const port = Number(process.argv[2] ?? DEFAULT_PORT);
+  const { url } = await serve(dist, port).catch((error) => {
+    console.error(`serve: ${error.message}`);
+    process.exit(1);
+  });
+  console.log(`the page is at ${url}`);
+}

@@ -1,0 +1,121 @@
+import type { App } from "../app";
+import { lossChart } from "./chart";
+import { h, setText, show } from "./dom";
+import * as format from "./format";
+import { button, noticePlace, progressBar, section } from "./parts";
+
+export function runSection(app: App): HTMLElement {
+  const { run } = app;
+  const start = button("Start training", () => void app.train(), "primary");
+  const goOn = button("Go on", () => void app.train(run.id), "primary");
+  const pause = button("Pause", () => app.pause());
+  const resume = button("Resume", () => app.continue(), "primary");
+  const stop = button("Stop and keep", () => app.stop());
+  const status = h("p", { class: "run-status", role: "status" });
+  const progress = progressBar("Getting ready");
+  const notices = noticePlace();
+  const chart = lossChart(run);
+  const numbers = ["Step", "Loss", "Tokens a second", "Time left"].map((name) => ({ name, value: h("dd", {}, "–") }));
+  const stats = h("dl", { class: "stats" }, ...numbers.map(({ name, value }) => h("div", {}, h("dt", {}, name), value)));
+  const watched = h("div", { class: "watched", hidden: true }, stats, chart.element);
+  const { element } = section(
+    4,
+    "run",
+    "Run",
+    "Trains on your GPU. Checkpoints go to this browser’s storage: a closed tab loses nothing.",
+    h("div", { class: "run-controls" }, h("div", { class: "buttons" }, start, goOn, resume, pause, stop), status),
+    progress.element,
+    notices.element,
+    watched,
+  );
+
+  const drawNumbers = () => {
+    const { last } = run;
+    const values = [
+      run.total === 0 ? "–" : `${format.count(run.step)} of ${format.count(run.total)}`,
+      last === undefined ? "–" : format.loss(run.smoothed.at(-1) ?? last.loss),
+      last === undefined ? "–" : format.rate(last.tokens_per_s),
+      run.phase === "training" ? format.duration(run.timeLeft) : "–",
+    ];
+    numbers.forEach(({ value }, at) => setText(value, values[at] as string));
+    chart.update();
+  };
+
+  // One frame draws whatever several steps have changed.
+  let asked = false;
+  app.on(["step"], () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      drawNumbers();
+    });
+  });
+
+  app.on(["run", "gpu"], () => {
+    const blocked = obstacle(app);
+    show(start, !run.active);
+    setText(start, run.steps.length > 0 ? "Start anew" : "Start training");
+    start.className = `button ${run.resumable ? "plain" : "primary"}`;
+    start.disabled = blocked !== "";
+    show(goOn, run.resumable);
+    show(pause, run.phase === "training" || run.phase === "pausing");
+    pause.disabled = run.phase === "pausing";
+    show(resume, run.phase === "paused");
+    show(stop, run.active && run.phase !== "starting");
+    stop.disabled = run.phase === "stopping" || run.phase === "pausing";
+    setText(status, run.active || run.phase === "done" || run.phase === "failed" ? told(app) : blocked || told(app));
+    show(progress.element, run.progress !== undefined);
+    if (run.progress !== undefined) progress.set(run.progress);
+    if (run.failure === undefined) notices.clear();
+    else notices.fail(run.failure);
+    show(watched, run.steps.length > 0 || run.active);
+    drawNumbers();
+  });
+  return element;
+}
+
+/** Why a run cannot start, or "". */
+function obstacle(app: App): string {
+  if (app.gpu.status === "asked") return "Asking the browser for the GPU…";
+  if (app.gpu.status === "none") return "This browser gives the page no GPU; see the top of the page.";
+  if (app.model === undefined) return "Choose a model first.";
+  if (app.data === undefined) return "Choose data first.";
+  if (app.inspecting) return "Reading the data…";
+  if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
+  if (app.settingsProblems.size > 0) return "A setting needs another value; see above.";
+  if (app.estimateFailure !== undefined) return "These settings cannot work; see above.";
+  return "";
+}
+
+function told(app: App): string {
+  const { run } = app;
+  const at = `step ${format.count(run.step)}`;
+  switch (run.phase) {
+    case "idle": {
+      const examples = app.inspection?.report?.kept;
+      return examples === undefined ? "" : `${format.counted(app.settings.steps ?? 0, "step")} over ${format.counted(examples, "example")}.`;
+    }
+    case "starting":
+      return "Getting ready…";
+    case "training":
+      return run.skipped === 0 ? "Training." : `Training. ${format.counted(run.skipped, "step")} skipped: their numbers were not finite.`;
+    case "pausing":
+      return "Pausing after this step…";
+    case "paused":
+      return `Paused at ${at}, and saved. The tab may be closed.`;
+    case "stopping":
+      return "Stopping after this step…";
+    case "done":
+      return run.outcome?.interrupted ? `Stopped at ${at}; the adapter is kept below.` : `Finished: ${format.counted(run.step, "step")}.${heldOut(app)}`;
+    case "failed":
+      return run.resumable ? `Broke off. The checkpoint of step ${format.count(run.savedStep ?? 0)} is whole.` : "Broke off.";
+  }
+}
+
+function heldOut(app: App): string {
+  const first = app.run.evaluations[0];
+  const last = app.run.evaluations.at(-1);
+  if (first === undefined || last === undefined || first === last) return "";
+  return ` Held-out loss ${format.loss(first.eval_loss)} before, ${format.loss(last.eval_loss)} after.`;
+}

@@ -1,0 +1,78 @@
+/** The head of the page: what it is, the GPU that it has, and runs that wait to be gone on with. */
+
+import type { App } from "../app";
+import type { SavedRun } from "../protocol";
+import { h, setText, show } from "./dom";
+import * as format from "./format";
+import { button, noticePlace } from "./parts";
+
+export function top(app: App): HTMLElement {
+  const gpu = h("p", { class: "gpu", role: "status" });
+  app.on(["gpu"], () => {
+    const text = { asked: "Asking for the GPU…", there: "", none: "No GPU for this page" }[app.gpu.status];
+    gpu.dataset.status = app.gpu.status;
+    setText(gpu, app.gpu.status === "there" ? app.gpu.adapter.name || "GPU ready" : text);
+  });
+  return h(
+    "header",
+    { class: "top" },
+    h("div", { class: "bar" }, h("p", { class: "wordmark" }, "loraine"), gpu),
+    h("h1", {}, "Teach a language model something, in this tab."),
+    h("p", { class: "lead" }, "It trains a LoRA adapter on your own GPU. Nothing to install, and your text, the model and the result never leave this browser."),
+  );
+}
+
+/** Shown where there is no WebGPU; everything but the run works all the same. */
+export function noGpu(app: App): HTMLElement {
+  const reason = h("p", {});
+  const element = h(
+    "aside",
+    { class: "no-gpu notice", hidden: true, aria: { labelledby: "no-gpu-title" } },
+    h("h2", { id: "no-gpu-title" }, "Training needs WebGPU, and this browser has none to give"),
+    reason,
+    h(
+      "ul",
+      {},
+      h("li", {}, "Chrome or Edge 113 and newer on Windows, macOS and ChromeOS; Chrome 121 and newer on Android"),
+      h("li", {}, "Safari 26 and newer on macOS, iOS and iPadOS"),
+      h("li", {}, "Firefox 141 and newer on Windows, 145 and newer on Macs with Apple silicon"),
+      h("li", {}, "Linux: recent Chrome, where needed after switching on chrome://flags/#enable-unsafe-webgpu"),
+    ),
+    h("p", {}, "Until then you can look at models, data and memory here; in a terminal, loraine trains without a browser."),
+  );
+  app.on(["gpu"], () => {
+    show(element, app.gpu.status === "none");
+    const insecure = "The page was opened over an insecure connection: browsers give WebGPU to https and localhost alone.";
+    const noAdapter = "The browser knows WebGPU but offers no graphics adapter; its graphics driver may be too old or blocked. These have it:";
+    const unknown = "These browsers have it:";
+    setText(reason, !isSecureContext ? insecure : "gpu" in navigator ? noAdapter : unknown);
+  });
+  return element;
+}
+
+export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
+  const list = h("ul", { class: "saved-runs" });
+  const notices = noticePlace();
+  const element = h("aside", { class: "saved", hidden: true, aria: { labelledby: "saved-title" } }, h("h2", { id: "saved-title" }, "Kept from last time"), list, notices.element);
+  const row = (run: SavedRun) => {
+    const data = run.data.kind === "example" ? "example data" : run.data.kind === "text" ? "pasted text" : run.data.name;
+    const state = run.finished ? `finished, ${format.counted(run.step, "step")}` : `step ${format.count(run.step)} of ${format.count(run.steps)}`;
+    const open = button(run.finished ? "Open" : "Go on", () => {
+      if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
+        notices.say(`This run’s model was too large to be kept. Choose the folder ${run.modelName} again below, then go on.`);
+        chooseFolder();
+      } else void app.goOn(run);
+    }, "primary");
+    const discard = button("Discard", () => void app.discard(run), "quiet");
+    open.setAttribute("aria-label", `${open.textContent}: ${run.modelName}, ${state}`);
+    discard.setAttribute("aria-label", `Discard: ${run.modelName}, ${state}`);
+    return h("li", {}, h("div", {}, h("strong", {}, run.modelName), h("span", {}, `${data}; ${state}`), h("span", { class: "hint" }, format.clock(run.started))), h("div", { class: "buttons" }, open, discard));
+  };
+  app.on(["saved", "run"], () => {
+    show(element, !app.run.active && (app.saved.length > 0 || app.savedFailure !== undefined));
+    list.replaceChildren(...app.saved.map(row));
+    if (app.savedFailure !== undefined) notices.fail(app.savedFailure);
+    else notices.clear();
+  });
+  return element;
+}

@@ -1,0 +1,145 @@
+/** What page and worker say to each other. Each call is one message with a number; the answer carries the same number. */
+
+import type {
+  AdapterSummary,
+  Answer,
+  AnswerSettings,
+  Estimate,
+  EvaluatedEvent,
+  Failure,
+  Inspection,
+  ModelSummary,
+  Outcome,
+  RunEvent,
+  RunSettings,
+  StepEvent,
+} from "./types";
+
+export interface HubAddress {
+  /** Origin, and perhaps a path, of the hub. */
+  base: string;
+  /** `owner/name`. */
+  id: string;
+  revision: string;
+}
+
+/** Where a model comes from. */
+export type ModelSource =
+  | { kind: "demo" }
+  | { kind: "hub"; address: HubAddress }
+  /** `copy` names the copy in the browser's storage, once there is one. */
+  | { kind: "folder"; name: string; copy?: string };
+
+export interface OpenedModel {
+  source: ModelSource;
+  /** Its directory in the engine. */
+  dir: string;
+  name: string;
+  summary: ModelSummary;
+}
+
+/** Where data come from. `name` is a file name whose ending says what is in it. */
+export type DataSource = { kind: "example" } | { kind: "text"; name: string } | { kind: "file"; name: string };
+
+export interface OpenedData {
+  source: DataSource;
+  /** The file or directory in the engine. */
+  path: string;
+  bytes: number;
+}
+
+export interface FolderFile {
+  name: string;
+  file: File;
+}
+
+export interface CachedModel {
+  address: HubAddress;
+  bytes: number;
+  whole: boolean;
+}
+
+/** A run as the browser's storage has it. */
+export interface SavedRun {
+  id: string;
+  model: ModelSource;
+  modelName: string;
+  data: DataSource;
+  settings: RunSettings;
+  started: number;
+  step: number;
+  steps: number;
+  finished: boolean;
+  /** Another tab has it open. */
+  busy: boolean;
+}
+
+export interface RestoredRun {
+  run: SavedRun;
+  model: OpenedModel;
+  data: OpenedData;
+  steps: StepEvent[];
+  evaluations: EvaluatedEvent[];
+}
+
+export interface TrainRequest {
+  settings: RunSettings;
+  model: ModelSource;
+  modelName: string;
+  data: DataSource;
+  /** The saved run to go on with. */
+  resume?: string;
+}
+
+export interface Trained {
+  id: string;
+  outcome: Outcome;
+}
+
+export interface Calls {
+  adapter: { request: null; answer: AdapterSummary | null };
+  defaultSettings: { request: null; answer: RunSettings };
+  openDemo: { request: null; answer: OpenedModel };
+  openFolder: { request: { name: string; files: FolderFile[] }; answer: OpenedModel };
+  openHub: { request: HubAddress; answer: OpenedModel };
+  cancelDownload: { request: null; answer: null };
+  cachedModels: { request: null; answer: CachedModel[] };
+  forgetModel: { request: HubAddress; answer: null };
+  openData: { request: { source: DataSource; content: Blob | string | null }; answer: OpenedData };
+  inspect: { request: { settings: RunSettings; count: number }; answer: Inspection };
+  estimate: { request: { settings: RunSettings; seqLen: number }; answer: Estimate };
+  train: { request: TrainRequest; answer: Trained };
+  pause: { request: null; answer: null };
+  continue: { request: null; answer: null };
+  stop: { request: null; answer: null };
+  savedRuns: { request: null; answer: SavedRun[] };
+  restoreRun: { request: string; answer: RestoredRun };
+  discardRun: { request: string; answer: null };
+  adapterZip: { request: string; answer: Uint8Array<ArrayBuffer> };
+  answer: { request: { adapted: boolean; run: string; settings: RunSettings; prompt: string; generation: AnswerSettings }; answer: Answer };
+  cancelAnswer: { request: null; answer: null };
+}
+
+export type CallName = keyof Calls;
+
+export interface Progress {
+  /** What goes on: a file's name, or a phrase. */
+  what: string;
+  done: number;
+  /** 0 where it is not known. */
+  total: number;
+}
+
+/** What a call may tell before its answer. */
+export type Notice = { type: "progress"; progress: Progress } | { type: "run"; event: RunEvent } | { type: "text"; delta: string };
+
+export interface CallMessage {
+  call: number;
+  name: CallName;
+  request: unknown;
+}
+
+export type WorkerMessage =
+  | { call: number; answer: unknown }
+  | { call: number; failure: Failure }
+  | { call: number; notice: Notice };

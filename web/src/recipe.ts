@@ -1,0 +1,134 @@
+/** A recipe in the address of the page: the settings and, of the model, its address. Never data, never a file's name. */
+
+import type { HubAddress, ModelSource } from "./protocol";
+import type { DataFormat, RunSettings } from "./types";
+
+export interface Recipe {
+  model: { kind: "demo" } | { kind: "folder" } | { kind: "hub"; address: HubAddress } | undefined;
+  example: boolean;
+  settings: Partial<Omit<RunSettings, "data-format">> & { "data-format"?: Partial<DataFormat> };
+}
+
+interface Range {
+  min: number;
+  max: number;
+  whole: boolean;
+}
+
+export const RANGES = {
+  rank: { min: 1, max: 256, whole: true },
+  alpha: { min: 0.001, max: 4096, whole: false },
+  lr: { min: 1e-8, max: 1, whole: false },
+  steps: { min: 1, max: 1_000_000, whole: true },
+  "max-seq-len": { min: 2, max: 131_072, whole: true },
+  "batch-size": { min: 1, max: 256, whole: true },
+  "grad-accum": { min: 1, max: 1024, whole: true },
+  "warmup-steps": { min: 0, max: 1_000_000, whole: true },
+  dropout: { min: 0, max: 0.9, whole: false },
+  "weight-decay": { min: 0, max: 1, whole: false },
+  seed: { min: 0, max: 2 ** 31, whole: true },
+} satisfies Record<string, Range>;
+
+export type NumberSetting = keyof typeof RANGES;
+
+const METHODS = ["qlora", "lora"] as const;
+const SCHEDULES = ["constant", "linear", "cosine"] as const;
+const TRAIN_ON = ["completion", "assistant", "all"] as const;
+const ON_LONG = ["refuse", "truncate", "drop", "split"] as const;
+const LONGEST_TEXT = 200;
+
+/** What is wrong with `value` as this setting, or "". */
+export function numberProblem(name: NumberSetting, value: number): string {
+  const { min, max, whole } = RANGES[name];
+  if (!Number.isFinite(value)) return "A number is needed here.";
+  if (value < min || value > max) return `From ${min} to ${max}.`;
+  return whole && !Number.isInteger(value) ? "A whole number is needed here." : "";
+}
+
+/** `owner/name` or `owner/name@revision`, as hubs name models. */
+export function parseModelName(text: string): { id: string; revision: string } | undefined {
+  const [id = "", revision = "main", ...rest] = text.trim().split("@");
+  const parts = id.split("/");
+  const plain = (part: string) => /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$/.test(part);
+  const names = parts.length === 2 && parts.every((part) => plain(part) && !part.includes("--"));
+  return rest.length === 0 && names && plain(revision) ? { id, revision } : undefined;
+}
+
+/** The address of a hub without what does not belong to it; undefined for what the page may not or cannot ask. */
+export function parseHubBase(text: string): string | undefined {
+  let url: URL;
+  try {
+    url = new URL(text.trim());
+  } catch {
+    return undefined;
+  }
+  const local = url.protocol === "http:" && ["localhost", "127.0.0.1"].includes(url.hostname);
+  if (url.protocol !== "https:" && !local) return undefined;
+  if (url.username !== "" || url.password !== "") return undefined;
+  return url.origin + url.pathname.replace(/\/+$/, "");
+}
+
+export function toFragment(settings: RunSettings, model: ModelSource | undefined, example: boolean): string {
+  const fragment = new URLSearchParams();
+  if (model !== undefined) fragment.set("model", model.kind);
+  if (model?.kind === "hub") {
+    const { base, id, revision } = model.address;
+    fragment.set("hub", base);
+    fragment.set("name", revision === "main" ? id : `${id}@${revision}`);
+  }
+  if (example) fragment.set("data", "example");
+  fragment.set("method", settings.method);
+  fragment.set("targets", settings["target-modules"]);
+  fragment.set("schedule", settings.schedule);
+  for (const name of Object.keys(RANGES) as NumberSetting[]) {
+    const value = settings[name];
+    if (value !== undefined) fragment.set(name, String(value));
+  }
+  const format = settings["data-format"];
+  if (format["chat-template"] !== undefined) fragment.set("template", format["chat-template"]);
+  if (format["train-on"] !== undefined) fragment.set("train-on", format["train-on"]);
+  if (format["on-long"] !== "refuse") fragment.set("on-long", format["on-long"]);
+  if (format.packing) fragment.set("packing", "yes");
+  return `#${fragment}`;
+}
+
+/** Reads a fragment; what is not a setting, or has no possible value, is left out. */
+export function fromFragment(fragment: string): Recipe | undefined {
+  const found = new URLSearchParams(fragment.replace(/^#/, ""));
+  if ([...found.keys()].length === 0) return undefined;
+  const one = <T extends string>(name: string, among: readonly T[]): T | undefined => among.find((value) => value === found.get(name));
+  const short = (name: string) => {
+    const text = found.get(name);
+    return text !== null && text !== "" && text.length <= LONGEST_TEXT ? text : undefined;
+  };
+  const settings: Recipe["settings"] = {};
+  for (const name of Object.keys(RANGES) as NumberSetting[]) {
+    const text = found.get(name);
+    if (text !== null && text !== "" && numberProblem(name, Number(text)) === "") settings[name] = Number(text);
+  }
+  const method = one("method", METHODS);
+  if (method !== undefined) settings.method = method;
+  const schedule = one("schedule", SCHEDULES);
+  if (schedule !== undefined) settings.schedule = schedule;
+  const targets = short("targets");
+  if (targets !== undefined) settings["target-modules"] = targets;
+  const format: Partial<DataFormat> = {};
+  const template = short("template");
+  if (template !== undefined) format["chat-template"] = template;
+  const trainOn = one("train-on", TRAIN_ON);
+  if (trainOn !== undefined) format["train-on"] = trainOn;
+  const onLong = one("on-long", ON_LONG);
+  if (onLong !== undefined) format["on-long"] = onLong;
+  if (found.get("packing") === "yes") format.packing = true;
+  if (Object.keys(format).length > 0) settings["data-format"] = format;
+  return { model: recipeModel(found), example: found.get("data") === "example", settings };
+}
+
+function recipeModel(found: URLSearchParams): Recipe["model"] {
+  const kind = found.get("model");
+  if (kind === "demo" || kind === "folder") return { kind };
+  const base = parseHubBase(found.get("hub") ?? "");
+  const name = parseModelName(found.get("name") ?? "");
+  if (kind !== "hub" || base === undefined || name === undefined) return undefined;
+  return { kind, address: { base, ...name } };
+}

@@ -1,0 +1,141 @@
+/** Runs in the browser's storage: settings and data at the start, and after each checkpoint a whole copy of the run's files. */
+
+import type { DataSource, ModelSource, SavedRun } from "../protocol";
+import type { RunSettings } from "../types";
+import { openStored, storeData } from "./data";
+import { removeCopies } from "./models";
+import * as storage from "./storage";
+import { loraine } from "./wasm";
+
+const RECORD = "run.json";
+const SAVES = "saves";
+
+/** What is stored once, when a run starts. */
+interface RunRecord {
+  model: ModelSource;
+  modelName: string;
+  data: DataSource;
+  settings: RunSettings;
+  started: number;
+}
+
+interface SaveManifest extends storage.Manifest {
+  step: number;
+  steps: number;
+  finished: boolean;
+}
+
+export interface Progressed {
+  step: number;
+  steps: number;
+  finished: boolean;
+}
+
+const path = (id: string): string[] => ["runs", id];
+const lockName = (id: string): string => `loraine-run-${id}`;
+
+/** The run's directory in the engine. */
+export const runDir = (id: string): string => `/runs/${id}`;
+
+export async function create(id: string, record: RunRecord): Promise<void> {
+  const dir = await storage.directory(path(id), true);
+  await storeData(dir);
+  await storage.writeJson(dir, RECORD, record);
+}
+
+/** Copies the engine's files of the run, in the order that leaves an earlier copy whole until this one is. */
+export async function save(id: string, progressed: Progressed): Promise<void> {
+  const out = runDir(id);
+  // Read before anything is awaited: the run may go on meanwhile.
+  const contents = loraine
+    .listFiles(out)
+    .map(({ path }: { path: string }) => ({ name: encodeURIComponent(path.slice(out.length + 1)), bytes: bytesOf(path) }));
+  const saves = await storage.directory([...path(id), SAVES], true);
+  const name = `${progressed.step}${progressed.finished ? "-end" : ""}`;
+  await storage.remove(saves, name);
+  const dir = await saves.getDirectoryHandle(name, { create: true });
+  for (const { name, bytes } of contents) await storage.writeFile(dir, name, bytes);
+  const files = contents.map(({ name, bytes }) => ({ name, bytes: bytes.byteLength }));
+  await storage.finish(dir, { files, ...progressed } satisfies SaveManifest);
+  for (const other of await storage.directories(saves)) {
+    if (other !== name) await storage.remove(saves, other);
+  }
+}
+
+function bytesOf(path: string): Uint8Array<ArrayBuffer> {
+  return loraine.readFile(path) as Uint8Array<ArrayBuffer>;
+}
+
+/** The newest whole copy. */
+async function newestSave(id: string): Promise<{ manifest: SaveManifest; files: Map<string, File> } | undefined> {
+  const saves = await storage.directory([...path(id), SAVES]);
+  if (saves === undefined) return undefined;
+  let newest: { manifest: SaveManifest; files: Map<string, File> } | undefined;
+  for (const name of await storage.directories(saves)) {
+    const whole = await storage.wholeDirectory<SaveManifest>(await saves.getDirectoryHandle(name));
+    if (whole === undefined) continue;
+    const { step, finished } = whole.manifest;
+    const later = newest === undefined || step > newest.manifest.step || (step === newest.manifest.step && finished);
+    if (later) newest = whole;
+  }
+  return newest;
+}
+
+/** Every run that can be gone on with, the newest first. Runs that never saved are removed. */
+export async function savedRuns(): Promise<SavedRun[]> {
+  const root = await storage.directory(["runs"]);
+  if (root === undefined) return [];
+  const held = new Set((await navigator.locks.query()).held?.map((lock) => lock.name));
+  const runs: SavedRun[] = [];
+  const copies = new Set<string>();
+  for (const id of await storage.directories(root)) {
+    const dir = await root.getDirectoryHandle(id);
+    const record = await storage.readJson<RunRecord>(dir, RECORD);
+    const busy = held.has(lockName(id));
+    if (record?.model.kind === "folder" && record.model.copy !== undefined) copies.add(record.model.copy);
+    const save = record && (await newestSave(id));
+    if (record !== undefined && save !== undefined) {
+      const { step, steps, finished } = save.manifest;
+      runs.push({ id, ...record, step, steps, finished, busy });
+    } else if (!busy) {
+      await storage.remove(root, id);
+    }
+  }
+  if (!runs.some((run) => run.busy)) await removeCopies(copies);
+  return runs.sort((a, b) => b.started - a.started);
+}
+
+export async function find(id: string): Promise<SavedRun | undefined> {
+  return (await savedRuns()).find((run) => run.id === id);
+}
+
+export async function discard(id: string): Promise<void> {
+  const root = await storage.directory(["runs"]);
+  if (root !== undefined) await storage.remove(root, id);
+  await savedRuns();
+}
+
+/** Gives the engine the files of the newest copy, where the run had them. */
+export async function mountSave(id: string): Promise<void> {
+  const save = await newestSave(id);
+  if (save === undefined) return;
+  loraine.unmount(runDir(id));
+  for (const [name, file] of save.files) {
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    loraine.mountBytes(`${runDir(id)}/${decodeURIComponent(name)}`, bytes);
+  }
+}
+
+export async function openRunData(id: string, source: DataSource): ReturnType<typeof openStored> {
+  return openStored(source, await storage.directory(path(id), true));
+}
+
+/** Keeps other tabs from going on with the run while this one lives. False where another tab has it. */
+export function claim(id: string): Promise<boolean> {
+  return new Promise((answer) => {
+    void navigator.locks.request(lockName(id), { ifAvailable: true }, (lock) => {
+      answer(lock !== null);
+      return lock === null ? undefined : new Promise(() => {});
+    });
+  });
+}

@@ -1,0 +1,136 @@
+/** A run in the engine, with each checkpoint carried into the browser's storage before anybody hears of it. */
+
+import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
+import type { EvaluatedEvent, Outcome, RunEvent, StepEvent } from "../types";
+import { PageError } from "./failure";
+import { closeGenerator } from "./generation";
+import * as models from "./models";
+import * as runs from "./runs";
+import { loraine, unmount } from "./wasm";
+
+type Notify = (notice: Notice) => void;
+
+let active: InstanceType<typeof loraine.Run> | undefined;
+const claimed = new Set<string>();
+
+async function claim(id: string): Promise<void> {
+  if (claimed.has(id)) return;
+  if (!(await runs.claim(id))) throw new PageError("storage", "This run is open in another tab. Close it there first.");
+  claimed.add(id);
+}
+
+export async function train(request: TrainRequest, notify: Notify): Promise<Trained> {
+  if (active !== undefined) throw new PageError("setting", "A run is going on already.");
+  closeGenerator();
+  const id = request.resume ?? crypto.randomUUID();
+  await claim(id);
+  if (request.resume === undefined) unmount("/runs");
+  else await runs.mountSave(id);
+  const settings = { ...request.settings, out: runs.runDir(id) };
+  // Refuses what cannot work before anything is stored.
+  const run = new loraine.Run(settings, request.resume !== undefined);
+  active = run;
+  try {
+    if (request.resume === undefined) await store(id, { ...request, settings }, notify);
+    const outcome = await follow(id, run, notify);
+    return { id, outcome };
+  } finally {
+    active = undefined;
+    run.free();
+  }
+}
+
+async function store(id: string, request: TrainRequest, notify: Notify): Promise<void> {
+  let { model } = request;
+  if (model.kind === "folder" && model.copy === undefined) {
+    try {
+      const copy = await models.copyFolder((progress) => notify({ type: "progress", progress }));
+      model = { ...model, copy };
+    } catch (error) {
+      // Without a copy the run can still go on after a reload: the page asks for the folder.
+      if (!(error instanceof DOMException && error.name === "QuotaExceededError")) throw error;
+    }
+  }
+  const { modelName, data, settings } = request;
+  await runs.create(id, { model, modelName, data, settings, started: Date.now() });
+}
+
+async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify: Notify): Promise<Outcome> {
+  let steps = 0;
+  let storing: Promise<void> = Promise.resolve();
+  let problem: unknown;
+  const afterStoring = (then: () => Promise<void> | void) => {
+    storing = storing.then(then).catch((error: unknown) => {
+      problem ??= error;
+    });
+  };
+  const listen = (event: RunEvent) => {
+    if (event.type === "planned") steps = event.steps;
+    const step = event.type === "saved" ? /\/checkpoints\/step-(\d+)$/.exec(event.path)?.[1] : undefined;
+    if (step !== undefined) {
+      afterStoring(() => runs.save(id, { step: Number(step), steps, finished: false }));
+      afterStoring(() => notify({ type: "run", event }));
+    } else if (event.type === "paused") {
+      afterStoring(() => notify({ type: "run", event }));
+    } else {
+      notify({ type: "run", event });
+    }
+  };
+  const outcome = (await run.train(listen)) as Outcome;
+  afterStoring(() => runs.save(id, { step: outcome.step, steps, finished: !outcome.interrupted }));
+  await storing;
+  if (problem !== undefined) throw problem;
+  return outcome;
+}
+
+export function pause(): void {
+  active?.pause();
+}
+
+export function resume(): void {
+  active?.resume();
+}
+
+export function stop(): void {
+  active?.stop();
+}
+
+/** Opens model, data and files of a saved run; `train` with its name goes on from there. */
+export async function restore(id: string, notify: Notify): Promise<RestoredRun> {
+  await claim(id);
+  const run = await runs.find(id);
+  if (run === undefined) throw new PageError("storage", "This run is gone from the browser's storage.");
+  const model = await openModel(run.model, notify);
+  const data = await runs.openRunData(id, run.data);
+  await runs.mountSave(id);
+  const { steps, evaluations } = curves(`${runs.runDir(id)}/metrics.jsonl`, run.steps);
+  return { run, model, data, steps, evaluations };
+}
+
+function openModel(source: TrainRequest["model"], notify: Notify): ReturnType<typeof models.openDemo> | ReturnType<typeof models.openHub> {
+  switch (source.kind) {
+    case "demo":
+      return models.openDemo();
+    case "hub":
+      return models.openHub(source.address, (progress) => notify({ type: "progress", progress }));
+    case "folder":
+      return models.openCopy(source.name, source.copy);
+  }
+}
+
+/** The lines that the run has logged. */
+function curves(path: string, steps: number): { steps: StepEvent[]; evaluations: EvaluatedEvent[] } {
+  let text = "";
+  try {
+    text = new TextDecoder().decode(loraine.readFile(path));
+  } catch {
+    // A run that has logged nothing yet has no such file.
+  }
+  const found: { steps: StepEvent[]; evaluations: EvaluatedEvent[] } = { steps: [], evaluations: [] };
+  for (const line of text.split("\n").filter((line) => line !== "")) {
+    const metrics = JSON.parse(line) as StepEvent | EvaluatedEvent;
+    if ("eval_loss" in metrics) found.evaluations.push({ ...metrics, type: "evaluated" });
+    else found.steps.push({ ...metrics, type: "step", steps });
+  }
+  return found;
+}

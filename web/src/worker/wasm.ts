@@ -1,0 +1,27 @@
+/** The engine's module in this worker, and files given to it. */
+
+import init, * as loraine from "../../pkg/loraine.js";
+import wasmUrl from "../../pkg/loraine_bg.wasm?url";
+
+export { loraine };
+
+/** The module, loaded once. */
+let loading: Promise<unknown> | undefined;
+
+export function ready(): Promise<unknown> {
+  loading ??= init({ module_or_path: wasmUrl });
+  return loading;
+}
+
+/** Gives the engine a file that it reads range by range. */
+export function mountFile(path: string, file: Blob): void {
+  const reader = new FileReaderSync();
+  const read = (offset: number, length: number): Uint8Array =>
+    new Uint8Array(reader.readAsArrayBuffer(file.slice(offset, offset + length)));
+  loraine.mountReader(path, file.size, read);
+}
+
+/** Unmounts what may be there. */
+export function unmount(path: string): void {
+  loraine.unmount(path);
+}
