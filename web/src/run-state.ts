@@ -66,7 +66,7 @@ export class RunState {
   hear(event: RunEvent): void {
     switch (event.type) {
       case "planned":
-        this.total = event.steps;
+        this.total = event.steps ?? 0;
         break;
       case "loading":
         this.progress = { what: "loading the model onto the GPU", done: event.done, total: event.total };
@@ -156,7 +156,7 @@ export class RunState {
     this.last = steps.at(-1);
     this.evaluations = evaluations;
     this.phase = run.finished ? "done" : "idle";
-    this.outcome = run.finished ? { step: run.step, interrupted: false } : undefined;
+    this.outcome = run.finished ? { step: run.step, interrupted: false, first_eval: evaluations[0], last_eval: evaluations.at(-1) } : undefined;
   }
 
   /** Another model is open: answers of the last run's adapter are no longer to be had. */

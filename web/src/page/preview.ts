@@ -64,7 +64,7 @@ function tokenSpans(example: ShownExample): Node[] {
 }
 
 function told({ report, lengths }: Inspection): string {
-  if (report === null) return format.counted(lengths.length, "example");
+  if (report === undefined) return format.counted(lengths.length, "example");
   const share = Math.round((100 * report.trained_tokens) / Math.max(1, report.tokens));
   const parts = [
     format.counted(report.kept, "example"),

@@ -28,7 +28,7 @@ export async function answer(request: Calls["answer"]["request"], notify: (notic
   }
   const onText = (delta: string) => notify({ type: "text", delta });
   try {
-    return (await open.generator.answer(request.prompt, request.adapted ? TRAINED : undefined, request.generation, onText)) as Answer;
+    return await open.generator.answer(request.prompt, request.adapted ? TRAINED : undefined, request.generation, onText);
   } catch (error) {
     closeGenerator();
     throw error;

@@ -1,7 +1,6 @@
 /** Models opened for the engine: the built-in one, a folder of the user's, one from a hub. */
 
 import type { CachedModel, FolderFile, HubAddress, ModelSource, OpenedModel, Progress } from "../protocol";
-import type { ModelSummary } from "../types";
 import { fetchDemo } from "./demo";
 import { describe, PageError } from "./failure";
 import { Download, type HubManifest, hubName, hubPath } from "./hub";
@@ -24,7 +23,7 @@ function mount(dir: string, files: Iterable<[string, Blob]>): void {
 }
 
 function opened(source: ModelSource, dir: string, name: string): OpenedModel {
-  return { source, dir, name, summary: loraine.describeModel(dir) as ModelSummary };
+  return { source, dir, name, summary: loraine.describeModel(dir) };
 }
 
 export async function openDemo(): Promise<OpenedModel> {

@@ -49,7 +49,7 @@ export async function save(id: string, progressed: Progressed): Promise<void> {
   // Read before anything is awaited: the run may go on meanwhile.
   const contents = loraine
     .listFiles(out)
-    .map(({ path }: { path: string }) => ({ name: encodeURIComponent(path.slice(out.length + 1)), bytes: bytesOf(path) }));
+    .map(({ path }) => ({ name: encodeURIComponent(path.slice(out.length + 1)), bytes: bytesOf(path) }));
   const saves = await storage.directory([...path(id), SAVES], true);
   const name = `${progressed.step}${progressed.finished ? "-end" : ""}`;
   await storage.remove(saves, name);

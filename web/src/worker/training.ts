@@ -65,7 +65,7 @@ async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify:
     });
   };
   const listen = (event: RunEvent) => {
-    if (event.type === "planned") steps = event.steps;
+    if (event.type === "planned") steps = event.steps ?? 0;
     const step = event.type === "saved" ? /\/checkpoints\/step-(\d+)$/.exec(event.path)?.[1] : undefined;
     if (step !== undefined) {
       afterStoring(() => runs.save(id, { step: Number(step), steps, finished: false }));
@@ -76,7 +76,7 @@ async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify:
       notify({ type: "run", event });
     }
   };
-  const outcome = (await run.train(listen)) as Outcome;
+  const outcome = await run.train(listen);
   afterStoring(() => runs.save(id, { step: outcome.step, steps, finished: !outcome.interrupted }));
   await storing;
   if (problem !== undefined) throw problem;

@@ -1,7 +1,7 @@
 /** The worker that owns the engine and the GPU: it answers the page's calls. */
 
 import type { CallMessage, CallName, Calls, Notice, WorkerMessage } from "../protocol";
-import type { AdapterSummary, Estimate, Inspection, RunSettings } from "../types";
+import type { RunSettings } from "../types";
 import { openData } from "./data";
 import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
@@ -28,7 +28,7 @@ const handlers: Handlers = {
   adapter: async () => {
     // The engine asks too, but a missing `gpu` is no error to it worth waiting for the module.
     if (navigator.gpu === undefined) return null;
-    return ((await loraine.adapter()) as AdapterSummary | undefined) ?? null;
+    return (await loraine.adapter()) ?? null;
   },
   defaultSettings: () => loraine.defaultSettings() as RunSettings,
   openDemo: () => models.openDemo(),
@@ -41,8 +41,8 @@ const handlers: Handlers = {
     return null;
   },
   openData: ({ source, content }) => openData(source, content),
-  inspect: ({ settings, count }) => loraine.inspectData(settings, count) as Inspection,
-  estimate: ({ settings, seqLen }) => loraine.estimate(settings, seqLen) as Estimate,
+  inspect: ({ settings, count }) => loraine.inspectData(settings, count),
+  estimate: ({ settings, seqLen }) => loraine.estimate(settings, seqLen),
   train: (request, notify) => training.train(request, notify),
   pause: () => nothing(training.pause),
   continue: () => nothing(training.resume),

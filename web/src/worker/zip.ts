@@ -8,7 +8,7 @@ const FILES = ["adapter_config.json", "adapter_model.safetensors", "README.md"];
 /** The adapter as PEFT lays it out, its files at the top. */
 export function adapterZip(run: string): Uint8Array<ArrayBuffer> {
   const out = runDir(run);
-  const there = new Set(loraine.listFiles(out).map(({ path }: { path: string }) => path));
+  const there = new Set(loraine.listFiles(out).map(({ path }) => path));
   const missing = FILES.find((name) => !there.has(`${out}/${name}`));
   if (missing !== undefined) throw new PageError("file", `The run has left no ${missing}; let it come to its end, or stop it.`);
   // Weights do not shrink.

@@ -1,0 +1,137 @@
+// Data that cannot be trained on, a GPU that goes away or is not there, an engine that dies: each is told, and the page goes on.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { accessibilityProblems, missing, openPage, picture, startBrowser, startServer, text, waitForText } from "./browser.mjs";
+import { conversations } from "./models.mjs";
+import { finished, paste, ready, shortRun, start } from "./steps.mjs";
+
+let browser, site;
+
+before(async () => {
+  if (missing) return;
+  [browser, site] = await Promise.all([startBrowser(), startServer()]);
+});
+after(async () => {
+  await browser?.close();
+  site?.server.close();
+});
+
+test("data that cannot be trained on say why, and other data are taken after", { skip: missing }, async () => {
+  const { page, profile, problems } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, '{"text": "fine"}\nthis is not JSON', "JSON");
+  assert.match(await waitForText(page, "#data .notice.error", /JSON/), /line 2/);
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  await picture(page, "data-not-json");
+  assert.deepEqual(await accessibilityProblems(page), []);
+
+  const masked = JSON.stringify({ input_ids: [5, 6, 7, 8], labels: [-100, -100, -100, -100] });
+  await paste(page, `${masked}\n${masked}`);
+  await waitForText(page, "#data .notice.error", /train/);
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+
+  await paste(page, JSON.stringify({ question: "no field that is known", reply: "none" }));
+  await waitForText(page, "#data .notice.error", /question|fields|shape/);
+
+  const hostile = '<img src=x onerror="globalThis.hurt = 1"><script>globalThis.hurt = 1</script>';
+  await paste(page, JSON.stringify({ prompt: hostile, completion: hostile }));
+  await waitForText(page, "#data .tokens", /onerror/);
+  assert.equal(await page.evaluate(() => globalThis.hurt), undefined);
+  assert.equal(await page.locator("#data .tokens img").count(), 0);
+
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await page.locator("#data .notice.error").waitFor({ state: "detached" });
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
+/** Keeps hold of each device that the worker is given. */
+async function watchDevices(page) {
+  const worker = page.workers()[0];
+  await worker.evaluate(() => {
+    const request = GPUAdapter.prototype.requestDevice;
+    GPUAdapter.prototype.requestDevice = async function (...args) {
+      globalThis.lastDevice = await request.apply(this, args);
+      return globalThis.lastDevice;
+    };
+  });
+  return worker;
+}
+
+test("a GPU that is lost ends the run, not the page: it goes on from the checkpoint", { skip: missing }, async () => {
+  const { page, profile } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 10);
+  const worker = await watchDevices(page);
+  await start(page);
+  await waitForText(page, "#run .stats", /[4-9] of 10/);
+  await worker.evaluate(() => globalThis.lastDevice.destroy());
+  await waitForText(page, "#run .notice.error", /lost|GPU|device/i);
+  assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is whole/);
+  await picture(page, "gpu-lost");
+  assert.deepEqual(await accessibilityProblems(page), []);
+  await page.getByRole("button", { name: "Go on" }).click();
+  assert.match(await finished(page), /Finished: 10 steps/);
+  assert.equal(await page.locator("#run .notice.error").count(), 0);
+  await profile.close();
+});
+
+test("a GPU without enough memory says so, and smaller settings run", { skip: missing }, async () => {
+  const { page, profile } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 3);
+  const worker = page.workers()[0];
+  await worker.evaluate(() => {
+    const popErrorScope = GPUDevice.prototype.popErrorScope;
+    GPUDevice.prototype.popErrorScope = function () {
+      return globalThis.noMemory ? Promise.resolve(new GPUOutOfMemoryError("no memory is left")) : popErrorScope.call(this);
+    };
+    globalThis.noMemory = true;
+  });
+  await start(page);
+  await waitForText(page, "#run .notice.error", /memory.*smaller/is);
+  await worker.evaluate(() => {
+    globalThis.noMemory = false;
+  });
+  await start(page);
+  assert.match(await finished(page), /Finished: 3 steps/);
+  await profile.close();
+});
+
+test("an engine that dies is started again, with the model and the data that were open", { skip: missing }, async () => {
+  const { page, profile } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 3);
+  await page.workers()[0].evaluate(() => {
+    const trap = new WebAssembly.Module(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 7, 5, 1, 1, 120, 0, 0, 10, 5, 1, 3, 0, 0, 11]));
+    const die = new WebAssembly.Instance(trap).exports.x;
+    GPUAdapter.prototype.requestDevice = () => die();
+    navigator.gpu.requestAdapter = () => die();
+  });
+  await start(page);
+  await waitForText(page, "#run .notice.error", /stopped unexpectedly|GPU|adapter/);
+  await page.getByRole("button", { name: /^Start/ }).and(page.locator(":enabled")).waitFor();
+  await profile.close();
+});
+
+test("a browser without WebGPU says which browsers have it, and everything else works", { skip: missing }, async () => {
+  const plain = await startBrowser({ gpu: false });
+  const { page, profile, problems } = await openPage(plain, site.url);
+  await waitForText(page, ".no-gpu", /Firefox 141/);
+  await waitForText(page, "#data .position", /Example 1 of 800/);
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  assert.match(await text(page, "#settings .memory-total"), /B$/);
+  await picture(page, "no-webgpu");
+  assert.deepEqual(await accessibilityProblems(page), []);
+  assert.deepEqual(problems, []);
+  await profile.close();
+  await plain.close();
+});

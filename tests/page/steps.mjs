@@ -1,0 +1,55 @@
+// What a person does on the page, in words of the tests.
+
+import { fill, waitForText } from "./browser.mjs";
+
+export async function ready(page) {
+  await waitForText(page, "#data .position", /Example 1/);
+  await page.getByRole("button", { name: "Start training" }).and(page.locator(":enabled")).waitFor();
+}
+
+export async function paste(page, text, kind = "As it looks") {
+  await page.locator("#data").getByRole("radio", { name: "Paste" }).check();
+  await page.getByLabel("Text", { exact: true }).fill(text);
+  await page.getByLabel("Kind").selectOption({ label: kind });
+  await page.getByRole("button", { name: "Use this text" }).click();
+}
+
+/** A few quick steps on short sequences. */
+export async function shortRun(page, steps, more = {}) {
+  await fill(page, { "Sequence length": 64, "Batch size": 2, Steps: steps, ...more });
+}
+
+export async function start(page) {
+  await page.getByRole("button", { name: /^Start/ }).and(page.locator(":enabled")).click();
+}
+
+export async function finished(page) {
+  return waitForText(page, ".run-status", /Finished|Broke off/, 180_000);
+}
+
+export async function askHub(page, hub, name) {
+  await page.locator("#model").getByRole("radio", { name: "Hub address" }).check();
+  await fill(page, { Hub: hub, Model: name });
+  await page.getByRole("button", { name: "Fetch" }).click();
+}
+
+/** The lines of `metrics.jsonl` in the newest copy that the browser's storage has of the only run. */
+export async function storedMetrics(page) {
+  const text = await page.evaluate(async () => {
+    const root = await navigator.storage.getDirectory();
+    const runs = await root.getDirectoryHandle("runs");
+    let newest = { step: -1, text: "" };
+    for await (const run of runs.values()) {
+      const saves = await run.getDirectoryHandle("saves");
+      for await (const save of saves.values()) {
+        const read = async (name) => (await (await save.getFileHandle(name)).getFile()).text();
+        const { step } = JSON.parse(await read("manifest.json"));
+        if (step >= newest.step) newest = { step, text: await read("metrics.jsonl") };
+      }
+    }
+    return newest.text;
+  });
+  return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
+}
+
+export const losses = (metrics) => metrics.filter((line) => line.loss !== undefined).map(({ step, loss }) => ({ step, loss }));

@@ -1,0 +1,182 @@
+// The built-in model trained in the page: the loss, the answers, the adapter, and what a closed tab leaves.
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { missing, openPage, projectFile, startBrowser, startServer, text, waitForText } from "./browser.mjs";
+import { conversations, demoModel, removeAll } from "./models.mjs";
+import { finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
+
+const { unzipSync } = createRequire(projectFile("web/package.json"))("fflate");
+const LORAINE = process.env.LORAINE_BIN ?? projectFile("target/debug/loraine");
+const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
+const STEPS = 20;
+
+let browser, site;
+const leftovers = [];
+
+before(async () => {
+  if (missing) return;
+  [browser, site] = await Promise.all([startBrowser(), startServer()]);
+});
+after(async () => {
+  await browser?.close();
+  site?.server.close();
+  removeAll(leftovers);
+});
+
+test("the demo model trains, its loss falls, and its adapter leaves the page whole", { skip: missing }, async (t) => {
+  const { page, profile, problems, requests } = await openPage(browser, site.url);
+  await ready(page);
+  assert.match(await text(page, "#model .facts"), /llama/);
+  assert.match(await text(page, "#settings .memory-total"), /[kMG]?B$/);
+
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, STEPS, { "Learning rate": 0.01 });
+  await page.evaluate(() => {
+    globalThis.longTasks = [];
+    new PerformanceObserver((list) => globalThis.longTasks.push(...list.getEntries().map(({ duration }) => duration))).observe({ type: "longtask" });
+  });
+  await start(page);
+  await waitForText(page, "#run .stats", /of 20/);
+  assert.match(await finished(page), /Finished: 20 steps/);
+  assert.deepEqual(await page.evaluate(() => globalThis.longTasks.filter((ms) => ms > 50)), [], "long tasks while training");
+
+  const metrics = await storedMetrics(page);
+  const found = losses(metrics);
+  assert.deepEqual(found.map(({ step }) => step), Array.from({ length: STEPS }, (_, i) => i + 1));
+  assert.ok(found.at(-1).loss < 0.6 * found[0].loss, `loss from ${found[0].loss} to ${found.at(-1).loss}`);
+  assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 20 steps/);
+
+  await t.test("base and adapter answer differently", async () => {
+    await page.getByLabel("Prompt").fill("What does a cat say?");
+    await page.getByLabel("Longest answer").selectOption("32");
+    await page.getByRole("button", { name: "Ask both" }).click();
+    await page.locator(".answer.adapted[aria-busy]").waitFor();
+    await page.locator(".answer.adapted:not([aria-busy])").waitFor();
+    const [base, adapted] = await page.locator(".answer-text").allInnerTexts();
+    assert.ok(base.length > 5 && adapted.length > 5, `${base} | ${adapted}`);
+    assert.notEqual(base, adapted);
+    assert.match(adapted, /Arr/);
+  });
+
+  const unpacked = mkdtempSync(join(tmpdir(), "loraine-page-"));
+  leftovers.push(unpacked);
+  await t.test("the zip has PEFT's layout", async () => {
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download the adapter" }).click()]);
+    const files = unzipSync(readFileSync(await download.path()));
+    assert.deepEqual(Object.keys(files).sort(), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
+    for (const [name, bytes] of Object.entries(files)) writeFileSync(join(unpacked, name), bytes);
+    const config = JSON.parse(readFileSync(join(unpacked, "adapter_config.json"), "utf8"));
+    assert.equal(config.peft_type, "LORA");
+    assert.equal(config.r, 8);
+  });
+
+  const noNative = existsSync(LORAINE) ? (existsSync(SWIFTSHADER) ? false : `no ${SWIFTSHADER}`) : `no ${LORAINE} (cargo build)`;
+  await t.test("the same run in the terminal has the same losses", { skip: noNative }, () => {
+    const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
+    leftovers.push(dir);
+    writeFileSync(join(dir, "data.jsonl"), conversations);
+    native(["train", "--model", demoModel, "--data", join(dir, "data.jsonl"), "--out", join(dir, "run"), "--steps", STEPS, "--batch-size", 2,
+      "--max-seq-len", 64, "--rank", 8, "--alpha", 16, "--lr", 0.01, "--warmup-steps", 5]);
+    const lines = readFileSync(join(dir, "run/metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line));
+    const expected = losses(lines);
+    assert.equal(expected.length, STEPS);
+    for (const [at, { loss }] of expected.entries()) {
+      assert.ok(Math.abs(found[at].loss - loss) <= 1e-4 * loss, `step ${at + 1}: ${found[at].loss} in the page, ${loss} in the terminal`);
+    }
+  });
+
+  assert.deepEqual(problems, []);
+  assert.deepEqual(requests.filter((url) => !url.startsWith(site.url) && !url.startsWith("blob:")), [], "requests to other origins");
+  await profile.close();
+});
+
+function native(args) {
+  const env = { ...process.env, VK_DRIVER_FILES: SWIFTSHADER, XDG_RUNTIME_DIR: tmpdir() };
+  const done = spawnSync(LORAINE, args.map(String), { env, encoding: "utf8" });
+  assert.equal(done.status, 0, done.stderr);
+  return done.stdout;
+}
+
+test("a run that is paused, reloaded and gone on with has the losses of one that is not", { skip: missing }, async () => {
+  const { page, profile, problems } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 12);
+  await start(page);
+  await finished(page);
+  const whole = losses(await storedMetrics(page));
+  assert.equal(whole.length, 12);
+
+  await page.reload();
+  await page.getByRole("button", { name: /^Discard/ }).click();
+  await page.locator(".saved").waitFor({ state: "hidden" });
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 12);
+  await start(page);
+  await waitForText(page, "#run .stats", /[3-9] of 12/);
+  await page.getByRole("button", { name: "Pause" }).click();
+  const paused = Number(/step (\d+)/.exec(await waitForText(page, ".run-status", /Paused at step/))[1]);
+  assert.ok(paused < 12, `paused only after step ${paused}`);
+
+  await page.reload();
+  assert.match(await waitForText(page, ".saved", /Go on/), new RegExp(`step ${paused} of 12`));
+  await page.getByRole("button", { name: /^Go on/ }).click();
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  assert.match(await finished(page), /Finished: 12 steps/);
+  assert.deepEqual(losses(await storedMetrics(page)), whole);
+  assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 12 steps/);
+  assert.equal(await page.getByLabel("Sequence length", { exact: true }).inputValue(), "64");
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
+test("a checkpoint that was not written to its end is not taken for whole", { skip: missing }, async () => {
+  const { page, profile } = await openPage(browser, site.url);
+  await ready(page);
+  await page.evaluate(async () => {
+    const write = async (dir, name, text) => {
+      const stream = await (await dir.getFileHandle(name, { create: true })).createWritable();
+      await stream.write(text);
+      await stream.close();
+    };
+    const root = await navigator.storage.getDirectory();
+    const run = await (await root.getDirectoryHandle("runs", { create: true })).getDirectoryHandle("half", { create: true });
+    await write(run, "run.json", JSON.stringify({ model: { kind: "demo" }, modelName: "demo", data: { kind: "example" }, settings: {}, started: 1 }));
+    const save = await (await run.getDirectoryHandle("saves", { create: true })).getDirectoryHandle("5", { create: true });
+    await write(save, "metrics.jsonl", "half of it");
+    await write(save, "manifest.json", JSON.stringify({ step: 5, steps: 9, finished: false, files: [{ name: "metrics.jsonl", bytes: 4000 }] }));
+  });
+  await page.reload();
+  await ready(page);
+  assert.equal(await page.locator(".saved").isVisible(), false);
+  await profile.close();
+});
+
+test("a run that is stopped keeps its adapter, and can be gone on with", { skip: missing }, async () => {
+  const { page, profile, problems } = await openPage(browser, site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, 500);
+  await start(page);
+  await waitForText(page, "#run .stats", /[2-9] of 500/);
+  await page.getByRole("button", { name: "Stop and keep" }).click();
+  await waitForText(page, ".run-status", /Stopped at step/);
+  assert.ok(await page.getByRole("button", { name: "Download the adapter" }).isVisible());
+  await page.getByRole("button", { name: "Go on" }).click();
+  await waitForText(page, ".run-status", /Training/);
+  await page.getByRole("button", { name: "Stop and keep" }).click();
+  await waitForText(page, ".run-status", /Stopped at step/);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
