@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { accessibilityProblems, fill, missing, openPage, picture, startBrowser, startServer, watch, waitForText } from "./browser.mjs";
 import { conversations } from "./models.mjs";
-import { finished, paste, ready, shortRun, start } from "./steps.mjs";
+import { askBoth, finished, paste, ready, shortRun, start } from "./steps.mjs";
 
 let browser, site;
 
@@ -53,10 +53,8 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await waitForText(page, ".run-status", /Training/);
   await page.getByRole("button", { name: "Stop and keep" }).click();
   await waitForText(page, ".run-status", /Stopped/);
-  await page.getByLabel("Longest answer").selectOption("32");
-  await page.getByRole("button", { name: "Ask both" }).click();
-  await page.locator(".answer.adapted[aria-busy]").waitFor();
-  await page.locator(".answer.adapted:not([aria-busy])").waitFor();
+  assert.ok(await page.getByRole("button", { name: "Go on" }).isVisible());
+  await askBoth(page, "Who are you?");
   await look(page, "result");
   assert.deepEqual(problems, []);
   await profile.close();
@@ -97,12 +95,11 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await waitForText(page, "#data .position", /Example 1 of 8/);
   await shortRun(page, 2, { Rank: 4, Alpha: 12, "Learning rate": 0.002 });
   await page.getByLabel("Targets").selectOption({ label: "Attention" });
-  await start(page);
-  await finished(page);
-  const link = await page.getByLabel("Link to this recipe").inputValue();
+  const link = await page.locator(".link input").inputValue();
   assert.doesNotMatch(decodeURIComponent(link), /matey|pasted/);
   const again = await openPage(browser, link);
-  await ready(again.page);
+  // The examples are longer than the link's sequences: they are shown, and refused.
+  await waitForText(again.page, "#data .position", /Example 1/);
   const value = (label) => again.page.getByLabel(label, { exact: true }).inputValue();
   assert.deepEqual(await Promise.all(["Rank", "Alpha", "Learning rate", "Steps", "Sequence length", "Batch size"].map(value)), ["4", "12", "0.002", "2", "64", "2"]);
   assert.equal(await value("Targets"), "q_proj,k_proj,v_proj,o_proj");
@@ -110,7 +107,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   const hub = "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";
   const hostile = await openPage(browser, `${site.url}${hub}`);
   await ready(hostile.page);
-  assert.equal(await hostile.page.getByLabel("Model", { exact: true }).inputValue(), "owner/name@v1");
+  assert.equal(await hostile.page.getByRole("textbox", { name: "Model", exact: true }).inputValue(), "owner/name@v1");
   assert.equal(await hostile.page.getByLabel("Rank", { exact: true }).inputValue(), "8");
   assert.deepEqual(hostile.requests.filter((url) => !url.startsWith(site.url)), []);
   for (const { profile } of [again, hostile]) await profile.close();
@@ -141,7 +138,8 @@ test("the policy lets nothing in that is not the page's own, and nothing out", {
       document.head.append(script);
       if (globalThis.ran !== 1) throw new TypeError("did not run");
     });
-    await attempt("eval", () => globalThis.eval("1"));
+    // Only code of the page's own turns is bound by its policy; what a test evaluates directly is let through.
+    await new Promise((turn) => setTimeout(() => attempt("eval", () => globalThis.eval("1")).then(turn)));
     return outcome;
   });
   assert.deepEqual(Object.entries(tried).filter(([, outcome]) => outcome === "allowed"), []);

@@ -27,6 +27,16 @@ export async function finished(page) {
   return waitForText(page, ".run-status", /Finished|Broke off/, 180_000);
 }
 
+/** Asks base and adapter, and answers with what they say. */
+export async function askBoth(page, prompt) {
+  await page.getByLabel("Prompt").fill(prompt);
+  await page.getByLabel("Longest answer").selectOption("32");
+  await page.getByRole("button", { name: "Ask both" }).click();
+  await page.getByRole("button", { name: "Ask both" }).and(page.locator(":disabled")).waitFor();
+  await page.getByRole("button", { name: "Ask both" }).and(page.locator(":enabled")).waitFor({ timeout: 180_000 });
+  return page.locator(".answer-text").allInnerTexts();
+}
+
 export async function askHub(page, hub, name) {
   await page.locator("#model").getByRole("radio", { name: "Hub address" }).check();
   await fill(page, { Hub: hub, Model: name });

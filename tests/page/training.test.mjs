@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { missing, openPage, projectFile, startBrowser, startServer, text, waitForText } from "./browser.mjs";
 import { conversations, demoModel, removeAll } from "./models.mjs";
-import { finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
+import { askBoth, finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
 
 const { unzipSync } = createRequire(projectFile("web/package.json"))("fflate");
 const LORAINE = process.env.LORAINE_BIN ?? projectFile("target/debug/loraine");
@@ -17,6 +17,8 @@ const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const STEPS = 20;
 
 let browser, site;
+/** Losses of the run that nothing interrupts. */
+let uninterrupted = [];
 const leftovers = [];
 
 before(async () => {
@@ -29,15 +31,19 @@ after(async () => {
   removeAll(leftovers);
 });
 
+async function prepare(page) {
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await shortRun(page, STEPS, { "Learning rate": 0.01 });
+}
+
 test("the demo model trains, its loss falls, and its adapter leaves the page whole", { skip: missing }, async (t) => {
   const { page, profile, problems, requests } = await openPage(browser, site.url);
   await ready(page);
   assert.match(await text(page, "#model .facts"), /llama/);
   assert.match(await text(page, "#settings .memory-total"), /[kMG]?B$/);
 
-  await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
-  await shortRun(page, STEPS, { "Learning rate": 0.01 });
+  await prepare(page);
   await page.evaluate(() => {
     globalThis.longTasks = [];
     new PerformanceObserver((list) => globalThis.longTasks.push(...list.getEntries().map(({ duration }) => duration))).observe({ type: "longtask" });
@@ -49,17 +55,13 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
 
   const metrics = await storedMetrics(page);
   const found = losses(metrics);
+  uninterrupted = found;
   assert.deepEqual(found.map(({ step }) => step), Array.from({ length: STEPS }, (_, i) => i + 1));
   assert.ok(found.at(-1).loss < 0.6 * found[0].loss, `loss from ${found[0].loss} to ${found.at(-1).loss}`);
   assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 20 steps/);
 
   await t.test("base and adapter answer differently", async () => {
-    await page.getByLabel("Prompt").fill("What does a cat say?");
-    await page.getByLabel("Longest answer").selectOption("32");
-    await page.getByRole("button", { name: "Ask both" }).click();
-    await page.locator(".answer.adapted[aria-busy]").waitFor();
-    await page.locator(".answer.adapted:not([aria-busy])").waitFor();
-    const [base, adapted] = await page.locator(".answer-text").allInnerTexts();
+    const [base, adapted] = await askBoth(page, "What does a cat say?");
     assert.ok(base.length > 5 && adapted.length > 5, `${base} | ${adapted}`);
     assert.notEqual(base, adapted);
     assert.match(adapted, /Arr/);
@@ -107,34 +109,21 @@ function native(args) {
 test("a run that is paused, reloaded and gone on with has the losses of one that is not", { skip: missing }, async () => {
   const { page, profile, problems } = await openPage(browser, site.url);
   await ready(page);
-  await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
-  await shortRun(page, 12);
+  await prepare(page);
   await start(page);
-  await finished(page);
-  const whole = losses(await storedMetrics(page));
-  assert.equal(whole.length, 12);
-
-  await page.reload();
-  await page.getByRole("button", { name: /^Discard/ }).click();
-  await page.locator(".saved").waitFor({ state: "hidden" });
-  await ready(page);
-  await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
-  await shortRun(page, 12);
-  await start(page);
-  await waitForText(page, "#run .stats", /[3-9] of 12/);
+  await waitForText(page, "#run .stats", /[3-9] of 20/);
   await page.getByRole("button", { name: "Pause" }).click();
   const paused = Number(/step (\d+)/.exec(await waitForText(page, ".run-status", /Paused at step/))[1]);
-  assert.ok(paused < 12, `paused only after step ${paused}`);
+  assert.ok(paused < STEPS, `paused only after step ${paused}`);
 
   await page.reload();
-  assert.match(await waitForText(page, ".saved", /Go on/), new RegExp(`step ${paused} of 12`));
+  assert.match(await waitForText(page, ".saved", /Go on/), new RegExp(`step ${paused} of ${STEPS}`));
   await page.getByRole("button", { name: /^Go on/ }).click();
   await waitForText(page, "#data .position", /Example 1 of 8/);
-  assert.match(await finished(page), /Finished: 12 steps/);
-  assert.deepEqual(losses(await storedMetrics(page)), whole);
-  assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 12 steps/);
+  assert.match(await finished(page), /Finished: 20 steps/);
+  assert.equal(uninterrupted.length, STEPS);
+  assert.deepEqual(losses(await storedMetrics(page)), uninterrupted);
+  assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 20 steps/);
   assert.equal(await page.getByLabel("Sequence length", { exact: true }).inputValue(), "64");
   assert.deepEqual(problems, []);
   await profile.close();
@@ -159,24 +148,5 @@ test("a checkpoint that was not written to its end is not taken for whole", { sk
   await page.reload();
   await ready(page);
   assert.equal(await page.locator(".saved").isVisible(), false);
-  await profile.close();
-});
-
-test("a run that is stopped keeps its adapter, and can be gone on with", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
-  await ready(page);
-  await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
-  await shortRun(page, 500);
-  await start(page);
-  await waitForText(page, "#run .stats", /[2-9] of 500/);
-  await page.getByRole("button", { name: "Stop and keep" }).click();
-  await waitForText(page, ".run-status", /Stopped at step/);
-  assert.ok(await page.getByRole("button", { name: "Download the adapter" }).isVisible());
-  await page.getByRole("button", { name: "Go on" }).click();
-  await waitForText(page, ".run-status", /Training/);
-  await page.getByRole("button", { name: "Stop and keep" }).click();
-  await waitForText(page, ".run-status", /Stopped at step/);
-  assert.deepEqual(problems, []);
   await profile.close();
 });

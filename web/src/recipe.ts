@@ -36,6 +36,8 @@ const SCHEDULES = ["constant", "linear", "cosine"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
 const ON_LONG = ["refuse", "truncate", "drop", "split"] as const;
 const LONGEST_TEXT = 200;
+/** Names of modules, or a regular expression over them. */
+const TARGETS = /^[A-Za-z0-9_.,|()[\]{}*+?^$\\-]+$/;
 
 /** What is wrong with `value` as this setting, or "". */
 export function numberProblem(name: NumberSetting, value: number): string {
@@ -111,7 +113,7 @@ export function fromFragment(fragment: string): Recipe | undefined {
   const schedule = one("schedule", SCHEDULES);
   if (schedule !== undefined) settings.schedule = schedule;
   const targets = short("targets");
-  if (targets !== undefined) settings["target-modules"] = targets;
+  if (targets !== undefined && TARGETS.test(targets)) settings["target-modules"] = targets;
   const format: Partial<DataFormat> = {};
   const template = short("template");
   if (template !== undefined) format["chat-template"] = template;

@@ -97,7 +97,7 @@ function told(app: App): string {
       return examples === undefined ? "" : `${format.counted(app.settings.steps ?? 0, "step")} over ${format.counted(examples, "example")}.`;
     }
     case "starting":
-      return "Getting ready…";
+      return "Getting ready: the model is loaded, and the GPU’s programs are compiled. The first step takes longest.";
     case "training":
       return run.skipped === 0 ? "Training." : `Training. ${format.counted(run.skipped, "step")} skipped: their numbers were not finite.`;
     case "pausing":
