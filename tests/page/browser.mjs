@@ -99,6 +99,6 @@ export async function picture(page, state) {
 /** Puts values into fields by their labels. */
 export async function fill(page, values) {
   for (const [label, value] of Object.entries(values)) {
-    await page.getByLabel(label, { exact: true }).fill(String(value));
+    await page.getByRole("textbox", { name: label, exact: true }).fill(String(value));
   }
 }

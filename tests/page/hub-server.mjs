@@ -10,10 +10,10 @@ const CORS = {
 };
 
 /**
- * Serves `models`, directories by `owner/name`. What comes back can be changed while it runs: `cutAfter` ends each answer with weights
+ * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs: `cutAfter` ends each answer with weights
  * after so many bytes, `halve` names a file of which only the first half is there, `commit` is what the hub says of the revision.
  */
-export async function startHub(models) {
+export async function startHub(t, models) {
   const hub = { requests: [], cutAfter: undefined, cuts: Number.POSITIVE_INFINITY, halve: undefined, commit: "c".repeat(40), slow: false };
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
@@ -46,5 +46,6 @@ export async function startHub(models) {
     server.closeAllConnections();
     server.close();
   };
+  t.after(close);
   return Object.assign(hub, { url: `http://127.0.0.1:${server.address().port}`, close });
 }

@@ -102,8 +102,8 @@ test("a folder that is chosen opens; one without a model, or of another architec
   await profile.close();
 });
 
-test("a model from a hub arrives over a connection that breaks, and stays", { skip: missing }, async () => {
-  const hub = await startHub({ "pirates/stories": demoModel });
+test("a model from a hub arrives over a connection that breaks, and stays", { skip: missing }, async (t) => {
+  const hub = await startHub(t, { "pirates/stories": demoModel });
   hub.cutAfter = 300_000;
   hub.cuts = 2;
   const { page, profile, problems, requests } = await openPage(browser, site.url);
@@ -130,8 +130,8 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   await profile.close();
 });
 
-test("a download that is stopped goes on where it was", { skip: missing }, async () => {
-  const hub = await startHub({ "pirates/stories": demoModel });
+test("a download that is stopped goes on where it was", { skip: missing }, async (t) => {
+  const hub = await startHub(t, { "pirates/stories": demoModel });
   hub.slow = true;
   const { page, profile } = await openPage(browser, site.url);
   await ready(page);
@@ -147,13 +147,12 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
   const ranges = hub.requests.filter(({ path }) => path.endsWith("/model.safetensors")).map(({ range }) => range);
   assert.equal(ranges.length, 2);
   assert.match(ranges[1], /^bytes=[1-9]\d+-$/);
-  hub.close();
   await profile.close();
 });
 
-test("what a hub does not give is told where it was asked for", { skip: missing }, async () => {
+test("what a hub does not give is told where it was asked for", { skip: missing }, async (t) => {
   const unsupported = changed((dir) => editJson(join(dir, "config.json"), { model_type: "mamba", architectures: ["MambaForCausalLM"] }));
-  const hub = await startHub({ "pirates/stories": demoModel, "pirates/mamba": unsupported });
+  const hub = await startHub(t, { "pirates/stories": demoModel, "pirates/mamba": unsupported });
   const { page, profile, problems } = await openPage(browser, site.url);
   await ready(page);
   await askHub(page, hub.url, "pirates/nobody");

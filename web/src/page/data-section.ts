@@ -49,13 +49,16 @@ export function dataSection(app: App): HTMLElement {
   );
   const { element } = section(2, "data", "Data", "What it learns from. The marked tokens are those that training counts; the rest is only read.", inputs, notices.element, name, preview(app));
 
+  // What is open is shown once: a person may look at another way meanwhile.
+  let shown: App["data"];
   app.on(["data", "inspection"], () => {
     const failure = app.dataFailure ?? app.inspectionFailure;
     const refusal = app.inspection?.refusal;
     if (failure !== undefined) notices.fail(failure);
     else if (refusal) notices.fail({ kind: "setting", message: refusal });
     else notices.clear();
-    if (app.data !== undefined) ways.choose(app.data.source.kind);
+    if (app.data !== shown && app.data !== undefined) ways.choose(app.data.source.kind);
+    shown = app.data;
     show(name, app.data !== undefined && app.data.source.kind === "file");
     if (app.data?.source.kind === "file") name.textContent = `${app.data.source.name}, ${format.bytes(app.data.bytes)}`;
   });

@@ -26,7 +26,7 @@ export function modelSection(app: App): ModelSection {
   const ways = choice("Where the model comes from", [["demo", "Built-in", builtIn], ["folder", "Folder", folder], ["hub", "Hub address", hub.element]], (way) => {
     if (way === "demo") void app.openDemo();
   });
-  const progress = progressBar("Model");
+  const progress = progressBar("Progress of the model");
   const stop = button("Stop", () => app.cancelDownload(), "quiet");
   const loading = h("div", { class: "loading", hidden: true }, progress.element, stop);
   const notices = noticePlace();
@@ -34,13 +34,16 @@ export function modelSection(app: App): ModelSection {
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Choose a model"), ways.element);
   const { element } = section(1, "model", "Model", "What is trained. Its weights stay as they are: training adds a small adapter beside them.", inputs, loading, notices.element, summary);
 
+  // What is open is shown once: a person may look at another way meanwhile.
+  let shown: App["model"];
   app.on(["model"], () => {
     show(loading, app.modelProgress !== undefined);
     show(stop, ways.chosen() === "hub");
     if (app.modelProgress !== undefined) progress.set(app.modelProgress);
     if (app.modelFailure === undefined) notices.clear();
     else notices.fail(app.modelFailure);
-    if (app.model !== undefined) ways.choose(app.model.source.kind);
+    if (app.model !== shown && app.model !== undefined) ways.choose(app.model.source.kind);
+    shown = app.model;
     summary.replaceChildren(...(app.model === undefined ? [] : [described(app)]));
   });
   app.on(["run"], () => {

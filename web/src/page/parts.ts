@@ -140,7 +140,8 @@ export function readable(failure: Failure): string {
     .replace(/\/(models|data|runs)\/(?:[^\s/:]+\/)?(?=[^\s/:]+)/g, "")
     .replace(/\/models--[^/\s]+\/snapshots\/[0-9a-f]{40}\//g, "")
     .replace(/--[a-z][a-z-]+/g, (flag) => FLAGS[flag] ?? flag.slice(2).replaceAll("-", " "));
-  const first = text.slice(0, 1).toUpperCase() + text.slice(1);
+  // A sentence begins large, a file's name stays as it is.
+  const first = /^[a-z]+ /.test(text) ? text.slice(0, 1).toUpperCase() + text.slice(1) : text;
   const advice = failure.kind === "out-of-memory" ? " Try a smaller batch size, shorter sequences or a smaller rank." : "";
   return (/[.!?]$/.test(first) ? first : `${first}.`) + advice;
 }
