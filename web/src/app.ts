@@ -238,6 +238,7 @@ export class App {
     const request = { settings, model: this.model.source, modelName: this.model.name, data: this.data.source };
     try {
       const trained = await this.engine.call("train", resume === undefined ? request : { ...request, resume }, (notice) => {
+        if (notice.type === "begun") this.run.id = notice.run;
         if (notice.type === "progress") this.run.progress = notice.progress;
         if (notice.type === "run") this.hear(notice.event);
         else this.changed("run");

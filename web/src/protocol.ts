@@ -131,7 +131,7 @@ export interface Progress {
 }
 
 /** What a call may tell before its answer. */
-export type Notice = { type: "progress"; progress: Progress } | { type: "run"; event: RunEvent } | { type: "text"; delta: string };
+export type Notice = { type: "begun"; run: string } | { type: "progress"; progress: Progress } | { type: "run"; event: RunEvent } | { type: "text"; delta: string };
 
 export interface CallMessage {
   call: number;

@@ -32,6 +32,7 @@ export async function train(request: TrainRequest, notify: Notify): Promise<Trai
   active = run;
   try {
     if (request.resume === undefined) await store(id, { ...request, settings }, notify);
+    notify({ type: "begun", run: id });
     const outcome = await follow(id, run, notify);
     return { id, outcome };
   } finally {
