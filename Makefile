@@ -1,4 +1,4 @@
-.PHONY: help demo test bench fmt
+.PHONY: help demo test web serve page bench fmt
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -12,8 +12,8 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
-test: ## format, lints, all tests, kernels on a second driver with checked shaders, the library for wasm32
-	-@scripts/setup vulkan chromium wasm
+test: ## format, lints, all tests, kernels on a second driver with checked shaders, the page in Chromium
+	-@scripts/setup vulkan chromium wasm node
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test
@@ -24,6 +24,20 @@ test: ## format, lints, all tests, kernels on a second driver with checked shade
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
 	scripts/wasm-cargo check
+	scripts/page-test
+
+web: ## build the page and its npm package; installs what they need
+	-@scripts/setup wasm node
+	scripts/build-wasm
+	cd web && npm ci --no-audit --no-fund && npm run build
+
+serve: ## serve the page on localhost
+	@[ -e web/dist/index.html ] || $(MAKE) web
+	node web/serve.mjs
+
+page: ## build the page and test it in Chromium alone
+	-@scripts/setup chromium wasm node
+	scripts/page-test
 
 bench: ## ceilings, operations, whole steps, and the figures of BENCHMARKS.md beside their peers
 	-@scripts/setup vulkan

@@ -34,7 +34,7 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await look(page, "all-open");
 
   await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
   await fill(page, { Rank: "many" });
   await waitForText(page, "#settings .field-help.wrong", /number/);
   assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
@@ -92,7 +92,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   const { page, profile } = await openPage(browser, site.url);
   await ready(page);
   await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, 2, { Rank: 4, Alpha: 12, "Learning rate": 0.002 });
   await page.getByLabel("Targets").selectOption({ label: "Attention" });
   const link = await page.locator(".link input").inputValue();
@@ -159,7 +159,7 @@ test("after the first load the page opens and trains without a network", { skip:
   await page.reload();
   await ready(page);
   await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, 2);
   await start(page);
   assert.match(await finished(page), /Finished: 2 steps/);

@@ -33,7 +33,7 @@ after(async () => {
 
 async function prepare(page) {
   await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, STEPS, { "Learning rate": 0.01 });
 }
 
@@ -119,7 +119,7 @@ test("a run that is paused, reloaded and gone on with has the losses of one that
   await page.reload();
   assert.match(await waitForText(page, ".saved", /Go on/), new RegExp(`step ${paused} of ${STEPS}`));
   await page.getByRole("button", { name: /^Go on/ }).click();
-  await waitForText(page, "#data .position", /Example 1 of 8/);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
   assert.match(await finished(page), /Finished: 20 steps/);
   assert.equal(uninterrupted.length, STEPS);
   assert.deepEqual(losses(await storedMetrics(page)), uninterrupted);

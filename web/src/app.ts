@@ -332,5 +332,6 @@ export class App {
       this.modelFailure = failureOf(error);
     }
     this.changed("model", "data", "run");
+    this.refresh();
   }
 }

@@ -59,8 +59,11 @@ export function dataSection(app: App): HTMLElement {
     else notices.clear();
     if (app.data !== shown && app.data !== undefined) ways.choose(app.data.source.kind);
     shown = app.data;
-    show(name, app.data !== undefined && app.data.source.kind === "file");
-    if (app.data?.source.kind === "file") name.textContent = `${app.data.source.name}, ${format.bytes(app.data.bytes)}`;
+    const source = app.data?.source;
+    show(name, source !== undefined && source.kind !== "example");
+    if (app.data !== undefined && source !== undefined && source.kind !== "example") {
+      name.textContent = `${source.kind === "text" ? "Pasted text" : source.name}, ${format.bytes(app.data.bytes)}`;
+    }
   });
   app.on(["run"], () => {
     inputs.disabled = app.run.active;

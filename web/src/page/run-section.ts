@@ -23,7 +23,7 @@ export function runSection(app: App): HTMLElement {
     "run",
     "Run",
     "Trains on your GPU. Checkpoints go to this browser’s storage: a closed tab loses nothing.",
-    h("div", { class: "run-controls" }, h("div", { class: "buttons" }, start, goOn, resume, pause, stop), status),
+    h("div", { class: "run-controls" }, h("div", { class: "buttons" }, goOn, start, resume, pause, stop), status),
     progress.element,
     notices.element,
     watched,
@@ -81,8 +81,8 @@ function obstacle(app: App): string {
   if (app.gpu.status === "none") return "This browser gives the page no GPU; see the top of the page.";
   if (app.model === undefined) return "Choose a model first.";
   if (app.data === undefined) return "Choose data first.";
-  if (app.inspecting) return "Reading the data…";
-  if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
+    if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
+  if (app.inspecting || app.inspection === undefined) return "Reading the data…";
   if (app.settingsProblems.size > 0) return "A setting needs another value; see above.";
   if (app.estimateFailure !== undefined) return "These settings cannot work; see above.";
   return "";

@@ -60,7 +60,8 @@ function number(app: App, name: NumberSetting, label: string, hint: string): Fie
   };
   app.on(["settings"], () => {
     const value = app.settings[name];
-    if (value === undefined || Number(input.value.replace(",", ".")) === value) return;
+    const shown = input.value.trim();
+    if (value === undefined || (shown !== "" && Number(shown.replace(",", ".")) === value)) return;
     input.value = String(value);
     made.problem("");
     app.setProblem(name, "");
