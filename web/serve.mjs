@@ -19,12 +19,12 @@ const TYPES = {
   webmanifest: "application/manifest+json",
 };
 
-function headers(file) {
+function headers(file, policy) {
   const ending = file.slice(file.lastIndexOf(".") + 1);
   const isWorker = /assets.worker-[^/\\]*\.js$/.test(file);
   return {
     "content-type": TYPES[ending] ?? "application/octet-stream",
-    "content-security-policy": isWorker ? WORKER_CSP : `${PAGE_CSP}; frame-ancestors 'none'`,
+    ...(policy ? { "content-security-policy": isWorker ? WORKER_CSP : `${PAGE_CSP}; frame-ancestors 'none'` } : {}),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     // Names in assets/ change with their content.
@@ -44,15 +44,15 @@ function find(dir, url) {
   return file.startsWith(dir + sep) && existsSync(file) && statSync(file).isFile() ? file : undefined;
 }
 
-/** Starts a server of the files in `dir`; port 0 takes any that is free. */
-export function serve(dir, port) {
+/** Starts a server of the files in `dir`; port 0 takes any that is free. The policy is the built page's own. */
+export function serve(dir, port, { policy = true } = {}) {
   const server = createServer((request, response) => {
     const file = find(dir, request.url ?? "/");
     if (file === undefined || !["GET", "HEAD"].includes(request.method ?? "")) {
       response.writeHead(404, { "content-type": "text/plain" }).end("not found\n");
       return;
     }
-    response.writeHead(200, { ...headers(file), "content-length": statSync(file).size });
+    response.writeHead(200, { ...headers(file, policy), "content-length": statSync(file).size });
     if (request.method === "HEAD") response.end();
     else createReadStream(file).pipe(response);
   });
