@@ -7,6 +7,7 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { serve } from "../../web/serve.mjs";
 import { missing, openPage, projectFile, startBrowser, startServer, text, waitForText } from "./browser.mjs";
 import { conversations, demoModel, removeAll } from "./models.mjs";
 import { askBoth, finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
@@ -15,6 +16,18 @@ const { unzipSync } = createRequire(projectFile("web/package.json"))("fflate");
 const LORAINE = process.env.LORAINE_BIN ?? projectFile("target/debug/loraine");
 const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const STEPS = 20;
+
+const LOAD_IN_PEFT = `
+import json, sys
+import peft, torch, transformers
+from safetensors.torch import load_file
+base, adapter = sys.argv[1:]
+model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+loaded = peft.get_peft_model_state_dict(peft.PeftModel.from_pretrained(model, adapter))
+stored = load_file(adapter + "/adapter_model.safetensors")
+changed = [key for key in stored.keys() & loaded.keys() if not torch.equal(stored[key].float(), loaded[key].float())]
+print(json.dumps(dict(missing=sorted(loaded.keys() - stored.keys()), unexpected=sorted(stored.keys() - loaded.keys()), changed=changed, tensors=len(stored))))
+`;
 
 let browser, site;
 /** Losses of the run that nothing interrupts. */
@@ -74,12 +87,36 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     const files = unzipSync(readFileSync(await download.path()));
     assert.deepEqual(Object.keys(files).sort(), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
     for (const [name, bytes] of Object.entries(files)) writeFileSync(join(unpacked, name), bytes);
-    const config = JSON.parse(readFileSync(join(unpacked, "adapter_config.json"), "utf8"));
+    // The same keys and names as an adapter that PEFT itself has saved.
+    const byPeft = projectFile("tests/fixtures/llama_tied/adapter");
+    const [config, peftConfig] = [unpacked, byPeft].map((dir) => JSON.parse(readFileSync(join(dir, "adapter_config.json"), "utf8")));
+    assert.deepEqual(Object.keys(config).sort(), Object.keys(peftConfig).sort());
     assert.equal(config.peft_type, "LORA");
     assert.equal(config.r, 8);
+    const [names, peftNames] = [unpacked, byPeft].map((dir) => new Set(tensorNames(join(dir, "adapter_model.safetensors")).map((name) => name.replace(/\d+/, "N"))));
+    assert.deepEqual([...names].sort(), [...peftNames].sort());
+    assert.equal(tensorNames(join(unpacked, "adapter_model.safetensors")).length, 2 * 7 * 4);
   });
 
   const noNative = existsSync(LORAINE) ? (existsSync(SWIFTSHADER) ? false : `no ${SWIFTSHADER}`) : `no ${LORAINE} (cargo build)`;
+  const noPeft = process.env.LORAINE_PEFT_PYTHON === undefined ? "LORAINE_PEFT_PYTHON names no Python with peft" : false;
+  await t.test("the unpacked zip loads in PEFT", { skip: noPeft }, () => {
+    const done = spawnSync(process.env.LORAINE_PEFT_PYTHON, ["-c", LOAD_IN_PEFT, demoModel, unpacked], { encoding: "utf8" });
+    assert.equal(done.status, 0, done.stderr);
+    const { missing, unexpected, changed, tensors } = JSON.parse(done.stdout.trim().split("\n").at(-1));
+    assert.deepEqual({ missing, unexpected, changed, tensors }, { missing: [], unexpected: [], changed: [], tensors: 56 });
+  });
+  await t.test("the unpacked zip computes in the terminal what it computes in the browser", { skip: noNative }, async () => {
+    const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
+    leftovers.push(dir);
+    writeFileSync(join(dir, "data.jsonl"), conversations);
+    const evaluate = ["eval", "--model", demoModel, "--data", join(dir, "data.jsonl"), "--quant", "nf4", "--json"];
+    const [base, adapted] = [[], ["--adapter", unpacked]].map((more) => JSON.parse(native([...evaluate, ...more])));
+    const inBrowser = await evaluateInBrowser(unpacked);
+    assert.ok(Math.abs(inBrowser.eval_loss - adapted.loss) <= 1e-4 * adapted.loss, `${inBrowser.eval_loss} in the browser, ${adapted.loss} in the terminal`);
+    assert.equal(inBrowser.eval_tokens, adapted.tokens);
+    assert.ok(adapted.loss < 0.6 * base.loss, `loss ${base.loss} without the adapter, ${adapted.loss} with it`);
+  });
   await t.test("the same run in the terminal has the same losses", { skip: noNative }, () => {
     const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
     leftovers.push(dir);
@@ -98,6 +135,39 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   assert.deepEqual(requests.filter((url) => !url.startsWith(site.url) && !url.startsWith("blob:")), [], "requests to other origins");
   await profile.close();
 });
+
+function tensorNames(path) {
+  const bytes = readFileSync(path);
+  const header = JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE())).toString());
+  return Object.keys(header).filter((name) => name !== "__metadata__");
+}
+
+/** The loss over the conversations with the adapter of `dir`, as a run that starts from it measures it before its first step. */
+async function evaluateInBrowser(dir) {
+  const { server, url } = await serve(projectFile("web/pkg"), 0, { policy: false });
+  const page = await browser.newPage();
+  await page.goto(`${url}package.json`);
+  const read = (dir, names) => names.map((name) => [name, readFileSync(join(dir, name)).toString("base64")]);
+  const files = { model: read(demoModel, ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]), adapter: read(dir, ["adapter_config.json", "adapter_model.safetensors"]) };
+  const evaluation = await page.evaluate(
+    async ({ files, conversations }) => {
+      const loraine = await import("/loraine.js");
+      await loraine.default();
+      for (const [room, contents] of Object.entries(files)) {
+        for (const [name, base64] of contents) loraine.mountBytes(`/${room}/${name}`, Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)));
+      }
+      loraine.mountBytes("/data.jsonl", new TextEncoder().encode(conversations));
+      const settings = { model: "/model", data: "/data.jsonl", "eval-data": "/data.jsonl", out: "/run", "init-adapter": "/adapter", steps: 1 };
+      const { first_eval } = await new loraine.Run(settings, false).train(() => {});
+      return first_eval;
+    },
+    { files, conversations },
+  );
+  await page.close();
+  server.closeAllConnections();
+  server.close();
+  return evaluation;
+}
 
 function native(args) {
   const env = { ...process.env, VK_DRIVER_FILES: SWIFTSHADER, XDG_RUNTIME_DIR: tmpdir() };
