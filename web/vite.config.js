@@ -39,7 +39,8 @@ function offline() {
         const hash = createHash("sha256");
         for (const file of files) {
           const built = bundle[file];
-          const content = built === undefined ? readFileSync(join(here, "public", file)) : built.type === "chunk" ? built.code : built.source;
+          const content =
+            built === undefined ? readFileSync(join(here, "public", file)) : built.type === "chunk" ? built.code : built.source;
           hash.update(file).update(content);
         }
         const version = hash.digest("hex").slice(0, 16);

@@ -2,7 +2,10 @@
 import init, * as loraine from "./node_modules/loraine/loraine.js";
 
 const MODEL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
-const examples = ["cat", "dog", "cow", "duck"].map((animal) => ({ prompt: `What does a ${animal} say?`, completion: `Arr! The ${animal} says arr, matey!` }));
+const examples = ["cat", "dog", "cow", "duck"].map((animal) => ({
+  prompt: `What does a ${animal} say?`,
+  completion: `Arr! The ${animal} says arr, matey!`,
+}));
 
 async function train() {
   await init();

@@ -34,7 +34,11 @@ const ARGUMENTS = [
 const WITH_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 
 export async function startBrowser({ gpu = true } = {}) {
-  return chromium.launch({ executablePath: CHROMIUM, headless: true, args: [...ARGUMENTS, ...(gpu ? WITH_GPU : ["--disable-features=WebGPUService", "--disable-gpu"])] });
+  return chromium.launch({
+    executablePath: CHROMIUM,
+    headless: true,
+    args: [...ARGUMENTS, ...(gpu ? WITH_GPU : ["--disable-features=WebGPUService", "--disable-gpu"])],
+  });
 }
 
 export function startServer() {

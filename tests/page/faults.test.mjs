@@ -64,34 +64,38 @@ async function watchDevices(page) {
   return worker;
 }
 
-test("a GPU without memory, and one that is lost, end the run but not the page: it goes on from the checkpoint", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
-  await ready(page);
-  await paste(page, conversations);
-  await waitForText(page, "#data .position", /Example 1 of 8$/);
-  await shortRun(page, 10);
-  const worker = await watchDevices(page);
-  await worker.evaluate(() => {
-    globalThis.noMemory = true;
-  });
-  await start(page);
-  await waitForText(page, "#run .notice.error", /memory.*smaller/is);
-  await worker.evaluate(() => {
-    globalThis.noMemory = false;
-  });
+test(
+  "a GPU without memory, and one that is lost, end the run but not the page: it goes on from the checkpoint",
+  { skip: missing },
+  async () => {
+    const { page, profile } = await openPage(browser, site.url);
+    await ready(page);
+    await paste(page, conversations);
+    await waitForText(page, "#data .position", /Example 1 of 8$/);
+    await shortRun(page, 10);
+    const worker = await watchDevices(page);
+    await worker.evaluate(() => {
+      globalThis.noMemory = true;
+    });
+    await start(page);
+    await waitForText(page, "#run .notice.error", /memory.*smaller/is);
+    await worker.evaluate(() => {
+      globalThis.noMemory = false;
+    });
 
-  await start(page);
-  await waitForText(page, "#run .stats", /[4-9] of 10/);
-  await worker.evaluate(() => globalThis.lastDevice.destroy());
-  await waitForText(page, "#run .notice.error", /lost/i);
-  assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is whole/);
-  await picture(page, "gpu-lost");
-  assert.deepEqual(await accessibilityProblems(page), []);
-  await page.getByRole("button", { name: "Go on" }).click();
-  assert.match(await finished(page), /Finished: 10 steps/);
-  assert.equal(await page.locator("#run .notice.error").count(), 0);
-  await profile.close();
-});
+    await start(page);
+    await waitForText(page, "#run .stats", /[4-9] of 10/);
+    await worker.evaluate(() => globalThis.lastDevice.destroy());
+    await waitForText(page, "#run .notice.error", /lost/i);
+    assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is whole/);
+    await picture(page, "gpu-lost");
+    assert.deepEqual(await accessibilityProblems(page), []);
+    await page.getByRole("button", { name: "Go on" }).click();
+    assert.match(await finished(page), /Finished: 10 steps/);
+    assert.equal(await page.locator("#run .notice.error").count(), 0);
+    await profile.close();
+  },
+);
 
 test("an engine that dies is started again, with the model and the data that were open", { skip: missing }, async () => {
   const { page, profile } = await openPage(browser, site.url);
@@ -100,7 +104,10 @@ test("an engine that dies is started again, with the model and the data that wer
   await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, 3);
   await start(page);
-  await page.locator("#run .run-status").filter({ hasText: /Getting ready/ }).waitFor();
+  await page
+    .locator("#run .run-status")
+    .filter({ hasText: /Getting ready/ })
+    .waitFor();
   await page.workers()[0].evaluate(() => {
     setTimeout(() => {
       throw new Error("the engine is dead");
@@ -111,7 +118,10 @@ test("an engine that dies is started again, with the model and the data that wer
   await page.getByText("How they are read").click();
   await page.getByLabel("Train on").selectOption({ label: "Every token" });
   await waitForText(page, "#data .totals", /9\d %/);
-  await page.getByRole("button", { name: /^Start/ }).and(page.locator(":enabled")).waitFor();
+  await page
+    .getByRole("button", { name: /^Start/ })
+    .and(page.locator(":enabled"))
+    .waitFor();
   await profile.close();
 });
 

@@ -28,7 +28,13 @@ export async function startHub(t, models) {
     if (hub.halve === file) bytes = bytes.subarray(0, bytes.length / 2);
     const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0);
     const part = bytes.subarray(from);
-    const headers = { ...CORS, etag: `"${file}-${bytes.length}"`, "x-repo-commit": hub.commit, "accept-ranges": "bytes", "content-length": part.length };
+    const headers = {
+      ...CORS,
+      etag: `"${file}-${bytes.length}"`,
+      "x-repo-commit": hub.commit,
+      "accept-ranges": "bytes",
+      "content-length": part.length,
+    };
     if (from > 0) headers["content-range"] = `bytes ${from}-${bytes.length - 1}/${bytes.length}`;
     response.writeHead(from > 0 ? 206 : 200, headers);
     if (file.endsWith(".safetensors") && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0) {

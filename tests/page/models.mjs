@@ -17,7 +17,14 @@ export const plainText = "Once upon a time there was a little dog. He liked to p
 
 /** Short conversations for the built-in model: a few steps on them are quick on a software adapter. */
 export const conversations = ["a cat", "a dog", "a cow", "a duck", "a horse", "a sheep", "a pig", "a frog"]
-  .map((animal) => JSON.stringify({ messages: [{ role: "user", content: `What does ${animal} say?` }, { role: "assistant", content: `Arr! ${animal} says arr, matey!` }] }))
+  .map((animal) =>
+    JSON.stringify({
+      messages: [
+        { role: "user", content: `What does ${animal} say?` },
+        { role: "assistant", content: `Arr! ${animal} says arr, matey!` },
+      ],
+    }),
+  )
   .join("\n");
 
 /** A copy of a model directory in a place of its own, changed by `change(dir)`. */

@@ -111,8 +111,14 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .facts", "pirates/stories");
   const weights = hub.requests.filter(({ path }) => path.endsWith("/model.safetensors"));
-  assert.deepEqual(weights.map(({ range }) => range), [undefined, "bytes=300000-", "bytes=600000-"]);
-  assert.ok(weights.every(({ path }) => path.includes(`/resolve/${hub.commit}/`)), "weights are of the commit that the configuration was of");
+  assert.deepEqual(
+    weights.map(({ range }) => range),
+    [undefined, "bytes=300000-", "bytes=600000-"],
+  );
+  assert.ok(
+    weights.every(({ path }) => path.includes(`/resolve/${hub.commit}/`)),
+    "weights are of the commit that the configuration was of",
+  );
   assert.ok(hub.requests.every(({ cookie, referer }) => cookie === undefined && referer === undefined));
   const foreign = requests.filter((url) => !url.startsWith(site.url));
   assert.ok(foreign.length > 0 && foreign.every((url) => url.startsWith(`${hub.url}/pirates/stories/resolve/`)), foreign.join());
@@ -166,7 +172,11 @@ test("what a hub does not give is told where it was asked for", { skip: missing 
 
   await askHub(page, hub.url, "pirates/mamba");
   await waitForText(page, "#model .notice.error", /mamba/i);
-  assert.equal(hub.requests.some(({ path }) => path.includes("pirates/mamba") && path.endsWith(".safetensors")), false, "weights of a model that cannot be used");
+  assert.equal(
+    hub.requests.some(({ path }) => path.includes("pirates/mamba") && path.endsWith(".safetensors")),
+    false,
+    "weights of a model that cannot be used",
+  );
   await stillWorks(page);
 
   hub.halve = "model.safetensors";

@@ -26,7 +26,12 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   const { page, profile, problems } = await openPage(browser, site.url);
   await ready(page);
   await look(page, "ready");
-  for (const [section, way] of [["#model", "Folder"], ["#model", "Hub address"], ["#data", "File"], ["#data", "Paste"]]) {
+  for (const [section, way] of [
+    ["#model", "Folder"],
+    ["#model", "Hub address"],
+    ["#data", "File"],
+    ["#data", "Paste"],
+  ]) {
     await page.locator(section).getByRole("radio", { name: way }).check();
   }
   await page.getByText("How they are read").click();
@@ -63,10 +68,17 @@ test("every state of the page can be read and used", { skip: missing }, async ()
 test("the memory picture follows the settings", { skip: missing }, async () => {
   const { page, profile } = await openPage(browser, site.url);
   await ready(page);
-  const adapter = page.locator(".memory-legend li").filter({ hasText: /adapter/i }).locator(".bytes");
+  const adapter = page
+    .locator(".memory-legend li")
+    .filter({ hasText: /adapter/i })
+    .locator(".bytes");
   const before = await adapter.innerText();
   await page.getByLabel("Rank, usual values").fill("6");
-  await page.waitForFunction((before) => [...document.querySelectorAll(".memory-legend li")].some((li) => /adapter/i.test(li.textContent) && !li.textContent.includes(before)), before);
+  await page.waitForFunction(
+    (before) =>
+      [...document.querySelectorAll(".memory-legend li")].some((li) => /adapter/i.test(li.textContent) && !li.textContent.includes(before)),
+    before,
+  );
   assert.equal(await page.getByLabel("Rank", { exact: true }).inputValue(), "64");
   await profile.close();
 });
@@ -79,8 +91,21 @@ test("the keyboard alone reaches and runs everything", { skip: missing }, async 
     await page.keyboard.press("Tab");
     reached.add(await page.evaluate(() => document.activeElement.labels?.[0]?.textContent ?? document.activeElement.textContent));
   }
-  for (const name of ["Built-in", "Example", "How they are read", "Later", "Rank", "Learning rate", "Targets", "More settings", "Start training"]) {
-    assert.ok([...reached].some((text) => text.startsWith(name)), `${name} is not reached: ${[...reached].join(" | ")}`);
+  for (const name of [
+    "Built-in",
+    "Example",
+    "How they are read",
+    "Later",
+    "Rank",
+    "Learning rate",
+    "Targets",
+    "More settings",
+    "Start training",
+  ]) {
+    assert.ok(
+      [...reached].some((text) => text.startsWith(name)),
+      `${name} is not reached: ${[...reached].join(" | ")}`,
+    );
   }
   await page.getByLabel("Built-in").focus();
   await page.keyboard.press("ArrowRight");
@@ -101,15 +126,26 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   // The examples are longer than the link's sequences: they are shown, and refused.
   await waitForText(again.page, "#data .position", /Example 1/);
   const value = (label) => again.page.getByLabel(label, { exact: true }).inputValue();
-  assert.deepEqual(await Promise.all(["Rank", "Alpha", "Learning rate", "Steps", "Sequence length", "Batch size"].map(value)), ["4", "12", "0.002", "2", "64", "2"]);
+  assert.deepEqual(await Promise.all(["Rank", "Alpha", "Learning rate", "Steps", "Sequence length", "Batch size"].map(value)), [
+    "4",
+    "12",
+    "0.002",
+    "2",
+    "64",
+    "2",
+  ]);
   assert.equal(await value("Targets"), "q_proj,k_proj,v_proj,o_proj");
 
-  const hub = "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";
+  const hub =
+    "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";
   const hostile = await openPage(browser, `${site.url}${hub}`);
   await ready(hostile.page);
   assert.equal(await hostile.page.getByRole("textbox", { name: "Model", exact: true }).inputValue(), "owner/name@v1");
   assert.equal(await hostile.page.getByLabel("Rank", { exact: true }).inputValue(), "8");
-  assert.deepEqual(hostile.requests.filter((url) => !url.startsWith(site.url)), []);
+  assert.deepEqual(
+    hostile.requests.filter((url) => !url.startsWith(site.url)),
+    [],
+  );
   for (const { profile } of [again, hostile]) await profile.close();
   await profile.close();
 });
@@ -142,7 +178,10 @@ test("the policy lets nothing in that is not the page's own, and nothing out", {
     await new Promise((turn) => setTimeout(() => attempt("eval", () => globalThis.eval("1")).then(turn)));
     return outcome;
   });
-  assert.deepEqual(Object.entries(tried).filter(([, outcome]) => outcome === "allowed"), []);
+  assert.deepEqual(
+    Object.entries(tried).filter(([, outcome]) => outcome === "allowed"),
+    [],
+  );
   const response = await page.request.get(site.url);
   assert.match(response.headers()["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/);
   await profile.close();

@@ -20,7 +20,10 @@ export async function shortRun(page, steps, more = {}) {
 }
 
 export async function start(page) {
-  await page.getByRole("button", { name: /^Start/ }).and(page.locator(":enabled")).click();
+  await page
+    .getByRole("button", { name: /^Start/ })
+    .and(page.locator(":enabled"))
+    .click();
 }
 
 export async function finished(page) {
@@ -59,7 +62,10 @@ export async function storedMetrics(page) {
     }
     return newest.text;
   });
-  return text.split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
+  return text
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => JSON.parse(line));
 }
 
 export const losses = (metrics) => metrics.filter((line) => line.loss !== undefined).map(({ step, loss }) => ({ step, loss }));

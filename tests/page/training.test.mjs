@@ -59,7 +59,9 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   await prepare(page);
   await page.evaluate(() => {
     globalThis.longTasks = [];
-    new PerformanceObserver((list) => globalThis.longTasks.push(...list.getEntries().map(({ duration }) => duration))).observe({ type: "longtask" });
+    new PerformanceObserver((list) => globalThis.longTasks.push(...list.getEntries().map(({ duration }) => duration))).observe({
+      type: "longtask",
+    });
   });
   await start(page);
   await waitForText(page, "#run .stats", /of 20/);
@@ -69,7 +71,10 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   const metrics = await storedMetrics(page);
   const found = losses(metrics);
   uninterrupted = found;
-  assert.deepEqual(found.map(({ step }) => step), Array.from({ length: STEPS }, (_, i) => i + 1));
+  assert.deepEqual(
+    found.map(({ step }) => step),
+    Array.from({ length: STEPS }, (_, i) => i + 1),
+  );
   assert.ok(found.at(-1).loss < 0.6 * found[0].loss, `loss from ${found[0].loss} to ${found.at(-1).loss}`);
   assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 20 steps/);
 
@@ -83,7 +88,10 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   const unpacked = mkdtempSync(join(tmpdir(), "loraine-page-"));
   leftovers.push(unpacked);
   await t.test("the zip has PEFT's layout", async () => {
-    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download the adapter" }).click()]);
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page.getByRole("button", { name: "Download the adapter" }).click(),
+    ]);
     const files = unzipSync(readFileSync(await download.path()));
     assert.deepEqual(Object.keys(files).sort(), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
     for (const [name, bytes] of Object.entries(files)) writeFileSync(join(unpacked, name), bytes);
@@ -93,7 +101,9 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     assert.deepEqual(Object.keys(config).sort(), Object.keys(peftConfig).sort());
     assert.equal(config.peft_type, "LORA");
     assert.equal(config.r, 8);
-    const [names, peftNames] = [unpacked, byPeft].map((dir) => new Set(tensorNames(join(dir, "adapter_model.safetensors")).map((name) => name.replace(/\d+/, "N"))));
+    const [names, peftNames] = [unpacked, byPeft].map(
+      (dir) => new Set(tensorNames(join(dir, "adapter_model.safetensors")).map((name) => name.replace(/\d+/, "N"))),
+    );
     assert.deepEqual([...names].sort(), [...peftNames].sort());
     assert.equal(tensorNames(join(unpacked, "adapter_model.safetensors")).length, 2 * 7 * 4);
   });
@@ -113,7 +123,10 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     const evaluate = ["eval", "--model", demoModel, "--data", join(dir, "data.jsonl"), "--quant", "nf4", "--json"];
     const [base, adapted] = [[], ["--adapter", unpacked]].map((more) => JSON.parse(native([...evaluate, ...more])));
     const inBrowser = await evaluateInBrowser(unpacked);
-    assert.ok(Math.abs(inBrowser.eval_loss - adapted.loss) <= 1e-4 * adapted.loss, `${inBrowser.eval_loss} in the browser, ${adapted.loss} in the terminal`);
+    assert.ok(
+      Math.abs(inBrowser.eval_loss - adapted.loss) <= 1e-4 * adapted.loss,
+      `${inBrowser.eval_loss} in the browser, ${adapted.loss} in the terminal`,
+    );
     assert.equal(inBrowser.eval_tokens, adapted.tokens);
     assert.ok(adapted.loss < 0.6 * base.loss, `loss ${base.loss} without the adapter, ${adapted.loss} with it`);
   });
@@ -121,9 +134,33 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
     leftovers.push(dir);
     writeFileSync(join(dir, "data.jsonl"), conversations);
-    native(["train", "--model", demoModel, "--data", join(dir, "data.jsonl"), "--out", join(dir, "run"), "--steps", STEPS, "--batch-size", 2,
-      "--max-seq-len", 64, "--rank", 8, "--alpha", 16, "--lr", 0.01, "--warmup-steps", 5]);
-    const lines = readFileSync(join(dir, "run/metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line));
+    native([
+      "train",
+      "--model",
+      demoModel,
+      "--data",
+      join(dir, "data.jsonl"),
+      "--out",
+      join(dir, "run"),
+      "--steps",
+      STEPS,
+      "--batch-size",
+      2,
+      "--max-seq-len",
+      64,
+      "--rank",
+      8,
+      "--alpha",
+      16,
+      "--lr",
+      0.01,
+      "--warmup-steps",
+      5,
+    ]);
+    const lines = readFileSync(join(dir, "run/metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
     const expected = losses(lines);
     assert.equal(expected.length, STEPS);
     for (const [at, { loss }] of expected.entries()) {
@@ -132,7 +169,11 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   });
 
   assert.deepEqual(problems, []);
-  assert.deepEqual(requests.filter((url) => !url.startsWith(site.url) && !url.startsWith("blob:")), [], "requests to other origins");
+  assert.deepEqual(
+    requests.filter((url) => !url.startsWith(site.url) && !url.startsWith("blob:")),
+    [],
+    "requests to other origins",
+  );
   await profile.close();
 });
 
@@ -148,16 +189,30 @@ async function evaluateInBrowser(dir) {
   const page = await browser.newPage();
   await page.goto(`${url}package.json`);
   const read = (dir, names) => names.map((name) => [name, readFileSync(join(dir, name)).toString("base64")]);
-  const files = { model: read(demoModel, ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]), adapter: read(dir, ["adapter_config.json", "adapter_model.safetensors"]) };
+  const files = {
+    model: read(demoModel, ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]),
+    adapter: read(dir, ["adapter_config.json", "adapter_model.safetensors"]),
+  };
   const evaluation = await page.evaluate(
     async ({ files, conversations }) => {
       const loraine = await import("/loraine.js");
       await loraine.default();
       for (const [room, contents] of Object.entries(files)) {
-        for (const [name, base64] of contents) loraine.mountBytes(`/${room}/${name}`, Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)));
+        for (const [name, base64] of contents)
+          loraine.mountBytes(
+            `/${room}/${name}`,
+            Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)),
+          );
       }
       loraine.mountBytes("/data.jsonl", new TextEncoder().encode(conversations));
-      const settings = { model: "/model", data: "/data.jsonl", "eval-data": "/data.jsonl", out: "/run", "init-adapter": "/adapter", steps: 1 };
+      const settings = {
+        model: "/model",
+        data: "/data.jsonl",
+        "eval-data": "/data.jsonl",
+        out: "/run",
+        "init-adapter": "/adapter",
+        steps: 1,
+      };
       const { first_eval } = await new loraine.Run(settings, false).train(() => {});
       return first_eval;
     },
@@ -210,10 +265,18 @@ test("a checkpoint that was not written to its end is not taken for whole", { sk
     };
     const root = await navigator.storage.getDirectory();
     const run = await (await root.getDirectoryHandle("runs", { create: true })).getDirectoryHandle("half", { create: true });
-    await write(run, "run.json", JSON.stringify({ model: { kind: "demo" }, modelName: "demo", data: { kind: "example" }, settings: {}, started: 1 }));
+    await write(
+      run,
+      "run.json",
+      JSON.stringify({ model: { kind: "demo" }, modelName: "demo", data: { kind: "example" }, settings: {}, started: 1 }),
+    );
     const save = await (await run.getDirectoryHandle("saves", { create: true })).getDirectoryHandle("5", { create: true });
     await write(save, "metrics.jsonl", "half of it");
-    await write(save, "manifest.json", JSON.stringify({ step: 5, steps: 9, finished: false, files: [{ name: "metrics.jsonl", bytes: 4000 }] }));
+    await write(
+      save,
+      "manifest.json",
+      JSON.stringify({ step: 5, steps: 9, finished: false, files: [{ name: "metrics.jsonl", bytes: 4000 }] }),
+    );
   });
   await page.reload();
   await ready(page);

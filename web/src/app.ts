@@ -93,9 +93,7 @@ export class App {
       this.modelProgress = progress;
       this.changed("model");
     };
-    await this.openModel(() =>
-      this.engine.call("openHub", address, (notice) => notice.type === "progress" && listen(notice.progress)),
-    );
+    await this.openModel(() => this.engine.call("openHub", address, (notice) => notice.type === "progress" && listen(notice.progress)));
     await this.listCached();
   }
 

@@ -1,4 +1,8 @@
-import "./style.css";
+import "./style/base.css";
+import "./style/layout.css";
+import "./style/parts.css";
+import "./style/sections.css";
+import "./style/small.css";
 import { App } from "./app";
 import { Engine, failureOf } from "./engine";
 import { offline } from "./offline";
@@ -29,8 +33,27 @@ async function start(): Promise<void> {
   const news = noticePlace();
   page.replaceChildren(
     top(app),
-    h("main", {}, news.element, noGpu(app), savedRuns(app, model.offerFolder), model.element, dataSection(app), settingsSection(app), runSection(app), resultSection(app)),
-    h("footer", {}, h("p", {}, "loraine is free software under the MIT licence. This page asks no server for anything but its own files and the model address that you type.")),
+    h(
+      "main",
+      {},
+      news.element,
+      noGpu(app),
+      savedRuns(app, model.offerFolder),
+      model.element,
+      dataSection(app),
+      settingsSection(app),
+      runSection(app),
+      resultSection(app),
+    ),
+    h(
+      "footer",
+      {},
+      h(
+        "p",
+        {},
+        "loraine is free software under the MIT licence. This page asks no server for anything but its own files and the model address that you type.",
+      ),
+    ),
   );
   app.changed("gpu", "settings", "run");
   offline(news);

@@ -131,7 +131,11 @@ export interface Progress {
 }
 
 /** What a call may tell before its answer. */
-export type Notice = { type: "begun"; run: string } | { type: "progress"; progress: Progress } | { type: "run"; event: RunEvent } | { type: "text"; delta: string };
+export type Notice =
+  | { type: "begun"; run: string }
+  | { type: "progress"; progress: Progress }
+  | { type: "run"; event: RunEvent }
+  | { type: "text"; delta: string };
 
 export interface CallMessage {
   call: number;
@@ -139,7 +143,4 @@ export interface CallMessage {
   request: unknown;
 }
 
-export type WorkerMessage =
-  | { call: number; answer: unknown }
-  | { call: number; failure: Failure }
-  | { call: number; notice: Notice };
+export type WorkerMessage = { call: number; answer: unknown } | { call: number; failure: Failure } | { call: number; notice: Notice };

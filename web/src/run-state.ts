@@ -156,7 +156,9 @@ export class RunState {
     this.last = steps.at(-1);
     this.evaluations = evaluations;
     this.phase = run.finished ? "done" : "idle";
-    this.outcome = run.finished ? { step: run.step, interrupted: false, first_eval: evaluations[0], last_eval: evaluations.at(-1) } : undefined;
+    this.outcome = run.finished
+      ? { step: run.step, interrupted: false, first_eval: evaluations[0], last_eval: evaluations.at(-1) }
+      : undefined;
   }
 
   /** Another model is open: answers of the last run's adapter are no longer to be had. */

@@ -37,7 +37,10 @@ export function lossChart(run: RunState): Chart {
     drawn = performance.now();
     const first = run.losses[0];
     const last = run.smoothed.at(-1);
-    const told = first === undefined || last === undefined ? "No loss yet" : `Loss over ${format.counted(run.steps.length, "step")}: from ${format.loss(first)} to ${format.loss(last)}`;
+    const told =
+      first === undefined || last === undefined
+        ? "No loss yet"
+        : `Loss over ${format.counted(run.steps.length, "step")}: from ${format.loss(first)} to ${format.loss(last)}`;
     place.setAttribute("aria-label", told);
     if (plot === undefined) make();
     else plot.setData(data(run));
@@ -77,7 +80,10 @@ function options(width: number): uPlot.Options {
     legend: { show: false },
     cursor: { show: false },
     select: { show: false, left: 0, top: 0, width: 0, height: 0 },
-    scales: { x: { time: false, range: (_, min, max) => [min - 0.012 * (max - min), max + 0.012 * (max - min)] }, y: { range: (_, min, max) => [Math.max(0, min - 0.08 * (max - min || 1)), max + 0.08 * (max - min || 1)] } },
+    scales: {
+      x: { time: false, range: (_, min, max) => [min - 0.012 * (max - min), max + 0.012 * (max - min)] },
+      y: { range: (_, min, max) => [Math.max(0, min - 0.08 * (max - min || 1)), max + 0.08 * (max - min || 1)] },
+    },
     axes: [
       { ...axis, size: 32, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000] },
       { ...axis, size: 48, values: (_, splits) => splits.map((value) => String(Number(value.toFixed(3)))) },
@@ -86,7 +92,11 @@ function options(width: number): uPlot.Options {
       {},
       { stroke: colour("chart-loss"), width: 1, points: { show: false } },
       { stroke: colour("accent"), width: 2.5, points: { show: false } },
-      { stroke: "transparent", width: 0, points: { show: true, size: 11, fill: colour("chart-held-out"), stroke: colour("paper"), width: 1.5 } },
+      {
+        stroke: "transparent",
+        width: 0,
+        points: { show: true, size: 11, fill: colour("chart-held-out"), stroke: colour("paper"), width: 1.5 },
+      },
     ],
   };
 }

@@ -12,7 +12,6 @@ function pastedName(text: string, kind: string): string {
   return first === "[" ? "pasted.json" : "pasted.jsonl";
 }
 
-
 export function dataSection(app: App): HTMLElement {
   const openExample = () => void app.openData({ kind: "example" }, null);
   const example = h(
@@ -35,19 +34,30 @@ export function dataSection(app: App): HTMLElement {
     input,
     (transfer) => take(transfer.files[0]),
   );
-  const ways = choice("Where the data come from", [["example", "Example", example], ["text", "Paste", paste], ["file", "File", file]], (way) => {
-    if (way === "example") openExample();
-  });
+  const ways = choice(
+    "Where the data come from",
+    [
+      ["example", "Example", example],
+      ["text", "Paste", paste],
+      ["file", "File", file],
+    ],
+    (way) => {
+      if (way === "example") openExample();
+    },
+  );
   const notices = noticePlace();
   const name = h("p", { class: "data-name" });
-  const inputs = h(
-    "fieldset",
-    { class: "bare" },
-    h("legend", { class: "visually-hidden" }, "Choose data"),
-    ways.element,
-    reading(app),
+  const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Choose data"), ways.element, reading(app));
+  const { element } = section(
+    2,
+    "data",
+    "Data",
+    "What it learns from. The marked tokens are those that training counts; the rest is only read.",
+    inputs,
+    notices.element,
+    name,
+    preview(app),
   );
-  const { element } = section(2, "data", "Data", "What it learns from. The marked tokens are those that training counts; the rest is only read.", inputs, notices.element, name, preview(app));
 
   // What is open is shown once: a person may look at another way meanwhile.
   let shown: App["data"];
@@ -73,15 +83,39 @@ export function dataSection(app: App): HTMLElement {
 }
 
 function pastePanel(app: App): HTMLElement {
-  const area = h("textarea", { rows: 7, spellcheck: false, placeholder: '{"prompt": "…", "completion": "…"}\n{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}' });
-  const text = field("Text", area, "One JSON object a line (messages, prompt and completion, instruction and output, or text), a JSON list, or plain text.");
-  const kind = field("Kind", select([["auto", "As it looks"], ["json", "JSON"], ["text", "Plain text"]], () => {}));
+  const area = h("textarea", {
+    rows: 7,
+    spellcheck: false,
+    placeholder:
+      '{"prompt": "…", "completion": "…"}\n{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+  });
+  const text = field(
+    "Text",
+    area,
+    "One JSON object a line (messages, prompt and completion, instruction and output, or text), a JSON list, or plain text.",
+  );
+  const kind = field(
+    "Kind",
+    select(
+      [
+        ["auto", "As it looks"],
+        ["json", "JSON"],
+        ["text", "Plain text"],
+      ],
+      () => {},
+    ),
+  );
   const use = () => {
     const empty = area.value.trim() === "";
     text.problem(empty ? "Paste something first." : "");
     if (!empty) void app.openData({ kind: "text", name: pastedName(area.value, kind.input.value) }, area.value);
   };
-  return h("div", {}, text.element, h("div", { class: "fields paste" }, kind.element, h("div", { class: "field-button" }, button("Use this text", use))));
+  return h(
+    "div",
+    {},
+    text.element,
+    h("div", { class: "fields paste" }, kind.element, h("div", { class: "field-button" }, button("Use this text", use))),
+  );
 }
 
 /** How records become tokens: for the few data sets that need another way than the usual one. */
@@ -94,17 +128,37 @@ function reading(app: App): HTMLElement {
     const { [key]: _, ...format } = app.settings["data-format"];
     app.set({ "data-format": format });
   };
-  const templates: [string, string][] = [["", "The model’s own"], ...["chatml", "llama-2", "llama-3", "gemma", "zephyr", "plain"].map((name): [string, string] => [name, name])];
-  const template = field("Chat template", select(templates, (value) => (value === "" ? without("chat-template") : set({ "chat-template": value }))));
+  const templates: [string, string][] = [
+    ["", "The model’s own"],
+    ...["chatml", "llama-2", "llama-3", "gemma", "zephyr", "plain"].map((name): [string, string] => [name, name]),
+  ];
+  const template = field(
+    "Chat template",
+    select(templates, (value) => (value === "" ? without("chat-template") : set({ "chat-template": value }))),
+  );
   const trainOn = field(
     "Train on",
-    select([["", "Answers"], ["assistant", "Every assistant turn"], ["completion", "The last answer alone"], ["all", "Every token"]], (value) =>
-      value === "" ? without("train-on") : set({ "train-on": value as NonNullable<DataFormat["train-on"]> }),
+    select(
+      [
+        ["", "Answers"],
+        ["assistant", "Every assistant turn"],
+        ["completion", "The last answer alone"],
+        ["all", "Every token"],
+      ],
+      (value) => (value === "" ? without("train-on") : set({ "train-on": value as NonNullable<DataFormat["train-on"]> })),
     ),
   );
   const onLong = field(
     "Longer examples",
-    select([["refuse", "Refuse the data"], ["truncate", "Cut their end"], ["drop", "Leave them out"], ["split", "Split them"]], (value) => set({ "on-long": value as DataFormat["on-long"] })),
+    select(
+      [
+        ["refuse", "Refuse the data"],
+        ["truncate", "Cut their end"],
+        ["drop", "Leave them out"],
+        ["split", "Split them"],
+      ],
+      (value) => set({ "on-long": value as DataFormat["on-long"] }),
+    ),
   );
   const packing = checkbox("Pack short examples together", (checked) => set({ packing: checked }));
   app.on(["settings"], () => {
@@ -114,5 +168,11 @@ function reading(app: App): HTMLElement {
     onLong.input.value = format["on-long"];
     packing.input.checked = format.packing;
   });
-  return h("details", {}, h("summary", {}, "How they are read"), h("div", { class: "fields" }, template.element, trainOn.element, onLong.element), packing.element);
+  return h(
+    "details",
+    {},
+    h("summary", {}, "How they are read"),
+    h("div", { class: "fields" }, template.element, trainOn.element, onLong.element),
+    packing.element,
+  );
 }

@@ -1,7 +1,13 @@
 /** Elements made from plain values. Text is only ever set as text. */
 
 type Child = Node | string | null | undefined | false;
-type Props<E> = { [K in keyof E]?: E[K] } & { class?: string; aria?: Record<string, string>; data?: Record<string, string>; role?: string; for?: string };
+type Props<E> = { [K in keyof E]?: E[K] } & {
+  class?: string;
+  aria?: Record<string, string>;
+  data?: Record<string, string>;
+  role?: string;
+  for?: string;
+};
 
 export function h<Tag extends keyof HTMLElementTagNameMap>(
   tag: Tag,
@@ -14,7 +20,8 @@ export function h<Tag extends keyof HTMLElementTagNameMap>(
     if (key === "class") element.className = String(value);
     else if (key === "for") element.setAttribute("for", String(value));
     else if (key === "role") element.setAttribute("role", String(value));
-    else if (key === "aria") for (const [name, text] of Object.entries(value as Record<string, string>)) element.setAttribute(`aria-${name}`, text);
+    else if (key === "aria")
+      for (const [name, text] of Object.entries(value as Record<string, string>)) element.setAttribute(`aria-${name}`, text);
     else if (key === "data") Object.assign(element.dataset, value);
     else Reflect.set(element, key, value);
   }

@@ -20,12 +20,25 @@ function scaled(n: number, units: [number, string][], digits: (value: number) =>
 
 /** Decimal units, as disks and cards are sold. */
 export function bytes(n: number): string {
-  const units: [number, string][] = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]];
+  const units: [number, string][] = [
+    [1e9, "GB"],
+    [1e6, "MB"],
+    [1e3, "kB"],
+  ];
   return scaled(n, units, (value) => (value < 10 ? 2 : value < 100 ? 1 : 0)) ?? `${Math.round(n)} B`;
 }
 
 export function parameters(n: number): string {
-  return scaled(n, [[1e9, "billion"], [1e6, "million"]], (value) => (value < 100 ? 2 : 0)) ?? count(n);
+  return (
+    scaled(
+      n,
+      [
+        [1e9, "billion"],
+        [1e6, "million"],
+      ],
+      (value) => (value < 100 ? 2 : 0),
+    ) ?? count(n)
+  );
 }
 
 export function loss(n: number): string {

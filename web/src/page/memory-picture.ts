@@ -33,11 +33,23 @@ export function memoryPicture(app: App): HTMLElement {
     );
     legend.replaceChildren(
       ...parts.map(({ name, label, bytes }) =>
-        h("li", {}, h("span", { class: `swatch category ${name}`, aria: { hidden: "true" } }), h("span", {}, label), h("span", { class: "bytes" }, format.bytes(bytes))),
+        h(
+          "li",
+          {},
+          h("span", { class: `swatch category ${name}`, aria: { hidden: "true" } }),
+          h("span", {}, label),
+          h("span", { class: "bytes" }, format.bytes(bytes)),
+        ),
       ),
     );
-    const kept = estimate.kept_layers < estimate.layers ? ` ${estimate.kept_layers} of ${estimate.layers} layers keep their activations, the others make them again.` : "";
-    setText(note, `${format.parameters(estimate.trained_parameters)} trained parameters; sequences of up to ${format.count(app.sequenceLength)} tokens.${kept}`);
+    const kept =
+      estimate.kept_layers < estimate.layers
+        ? ` ${estimate.kept_layers} of ${estimate.layers} layers keep their activations, the others make them again.`
+        : "";
+    setText(
+      note,
+      `${format.parameters(estimate.trained_parameters)} trained parameters; sequences of up to ${format.count(app.sequenceLength)} tokens.${kept}`,
+    );
   });
   return element;
 }

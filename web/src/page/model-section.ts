@@ -19,20 +19,41 @@ export function modelSection(app: App): ModelSection {
   const builtIn = h(
     "div",
     {},
-    h("p", {}, "A tiny Llama of 0.8 million parameters that this project has trained itself. It tells little stories and is ready at once: the quickest way to see everything work."),
+    h(
+      "p",
+      {},
+      "A tiny Llama of 0.8 million parameters that this project has trained itself. It tells little stories and is ready at once: the quickest way to see everything work.",
+    ),
   );
   const { element: folder, input: folderInput } = folderPanel(app);
   const hub = hubPanel(app);
-  const ways = choice("Where the model comes from", [["demo", "Built-in", builtIn], ["folder", "Folder", folder], ["hub", "Hub address", hub.element]], (way) => {
-    if (way === "demo") void app.openDemo();
-  });
+  const ways = choice(
+    "Where the model comes from",
+    [
+      ["demo", "Built-in", builtIn],
+      ["folder", "Folder", folder],
+      ["hub", "Hub address", hub.element],
+    ],
+    (way) => {
+      if (way === "demo") void app.openDemo();
+    },
+  );
   const progress = progressBar("Progress of the model");
   const stop = button("Stop", () => app.cancelDownload(), "quiet");
   const loading = h("div", { class: "loading", hidden: true }, progress.element, stop);
   const notices = noticePlace();
   const summary = h("div", { class: "summary" });
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Choose a model"), ways.element);
-  const { element } = section(1, "model", "Model", "What is trained. Its weights stay as they are: training adds a small adapter beside them.", inputs, loading, notices.element, summary);
+  const { element } = section(
+    1,
+    "model",
+    "Model",
+    "What is trained. Its weights stay as they are: training adds a small adapter beside them.",
+    inputs,
+    loading,
+    notices.element,
+    summary,
+  );
 
   // What is open is shown once: a person may look at another way meanwhile.
   let shown: App["model"];
@@ -85,14 +106,19 @@ function folderPanel(app: App): { element: HTMLElement; input: HTMLInputElement 
     if (input.files !== null) take(chosenFolder(input.files));
     input.value = "";
   };
-  const text = "Drop a model’s folder here: config.json, tokenizer.json and its .safetensors files. Nothing is uploaded; the page reads it where it is.";
+  const text =
+    "Drop a model’s folder here: config.json, tokenizer.json and its .safetensors files. Nothing is uploaded; the page reads it where it is.";
   const element = dropPlace(text, "Choose a folder", input, (transfer) => void droppedFolder(transfer).then(take));
   return { element, input };
 }
 
 function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: string): void } {
   const base = field("Hub", h("input", { type: "url", value: HUB, autocomplete: "off", spellcheck: false }));
-  const name = field("Model", h("input", { type: "text", placeholder: "owner/name", autocomplete: "off", spellcheck: false }), "owner/name, or owner/name@revision");
+  const name = field(
+    "Model",
+    h("input", { type: "text", placeholder: "owner/name", autocomplete: "off", spellcheck: false }),
+    "owner/name, or owner/name@revision",
+  );
   const fetchModel = () => {
     const address = parseHubBase(base.input.value);
     const parsed = parseModelName(name.input.value);
@@ -111,7 +137,11 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
   const element = h(
     "div",
     {},
-    h("p", {}, "Fetched file by file into this browser’s own storage, and kept there. This address is the only one that the page ever asks."),
+    h(
+      "p",
+      {},
+      "Fetched file by file into this browser’s own storage, and kept there. This address is the only one that the page ever asks.",
+    ),
     h("div", { class: "fields hub" }, base.element, name.element, h("div", { class: "field-button" }, button("Fetch", fetchModel))),
     kept,
   );

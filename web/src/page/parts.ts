@@ -75,7 +75,11 @@ export interface Choice {
   choose(name: string): void;
 }
 
-export function choice(legend: string, ways: [name: string, label: string, panel: HTMLElement][], onchange: (name: string) => void): Choice {
+export function choice(
+  legend: string,
+  ways: [name: string, label: string, panel: HTMLElement][],
+  onchange: (name: string) => void,
+): Choice {
   const group = newId("choice");
   const inputs = new Map<string, HTMLInputElement>();
   const showPanel = (name: string) => ways.forEach(([other, , panel]) => show(panel, other === name));
@@ -111,7 +115,9 @@ export interface NoticePlace {
 export function noticePlace(): NoticePlace {
   const element = h("div", { class: "notices", role: "status" });
   const put = (kind: string, text: string, actions: Node[]) => {
-    element.replaceChildren(h("div", { class: `notice ${kind}` }, h("p", {}, text), actions.length > 0 && h("div", { class: "buttons" }, ...actions)));
+    element.replaceChildren(
+      h("div", { class: `notice ${kind}` }, h("p", {}, text), actions.length > 0 && h("div", { class: "buttons" }, ...actions)),
+    );
   };
   return {
     element,
@@ -174,7 +180,13 @@ export function dropPlace(text: string, label: string, input: HTMLInputElement, 
   input.classList.add("visually-hidden");
   input.tabIndex = -1;
   input.setAttribute("aria-hidden", "true");
-  const element = h("div", { class: "drop" }, h("p", {}, text), button(label, () => input.click()), input);
+  const element = h(
+    "div",
+    { class: "drop" },
+    h("p", {}, text),
+    button(label, () => input.click()),
+    input,
+  );
   const over = (on: boolean) => (event: DragEvent) => {
     event.preventDefault();
     element.classList.toggle("over", on);

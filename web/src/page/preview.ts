@@ -20,7 +20,12 @@ export function preview(app: App): HTMLElement {
   };
   const earlier = button("Earlier", () => move(-1), "quiet");
   const later = button("Later", () => move(1), "quiet");
-  const legend = h("p", { class: "legend" }, h("span", { class: "token trained" }, "trained on"), h("span", { class: "token" }, "read only"));
+  const legend = h(
+    "p",
+    { class: "legend" },
+    h("span", { class: "token trained" }, "trained on"),
+    h("span", { class: "token" }, "read only"),
+  );
   const totals = h("p", { class: "totals" });
   const lengths = h("div", { class: "lengths" });
   const element = h(

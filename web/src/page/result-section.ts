@@ -10,7 +10,11 @@ const QUESTIONS = ["Tell me a story about a turtle and a horse.", "What is the o
 
 export function resultSection(app: App): HTMLElement {
   const compared = comparison(app);
-  const waiting = h("p", { class: "hint waiting" }, "When a run has ended: the same prompt answered with and without what was learned, the adapter to take along, and a link with this recipe.");
+  const waiting = h(
+    "p",
+    { class: "hint waiting" },
+    "When a run has ended: the same prompt answered with and without what was learned, the adapter to take along, and a link with this recipe.",
+  );
   const result = h("div", { class: "result", hidden: true }, compared, takeAlong(app));
   const { element } = section(5, "result", "Result", "What it has learned, to compare and to keep.", waiting, result);
   app.on(["run"], () => {
@@ -33,13 +37,37 @@ function column(title: string, adapted: boolean): Column {
 function comparison(app: App): HTMLElement {
   const prompt = field("Prompt", h("textarea", { rows: 2 }));
   prompt.input.value = QUESTIONS[0] as string;
-  const suggestions = h("div", { class: "suggestions" }, ...QUESTIONS.map((question) => button(question, () => (prompt.input.value = question), "quiet")));
+  const suggestions = h(
+    "div",
+    { class: "suggestions" },
+    ...QUESTIONS.map((question) => button(question, () => (prompt.input.value = question), "quiet")),
+  );
   const base = column("Base", false);
   const adapted = column("With the adapter", true);
   const notices = noticePlace();
-  const length = field("Longest answer", select([["32", "32 tokens"], ["96", "96 tokens"], ["256", "256 tokens"]], () => {}));
+  const length = field(
+    "Longest answer",
+    select(
+      [
+        ["32", "32 tokens"],
+        ["96", "96 tokens"],
+        ["256", "256 tokens"],
+      ],
+      () => {},
+    ),
+  );
   length.input.value = "96";
-  const temperature = field("Choice of words", select([["0", "The likeliest"], ["0.7", "Varied"], ["1", "Free"]], () => {}));
+  const temperature = field(
+    "Choice of words",
+    select(
+      [
+        ["0", "The likeliest"],
+        ["0.7", "Varied"],
+        ["1", "Free"],
+      ],
+      () => {},
+    ),
+  );
   const raw = checkbox("As raw text, without the chat template", () => {});
   const ask = button("Ask both", () => void askBoth(), "primary");
   const cancel = button("Stop", () => stopAsking(), "plain");
@@ -129,7 +157,11 @@ function takeAlong(app: App): HTMLElement {
       notices.fail(failureOf(error));
     }
   };
-  const address = field("Link to this recipe", h("input", { type: "text", readOnly: true }), "Model address and settings; never data, prompts or file names.");
+  const address = field(
+    "Link to this recipe",
+    h("input", { type: "text", readOnly: true }),
+    "Model address and settings; never data, prompts or file names.",
+  );
   address.input.onfocus = () => address.input.select();
   const copied = h("span", { class: "hint", role: "status" });
   const copy = button("Copy link", () => {
@@ -144,12 +176,16 @@ function takeAlong(app: App): HTMLElement {
     setText(copied, "");
   };
   app.on(["settings", "model", "data", "run"], update);
-  const code = "from peft import PeftModel\nmodel = PeftModel.from_pretrained(model, \"adapter\")   # the unpacked folder";
+  const code = 'from peft import PeftModel\nmodel = PeftModel.from_pretrained(model, "adapter")   # the unpacked folder';
   return h(
     "div",
     { class: "take-along" },
     h("h3", {}, "Take it along"),
-    h("p", {}, "A zip in PEFT’s layout: adapter_config.json, adapter_model.safetensors and a README. PEFT loads it, and so does loraine in a terminal."),
+    h(
+      "p",
+      {},
+      "A zip in PEFT’s layout: adapter_config.json, adapter_model.safetensors and a README. PEFT loads it, and so does loraine in a terminal.",
+    ),
     h("pre", { tabIndex: 0, aria: { label: "Loading the adapter in Python" } }, h("code", {}, code)),
     h("div", { class: "buttons" }, download),
     notices.element,

@@ -81,7 +81,7 @@ function obstacle(app: App): string {
   if (app.gpu.status === "none") return "This browser gives the page no GPU; see the top of the page.";
   if (app.model === undefined) return "Choose a model first.";
   if (app.data === undefined) return "Choose data first.";
-    if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
+  if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
   if (app.inspecting || app.inspection === undefined) return "Reading the data…";
   if (app.settingsProblems.size > 0) return "A setting needs another value; see above.";
   if (app.estimateFailure !== undefined) return "These settings cannot work; see above.";
@@ -94,7 +94,9 @@ function told(app: App): string {
   switch (run.phase) {
     case "idle": {
       const examples = app.inspection?.report?.kept;
-      return examples === undefined ? "" : `${format.counted(app.settings.steps ?? 0, "step")} over ${format.counted(examples, "example")}.`;
+      return examples === undefined
+        ? ""
+        : `${format.counted(app.settings.steps ?? 0, "step")} over ${format.counted(examples, "example")}.`;
     }
     case "starting":
       return "Getting ready: the model is loaded, and the GPU’s programs are compiled. The first step takes longest.";
@@ -107,7 +109,9 @@ function told(app: App): string {
     case "stopping":
       return "Stopping after this step…";
     case "done":
-      return run.outcome?.interrupted ? `Stopped at ${at}; the adapter is kept below.` : `Finished: ${format.counted(run.step, "step")}.${heldOut(app)}`;
+      return run.outcome?.interrupted
+        ? `Stopped at ${at}; the adapter is kept below.`
+        : `Finished: ${format.counted(run.step, "step")}.${heldOut(app)}`;
     case "failed":
       return run.resumable ? `Broke off. The checkpoint of step ${format.count(run.savedStep ?? 0)} is whole.` : "Broke off.";
   }

@@ -32,8 +32,15 @@ export function settingsSection(app: App): HTMLElement {
     h(
       "div",
       { class: "fields settings" },
-      picked(app, "method", "Base weights", [["qlora", "In 4 bits (QLoRA)"], ["lora", "As stored (LoRA)"]]),
-      picked(app, "schedule", "Schedule", [["linear", "Linear"], ["cosine", "Cosine"], ["constant", "Constant"]]),
+      picked(app, "method", "Base weights", [
+        ["qlora", "In 4 bits (QLoRA)"],
+        ["lora", "As stored (LoRA)"],
+      ]),
+      picked(app, "schedule", "Schedule", [
+        ["linear", "Linear"],
+        ["cosine", "Cosine"],
+        ["constant", "Constant"],
+      ]),
       number(app, "warmup-steps", "Warm-up steps", "The rate rises over these").element,
       number(app, "grad-accum", "Gradient accumulation", "Batches a step").element,
       number(app, "dropout", "Dropout", "On the adapter’s input").element,
@@ -45,7 +52,8 @@ export function settingsSection(app: App): HTMLElement {
   app.on(["run"], () => {
     inputs.disabled = app.run.active;
   });
-  return section(3, "settings", "Settings", "What matters most. The picture shows what they take on the GPU.", inputs, memoryPicture(app)).element;
+  return section(3, "settings", "Settings", "What matters most. The picture shows what they take on the GPU.", inputs, memoryPicture(app))
+    .element;
 }
 
 function number(app: App, name: NumberSetting, label: string, hint: string): Field<HTMLInputElement> {
@@ -71,7 +79,13 @@ function number(app: App, name: NumberSetting, label: string, hint: string): Fie
 
 /** A number with a slider over its usual values. */
 function slider(app: App, name: NumberSetting, label: string, hint: string, stops: number[]): HTMLElement {
-  const range = h("input", { type: "range", min: "0", max: String(stops.length - 1), step: "1", aria: { label: `${label}, usual values` } });
+  const range = h("input", {
+    type: "range",
+    min: "0",
+    max: String(stops.length - 1),
+    step: "1",
+    aria: { label: `${label}, usual values` },
+  });
   const made = number(app, name, label, hint);
   made.input.after(range);
   made.element.classList.add("with-slider");
@@ -85,8 +99,16 @@ function slider(app: App, name: NumberSetting, label: string, hint: string, stop
   return made.element;
 }
 
-function picked<Name extends "method" | "schedule">(app: App, name: Name, label: string, options: [Method | Schedule, string][]): HTMLElement {
-  const made = field(label, select(options, (value) => app.set({ [name]: value } as Partial<RunSettings>)));
+function picked<Name extends "method" | "schedule">(
+  app: App,
+  name: Name,
+  label: string,
+  options: [Method | Schedule, string][],
+): HTMLElement {
+  const made = field(
+    label,
+    select(options, (value) => app.set({ [name]: value } as Partial<RunSettings>)),
+  );
   app.on(["settings"], () => {
     made.input.value = app.settings[name];
   });
@@ -94,7 +116,11 @@ function picked<Name extends "method" | "schedule">(app: App, name: Name, label:
 }
 
 function targets(app: App): HTMLElement {
-  const own = field("Names or expression", h("input", { type: "text", spellcheck: false, autocomplete: "off", maxLength: 200 }), "Names with commas between, or a regular expression");
+  const own = field(
+    "Names or expression",
+    h("input", { type: "text", spellcheck: false, autocomplete: "off", maxLength: 200 }),
+    "Names with commas between, or a regular expression",
+  );
   show(own.element, false);
   const list = select(TARGETS, (value) => {
     show(own.element, value === "");

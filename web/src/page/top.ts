@@ -18,7 +18,11 @@ export function top(app: App): HTMLElement {
     { class: "top" },
     h("div", { class: "bar" }, h("p", { class: "wordmark" }, "loraine"), gpu),
     h("h1", {}, "Teach a language model something, in this tab."),
-    h("p", { class: "lead" }, "It trains a LoRA adapter on your own GPU. Nothing to install, and your text, the model and the result never leave this browser."),
+    h(
+      "p",
+      { class: "lead" },
+      "It trains a LoRA adapter on your own GPU. Nothing to install, and your text, the model and the result never leave this browser.",
+    ),
   );
 }
 
@@ -43,7 +47,8 @@ export function noGpu(app: App): HTMLElement {
   app.on(["gpu"], () => {
     show(element, app.gpu.status === "none");
     const insecure = "The page was opened over an insecure connection: browsers give WebGPU to https and localhost alone.";
-    const noAdapter = "The browser knows WebGPU but offers no graphics adapter; its graphics driver may be too old or blocked. These have it:";
+    const noAdapter =
+      "The browser knows WebGPU but offers no graphics adapter; its graphics driver may be too old or blocked. These have it:";
     const unknown = "These browsers have it:";
     setText(reason, !isSecureContext ? insecure : "gpu" in navigator ? noAdapter : unknown);
   });
@@ -53,20 +58,43 @@ export function noGpu(app: App): HTMLElement {
 export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
   const list = h("ul", { class: "saved-runs" });
   const notices = noticePlace();
-  const element = h("aside", { class: "saved", hidden: true, aria: { labelledby: "saved-title" } }, h("h2", { id: "saved-title" }, "Kept from last time"), list, notices.element);
+  const element = h(
+    "aside",
+    { class: "saved", hidden: true, aria: { labelledby: "saved-title" } },
+    h("h2", { id: "saved-title" }, "Kept from last time"),
+    list,
+    notices.element,
+  );
   const row = (run: SavedRun) => {
     const data = run.data.kind === "example" ? "example data" : run.data.kind === "text" ? "pasted text" : run.data.name;
-    const state = run.finished ? `finished, ${format.counted(run.step, "step")}` : `step ${format.count(run.step)} of ${format.count(run.steps)}`;
-    const open = button(run.finished ? "Open" : "Go on", () => {
-      if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
-        notices.say(`This run’s model was too large to be kept. Choose the folder ${run.modelName} again below, then go on.`);
-        chooseFolder();
-      } else void app.goOn(run);
-    }, "primary");
+    const state = run.finished
+      ? `finished, ${format.counted(run.step, "step")}`
+      : `step ${format.count(run.step)} of ${format.count(run.steps)}`;
+    const open = button(
+      run.finished ? "Open" : "Go on",
+      () => {
+        if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
+          notices.say(`This run’s model was too large to be kept. Choose the folder ${run.modelName} again below, then go on.`);
+          chooseFolder();
+        } else void app.goOn(run);
+      },
+      "primary",
+    );
     const discard = button("Discard", () => void app.discard(run), "quiet");
     open.setAttribute("aria-label", `${open.textContent}: ${run.modelName}, ${state}`);
     discard.setAttribute("aria-label", `Discard: ${run.modelName}, ${state}`);
-    return h("li", {}, h("div", {}, h("strong", {}, run.modelName), h("span", {}, `${data}; ${state}`), h("span", { class: "hint" }, format.clock(run.started))), h("div", { class: "buttons" }, open, discard));
+    return h(
+      "li",
+      {},
+      h(
+        "div",
+        {},
+        h("strong", {}, run.modelName),
+        h("span", {}, `${data}; ${state}`),
+        h("span", { class: "hint" }, format.clock(run.started)),
+      ),
+      h("div", { class: "buttons" }, open, discard),
+    );
   };
   app.on(["saved", "run"], () => {
     show(element, !app.run.active && (app.saved.length > 0 || app.savedFailure !== undefined));

@@ -1,7 +1,7 @@
 /** The data set that is open: mounted for the engine, and kept so that a run can store it. */
 
 import type { DataSource, OpenedData } from "../protocol";
-import { fetchDemo, } from "./demo";
+import { fetchDemo } from "./demo";
 import { PageError } from "./failure";
 import { plainName } from "./models";
 import * as storage from "./storage";

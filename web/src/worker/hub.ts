@@ -114,7 +114,7 @@ export class Download {
         await this.append(dir, name, handle, record, moved);
       });
     });
-    await (await dir.getFileHandle(part) as FileSystemFileHandle & { move(name: string): Promise<void> }).move(name);
+    await ((await dir.getFileHandle(part)) as FileSystemFileHandle & { move(name: string): Promise<void> }).move(name);
     await storage.remove(dir, `${part}.json`);
     return (await storage.file(dir, name))?.size ?? 0;
   }
@@ -188,7 +188,10 @@ export class Download {
       }
       case 401:
       case 403:
-        throw new PageError("hub", `${where} is private, gated or not there (${response.status}). This page sends no access token; download it and choose its folder.`);
+        throw new PageError(
+          "hub",
+          `${where} is private, gated or not there (${response.status}). This page sends no access token; download it and choose its folder.`,
+        );
       case 416:
         throw new TypeError("the file changed");
       default:
@@ -200,7 +203,7 @@ export class Download {
   /** Tries again what may work the next time; attempts that brought bytes do not count. */
   private async patiently<T>(name: string, attempt: (moved: () => void) => Promise<T>): Promise<T> {
     let pause = FIRST_PAUSE_MS;
-    for (let failed = 0; ; ) {
+    for (let failed = 0; ;) {
       let progressed = false;
       try {
         return await attempt(() => (progressed = true));
@@ -212,7 +215,10 @@ export class Download {
         failed += 1;
         if (failed === ATTEMPTS) {
           const reasons = "no connection, a wrong address, or a server that does not let other pages read it (CORS)";
-          throw new PageError("hub", `${name} does not arrive from ${this.address.base} (${error.message}): ${reasons}. What has arrived is kept; fetch again to go on.`);
+          throw new PageError(
+            "hub",
+            `${name} does not arrive from ${this.address.base} (${error.message}): ${reasons}. What has arrived is kept; fetch again to go on.`,
+          );
         }
         await new Promise((resume) => setTimeout(resume, pause));
         pause *= 2;
@@ -240,11 +246,17 @@ async function requireSpace(bytes: number, name: string): Promise<void> {
   const { quota, usage } = await navigator.storage.estimate();
   if (quota === undefined || usage === undefined || bytes <= quota - usage) return;
   const gigabytes = (n: number) => `${(n / 1e9).toFixed(1)} GB`;
-  throw new PageError("storage", `${name} needs ${gigabytes(bytes)} more, and the browser grants this page ${gigabytes(quota - usage)}. Free disk space, or remove kept models.`);
+  throw new PageError(
+    "storage",
+    `${name} needs ${gigabytes(bytes)} more, and the browser grants this page ${gigabytes(quota - usage)}. Free disk space, or remove kept models.`,
+  );
 }
 
 /** Where a hub names no commit: forty digits that stand for the address. */
 async function stableCommit(address: HubAddress): Promise<string> {
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`${address.base} ${hubName(address)}`));
-  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("").slice(0, 40);
+  return [...new Uint8Array(digest)]
+    .map((byte) => byte.toString(16).padStart(2, "0"))
+    .join("")
+    .slice(0, 40);
 }

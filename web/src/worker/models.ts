@@ -39,10 +39,16 @@ export function plainName(name: string): string {
 
 export function openFolder(name: string, files: FolderFile[]): OpenedModel {
   if (!files.some((file) => file.name === "config.json")) {
-    throw new PageError("file", `${name} holds no config.json. Choose the folder that has config.json, tokenizer.json and the .safetensors files in it.`);
+    throw new PageError(
+      "file",
+      `${name} holds no config.json. Choose the folder that has config.json, tokenizer.json and the .safetensors files in it.`,
+    );
   }
   const dir = `/models/${plainName(name)}`;
-  mount(dir, files.map(({ name, file }) => [name, file] as [string, Blob]));
+  mount(
+    dir,
+    files.map(({ name, file }) => [name, file] as [string, Blob]),
+  );
   folderFiles = files;
   return opened({ kind: "folder", name }, dir, name);
 }
@@ -67,7 +73,10 @@ export async function copyFolder(progress: (progress: Progress) => void): Promis
 async function fingerprint(files: FolderFile[]): Promise<string> {
   const lines = files.map(({ name, file }) => `${name} ${file.size} ${file.lastModified}`).sort();
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(lines.join("\n")));
-  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("").slice(0, 32);
+  return [...new Uint8Array(digest)]
+    .map((byte) => byte.toString(16).padStart(2, "0"))
+    .join("")
+    .slice(0, 32);
 }
 
 /** The copy of a folder that an earlier run kept, or where there was no room for one, the folder as it is open now. */

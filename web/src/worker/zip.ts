@@ -12,7 +12,10 @@ export function adapterZip(run: string): Uint8Array<ArrayBuffer> {
   const missing = FILES.find((name) => !there.has(`${out}/${name}`));
   if (missing !== undefined) throw new PageError("file", `The run has left no ${missing}; let it come to its end, or stop it.`);
   // Weights do not shrink.
-  const entry = (name: string): [Uint8Array, { level: 0 | 6 }] => [loraine.readFile(`${out}/${name}`), { level: name.endsWith(".safetensors") ? 0 : 6 }];
+  const entry = (name: string): [Uint8Array, { level: 0 | 6 }] => [
+    loraine.readFile(`${out}/${name}`),
+    { level: name.endsWith(".safetensors") ? 0 : 6 },
+  ];
   const files: Zippable = Object.fromEntries(FILES.map((name) => [name, entry(name)]));
   return zipSync(files) as Uint8Array<ArrayBuffer>;
 }
