@@ -14,6 +14,10 @@ fn the_demo_leaves_an_adapter_to_talk_to() {
     for part in ["before", "after", "loss over 30 steps"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
+    let lines = shell.succeed("demo --out json --steps 2 --json");
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();
+    assert_eq!(["answer", "plan", "step", "end"].map(count), [8, 1, 2, 1], "{lines:?}");
     let losses = shell.losses("demo/adapter");
     assert!(losses.last() < losses.first(), "{losses:?}");
 

@@ -8,7 +8,7 @@ use clap::Args;
 use loraine::data::template::ChatTemplate;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::demo;
-use loraine::gpu::Gpu;
+use loraine::gpu::{Gpu, Ledger};
 use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter};
 use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use loraine::infer::sampler::SamplingSettings;
@@ -21,7 +21,7 @@ use loraine::train::{output, plot};
 use serde_json::json;
 
 use super::run_view::RunView;
-use super::{GpuArgs, bytes, memory_bar};
+use super::{GpuArgs, bytes, memory_bar, shell_word};
 
 /// QLoRA on a built-in tiny model: its answers before and after, the loss curve, the memory, an adapter to keep
 #[derive(Args)]
@@ -36,6 +36,9 @@ pub struct DemoArgs {
     /// Optimiser steps [default: enough to hear the difference]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// Print one JSON object per line: answers, plan, steps, evaluations, the end
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     gpu: GpuArgs,
 }
@@ -46,45 +49,51 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let mut settings = demo::settings(dir);
     settings.steps = args.steps.or(settings.steps);
     settings.check()?;
-    out!("A tiny model that knows little stories learns to talk like a pirate.\n");
-    let before = answers(&settings, args.gpu.open()?, false)?;
-    show("before", &before);
+    let mut view = RunView::new(args.json);
+    view.say("A tiny model that knows little stories learns to talk like a pirate.\n".to_owned());
+    show(&view, "before", &answers(&settings, args.gpu.open()?, false)?);
 
-    let (model, adapter) = (settings.model.display().to_string(), settings.out.display().to_string());
     let prepared = run::prepare(settings.clone())?;
     let gpu = args.gpu.open()?;
-    out!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend);
+    view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let ledger = prepared.plan(gpu.target)?.ledger();
     let start = Start { overwrite: true, ..Start::default() };
-    let outcome = super::train::run_shown(prepared, gpu, &start, &mut RunView::new(false))?;
+    let outcome = super::train::run_shown(prepared, gpu, &start, &mut view)?;
     if outcome.interrupted {
-        out!("stopped after step {}", outcome.step);
+        view.say(format!("stopped after step {}", outcome.step));
         return Ok(());
     }
     let (losses, _) = output::read_curves(&settings.out)?;
-    out!("\nloss over {} steps\n{}", outcome.step, plot::loss_text(&losses, 64, 8));
-    let categories: Vec<_> = ledger.entries().collect();
-    out!("memory  {} on the device", bytes(ledger.total()));
-    out!("{}", memory_bar::drawn(&categories, ledger.total()));
-    let shares: Vec<_> = categories
-        .iter()
-        .map(|(category, count)| format!("{} {} {}", memory_bar::letter(*category), category.name(), bytes(*count)))
-        .collect();
-    out!("{}\n", shares.join(", "));
-    show("after", &answers(&settings, args.gpu.open()?, true)?);
+    view.say(format!("\nloss over {} steps\n{}", outcome.step, plot::loss_text(&losses, 64, 8)));
+    view.say(memory_lines(&ledger));
+    show(&view, "after", &answers(&settings, args.gpu.open()?, true)?);
+    if args.json {
+        view.summary(&outcome, &settings.out, &settings.model, false);
+        return Ok(());
+    }
     if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
         out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
-    out!("adapter {adapter}   curve {}", outcome.loss_svg.display());
-    out!("next    loraine inspect --model {model} --data {}", settings.data.join("train.jsonl").display());
-    out!("        loraine train --model {model} --data YOUR.jsonl --out {}", dir.join("yours").display());
+    let model = shell_word(&settings.model);
+    out!("adapter {}   curve {}", settings.out.display(), outcome.loss_svg.display());
+    out!("next    loraine inspect --model {model} --data {}", shell_word(&settings.data.join("train.jsonl")));
+    out!("        loraine train --model {model} --data YOUR.jsonl --out {}", shell_word(&dir.join("yours")));
     Ok(())
 }
 
-fn show(when: &str, answers: &[String]) {
+fn memory_lines(ledger: &Ledger) -> String {
+    let categories: Vec<_> = ledger.entries().collect();
+    let share =
+        |(category, count): &_| format!("{} {} {}", memory_bar::letter(*category), category.name(), bytes(*count));
+    let shares: Vec<String> = categories.iter().map(share).collect();
+    let bar = memory_bar::drawn(&categories, ledger.total());
+    format!("memory  {} on the device\n{bar}\n{}\n", bytes(ledger.total()), shares.join(", "))
+}
+
+fn show(view: &RunView, when: &str, answers: &[String]) {
     for (question, answer) in demo::QUESTIONS.iter().zip(answers) {
-        out!("you     {question}");
-        out!("{when:<7} {answer}\n");
+        view.say(format!("you     {question}\n{when:<7} {answer}\n"));
+        view.answer(when, question, answer);
     }
 }
 

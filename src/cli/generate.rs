@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
 use loraine::gpu::Profile;
+use loraine::hub::base_name;
 use loraine::hub::fetch::Extent;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{Generation, GenerationSettings, Generator, LoadedAdapter, Stop};
@@ -322,7 +323,7 @@ fn answer_all(
     }
     if args.json {
         let object = json!({
-            "model": args.model.display().to_string(),
+            "model": base_name(&args.model),
             "quant": args.quant.name(),
             "gpu": generator.gpu.adapter.name,
             "gpu_bytes": gpu_bytes,

@@ -163,6 +163,13 @@ impl RunView {
         }
     }
 
+    /// For programs alone.
+    pub fn answer(&self, when: &str, question: &str, answer: &str) {
+        if self.json {
+            self.object("answer", json!({ "when": when, "question": question, "answer": answer }));
+        }
+    }
+
     pub fn profile(&self, profile: &Profile) {
         if !self.json {
             out!("{}", profile_table(profile));
