@@ -164,6 +164,22 @@ fn data_that_cannot_be_trained_on() {
     shell.fail("eval --model model --data model", &["model: holds neither test.* nor valid.*"]);
 }
 
+/// What counting a template's instructions does not find, tests/hostile_files.rs has the rest.
+#[test]
+fn a_template_without_end_ends_the_program() {
+    let shell = shell();
+    shell.write("model/tokenizer.json", attacks::tokenizer(96));
+    shell.write("model/tokenizer_config.json", "{\"eos_token\": \"w1\"}");
+    shell.write("data.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"w2\"}]}");
+    let doubled = "{% set n = namespace(x='w3') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
+    if cfg!(target_os = "linux") {
+        shell.write("doubled.jinja", doubled);
+        refuses(&shell, "--chat-template doubled.jinja", &["the chat template takes more than 512 MiB of memory"]);
+    }
+    shell.write("endless.jinja", "{{ ([1] * 10 ** 15)|sum }}");
+    refuses(&shell, "--chat-template endless.jinja", &["the chat template runs without end: 20 s"]);
+}
+
 #[test]
 fn settings_that_cannot_work() {
     let shell = shell();

@@ -25,6 +25,7 @@ mod merge;
 mod quantize;
 mod run_view;
 mod train;
+mod watchdog;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ enum Command {
 }
 
 pub fn run(cli: Cli) -> anyhow::Result<()> {
+    watchdog::watch_templates();
     match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Train(args) => train::run(*args),

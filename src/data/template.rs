@@ -1,6 +1,7 @@
 //! Chat templates: the model's own, a file's or a built-in one, rendered as transformers renders them.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use minijinja::value::Value as TemplateValue;
 use minijinja::{Environment, ErrorKind};
@@ -136,7 +137,9 @@ impl ChatTemplate {
         let context: TemplateValue = context.into_iter().collect();
         let environment = tools.and(self.for_tools.as_ref()).unwrap_or(&self.environment);
         functions::begin_rendering();
+        RENDERINGS.fetch_add(1, Ordering::Relaxed);
         let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
+        RENDERINGS.fetch_add(1, Ordering::Relaxed);
         let marked = rendered.map_err(|e| self.problem(&e))?;
         if !self.marks_regions {
             return Ok(Rendered { text: marked, regions: Vec::new() });
@@ -152,6 +155,15 @@ impl ChatTemplate {
         let line = error.line().map_or_else(String::new, |line| format!(", line {line}"));
         format!("the chat template refuses it: {detail} ({}{line})", self.source)
     }
+}
+
+/// Counted up where a rendering begins and where it ends.
+static RENDERINGS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of the rendering that is under way, for one who watches how long it takes. For programs that render in one thread.
+pub fn rendering() -> Option<u64> {
+    let count = RENDERINGS.load(Ordering::Relaxed);
+    (count % 2 == 1).then_some(count)
 }
 
 /// The names of the built-in templates, for messages.
