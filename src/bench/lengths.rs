@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::steps::{self, Shape};
 use crate::Result;
 use crate::gpu::{Category, Target};
-use crate::train::plan::RecomputePolicy;
+use crate::train::settings::{RecomputeChoice, RunSettings};
 
 const MODEL: &str = "smollm2-135m";
 const LENGTHS: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
@@ -25,7 +25,8 @@ pub struct LengthResult {
 pub(super) fn measure(target: Target) -> Result<Vec<LengthResult>> {
     let bytes = |length: usize| -> Result<u64> {
         let shape = Shape::named(&format!("{MODEL}:1x{length}"))?;
-        let ledger = steps::plan(target, &shape, RecomputePolicy::Keep(0))?.1.ledger();
+        let settings = RunSettings { recompute: RecomputeChoice::All, ..RunSettings::default() };
+        let ledger = steps::plan(target, &shape, &settings)?.1.ledger();
         Ok([Category::KeptActivations, Category::Workspace, Category::Uploads].map(|c| ledger.get(c)).iter().sum())
     };
     let [shortest, .., longest] = LENGTHS;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, Prepared, Profile, Recorder, Scratch, View, params_bytes};
+use crate::train::settings::RunSettings;
 
 pub use ceilings::Ceilings;
 pub use figures::{Figure, Peer, figures};
@@ -34,11 +35,18 @@ pub struct Report {
     pub lengths: Vec<LengthResult>,
 }
 
-/// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes.
+/// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes, `settings` are
+/// those of the training steps.
 ///
 /// # Errors
 /// A failing device, or too little memory for a shape.
-pub async fn run(gpu: Gpu, shapes: &[Shape], quick: bool, mut progress: impl FnMut(&str)) -> Result<Report> {
+pub async fn run(
+    gpu: Gpu,
+    shapes: &[Shape],
+    settings: &RunSettings,
+    quick: bool,
+    mut progress: impl FnMut(&str),
+) -> Result<Report> {
     progress("ceilings");
     let mut probe = ceilings::Probe::new(&gpu).await?;
     let mut measured = Vec::new();
@@ -54,7 +62,7 @@ pub async fn run(gpu: Gpu, shapes: &[Shape], quick: bool, mut progress: impl FnM
     for shape in shapes {
         progress(&format!("training steps of {} {}", shape.name, shape.batch()));
         let step;
-        (step, device) = steps::measure(device, shape).await?;
+        (step, device) = steps::measure(device, shape, settings).await?;
         probe.again(&device).await?;
         trained.push(step);
     }

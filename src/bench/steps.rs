@@ -8,16 +8,17 @@ use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Category, Gpu, Profile, Target};
 use crate::lora::adapter_file;
-use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
+use crate::lora::config::LoraInit;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::{ModelConfig, Projection};
-use crate::model::network::BaseStorage;
 use crate::model::shapes;
 use crate::ops::adamw::AdamW;
-use crate::ops::weight::{Code4, Float, Storage};
+use crate::ops::weight::Float;
 use crate::random::{Stream, bits};
 use crate::train::engine::Engine;
-use crate::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use crate::train::plan::TrainPlan;
+use crate::train::run::plan_within_budget;
+use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 
 /// Small models that only the bench knows: name, [hidden, feed-forward, layers], [heads, key-value heads], vocabulary, tied head.
@@ -135,26 +136,18 @@ impl StepResult {
     }
 }
 
-/// The plan of QLoRA steps of rank 16 on every linear layer.
-pub(super) fn plan(target: Target, shape: &Shape, recompute: RecomputePolicy) -> Result<(Vec<LoraModule>, TrainPlan)> {
-    let lora = LoraConfig { r: 16, lora_alpha: 16.0, target_modules: TargetModules::AllLinear, ..Default::default() };
-    let modules = targets::resolve(&lora, &shape.config)?;
-    let settings = PlanSettings {
-        base: BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true }),
-        max_rows: shape.sequences * shape.length,
-        max_positions: shape.length,
-        recompute,
-        dropout: 0.0,
-        training: true,
-    };
-    let plan = TrainPlan::new(target, &shape.config, |_| Float::Bf16, &modules, &settings);
+/// The plan of steps as a run with these settings would take them.
+pub(super) fn plan(target: Target, shape: &Shape, settings: &RunSettings) -> Result<(Vec<LoraModule>, TrainPlan)> {
+    let settings = RunSettings { batch_size: shape.sequences, ..settings.clone() };
+    let modules = targets::resolve(&settings.lora_config(), &shape.config)?;
+    let (rows, length) = (shape.sequences * shape.length, shape.length);
+    let plan = plan_within_budget(&settings, &shape.config, &modules, |_| Float::Bf16, rows, length, target)?;
     Ok((modules, plan))
 }
 
 /// Measures steps; the device comes back for the next shape.
-pub(super) async fn measure(gpu: Gpu, shape: &Shape) -> Result<(StepResult, Gpu)> {
-    let recompute = RecomputePolicy::Auto { kept_bytes: 2 << 30, total_bytes: u64::MAX };
-    let (modules, plan) = plan(gpu.target, shape, recompute)?;
+pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> Result<(StepResult, Gpu)> {
+    let (modules, plan) = plan(gpu.target, shape, settings)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
     engine.write_adapter(&adapter_file::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
     let batch = [shape.micro_batch()];

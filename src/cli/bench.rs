@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use loraine::bench::{self, Figure, Peer, Report, Shape, StepResult};
+use loraine::train::settings::RunSettings;
 
+use super::memory_args::MemoryArgs;
 use super::{GpuArgs, bytes};
 
 /// Measure this device: its ceilings, the operations, whole training steps
@@ -17,7 +19,8 @@ A model's operations per second leave out recomputation and the adapter.
 Examples:
   loraine bench --quick
   loraine bench --json > before.json
-  loraine bench --compare before.json"
+  loraine bench --compare before.json
+  loraine bench --shape llama-2-7b --quantize-embedding"
 )]
 pub struct BenchArgs {
     /// Leave out the larger shapes
@@ -35,6 +38,8 @@ pub struct BenchArgs {
     /// Print the project's figures too, with what the programs of examples/peers printed into this file
     #[arg(long, value_name = "FILE")]
     peers: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     #[command(flatten)]
     gpu: GpuArgs,
 }
@@ -65,7 +70,9 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         }
     };
     let peers = args.peers.as_deref().map(peers).transpose()?;
-    let report = pollster::block_on(bench::run(args.gpu.open()?, &shapes, args.quick, |what| {
+    let mut settings = RunSettings::default();
+    args.memory.apply(&mut settings);
+    let report = pollster::block_on(bench::run(args.gpu.open()?, &shapes, &settings, args.quick, |what| {
         if !args.json {
             eprintln!("measuring {what}");
         }
