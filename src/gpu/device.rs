@@ -53,6 +53,8 @@ pub struct Gpu {
     pub(super) uniform_layout: wgpu::BindGroupLayout,
     pub(super) timestamps: bool,
     pub(super) next_list: AtomicU64,
+    /// Microseconds spent in submits.
+    pub(super) in_submits: AtomicU64,
     /// Multiply-adds per second seen so far; sizes the submits.
     pub(super) rate: AtomicU64,
     pub adapter: AdapterSummary,
@@ -228,6 +230,7 @@ impl Gpu {
             uniform_layout,
             timestamps,
             next_list: AtomicU64::new(1),
+            in_submits: AtomicU64::new(0),
             rate: AtomicU64::new(5_000_000_000),
             adapter: summary,
             target,

@@ -220,9 +220,22 @@ impl Gpu {
                     }
                 }
             }
-            self.queue.submit([encoder.finish()]);
+            self.submit(encoder);
         }
         self.check()
+    }
+
+    fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+        let commands = encoder.finish();
+        let started = Instant::now();
+        let submission = self.queue.submit([commands]);
+        self.in_submits.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        submission
+    }
+
+    /// Seconds spent in the driver's submits so far. A software adapter runs the commands there.
+    pub fn seconds_in_submits(&self) -> f64 {
+        self.in_submits.load(Ordering::Relaxed) as f64 * 1e-6
     }
 
     fn encode_copy(&self, encoder: &mut wgpu::CommandEncoder, item: &Item, buffers: &Buffers) {
@@ -383,7 +396,7 @@ impl Gpu {
         });
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
-        let submission = self.queue.submit([encoder.finish()]);
+        let submission = self.submit(encoder);
         let mapped = map(&staging, 0, bytes);
         self.finish_map(&staging, 0, bytes, mapped, submission).await
     }
@@ -393,7 +406,7 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let (source, target) = (buffers.get(from.buffer), buffers.get(staging.buffer));
         encoder.copy_buffer_to_buffer(source, from.offset, target, staging.offset, Some(from.bytes));
-        let submission = self.queue.submit([encoder.finish()]);
+        let submission = self.submit(encoder);
         let staging = View { bytes: from.bytes, ..staging };
         PendingRead { staging, submission, mapped: map(target, staging.offset, staging.bytes) }
     }
