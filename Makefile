@@ -23,7 +23,7 @@ test: ## format, lints, all tests, kernels on a second driver with checked shade
 	else \
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
-	scripts/wasm-cargo check
+	scripts/wasm-cargo clippy -- -D warnings
 	scripts/page-test
 
 web: ## build the page and its npm package; installs what they need

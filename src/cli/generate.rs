@@ -95,6 +95,9 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end: texts, token ids, counts and times
     #[arg(long, help_heading = "Output")]
     json: bool,
+    /// With --json: also the logits of the token after each prompt, one for each of the vocabulary
+    #[arg(long, requires = "json", help_heading = "Output")]
+    logits: bool,
     /// Print GPU time by operation at the end; slower, since each dispatch is timed
     #[arg(long, help_heading = "Output")]
     profile: bool,
@@ -314,7 +317,11 @@ fn answer_all(
         }
         let (generation, text) = answer(args, generator, tokenizer, job, settings, &mut out)?;
         if args.json {
-            answers.push(report(job, name, &generation, &text));
+            let mut answer = report(job, name, &generation, &text);
+            if args.logits {
+                answer["logits"] = pollster::block_on(generator.logits_after(&job.ids, job.adapter))?.into();
+            }
+            answers.push(answer);
         } else {
             writeln!(out)?;
             out.flush()?;

@@ -132,12 +132,24 @@ impl Generator {
         #[wasm_bindgen(unchecked_param_type = "AnswerSettings")] settings: JsValue,
         #[wasm_bindgen(unchecked_param_type = "(text: string) => void")] on_text: Function,
     ) -> Result<JsValue, JsValue> {
-        let busy = || errors::to_js(&Error::Setting("the generator is at another answer".to_owned()));
-        let mut inner = self.inner.take().ok_or_else(busy)?;
+        let mut inner = self.take()?;
         self.cancelled.set(false);
-        let answered = self.answer_with(&mut inner, &prompt, adapter, settings, &on_text).await;
+        let answered = self.answer_with(&mut inner, &prompt, adapter, &settings, &on_text).await;
         self.inner.replace(Some(inner));
         to_js(&answered.map_err(|e| errors::to_js(&e))?)
+    }
+
+    /// Logits of the token after `prompt`, one for each of the vocabulary; of the settings `system` and `raw` count.
+    pub async fn logits(
+        &self,
+        prompt: String,
+        adapter: Option<String>,
+        #[wasm_bindgen(unchecked_param_type = "AnswerSettings")] settings: JsValue,
+    ) -> Result<Vec<f32>, JsValue> {
+        let mut inner = self.take()?;
+        let logits = self.logits_with(&mut inner, &prompt, adapter, &settings).await;
+        self.inner.replace(Some(inner));
+        logits.map_err(|e| errors::to_js(&e))
     }
 
     /// Ends the answer in the making.
@@ -181,28 +193,54 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
     Ok(Generator { inner: RefCell::new(Some(inner)), names, cancelled: Cell::new(false) })
 }
 
+impl Inner {
+    fn encode(&self, prompt: &str, settings: &AnswerSettings) -> Result<Vec<u32>> {
+        match self.template.as_ref().filter(|_| !settings.raw) {
+            Some(template) => Conversation::new(&self.tokenizer, template, settings.system.clone()).ask(prompt),
+            None => self.tokenizer.encode(prompt, true),
+        }
+    }
+}
+
 impl Generator {
-    async fn answer_with(
-        &self,
-        inner: &mut Inner,
-        prompt: &str,
-        adapter: Option<String>,
-        settings: JsValue,
-        on_text: &Function,
-    ) -> Result<Answer> {
-        let settings: AnswerSettings = from_js(&settings, "the settings")?;
+    fn take(&self) -> Result<Inner, JsValue> {
+        let busy = || errors::to_js(&Error::Setting("the generator is at another answer".to_owned()));
+        self.inner.take().ok_or_else(busy)
+    }
+
+    fn index(&self, adapter: Option<String>) -> Result<Option<usize>> {
         let index = |name: String| {
             let found = self.names.iter().position(|known| *known == name);
             found.ok_or_else(|| {
                 Error::Setting(format!("there is no adapter `{name}`; there are: {}", self.names.join(", ")))
             })
         };
-        let adapter = adapter.map(index).transpose()?;
+        adapter.map(index).transpose()
+    }
+
+    async fn logits_with(
+        &self,
+        inner: &mut Inner,
+        prompt: &str,
+        adapter: Option<String>,
+        settings: &JsValue,
+    ) -> Result<Vec<f32>> {
+        let ids = inner.encode(prompt, &from_js(settings, "the settings")?)?;
+        inner.generator.logits_after(&ids, self.index(adapter)?).await
+    }
+
+    async fn answer_with(
+        &self,
+        inner: &mut Inner,
+        prompt: &str,
+        adapter: Option<String>,
+        settings: &JsValue,
+        on_text: &Function,
+    ) -> Result<Answer> {
+        let settings: AnswerSettings = from_js(settings, "the settings")?;
+        let adapter = self.index(adapter)?;
+        let ids = inner.encode(prompt, &settings)?;
         let tokenizer = &inner.tokenizer;
-        let ids = match inner.template.as_ref().filter(|_| !settings.raw) {
-            Some(template) => Conversation::new(tokenizer, template, settings.system).ask(prompt)?,
-            None => tokenizer.encode(prompt, true)?,
-        };
         let sampling = SamplingSettings {
             temperature: settings.temperature,
             top_k: settings.top_k,

@@ -16,6 +16,7 @@ const { unzipSync } = createRequire(projectFile("web/package.json"))("fflate");
 const LORAINE = process.env.LORAINE_BIN ?? projectFile("target/debug/loraine");
 const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const STEPS = 20;
+const PROMPT = "What does a cat";
 
 const LOAD_IN_PEFT = `
 import json, sys
@@ -128,6 +129,12 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
       `${inBrowser.eval_loss} in the browser, ${adapted.loss} in the terminal`,
     );
     assert.equal(inBrowser.eval_tokens, adapted.tokens);
+    const generate = ["generate", "--model", demoModel, "--adapter", unpacked, "--quant", "nf4", "--prompt", PROMPT, "--max-tokens", 1, "--json", "--logits"];
+    const [{ logits }] = JSON.parse(native(generate)).answers;
+    assert.equal(inBrowser.logits.length, logits.length);
+    const norm = (values) => Math.hypot(...values);
+    const difference = norm(logits.map((logit, at) => logit - inBrowser.logits[at])) / norm(logits);
+    assert.ok(difference <= 1e-4, `logits differ by ${difference} of their norm`);
     assert.ok(adapted.loss < 0.6 * base.loss, `loss ${base.loss} without the adapter, ${adapted.loss} with it`);
   });
   await t.test("the same run in the terminal has the same losses", { skip: noNative }, () => {
@@ -183,7 +190,8 @@ function tensorNames(path) {
   return Object.keys(header).filter((name) => name !== "__metadata__");
 }
 
-/** The loss over the conversations with the adapter of `dir`, as a run that starts from it measures it before its first step. */
+/** With the adapter of `dir`: the loss over the conversations, as a run that starts from it measures it before its first step, and
+ * logits. */
 async function evaluateInBrowser(dir) {
   const { server, url } = await serve(projectFile("web/pkg"), 0, { policy: false });
   const page = await browser.newPage();
@@ -194,7 +202,7 @@ async function evaluateInBrowser(dir) {
     adapter: read(dir, ["adapter_config.json", "adapter_model.safetensors"]),
   };
   const evaluation = await page.evaluate(
-    async ({ files, conversations }) => {
+    async ({ files, conversations, prompt }) => {
       const loraine = await import("/loraine.js");
       await loraine.default();
       for (const [room, contents] of Object.entries(files)) {
@@ -214,9 +222,11 @@ async function evaluateInBrowser(dir) {
         steps: 1,
       };
       const { first_eval } = await new loraine.Run(settings, false).train(() => {});
-      return first_eval;
+      const generator = await loraine.Generator.open("/model", [{ name: "trained", dir: "/adapter" }], { quant: "nf4", context: 64 });
+      const logits = await generator.logits(prompt, "trained", { raw: true });
+      return { ...first_eval, logits: [...logits] };
     },
-    { files, conversations },
+    { files, conversations, prompt: PROMPT },
   );
   await page.close();
   server.closeAllConnections();
