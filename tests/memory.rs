@@ -17,9 +17,9 @@ use loraine::model::network::BaseStorage;
 use loraine::model::shapes;
 use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::Float;
+use loraine::train::budget::plan_within_budget;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use loraine::train::run::plan_within_budget;
 use loraine::train::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
 
 fn of(model: &str, settings: &RunSettings, seq_len: usize) -> Estimate {

@@ -15,9 +15,9 @@ use crate::model::shapes;
 use crate::ops::adamw::AdamW;
 use crate::ops::weight::Float;
 use crate::random::{Stream, bits};
+use crate::train::budget::plan_within_budget;
 use crate::train::engine::Engine;
 use crate::train::plan::TrainPlan;
-use crate::train::run::plan_within_budget;
 use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 

@@ -10,8 +10,9 @@ use crate::lora::targets;
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
+use crate::train::budget::plan_within_budget;
 use crate::train::plan::TrainPlan;
-use crate::train::run::{parameters, plan_within_budget};
+use crate::train::run::parameters;
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.

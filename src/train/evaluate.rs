@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::budget::longest_rows;
 use super::engine::Engine;
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use super::run::{longest_rows, seq_len_within};
+use super::run::seq_len_within;
 use super::settings::Quant;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;

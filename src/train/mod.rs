@@ -1,8 +1,10 @@
 //! Training: the plan of a run, the step on the device, and the run around it.
 
+pub mod budget;
 pub mod checkpoint;
 pub mod engine;
 pub mod evaluate;
+mod observer;
 pub mod origin;
 pub mod output;
 pub mod plan;

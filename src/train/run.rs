@@ -1,17 +1,16 @@
 //! A whole run: data and model checked, memory planned, the base loaded, the steps made, and the files left behind.
 //! Whoever shows it (terminal, page) listens to its events.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
-use web_time::Instant;
-
+use super::budget::{longest_rows, plan_within_budget};
 use super::checkpoint::{self, Checkpoint, RunState, Subject};
-use super::engine::{Engine, StepResult};
+use super::engine::Engine;
+use super::observer::{Observer, Speed};
 use super::origin::Origin;
 use super::output::{EvalMetrics, Output, RunRecord, StepMetrics};
-use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use super::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
+use super::plan::TrainPlan;
+use super::settings::{Method, RunSettings};
 use super::values::Values;
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
@@ -24,7 +23,6 @@ use crate::hub::base_name;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
-use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::model::load::{check_shapes, float_of};
 use crate::model::network;
@@ -34,10 +32,6 @@ use crate::{Error, Result, files};
 
 /// Longest sequence where neither the user nor the model says less.
 const DEFAULT_SEQ_LEN: usize = 512;
-/// Without a stated budget, kept activations stop here and deeper layers are recomputed.
-const DEFAULT_KEPT_BYTES: u64 = 256 << 20;
-/// A run whose numbers stay broken for so many steps on end will not recover.
-const MAX_SKIPPED: usize = 3;
 
 /// What happens in a run, as it happens.
 #[derive(Clone, Debug)]
@@ -279,70 +273,6 @@ pub fn parameters(config: &ModelConfig) -> u64 {
     network::tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
 }
 
-/// Rows of the largest micro-batch, since the longest slots may meet in one, and of the longest slot.
-pub fn longest_rows(lengths: impl Iterator<Item = usize>, batch_size: usize) -> (usize, usize) {
-    let mut lengths: Vec<usize> = lengths.collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    (lengths.iter().take(batch_size).sum(), lengths.first().copied().unwrap_or(1))
-}
-
-/// Plans a run of the given sizes and holds it to the budget of the settings.
-///
-/// # Errors
-/// A plan over the budget, with the longest sequence that would fit.
-pub fn plan_within_budget(
-    settings: &RunSettings,
-    config: &ModelConfig,
-    modules: &[LoraModule],
-    stored: impl Fn(&str) -> Float,
-    max_rows: usize,
-    max_positions: usize,
-    target: Target,
-) -> Result<TrainPlan> {
-    let total_bytes = settings.gpu_memory.unwrap_or(u64::MAX);
-    // The longest micro-batch has this many sequences of the longest length, or fewer.
-    let sequences = max_rows.div_ceil(max_positions.max(1)).min(settings.batch_size);
-    let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
-    let base = settings.base_storage().of(config)?;
-    let plan = |max_rows, max_positions| {
-        let recompute = match settings.recompute {
-            RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
-            RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
-            RecomputeChoice::All => RecomputePolicy::Keep(0),
-        };
-        let dropout = settings.dropout as f32;
-        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
-        let plan = |kept_as| TrainPlan::with_activations(target, config, &stored, modules, &plan, kept_as);
-        match settings.activations {
-            ActivationsChoice::F32 => plan(KeptAs::F32),
-            ActivationsChoice::Bf16 => plan(KeptAs::Bf16),
-            ActivationsChoice::Auto => {
-                let whole = plan(KeptAs::F32);
-                if whole.ledger().total() <= total_bytes { whole } else { plan(KeptAs::Bf16) }
-            }
-        }
-    };
-    let whole = plan(max_rows, max_positions);
-    let needed = whole.ledger().total();
-    if needed <= total_bytes {
-        whole.check_limits()?;
-        return Ok(whole);
-    }
-    let fits = |length: usize| plan(length * sequences, length).ledger().total() <= total_bytes;
-    let (mut low, mut high) = (0, max_positions);
-    while high - low > 1 {
-        let middle = (low + high) / 2;
-        if fits(middle) { low = middle } else { high = middle }
-    }
-    let advice = match low {
-        0 | 1 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
-        length => format!("with these settings sequences of up to {length} tokens fit (--max-seq-len {length})"),
-    };
-    Err(Error::Setting(format!(
-        "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
-    )))
-}
-
 /// Makes the run. `control` is asked after each step; the run waits for its answer.
 ///
 /// # Errors
@@ -485,104 +415,4 @@ pub async fn run(
     outcome.profile = engine.profile.take();
     outcome.loss_svg = output.draw_loss()?;
     Ok(outcome)
-}
-
-/// Rows and the moments at which steps' results came, for the speed over the last few of them: several results may come at once.
-struct Speed(VecDeque<(Instant, u64)>);
-
-impl Speed {
-    const STEPS: usize = 16;
-
-    fn starting_now() -> Self {
-        Self(VecDeque::from([(Instant::now(), 0)]))
-    }
-
-    fn add(&mut self, rows: u64) {
-        self.0.push_back((Instant::now(), rows));
-        if self.0.len() > Self::STEPS {
-            self.0.pop_front();
-        }
-    }
-
-    fn rows_per_second(&self) -> f64 {
-        let Some(((first, _), (last, _))) = self.0.front().zip(self.0.back()) else { return 0.0 };
-        let rows: u64 = self.0.iter().skip(1).map(|(_, rows)| rows).sum();
-        rows as f64 / (*last - *first).as_secs_f64().max(1e-9)
-    }
-}
-
-/// Turns results into log lines and events.
-struct Observer<'a, L: FnMut(Event<'_>)> {
-    output: &'a mut Output,
-    listen: &'a mut L,
-    settings: RunSettings,
-    steps: usize,
-    gpu_bytes: u64,
-    tokens: u64,
-    /// Losses of steps since the last logged line.
-    unlogged: Vec<f64>,
-    speed: Speed,
-    skipped_in_a_row: usize,
-}
-
-impl<L: FnMut(Event<'_>)> Observer<'_, L> {
-    fn step(&mut self, result: StepResult) -> Result<()> {
-        self.tokens += result.tokens as u64;
-        self.speed.add(result.tokens as u64);
-        if !result.applied {
-            self.skipped_in_a_row += 1;
-            (self.listen)(Event::Skipped { step: result.step });
-            if self.skipped_in_a_row == MAX_SKIPPED {
-                return Err(Error::Training(format!(
-                    "loss or gradient were not finite in {MAX_SKIPPED} steps on end, up to step {}: nothing of these steps was \
-                     applied; lower --lr, or look for damaged weights or data",
-                    result.step
-                )));
-            }
-            return Ok(());
-        }
-        self.skipped_in_a_row = 0;
-        self.unlogged.push(result.loss);
-        if !result.step.is_multiple_of(self.settings.log_every) && result.step != self.steps {
-            return Ok(());
-        }
-        let losses = std::mem::take(&mut self.unlogged);
-        let settings = &self.settings;
-        let metrics = StepMetrics {
-            step: result.step,
-            loss: losses.iter().sum::<f64>() / losses.len() as f64,
-            lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
-            grad_norm: f64::from(result.grad_norm),
-            tokens: self.tokens,
-            tokens_per_s: self.speed.rows_per_second(),
-            gpu_bytes: self.gpu_bytes,
-        };
-        self.output.log_step(&metrics)?;
-        (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
-        Ok(())
-    }
-
-    /// Waits for the results still under way.
-    async fn drain(&mut self, engine: &mut Engine) -> Result<()> {
-        while let Some(result) = engine.next_result().await? {
-            self.step(result)?;
-        }
-        Ok(())
-    }
-
-    async fn evaluate(&mut self, engine: &mut Engine, batches: &[MicroBatch], step: usize) -> Result<EvalMetrics> {
-        let (sum, count) = engine.evaluate(batches).await?;
-        let eval_loss = sum / count as f64;
-        if !eval_loss.is_finite() {
-            return Err(Error::Training(format!(
-                "the held-out loss is not finite after step {step}: lower --lr, or look for damaged weights or data"
-            )));
-        }
-        let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
-        self.output.log_evaluation(&metrics)?;
-        (self.listen)(Event::Evaluated(&metrics));
-        // Evaluation is not training time.
-        self.speed = Speed::starting_now();
-        Ok(metrics)
-    }
 }

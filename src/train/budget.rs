@@ -1,0 +1,77 @@
+//! A run's memory plan held to a budget: what is kept and what is computed again follows from it.
+
+use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use super::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
+use crate::gpu::Target;
+use crate::lora::targets::LoraModule;
+use crate::model::activations::KeptAs;
+use crate::model::config::ModelConfig;
+use crate::ops::weight::Float;
+use crate::{Error, Result};
+
+/// Without a stated budget, kept activations stop here and deeper layers are recomputed.
+const DEFAULT_KEPT_BYTES: u64 = 256 << 20;
+
+/// Rows of the largest micro-batch, since the longest slots may meet in one, and of the longest slot.
+pub fn longest_rows(lengths: impl Iterator<Item = usize>, batch_size: usize) -> (usize, usize) {
+    let mut lengths: Vec<usize> = lengths.collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    (lengths.iter().take(batch_size).sum(), lengths.first().copied().unwrap_or(1))
+}
+
+/// Plans a run of the given sizes and holds it to the budget of the settings.
+///
+/// # Errors
+/// A plan over the budget, with the longest sequence that would fit.
+pub fn plan_within_budget(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    modules: &[LoraModule],
+    stored: impl Fn(&str) -> Float,
+    max_rows: usize,
+    max_positions: usize,
+    target: Target,
+) -> Result<TrainPlan> {
+    let total_bytes = settings.gpu_memory.unwrap_or(u64::MAX);
+    // The longest micro-batch has this many sequences of the longest length, or fewer.
+    let sequences = max_rows.div_ceil(max_positions.max(1)).min(settings.batch_size);
+    let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
+    let base = settings.base_storage().of(config)?;
+    let plan = |max_rows, max_positions| {
+        let recompute = match settings.recompute {
+            RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
+            RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
+            RecomputeChoice::All => RecomputePolicy::Keep(0),
+        };
+        let dropout = settings.dropout as f32;
+        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
+        let plan = |kept_as| TrainPlan::with_activations(target, config, &stored, modules, &plan, kept_as);
+        match settings.activations {
+            ActivationsChoice::F32 => plan(KeptAs::F32),
+            ActivationsChoice::Bf16 => plan(KeptAs::Bf16),
+            ActivationsChoice::Auto => {
+                let whole = plan(KeptAs::F32);
+                if whole.ledger().total() <= total_bytes { whole } else { plan(KeptAs::Bf16) }
+            }
+        }
+    };
+    let whole = plan(max_rows, max_positions);
+    let needed = whole.ledger().total();
+    if needed <= total_bytes {
+        whole.check_limits()?;
+        return Ok(whole);
+    }
+    let fits = |length: usize| plan(length * sequences, length).ledger().total() <= total_bytes;
+    let (mut low, mut high) = (0, max_positions);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    let advice = match low {
+        0 | 1 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
+        length => format!("with these settings sequences of up to {length} tokens fit (--max-seq-len {length})"),
+    };
+    Err(Error::Setting(format!(
+        "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
+    )))
+}

@@ -1,0 +1,120 @@
+//! A run's results on their way to log lines and listeners.
+
+use std::collections::VecDeque;
+
+use web_time::Instant;
+
+use super::engine::{Engine, StepResult};
+use super::output::{EvalMetrics, Output, StepMetrics};
+use super::run::Event;
+use super::settings::RunSettings;
+use crate::data::batches::MicroBatch;
+use crate::{Error, Result};
+
+/// A run whose numbers stay broken for so many steps on end will not recover.
+const MAX_SKIPPED: usize = 3;
+
+/// Rows and the moments at which steps' results came, for the speed over the last few of them: several results may come at once.
+pub(super) struct Speed(VecDeque<(Instant, u64)>);
+
+impl Speed {
+    const STEPS: usize = 16;
+
+    pub(super) fn starting_now() -> Self {
+        Self(VecDeque::from([(Instant::now(), 0)]))
+    }
+
+    fn add(&mut self, rows: u64) {
+        self.0.push_back((Instant::now(), rows));
+        if self.0.len() > Self::STEPS {
+            self.0.pop_front();
+        }
+    }
+
+    fn rows_per_second(&self) -> f64 {
+        let Some(((first, _), (last, _))) = self.0.front().zip(self.0.back()) else { return 0.0 };
+        let rows: u64 = self.0.iter().skip(1).map(|(_, rows)| rows).sum();
+        rows as f64 / (*last - *first).as_secs_f64().max(1e-9)
+    }
+}
+
+/// Turns results into log lines and events.
+pub(super) struct Observer<'a, L: FnMut(Event<'_>)> {
+    pub(super) output: &'a mut Output,
+    pub(super) listen: &'a mut L,
+    pub(super) settings: RunSettings,
+    pub(super) steps: usize,
+    pub(super) gpu_bytes: u64,
+    pub(super) tokens: u64,
+    /// Losses of steps since the last logged line.
+    pub(super) unlogged: Vec<f64>,
+    pub(super) speed: Speed,
+    pub(super) skipped_in_a_row: usize,
+}
+
+impl<L: FnMut(Event<'_>)> Observer<'_, L> {
+    pub(super) fn step(&mut self, result: StepResult) -> Result<()> {
+        self.tokens += result.tokens as u64;
+        self.speed.add(result.tokens as u64);
+        if !result.applied {
+            self.skipped_in_a_row += 1;
+            (self.listen)(Event::Skipped { step: result.step });
+            if self.skipped_in_a_row == MAX_SKIPPED {
+                return Err(Error::Training(format!(
+                    "loss or gradient were not finite in {MAX_SKIPPED} steps on end, up to step {}: nothing of these steps was \
+                     applied; lower --lr, or look for damaged weights or data",
+                    result.step
+                )));
+            }
+            return Ok(());
+        }
+        self.skipped_in_a_row = 0;
+        self.unlogged.push(result.loss);
+        if !result.step.is_multiple_of(self.settings.log_every) && result.step != self.steps {
+            return Ok(());
+        }
+        let losses = std::mem::take(&mut self.unlogged);
+        let settings = &self.settings;
+        let metrics = StepMetrics {
+            step: result.step,
+            loss: losses.iter().sum::<f64>() / losses.len() as f64,
+            lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
+            grad_norm: f64::from(result.grad_norm),
+            tokens: self.tokens,
+            tokens_per_s: self.speed.rows_per_second(),
+            gpu_bytes: self.gpu_bytes,
+        };
+        self.output.log_step(&metrics)?;
+        (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
+        Ok(())
+    }
+
+    /// Waits for the results still under way.
+    pub(super) async fn drain(&mut self, engine: &mut Engine) -> Result<()> {
+        while let Some(result) = engine.next_result().await? {
+            self.step(result)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn evaluate(
+        &mut self,
+        engine: &mut Engine,
+        batches: &[MicroBatch],
+        step: usize,
+    ) -> Result<EvalMetrics> {
+        let (sum, count) = engine.evaluate(batches).await?;
+        let eval_loss = sum / count as f64;
+        if !eval_loss.is_finite() {
+            return Err(Error::Training(format!(
+                "the held-out loss is not finite after step {step}: lower --lr, or look for damaged weights or data"
+            )));
+        }
+        let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
+        self.output.log_evaluation(&metrics)?;
+        (self.listen)(Event::Evaluated(&metrics));
+        // Evaluation is not training time.
+        self.speed = Speed::starting_now();
+        Ok(metrics)
+    }
+}
