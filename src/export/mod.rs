@@ -10,6 +10,7 @@ pub use writer::DEFAULT_SHARD_BYTES;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::files::remove_if_there;
 use crate::model::config::ModelConfig;
 use crate::model::load::check_shapes;
 use crate::model::weight_files::WeightFiles;
@@ -56,11 +57,8 @@ impl OutputDirectory {
         let name =
             place.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(place, "is no directory name"))?;
         let beside = place.with_file_name(format!(".{name}.part"));
-        let made = fs::remove_dir_all(&beside).or_else(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(e),
-        });
-        made.and_then(|()| fs::create_dir_all(&beside))
+        remove_if_there(&beside)
+            .and_then(|()| fs::create_dir_all(&beside))
             .map_err(|e| Error::file(place, format!("cannot be written: {e}")))?;
         Ok(Self { place: place.to_owned(), beside })
     }
