@@ -1,11 +1,13 @@
-// y = x B + low C (+ bias), 64 x 64 outputs per workgroup, 8 x 4 per invocation, operands staged in workgroup memory.
+// y = x B + low C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed rows.
-// `low` and C are the LoRA term, contracted by further turns of the same loop.
+// `low` and C are the LoRA term, contracted by further turns of the same loop. Every output is one sum in the order of k, whatever
+// the sizes of the tile: all of them give the same bits.
 
 struct Params {
     rows: u32, cols: u32, depth: u32, in_features: u32,
     x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
     rank: u32, low_ld4: u32, other_first: u32, scale: f32,
+    bias: u32, accumulate: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
@@ -16,138 +18,265 @@ struct Params {
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-const BM = 64u;
-const BN = 64u;
-const BK = 16u;
-const WG_SIZE = 128u;
+// An invocation owns ROW_QUADS quads of neighbouring rows by COL_QUADS quads of columns, these COLS_AT quads apart: neighbouring
+// invocations then read neighbouring quads of workgroup memory.
+const ROWS_4 = ROWS / 4u;
+const COLS_4 = COLS / 4u;
+const DEPTH_4 = DEPTH / 4u;
+const COLS_AT = COLS_4 / COL_QUADS;
+const WG_SIZE = COLS_AT * (ROWS_4 / ROW_QUADS);
 
 // Both tiles lie with the contracted index outermost: x_tile[k][row / 4], w_tile[k][col / 4].
-var<workgroup> x_tile: array<vec4<f32>, 256>;
-var<workgroup> w_tile: array<vec4<f32>, 256>;
+var<workgroup> x_tile: array<vec4<f32>, DEPTH * ROWS_4>;
+var<workgroup> w_tile: array<vec4<f32>, DEPTH * COLS_4>;
+
+// Operands are loaded by blocks of 4 rows by 4 contracted values, turned round in registers. Of neighbouring lanes eight (or all)
+// hold neighbouring quads of rows, so that their stores meet in no bank of workgroup memory; the next ones go on along the rows.
+const X_FAST = min(8u, ROWS_4);
+const W_FAST = min(8u, COLS_4);
+const X_BLOCKS = ROWS_4 * DEPTH_4;
 
 fn keep(value: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
     return select(vec4<f32>(), value, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
 }
 
-fn store_x(quad: u32, value: vec4<f32>) {
-    let row = quad / 4u;
-    let k = (quad % 4u) * 4u;
-    x_tile[(k + 0u) * 16u + row / 4u][row % 4u] = value.x;
-    x_tile[(k + 1u) * 16u + row / 4u][row % 4u] = value.y;
-    x_tile[(k + 2u) * 16u + row / 4u][row % 4u] = value.z;
-    x_tile[(k + 3u) * 16u + row / 4u][row % 4u] = value.w;
+fn store_x(row4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
+    x_tile[(k + 0u) * ROWS_4 + row4] = vec4(v0.x, v1.x, v2.x, v3.x);
+    x_tile[(k + 1u) * ROWS_4 + row4] = vec4(v0.y, v1.y, v2.y, v3.y);
+    x_tile[(k + 2u) * ROWS_4 + row4] = vec4(v0.z, v1.z, v2.z, v3.z);
+    x_tile[(k + 3u) * ROWS_4 + row4] = vec4(v0.w, v1.w, v2.w, v3.w);
 }
 
-fn store_w_transposed(quad: u32, value: vec4<f32>) {
-    let col = quad / 4u;
-    let k = (quad % 4u) * 4u;
-    w_tile[(k + 0u) * 16u + col / 4u][col % 4u] = value.x;
-    w_tile[(k + 1u) * 16u + col / 4u][col % 4u] = value.y;
-    w_tile[(k + 2u) * 16u + col / 4u][col % 4u] = value.z;
-    w_tile[(k + 3u) * 16u + col / 4u][col % 4u] = value.w;
+fn store_w_turned(col4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
+    w_tile[(k + 0u) * COLS_4 + col4] = vec4(v0.x, v1.x, v2.x, v3.x);
+    w_tile[(k + 1u) * COLS_4 + col4] = vec4(v0.y, v1.y, v2.y, v3.y);
+    w_tile[(k + 2u) * COLS_4 + col4] = vec4(v0.z, v1.z, v2.z, v3.z);
+    w_tile[(k + 3u) * COLS_4 + col4] = vec4(v0.w, v1.w, v2.w, v3.w);
 }
 
-fn load_base(first_row: u32, first_col: u32, first_k: u32, lane: u32) {
-    for (var quad = lane; quad < 256u; quad += WG_SIZE) {
-        let row = first_row + quad / 4u;
-        let k = first_k + (quad % 4u) * 4u;
-        var value = vec4<f32>();
-        if row < params.rows && k < params.depth {
-            value = keep(x[row * params.x_ld4 + params.x_col4 + k / 4u], k, params.depth);
-        }
-        store_x(quad, value);
-        if FORWARD {
-            let col = first_col + quad / 4u;
-            var w = vec4<f32>();
-            if col < params.cols && k < params.depth { w = weight4(col, k, params.in_features); }
-            store_w_transposed(quad, w);
-        } else {
-            let n = first_k + quad / 16u;
-            let col = first_col + (quad % 16u) * 4u;
-            var w = vec4<f32>();
-            if n < params.depth && col < params.cols { w = weight4(n, col, params.in_features); }
-            w_tile[quad] = w;
-        }
+fn load_x(block: u32, first_row: u32, first_k: u32) {
+    let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
+    let k = block / X_FAST % DEPTH_4 * 4u;
+    let row = first_row + row4 * 4u;
+    let at = first_k + k;
+    let quad = params.x_col4 + at / 4u;
+#for i in 0..4
+    var v$i = vec4<f32>();
+    if row + $iu < params.rows && at < params.depth { v$i = keep(x[(row + $iu) * params.x_ld4 + quad], at, params.depth); }
+#end
+    store_x(row4, k, v0, v1, v2, v3);
+}
+
+fn load_low(block: u32, first_row: u32, first_k: u32) {
+    let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
+    let k = block / X_FAST % DEPTH_4 * 4u;
+    let row = first_row + row4 * 4u;
+    let at = first_k + k;
+#for i in 0..4
+    var v$i = vec4<f32>();
+    if row + $iu < params.rows && at < params.rank {
+        v$i = params.scale * keep(low[(row + $iu) * params.low_ld4 + at / 4u], at, params.rank);
+    }
+#end
+    store_x(row4, k, v0, v1, v2, v3);
+}
+
+#if SCALED
+// Each block scale of a 4-bit tile is decoded once: those of the next turn while this one is loaded.
+#if FORWARD
+const W_BLOCKS = COLS_4 * (DEPTH / 8u);
+const SCALES = COLS;
+#else
+const W_BLOCKS = COLS / 8u * DEPTH;
+const SCALE_COLS = (COLS + 63u) / 64u;
+const SCALES = DEPTH * SCALE_COLS;
+#end
+
+var<workgroup> scale_tile: array<f32, 2u * SCALES>;
+
+fn load_scales(first_col: u32, first_k: u32, slot: u32, lane: u32) {
+    for (var i = lane; i < SCALES; i += WG_SIZE) {
+        var scale = 0.0;
+#if FORWARD
+        let row = first_col + i;
+        if row < params.cols && first_k < params.depth { scale = absmax_of((row * params.in_features + first_k) / 64u); }
+#else
+        let row = first_k + i / SCALE_COLS;
+        let col = first_col + i % SCALE_COLS * 64u;
+        if row < params.depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / 64u); }
+#end
+        scale_tile[slot * SCALES + i] = scale;
     }
 }
 
-fn load_low_rank(first_row: u32, first_col: u32, first_k: u32, lane: u32) {
-    for (var quad = lane; quad < 256u; quad += WG_SIZE) {
-        let row = first_row + quad / 4u;
-        let k = first_k + (quad % 4u) * 4u;
-        var value = vec4<f32>();
-        if row < params.rows && k < params.rank {
-            value = params.scale * keep(low[row * params.low_ld4 + k / 4u], k, params.rank);
-        }
-        store_x(quad, value);
-        var w = vec4<f32>();
-        if FORWARD {
-            let col = first_col + quad / 4u;
-            if col < params.cols {
-                let base = (params.other_first + col) * params.rank + k;
-                let count = min(4u, max(params.rank, k) - k);
-                for (var i = 0u; i < count; i++) { w[i] = other[base + i]; }
-            }
-            store_w_transposed(quad, w);
-        } else {
-            let n = first_k + quad / 16u;
-            let col = first_col + (quad % 16u) * 4u;
-            if n < params.rank {
-                let count = min(4u, max(params.cols, col) - col);
-                for (var i = 0u; i < count; i++) { w[i] = other[n * params.cols + col + i]; }
-            }
-            w_tile[quad] = w;
-        }
+fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
+#if FORWARD
+    let col4 = block % W_FAST + block / (W_FAST * (DEPTH / 8u)) * W_FAST;
+    let k = block / W_FAST % (DEPTH / 8u) * 8u;
+    let col = first_col + col4 * 4u;
+    let at = slot * SCALES + col4 * 4u;
+#for i in 0..4
+    var w$i = Octet();
+    if col + $iu < params.cols && first_k + k < params.depth {
+        w$i = octet(col + $iu, first_k + k, params.in_features);
+        w$i = Octet(w$i.h0 * scale_tile[at + $iu], w$i.h1 * scale_tile[at + $iu]);
     }
+#end
+    store_w_turned(col4, k, w0.h0, w1.h0, w2.h0, w3.h0);
+    store_w_turned(col4, k + 4u, w0.h1, w1.h1, w2.h1, w3.h1);
+#else
+    let k = block / (COLS / 8u);
+    let col8 = block % (COLS / 8u);
+    let n = first_k + k;
+    let col = first_col + col8 * 8u;
+    var w = Octet();
+    if n < params.depth && col < params.cols {
+        let scale = scale_tile[slot * SCALES + k * SCALE_COLS + col8 / 8u];
+        w = octet(n, col, params.in_features);
+        w = Octet(w.h0 * scale, w.h1 * scale);
+    }
+    w_tile[k * COLS_4 + col8 * 2u] = w.h0;
+    w_tile[k * COLS_4 + col8 * 2u + 1u] = w.h1;
+#end
 }
+#else
+#if FORWARD
+const W_BLOCKS = COLS_4 * DEPTH_4;
+#else
+const W_BLOCKS = COLS_4 * DEPTH;
+#end
+
+fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
+#if FORWARD
+    let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
+    let k = block / W_FAST % DEPTH_4 * 4u;
+    let col = first_col + col4 * 4u;
+    let at = first_k + k;
+#for i in 0..4
+    var w$i = vec4<f32>();
+    if col + $iu < params.cols && at < params.depth { w$i = weight4(col + $iu, at, params.in_features); }
+#end
+    store_w_turned(col4, k, w0, w1, w2, w3);
+#else
+    let n = first_k + block / COLS_4;
+    let col = first_col + block % COLS_4 * 4u;
+    var w = vec4<f32>();
+    if n < params.depth && col < params.cols { w = weight4(n, col, params.in_features); }
+    w_tile[block] = w;
+#end
+}
+#end
+
+#if FORWARD
+const OTHER_BLOCKS = COLS_4 * DEPTH_4;
+
+fn lora_b(col: u32, at: u32) -> vec4<f32> {
+    var w = vec4<f32>();
+    if col < params.cols {
+        let base = (params.other_first + col) * params.rank + at;
+        let count = min(4u, max(params.rank, at) - at);
+        for (var i = 0u; i < count; i++) { w[i] = other[base + i]; }
+    }
+    return w;
+}
+
+fn load_other(block: u32, first_col: u32, first_k: u32) {
+    let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
+    let k = block / W_FAST % DEPTH_4 * 4u;
+    let col = first_col + col4 * 4u;
+    let at = first_k + k;
+    store_w_turned(col4, k, lora_b(col, at), lora_b(col + 1u, at), lora_b(col + 2u, at), lora_b(col + 3u, at));
+}
+#else
+const OTHER_BLOCKS = COLS_4 * DEPTH;
+
+// Of lora_A.
+fn load_other(block: u32, first_col: u32, first_k: u32) {
+    let n = first_k + block / COLS_4;
+    let col = first_col + block % COLS_4 * 4u;
+    var w = vec4<f32>();
+    if n < params.rank {
+        let count = min(4u, max(params.cols, col) - col);
+        for (var i = 0u; i < count; i++) { w[i] = other[n * params.cols + col + i]; }
+    }
+    w_tile[block] = w;
+}
+#end
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let first_col = group.x * BN;
-    let first_row = group.y * BM;
-    let tx = lane % 16u;
-    let ty = lane / 16u;
-#for i in 0..8
-    var acc$i = vec4<f32>();
+    let first_col = group.x * COLS;
+    let first_row = group.y * ROWS;
+    let tx = lane % COLS_AT;
+    let ty = lane / COLS_AT;
+#for q in 0..ROW_QUADS
+#for i in 0..4
+#for c in 0..COL_QUADS
+    var acc$q_$i_$c = vec4<f32>();
 #end
-    let base_tiles = (params.depth + BK - 1u) / BK;
-    let tiles = base_tiles + (params.rank + BK - 1u) / BK;
-    for (var tile = 0u; tile < tiles; tile++) {
-        if tile < base_tiles {
-            load_base(first_row, first_col, tile * BK, lane);
+#end
+#end
+#if SCALED
+    fill_code_table(lane);
+    load_scales(first_col, 0u, 0u, lane);
+    workgroupBarrier();
+#end
+    let base_turns = (params.depth + DEPTH - 1u) / DEPTH;
+    let turns = base_turns + (params.rank + DEPTH - 1u) / DEPTH;
+    for (var turn = 0u; turn < turns; turn++) {
+        if turn < base_turns {
+            let slot = turn % 2u;
+            for (var block = lane; block < X_BLOCKS + W_BLOCKS; block += WG_SIZE) {
+                if block < X_BLOCKS {
+                    load_x(block, first_row, turn * DEPTH);
+                } else {
+                    load_w(block - X_BLOCKS, first_col, turn * DEPTH, slot);
+                }
+            }
+#if SCALED
+            load_scales(first_col, (turn + 1u) * DEPTH, 1u - slot, lane);
+#end
         } else {
-            load_low_rank(first_row, first_col, (tile - base_tiles) * BK, lane);
+            let first_k = (turn - base_turns) * DEPTH;
+            for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_low(block, first_row, first_k); }
+            for (var block = lane; block < OTHER_BLOCKS; block += WG_SIZE) { load_other(block, first_col, first_k); }
         }
         workgroupBarrier();
-        for (var k = 0u; k < BK; k++) {
-            let w = w_tile[k * 16u + tx];
-            let a = x_tile[k * 16u + ty * 2u];
-            let b = x_tile[k * 16u + ty * 2u + 1u];
-            acc0 += a.x * w;
-            acc1 += a.y * w;
-            acc2 += a.z * w;
-            acc3 += a.w * w;
-            acc4 += b.x * w;
-            acc5 += b.y * w;
-            acc6 += b.z * w;
-            acc7 += b.w * w;
+        for (var k = 0u; k < DEPTH; k++) {
+#for c in 0..COL_QUADS
+            let w$c = w_tile[k * COLS_4 + $cu * COLS_AT + tx];
+#end
+#for q in 0..ROW_QUADS
+            let x$q = x_tile[k * ROWS_4 + ty * ROW_QUADS + $qu];
+#for c in 0..COL_QUADS
+            acc$q_0_$c += x$q.x * w$c;
+            acc$q_1_$c += x$q.y * w$c;
+            acc$q_2_$c += x$q.z * w$c;
+            acc$q_3_$c += x$q.w * w$c;
+#end
+#end
         }
         workgroupBarrier();
     }
-    let col = first_col + tx * 4u;
-    if col >= params.cols { return; }
-    var shift = vec4<f32>();
-    if BIAS {
-        let count = min(4u, params.cols - col);
-        for (var i = 0u; i < count; i++) { shift[i] = bias[params.other_first + col + i]; }
-    }
-    let first = first_row + ty * 8u;
-#for i in 0..8
-    if first + $iu < params.rows {
-        let at = (first + $iu) * params.y_ld4 + params.y_col4 + col / 4u;
-        var value = acc$i + shift;
-        if ACCUMULATE { value += y[at]; }
-        y[at] = value;
+    let first = first_row + ty * ROW_QUADS * 4u;
+#for c in 0..COL_QUADS
+    let col$c = first_col + ($cu * COLS_AT + tx) * 4u;
+    if col$c < params.cols {
+        var shift = vec4<f32>();
+        if params.bias != 0u {
+            let count = min(4u, params.cols - col$c);
+            for (var i = 0u; i < count; i++) { shift[i] = bias[params.other_first + col$c + i]; }
+        }
+#for q in 0..ROW_QUADS
+#for i in 0..4
+        if first + $qu * 4u + $iu < params.rows {
+            let at = (first + $qu * 4u + $iu) * params.y_ld4 + params.y_col4 + col$c / 4u;
+            var value = acc$q_$i_$c + shift;
+            if params.accumulate != 0u { value += y[at]; }
+            y[at] = value;
+        }
+#end
+#end
     }
 #end
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
+use super::choices::{Choices, Problem};
 use super::kernel::Kernel;
 use super::memory::{Matrix, View};
 
@@ -71,12 +72,27 @@ pub struct Recorder {
     /// The same for bindings that are never written; another buffer, since one may not be bound both ways at once.
     pub unused_write: View,
     pub scratch: Scratch,
+    pub choices: Choices,
+    /// What was recorded that several kernels can do, in the order of the commands.
+    pub problems: Vec<Problem>,
     pub commands: Vec<Command>,
 }
 
 impl Recorder {
     pub fn new(target: Target, unused: View, unused_write: View, scratch: Scratch) -> Self {
-        Self { target, unused, unused_write, scratch, commands: Vec::new() }
+        let (choices, problems, commands) = (Choices::default(), Vec::new(), Vec::new());
+        Self { target, unused, unused_write, scratch, choices, problems, commands }
+    }
+
+    /// The same, with kernels that were measured.
+    pub fn with_choices(self, choices: &Choices) -> Self {
+        Self { choices: choices.clone(), ..self }
+    }
+
+    /// Notes what is about to be recorded, and names the kernel that was measured to be the fastest for it, if any was.
+    pub fn choose(&mut self, problem: Problem) -> Option<&str> {
+        self.problems.push(problem);
+        self.choices.get(&problem.class())
     }
 
     pub fn dispatch<P: Pod>(

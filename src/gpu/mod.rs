@@ -1,6 +1,7 @@
 //! The only room that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
 
 mod arena;
+mod choices;
 mod commands;
 mod device;
 mod error;
@@ -9,6 +10,7 @@ mod kernel;
 mod memory;
 
 pub use arena::{Arena, Lifetime};
+pub use choices::{Choices, Problem, ShapeClass};
 pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Scratch, Target, params_bytes};
 pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, preferred};
 pub use error::GpuError;

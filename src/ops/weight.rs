@@ -87,6 +87,19 @@ impl Storage {
         }
     }
 
+    /// What tells it from the others in the classes of what was measured.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float(Float::F32) => "f32",
+            Self::Float(Float::F16) => "f16",
+            Self::Float(Float::Bf16) => "bf16",
+            Self::Quantized { code: Code4::Nf4, double: false } => "nf4",
+            Self::Quantized { code: Code4::Nf4, double: true } => "nf4 nested",
+            Self::Quantized { code: Code4::Fp4, double: false } => "fp4",
+            Self::Quantized { code: Code4::Fp4, double: true } => "fp4 nested",
+        }
+    }
+
     /// Every storage, for the tests that walk all variants.
     pub const ALL: [Self; 7] = [
         Self::Float(Float::F32),

@@ -3,7 +3,7 @@
 //! forward `y = x W^T + s (x A^T) B^T + b`, input gradient `dx = dy W + s (dy B) A`.
 //!
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
-//! decoded on the way in. Software adapters take [`broadcast`] where their lanes exchange values, else [`rows`]: the weight is
+//! decoded on the way in, in the size that was measured to be the fastest ([`Candidate`]). Software adapters take [`broadcast`] where their lanes exchange values, else [`rows`]: the weight is
 //! decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory; for the few rows of generation,
 //! [`few_rows`] reads it packed.
 
@@ -14,8 +14,11 @@ mod rows;
 mod tests;
 mod tiled;
 
+use tiled::Tile;
+
 use super::weight::{Panel, Storage, Weight};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Problem, Recorder, Target, View};
+use crate::ops::Form;
 
 /// Which way a contraction reads the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,29 @@ pub struct LowRank {
     pub low: Matrix,
     pub other: View,
     pub scale: f32,
+}
+
+/// One of the ways in which a GPU can do a contraction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Candidate {
+    Tiled(Tile),
+}
+
+impl Candidate {
+    /// All for one problem, first the one that is taken where none was measured. Whatever else can do it joins this list:
+    /// trials and tests walk it. Software adapters have nothing to choose from.
+    pub fn all(target: &Target, problem: &Problem) -> Vec<Self> {
+        match Form::of(target) {
+            Form::Tiles => Tile::for_rows(problem.rows).map(Self::Tiled).collect(),
+            Form::Lanes | Form::Broadcast => Vec::new(),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tiled(tile) => tile.name,
+        }
+    }
 }
 
 /// `y = x W^T + low-rank term + bias`, added to `y` when `accumulate`. x is `[rows, in]`, y `[rows, out]`.
@@ -81,9 +107,27 @@ fn contract(
         } else if rec.target.cpu {
             rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
-            tiled::record(rec, direction, x, weight, panel, low, y, accumulate);
+            let problem = problem(direction, weight, panel, x.rows);
+            match choose(rec, problem) {
+                Candidate::Tiled(tile) => tiled::record(rec, tile, direction, x, weight, panel, low, y, accumulate),
+            }
         }
     }
+}
+
+fn problem(direction: Direction, weight: &Weight, panel: &Panel, rows: u32) -> Problem {
+    let (cols, depth) = match direction {
+        Direction::Forward => (panel.rows, weight.in_features),
+        Direction::InputGradient => (weight.in_features, panel.rows),
+    };
+    Problem { op: op_name(direction, weight.storage), storage: weight.storage.name(), rows, cols, depth }
+}
+
+/// The candidate that was measured to be the fastest, else the first.
+fn choose(rec: &mut Recorder, problem: Problem) -> Candidate {
+    let candidates = Candidate::all(&rec.target, &problem);
+    let measured = rec.choose(problem);
+    *candidates.iter().find(|candidate| Some(candidate.name()) == measured).unwrap_or(&candidates[0])
 }
 
 fn op_name(direction: Direction, storage: Storage) -> &'static str {

@@ -1,7 +1,7 @@
 //! Every form against the formula, in every storage, direction and odd size.
 
 use super::*;
-use crate::ops::Form;
+use crate::gpu::Choices;
 use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
 use crate::ops::weight::{Code4, Float};
 use crate::quant::{self, Scales, dynamic_map};
@@ -82,10 +82,33 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
     Case { rows, out, inp, rank, bias }
 }
 
-fn check(form: Form, storage: Storage, case: Case) {
+/// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
+fn variants() -> Vec<(Form, &'static str)> {
+    let problem = Problem { op: "", storage: "", rows: 64, cols: 64, depth: 64 };
+    let of_form = |form| {
+        let candidates = Candidate::all(&Lab::for_form(form).target, &problem);
+        let names: Vec<_> = candidates.iter().map(|candidate| candidate.name()).collect();
+        if names.is_empty() { vec![(form, "")] } else { names.into_iter().map(|name| (form, name)).collect() }
+    };
+    forms().into_iter().flat_map(of_form).collect()
+}
+
+/// What `record` records where `candidate` is the fastest for all of it.
+fn recorded(lab: &Lab, candidate: &str, record: impl Fn(&mut Recorder)) -> Recorder {
+    let mut rec = lab.recorder();
+    record(&mut rec);
+    let mut choices = Choices::default();
+    rec.problems.iter().for_each(|problem| choices.insert(problem.class(), candidate));
+    let mut rec = lab.recorder().with_choices(&choices);
+    record(&mut rec);
+    rec
+}
+
+/// Compares with the twin, and gives the bits of all results.
+fn check((form, candidate): (Form, &str), storage: Storage, case: Case) -> Vec<u32> {
     let Case { rows, out, inp, rank, bias } = case;
     let mut lab = Lab::for_form(form);
-    let what = format!("{form:?}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
+    let what = format!("{form:?} {candidate}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
     let (weight, w, b) = weight(&mut lab, storage, out, inp, bias);
     let (x, dy) = (lab.normal(rows * inp), lab.normal(rows * out));
     let (xa, dyb) = (lab.normal(rows * rank), lab.normal(rows * rank));
@@ -100,11 +123,12 @@ fn check(form: Form, storage: Storage, case: Case) {
         low_f = Some(LowRank { low: lab.matrix(rows, rank, &xa), other: lab.vector(&lora_b), scale });
         low_g = Some(LowRank { low: lab.matrix(rows, rank, &dyb), other: lab.vector(&lora_a), scale });
     }
-    let mut rec = lab.recorder();
-    forward(&mut rec, gx, &weight, low_f, y, false);
-    forward(&mut rec, gx, &weight, low_f, y_added, true);
-    input_gradient(&mut rec, gdy, &weight, low_g, dx, false);
-    input_gradient(&mut rec, gdy, &weight, low_g, dx_added, true);
+    let rec = recorded(&lab, candidate, |rec| {
+        forward(rec, gx, &weight, low_f, y, false);
+        forward(rec, gx, &weight, low_f, y_added, true);
+        input_gradient(rec, gdy, &weight, low_g, dx, false);
+        input_gradient(rec, gdy, &weight, low_g, dx_added, true);
+    });
     lab.run(&rec);
 
     let base = twin::multiply(&x, rows, inp, out, |k, n| w[n * inp + k]);
@@ -120,19 +144,29 @@ fn check(form: Form, storage: Storage, case: Case) {
     assert_close(&format!("dx: {what}"), &lab.read(dx), &want, 1e-5);
     let want: Vec<f64> = want.iter().zip(&dx0).map(|(a, b)| a + b).collect();
     assert_close(&format!("dx added: {what}"), &lab.read(dx_added), &want, 1e-5);
+    [y, y_added, dx, dx_added].iter().flat_map(|result| lab.read(*result)).map(f32::to_bits).collect()
+}
+
+/// Every variant of every form equals the formula, and those among which a target chooses equal each other to the bit.
+fn check_all(storage: Storage, case: Case) {
+    let mut of_tiles: Option<Vec<u32>> = None;
+    for variant in variants() {
+        let bits = check(variant, storage, case);
+        if variant.0 == Form::Tiles {
+            assert!(*of_tiles.get_or_insert_with(|| bits.clone()) == bits, "bits of {variant:?}, {storage:?}");
+        }
+    }
 }
 
 #[test]
 fn every_form_equals_the_formula_in_every_storage() {
-    for form in forms() {
-        for storage in Storage::ALL {
-            for case in [
-                case(33, 70, 128, 8, true),
-                case(5, 130, 37, 3, false),
-                case(3, 131, 37, 3, true),
-                case(1, 70, 128, 8, true),
-            ] {
-                check(form, storage, case);
+    for storage in Storage::ALL {
+        check_all(storage, case(33, 70, 128, 8, true));
+        for case in
+            [case(5, 130, 37, 3, false), case(3, 131, 37, 3, true), case(1, 70, 128, 8, true), case(2, 9, 36, 0, false)]
+        {
+            for form in forms() {
+                check((form, ""), storage, case);
             }
         }
     }
@@ -148,16 +182,15 @@ fn odd_and_random_sizes_equal_the_formula() {
         case(129, 65, 17, 5, true),
         case(131, 67, 72, 5, true),
         case(130, 24, 136, 9, false),
+        case(150, 200, 192, 20, true),
     ];
     for _ in 0..6 {
         let mut draw = |below| 1 + lab.index(below);
         cases.push(case(draw(150), draw(200), draw(200), draw(20), true));
     }
-    for form in forms() {
-        for case in &cases {
-            check(form, Storage::Float(Float::F32), *case);
-            check(form, Storage::Quantized { code: Code4::Nf4, double: true }, *case);
-        }
+    for case in cases {
+        check_all(Storage::Float(Float::F32), case);
+        check_all(Storage::Quantized { code: Code4::Nf4, double: true }, case);
     }
 }
 

@@ -1,12 +1,69 @@
-//! The GPU form: 64 x 64 outputs per workgroup, 8 x 4 per invocation, see `shaders/linear_tiled.wgsl`.
+//! The GPU form: tiles of the output fed from workgroup memory, in several sizes, see `shaders/linear_tiled.wgsl`.
+//!
+//! Which size is fastest depends on the adapter and on the shape. All sum each output over k in the same order, with one accumulator,
+//! and so give the same bits: what a run computes does not depend on the choice.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{Direction, LowRank, op_name, weight_views};
 use crate::gpu::{Kernel, Matrix, Recorder};
-use crate::ops::weight::{Panel, Storage, Weight};
+use crate::ops::weight::{BLOCK, Panel, Storage, Weight};
 
-const TILE: u32 = 64;
+/// How a contraction is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tile {
+    pub name: &'static str,
+    /// Outputs of a workgroup.
+    rows: u32,
+    cols: u32,
+    /// Contracted values in workgroup memory at a time.
+    depth: u32,
+    /// Outputs of an invocation, in quads of rows and of columns.
+    row_quads: u32,
+    col_quads: u32,
+}
+
+const fn tile(name: &'static str, [rows, cols, depth]: [u32; 3], [row_quads, col_quads]: [u32; 2]) -> Tile {
+    Tile { name, rows, cols, depth, row_quads, col_quads }
+}
+
+impl Tile {
+    pub const ALL: [Self; 6] = [
+        tile("64x64x16 by 8x4", [64, 64, 16], [2, 1]),
+        tile("64x64x16 by 8x8", [64, 64, 16], [2, 2]),
+        tile("128x64x16 by 8x8", [128, 64, 16], [2, 2]),
+        tile("128x128x8 by 8x8", [128, 128, 8], [2, 2]),
+        tile("32x64x32 by 8x4", [32, 64, 32], [2, 1]),
+        tile("16x32x32 by 4x4", [16, 32, 32], [1, 1]),
+    ];
+
+    /// All, first the one that an adapter takes that was not measured: 64 rows, or less where that would be mostly empty.
+    pub fn for_rows(rows: u32) -> impl Iterator<Item = Self> {
+        let first = match rows {
+            0..=16 => 5,
+            17..=32 => 4,
+            _ => 0,
+        };
+        std::iter::once(first).chain((0..Self::ALL.len()).filter(move |i| *i != first)).map(|i| Self::ALL[i])
+    }
+
+    fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+        // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
+        let scaled = matches!(storage, Storage::Quantized { .. }) && u64::from(in_features).is_multiple_of(BLOCK);
+        let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
+            .constant("FORWARD", direction == Direction::Forward)
+            .constant("SCALED", scaled)
+            .constant("ROWS", self.rows)
+            .constant("COLS", self.cols)
+            .constant("DEPTH", self.depth)
+            .constant("ROW_QUADS", self.row_quads)
+            .constant("COL_QUADS", self.col_quads);
+        if scaled {
+            kernel = kernel.part(include_str!("../../../shaders/lib/octet_table.wgsl"));
+        }
+        storage.join(kernel, in_features)
+    }
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -23,24 +80,18 @@ struct Params {
     low_ld4: u32,
     other_first: u32,
     scale: f32,
-}
-
-fn kernel(direction: Direction, storage: Storage, in_features: u32, bias: bool, accumulate: bool) -> Kernel {
-    let kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
-        .constant("FORWARD", direction == Direction::Forward)
-        .constant("BIAS", bias)
-        .constant("ACCUMULATE", accumulate);
-    storage.join(kernel, in_features)
+    bias: u32,
+    accumulate: u32,
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = Vec::new();
-    for storage in Storage::ALL {
-        for in_features in [64, 63] {
-            for accumulate in [false, true] {
-                all.push(kernel(Direction::Forward, storage, in_features, true, accumulate));
-                all.push(kernel(Direction::Forward, storage, in_features, false, accumulate));
-                all.push(kernel(Direction::InputGradient, storage, in_features, false, accumulate));
+    for tile in Tile::ALL {
+        for storage in Storage::ALL {
+            let widths: &[u32] = if matches!(storage, Storage::Float(_)) { &[64, 63] } else { &[64, 60, 63] };
+            for in_features in widths {
+                all.push(tile.kernel(Direction::Forward, storage, *in_features));
+                all.push(tile.kernel(Direction::InputGradient, storage, *in_features));
             }
         }
     }
@@ -50,6 +101,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 #[allow(clippy::too_many_arguments)]
 pub(super) fn record(
     rec: &mut Recorder,
+    tile: Tile,
     direction: Direction,
     x: Matrix,
     weight: &Weight,
@@ -74,13 +126,15 @@ pub(super) fn record(
         low_ld4: low.map_or(0, |l| l.low.ld / 4),
         other_first: panel.first_row,
         scale: low.map_or(0.0, |l| l.scale),
+        bias: u32::from(bias.is_some()),
+        accumulate: u32::from(accumulate),
     };
     let [data, absmax, nested] = weight_views(rec, panel);
     let low_view = low.map_or(rec.unused, |l| l.low.view);
     let other = low.map_or(rec.unused, |l| l.other);
     let views = [x.view, data, absmax, nested, bias.unwrap_or(rec.unused), low_view, other, y.view];
-    let kernel = kernel(direction, weight.storage, weight.in_features, bias.is_some(), accumulate);
-    let groups = [cols.div_ceil(TILE), x.rows.div_ceil(TILE), 1];
+    let kernel = tile.kernel(direction, weight.storage, weight.in_features);
+    let groups = [cols.div_ceil(tile.cols), x.rows.div_ceil(tile.rows), 1];
     let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
     rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
 }

@@ -1,0 +1,113 @@
+//! Which of several kernels for one problem is taken: as plain data, so that lists are recorded without a GPU.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A contraction of `depth` values for each of `rows` x `cols` outputs, by operands of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// The operation and how its operands are stored.
+    pub op: &'static str,
+    pub storage: &'static str,
+    pub rows: u32,
+    pub cols: u32,
+    pub depth: u32,
+}
+
+/// Problems that are taken to be alike: the same operation, sizes up to the same powers of two.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+pub struct ShapeClass {
+    pub op: String,
+    pub storage: String,
+    pub depth: u32,
+    pub cols: u32,
+    /// Last, so that the classes of one weight are neighbours.
+    pub rows: u32,
+}
+
+impl Problem {
+    pub fn class(&self) -> ShapeClass {
+        let size = |n: u32| n.checked_next_power_of_two().unwrap_or(u32::MAX);
+        ShapeClass {
+            op: self.op.to_owned(),
+            storage: self.storage.to_owned(),
+            depth: size(self.depth),
+            cols: size(self.cols),
+            rows: size(self.rows),
+        }
+    }
+
+    /// Multiply-adds.
+    pub fn work(&self) -> u64 {
+        u64::from(self.rows) * u64::from(self.cols) * u64::from(self.depth)
+    }
+}
+
+/// The kernel of each class that was measured, by name. Empty is what an adapter takes that was not measured: the operations'
+/// own first choices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices(Arc<BTreeMap<ShapeClass, String>>);
+
+impl Choices {
+    pub fn insert(&mut self, class: ShapeClass, kernel: impl Into<String>) {
+        Arc::make_mut(&mut self.0).insert(class, kernel.into());
+    }
+
+    /// What was measured for this class alone.
+    pub fn measured(&self, class: &ShapeClass) -> Option<&str> {
+        self.0.get(class).map(String::as_str)
+    }
+
+    /// The kernel for a class: its own, else that of the same weight for the next larger count of rows, else for the largest.
+    pub fn get(&self, class: &ShapeClass) -> Option<&str> {
+        let of_weight = |rows| ShapeClass { rows, ..class.clone() };
+        let mut larger = self.0.range(class.clone()..=of_weight(u32::MAX));
+        let mut smaller = self.0.range(of_weight(0)..class.clone());
+        larger.next().or_else(|| smaller.next_back()).map(|(_, kernel)| kernel.as_str())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&ShapeClass, &str)> {
+        self.0.iter().map(|(class, kernel)| (class, kernel.as_str()))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(rows: u32, cols: u32) -> ShapeClass {
+        Problem { op: "linear_forward", storage: "f32", rows, cols, depth: 100 }.class()
+    }
+
+    #[test]
+    fn sizes_up_to_a_power_of_two_are_alike() {
+        assert_eq!(class(65, 128), class(128, 65));
+        assert_ne!(class(64, 128), class(65, 128));
+        assert_eq!((class(1, 1).rows, class(u32::MAX, 1).rows, class(1, 1).depth), (1, u32::MAX, 128));
+    }
+
+    #[test]
+    fn a_count_of_rows_that_was_not_measured_takes_its_neighbours_kernel() {
+        let mut choices = Choices::default();
+        assert_eq!(choices.get(&class(64, 64)), None);
+        choices.insert(class(64, 64), "small");
+        choices.insert(class(1024, 64), "large");
+        choices.insert(class(256, 128), "other");
+        let get = |rows| choices.get(&class(rows, 64));
+        assert_eq!(
+            [get(1), get(64), get(65), get(1024), get(4096)],
+            [Some("small"), Some("small"), Some("large"), Some("large"), Some("large")]
+        );
+        assert_eq!((choices.get(&class(64, 256)), choices.measured(&class(65, 64))), (None, None));
+        // A copy keeps what it was.
+        let copy = choices.clone();
+        choices.insert(class(64, 64), "new");
+        assert_eq!((copy.get(&class(64, 64)), choices.get(&class(64, 64))), (Some("small"), Some("new")));
+    }
+}
