@@ -17,12 +17,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let at = (group.x + group.y * groups.x) * WG_SIZE + lane;
     if at >= params.count || state.finite == 0.0 { return; }
     let g = grads[at] * state.clip;
-    let m = first_moments[at] + (g - first_moments[at]) * hyper.one_minus_beta1;
-    let v = second_moments[at] + (g * g - second_moments[at]) * hyper.one_minus_beta2;
-    let step = m / (sqrt(v) / hyper.second_correction_root + hyper.eps);
+    let m = first_moment(first_moments[at], g);
+    let v = second_moment(second_moments[at], g);
     first_moments[at] = m;
     second_moments[at] = v;
-    let decay = hyper.learning_rate * hyper.weight_decay;
-    let rate = hyper.learning_rate / hyper.first_correction;
-    values[at] -= values[at] * decay + step * rate;
+    values[at] = stepped(values[at], m, v);
 }

@@ -19,6 +19,7 @@ use loraine::model::config::ModelConfig;
 use loraine::model::load::{check_shapes, float_of};
 use loraine::model::network::BaseStorage;
 use loraine::model::weight_files::WeightFiles;
+use loraine::ops::moments::MomentStorage;
 use loraine::ops::weight::Float;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -88,7 +89,7 @@ fn open_model(dir: &Path) -> Result<()> {
         max_positions: 32,
         recompute: RecomputePolicy::Keep(1),
         dropout: 0.1,
-        training: true,
+        training: Some(MomentStorage::F32),
     };
     assert!(TrainPlan::new(Target::BASELINE, &config, stored, &modules, &settings).ledger().total() > 0);
     Ok(())

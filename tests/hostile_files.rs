@@ -20,6 +20,7 @@ use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
 use loraine::model::load::check_shapes;
 use loraine::model::weight_files::WeightFiles;
+use loraine::ops::moments::MomentStorage;
 use loraine::train::checkpoint::{self, Subject};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -538,7 +539,7 @@ fn checkpoints() -> Report {
         let model = llama();
         let (config, modules, _) = adapter_file::load(&dir.join("checkpoints/step-1"), &model)?;
         let subject = Subject::Adapter { config: &config, modules: &modules };
-        checkpoint::load(&dir.join("checkpoints/step-1"), &model, subject).map(|_| ())
+        checkpoint::load(&dir.join("checkpoints/step-1"), &model, subject, MomentStorage::F32).map(|_| ())
     }
     let shell = common::cli::Shell::new();
     shell.write("data.jsonl", common::cli::random_lines(4, 96, 1));

@@ -13,14 +13,15 @@ use loraine::memory::{ASSUMED_TARGET, Estimate, estimate};
 use loraine::model::activations::KeptAs;
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
-use loraine::model::network::BaseStorage;
+use loraine::model::network::{self, BaseStorage};
 use loraine::model::shapes;
 use loraine::model::weight_files::WeightFiles;
+use loraine::ops::moments::MomentStorage;
 use loraine::ops::weight::Float;
 use loraine::train::budget::plan_within_budget;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use loraine::train::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
+use loraine::train::settings::{ActivationsChoice, Method, Optim, RecomputeChoice, RunSettings};
 
 fn of(model: &str, settings: &RunSettings, seq_len: usize) -> Estimate {
     let config = shapes::by_name(model).unwrap();
@@ -90,6 +91,33 @@ fn defaults_keep_everything_of_small_models() {
     assert_eq!(found.kept_layers, 0);
 }
 
+/// A byte for each moment of an element and two f32 for 256 of them; embedding and small tensors as before.
+#[test]
+fn moments_in_8_bits_take_what_their_codes_and_scales_take() {
+    let optimizer = |found: &Estimate| found.categories.iter().find(|(c, _)| *c == Category::Optimizer).unwrap().1;
+    let with = |model: &str, settings: RunSettings| {
+        [Optim::Adamw, Optim::Adamw8bit].map(|optim| of(model, &RunSettings { optim, ..settings.clone() }, 512))
+    };
+    let coded = |elements: u64| 2 * elements + 8 * elements.div_ceil(256);
+    const MAPS: u64 = 2 * 256 * 4;
+    for model in ["smollm2-135m", "qwen2.5-0.5b"] {
+        let [whole, small] = with(model, RunSettings { method: Method::Full, ..qlora(1) });
+        let (mut before, mut after) = (0, MAPS);
+        for (name, shape) in network::tensors(&shapes::by_name(model).unwrap()) {
+            let elements = shape.iter().product::<usize>() as u64;
+            before += 8 * elements;
+            after += if name == network::EMBEDDING || elements < 4096 { 8 * elements } else { coded(elements) };
+        }
+        assert_eq!([optimizer(&whole), optimizer(&small)], [before, after], "{model}");
+        assert_eq!(whole.total - small.total, before - after, "{model}");
+    }
+    // Every factor of this adapter has at least 4096 elements, in whole blocks.
+    let [whole, small] = with("llama-2-7b", qlora(1));
+    let elements = whole.trained_parameters;
+    assert_eq!([optimizer(&whole), optimizer(&small)], [8 * elements, coded(elements) + MAPS]);
+    assert_eq!(small.trained_parameters, elements);
+}
+
 #[test]
 fn embedding_and_head_train_in_4_bits() {
     for model in ["llama_tied", "llama_untied", "odd_sizes"] {
@@ -131,7 +159,7 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
             max_positions: 64,
             recompute: RecomputePolicy::Keep(keep),
             dropout: 0.0,
-            training: true,
+            training: Some(MomentStorage::F32),
         };
         let gpu = common::gpu();
         let stored = |name: &str| float_of(files.get(name).unwrap().dtype);

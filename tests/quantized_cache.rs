@@ -11,6 +11,7 @@ use loraine::model::load::float_of;
 use loraine::model::network::BaseStorage;
 use loraine::model::quantized_cache::CacheSettings;
 use loraine::model::weight_files::WeightFiles;
+use loraine::ops::moments::MomentStorage;
 use loraine::ops::weight::{Code4, Storage};
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -41,7 +42,8 @@ impl Model {
         let (modules, tensors) = adapter(&fixture("llama_untied/adapter"), &config);
         let gpu = gpu();
         let recompute = RecomputePolicy::Keep(0);
-        let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training: true };
+        let training = Some(MomentStorage::F32);
+        let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training };
         let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
         let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
         let mut last = (0, 0);

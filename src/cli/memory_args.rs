@@ -1,13 +1,16 @@
 //! The flags that trade time or digits for device memory.
 
 use clap::{Args, ValueEnum};
-use loraine::train::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
+use loraine::train::settings::{ActivationsChoice, Optim, RecomputeChoice, RunSettings};
 
 use super::train::parse_bytes;
 
 #[derive(Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
+    /// adamw8bit holds the optimiser's moments in 8 bits, in blocks of 256, as bitsandbytes does [default: adamw]
+    #[arg(long, value_enum)]
+    optim: Option<OptimArg>,
     /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
     #[arg(long, value_enum)]
     recompute: Option<RecomputeArg>,
@@ -20,6 +23,13 @@ pub struct MemoryArgs {
     /// Device memory that the run may take, such as 12GB: what is kept follows it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub gpu_memory: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimArg {
+    Adamw,
+    #[value(name = "adamw8bit", aliases = ["adamw_8bit", "adamw_bnb_8bit"])]
+    Adamw8bit,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -39,6 +49,12 @@ enum ActivationsArg {
 impl MemoryArgs {
     /// The given flags over `settings`.
     pub fn apply(&self, settings: &mut RunSettings) {
+        if let Some(optim) = self.optim {
+            settings.optim = match optim {
+                OptimArg::Adamw => Optim::Adamw,
+                OptimArg::Adamw8bit => Optim::Adamw8bit,
+            };
+        }
         if let Some(recompute) = self.recompute {
             settings.recompute = match recompute {
                 RecomputeArg::Auto => RecomputeChoice::Auto,

@@ -76,7 +76,7 @@ impl GenerationPlan {
         let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
         let adapters: Vec<DeviceAdapter> = adapters
             .iter()
-            .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, false, max_binding))
+            .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, None, max_binding))
             .collect();
         let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
         let cache = KvCache {

@@ -1,10 +1,11 @@
 //! An adapter on the device: its factors as unpadded matrices in flat buffers, and for training their gradients and moments
-//! at the same places of buffers alike, so that clipping and AdamW are one pass over each.
+//! at the same places of buffers beside them, so that clipping and AdamW are one pass over each.
 
 use super::adapter_file::{self, AdapterTensors};
 use super::targets::LoraModule;
-use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, VIEW_ALIGNMENT, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
 use crate::model::config::{ModelConfig, Projection};
+use crate::ops::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::weight::{Float, Panel, Storage, Weight};
 
 /// One flat range of parameters, within one binding.
@@ -17,16 +18,18 @@ pub struct Segment {
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingState {
     pub grads: View,
-    /// AdamW's first and second moments.
-    pub moments: [View; 2],
+    pub moments: Moments,
 }
 
-/// A factor's place; gradient and moments only in training.
+/// A factor's place; the gradient only in training.
 #[derive(Clone, Copy, Debug)]
 pub struct Factor {
     pub values: View,
     pub gradient: Option<View>,
-    moments: Option<[View; 2]>,
+    segment: usize,
+    /// Of the segment's elements.
+    first: usize,
+    elements: usize,
 }
 
 /// One LoRA module on the device.
@@ -57,53 +60,57 @@ fn slot(layer: usize, projection: Projection) -> usize {
 }
 
 impl DeviceAdapter {
-    /// Plans the buffers of `modules`; with `training`, gradients and moments too. Segments stay within `max_segment_bytes`.
+    /// Plans the buffers of `modules`; with `training`, gradients and moments too, the moments held so. Segments stay within
+    /// `max_segment_bytes`.
     pub fn plan(
         plan: &mut MemoryPlan,
         modules: &[LoraModule],
         model: &ModelConfig,
-        training: bool,
+        training: Option<MomentStorage>,
         max_segment_bytes: u64,
     ) -> Self {
-        // First the places, then the buffers: a segment is as long as the factors that it took.
+        // First the places, then the buffers: a segment is as long as the factors that it took, whose moments are all held alike.
         let mut places = Vec::new();
-        let mut lengths: Vec<u64> = vec![0];
+        let mut lengths: Vec<(MomentStorage, u64)> = Vec::new();
         for module in modules {
             let (a, b) = adapter_file::shapes(module, model);
             for shape in [a, b] {
-                let bytes = 4 * (shape[0] * shape[1]) as u64;
-                let last = lengths.len() - 1;
-                if lengths[last] > 0 && lengths[last] + bytes > max_segment_bytes {
-                    lengths.push(0);
-                }
-                let last = lengths.len() - 1;
-                places.push((last, lengths[last], bytes, shape));
-                lengths[last] = (lengths[last] + bytes).next_multiple_of(VIEW_ALIGNMENT);
+                let elements = shape[0] * shape[1];
+                let bytes = 4 * elements as u64;
+                let moments = training.unwrap_or(MomentStorage::F32).of_tensor(elements);
+                let newest = lengths.iter().rposition(|(of, _)| *of == moments);
+                let open = newest.filter(|at| lengths[*at].1 + bytes <= max_segment_bytes);
+                let at = open.unwrap_or_else(|| {
+                    lengths.push((moments, 0));
+                    lengths.len() - 1
+                });
+                places.push((at, lengths[at].1, bytes, shape));
+                lengths[at].1 = (lengths[at].1 + bytes).next_multiple_of(moments.tensor_alignment());
             }
         }
         let segments: Vec<Segment> = lengths
             .iter()
-            .filter(|bytes| **bytes > 0)
-            .map(|bytes| Segment {
+            .map(|(moments, bytes)| Segment {
                 params: plan.alloc(Category::Adapter, "LoRA factors", *bytes),
-                training: training.then(|| TrainingState {
+                training: training.map(|_| TrainingState {
                     grads: plan.alloc(Category::Gradients, "LoRA gradients", *bytes),
-                    moments: ["first moment", "second moment"]
-                        .map(|label| plan.alloc(Category::Optimizer, label, *bytes)),
+                    moments: Moments::plan(plan, *moments, *bytes),
                 }),
             })
             .collect();
         let mut adapted = vec![None; model.num_layers * Projection::ALL.len()];
         let mut order = Vec::new();
         for (i, module) in modules.iter().enumerate() {
-            let factor = |(segment, offset, bytes, _): (usize, u64, u64, [usize; 2])| {
+            let factor = |(segment, offset, bytes, shape): (usize, u64, u64, [usize; 2])| {
                 let Segment { params, training } = segments[segment];
                 // Bindings cover whole vectors of 16 bytes; what follows a factor up to there is padding of its own.
                 let bytes = u64::next_multiple_of(bytes, 16).min(params.bytes - offset);
                 Factor {
                     values: params.slice(offset, bytes),
                     gradient: training.map(|t| t.grads.slice(offset, bytes)),
-                    moments: training.map(|t| t.moments.map(|moment| moment.slice(offset, bytes))),
+                    segment,
+                    first: (offset / 4) as usize,
+                    elements: shape[0] * shape[1],
                 }
             };
             let weight = |data: View, shape: [usize; 2]| {
@@ -151,33 +158,41 @@ impl DeviceAdapter {
     }
 
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
-        self.write_factors(gpu, buffers, tensors, |factor| Some(factor.values));
-    }
-
-    /// Sets AdamW's first (0) or second (1) moments.
-    pub fn write_moment(&self, gpu: &Gpu, buffers: &Buffers, index: usize, tensors: &AdapterTensors) {
-        self.write_factors(gpu, buffers, tensors, |factor| Some(factor.moments?[index]));
-    }
-
-    fn write_factors(
-        &self,
-        gpu: &Gpu,
-        buffers: &Buffers,
-        tensors: &AdapterTensors,
-        view: impl Fn(&Factor) -> Option<View>,
-    ) {
         for (module, (a, b)) in self.modules().zip(&tensors.tensors) {
             for (factor, values) in [(&module.a, a), (&module.b, b)] {
-                if let Some(view) = view(factor) {
-                    gpu.write(buffers, view, bytemuck::cast_slice(values));
-                }
+                gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
             }
         }
     }
 
-    /// AdamW's first (0) or second (1) moments as they are on the device now.
-    pub async fn read_moment(&self, gpu: &Gpu, buffers: &Buffers, index: usize) -> Result<AdapterTensors, GpuError> {
-        self.read_factors(gpu, buffers, |factor| Some(factor.moments?[index])).await
+    fn factors(&self) -> impl Iterator<Item = &Factor> {
+        self.modules().flat_map(|module| [&module.a, &module.b])
+    }
+
+    /// Both moments of every factor as they are on the device now, A and B in turn; none outside training.
+    pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
+        let mut segments = Vec::new();
+        for segment in &self.segments {
+            let Some(training) = segment.training else { return Ok(Vec::new()) };
+            segments.push(training.moments.read(gpu, buffers).await?);
+        }
+        let of = |factor: &Factor| segments[factor.segment].each_ref().map(|m| m.part(factor.first, factor.elements));
+        Ok(self.factors().map(of).collect())
+    }
+
+    /// Sets moments that [`Self::read_moments`] has given.
+    pub fn write_moments(&self, gpu: &Gpu, buffers: &Buffers, factors: &[[HostMoment; 2]]) {
+        for (at, Segment { params, training }) in self.segments.iter().enumerate() {
+            let Some(TrainingState { moments, .. }) = training else { continue };
+            let elements = (params.bytes / 4) as usize;
+            let mut values = [0, 1].map(|i| HostMoment::zeros(moments.storage(), i, elements));
+            for (factor, from) in self.factors().zip(factors).filter(|(factor, _)| factor.segment == at) {
+                for (values, from) in values.iter_mut().zip(from) {
+                    values.place(factor.first, from);
+                }
+            }
+            moments.write(gpu, buffers, &values);
+        }
     }
 
     /// The factors as they are on the device now.

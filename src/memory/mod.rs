@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::gpu::{Category, Target};
-use crate::lora::targets;
+use crate::lora::{adapter_file, targets};
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
@@ -81,7 +81,10 @@ pub fn estimate(
         categories: ledger.entries().collect(),
         trained_parameters: match settings.method {
             Method::Full => parameters(config),
-            Method::Lora | Method::Qlora => ledger.get(Category::Adapter) / 4,
+            Method::Lora | Method::Qlora => {
+                let factors = modules.iter().map(|module| adapter_file::shapes(module, config));
+                factors.map(|(a, b)| (a[0] * a[1] + b[0] * b[1]) as u64).sum()
+            }
         },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,

@@ -1,11 +1,12 @@
-//! The base in training: for every tensor a gradient and AdamW's moments, laid out as the tensor itself, which is its own f32
-//! master copy.
+//! The base in training: for every tensor a gradient, laid out as the tensor itself, which is its own f32 master copy, and AdamW's
+//! moments.
 
 use std::collections::HashMap;
 
-use super::network::Network;
+use super::network::{EMBEDDING, Network};
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
 use crate::ops::column_gradient;
+use crate::ops::moments::{HostMoment, MomentStorage, Moments};
 
 /// A tensor of a model in f32 on the host, by its name in the files.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,13 +16,12 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// A range of parameters within one binding; all of the same length.
+/// A range of parameters within one binding, and what belongs to it.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedRange {
     pub params: View,
     pub grads: View,
-    /// AdamW's first and second moments.
-    pub moments: [View; 2],
+    pub moments: Moments,
     elements: usize,
 }
 
@@ -38,8 +38,6 @@ struct Tensor {
 pub enum Part {
     Params,
     Grads,
-    /// AdamW's first (0) or second (1).
-    Moment(usize),
 }
 
 impl TrainedRange {
@@ -47,9 +45,14 @@ impl TrainedRange {
         match part {
             Part::Params => self.params,
             Part::Grads => self.grads,
-            Part::Moment(index) => self.moments[index],
         }
     }
+}
+
+/// How the moments of a tensor of the base are kept where `asked` is. Those of the embedding stay in f32: its rows' gradients differ
+/// as much as the frequencies of words (Dettmers et al. 2022, section 2.3; transformers does the same).
+pub fn moment_storage(asked: MomentStorage, name: &str, elements: usize) -> MomentStorage {
+    if name == EMBEDDING { MomentStorage::F32 } else { asked.of_tensor(elements) }
 }
 
 /// Every tensor of a network in training.
@@ -65,21 +68,24 @@ pub struct Trained {
 
 impl Trained {
     /// Plans gradients and moments for all of `network`, whose matrices are in f32.
-    pub fn plan(plan: &mut MemoryPlan, network: &Network, rows: u32) -> Self {
+    pub fn plan(plan: &mut MemoryPlan, network: &Network, rows: u32, moments: MomentStorage) -> Self {
         let mut tensors = Vec::new();
-        let mut range = |params: View, elements: usize| TrainedRange {
+        let mut range = |params: View, elements: usize, moments: MomentStorage| TrainedRange {
             params,
             grads: plan.alloc(Category::Gradients, "gradient", params.bytes),
-            moments: ["first moment", "second moment"].map(|l| plan.alloc(Category::Optimizer, l, params.bytes)),
+            moments: Moments::plan(plan, moments, params.bytes),
             elements,
         };
         for (name, weight) in network.weights() {
-            let width = weight.in_features as usize;
-            let ranges = weight.panels.iter().map(|panel| range(panel.data, panel.rows as usize * width)).collect();
-            tensors.push(Tensor { name, shape: vec![weight.out_features as usize, width], ranges });
+            let [rows, width] = [weight.out_features, weight.in_features].map(|n| n as usize);
+            let moments = moment_storage(moments, &name, rows * width);
+            let ranges =
+                weight.panels.iter().map(|panel| range(panel.data, panel.rows as usize * width, moments)).collect();
+            tensors.push(Tensor { name, shape: vec![rows, width], ranges });
         }
         for (name, params, length) in network.vectors() {
-            tensors.push(Tensor { name, shape: vec![length], ranges: vec![range(params, length)] });
+            let moments = moment_storage(moments, &name, length);
+            tensors.push(Tensor { name, shape: vec![length], ranges: vec![range(params, length, moments)] });
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();
         let gradients = tensors.iter().flat_map(places).collect();
@@ -130,6 +136,42 @@ impl Trained {
                 let (values, after) = rest.split_at(range.elements);
                 gpu.write(buffers, range.view(part), bytemuck::cast_slice(values));
                 rest = after;
+            }
+        }
+    }
+
+    /// Both moments of every tensor as they are on the device now, in the order of [`Self::read`].
+    pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
+        let mut read = Vec::new();
+        for tensor in &self.tensors {
+            let mut whole: Option<[HostMoment; 2]> = None;
+            for range in &tensor.ranges {
+                let [m, v] = range.moments.read(gpu, buffers).await?.map(|moment| moment.part(0, range.elements));
+                match &mut whole {
+                    None => whole = Some([m, v]),
+                    Some([first, second]) => {
+                        first.append(m);
+                        second.append(v);
+                    }
+                }
+            }
+            read.extend(whole);
+        }
+        Ok(read)
+    }
+
+    /// Sets moments that [`Self::read_moments`] has given.
+    pub fn write_moments(&self, gpu: &Gpu, buffers: &Buffers, tensors: &[[HostMoment; 2]]) {
+        for (tensor, from) in self.tensors.iter().zip(tensors) {
+            let mut first = 0;
+            for range in &tensor.ranges {
+                let storage = range.moments.storage();
+                let mut values = [0, 1].map(|i| HostMoment::zeros(storage, i, (range.params.bytes / 4) as usize));
+                for (values, from) in values.iter_mut().zip(from) {
+                    values.place(0, &from.part(first, range.elements));
+                }
+                range.moments.write(gpu, buffers, &values);
+                first += range.elements;
             }
         }
     }

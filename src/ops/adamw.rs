@@ -110,6 +110,7 @@ fn clip_kernel() -> Kernel {
 
 fn step_kernel() -> Kernel {
     kernel("adamw", include_str!("../../shaders/adamw.wgsl"), WG_SIZE)
+        .part(include_str!("../../shaders/lib/adamw.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -2,6 +2,7 @@
 //! the CPU twin written from the formula, and the tests that hold the two together.
 
 pub mod adamw;
+pub mod adamw8bit;
 pub mod add;
 pub mod attention;
 pub mod bf16;
@@ -14,6 +15,7 @@ pub mod embedding;
 pub mod kv_cache;
 pub mod linear;
 pub mod lora_gradient;
+pub mod moments;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
@@ -61,6 +63,7 @@ pub(crate) mod lib_parts {
 pub fn kernels() -> Vec<Kernel> {
     [
         adamw::kernels(),
+        adamw8bit::kernels(),
         add::kernels(),
         attention::kernels(),
         bf16::kernels(),

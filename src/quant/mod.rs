@@ -6,7 +6,7 @@
 
 mod nested;
 
-pub use nested::{dynamic_map, first_steps, mean};
+pub use nested::{dynamic_map, first_steps, mean, unsigned_dynamic_map};
 
 use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK};
 

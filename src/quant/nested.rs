@@ -1,4 +1,4 @@
-//! The second quantisation, of the block scales: bitsandbytes' 8-bit dynamic map in blocks of 256.
+//! bitsandbytes' 8-bit dynamic maps, and the second quantisation, of the block scales, which takes one in blocks of 256.
 
 use std::sync::OnceLock;
 
@@ -8,26 +8,37 @@ use crate::ops::weight::NESTED_BLOCK;
 /// The 256 values of bitsandbytes' signed dynamic map, ascending: seven decades, each with twice the steps of the one below.
 pub fn dynamic_map() -> &'static [f32; 256] {
     static MAP: OnceLock<[f32; 256]> = OnceLock::new();
-    MAP.get_or_init(|| {
-        let mut values = vec![0.0, 1.0];
-        for decade in 0..7 {
-            let count = (1usize << decade) + 1;
-            let step = (1.0f32 - 0.1) / (count - 1) as f32;
-            // torch's linspace counts from both ends; each point is rounded once, as a fused multiply-add is.
-            let point = |k: usize| {
-                let from_low = f64::from(step) * k as f64 + f64::from(0.1f32);
-                let from_high = 1.0 - f64::from(step) * (count - 1 - k) as f64;
-                (if k < count / 2 { from_low } else { from_high }) as f32
-            };
-            let power = 10f64.powi(decade - 6) as f32;
-            for k in 0..count - 1 {
-                let value = power * ((point(k) + point(k + 1)) / 2.0);
-                values.extend([value, -value]);
+    MAP.get_or_init(|| dynamic_values(true))
+}
+
+/// The same without negative values, and with twice the steps instead.
+pub fn unsigned_dynamic_map() -> &'static [f32; 256] {
+    static MAP: OnceLock<[f32; 256]> = OnceLock::new();
+    MAP.get_or_init(|| dynamic_values(false))
+}
+
+fn dynamic_values(signed: bool) -> [f32; 256] {
+    let mut values = vec![0.0, 1.0];
+    for decade in 0..7 {
+        let count = (if signed { 1usize } else { 2 } << decade) + 1;
+        let step = (1.0f32 - 0.1) / (count - 1) as f32;
+        // torch's linspace counts from both ends; each point is rounded once, as a fused multiply-add is.
+        let point = |k: usize| {
+            let from_low = f64::from(step) * k as f64 + f64::from(0.1f32);
+            let from_high = 1.0 - f64::from(step) * (count - 1 - k) as f64;
+            (if k < count / 2 { from_low } else { from_high }) as f32
+        };
+        let power = 10f64.powi(decade - 6) as f32;
+        for k in 0..count - 1 {
+            let value = power * ((point(k) + point(k + 1)) / 2.0);
+            values.push(value);
+            if signed {
+                values.push(-value);
             }
         }
-        values.sort_by(f32::total_cmp);
-        std::array::from_fn(|i| values[i])
-    })
+    }
+    values.sort_by(f32::total_cmp);
+    std::array::from_fn(|i| values[i])
 }
 
 /// bitsandbytes looks codes up through 65536 steps of [-1, 1]: entry `j` is the first step whose code exceeds `j`.

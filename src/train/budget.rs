@@ -44,7 +44,8 @@ pub fn plan_within_budget(
             RecomputeChoice::All => RecomputePolicy::Keep(0),
         };
         let dropout = settings.dropout as f32;
-        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training: true };
+        let training = Some(settings.optim.moments());
+        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training };
         let plan = |kept_as| TrainPlan::with_activations(target, config, &stored, modules, &plan, kept_as);
         match settings.activations {
             ActivationsChoice::F32 => plan(KeptAs::F32),

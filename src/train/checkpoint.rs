@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::origin::Origin;
-use super::values::{Moments, Values};
+use super::values::{Values, deserialize_moments, serialize_moments};
 use crate::files::{self, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::model_directory;
+use crate::ops::moments::{HostMoment, MomentStorage};
 use crate::ops::weight::Float;
 use crate::{Error, Result};
 
@@ -35,7 +36,8 @@ pub struct RunState {
 pub struct Checkpoint {
     pub state: RunState,
     pub values: Values,
-    pub moments: Moments,
+    /// Both moments of each tensor of `values`.
+    pub moments: Vec<[HostMoment; 2]>,
 }
 
 /// What a run's files are to say about what it trains.
@@ -85,7 +87,8 @@ pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) 
     files::create_dir_all(&beside).map_err(failed)?;
     let write = || -> Result<()> {
         subject.save(&beside, &checkpoint.values, Float::F32)?;
-        let moments = checkpoint.moments.serialize(&beside, subject.modules())?;
+        let Checkpoint { values, moments, .. } = checkpoint;
+        let moments = serialize_moments(&beside, values, moments, subject.modules())?;
         write_atomically(&beside.join(OPTIMIZER), &moments)?;
         let state = serde_json::to_string_pretty(&checkpoint.state).map_err(|e| Error::file(&place, e))?;
         write_atomically(&beside.join(STATE), state.as_bytes())?;
@@ -166,8 +169,8 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
     steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
 }
 
-/// Reads a checkpoint directory, which must be of `subject`.
-pub fn load(dir: &Path, model: &ModelConfig, subject: Subject) -> Result<Checkpoint> {
+/// Reads a checkpoint directory, which must be of `subject`, with moments that are kept in `storage`.
+pub fn load(dir: &Path, model: &ModelConfig, subject: Subject, storage: MomentStorage) -> Result<Checkpoint> {
     let values = match subject {
         Subject::Adapter { modules, .. } => {
             let (_, found, adapter) = adapter_file::load(dir, model)?;
@@ -184,6 +187,6 @@ pub fn load(dir: &Path, model: &ModelConfig, subject: Subject) -> Result<Checkpo
     let state = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
     let path = dir.join(OPTIMIZER);
     let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let moments = Moments::deserialize(&path, &bytes, &values, subject.modules())?;
+    let moments = deserialize_moments(&path, &bytes, &values, subject.modules(), storage)?;
     Ok(Checkpoint { state, values, moments })
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use web_time::Instant;
 
 use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
-use super::values::{Moments, Values};
+use super::values::Values;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
@@ -13,6 +13,8 @@ use crate::model::load;
 use crate::model::trained::{NamedTensor, Part};
 use crate::model::weight_files::WeightFiles;
 use crate::ops::adamw::{AdamW, State};
+use crate::ops::adamw8bit;
+use crate::ops::moments::HostMoment;
 use crate::{Error, Result};
 
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
@@ -92,6 +94,9 @@ impl Engine {
     async fn allocate(gpu: Gpu, plan: TrainPlan) -> Result<Self> {
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
+        if let Some(maps) = plan.optimizer.code_maps {
+            gpu.write(&buffers, maps, bytemuck::cast_slice(&adamw8bit::map_values()));
+        }
         let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.uniforms[1])?;
         let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.uniforms[1])?;
         Ok(Self {
@@ -125,7 +130,7 @@ impl Engine {
         }
     }
 
-    /// Every tensor of a base in training, or its gradients or moments; empty where the base is frozen.
+    /// Every tensor of a base in training, or its gradients; empty where the base is frozen.
     pub async fn read_base(&self, part: Part) -> Result<Vec<NamedTensor>> {
         match &self.plan.trained {
             Some(trained) => Ok(trained.read(&self.gpu, &self.buffers, part).await?),
@@ -140,36 +145,25 @@ impl Engine {
         }
     }
 
-    /// AdamW's moments as they are on the device now.
-    pub async fn read_moments(&self) -> Result<Moments> {
-        Ok(Moments { first: self.read_moment(0).await?, second: self.read_moment(1).await? })
-    }
-
-    async fn read_moment(&self, index: usize) -> Result<Values> {
+    /// AdamW's moments of each trained tensor as they are on the device now, in the order of [`Self::read_values`].
+    pub async fn read_moments(&self) -> Result<Vec<[HostMoment; 2]>> {
         match &self.plan.trained {
-            Some(_) => Ok(Values::Base(self.read_base(Part::Moment(index)).await?)),
-            None => Ok(Values::Adapter(self.plan.adapter.read_moment(&self.gpu, &self.buffers, index).await?)),
+            Some(trained) => Ok(trained.read_moments(&self.gpu, &self.buffers).await?),
+            None => Ok(self.plan.adapter.read_moments(&self.gpu, &self.buffers).await?),
         }
     }
 
     /// Goes on after `step` optimiser steps that another engine has made.
-    pub fn resume(&mut self, step: usize, values: &Values, moments: &Moments) {
-        self.write(Part::Params, values);
-        self.write(Part::Moment(0), &moments.first);
-        self.write(Part::Moment(1), &moments.second);
-        self.submitted = step;
-    }
-
-    fn write(&self, part: Part, values: &Values) {
-        let (gpu, buffers) = (&self.gpu, &self.buffers);
-        match (values, part, &self.plan.trained) {
-            (Values::Base(tensors), _, Some(trained)) => trained.write(gpu, buffers, part, tensors),
-            (Values::Adapter(tensors), Part::Moment(index), None) => {
-                self.plan.adapter.write_moment(gpu, buffers, index, tensors);
-            }
-            (Values::Adapter(tensors), ..) => self.write_adapter(tensors),
-            (Values::Base(_), _, None) => unreachable!("a frozen base is written by loading it"),
+    pub fn resume(&mut self, step: usize, values: &Values, moments: &[[HostMoment; 2]]) {
+        match values {
+            Values::Base(tensors) => self.write_base(tensors),
+            Values::Adapter(tensors) => self.write_adapter(tensors),
         }
+        match &self.plan.trained {
+            Some(trained) => trained.write_moments(&self.gpu, &self.buffers, moments),
+            None => self.plan.adapter.write_moments(&self.gpu, &self.buffers, moments),
+        }
+        self.submitted = step;
     }
 
     pub async fn read_gradients(&self) -> Result<AdapterTensors> {

@@ -95,7 +95,7 @@ impl PreparedEval {
         }
         .of(&self.config)?;
         let recompute = RecomputePolicy::Keep(0);
-        let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: false };
+        let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: None };
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         let plan = TrainPlan::new(gpu.target, &self.config, stored, &self.modules, &settings);
         plan.check_limits()?;

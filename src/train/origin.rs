@@ -9,9 +9,10 @@ use crate::data::Example;
 use crate::model::weight_files::WeightFiles;
 
 /// Settings without which a checkpoint's moments and its place in the data mean nothing.
-const FIXED: [&str; 12] = [
+const FIXED: [&str; 13] = [
     "seed",
     "method",
+    "optim",
     "quant",
     "double-quant",
     "quantize-embedding",

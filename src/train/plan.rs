@@ -10,8 +10,9 @@ use crate::model::decoder::{Dropout, Pass};
 use crate::model::load::Staging;
 use crate::model::network::{self, BaseStorage, Network};
 use crate::model::trained::Trained;
+use crate::ops::moments::{MomentStorage, Moments};
 use crate::ops::weight::Float;
-use crate::ops::{adamw, cross_entropy, linear, weight_gradient};
+use crate::ops::{adamw, adamw8bit, cross_entropy, linear, weight_gradient};
 
 /// Row counts are rounded up to this, so that few shapes of list occur.
 const ROW_CLASS: u32 = 32;
@@ -34,8 +35,8 @@ pub struct PlanSettings {
     pub max_positions: usize,
     pub recompute: RecomputePolicy,
     pub dropout: f32,
-    /// False plans the forward pass and the loss alone.
-    pub training: bool,
+    /// How AdamW's moments are kept; None plans the forward pass and the loss alone.
+    pub training: Option<MomentStorage>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct HeadBuffers {
 #[derive(Clone, Debug)]
 pub struct OptimizerBuffers {
     pub hyper: View,
+    /// [`adamw8bit::map_values`], where any moments are in 8 bits.
+    pub code_maps: Option<View>,
     partials: View,
     /// [`adamw::State`], then the sum of losses at the next binding's alignment.
     pub metrics: View,
@@ -77,6 +80,23 @@ impl OptimizerBuffers {
     fn total_loss(&self) -> View {
         self.metrics.slice(256, 16)
     }
+}
+
+/// A flat range of what is trained.
+struct Range {
+    params: View,
+    grads: View,
+    moments: Moments,
+}
+
+/// All that is trained: an adapter's segments, a base's tensors.
+fn ranges(adapter: &DeviceAdapter, trained: Option<&Trained>) -> impl Iterator<Item = Range> {
+    let of_adapter = adapter.segments.iter().filter_map(|segment| {
+        let training = segment.training?;
+        Some(Range { params: segment.params, grads: training.grads, moments: training.moments })
+    });
+    let of_base = trained.into_iter().flat_map(Trained::ranges);
+    of_adapter.chain(of_base.map(|r| Range { params: r.params, grads: r.grads, moments: r.moments }))
 }
 
 /// Every buffer of a training run and how its lists are recorded.
@@ -165,11 +185,13 @@ impl TrainPlan {
         let mut arena = Arena::new(Category::Workspace);
         let adapter = DeviceAdapter::plan(&mut memory, modules, config, settings.training, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
-        let trained = (settings.training && settings.base == BaseStorage::Trained)
-            .then(|| Trained::plan(&mut memory, &network, max_rows));
+        let trained = settings
+            .training
+            .filter(|_| settings.base == BaseStorage::Trained)
+            .map(|moments| Trained::plan(&mut memory, &network, max_rows, moments));
         let inputs = Inputs::plan(&mut memory, config, max_rows);
         let dropout = settings.dropout;
-        let activations = if settings.training {
+        let activations = if settings.training.is_some() {
             Activations::plan_training(
                 &mut memory,
                 &mut arena,
@@ -193,10 +215,13 @@ impl TrainPlan {
         };
         let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, target);
         let staging = Staging::plan(&mut memory, &mut arena, &network);
-        let of_base = trained.iter().flat_map(|t| t.ranges().map(|range| range.grads));
-        let grads: Vec<View> = adapter.segments.iter().filter_map(|s| Some(s.training?.grads)).chain(of_base).collect();
+        let ranges: Vec<Range> = ranges(&adapter, trained.as_ref()).collect();
+        let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
+        let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
+        let map_bytes = size_of_val(&adamw8bit::map_values()) as u64;
         let optimizer = OptimizerBuffers {
             hyper: memory.alloc(Category::Uploads, "optimiser settings", 32),
+            code_maps: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code maps", map_bytes)),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
             metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
             results: [(); RESULTS_IN_FLIGHT].map(|()| memory.alloc_readback("step results read-back", METRICS_BYTES)),
@@ -223,7 +248,7 @@ impl TrainPlan {
             dropout,
         };
         // The longest list has all rows and a target in each; shorter ones have no more dispatches.
-        let longest = plan.record_pass(max_rows, max_rows, settings.training);
+        let longest = plan.record_pass(max_rows, max_rows, settings.training.is_some());
         let pass_bytes = params_bytes(&longest.commands);
         let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
         plan.uniforms =
@@ -264,8 +289,8 @@ impl TrainPlan {
     /// What opens an optimiser step: gradients and the sum of losses become zero.
     pub fn record_begin(&self) -> Recorder {
         let mut rec = self.recorder();
-        for (_, grads, _) in self.trained_ranges() {
-            rec.clear(grads);
+        for range in self.ranges() {
+            rec.clear(range.grads);
         }
         rec.clear(self.optimizer.total_loss());
         rec
@@ -298,27 +323,22 @@ impl TrainPlan {
         rec
     }
 
-    /// Parameters, gradients and moments of all that is trained.
-    fn trained_ranges(&self) -> impl Iterator<Item = (View, View, [View; 2])> {
-        let of_adapter = self.adapter.segments.iter().filter_map(|s| {
-            let training = s.training?;
-            Some((s.params, training.grads, training.moments))
-        });
-        let of_base = self.trained.iter().flat_map(|t| t.ranges().map(|r| (r.params, r.grads, r.moments)));
-        of_adapter.chain(of_base)
+    fn ranges(&self) -> impl Iterator<Item = Range> {
+        ranges(&self.adapter, self.trained.as_ref())
     }
 
     /// Clip and AdamW over all that is trained.
     pub fn record_optimizer(&self) -> Recorder {
         let mut rec = self.recorder();
         let optimizer = &self.optimizer;
-        let grads: Vec<View> = self.trained_ranges().map(|(_, grads, _)| grads).collect();
+        let grads: Vec<View> = self.ranges().map(|range| range.grads).collect();
         if grads.is_empty() {
             return rec;
         }
         adamw::grad_norm(&mut rec, &grads, optimizer.hyper, optimizer.partials, optimizer.state());
-        for (params, grads, [m, v]) in self.trained_ranges() {
-            adamw::step(&mut rec, params, grads, m, v, optimizer.state(), optimizer.hyper);
+        let maps = optimizer.code_maps.unwrap_or(self.unused[0]);
+        for Range { params, grads, moments } in self.ranges() {
+            moments.step(&mut rec, params, grads, maps, optimizer.state(), optimizer.hyper);
         }
         rec
     }
@@ -416,7 +436,8 @@ mod tests {
         let config = ModelConfig::from_file(&path).unwrap();
         let modules = targets::resolve(&LoraConfig::default(), &config).unwrap();
         let base = BaseStorage::AsStored;
-        let settings = PlanSettings { base, max_rows, max_positions: 64, recompute, dropout: 0.0, training: true };
+        let training = Some(MomentStorage::F32);
+        let settings = PlanSettings { base, max_rows, max_positions: 64, recompute, dropout: 0.0, training };
         TrainPlan::new(target, &config, |_| Float::F32, &modules, &settings)
     }
 

@@ -293,7 +293,8 @@ pub async fn run(
                 Resume::Newest => checkpoint::newest(&out).ok_or_else(missing)?,
                 Resume::At(dir) => dir.clone(),
             };
-            let found = checkpoint::load(&dir, &prepared.config, prepared.subject())?;
+            let found =
+                checkpoint::load(&dir, &prepared.config, prepared.subject(), prepared.settings.optim.moments())?;
             let changed = found.state.origin.goes_on_as(&origin).map_err(|problem| Error::file(&dir, problem))?;
             Some((dir, found, changed))
         }

@@ -9,6 +9,7 @@ use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::model::network::BaseStorage;
 use crate::ops::adamw::AdamW;
+use crate::ops::moments::MomentStorage;
 use crate::ops::weight::{Code4, Float, Storage};
 use crate::{Error, Result};
 
@@ -89,6 +90,26 @@ impl Schedule {
     }
 }
 
+/// The optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[serde(rename_all = "kebab-case")]
+pub enum Optim {
+    Adamw,
+    /// AdamW with its moments in 8 bits.
+    #[serde(alias = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    Adamw8bit,
+}
+
+impl Optim {
+    pub fn moments(self) -> MomentStorage {
+        match self {
+            Self::Adamw => MomentStorage::F32,
+            Self::Adamw8bit => MomentStorage::EightBit,
+        }
+    }
+}
+
 /// Which layers keep their activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -147,6 +168,7 @@ pub struct RunSettings {
     /// Used where `steps` is absent; 1 where both are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
+    pub optim: Optim,
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup_steps: usize,
@@ -203,6 +225,7 @@ impl Default for RunSettings {
             max_seq_len: None,
             steps: None,
             epochs: None,
+            optim: Optim::Adamw,
             lr: 2e-4,
             schedule: Schedule::Linear,
             warmup_steps: 0,

@@ -1,4 +1,4 @@
-//! What a run trains, on the host: an adapter's factors, or every tensor of the base.
+//! What a run trains, on the host: an adapter's factors, or every tensor of the base; and the file of AdamW's moments.
 
 use std::path::Path;
 
@@ -7,20 +7,15 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use crate::lora::adapter_file::AdapterTensors;
 use crate::lora::targets::LoraModule;
-use crate::model::trained::NamedTensor;
+use crate::model::trained::{NamedTensor, moment_storage};
+use crate::ops::adamw8bit;
+use crate::ops::moments::{HostMoment, MomentStorage};
 use crate::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
     Adapter(AdapterTensors),
     Base(Vec<NamedTensor>),
-}
-
-/// AdamW's moments, each shaped as what is trained.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Moments {
-    pub first: Values,
-    pub second: Values,
 }
 
 impl Values {
@@ -47,44 +42,77 @@ impl Values {
     }
 }
 
-impl Moments {
-    /// The bytes of `optimizer.safetensors`; `path` is for messages.
-    pub(super) fn serialize(&self, path: &Path, modules: &[LoraModule]) -> Result<Vec<u8>> {
-        let mut views = Vec::new();
-        for (moment, values) in [("exp_avg", &self.first), ("exp_avg_sq", &self.second)] {
-            for (name, values) in values.named(modules) {
-                let view = TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values));
-                views.push((format!("{name}.{moment}"), view.map_err(|e| Error::file(path, e))?));
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// The bytes of `optimizer.safetensors`: for each tensor of `values` its moments, in 8 bits with their scales as `.absmax`.
+/// `path` is for messages.
+pub(super) fn serialize_moments(
+    path: &Path,
+    values: &Values,
+    moments: &[[HostMoment; 2]],
+    modules: &[LoraModule],
+) -> Result<Vec<u8>> {
+    let mut views = Vec::new();
+    let mut add = |name: String, dtype: Dtype, length: usize, bytes| -> Result<()> {
+        let view = TensorView::new(dtype, vec![length], bytes).map_err(|e| Error::file(path, e))?;
+        views.push((name, view));
+        Ok(())
+    };
+    for ((name, _), pair) in values.named(modules).iter().zip(moments) {
+        for (kind, moment) in MOMENTS.iter().zip(pair) {
+            let name = format!("{name}.{kind}");
+            match moment {
+                HostMoment::F32(values) => add(name, Dtype::F32, values.len(), bytemuck::cast_slice(values))?,
+                HostMoment::EightBit { codes, scales } => {
+                    add(format!("{name}.absmax"), Dtype::F32, scales.len(), bytemuck::cast_slice(scales))?;
+                    add(name, Dtype::U8, codes.len(), codes)?;
+                }
             }
         }
-        serialize(views, None).map_err(|e| Error::file(path, e))
     }
+    serialize(views, None).map_err(|e| Error::file(path, e))
+}
 
-    /// Reads what [`Self::serialize`] wrote, shaped as `like`.
-    pub(super) fn deserialize(path: &Path, bytes: &[u8], like: &Values, modules: &[LoraModule]) -> Result<Self> {
-        let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, format!("is damaged: {e}")))?;
-        let read = |moment: &str| -> Result<Values> {
-            let mut found = Vec::new();
-            for (name, values) in like.named(modules) {
-                let name = format!("{name}.{moment}");
-                let tensor = file.tensor(&name).map_err(|_| Error::field(path, &name, "is missing"))?;
-                if tensor.dtype() != Dtype::F32 || tensor.shape() != [values.len()] {
-                    let problem = format!("is {:?} {:?}, not F32 [{}]", tensor.dtype(), tensor.shape(), values.len());
-                    return Err(Error::field(path, &name, problem));
-                }
-                found.push(bytemuck::pod_collect_to_vec(tensor.data()));
-            }
-            let mut found = found.into_iter();
-            let mut next = || found.next().unwrap_or_default();
-            Ok(match like {
-                Values::Adapter(adapter) => Values::Adapter(AdapterTensors {
-                    tensors: adapter.tensors.iter().map(|_| (next(), next())).collect(),
-                }),
-                Values::Base(tensors) => {
-                    Values::Base(tensors.iter().map(|t| NamedTensor { values: next(), ..t.clone() }).collect())
-                }
-            })
+/// Reads what [`serialize_moments`] wrote for tensors like `values`, which are to be kept in `storage`.
+pub(super) fn deserialize_moments(
+    path: &Path,
+    bytes: &[u8],
+    values: &Values,
+    modules: &[LoraModule],
+    storage: MomentStorage,
+) -> Result<Vec<[HostMoment; 2]>> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, format!("is damaged: {e}")))?;
+    let tensor = |name: &str, dtype: Dtype, length: usize| {
+        let tensor = file.tensor(name).map_err(|_| Error::field(path, name, "is missing"))?;
+        if tensor.dtype() == dtype && tensor.shape() == [length] {
+            return Ok(tensor);
+        }
+        let problem = match (tensor.dtype(), dtype) {
+            (Dtype::F32, Dtype::U8) => "is of --optim adamw (F32), but the run has --optim adamw8bit".to_owned(),
+            (Dtype::U8, Dtype::F32) => "is of --optim adamw8bit (U8), but the run has --optim adamw".to_owned(),
+            (found, wanted) => format!("is {found:?} {:?}, not {wanted:?} [{length}]", tensor.shape()),
         };
-        Ok(Self { first: read("exp_avg")?, second: read("exp_avg_sq")? })
-    }
+        Err(Error::field(path, name, problem))
+    };
+    let read = |name: &str, kind: &str, elements: usize| -> Result<HostMoment> {
+        let storage = match values {
+            Values::Adapter(_) => storage.of_tensor(elements),
+            Values::Base(_) => moment_storage(storage, name, elements),
+        };
+        let name = format!("{name}.{kind}");
+        match storage {
+            MomentStorage::F32 => {
+                Ok(HostMoment::F32(bytemuck::pod_collect_to_vec(tensor(&name, Dtype::F32, elements)?.data())))
+            }
+            MomentStorage::EightBit => {
+                let codes = tensor(&name, Dtype::U8, elements)?.data().to_vec();
+                let blocks = adamw8bit::blocks(elements as u64) as usize;
+                let scales = tensor(&format!("{name}.absmax"), Dtype::F32, blocks)?;
+                Ok(HostMoment::EightBit { codes, scales: bytemuck::pod_collect_to_vec(scales.data()) })
+            }
+        }
+    };
+    let pair =
+        |(name, of): &(String, &[f32])| Ok([read(name, MOMENTS[0], of.len())?, read(name, MOMENTS[1], of.len())?]);
+    values.named(modules).iter().map(pair).collect()
 }

@@ -15,6 +15,7 @@ use loraine::model::config::ModelConfig;
 use loraine::model::load::{check_shapes, float_of};
 use loraine::model::network::BaseStorage;
 use loraine::model::weight_files::WeightFiles;
+use loraine::ops::moments::MomentStorage;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use safetensors::SafeTensors;
@@ -123,7 +124,7 @@ pub fn open_engine(
         max_positions: max_rows,
         recompute: RecomputePolicy::Keep(keep_layers),
         dropout: 0.0,
-        training: true,
+        training: Some(MomentStorage::F32),
     };
     let stored = |name: &str| float_of(files.get(name).expect("a tensor").dtype);
     let plan = TrainPlan::new(gpu.target, &config, stored, modules, &settings);

@@ -32,6 +32,7 @@ export const RANGES = {
 export type NumberSetting = keyof typeof RANGES;
 
 const METHODS = ["qlora", "lora"] as const;
+const OPTIMISERS = ["adamw", "adamw8bit"] as const;
 const SCHEDULES = ["constant", "linear", "cosine"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
 const ON_LONG = ["refuse", "truncate", "drop", "split"] as const;
@@ -82,6 +83,7 @@ export function toFragment(settings: RunSettings, model: ModelSource | undefined
   fragment.set("method", settings.method);
   fragment.set("targets", settings["target-modules"]);
   fragment.set("schedule", settings.schedule);
+  fragment.set("optim", settings.optim);
   for (const name of Object.keys(RANGES) as NumberSetting[]) {
     const value = settings[name];
     if (value !== undefined) fragment.set(name, String(value));
@@ -112,6 +114,8 @@ export function fromFragment(fragment: string): Recipe | undefined {
   if (method !== undefined) settings.method = method;
   const schedule = one("schedule", SCHEDULES);
   if (schedule !== undefined) settings.schedule = schedule;
+  const optim = one("optim", OPTIMISERS);
+  if (optim !== undefined) settings.optim = optim;
   const targets = short("targets");
   if (targets !== undefined && TARGETS.test(targets)) settings["target-modules"] = targets;
   const format: Partial<DataFormat> = {};

@@ -5,7 +5,6 @@ import type * as loraine from "../pkg/loraine";
 export type { AdapterSummary, Answer, DataReport, Inspection, ModelSummary, RunEvent, ShownExample, ShownToken } from "../pkg/loraine";
 export type Outcome = loraine.RunOutcome;
 export type Estimate = loraine.PlanReport;
-export type Schedule = loraine.Schedule;
 export type Method = Exclude<loraine.Method, "full">;
 
 type Filled<T, Keys extends keyof T> = T & { [Key in Keys]-?: NonNullable<T[Key]> };
@@ -29,6 +28,7 @@ export type RunSettings = Filled<
   | "grad-accum"
   | "lr"
   | "schedule"
+  | "optim"
   | "warmup-steps"
   | "weight-decay"
   | "seed"

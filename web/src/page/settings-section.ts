@@ -1,6 +1,6 @@
 import type { App } from "../app";
 import { numberProblem, type NumberSetting } from "../recipe";
-import type { Method, RunSettings, Schedule } from "../types";
+import type { RunSettings } from "../types";
 import { h, show } from "./dom";
 import { memoryPicture } from "./memory-picture";
 import { type Field, field, section, select } from "./parts";
@@ -40,6 +40,10 @@ export function settingsSection(app: App): HTMLElement {
         ["linear", "Linear"],
         ["cosine", "Cosine"],
         ["constant", "Constant"],
+      ]),
+      picked(app, "optim", "Optimiser", [
+        ["adamw", "AdamW"],
+        ["adamw8bit", "AdamW, moments in 8 bits"],
       ]),
       number(app, "warmup-steps", "Warm-up steps", "The rate rises over these").element,
       number(app, "grad-accum", "Gradient accumulation", "Batches a step").element,
@@ -99,11 +103,11 @@ function slider(app: App, name: NumberSetting, label: string, hint: string, stop
   return made.element;
 }
 
-function picked<Name extends "method" | "schedule">(
+function picked<Name extends "method" | "schedule" | "optim">(
   app: App,
   name: Name,
   label: string,
-  options: [Method | Schedule, string][],
+  options: [RunSettings[Name], string][],
 ): HTMLElement {
   const made = field(
     label,

@@ -1,0 +1,45 @@
+// AdamW with moments in 8 bits over a flat range: one workgroup per block of 256 elements, four of them an invocation.
+
+struct Params { quads: u32, blocks: u32 }
+
+@group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> state: State;
+@group(0) @binding(2) var<storage, read> hyper: Hyper;
+@group(0) @binding(3) var<storage, read> maps: array<f32>;
+@group(0) @binding(4) var<storage, read_write> values: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> first_codes: array<u32>;
+@group(0) @binding(6) var<storage, read_write> second_codes: array<u32>;
+// A block's scales of both moments.
+@group(0) @binding(7) var<storage, read_write> scales: array<vec2<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+var<workgroup> near_maps: array<f32, 512>;
+
+fn map_value(at: u32) -> f32 { return near_maps[at]; }
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let block = group.x + group.y * groups.x;
+    if block >= params.blocks || state.finite == 0.0 { return; }
+    for (var i = lane; i < 512u; i += WG_SIZE) { near_maps[i] = maps[i]; }
+    workgroupBarrier();
+    let at = block * WG_SIZE + lane;
+    let inside = at < params.quads;
+    var m = vec4<f32>(0.0);
+    var v = vec4<f32>(0.0);
+    if inside {
+        let g = grads[at] * state.clip;
+        let scale = scales[block];
+        m = first_moment(decoded(SIGNED, first_codes[at], scale.x), g);
+        v = second_moment(decoded(UNSIGNED, second_codes[at], scale.y), g);
+        values[at] = stepped(values[at], m, v);
+    }
+    let largest = vec2<f32>(workgroup_max(largest_of(m), lane), workgroup_max(largest_of(v), lane));
+    if inside {
+        first_codes[at] = encoded(SIGNED, m, largest.x);
+        second_codes[at] = encoded(UNSIGNED, v, largest.y);
+    }
+    if lane == 0u { scales[block] = largest; }
+}

@@ -1,0 +1,163 @@
+//! AdamW with both moments in 8 bits (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"): a moment is a code of
+//! bitsandbytes' dynamic map, signed for `m` and unsigned for `v`, times its block's largest magnitude. A step decodes a block of 256,
+//! is that of [`super::adamw`] in f32, and stores the nearest codes by the new scales.
+//!
+//! One rule is not bitsandbytes': a positive `v` never takes the code of 0. An element whose gradients are small beside its block's
+//! largest would otherwise be stepped by `m / eps` (the zero point problem of Li et al. 2023, "Memory Efficient Optimizers with
+//! 4-bit States").
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Form;
+use super::lib_parts::REDUCE;
+use super::weight::NESTED_BLOCK;
+use crate::gpu::{Kernel, Recorder, View};
+use crate::quant::{dynamic_map, unsigned_dynamic_map};
+
+/// Elements that share the two scales.
+pub const BLOCK: u64 = 256;
+// The codes are those of the second quantisation too, and so is the length of its blocks.
+const _: () = assert!(BLOCK == NESTED_BLOCK);
+const QUADS_PER_BLOCK: u32 = BLOCK as u32 / 4;
+/// The codes of 0 in both maps.
+pub const ZERO_CODES: [u8; 2] = [127, 0];
+
+/// Where the moments of one flat range lie.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedMoments {
+    /// Of `m` and of `v`, a byte an element.
+    pub codes: [View; 2],
+    /// f32, for each block that of `m` and that of `v`.
+    pub scales: View,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    quads: u32,
+    blocks: u32,
+}
+
+fn kernel(form: Form) -> Kernel {
+    let kernel = match form {
+        Form::Tiles => Kernel::new("adamw8bit_tiles", include_str!("../../shaders/adamw8bit_tiles.wgsl"))
+            .part(REDUCE)
+            .constant("WG_SIZE", QUADS_PER_BLOCK),
+        Form::Lanes | Form::Broadcast => {
+            Kernel::new("adamw8bit_lanes", include_str!("../../shaders/adamw8bit_lanes.wgsl"))
+                .constant("WG_SIZE", Form::LANES)
+        }
+    };
+    kernel
+        .part(include_str!("../../shaders/lib/optimizer.wgsl"))
+        .part(include_str!("../../shaders/lib/adamw.wgsl"))
+        .part(include_str!("../../shaders/lib/dynamic_code.wgsl"))
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    vec![kernel(Form::Tiles), kernel(Form::Lanes)]
+}
+
+/// What the `maps` view of [`step`] holds: the values of the signed codes, then of the unsigned ones.
+pub fn map_values() -> [f32; 512] {
+    let mut values = [0.0; 512];
+    values[..256].copy_from_slice(dynamic_map());
+    values[256..].copy_from_slice(unsigned_dynamic_map());
+    values
+}
+
+/// Blocks of a range of `elements`.
+pub fn blocks(elements: u64) -> u64 {
+    elements.div_ceil(BLOCK)
+}
+
+/// One step over a flat range of parameters and its gradients of the same length; `state` comes from
+/// [`super::adamw::grad_norm`], `hyper` holds a [`super::adamw::Hyper`], `maps` what [`map_values`] gives.
+pub fn step(
+    rec: &mut Recorder,
+    params: View,
+    grads: View,
+    moments: CodedMoments,
+    maps: View,
+    state: View,
+    hyper: View,
+) {
+    assert!(params.bytes == grads.bytes && params.bytes.is_multiple_of(16), "{params:?} and {grads:?}");
+    let elements = params.bytes / 4;
+    let CodedMoments { codes: [first, second], scales } = moments;
+    assert!([first, second].iter().all(|codes| codes.bytes >= elements) && scales.bytes >= 8 * blocks(elements));
+    let count = blocks(elements) as u32;
+    let form = Form::of(&rec.target);
+    let per_group = if form == Form::Tiles { 1 } else { Form::LANES };
+    let groups = rec.fold(u64::from(count.div_ceil(per_group)));
+    let views = [grads, state, hyper, maps, params, first, second, scales];
+    let params = Params { quads: (elements / 4) as u32, blocks: count };
+    // A code is found in eight comparisons.
+    rec.dispatch("adamw", kernel(form), &views, &params, groups, 32 * elements);
+}
+
+/// The formulas in plain loops, in f64 where the device has f32; codes and scales are kept as the device keeps them.
+#[cfg(test)]
+pub mod twin {
+    use super::super::adamw::{AdamW, twin as adamw};
+    use super::{BLOCK, map_values};
+
+    /// Parameters of one flat range, with their moments as codes and scales.
+    #[derive(Clone)]
+    pub struct Range {
+        pub params: Vec<f64>,
+        pub codes: [Vec<u8>; 2],
+        pub scales: [Vec<f32>; 2],
+    }
+
+    impl Range {
+        pub fn new(params: &[f64]) -> Self {
+            let (count, blocks) = (params.len(), params.len().div_ceil(BLOCK as usize));
+            Self {
+                params: params.to_vec(),
+                codes: [vec![0; count], vec![0; count]],
+                scales: [vec![0.0; blocks], vec![0.0; blocks]],
+            }
+        }
+
+        /// The values of a moment.
+        pub fn decoded(&self, moment: usize) -> Vec<f64> {
+            let map = &map_values()[256 * moment..256 * (moment + 1)];
+            let value = |(i, code): (usize, &u8)| {
+                f64::from(map[usize::from(*code)]) * f64::from(self.scales[moment][i / BLOCK as usize])
+            };
+            self.codes[moment].iter().enumerate().map(value).collect()
+        }
+
+        fn encode(&mut self, moment: usize, values: &[f64]) {
+            let map = &map_values()[256 * moment..256 * (moment + 1)];
+            for (i, block) in values.chunks(BLOCK as usize).enumerate() {
+                let scale = block.iter().fold(0.0f64, |largest, v| largest.max(v.abs()));
+                self.scales[moment][i] = scale as f32;
+                for (code, value) in self.codes[moment][i * BLOCK as usize..].iter_mut().zip(block) {
+                    *code = nearest(map, *value, scale);
+                }
+            }
+        }
+    }
+
+    /// The nearest code by trying them all; of an unsigned map, the nearest that is not 0 for what is not 0.
+    fn nearest(map: &[f32], value: f64, scale: f64) -> u8 {
+        let first = usize::from(map[0] == 0.0 && value > 0.0);
+        let distance = |code: usize| (f64::from(map[code]) * scale - value).abs();
+        (first..256).min_by(|a, b| distance(*a).total_cmp(&distance(*b))).unwrap_or(0) as u8
+    }
+
+    pub fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
+        let (m, v) = (range.decoded(0), range.decoded(1));
+        let mut exact = adamw::Range { params: std::mem::take(&mut range.params), m, v };
+        adamw::step(&mut exact, grads, clip, settings, learning_rate, t);
+        range.encode(0, &exact.m);
+        range.encode(1, &exact.v);
+        range.params = exact.params;
+    }
+}
+
+#[cfg(test)]
+#[path = "adamw8bit_tests.rs"]
+mod tests;

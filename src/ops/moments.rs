@@ -1,0 +1,170 @@
+//! AdamW's moments of a flat range of parameters, in the form that a run keeps them in: where they lie on the device, and what they are
+//! on the host.
+
+use super::adamw;
+use super::adamw8bit::{self, BLOCK, CodedMoments, ZERO_CODES};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, Recorder, VIEW_ALIGNMENT, View};
+
+/// How moments are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MomentStorage {
+    F32,
+    /// 8-bit codes, see [`super::adamw8bit`].
+    EightBit,
+}
+
+impl MomentStorage {
+    /// Smaller tensors keep f32 (bitsandbytes' `min_8bit_size`): there is little to save, and they are norms and biases.
+    const MIN_ELEMENTS: usize = 4096;
+
+    /// What a tensor of this many elements has where this is asked for.
+    pub fn of_tensor(self, elements: usize) -> Self {
+        if elements < Self::MIN_ELEMENTS { Self::F32 } else { self }
+    }
+
+    /// Tensors within one range begin at multiples of this many bytes of parameters, so that none shares a block.
+    pub fn tensor_alignment(self) -> u64 {
+        match self {
+            Self::F32 => VIEW_ALIGNMENT,
+            Self::EightBit => 4 * BLOCK,
+        }
+    }
+}
+
+/// Both moments of a flat range on the device.
+#[derive(Clone, Copy, Debug)]
+pub enum Moments {
+    F32([View; 2]),
+    EightBit(CodedMoments),
+}
+
+/// One moment of a tensor or a range on the host, with the bits that the device has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostMoment {
+    F32(Vec<f32>),
+    EightBit {
+        codes: Vec<u8>,
+        /// One for each block.
+        scales: Vec<f32>,
+    },
+}
+
+impl Moments {
+    /// Plans the moments of `bytes` of parameters.
+    pub fn plan(plan: &mut MemoryPlan, storage: MomentStorage, bytes: u64) -> Self {
+        let labels = ["first moment", "second moment"];
+        match storage {
+            MomentStorage::F32 => Self::F32(labels.map(|label| plan.alloc(Category::Optimizer, label, bytes))),
+            MomentStorage::EightBit => Self::EightBit(CodedMoments {
+                codes: labels.map(|label| plan.alloc(Category::Optimizer, label, bytes / 4)),
+                scales: plan.alloc(Category::Optimizer, "moment scales", 8 * adamw8bit::blocks(bytes / 4)),
+            }),
+        }
+    }
+
+    pub fn storage(&self) -> MomentStorage {
+        match self {
+            Self::F32(_) => MomentStorage::F32,
+            Self::EightBit(_) => MomentStorage::EightBit,
+        }
+    }
+
+    /// Records AdamW's step over the range; `maps` holds what [`adamw8bit::map_values`] gives, `state` and `hyper` are as for
+    /// [`adamw::step`].
+    pub fn step(&self, rec: &mut Recorder, params: View, grads: View, maps: View, state: View, hyper: View) {
+        match *self {
+            Self::F32([m, v]) => adamw::step(rec, params, grads, m, v, state, hyper),
+            Self::EightBit(coded) => adamw8bit::step(rec, params, grads, coded, maps, state, hyper),
+        }
+    }
+
+    /// Both moments of the whole range as they are on the device now.
+    pub async fn read(&self, gpu: &Gpu, buffers: &Buffers) -> Result<[HostMoment; 2], GpuError> {
+        match self {
+            Self::F32([m, v]) => Ok([
+                HostMoment::F32(gpu.read_f32(buffers, *m).await?),
+                HostMoment::F32(gpu.read_f32(buffers, *v).await?),
+            ]),
+            Self::EightBit(CodedMoments { codes, scales }) => {
+                let scales = gpu.read_f32(buffers, *scales).await?;
+                let read = async |moment: usize| -> Result<HostMoment, GpuError> {
+                    let codes = gpu.read(buffers, codes[moment]).await?;
+                    Ok(HostMoment::EightBit { codes, scales: scales.iter().skip(moment).step_by(2).copied().collect() })
+                };
+                Ok([read(0).await?, read(1).await?])
+            }
+        }
+    }
+
+    /// Sets both moments of the range, of which [`HostMoment::zeros`] and its `place` made an image.
+    pub fn write(&self, gpu: &Gpu, buffers: &Buffers, values: &[HostMoment; 2]) {
+        match (self, values) {
+            (Self::F32(views), [HostMoment::F32(m), HostMoment::F32(v)]) => {
+                for (view, values) in views.iter().zip([m, v]) {
+                    gpu.write(buffers, *view, bytemuck::cast_slice(values));
+                }
+            }
+            (
+                Self::EightBit(to),
+                [HostMoment::EightBit { codes: m, scales: of_m }, HostMoment::EightBit { codes: v, scales: of_v }],
+            ) => {
+                for (view, codes) in to.codes.iter().zip([m, v]) {
+                    gpu.write(buffers, *view, codes);
+                }
+                let scales: Vec<[f32; 2]> = of_m.iter().zip(of_v).map(|(m, v)| [*m, *v]).collect();
+                gpu.write(buffers, to.scales, bytemuck::cast_slice(&scales));
+            }
+            _ => unreachable!("moments come back in the form that they were read in"),
+        }
+    }
+}
+
+impl HostMoment {
+    /// The first (0) or second (1) moment of `elements` before any step, a multiple of four of them.
+    pub fn zeros(storage: MomentStorage, moment: usize, elements: usize) -> Self {
+        match storage {
+            MomentStorage::F32 => Self::F32(vec![0.0; elements]),
+            MomentStorage::EightBit => Self::EightBit {
+                codes: vec![ZERO_CODES[moment]; elements],
+                scales: vec![0.0; elements.div_ceil(BLOCK as usize)],
+            },
+        }
+    }
+
+    /// Elements `first .. first + count`; where codes are kept, whole blocks from a block's first element on.
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        let blocks = |at: usize| at.div_ceil(BLOCK as usize);
+        match self {
+            Self::F32(values) => Self::F32(values[first..first + count].to_vec()),
+            Self::EightBit { codes, scales } => Self::EightBit {
+                codes: codes[first..first + count].to_vec(),
+                scales: scales[blocks(first)..blocks(first + count)].to_vec(),
+            },
+        }
+    }
+
+    /// Puts what [`Self::part`] gave back to its place from element `first` on.
+    pub fn place(&mut self, first: usize, part: &Self) {
+        match (self, part) {
+            (Self::F32(values), Self::F32(part)) => values[first..first + part.len()].copy_from_slice(part),
+            (Self::EightBit { codes, scales }, Self::EightBit { codes: part, scales: of_part }) => {
+                codes[first..first + part.len()].copy_from_slice(part);
+                let block = first.div_ceil(BLOCK as usize);
+                scales[block..block + of_part.len()].copy_from_slice(of_part);
+            }
+            _ => unreachable!("a part has the form of the whole"),
+        }
+    }
+
+    /// Lays the next range of a tensor behind the ones before.
+    pub fn append(&mut self, next: Self) {
+        match (self, next) {
+            (Self::F32(values), Self::F32(mut next)) => values.append(&mut next),
+            (Self::EightBit { codes, scales }, Self::EightBit { codes: mut next, scales: mut of_next }) => {
+                codes.append(&mut next);
+                scales.append(&mut of_next);
+            }
+            _ => unreachable!("a tensor's ranges have one form"),
+        }
+    }
+}
