@@ -5,6 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use common::cli::{Shell, random_lines};
 use common::*;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, Stop};
@@ -16,6 +17,7 @@ use loraine::model::weight_files::WeightFiles;
 use loraine::ops::weight::{Code4, Storage};
 
 const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Storage::Quantized { code: Code4::Nf4, double: true });
 
 fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
     let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
@@ -83,6 +85,44 @@ fn incremental_logits_equal_whole_sequences() {
 #[test]
 fn incremental_logits_equal_whole_sequences_on_an_nf4_base() {
     check_incremental("odd_sizes", NF4_DOUBLE);
+}
+
+#[test]
+fn incremental_logits_equal_whole_sequences_with_embedding_and_head_in_nf4() {
+    for name in ["odd_sizes", "llama_tied", "llama_untied"] {
+        check_incremental(name, WHOLE_NF4);
+    }
+}
+
+/// What was trained with `--quantize-embedding` is evaluated and goes on with the trainer's own numbers.
+#[test]
+fn an_adapter_answers_on_the_base_that_it_was_trained_on() {
+    let model = model_with_tokenizer();
+    let dir = model.path().display().to_string();
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(12, 96, 1));
+    let trained = "--rank 4 --lr 0.02 --steps 8 --eval-data data.jsonl --quantize-embedding";
+    shell.succeed(&format!("train --model {dir} --data data.jsonl --out run {trained}"));
+    let evaluated = shell.metrics("run").iter().rev().find_map(|line| line.get("eval_loss")?.as_f64()).unwrap();
+    let loss = |flags: &str| {
+        let shown = shell.succeed(&format!("eval --model {dir} --adapter run --data data.jsonl --json {flags}"));
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()["loss"].as_f64().unwrap()
+    };
+    let (same, other) = (loss("--quant nf4 --quantize-embedding"), loss("--quant nf4"));
+    assert!((same / evaluated - 1.0).abs() < 1e-6, "{same} instead of {evaluated}");
+    assert!((other / evaluated - 1.0).abs() > 1e-4, "{other} and {evaluated}");
+
+    let run = shell.path("run");
+    let flags = ["--quant", "nf4", "--quantize-embedding", "--json", "--logits", "--max-tokens", "1"];
+    let command = [&["--prompt", "w7 w8 w9", "--adapter", run.to_str().unwrap()], &flags[..]].concat();
+    let answer = &answers(&loraine(model.path(), &command))[0];
+    let ids: Vec<u32> = numbers(&answer["prompt_ids"]).iter().map(|id| *id as u32).collect();
+    let got: Vec<f32> = numbers(&answer["logits"]).iter().map(|v| *v as f32).collect();
+    let config = ModelConfig::from_file(&model.path().join("config.json")).unwrap();
+    let (modules, tensors) = adapter(&run, &config);
+    let mut engine = open_engine(model.path(), WHOLE_NF4, &modules, &tensors, 64, usize::MAX);
+    let all = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
+    assert_close("logits", &got, &all[all.len() - config.vocab_size..], 1e-5);
 }
 
 #[test]
@@ -333,7 +373,7 @@ fn bad_requests_are_one_clear_error() {
     let adapter = format!("tuned={}", fixture("llama_tied").join("adapter").display());
     let other = format!("other={}", fixture("qwen3").join("adapter").display());
     let long = vec!["w1"; 5000].join(" ");
-    let cases: [(&[&str], &[&str]); 12] = [
+    let cases: [(&[&str], &[&str]); 14] = [
         (&["--prompt", "w1", "--adapter", &adapter, "--use", "tunned"], &["--use tunned", "base, tuned"]),
         (&["--prompt", "w1", "--use", "tuned"], &["--use tuned", "there are: base"]),
         (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "adapter_config.json"]),
@@ -345,6 +385,8 @@ fn bad_requests_are_one_clear_error() {
         (&["--prompt", "w1", "--max-context", "100000000"], &["the model's own limit"]),
         (&["--prompt-file", "/no/such.txt"], &["/no/such.txt", "cannot be read"]),
         (&["--prompt", "w1", "--top-p", "0.5"], &["--temperature"]),
+        (&["--prompt", "w1", "--quantize-embedding"], &["--quantize-embedding is for --quant nf4 or fp4"]),
+        (&["--prompt", "w1", "--no-double-quant"], &["--no-double-quant is for --quant nf4 or fp4"]),
         (&["--prompt", "w1", "--use", "base", "--use", "base", "--prompt", "w2", "--prompt", "w3"], &["2 --use for 3"]),
     ];
     let check = |model: &Path, arguments: &[&str], parts: &[&str]| {

@@ -21,8 +21,9 @@ use loraine::model::weight_files::WeightFiles;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
-use super::generate::{BASE, Quant, adapter_names, load_adapter};
+use super::generate::{BASE, adapter_names, load_adapter};
 use super::{GpuArgs, bytes};
 
 const COMMANDS: &str = "  /adapter NAME   let this adapter answer; without a name, list them
@@ -54,9 +55,8 @@ pub struct ChatArgs {
     /// PEFT adapter directory, by the name that /adapter knows it by [default name: the directory's]; the first answers
     #[arg(long = "adapter", value_name = "[NAME=]DIR")]
     adapters: Vec<String>,
-    /// Hold the base's linear layers in 4 bits, quantised as it is loaded
-    #[arg(long, value_enum, default_value_t = Quant::None)]
-    quant: Quant,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
     #[arg(long, value_name = "FILE|NAME")]
     chat_template: Option<String>,
@@ -100,6 +100,7 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
         seed: args.seed,
     };
     sampling.check()?;
+    let base = args.base.storage()?;
     let names = adapter_names(&args.adapters)?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     let tokenizer = Tokenizer::from_dir(&args.model, &config)?;
@@ -122,8 +123,7 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
     let mut files = WeightFiles::open(&args.model)?;
     args.cache.apply(&mut files);
     let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
-    let plan =
-        PlanSettings { base: args.quant.storage(), max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
+    let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
     let gpu = args.gpu.open()?;
     let generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, |_, _| ()))?;
     let interrupted = Arc::new(AtomicBool::new(false));

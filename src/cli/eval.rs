@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::hub::fetch::Extent;
 use loraine::train::evaluate::{self, EvalSettings};
-use loraine::train::settings::Quant;
 
 use super::GpuArgs;
+use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
 use super::data_args::DataArgs;
 
@@ -26,12 +26,8 @@ pub struct EvalArgs {
     /// Data: .txt, .jsonl, .json, .parquet, or a directory (test.*, else valid.*)
     #[arg(long, value_name = "FILE|DIR")]
     data: PathBuf,
-    /// Hold the base in 4 bits
-    #[arg(long, value_enum, default_value = "none")]
-    quant: QuantArg,
-    /// Keep the 4-bit block scales in f32 instead of quantising them too
-    #[arg(long)]
-    no_double_quant: bool,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Examples in a batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
@@ -49,26 +45,13 @@ pub struct EvalArgs {
     cache: CacheArgs,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum QuantArg {
-    None,
-    Nf4,
-    Fp4,
-}
-
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     args.model = super::model_directory(&args.model, Extent::Everything)?;
-    let quant = match args.quant {
-        QuantArg::None => None,
-        QuantArg::Nf4 => Some(Quant::Nf4),
-        QuantArg::Fp4 => Some(Quant::Fp4),
-    };
     let settings = EvalSettings {
         model: args.model,
         adapter: args.adapter,
         data: args.data,
-        quant,
-        double_quant: !args.no_double_quant,
+        base: args.base.storage()?,
         batch_size: args.batch_size,
         max_seq_len: args.max_seq_len,
         data_format: args.data_format.settings(0),

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
 use loraine::gpu::Profile;
@@ -17,11 +17,10 @@ use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use loraine::infer::sampler::SamplingSettings;
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
-use loraine::model::network::BaseStorage;
 use loraine::model::weight_files::WeightFiles;
-use loraine::ops::weight::{Code4, Storage};
 use serde_json::json;
 
+use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
 use super::{GpuArgs, bytes};
 
@@ -56,9 +55,8 @@ pub struct GenerateArgs {
     /// Which adapter answers, or `base`; see below
     #[arg(long = "use", value_name = "NAME")]
     uses: Vec<String>,
-    /// Hold the base's linear layers in 4 bits, quantised as it is loaded
-    #[arg(long, value_enum, default_value_t = Quant::None)]
-    quant: Quant,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Text to continue; may be given several times
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     prompt: Vec<String>,
@@ -107,32 +105,6 @@ pub struct GenerateArgs {
     cache: CacheArgs,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Quant {
-    Nf4,
-    Fp4,
-    None,
-}
-
-impl Quant {
-    pub fn storage(self) -> BaseStorage {
-        let quantized = |code| BaseStorage::Quantized(Storage::Quantized { code, double: true });
-        match self {
-            Self::Nf4 => quantized(Code4::Nf4),
-            Self::Fp4 => quantized(Code4::Fp4),
-            Self::None => BaseStorage::AsStored,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Nf4 => "nf4",
-            Self::Fp4 => "fp4",
-            Self::None => "none",
-        }
-    }
-}
-
 /// One answer to be made.
 struct Job {
     prompt: String,
@@ -143,6 +115,7 @@ struct Job {
 pub fn run(mut args: GenerateArgs) -> Result<()> {
     args.model = super::model_directory(&args.model, Extent::Everything)?;
     let sampling = sampling(&args)?;
+    let base = args.base.storage()?;
     let names = adapter_names(&args.adapters)?;
     if !args.model.is_dir() {
         bail!("{}: is no directory; --model wants a Hugging Face model directory", args.model.display());
@@ -162,8 +135,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     }
     let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
 
-    let plan =
-        PlanSettings { base: args.quant.storage(), max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
+    let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
     let gpu = args.gpu.open()?;
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
     let progress = |done, total| {
@@ -331,7 +303,7 @@ fn answer_all(
     if args.json {
         let object = json!({
             "model": base_name(&args.model),
-            "quant": args.quant.name(),
+            "quant": args.base.quant_name(),
             "gpu": generator.gpu.adapter.name,
             "gpu_bytes": gpu_bytes,
             "context": generator.plan.max_positions(),

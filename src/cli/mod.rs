@@ -8,6 +8,7 @@ macro_rules! out {
     }};
 }
 
+mod base_args;
 mod bench;
 mod cache_args;
 mod chat;

@@ -8,7 +8,6 @@ use super::budget::longest_rows;
 use super::engine::Engine;
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::run::seq_len_within;
-use super::settings::Quant;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::data::read;
@@ -29,8 +28,7 @@ pub struct EvalSettings {
     pub model: PathBuf,
     pub adapter: Option<PathBuf>,
     pub data: PathBuf,
-    pub quant: Option<Quant>,
-    pub double_quant: bool,
+    pub base: BaseStorage,
     pub batch_size: usize,
     pub max_seq_len: Option<usize>,
     /// Its own `max_seq_len` is not looked at.
@@ -89,11 +87,7 @@ impl PreparedEval {
     pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {
         let (max_rows, max_positions) =
             longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
-        let base = match self.settings.quant {
-            Some(quant) => BaseStorage::Quantized(quant.storage(self.settings.double_quant)),
-            None => BaseStorage::AsStored,
-        }
-        .of(&self.config)?;
+        let base = self.settings.base.of(&self.config)?;
         let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: None };
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));

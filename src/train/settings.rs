@@ -62,6 +62,12 @@ impl Quant {
         };
         Storage::Quantized { code, double }
     }
+
+    /// A base in this code; with `whole` embedding and head too.
+    pub fn base(self, double: bool, whole: bool) -> BaseStorage {
+        let storage = self.storage(double);
+        if whole { BaseStorage::QuantizedWhole(storage) } else { BaseStorage::Quantized(storage) }
+    }
 }
 
 /// The learning rate over the steps, as the schedules of that name in transformers.
@@ -358,10 +364,7 @@ impl RunSettings {
 
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
-            Method::Qlora if self.quantize_embedding => {
-                BaseStorage::QuantizedWhole(self.quant.storage(self.double_quant))
-            }
-            Method::Qlora => BaseStorage::Quantized(self.quant.storage(self.double_quant)),
+            Method::Qlora => self.quant.base(self.double_quant, self.quantize_embedding),
             Method::Lora => BaseStorage::AsStored,
             Method::Full => BaseStorage::Trained,
         }

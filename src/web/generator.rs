@@ -44,6 +44,9 @@ pub struct GeneratorSettings {
     pub quant: Option<Quant>,
     #[tsify(optional)]
     pub double_quant: Option<bool>,
+    /// Embedding and head in 4 bits too, where `quant` is given.
+    #[tsify(optional)]
+    pub quantize_embedding: bool,
     /// Most tokens of prompt and answer together.
     pub context: Option<usize>,
 }
@@ -176,7 +179,10 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
         loaded.push(LoadedAdapter { modules, tensors });
     }
     let base = match settings.quant {
-        Some(quant) => BaseStorage::Quantized(quant.storage(settings.double_quant.unwrap_or(true))),
+        Some(quant) => quant.base(settings.double_quant.unwrap_or(true), settings.quantize_embedding),
+        None if settings.quantize_embedding => {
+            return Err(Error::Setting("quantize_embedding is for a base in 4 bits; give quant too".to_owned()));
+        }
         None => BaseStorage::AsStored,
     };
     let context = settings.context.unwrap_or(DEFAULT_CONTEXT).min(config.max_position_embeddings);

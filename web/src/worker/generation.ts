@@ -21,7 +21,10 @@ export async function answer(request: Calls["answer"]["request"], notify: (notic
   const key = `${settings.model} ${run}`;
   if (open?.key !== key) {
     closeGenerator();
-    const storage = settings.method === "qlora" ? { quant: settings.quant, double_quant: settings["double-quant"] } : {};
+    const storage =
+      settings.method === "qlora"
+        ? { quant: settings.quant, double_quant: settings["double-quant"], quantize_embedding: settings["quantize-embedding"] ?? false }
+        : {};
     const loading = (done: number, total: number) => notify({ type: "progress", progress: { what: "loading the model", done, total } });
     const generator = await loraine.Generator.open(settings.model, [{ name: TRAINED, dir: runs.runDir(run) }], storage, loading);
     open = { key, generator };
