@@ -37,6 +37,7 @@ pub mod ops;
 pub mod quant;
 pub mod random;
 pub mod train;
+pub mod tune;
 #[cfg(target_arch = "wasm32")]
 pub mod web;
 

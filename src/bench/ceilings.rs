@@ -1,7 +1,7 @@
 //! What the adapter can do at best.
 
-use super::{Bed, Measured};
-use crate::gpu::{Category, Gpu};
+use super::REPETITIONS;
+use crate::gpu::{Bed, Category, Gpu, Measured};
 use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
@@ -33,13 +33,13 @@ impl Probe {
         let mut best: Option<(f64, f64, Measured)> = None;
         for form in FmaForm::ALL {
             let (flops, mut fma) = fma(gpu, form).await?;
-            let gflops = flops / fma.seconds(gpu).await? / 1e9;
+            let gflops = flops / fma.seconds(gpu, REPETITIONS).await? / 1e9;
             if best.as_ref().is_none_or(|(so_far, ..)| gflops > *so_far) {
                 best = Some((gflops, flops, fma));
             }
         }
         let (moved, mut copy) = copy(gpu).await?;
-        let copy_gb_per_s = moved / copy.seconds(gpu).await? / 1e9;
+        let copy_gb_per_s = moved / copy.seconds(gpu, REPETITIONS).await? / 1e9;
         let dispatch_us = dispatch_us(gpu).await?;
         let Some((fma_gflops, flops, fma)) = best.filter(|(gflops, ..)| gflops.is_finite()) else {
             return Err(Error::Training("the adapter's clock stood still during the bench".to_owned()));
@@ -81,5 +81,5 @@ async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
         ceiling::copy(&mut bed.rec, small[0], small[1]);
     }
     // By the host's clock: what a dispatch costs beside its own work is the question.
-    Ok(bed.ready(gpu).await?.by_clock(gpu).await? / DISPATCHES as f64 * 1e6)
+    Ok(bed.ready(gpu).await?.by_clock(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
 }

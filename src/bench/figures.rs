@@ -90,6 +90,7 @@ mod tests {
             host_ms: 1.0,
             gpu_bytes: 1,
             memory: Vec::new(),
+            kernels: Vec::new(),
             operations: Vec::new(),
         }
     }
@@ -103,6 +104,7 @@ mod tests {
             achieved: 40.0,
             unit: "GFLOP/s".to_owned(),
             share_of_ceiling: 0.4,
+            kernel: String::new(),
         };
         let report = Report {
             gpu: String::new(),

@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::ceilings::Probe;
-use super::{Bed, Ceilings, REPETITIONS};
-use crate::Result;
-use crate::gpu::{Category, Gpu};
+use super::{Ceilings, REPETITIONS};
+use crate::gpu::{Bed, Category, Gpu};
 use crate::ops::attention::{self, Shape};
 use crate::ops::weight::{Code4, Float, Storage, Weight};
 use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm, swiglu};
+use crate::{Result, tune};
 
 /// One operation at one shape.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct OperationResult {
     pub achieved: f64,
     pub unit: String,
     pub share_of_ceiling: f64,
+    /// Which kernel a trial has chosen; empty where there was none.
+    #[serde(default)]
+    pub kernel: String,
 }
 
 /// What an operation is limited by.
@@ -40,6 +43,7 @@ pub(super) struct Case {
 /// A case with its time; its share is known when the ceilings are.
 pub(super) struct MeasuredCase {
     case: Case,
+    kernel: String,
     amount: Amount,
     seconds: f64,
 }
@@ -48,6 +52,13 @@ impl Case {
     /// Times the operation and the ceilings in turn.
     pub async fn measure(self, gpu: &Gpu, probe: &mut Probe) -> Result<MeasuredCase> {
         let mut bed = Bed::new(gpu);
+        (self.record)(&mut bed);
+        let problems = std::mem::take(&mut bed.rec.problems);
+        let choices = tune::choices(gpu, &problems).await?;
+        let kernels = problems.iter().filter_map(|problem| choices.get(&problem.class()));
+        let kernel = kernels.collect::<Vec<_>>().join(", ");
+        let mut bed = Bed::new(gpu);
+        bed.rec.choices = choices.clone();
         let amount = (self.record)(&mut bed);
         let mut measured = bed.ready(gpu).await?;
         let mut seconds = f64::INFINITY;
@@ -55,7 +66,7 @@ impl Case {
             seconds = seconds.min(measured.once(gpu).await?);
             probe.again(gpu).await?;
         }
-        Ok(MeasuredCase { case: self, amount, seconds })
+        Ok(MeasuredCase { case: self, kernel, amount, seconds })
     }
 }
 
@@ -73,6 +84,7 @@ impl MeasuredCase {
             achieved,
             unit: unit.to_owned(),
             share_of_ceiling: achieved / ceiling,
+            kernel: self.kernel,
         }
     }
 }

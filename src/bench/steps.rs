@@ -117,6 +117,9 @@ pub struct StepResult {
     pub gpu_bytes: u64,
     /// The same by category.
     pub memory: Vec<(Category, u64)>,
+    /// Which kernels a trial has chosen, by operation and shape.
+    #[serde(default)]
+    pub kernels: Vec<String>,
     /// Where the time of one more step went, the longest first.
     pub operations: Vec<OperationShare>,
 }
@@ -183,6 +186,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
         host_ms: host * 1e3,
         gpu_bytes: ledger.total(),
         memory: ledger.entries().collect(),
+        kernels: engine.plan.choices.lines(),
         operations,
     };
     Ok((result, engine.gpu))

@@ -8,6 +8,7 @@ use loraine::bench::{self, Figure, Peer, Report, Shape, StepResult};
 use loraine::train::settings::RunSettings;
 
 use super::memory_args::MemoryArgs;
+use super::tune_args::TuneArgs;
 use super::{GpuArgs, bytes};
 
 /// Measure this device: its ceilings, the operations, whole training steps
@@ -20,6 +21,7 @@ Examples:
   loraine bench --quick
   loraine bench --json > before.json
   loraine bench --compare before.json
+  loraine bench --tune off                    with the kernels that are taken where none was measured
   loraine bench --shape llama-2-7b --quantize-embedding"
 )]
 pub struct BenchArgs {
@@ -42,6 +44,8 @@ pub struct BenchArgs {
     memory: MemoryArgs,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    tune: TuneArgs,
 }
 
 fn shapes(names: &[String], quick: bool) -> anyhow::Result<Vec<Shape>> {
@@ -72,7 +76,8 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let peers = args.peers.as_deref().map(peers).transpose()?;
     let mut settings = RunSettings::default();
     args.memory.apply(&mut settings);
-    let report = pollster::block_on(bench::run(args.gpu.open()?, &shapes, &settings, args.quick, |what| {
+    let gpu = args.gpu.open_tuned(args.tune.options(None))?;
+    let report = pollster::block_on(bench::run(gpu, &shapes, &settings, args.quick, |what| {
         if !args.json {
             eprintln!("measuring {what}");
         }
@@ -103,7 +108,8 @@ fn print(report: &Report) {
     out!("\n{:<28} {:<36} {:>10} {:>14} {:>7}", "operation", "shape", "ms", "achieved", "share");
     for op in &report.operations {
         let achieved = format!("{:.1} {}", op.achieved, op.unit);
-        out!("{:<28} {:<36} {:>10.2} {achieved:>14} {:>6.1}%", op.name, op.shape, op.ms, 100.0 * op.share_of_ceiling);
+        let (share, kernel) = (100.0 * op.share_of_ceiling, &op.kernel);
+        out!("{:<28} {:<36} {:>10.2} {achieved:>14} {share:>6.1}% {kernel}", op.name, op.shape, op.ms);
     }
     out!(
         "\n{:<16} {:>9} {:>10} {:>10} {:>12} {:>7} {:>9} {:>9}",
@@ -150,6 +156,9 @@ fn print_figures(report: &Report, peers: &[Peer]) {
 fn print_details(step: &StepResult) {
     let memory: Vec<String> = step.memory.iter().map(|(c, count)| format!("{} {}", c.name(), bytes(*count))).collect();
     out!("\n{} {}: {}", step.model, step.batch, memory.join(", "));
+    for kernel in &step.kernels {
+        out!("  {kernel}");
+    }
     for op in step.operations.iter().filter(|op| op.share >= 0.005) {
         out!("  {:<28} {:>6} dispatches {:>10.2} ms {:>6.1}%", op.operation, op.dispatches, op.ms, 100.0 * op.share);
     }

@@ -1,4 +1,4 @@
-//! The cache of 4-bit copies of large models.
+//! The cache: 4-bit copies of large models, and which kernels a device runs fastest.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,8 @@ const MIN_BYTES: u64 = 1 << 30;
 
 #[derive(Args)]
 pub struct CacheArgs {
-    /// Quantise the model anew, and keep no 4-bit copy of it (copies of models over 1 GiB lie in ~/.cache/loraine, or $LORAINE_CACHE)
+    /// Quantise the model and measure the kernels anew, and keep neither (4-bit copies of models over 1 GiB and what was measured lie
+    /// in ~/.cache/loraine, or $LORAINE_CACHE)
     #[arg(long, help_heading = "Device")]
     no_cache: bool,
 }
@@ -19,12 +20,17 @@ pub struct CacheArgs {
 impl CacheArgs {
     /// Lets loading use the cache, unless the user has said no.
     pub fn apply(&self, files: &mut WeightFiles) {
-        files.cache = directory().filter(|_| !self.no_cache).map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES });
+        files.cache = self.directory().map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES });
+    }
+
+    /// Where the cache is, unless the user wants none.
+    pub fn directory(&self) -> Option<PathBuf> {
+        directory().filter(|_| !self.no_cache)
     }
 }
 
 /// Where this system keeps what can be made again.
-fn directory() -> Option<PathBuf> {
+pub fn directory() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let of_system = || {
         if cfg!(windows) {

@@ -24,6 +24,7 @@ use rustyline::error::ReadlineError;
 use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
 use super::generate::{BASE, adapter_names, load_adapter};
+use super::tune_args::TuneArgs;
 use super::{GpuArgs, bytes};
 
 const COMMANDS: &str = "  /adapter NAME   let this adapter answer; without a name, list them
@@ -87,6 +88,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     gpu: GpuArgs,
     #[command(flatten)]
+    tune: TuneArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -124,7 +127,7 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
     args.cache.apply(&mut files);
     let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
     let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
     let generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, |_, _| ()))?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let asked = interrupted.clone();

@@ -10,6 +10,7 @@ use super::GpuArgs;
 use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
 use super::data_args::DataArgs;
+use super::tune_args::TuneArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
@@ -42,6 +43,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     gpu: GpuArgs,
     #[command(flatten)]
+    tune: TuneArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -58,7 +61,7 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     };
     let mut prepared = evaluate::prepare(settings)?;
     args.cache.apply(&mut prepared.files);
-    let result = pollster::block_on(prepared.run(args.gpu.open()?))?;
+    let result = pollster::block_on(prepared.run(args.gpu.open_tuned(args.tune.options(args.cache.directory()))?))?;
     if args.json {
         out!("{}", serde_json::to_string(&result)?);
     } else {

@@ -22,6 +22,7 @@ use serde_json::json;
 
 use super::base_args::BaseArgs;
 use super::cache_args::CacheArgs;
+use super::tune_args::TuneArgs;
 use super::{GpuArgs, bytes};
 
 /// What `--use` calls the model without an adapter.
@@ -102,6 +103,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     gpu: GpuArgs,
     #[command(flatten)]
+    tune: TuneArgs,
+    #[command(flatten)]
     cache: CacheArgs,
 }
 
@@ -136,7 +139,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
 
     let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
     let progress = |done, total| {
         bar.set_length(total);

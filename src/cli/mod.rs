@@ -26,6 +26,7 @@ mod merge;
 mod quantize;
 mod run_view;
 mod train;
+mod tune_args;
 mod watchdog;
 
 use std::io::IsTerminal;
@@ -33,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use loraine::gpu::{Gpu, GpuOptions, Profile};
+use loraine::gpu::{Gpu, GpuOptions, Profile, Tune, TuneOptions};
 use loraine::hub::HubModel;
 use loraine::hub::fetch::{Extent, HubSettings, fetch};
 
@@ -88,8 +89,13 @@ pub struct GpuArgs {
 }
 
 impl GpuArgs {
+    /// With the kernels of earlier runs.
     pub fn open(&self) -> anyhow::Result<Gpu> {
-        let options = GpuOptions { adapter: self.gpu.clone(), ..Default::default() };
+        self.open_tuned(TuneOptions { tune: Tune::Auto, cache: cache_args::directory() })
+    }
+
+    pub fn open_tuned(&self, tuning: TuneOptions) -> anyhow::Result<Gpu> {
+        let options = GpuOptions { adapter: self.gpu.clone(), tuning, ..Default::default() };
         Ok(pollster::block_on(Gpu::open(&options))?)
     }
 }

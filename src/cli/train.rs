@@ -18,6 +18,7 @@ use super::cache_args::CacheArgs;
 use super::data_args::DataArgs;
 use super::memory_args::MemoryArgs;
 use super::run_view::RunView;
+use super::tune_args::TuneArgs;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
 #[derive(Args)]
@@ -70,6 +71,8 @@ pub struct TrainArgs {
     watch: WatchArgs,
     #[command(flatten)]
     gpu: GpuArgs,
+    #[command(flatten)]
+    tune: TuneArgs,
     #[command(flatten)]
     cache: CacheArgs,
 }
@@ -385,7 +388,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
         return Ok(());
     }
-    let gpu = args.gpu.open()?;
+    let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let out = prepared.settings.out.clone();
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };

@@ -1,6 +1,8 @@
 //! Which of several kernels for one problem is taken: as plain data, so that lists are recorded without a GPU.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,13 @@ pub struct ShapeClass {
     pub cols: u32,
     /// Last, so that the classes of one weight are neighbours.
     pub rows: u32,
+}
+
+impl fmt::Display for ShapeClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, storage, depth, cols, rows } = self;
+        write!(f, "{op} {storage} {rows} x {cols} x {depth}")
+    }
 }
 
 impl Problem {
@@ -68,13 +77,30 @@ impl Choices {
         larger.next().or_else(|| smaller.next_back()).map(|(_, kernel)| kernel.as_str())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&ShapeClass, &str)> {
-        self.0.iter().map(|(class, kernel)| (class, kernel.as_str()))
+    /// For people: one line for each class.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(|(class, kernel)| format!("{class}: {kernel}")).collect()
     }
+}
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+/// Whether kernels are measured before a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tune {
+    /// On GPUs. Software adapters compile longer than they would win.
+    #[default]
+    Auto,
+    On,
+    /// Every operation takes its own first choice.
+    Off,
+}
+
+/// How a device's kernels are chosen. Nothing that a run computes follows from it: those to choose from give the same bits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TuneOptions {
+    pub tune: Tune,
+    /// Where choices are kept for the next start.
+    pub cache: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
+use super::choices::{Choices, TuneOptions};
 use super::commands::{PARAMS_STRIDE, Target};
 use super::error::GpuError;
 use super::kernel::{Access, Kernel};
@@ -39,6 +40,7 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Keep the driver's bounds and loop checks in shaders. Off by default natively: every kernel bounds its own indices.
     pub checked_shaders: bool,
+    pub tuning: TuneOptions,
 }
 
 pub(super) struct Pipeline {
@@ -59,6 +61,9 @@ pub struct Gpu {
     pub(super) rate: AtomicU64,
     pub adapter: AdapterSummary,
     pub target: Target,
+    pub tuning: TuneOptions,
+    /// What has been measured, or read from the cache, so far.
+    tuned: Mutex<Choices>,
     checked_shaders: bool,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     failure: Arc<Mutex<Option<String>>>,
@@ -234,6 +239,8 @@ impl Gpu {
             rate: AtomicU64::new(5_000_000_000),
             adapter: summary,
             target,
+            tuning: options.tuning.clone(),
+            tuned: Mutex::default(),
             checked_shaders: options.checked_shaders,
             pipelines: Mutex::default(),
             failure,
@@ -250,6 +257,15 @@ impl Gpu {
             Some(message) => Err(GpuError::Validation(message)),
             None => Ok(()),
         }
+    }
+
+    /// The kernels that are known to be the fastest of this device.
+    pub fn tuned(&self) -> Choices {
+        locked(&self.tuned).clone()
+    }
+
+    pub fn set_tuned(&self, choices: Choices) {
+        *locked(&self.tuned) = choices;
     }
 
     pub(super) fn next_list_id(&self) -> u64 {

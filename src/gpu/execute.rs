@@ -30,6 +30,11 @@ impl Buffers {
         &self.ledger
     }
 
+    /// Gives the memory back now; a browser waits with that of a dropped buffer until its garbage is collected.
+    pub fn destroy(self) {
+        self.buffers.iter().for_each(wgpu::Buffer::destroy);
+    }
+
     fn get(&self, id: BufferId) -> &wgpu::Buffer {
         &self.buffers[id.0 as usize]
     }
@@ -261,13 +266,7 @@ impl Gpu {
     ) -> Result<(), GpuError> {
         const DISPATCHES: usize = 1024;
         self.upload_params(list, buffers);
-        let descriptor = wgpu::QuerySetDescriptor {
-            label: Some("profile"),
-            ty: wgpu::QueryType::Timestamp,
-            count: 2 * DISPATCHES as u32,
-        };
-        let queries = self.timestamps.then(|| self.device.create_query_set(&descriptor));
-        let nanoseconds = f64::from(self.queue.get_timestamp_period());
+        let queries = self.timestamps.then(|| self.timestamps_of(2 * DISPATCHES as u32));
         let mut params_at = 0;
         for chunk in list.items.chunks(DISPATCHES) {
             let mut encoder = self.device.create_command_encoder(&Default::default());
@@ -304,27 +303,77 @@ impl Gpu {
                 self.queue.submit([encoder.finish()]);
                 continue;
             };
-            let bytes = 16 * ops.len() as u64;
-            let make = |usage| wgpu::BufferDescriptor {
-                label: Some("profile"),
-                size: bytes.max(16),
-                usage,
-                mapped_at_creation: false,
-            };
-            let resolved =
-                self.device.create_buffer(&make(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC));
-            if !ops.is_empty() {
-                encoder.resolve_query_set(queries, 0..2 * ops.len() as u32, &resolved, 0);
-            }
-            self.queue.submit([encoder.finish()]);
-            let times = self.read_buffer(&resolved, 0, bytes).await?;
-            let times: Vec<u64> =
-                times.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
+            let times = self.submit_timed(encoder, queries, 2 * ops.len() as u32).await?;
             for (op, time) in ops.iter().zip(times.chunks_exact(2)) {
-                profile.add(op, time[1].saturating_sub(time[0]) as f64 * nanoseconds * 1e-9);
+                profile.add(op, (time[1] - time[0]).max(0.0));
             }
         }
         self.check()
+    }
+
+    /// Runs the dispatches of a list in one submit; seconds from the first's begin to the last's end by the device's own clock, None
+    /// where it has none.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn time_on_device(&self, list: &Prepared, buffers: &mut Buffers) -> Result<Option<f64>, GpuError> {
+        if !self.timestamps {
+            return Ok(None);
+        }
+        self.upload_params(list, buffers);
+        let queries = self.timestamps_of(2);
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let timestamp_writes = Some(wgpu::ComputePassTimestampWrites {
+            query_set: &queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        });
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+        let mut params_at = 0;
+        for item in &list.items {
+            if let Item::Dispatch { pipeline, bind_group, workgroups, .. } = item {
+                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_bind_group(0, bind_group, &[]);
+                pass.set_bind_group(1, &list.uniform_group, &[params_at]);
+                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+                params_at += PARAMS_STRIDE as u32;
+            }
+        }
+        drop(pass);
+        let times = self.submit_timed(encoder, &queries, 2).await?;
+        self.check()?;
+        Ok(Some((times[1] - times[0]).max(0.0)))
+    }
+
+    fn timestamps_of(&self, count: u32) -> wgpu::QuerySet {
+        let descriptor = wgpu::QuerySetDescriptor { label: Some("times"), ty: wgpu::QueryType::Timestamp, count };
+        self.device.create_query_set(&descriptor)
+    }
+
+    /// Submits what `encoder` holds; the first `count` times of `queries` in seconds from the first of them.
+    async fn submit_timed(
+        &self,
+        mut encoder: wgpu::CommandEncoder,
+        queries: &wgpu::QuerySet,
+        count: u32,
+    ) -> Result<Vec<f64>, GpuError> {
+        let bytes = 8 * u64::from(count);
+        let resolved = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("times"),
+            size: bytes.max(16),
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        if count > 0 {
+            encoder.resolve_query_set(queries, 0..count, &resolved, 0);
+        }
+        self.queue.submit([encoder.finish()]);
+        let times = self.read_buffer(&resolved, 0, bytes).await?;
+        let times: Vec<u64> =
+            times.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default())).collect();
+        let nanoseconds = f64::from(self.queue.get_timestamp_period());
+        let since = |time: &u64| time.saturating_sub(times[0]) as f64 * nanoseconds * 1e-9;
+        Ok(times.iter().map(since).collect())
     }
 
     /// Writes host data to the start of `view`; it lands before the next submitted list.

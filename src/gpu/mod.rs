@@ -1,6 +1,7 @@
 //! The only room that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
 
 mod arena;
+mod bed;
 mod choices;
 mod commands;
 mod device;
@@ -10,7 +11,8 @@ mod kernel;
 mod memory;
 
 pub use arena::{Arena, Lifetime};
-pub use choices::{Choices, Problem, ShapeClass};
+pub use bed::{Bed, Measured};
+pub use choices::{Choices, Problem, ShapeClass, Tune, TuneOptions};
 pub use commands::{Command, Dispatch, PARAMS_STRIDE, Recorder, Scratch, Target, params_bytes};
 pub use device::{AdapterSummary, Gpu, GpuOptions, adapters, preferred};
 pub use error::GpuError;

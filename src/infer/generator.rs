@@ -14,7 +14,7 @@ use crate::model::config::ModelConfig;
 use crate::model::load::{self, float_of};
 use crate::model::weight_files::WeightFiles;
 use crate::ops::weight::Float;
-use crate::{Error, Result};
+use crate::{Error, Result, tune};
 
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 64;
@@ -90,7 +90,8 @@ impl Generator {
         let settings = &PlanSettings { base: settings.base.of(config)?, ..*settings };
         let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         let modules: Vec<&[LoraModule]> = adapters.iter().map(|a| a.modules.as_slice()).collect();
-        let plan = GenerationPlan::new(gpu.target, config, stored, &modules, settings)?;
+        let mut plan = GenerationPlan::new(gpu.target, config, stored, &modules, settings)?;
+        plan.choices = tune::choices(&gpu, &plan.problems()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
         let staging = plan.staging.as_ref();

@@ -1,6 +1,7 @@
 //! What generation needs on the device, planned from sizes alone: base, any number of adapters, cache, workspace.
 
-use crate::gpu::{Arena, Category, Ledger, Matrix, MemoryPlan, Recorder, Scratch, Target, View, params_bytes};
+use crate::gpu::params_bytes;
+use crate::gpu::{Arena, Category, Choices, Ledger, Matrix, MemoryPlan, Problem, Recorder, Scratch, Target, View};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::activations::{Activations, Inputs, scratch_bytes};
@@ -38,6 +39,8 @@ pub struct PassShape {
 pub struct GenerationPlan {
     pub memory: MemoryPlan,
     pub target: Target,
+    /// Neither the memory nor the results follow from these.
+    pub choices: Choices,
     pub network: Network,
     pub adapters: Vec<DeviceAdapter>,
     pub staging: Option<Staging>,
@@ -100,6 +103,7 @@ impl GenerationPlan {
         let mut plan = Self {
             memory,
             target,
+            choices: Choices::default(),
             network,
             adapters,
             staging,
@@ -117,9 +121,7 @@ impl GenerationPlan {
         };
         // A list of all rows is the longest: fewer rows take no more dispatches.
         plan.uniforms = [rows_per_pass, 1].map(|rows| {
-            let choices = std::iter::once(None).chain((0..plan.adapters.len()).map(Some));
-            let lists = choices.map(|adapter| plan.record(PassShape { rows, adapter, logits: true }).commands);
-            let bytes = lists.map(|commands| params_bytes(&commands)).max().unwrap_or(0);
+            let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands)).max().unwrap_or(0);
             plan.memory.alloc(Category::Uploads, "dispatch parameters", bytes)
         });
         Ok(plan)
@@ -135,7 +137,22 @@ impl GenerationPlan {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
+        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch).with_choices(&self.choices)
+    }
+
+    /// The pass of `rows` rows over the base, and over each adapter.
+    fn lists_of(&self, rows: u32) -> impl Iterator<Item = Recorder> {
+        let adapters = std::iter::once(None).chain((0..self.adapters.len()).map(Some));
+        adapters.map(move |adapter| self.record(PassShape { rows, adapter, logits: true }))
+    }
+
+    /// What the passes ask of the kernels that there are choices between.
+    pub fn problems(&self) -> Vec<Problem> {
+        [self.rows_per_pass, 1]
+            .into_iter()
+            .flat_map(|rows| self.lists_of(rows))
+            .flat_map(|list| list.problems)
+            .collect()
     }
 
     /// The forward pass of `shape`; with `logits`, those of the row that `last_row` names.

@@ -12,7 +12,7 @@ use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View}
 use crate::ops::quantize;
 use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
 use crate::quant::{Quantized, Scales, dynamic_map};
-use crate::random::{Stream, bits, uniform};
+use crate::random::{Stream, uniform};
 use crate::{Error, Result};
 
 /// One piece of a tensor on its way; host memory stays at a few of these whatever the model.
@@ -344,46 +344,8 @@ pub async fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
 
 /// Fills the base with random weights of a trained model's size, for measurements: uniform within a tenth, gains of 1.
 pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
-    const TENTH: f32 = 0.1;
-    let words: Vec<u64> = (0..1u64 << 17).map(|i| bits(seed, Stream::Sampling, 2, i)).collect();
-    let random: &[u8] = bytemuck::cast_slice(&words);
-    let value = |i: usize| TENTH * (words[i % words.len()] as i64 as f64 / i64::MAX as f64) as f32;
-    let write = async |view: View, pattern: &[u8]| -> Result<()> {
-        for (offset, length) in pieces(view.bytes, pattern.len() as u64) {
-            gpu.write(buffers, view.slice(offset, view.bytes - offset), &pattern[..length as usize]);
-            if offset % PIECE_BYTES == 0 {
-                gpu.flush().await?;
-            }
-        }
-        Ok(())
-    };
     for (_, weight) in network.weights() {
-        for panel in &weight.panels {
-            match weight.storage {
-                Storage::Quantized { double, .. } => {
-                    write(panel.data, random).await?;
-                    if let Some(absmax) = panel.absmax {
-                        let plain = vec![TENTH; 1 << 16];
-                        write(absmax, if double { random } else { bytemuck::cast_slice(&plain) }).await?;
-                    }
-                    if let Some(nested) = panel.nested {
-                        let scales = (nested.bytes / 4) as usize - 257;
-                        let values = dynamic_map().iter().copied().chain([TENTH]);
-                        let values: Vec<f32> = values.chain(std::iter::repeat_n(0.5 * TENTH, scales)).collect();
-                        write(nested, bytemuck::cast_slice(&values)).await?;
-                    }
-                }
-                Storage::Float(float) => {
-                    let values = (0..1 << 16).map(value);
-                    let pattern: Vec<u8> = match float {
-                        Float::F32 => values.flat_map(f32::to_le_bytes).collect(),
-                        Float::F16 => values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
-                        Float::Bf16 => values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-                    };
-                    write(panel.data, &pattern).await?;
-                }
-            }
-        }
+        weight.fill_randomly(gpu, buffers, seed).await?;
     }
     for (_, view, length) in network.vectors() {
         gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; length]));

@@ -18,6 +18,7 @@ pub fn gpu() -> &'static Gpu {
         let options = GpuOptions {
             adapter: std::env::var("LORAINE_ADAPTER").ok(),
             checked_shaders: std::env::var_os("LORAINE_CHECKED").is_some(),
+            ..Default::default()
         };
         let gpu = pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one");
         eprintln!("adapter: {} ({})", gpu.adapter.name, gpu.adapter.driver_info);

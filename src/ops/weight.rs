@@ -1,6 +1,7 @@
 //! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantised to.
 
-use crate::gpu::{Category, Kernel, MemoryPlan, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
+use crate::random::{Stream, bits};
 
 /// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
 pub const BLOCK: u64 = 64;
@@ -169,6 +170,62 @@ impl Weight {
         let bias = bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)));
         Self { storage, out_features, in_features, panels, bias }
     }
+
+    /// Writes values as a trained model has them, for measurements: uniform within a tenth, the same in every piece of a MiB.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn fill_randomly(&self, gpu: &Gpu, buffers: &Buffers, seed: u64) -> Result<(), GpuError> {
+        const TENTH: f32 = 0.1;
+        let words: Vec<u64> = (0..1u64 << 17).map(|i| bits(seed, Stream::Sampling, 2, i)).collect();
+        let random: &[u8] = bytemuck::cast_slice(&words);
+        let value = |i: usize| TENTH * (words[i % words.len()] as i64 as f64 / i64::MAX as f64) as f32;
+        for panel in &self.panels {
+            match self.storage {
+                Storage::Quantized { double, .. } => {
+                    fill(gpu, buffers, panel.data, random).await?;
+                    if let Some(absmax) = panel.absmax {
+                        let plain = vec![TENTH; 1 << 16];
+                        let pattern = if double { random } else { bytemuck::cast_slice(&plain) };
+                        fill(gpu, buffers, absmax, pattern).await?;
+                    }
+                    if let Some(nested) = panel.nested {
+                        let scales = (nested.bytes / 4 - NESTED_SCALES_AT) as usize;
+                        let codes = (0..NESTED_SCALES_AT - 1).map(|i| i as f32 / 127.5 - 1.0).chain([TENTH]);
+                        let values: Vec<f32> = codes.chain(std::iter::repeat_n(0.5 * TENTH, scales)).collect();
+                        fill(gpu, buffers, nested, bytemuck::cast_slice(&values)).await?;
+                    }
+                }
+                Storage::Float(float) => {
+                    let values = (0..1 << 16).map(value);
+                    let pattern: Vec<u8> = match float {
+                        Float::F32 => values.flat_map(f32::to_le_bytes).collect(),
+                        Float::F16 => values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
+                        Float::Bf16 => values.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+                    };
+                    fill(gpu, buffers, panel.data, &pattern).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Repeats `pattern`, of a length that views may begin at, over all of `view`.
+async fn fill(gpu: &Gpu, buffers: &Buffers, view: View, pattern: &[u8]) -> Result<(), GpuError> {
+    /// What is written waits in host memory until it is flushed.
+    const FLUSH_BYTES: usize = 16 << 20;
+    let mut waiting = 0;
+    for offset in (0..view.bytes).step_by(pattern.len()) {
+        let part = view.slice(offset, (view.bytes - offset).min(pattern.len() as u64));
+        gpu.write(buffers, part, &pattern[..part.bytes as usize]);
+        waiting += pattern.len();
+        if waiting >= FLUSH_BYTES {
+            gpu.flush().await?;
+            waiting = 0;
+        }
+    }
+    Ok(())
 }
 
 /// Values as the device stores them, and what is left of them after rounding.

@@ -15,7 +15,7 @@ use crate::model::weight_files::WeightFiles;
 use crate::ops::adamw::{AdamW, State};
 use crate::ops::adamw8bit;
 use crate::ops::moments::HostMoment;
-use crate::{Error, Result};
+use crate::{Error, Result, tune};
 
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 32;
@@ -91,7 +91,9 @@ impl Engine {
         Ok(engine)
     }
 
-    async fn allocate(gpu: Gpu, plan: TrainPlan) -> Result<Self> {
+    /// Chooses the kernels while the device is empty, and allocates.
+    async fn allocate(gpu: Gpu, mut plan: TrainPlan) -> Result<Self> {
+        plan.choices = tune::choices(&gpu, &plan.problems()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
         if let Some(maps) = plan.optimizer.code_maps {

@@ -50,6 +50,9 @@ pub struct RunRecord {
     pub backend: String,
     pub trained_parameters: u64,
     pub gpu_bytes: u64,
+    /// Those that a trial has chosen. Others would have given the same bits: a resumed run may have others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<String>,
     pub data: DataReport,
     pub eval: Option<DataReport>,
 }

@@ -1,7 +1,7 @@
 //! What a training run needs on the device, planned from sizes alone: the same plan is the estimate and the allocation.
 
-use crate::gpu::{Arena, Category, MemoryPlan, PARAMS_STRIDE, Recorder, Scratch, Target, View, params_bytes, round_up};
-use crate::gpu::{GpuError, Ledger, Matrix};
+use crate::gpu::{Arena, Category, Choices, GpuError, Ledger, Matrix, MemoryPlan, PARAMS_STRIDE, Problem, Recorder};
+use crate::gpu::{Scratch, Target, View, params_bytes, round_up};
 use crate::lora::device::DeviceAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::activations::{Activations, Inputs, KeptAs, Moment, Recompute, scratch_bytes, through};
@@ -104,6 +104,8 @@ fn ranges(adapter: &DeviceAdapter, trained: Option<&Trained>) -> impl Iterator<I
 pub struct TrainPlan {
     pub memory: MemoryPlan,
     pub target: Target,
+    /// Neither the memory nor the results follow from these.
+    pub choices: Choices,
     pub network: Network,
     pub adapter: DeviceAdapter,
     /// Where the base itself is trained.
@@ -231,6 +233,7 @@ impl TrainPlan {
         let mut plan = Self {
             memory,
             target,
+            choices: Choices::default(),
             network,
             adapter,
             trained,
@@ -277,7 +280,12 @@ impl TrainPlan {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
+        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch).with_choices(&self.choices)
+    }
+
+    /// What the largest micro-batch asks of the kernels that there are choices between.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.record_pass(self.max_rows, self.max_rows, self.activations.workspace.backward.is_some()).problems
     }
 
     /// The class of list for a micro-batch: rows and targets rounded up.

@@ -310,13 +310,14 @@ pub async fn run(
         trained_parameters,
         steps: prepared.steps,
     });
-    let record = RunRecord {
+    let mut record = RunRecord {
         loraine: env!("CARGO_PKG_VERSION").to_owned(),
         gpu: gpu.adapter.name.clone(),
         driver: format!("{} {}", gpu.adapter.driver, gpu.adapter.driver_info),
         backend: gpu.adapter.backend.clone(),
         trained_parameters,
         gpu_bytes: ledger.total(),
+        kernels: Vec::new(),
         data: prepared.data.clone(),
         eval: prepared.eval.clone(),
     };
@@ -325,6 +326,7 @@ pub async fn run(
         Some(files) => Engine::open(gpu, plan, files, loading).await?,
         None => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
     };
+    record.kernels = engine.plan.choices.lines();
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found, _)| found.state.step))?;
     output.write_run(&prepared.settings, &record)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
-use loraine::gpu::{Gpu, GpuOptions};
+use loraine::gpu::{Gpu, GpuOptions, Tune, TuneOptions};
 use loraine::lora::adapter_file::{self, AdapterTensors};
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
@@ -35,7 +35,8 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub fn gpu() -> Gpu {
-    let options = GpuOptions { adapter: std::env::var("LORAINE_ADAPTER").ok(), ..Default::default() };
+    let tuning = TuneOptions { tune: Tune::Off, cache: None };
+    let options = GpuOptions { adapter: std::env::var("LORAINE_ADAPTER").ok(), tuning, ..Default::default() };
     pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one")
 }
 

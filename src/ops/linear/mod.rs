@@ -17,7 +17,7 @@ mod tiled;
 use tiled::Tile;
 
 use super::weight::{Panel, Storage, Weight};
-use crate::gpu::{Kernel, Matrix, Problem, Recorder, Target, View};
+use crate::gpu::{Category, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View};
 use crate::ops::Form;
 
 /// Which way a contraction reads the weight.
@@ -36,9 +36,10 @@ pub struct LowRank {
     pub scale: f32,
 }
 
-/// One of the ways in which a GPU can do a contraction.
+/// One of the ways in which a GPU can do a contraction. Each takes one dispatch a panel, so that a plan's room for parameters does
+/// not depend on the choice, and gives the bits of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Candidate {
+pub enum Candidate {
     Tiled(Tile),
 }
 
@@ -47,7 +48,7 @@ impl Candidate {
     /// trials and tests walk it. Software adapters have nothing to choose from.
     pub fn all(target: &Target, problem: &Problem) -> Vec<Self> {
         match Form::of(target) {
-            Form::Tiles => Tile::for_rows(problem.rows).map(Self::Tiled).collect(),
+            Form::Tiles => Tile::fitting(problem.rows, problem.cols).into_iter().map(Self::Tiled).collect(),
             Form::Lanes | Form::Broadcast => Vec::new(),
         }
     }
@@ -57,6 +58,75 @@ impl Candidate {
             Self::Tiled(tile) => tile.name,
         }
     }
+
+    fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+        match self {
+            Self::Tiled(tile) => tile.kernel(direction, storage, in_features),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn record(
+        self,
+        rec: &mut Recorder,
+        direction: Direction,
+        x: Matrix,
+        weight: &Weight,
+        panel: &Panel,
+        low: Option<LowRank>,
+        y: Matrix,
+        accumulate: bool,
+    ) {
+        match self {
+            Self::Tiled(tile) => tiled::record(rec, tile, direction, x, weight, panel, low, y, accumulate),
+        }
+    }
+}
+
+/// What a trial of a problem needs: operands of its shape, without a LoRA term.
+pub(crate) struct Operands {
+    direction: Direction,
+    pub weight: Weight,
+    pub x: Matrix,
+    y: Matrix,
+}
+
+impl Operands {
+    /// None where the problem is no contraction of this room.
+    pub fn plan(plan: &mut MemoryPlan, problem: &Problem) -> Option<Self> {
+        let (direction, storage) = operation(problem)?;
+        let shape = match direction {
+            Direction::Forward => [problem.cols, problem.depth],
+            Direction::InputGradient => [problem.depth, problem.cols],
+        };
+        let weight = Weight::plan(plan, "trial weight", storage, shape, false, u64::MAX);
+        let x = plan.matrix(Category::Workspace, "trial x", problem.rows, problem.depth);
+        let y = plan.matrix(Category::Workspace, "trial y", problem.rows, problem.cols);
+        Some(Self { direction, weight, x, y })
+    }
+
+    pub fn record(&self, rec: &mut Recorder, candidate: Candidate) {
+        for panel in &self.weight.panels {
+            candidate.record(rec, self.direction, self.x, &self.weight, panel, None, self.y, false);
+        }
+    }
+}
+
+/// The direction and the storage that a problem names.
+fn operation(problem: &Problem) -> Option<(Direction, Storage)> {
+    let storage = Storage::ALL.into_iter().find(|storage| storage.name() == problem.storage)?;
+    let named = |direction: &Direction| op_name(*direction, storage) == problem.op;
+    Some(([Direction::Forward, Direction::InputGradient].into_iter().find(named)?, storage))
+}
+
+/// One number for the texts of all candidates: what was measured of others says nothing.
+pub(crate) fn version(target: &Target, problem: &Problem) -> u32 {
+    let Some((direction, storage)) = operation(problem) else { return 0 };
+    let in_features = if direction == Direction::Forward { problem.depth } else { problem.cols };
+    Candidate::all(target, problem).iter().fold(0, |sum, candidate| {
+        let text = candidate.kernel(direction, storage, in_features).wgsl();
+        crc32c::crc32c_append(crc32c::crc32c_append(sum, candidate.name().as_bytes()), text.as_bytes())
+    })
 }
 
 /// `y = x W^T + low-rank term + bias`, added to `y` when `accumulate`. x is `[rows, in]`, y `[rows, out]`.
@@ -107,10 +177,8 @@ fn contract(
         } else if rec.target.cpu {
             rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
-            let problem = problem(direction, weight, panel, x.rows);
-            match choose(rec, problem) {
-                Candidate::Tiled(tile) => tiled::record(rec, tile, direction, x, weight, panel, low, y, accumulate),
-            }
+            let candidate = choose(rec, problem(direction, weight, panel, x.rows));
+            candidate.record(rec, direction, x, weight, panel, low, y, accumulate);
         }
     }
 }

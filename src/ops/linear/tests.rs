@@ -1,7 +1,7 @@
 //! Every form against the formula, in every storage, direction and odd size.
 
 use super::*;
-use crate::gpu::Choices;
+use crate::gpu::{Choices, Command};
 use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
 use crate::ops::weight::{Code4, Float};
 use crate::quant::{self, Scales, dynamic_map};
@@ -84,7 +84,7 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
 
 /// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
 fn variants() -> Vec<(Form, &'static str)> {
-    let problem = Problem { op: "", storage: "", rows: 64, cols: 64, depth: 64 };
+    let problem = Problem { op: "", storage: "", rows: 128, cols: 128, depth: 64 };
     let of_form = |form| {
         let candidates = Candidate::all(&Lab::for_form(form).target, &problem);
         let names: Vec<_> = candidates.iter().map(|candidate| candidate.name()).collect();
@@ -192,6 +192,30 @@ fn odd_and_random_sizes_equal_the_formula() {
         check_all(Storage::Float(Float::F32), case);
         check_all(Storage::Quantized { code: Code4::Nf4, double: true }, case);
     }
+}
+
+#[test]
+fn the_candidate_that_was_measured_is_recorded() {
+    let kernels = |candidate: &str, rows: usize| -> Vec<_> {
+        let mut lab = Lab::for_form(Form::Tiles);
+        let (weight, _, _) = weight(&mut lab, Storage::Float(Float::F32), 200, 64, false);
+        let (x, y) = (lab.empty(rows, 64), lab.empty(rows, 200));
+        let rec = recorded(&lab, candidate, |rec| forward(rec, x, &weight, None, y, false));
+        let kernel = |command: &Command| match command {
+            Command::Dispatch(dispatch) => dispatch.kernel.wgsl(),
+            other => panic!("{other:?}"),
+        };
+        rec.commands.iter().map(kernel).collect()
+    };
+    let first = kernels("", 128);
+    let mut texts: Vec<_> = Tile::ALL.iter().map(|tile| kernels(tile.name, 128)).collect();
+    assert!(texts[0] == first && first.len() == 1);
+    texts.sort();
+    texts.dedup();
+    assert_eq!(texts.len(), Tile::ALL.len());
+    // What would be mostly empty is not taken, whatever was measured of more rows.
+    assert!(kernels("128x128x8 by 8x8", 1) == kernels("", 1));
+    assert!(kernels("32x64x32 by 8x4", 1) != kernels("", 1));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::ops::weight::{BLOCK, Panel, Storage, Weight};
 
 /// How a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tile {
+pub struct Tile {
     pub name: &'static str,
     /// Outputs of a workgroup.
     rows: u32,
@@ -37,17 +37,20 @@ impl Tile {
         tile("16x32x32 by 4x4", [16, 32, 32], [1, 1]),
     ];
 
-    /// All, first the one that an adapter takes that was not measured: 64 rows, or less where that would be mostly empty.
-    pub fn for_rows(rows: u32) -> impl Iterator<Item = Self> {
-        let first = match rows {
+    /// Those that are not mostly empty, first the one that an adapter takes that was not measured.
+    pub fn fitting(rows: u32, cols: u32) -> Vec<Self> {
+        let room = |n: u32, least: u32| n.clamp(least, 1 << 16).next_power_of_two() * 2;
+        let fits = |tile: &Self| tile.rows <= room(rows, 16) && tile.cols <= room(cols, 32);
+        let first = Self::ALL[match rows {
             0..=16 => 5,
             17..=32 => 4,
             _ => 0,
-        };
-        std::iter::once(first).chain((0..Self::ALL.len()).filter(move |i| *i != first)).map(|i| Self::ALL[i])
+        }];
+        let others = Self::ALL.into_iter().filter(fits).filter(|tile| *tile != first);
+        std::iter::once(first).chain(others).collect()
     }
 
-    fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+    pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled = matches!(storage, Storage::Quantized { .. }) && u64::from(in_features).is_multiple_of(BLOCK);
         let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))

@@ -1,0 +1,195 @@
+//! What was measured of an adapter, kept in one small file for each adapter and driver.
+//!
+//! A file that is damaged, or of another adapter, is passed over and written anew; one that cannot be written is done without.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::{self, File};
+use crate::gpu::{AdapterSummary, ShapeClass};
+
+/// A file of more is none of ours.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Of whom it was measured: another driver may be another machine to the same text.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Device {
+    adapter: String,
+    backend: String,
+    driver: String,
+    driver_info: String,
+}
+
+/// The fastest kernel of a class, among kernels of these texts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Entry {
+    #[serde(flatten)]
+    class: ShapeClass,
+    /// Checksum of the texts of all that were measured.
+    kernels: u32,
+    fastest: String,
+}
+
+impl Entry {
+    pub fn new(class: ShapeClass, kernels: u32, fastest: &str) -> Self {
+        Self { class, kernels, fastest: fastest.to_owned() }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Contents {
+    device: Device,
+    entries: Vec<Entry>,
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub struct Kept(Vec<Entry>);
+
+impl Kept {
+    /// The fastest kernel of a class, if it was measured among these texts.
+    pub fn get(&self, class: &ShapeClass, kernels: u32) -> Option<&str> {
+        let found = self.0.iter().find(|entry| entry.class == *class && entry.kernels == kernels);
+        found.map(|entry| entry.fastest.as_str())
+    }
+}
+
+/// The file of one device.
+pub struct Cache {
+    path: PathBuf,
+    device: Device,
+}
+
+impl Cache {
+    pub fn of(dir: &Path, adapter: &AdapterSummary) -> Self {
+        let device = Device {
+            adapter: adapter.name.clone(),
+            backend: adapter.backend.clone(),
+            driver: adapter.driver.clone(),
+            driver_info: adapter.driver_info.clone(),
+        };
+        // The name tells devices apart; what is inside says whose it is.
+        let key = format!("{device:?}");
+        Self { path: dir.join(format!("kernels-{:08x}.json", crc32c::crc32c(key.as_bytes()))), device }
+    }
+
+    pub fn read(&self) -> Kept {
+        self.contents().unwrap_or_default()
+    }
+
+    fn contents(&self) -> Option<Kept> {
+        let mut text = String::new();
+        File::open(&self.path).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+        let contents: Contents = serde_json::from_str(&text).ok()?;
+        (contents.device == self.device).then_some(Kept(contents.entries))
+    }
+
+    /// Adds what was measured to what the file holds by now, in place of what it says of the same classes.
+    pub fn add(&self, measured: Vec<Entry>) {
+        let mut entries = self.read().0;
+        entries.retain(|old| measured.iter().all(|new| new.class != old.class));
+        entries.extend(measured);
+        let contents = Contents { device: self.device.clone(), entries };
+        let beside = self.path.with_extension(format!("{}.part", files::writer_id()));
+        if self.write(&contents, &beside).is_err() {
+            let _ = files::remove_file(&beside);
+        }
+    }
+
+    fn write(&self, contents: &Contents, beside: &Path) -> io::Result<()> {
+        files::create_dir_all(self.path.parent().unwrap_or(Path::new("")))?;
+        let mut file = File::create(beside)?;
+        file.write_all(serde_json::to_string_pretty(contents)?.as_bytes())?;
+        file.sync_all()?;
+        files::rename(beside, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Problem;
+
+    fn adapter(driver_info: &str) -> AdapterSummary {
+        AdapterSummary {
+            index: 0,
+            name: "A GPU".to_owned(),
+            kind: "discrete",
+            backend: "vulkan".to_owned(),
+            driver: "driver".to_owned(),
+            driver_info: driver_info.to_owned(),
+            max_binding_bytes: 0,
+            max_buffer_bytes: 0,
+            workgroup_memory_bytes: 0,
+            max_invocations: 0,
+            subgroup_sizes: [0, 0],
+            shader_f16: false,
+            subgroups: false,
+            timestamps: false,
+            cooperative_matrix: false,
+        }
+    }
+
+    fn class(rows: u32) -> ShapeClass {
+        Problem { op: "linear_forward", storage: "f32", rows, cols: 64, depth: 64 }.class()
+    }
+
+    #[test]
+    fn what_is_kept_is_found_by_its_device_class_and_texts() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::of(&dir.path().join("not/yet/there"), &adapter("1.0"));
+        assert_eq!(cache.read().get(&class(64), 7), None);
+        cache.add(vec![Entry::new(class(64), 7, "small"), Entry::new(class(128), 7, "large")]);
+        let get = |rows, kernels| cache.read().get(&class(rows), kernels).map(str::to_owned);
+        assert_eq!((get(64, 7).as_deref(), get(128, 7).as_deref(), get(256, 7)), (Some("small"), Some("large"), None));
+        // Other texts were not measured, and what is measured of them takes the old one's place.
+        assert_eq!(get(64, 8), None);
+        cache.add(vec![Entry::new(class(64), 8, "new")]);
+        assert_eq!((get(64, 8).as_deref(), get(64, 7), get(128, 7).as_deref()), (Some("new"), None, Some("large")));
+        // Another driver has a file of its own, and does not believe this one under its name.
+        let other = Cache::of(cache.path.parent().unwrap(), &adapter("1.1"));
+        assert_ne!(other.path, cache.path);
+        std::fs::copy(&cache.path, &other.path).unwrap();
+        assert_eq!(other.read().get(&class(128), 7), None);
+        other.add(vec![Entry::new(class(64), 7, "its own")]);
+        assert_eq!((other.read().0.len(), cache.read().0.len()), (1, 2));
+        let names: Vec<_> = std::fs::read_dir(cache.path.parent().unwrap()).unwrap().collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn a_damaged_file_is_passed_over_and_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::of(dir.path(), &adapter("1.0"));
+        cache.add(vec![Entry::new(class(64), 7, "small")]);
+        let whole = std::fs::read(&cache.path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] = 0xff;
+        for damaged in [&b""[..], &whole[..whole.len() / 2], &flipped, b"[]", b"{\"device\":{},\"entries\":3}"] {
+            std::fs::write(&cache.path, damaged).unwrap();
+            assert_eq!(cache.read().get(&class(64), 7), None);
+            cache.add(vec![Entry::new(class(64), 7, "small")]);
+            assert_eq!(std::fs::read(&cache.path).unwrap(), whole);
+        }
+        // Where a file cannot be, nothing is kept, and nothing fails.
+        let blocked = Cache::of(&cache.path, &adapter("1.0"));
+        blocked.add(vec![Entry::new(class(64), 7, "small")]);
+        assert_eq!(blocked.read().get(&class(64), 7), None);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_cannot_be_written_is_read_from() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::of(dir.path(), &adapter("1.0"));
+        cache.add(vec![Entry::new(class(64), 7, "small")]);
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o555)).unwrap();
+        cache.add(vec![Entry::new(class(128), 7, "large")]);
+        assert_eq!(cache.read().get(&class(64), 7), Some("small"));
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}

@@ -1,0 +1,140 @@
+//! Times every candidate for one problem.
+
+use crate::Result;
+use crate::gpu::{Bed, Buffers, Category, Gpu, GpuError, PARAMS_STRIDE, Prepared, Problem, View};
+use crate::ops::linear::{Candidate, Operands};
+use crate::random::{Stream, uniform};
+
+/// A larger problem is measured in part: this many multiply-adds fill any GPU, and take a slow one some hundredths of a second.
+const MAX_WORK: u64 = 1 << 32;
+/// The same for what has to be uploaded.
+const MAX_WEIGHTS: u64 = 1 << 24;
+/// A contraction of this length has hidden what it begins and ends with.
+const LONG_DEPTH: u32 = 512;
+/// A measurement is repeated until it is as long as this, so that a browser's coarse clock sees it.
+const MIN_SECONDS: f64 = 2e-3;
+const MAX_DISPATCHES: u32 = 64;
+/// Measurements of each candidate, in turn; the shortest counts.
+const ROUNDS: usize = 3;
+/// One this much slower than the fastest is not measured again.
+const HOPELESS: f64 = 1.5;
+/// Another than the first choice is faster by more than chance.
+const MARGIN: f64 = 0.97;
+
+struct Contender {
+    candidate: Candidate,
+    list: Prepared,
+    seconds: f64,
+}
+
+/// The name of the fastest candidate, on random data; None where no one runs. One that the driver refuses is left out.
+///
+/// # Errors
+/// Out of memory, or a lost device.
+pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str>> {
+    let problem = bounded(*problem);
+    let mut bed = Bed::new(gpu);
+    let Some(operands) = Operands::plan(&mut bed.plan, &problem) else { return Ok(None) };
+    let noise: Vec<f32> = (0..1 << 16).map(|i| uniform(0, Stream::Sampling, 3, i) - 0.5).collect();
+    let noise: &[u8] = bytemuck::cast_slice(&noise);
+    let x = operands.x.view;
+    bed.uploads.push((x, noise.iter().copied().cycle().take(x.bytes as usize).collect()));
+    let uniform = bed.plan.alloc(Category::Uploads, "dispatch parameters", u64::from(MAX_DISPATCHES) * PARAMS_STRIDE);
+    let mut buffers = bed.allocate(gpu).await?;
+    let measured = race(gpu, &problem, &bed, &operands, uniform, &mut buffers).await;
+    // A browser would keep them until its garbage is collected.
+    buffers.destroy();
+    Ok(measured?)
+}
+
+async fn race(
+    gpu: &Gpu,
+    problem: &Problem,
+    bed: &Bed,
+    operands: &Operands,
+    uniform: View,
+    buffers: &mut Buffers,
+) -> Result<Option<&'static str>, GpuError> {
+    operands.weight.fill_randomly(gpu, buffers, 0).await?;
+    let list = |candidate: Candidate, dispatches: u32, buffers: &Buffers| {
+        let mut rec = bed.rec.clone();
+        (0..dispatches).for_each(|_| operands.record(&mut rec, candidate));
+        gpu.prepare(&rec.commands, buffers, uniform)
+    };
+    let mut contenders = Vec::new();
+    for candidate in Candidate::all(&gpu.target, problem) {
+        let ready = match list(candidate, 1, buffers) {
+            Ok(list) => seconds(gpu, &list, buffers).await.map(|seconds| Contender { candidate, list, seconds }),
+            Err(e) => Err(e),
+        };
+        match ready {
+            Ok(contender) => contenders.push(contender),
+            Err(GpuError::Validation(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let shortest = |contenders: &[Contender]| contenders.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
+    let dispatches = (MIN_SECONDS / shortest(&contenders)).ceil().clamp(1.0, f64::from(MAX_DISPATCHES)) as u32;
+    for contender in &mut contenders {
+        // The first run was also the device's waking up.
+        contender.seconds = f64::INFINITY;
+        contender.list = list(contender.candidate, dispatches, buffers)?;
+    }
+    for _ in 0..ROUNDS {
+        for contender in &mut contenders {
+            contender.seconds = contender.seconds.min(seconds(gpu, &contender.list, buffers).await?);
+        }
+        let limit = HOPELESS * shortest(&contenders);
+        contenders.retain(|contender| contender.seconds <= limit);
+    }
+    let fastest =
+        contenders.iter().reduce(|best, other| if other.seconds < MARGIN * best.seconds { other } else { best });
+    Ok(fastest.map(|contender| contender.candidate.name()))
+}
+
+/// By the device's clock where it has one, save on software adapters, whose threads the host's clock sees better.
+async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f64, GpuError> {
+    if !gpu.target.cpu
+        && let Some(seconds) = gpu.time_on_device(list, buffers).await?
+        && seconds > 0.0
+    {
+        return Ok(seconds);
+    }
+    gpu.time(list, buffers, 1).await
+}
+
+/// The problem, or a part of it that is like it: the depth is cut first, which leaves as many workgroups.
+fn bounded(mut problem: Problem) -> Problem {
+    let half = |n: u32| if n.is_multiple_of(64) { (n / 2).next_multiple_of(64) } else { n / 2 };
+    while problem.work() > MAX_WORK || u64::from(problem.cols) * u64::from(problem.depth) > MAX_WEIGHTS {
+        if problem.depth > LONG_DEPTH {
+            problem.depth = half(problem.depth);
+        } else if problem.cols >= problem.rows {
+            problem.cols = half(problem.cols);
+        } else {
+            problem.rows = half(problem.rows);
+        }
+    }
+    problem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(rows: u32, cols: u32, depth: u32) -> [u32; 3] {
+        let cut = bounded(Problem { op: "linear_forward", storage: "f32", rows, cols, depth });
+        [cut.rows, cut.cols, cut.depth]
+    }
+
+    #[test]
+    fn large_problems_are_cut_to_ones_that_take_the_same_kernel() {
+        assert_eq!(sizes(1024, 2048, 2048), [1024, 2048, 2048]);
+        assert_eq!(sizes(1, 128_256, 4096), [1, 32_064, 512]);
+        assert_eq!(sizes(8192, 8192, 11_008), [4096, 2048, 384]);
+        for (rows, cols, depth) in [(4096, 4096, 11_008), (u32::MAX, u32::MAX, u32::MAX), (32, 152_064, 3584)] {
+            let [_, cut_cols, cut_depth] = sizes(rows, cols, depth);
+            assert_eq!((cols % 64 == 0, depth % 64 == 0), (cut_cols % 64 == 0, cut_depth % 64 == 0));
+        }
+    }
+}

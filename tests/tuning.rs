@@ -1,0 +1,138 @@
+//! Which kernels are chosen decides how fast a run is, and nothing else.
+
+mod common;
+
+use std::ops::Range;
+use std::path::Path;
+
+use common::{adapter, fixture, gpu};
+use loraine::data::Example;
+use loraine::data::batches::MicroBatch;
+use loraine::gpu::{Choices, Gpu, Problem, Recorder, Tune, TuneOptions};
+use loraine::infer::generator::Generator;
+use loraine::infer::plan;
+use loraine::model::config::ModelConfig;
+use loraine::model::load::float_of;
+use loraine::model::network::BaseStorage;
+use loraine::model::weight_files::WeightFiles;
+use loraine::ops::adamw::AdamW;
+use loraine::ops::linear::Candidate;
+use loraine::ops::weight::{Code4, Storage};
+use loraine::train::engine::Engine;
+use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+
+const MODEL: &str = "llama_untied";
+const NF4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+
+/// The tests' adapter, taken for a GPU.
+fn as_gpu(tune: Tune, cache: Option<&Path>) -> Gpu {
+    let mut gpu = gpu();
+    (gpu.target.cpu, gpu.target.subgroup_size) = (false, 0);
+    gpu.tuning = TuneOptions { tune, cache: cache.map(Path::to_owned) };
+    gpu
+}
+
+fn config() -> ModelConfig {
+    ModelConfig::from_file(&fixture(MODEL).join("config.json")).unwrap()
+}
+
+fn engine(gpu: Gpu) -> Engine {
+    let (config, files) = (config(), WeightFiles::open(&fixture(MODEL)).unwrap());
+    let (modules, tensors) = adapter(&fixture(MODEL).join("adapter"), &config);
+    let recompute = RecomputePolicy::Keep(0);
+    let settings = PlanSettings { base: NF4, max_rows: 96, max_positions: 48, recompute, dropout: 0.0, training: true };
+    let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
+    let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
+    let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
+    engine.write_adapter(&tensors);
+    engine
+}
+
+/// Makes these steps of a run, on batches of uneven length.
+fn steps(engine: &mut Engine, steps: Range<u32>) {
+    for step in steps {
+        let example = |length: u32| Example {
+            input_ids: (0..length).map(|i| (i * 31 + step * 7 + length) % 96).collect(),
+            trained: vec![true; length as usize],
+        };
+        let batch = [MicroBatch::from_examples(&[example(40), example(2 + 17 * (step % 3))])];
+        pollster::block_on(engine.step(&batch, &AdamW::default(), 1e-2, 0)).unwrap();
+    }
+    while pollster::block_on(engine.next_result()).unwrap().is_some() {}
+}
+
+/// For each problem the candidate at `index`, counted round and round.
+fn candidates_at(engine: &Engine, index: usize) -> Choices {
+    let mut choices = Choices::default();
+    for problem in engine.plan.problems() {
+        let candidates = Candidate::all(&engine.plan.target, &problem);
+        choices.insert(problem.class(), candidates[index % candidates.len()].name());
+    }
+    choices
+}
+
+fn kernels(rec: &Recorder) -> String {
+    format!("{:?}", rec.commands)
+}
+
+#[test]
+fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
+    let mut whole = engine(as_gpu(Tune::Off, None));
+    assert_eq!(whole.plan.choices, Choices::default());
+    steps(&mut whole, 0..4);
+    let want = pollster::block_on(whole.read_values()).unwrap();
+    let mut begun = engine(as_gpu(Tune::Off, None));
+    steps(&mut begun, 0..2);
+    let values = pollster::block_on(begun.read_values()).unwrap();
+    let moments = pollster::block_on(begun.read_moments()).unwrap();
+    assert_ne!(values, want);
+    let usual = kernels(&begun.plan.record_pass(96, 96, true));
+    for index in [1, 3] {
+        let mut resumed = engine(as_gpu(Tune::Off, None));
+        resumed.plan.choices = candidates_at(&resumed, index);
+        assert_ne!(kernels(&resumed.plan.record_pass(96, 96, true)), usual);
+        resumed.resume(2, &values, &moments);
+        steps(&mut resumed, 2..4);
+        assert!(pollster::block_on(resumed.read_values()).unwrap() == want, "candidates at {index}");
+    }
+}
+
+#[test]
+fn a_measured_run_has_the_bits_of_one_that_is_not() {
+    let cache = tempfile::tempdir().unwrap();
+    let measured = |tune| {
+        let mut engine = engine(as_gpu(tune, Some(cache.path())));
+        steps(&mut engine, 0..2);
+        (pollster::block_on(engine.read_values()).unwrap(), engine.plan.choices.clone(), engine.plan.ledger())
+    };
+    let usual = measured(Tune::Off);
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+    let first = measured(Tune::Auto);
+    assert!(first.0 == usual.0 && first.2 == usual.2);
+    assert!(usual.1.lines().is_empty() && !first.1.lines().is_empty(), "{:?}", first.1);
+    // The next start has all that the first has measured, and goes on where its time was up.
+    let second = measured(Tune::Auto);
+    assert!(second.0 == usual.0);
+    let lines = second.1.lines();
+    assert!(first.1.lines().iter().all(|line| lines.contains(line)), "{lines:?}");
+}
+
+#[test]
+fn answers_do_not_depend_on_the_kernels() {
+    let logits = |tune, cache: Option<&Path>| {
+        let (config, files) = (config(), WeightFiles::open(&fixture(MODEL)).unwrap());
+        let settings = plan::PlanSettings { base: NF4, max_positions: 48, rows_per_pass: 40 };
+        let opened = Generator::open(as_gpu(tune, cache), &config, &files, &[], &settings, |_, _| {});
+        let mut generator = pollster::block_on(opened).unwrap();
+        let text: Vec<u32> = (0..41).map(|i| (i * 31 + 7) % 96).collect();
+        let logits = pollster::block_on(generator.logits_after(&text, None)).unwrap();
+        (logits, generator.plan.choices.lines(), generator.plan.problems())
+    };
+    let (usual, none, problems) = logits(Tune::Off, None);
+    let (measured, some, _) = logits(Tune::On, None);
+    assert!(usual == measured);
+    assert!(none.is_empty() && !some.is_empty());
+    // The passes of a prompt, and those of one token.
+    let rows = |rows: u32| problems.iter().any(|problem: &Problem| problem.rows == rows);
+    assert!(rows(40) && rows(1));
+}
