@@ -5,6 +5,7 @@ mod common;
 use std::ops::Range;
 use std::path::Path;
 
+use common::cli::{Shell, random_lines, train_on};
 use common::{adapter, fixture, gpu};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
@@ -17,6 +18,7 @@ use loraine::model::network::BaseStorage;
 use loraine::model::weight_files::WeightFiles;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::linear::Candidate;
+use loraine::ops::moments::MomentStorage;
 use loraine::ops::weight::{Code4, Storage};
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -40,7 +42,14 @@ fn engine(gpu: Gpu) -> Engine {
     let (config, files) = (config(), WeightFiles::open(&fixture(MODEL)).unwrap());
     let (modules, tensors) = adapter(&fixture(MODEL).join("adapter"), &config);
     let recompute = RecomputePolicy::Keep(0);
-    let settings = PlanSettings { base: NF4, max_rows: 96, max_positions: 48, recompute, dropout: 0.0, training: true };
+    let settings = PlanSettings {
+        base: NF4,
+        max_rows: 96,
+        max_positions: 48,
+        recompute,
+        dropout: 0.0,
+        training: Some(MomentStorage::F32),
+    };
     let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
     let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
     let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
@@ -135,4 +144,17 @@ fn answers_do_not_depend_on_the_kernels() {
     // The passes of a prompt, and those of one token.
     let rows = |rows: u32| problems.iter().any(|problem: &Problem| problem.rows == rows);
     assert!(rows(40) && rows(1));
+}
+
+#[test]
+fn the_flag_changes_no_run() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(6, 96, 1));
+    for tune in ["auto", "on", "off"] {
+        shell.succeed(&format!("{} --data data.jsonl --out {tune} --steps 2 --tune {tune}", train_on("llama_tied")));
+        shell.assert_same_adapter(tune, ["auto", tune]);
+    }
+    let command = format!("eval --model {} --data data.jsonl --json", fixture("llama_tied").display());
+    let loss = |tune: &str| shell.succeed(&format!("{command} --tune {tune}"));
+    assert_eq!(loss("on"), loss("off"));
 }

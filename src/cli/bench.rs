@@ -21,7 +21,7 @@ Examples:
   loraine bench --quick
   loraine bench --json > before.json
   loraine bench --compare before.json
-  loraine bench --tune off                    with the kernels that are taken where none was measured
+  loraine bench --tune off --json > usual.json
   loraine bench --shape llama-2-7b --quantize-embedding"
 )]
 pub struct BenchArgs {

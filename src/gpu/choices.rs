@@ -50,7 +50,7 @@ impl Problem {
 
     /// Multiply-adds.
     pub fn work(&self) -> u64 {
-        u64::from(self.rows) * u64::from(self.cols) * u64::from(self.depth)
+        (u64::from(self.rows) * u64::from(self.cols)).saturating_mul(u64::from(self.depth))
     }
 }
 

@@ -36,6 +36,8 @@ impl Shell {
         command.args(args.split_whitespace()).current_dir(self.dir.path()).stdin(Stdio::null());
         // Some drivers complain without it, or write their caches elsewhere.
         command.env("XDG_RUNTIME_DIR", self.dir.path()).env("NO_COLOR", "1").env_remove("LORAINE_GPU");
+        // One for all tests, so that a GPU is measured once.
+        command.env("LORAINE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
         if let Ok(adapter) = std::env::var("LORAINE_ADAPTER") {
             command.env("LORAINE_GPU", adapter);
         }

@@ -209,7 +209,7 @@ fn the_candidate_that_was_measured_is_recorded() {
     };
     let first = kernels("", 128);
     let mut texts: Vec<_> = Tile::ALL.iter().map(|tile| kernels(tile.name, 128)).collect();
-    assert!(texts[0] == first && first.len() == 1);
+    assert!(texts[0] == first && !first.is_empty());
     texts.sort();
     texts.dedup();
     assert_eq!(texts.len(), Tile::ALL.len());
