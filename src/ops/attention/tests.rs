@@ -88,10 +88,18 @@ fn every_head_dimension_equals_the_twin() {
     }
 }
 
+/// The head sizes of published models, grouped, in odd lengths: one row, fewer and more rows than the variants for software adapters
+/// give a lane one each, several segments, and a window.
 #[test]
-fn the_widest_heads_equal_the_twin() {
+fn the_head_sizes_of_published_models_equal_the_twin() {
     for form in forms() {
-        check(form, shape(2, 2, 256), &[19], NO_WINDOW);
+        // Where lanes exchange values, from FEW_ITEMS rows on each has more of them.
+        let long = if form == Form::Broadcast { FEW_ITEMS as u32 + 5 } else { 71 };
+        for head_dim in [64, 80, 96, 128, 256] {
+            check(form, shape(4, 2, head_dim), &[1], NO_WINDOW);
+            check(form, shape(6, 2, head_dim), &[5, 47, 1, 30], NO_WINDOW);
+            check(form, shape(3, 1, head_dim), &[33, long], 45);
+        }
     }
 }
 
@@ -119,9 +127,11 @@ fn two_runs_give_the_same_bits() {
 
 #[test]
 fn queries_read_a_cache_of_more_keys() {
-    for (form, (rows, keys)) in forms().into_iter().flat_map(|form| [(form, (1, 77)), (form, (5, 130))]) {
-        let shape = shape(4, 2, 32);
-        let (q_cols, k_cols) = (128, 64);
+    let sizes =
+        [(1, 77, 32), (5, 130, 32), (1, 77, 64), (3, 41, 80), (1, 77, 96), (5, 130, 128), (1, 77, 256), (3, 41, 256)];
+    for (form, (rows, keys, head_dim)) in forms().into_iter().flat_map(|form| sizes.map(|size| (form, size))) {
+        let shape = shape(4, 2, head_dim);
+        let [q_cols, k_cols] = [shape.heads, shape.kv_heads].map(|heads| (heads * head_dim) as usize);
         let mut lab = Lab::for_form(form);
         let (q, mut k, mut v) = (lab.normal(rows * q_cols), lab.normal(keys * k_cols), lab.normal(keys * k_cols));
         // The cache beyond the newest key holds whatever was there.
