@@ -121,7 +121,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await shortRun(page, 2, { Rank: 4, Alpha: 12, "Learning rate": 0.002 });
   await page.getByLabel("Targets").selectOption({ label: "Attention" });
   await page.getByText("More settings").click();
-  await page.getByLabel("Optimiser").selectOption("adamw8bit");
+  await page.getByLabel("Optimiser", { exact: true }).selectOption("adamw8bit");
   const link = await page.locator(".link input").inputValue();
   assert.doesNotMatch(decodeURIComponent(link), /matey|pasted/);
   const again = await openPage(browser, link);
