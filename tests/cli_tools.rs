@@ -1,4 +1,4 @@
-//! `info` and `bench` as a user types them.
+//! `info`, `cache` and `bench` as a user types them.
 
 use std::process::Command;
 
@@ -24,6 +24,52 @@ fn info_lists_adapters_and_describes_a_model() {
     assert!(fine && text.contains("(taken without --gpu)") && text.contains("limits"), "{text}");
     let (fine, _, error) = loraine(&["info", "--model", "/nowhere"]);
     assert!(!fine && error.contains("config.json") && !error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn the_cache_is_shown_and_emptied() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("cache");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loraine"));
+        let output = command.args(args).env("LORAINE_CACHE", &place).output().expect("the program runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let shown = run(&["cache"]);
+    assert!(shown.contains(&place.display().to_string()) && shown.contains("0 4-bit copies"), "{shown}");
+    std::fs::create_dir(&place).unwrap();
+    let identity = serde_json::json!({
+        "files": [["/models/large/model.safetensors", 1, "1"]],
+        "storage": "Quantized { code: Nf4, double: false }",
+        "tensors": ["model.embed_tokens.weight"],
+    });
+    let mut copy = format!("{identity}\n").into_bytes();
+    copy.resize(2_000_000, 0xff);
+    std::fs::write(place.join("0123456789abcdef.4bit"), copy).unwrap();
+    std::fs::write(place.join("fedcba9876543210.4bit"), vec![b'['; 1_000_000]).unwrap();
+    std::fs::write(place.join("kernels-01234567.json"), "{}").unwrap();
+    std::fs::write(place.join("mine.txt"), "not the cache's").unwrap();
+    let shown = run(&["cache"]);
+    for part in [
+        "2 4-bit copies (3.00 MB) and 1 file of measurements",
+        "2.00 MB  used just now       /models/large  --quant nf4 --no-double-quant --quantize-embedding",
+        "of an unknown model",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+    let info: serde_json::Value = serde_json::from_str(&run(&["info", "--json"])).unwrap();
+    assert_eq!((&info["cache"]["bytes"], &info["cache"]["copies"]), (&3_000_000.into(), &2.into()));
+    assert!(run(&["info"]).contains("3.00 MB in 2 4-bit copies"));
+    let report: serde_json::Value = serde_json::from_str(&run(&["cache", "--json"])).unwrap();
+    assert_eq!(report["copies"].as_array().map(Vec::len), Some(2), "{report}");
+    let shown = run(&["cache", "--clear"]);
+    assert!(shown.contains("removed 2 4-bit copies (3.00 MB) and 1 file of measurements"), "{shown}");
+    let left: Vec<_> = std::fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["mine.txt"]);
+    let (fine, _, error) = loraine(&["eval", "--cache-size", "many", "--model", "m", "--data", "d"]);
+    assert!(!fine && error.contains("--cache-size") && error.contains("12GB"), "{error}");
 }
 
 #[test]

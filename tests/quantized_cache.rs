@@ -3,13 +3,14 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use common::cli::{copy_files, edit};
 use common::{adapter, fixture, gpu, whole_sequence};
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
 use loraine::model::network::BaseStorage;
-use loraine::model::quantized_cache::CacheSettings;
+use loraine::model::quantized_cache::{self, CacheSettings};
 use loraine::model::weight_files::WeightFiles;
 use loraine::ops::moments::MomentStorage;
 use loraine::ops::weight::{Code4, Storage};
@@ -35,10 +36,14 @@ impl Model {
 
     /// Loads the model with the cache at `cache` and returns its logits.
     fn logits(&self, base: BaseStorage, cache: Option<&str>, min_bytes: u64) -> Vec<f32> {
+        self.logits_within(base, cache, min_bytes, u64::MAX)
+    }
+
+    fn logits_within(&self, base: BaseStorage, cache: Option<&str>, min_bytes: u64, max_bytes: u64) -> Vec<f32> {
         let model = self.path("model");
         let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
         let mut files = WeightFiles::open(&model).unwrap();
-        files.cache = cache.map(|dir| CacheSettings { dir: self.path(dir), min_bytes });
+        files.cache = cache.map(|dir| CacheSettings { dir: self.path(dir), min_bytes, max_bytes });
         let (modules, tensors) = adapter(&fixture("llama_untied/adapter"), &config);
         let gpu = gpu();
         let recompute = RecomputePolicy::Keep(0);
@@ -136,6 +141,71 @@ fn a_damaged_copy_is_passed_over_and_replaced() {
         assert!(std::fs::read(&copy).unwrap() == whole, "the copy is whole again");
     }
     assert_eq!(model.copies("cache"), [copy]);
+}
+
+/// Makes a file as if it had been written or used so many hours ago.
+fn grow_old(path: &Path, hours: u64) {
+    let then = SystemTime::now() - Duration::from_secs(3600 * hours);
+    std::fs::File::options().append(true).open(path).unwrap().set_modified(then).unwrap();
+}
+
+#[test]
+fn copies_unused_the_longest_make_room_for_new_ones() {
+    let model = Model::new();
+    let fp4 = Storage::Quantized { code: Code4::Fp4, double: true };
+    let bases = [BaseStorage::Quantized(NF4), BaseStorage::Quantized(fp4), BaseStorage::QuantizedWhole(NF4)];
+    let listed = || quantized_cache::copies(&model.path("cache"));
+    // Each copy's file and bytes, made in a cache without a bound.
+    let mut files = Vec::new();
+    for base in bases {
+        model.logits(base, Some("cache"), 0);
+        let new = listed().into_iter().find(|copy| files.iter().all(|(path, _)| *path != copy.path)).unwrap();
+        let source = new.source.clone().unwrap();
+        assert_eq!(source.model, model.path("model").canonicalize().unwrap());
+        assert_eq!(source.code == "fp4", base == bases[1]);
+        assert_eq!((source.double_quant, source.embedding), (true, base == bases[2]));
+        files.push((new.path, new.bytes));
+    }
+    let [first, second, whole] = <[(PathBuf, u64); 3]>::try_from(files).unwrap();
+    std::fs::remove_file(&whole.0).unwrap();
+    grow_old(&first.0, 3);
+    grow_old(&second.0, 2);
+    // What else lies there: another cache's file, a copy being written, one that a killed process has left, and something foreign.
+    let other = |name: &str| model.path(&format!("cache/{name}"));
+    let [measured, written, left] =
+        ["kernels-01234567.json", "0123456789abcdef.7.part", "0123456789abcdef.8.part"].map(other);
+    let foreign = other("notes.4bit");
+    for path in [&measured, &written, &left, &foreign] {
+        std::fs::write(path, vec![0; 1 << 20]).unwrap();
+    }
+    for path in [&measured, &left, &foreign] {
+        grow_old(path, 100);
+    }
+    assert_eq!(quantized_cache::abandoned(&model.path("cache")), [(left.clone(), 1 << 20)]);
+    // A use makes the oldest the newest; the bound is not reached.
+    let bound = first.1 + whole.1;
+    assert!(first.1 + second.1 <= bound);
+    let fresh = model.logits(bases[0], None, 0);
+    assert_eq!(model.logits_within(bases[0], Some("cache"), 0, bound), fresh);
+    assert_eq!(listed().iter().map(|copy| &copy.path).collect::<Vec<_>>(), [&second.0, &first.0]);
+    assert!(!left.exists(), "what was left behind goes");
+    // The new copy takes the place of the one that was not used.
+    model.logits_within(bases[2], Some("cache"), 0, bound);
+    let mut now: Vec<_> = listed().into_iter().map(|copy| copy.path).collect();
+    now.sort();
+    let mut expected = [first.0.clone(), whole.0.clone()];
+    expected.sort();
+    assert_eq!(now, expected);
+    // Under a smaller bound the one in use stays, though it alone is larger, and it still stands for the files.
+    change_unseen(&model.shard(), |bytes| negate_tail(bytes));
+    assert_eq!(model.logits_within(bases[0], Some("cache"), 0, first.1 - 1), fresh);
+    assert_eq!(listed().into_iter().map(|copy| copy.path).collect::<Vec<_>>(), [first.0]);
+    // None is written that alone is larger.
+    model.logits_within(bases[1], Some("cache"), 0, second.1 - 1);
+    assert_eq!(listed().len(), 1);
+    for path in [measured, written, foreign] {
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 1 << 20);
+    }
 }
 
 #[test]

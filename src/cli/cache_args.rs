@@ -6,6 +6,8 @@ use clap::Args;
 use loraine::model::quantized_cache::CacheSettings;
 use loraine::model::weight_files::WeightFiles;
 
+use super::train::parse_bytes;
+
 /// A model of fewer bytes is quantised in no time.
 const MIN_BYTES: u64 = 1 << 30;
 
@@ -15,12 +17,17 @@ pub struct CacheArgs {
     /// in ~/.cache/loraine, or $LORAINE_CACHE)
     #[arg(long, help_heading = "Device")]
     no_cache: bool,
+    /// What the 4-bit copies may take together, such as 20GB: beyond it, those unused the longest are removed
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "50GB", env = "LORAINE_CACHE_SIZE")]
+    #[arg(help_heading = "Device", hide_env_values = true)]
+    cache_size: u64,
 }
 
 impl CacheArgs {
     /// Lets loading use the cache, unless the user has said no.
     pub fn apply(&self, files: &mut WeightFiles) {
-        files.cache = self.directory().map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES });
+        files.cache =
+            self.directory().map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES, max_bytes: self.cache_size });
     }
 
     /// Where the cache is, unless the user wants none.

@@ -30,7 +30,17 @@ struct Info {
     /// Index of the GPU that is taken without --gpu.
     default_gpu: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<Cache>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<ModelSummary>,
+}
+
+/// Where 4-bit copies of large models are kept.
+#[derive(Serialize)]
+struct Cache {
+    dir: PathBuf,
+    bytes: u64,
+    copies: usize,
 }
 
 pub fn run(args: InfoArgs) -> anyhow::Result<()> {
@@ -39,7 +49,8 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
     let model = args.model.as_deref().map(describe).transpose()?;
     let gpus = pollster::block_on(adapters());
     let default_gpu = preferred(&gpus);
-    let info = Info { gpus, default_gpu, model };
+    let cache = super::cache::summary().map(|(dir, bytes, copies)| Cache { dir, bytes, copies });
+    let info = Info { gpus, default_gpu, cache, model };
     if args.json {
         out!("{}", serde_json::to_string_pretty(&info)?);
         return Ok(());
@@ -51,6 +62,9 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
     }
     for gpu in &info.gpus {
         print_gpu(gpu, info.default_gpu == Some(gpu.index));
+    }
+    if let Some(Cache { dir, bytes: size, copies }) = &info.cache {
+        out!("cache: {}, {} in {copies} 4-bit copies (loraine cache)", dir.display(), bytes(*size));
     }
     if let Some(model) = &info.model {
         print_model(model);

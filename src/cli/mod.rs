@@ -10,6 +10,7 @@ macro_rules! out {
 
 mod base_args;
 mod bench;
+mod cache;
 mod cache_args;
 mod chat;
 mod completions;
@@ -58,6 +59,7 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     Info(info::InfoArgs),
     Inspect(inspect::InspectArgs),
+    Cache(cache::CacheCommandArgs),
     Bench(bench::BenchArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -75,6 +77,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Quantize(args) => quantize::run(args),
         Command::Info(args) => info::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Cache(args) => cache::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Completions(args) => completions::run(args),
     }

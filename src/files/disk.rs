@@ -3,6 +3,7 @@
 pub use std::fs::{File, create_dir_all, read, read_to_string, remove_dir_all, remove_file, rename};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// A number that no other process has which may write beside this one.
 pub fn writer_id() -> u32 {
@@ -34,6 +35,16 @@ pub fn len(path: &Path) -> io::Result<u64> {
 pub fn modified(path: &Path) -> io::Result<u128> {
     let since = std::fs::metadata(path)?.modified()?.duration_since(std::time::UNIX_EPOCH);
     Ok(since.unwrap_or_else(|before| before.duration()).as_nanos())
+}
+
+/// How long ago a file was last changed; nothing for one of the future.
+pub fn age(path: &Path) -> io::Result<Duration> {
+    Ok(std::fs::metadata(path)?.modified()?.elapsed().unwrap_or_default())
+}
+
+/// Makes now the time of a file's last change.
+pub fn touch(path: &Path) -> io::Result<()> {
+    File::options().append(true).open(path)?.set_modified(SystemTime::now())
 }
 
 /// The names in a directory, in no order.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Fills a buffer from a byte offset on.
 pub type RangeReader = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
@@ -172,6 +173,16 @@ pub fn len(path: &Path) -> io::Result<u64> {
 /// What a page has mounted knows no time of change.
 pub fn modified(_: &Path) -> io::Result<u128> {
     Err(ErrorKind::Unsupported.into())
+}
+
+/// The same of its age.
+pub fn age(_: &Path) -> io::Result<Duration> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// There is no time to set.
+pub fn touch(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// The names in a directory, in no order.

@@ -1,13 +1,16 @@
 //! A copy of a model's 4-bit weights as the device made them, so that the next start neither reads nor quantises the original.
 //!
 //! One file: the identity (a line of JSON), the bytes of every buffer in order, then a CRC-32C of each. A copy of anything else, or one
-//! that is damaged, is passed over and written anew; one that cannot be written is done without.
+//! that is damaged, is passed over and written anew; one that cannot be written is done without. A file's time of change is that of its
+//! last use; where all copies together are too large, those unused the longest go first.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
 
+use super::network::EMBEDDING;
 use super::weight_files::WeightFiles;
 use crate::Result;
 use crate::files::{self, File};
@@ -18,6 +21,11 @@ use crate::ops::weight::Weight;
 const VERSION: u32 = 1;
 /// Bytes on their way between disk and device.
 const PIECE_BYTES: u64 = 16 << 20;
+const EXTENSION: &str = "4bit";
+/// While a copy is written its file changes all the time; one that has not for so long was left by a process that was killed.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
+/// A first line of more is no identity.
+const MAX_IDENTITY_BYTES: u64 = 16 << 20;
 
 /// Where copies are kept, and of what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +33,106 @@ pub struct CacheSettings {
     pub dir: PathBuf,
     /// Of less than this in the model's files no copy is kept: quantising it takes no time.
     pub min_bytes: u64,
+    /// What all copies together may take.
+    pub max_bytes: u64,
+}
+
+/// A copy as it lies in its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CachedCopy {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Time since its last use.
+    pub unused_for: Duration,
+    /// Of which model; None where the file does not say.
+    pub source: Option<CopySource>,
+}
+
+/// What a copy was made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopySource {
+    /// The model's directory.
+    pub model: PathBuf,
+    pub code: &'static str,
+    pub double_quant: bool,
+    /// Whether embedding and head are among the weights.
+    pub embedding: bool,
+}
+
+/// The copies in `dir`, those unused the longest first; none where there is no such directory.
+pub fn copies(dir: &Path) -> Vec<CachedCopy> {
+    let mut found: Vec<CachedCopy> = files_in(dir, is_copy)
+        .map(|(path, bytes, unused_for)| CachedCopy { source: source(&path), path, bytes, unused_for })
+        .collect();
+    found.sort_by(|a, b| b.unused_for.cmp(&a.unused_for).then_with(|| a.path.cmp(&b.path)));
+    found
+}
+
+/// What processes that were killed have left of copies in `dir`, with their bytes.
+pub fn abandoned(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let old = files_in(dir, is_part).filter(|(.., age)| *age >= ABANDONED_AFTER);
+    old.map(|(path, bytes, _)| (path, bytes)).collect()
+}
+
+/// Path, bytes and age of the files of a directory whose names are of one kind.
+fn files_in(dir: &Path, kind: fn(&str) -> bool) -> impl Iterator<Item = (PathBuf, u64, Duration)> {
+    let paths = files::names(dir).unwrap_or_default().into_iter().filter(move |name| kind(name)).map(|n| dir.join(n));
+    // A file that another process removes meanwhile is none.
+    let found: Vec<_> =
+        paths.filter_map(|path| Some((files::len(&path).ok()?, files::age(&path).ok()?, path))).collect();
+    found.into_iter().map(|(bytes, age, path)| (path, bytes, age))
+}
+
+/// The rest of a name that begins with a copy's key.
+fn after_key(name: &str) -> Option<&str> {
+    let key = name.get(..16)?;
+    key.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some(&name[16..])
+}
+
+fn is_copy(name: &str) -> bool {
+    after_key(name).and_then(|rest| rest.strip_prefix('.')) == Some(EXTENSION)
+}
+
+fn is_part(name: &str) -> bool {
+    after_key(name).is_some_and(|rest| rest.ends_with(".part"))
+}
+
+/// What the identity of a copy says.
+fn source(path: &Path) -> Option<CopySource> {
+    let mut line = String::new();
+    BufReader::new(File::open(path).ok()?.take(MAX_IDENTITY_BYTES)).read_line(&mut line).ok()?;
+    let identity: serde_json::Value = serde_json::from_str(&line).ok()?;
+    let storage = identity["storage"].as_str()?;
+    let code = [("Nf4", "nf4"), ("Fp4", "fp4")].into_iter().find(|(name, _)| storage.contains(name))?.1;
+    Some(CopySource {
+        model: Path::new(identity["files"][0][0].as_str()?).parent()?.to_owned(),
+        code,
+        double_quant: storage.contains("double: true"),
+        embedding: identity["tensors"].as_array()?.iter().any(|name| name == EMBEDDING),
+    })
+}
+
+/// Removes what was left behind, then copies other than `own`, until they and `incoming` bytes are within the bound.
+fn make_room(settings: &CacheSettings, own: &Path, incoming: u64) {
+    for (path, _) in abandoned(&settings.dir) {
+        let _ = files::remove_file(&path);
+    }
+    let others: Vec<CachedCopy> = copies(&settings.dir).into_iter().filter(|copy| copy.path != own).collect();
+    let mut total = incoming + others.iter().map(|copy| copy.bytes).sum::<u64>();
+    for copy in others {
+        if total <= settings.max_bytes {
+            break;
+        }
+        // Another process may be reading it: a file that can be removed all the same stays readable to who has it open.
+        if files::remove_file(&copy.path).is_ok() {
+            total -= copy.bytes;
+        }
+    }
 }
 
 /// The place of one model's copy.
 pub(super) struct QuantizedCache {
+    settings: CacheSettings,
     path: PathBuf,
     identity: Vec<u8>,
     views: Vec<View>,
@@ -63,12 +167,16 @@ impl QuantizedCache {
         });
         // The file's name tells models and storages apart; the identity inside says whether it is still theirs.
         let key = format!("{}\n{:?}\n{names:?}", of_files[0][0], weights[0].1.storage);
-        let name = format!("{:016x}.4bit", fnv1a(key.as_bytes()));
-        Some(Self { path: settings.dir.join(name), identity: format!("{identity}\n").into_bytes(), views })
+        let path = settings.dir.join(format!("{:016x}.{EXTENSION}", fnv1a(key.as_bytes())));
+        Some(Self { settings: settings.clone(), path, identity: format!("{identity}\n").into_bytes(), views })
     }
 
     fn data_bytes(&self) -> u64 {
         self.views.iter().map(|view| view.bytes).sum()
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.identity.len() as u64 + self.data_bytes() + 4 * self.views.len() as u64
     }
 
     /// Fills the buffers from the copy; false where there is none that is whole and of these weights.
@@ -96,6 +204,9 @@ impl QuantizedCache {
                 return Ok(false);
             }
         }
+        // A directory that only may be read leaves the order as it is.
+        let _ = files::touch(&self.path);
+        make_room(&self.settings, &self.path, self.file_bytes());
         Ok(true)
     }
 
@@ -106,7 +217,7 @@ impl QuantizedCache {
         let mut file = File::open(&self.path)?;
         let mut identity = vec![0; self.identity.len()];
         file.read_exact(&mut identity)?;
-        if identity != self.identity || files::len(&self.path)? != start + self.data_bytes() + checksum_bytes as u64 {
+        if identity != self.identity || files::len(&self.path)? != self.file_bytes() {
             return Err(io::ErrorKind::InvalidData.into());
         }
         file.seek(SeekFrom::Start(start + self.data_bytes()))?;
@@ -120,8 +231,12 @@ impl QuantizedCache {
     /// Writes the copy from the filled buffers.
     ///
     /// # Errors
-    /// A failing device; a full disk only leaves no copy.
+    /// A failing device; a full disk only leaves no copy, and so does a bound that the copy alone exceeds.
     pub async fn store(&self, gpu: &Gpu, buffers: &Buffers) -> Result<()> {
+        if self.file_bytes() > self.settings.max_bytes {
+            return Ok(());
+        }
+        make_room(&self.settings, &self.path, self.file_bytes());
         let beside = self.path.with_extension(format!("{}.part", files::writer_id()));
         let written = self.write(gpu, buffers, &beside).await;
         if !matches!(written, Ok(true)) {

@@ -12,6 +12,8 @@ use crate::gpu::{AdapterSummary, ShapeClass};
 
 /// A file of more is none of ours.
 const MAX_BYTES: u64 = 4 << 20;
+const PREFIX: &str = "kernels-";
+const SUFFIX: &str = ".json";
 
 /// Of whom it was measured: another driver may be another machine to the same text.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -56,6 +58,12 @@ impl Kept {
     }
 }
 
+/// Every device's file in a directory.
+pub fn files_in(dir: &Path) -> Vec<PathBuf> {
+    let names = files::names(dir).unwrap_or_default().into_iter();
+    names.filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)).map(|name| dir.join(name)).collect()
+}
+
 /// The file of one device.
 pub struct Cache {
     path: PathBuf,
@@ -72,7 +80,7 @@ impl Cache {
         };
         // The name tells devices apart; what is inside says whose it is.
         let key = format!("{device:?}");
-        Self { path: dir.join(format!("kernels-{:08x}.json", crc32c::crc32c(key.as_bytes()))), device }
+        Self { path: dir.join(format!("{PREFIX}{:08x}{SUFFIX}", crc32c::crc32c(key.as_bytes()))), device }
     }
 
     pub fn read(&self) -> Kept {
@@ -157,6 +165,11 @@ mod tests {
         assert_eq!((other.read().0.len(), cache.read().0.len()), (1, 2));
         let names: Vec<_> = std::fs::read_dir(cache.path.parent().unwrap()).unwrap().collect();
         assert_eq!(names.len(), 2, "{names:?}");
+        let mut listed = files_in(cache.path.parent().unwrap());
+        listed.sort();
+        let mut made = [cache.path, other.path];
+        made.sort();
+        assert_eq!(listed, made);
     }
 
     #[test]

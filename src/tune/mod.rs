@@ -6,6 +6,7 @@ mod cache;
 mod trial;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use web_time::Instant;
@@ -17,6 +18,11 @@ use crate::ops::linear::{self, Candidate};
 /// A trial ends after the class in which this much time has passed. The classes that it did not come to keep the first choices; the
 /// next start goes on with them.
 const BUDGET: Duration = Duration::from_secs(2);
+
+/// The files of measurements in a cache directory.
+pub fn measurements(dir: &Path) -> Vec<PathBuf> {
+    cache::files_in(dir)
+}
 
 /// The kernels for a list's problems: those known already, from this device's earlier lists or the cache, and those of a trial.
 /// Nothing is chosen where the device's options want no trial.
