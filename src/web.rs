@@ -19,7 +19,7 @@ use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::{self, mounted};
-use crate::gpu::{self, Target};
+use crate::gpu::{self, Gpu, GpuOptions, Target, Tune, TuneOptions};
 use crate::memory;
 use crate::model::config::ModelConfig;
 use crate::model::network;
@@ -38,6 +38,14 @@ thread_local! {
 #[wasm_bindgen(start)]
 fn start() {
     console_error_panic_hook::set_once();
+}
+
+/// Where the engine leaves what its next start can use; a page that keeps these files gives them back before.
+const CACHE: &str = "/cache";
+
+async fn open_gpu() -> Result<Gpu> {
+    let tuning = TuneOptions { tune: Tune::Auto, cache: Some(CACHE.into()) };
+    Ok(Gpu::open(&GpuOptions { tuning, ..Default::default() }).await?)
 }
 
 fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {

@@ -98,6 +98,9 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         kind,
         backend: info.backend.to_string(),
         driver: info.driver,
+        #[cfg(target_arch = "wasm32")]
+        driver_info: browser(),
+        #[cfg(not(target_arch = "wasm32"))]
         driver_info: info.driver_info,
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
@@ -109,6 +112,14 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
     }
+}
+
+/// What stands between a page and the GPU is the browser, in the version that it gives itself.
+#[cfg(target_arch = "wasm32")]
+fn browser() -> String {
+    let of = |object: &js_sys::Object, name: &str| js_sys::Reflect::get(object, &name.into()).unwrap_or_default();
+    let navigator = js_sys::Object::from(of(&js_sys::global(), "navigator"));
+    of(&navigator, "userAgent").as_string().unwrap_or_default()
 }
 
 async fn found_adapters() -> Vec<(AdapterSummary, wgpu::Adapter)> {

@@ -15,13 +15,17 @@ const MAX_BYTES: u64 = 4 << 20;
 const PREFIX: &str = "kernels-";
 const SUFFIX: &str = ".json";
 
-/// Of whom it was measured: another driver may be another machine to the same text.
+/// Of whom it was measured: another driver may be another machine to the same text. A browser may give its GPU no name: what it
+/// tells of its limits stands in for that.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct Device {
     adapter: String,
+    kind: String,
     backend: String,
     driver: String,
     driver_info: String,
+    subgroup_sizes: [u32; 2],
+    max_buffer_bytes: u64,
 }
 
 /// The fastest kernel of a class, among kernels of these texts.
@@ -74,9 +78,12 @@ impl Cache {
     pub fn of(dir: &Path, adapter: &AdapterSummary) -> Self {
         let device = Device {
             adapter: adapter.name.clone(),
+            kind: adapter.kind.to_owned(),
             backend: adapter.backend.clone(),
             driver: adapter.driver.clone(),
             driver_info: adapter.driver_info.clone(),
+            subgroup_sizes: adapter.subgroup_sizes,
+            max_buffer_bytes: adapter.max_buffer_bytes,
         };
         // The name tells devices apart; what is inside says whose it is.
         let key = format!("{device:?}");

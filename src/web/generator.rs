@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use tsify::Tsify;
 use wasm_bindgen::prelude::*;
 
-use super::{errors, from_js, to_js};
+use super::{errors, from_js, open_gpu, to_js};
 use crate::data::template::ChatTemplate;
 use crate::data::tokenizer::{StreamDecoder, Tokenizer};
-use crate::gpu::{Gpu, GpuOptions};
 use crate::infer::conversation::{Conversation, end_of_turn};
 use crate::infer::end_tokens;
 use crate::infer::generator::{self, GenerationSettings, LoadedAdapter, Stop};
@@ -187,7 +186,7 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
     };
     let context = settings.context.unwrap_or(DEFAULT_CONTEXT).min(config.max_position_embeddings);
     let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
-    let gpu = Gpu::open(&GpuOptions::default()).await?;
+    let gpu = open_gpu().await?;
     let progress = |done: u64, total: u64| {
         if let Some(listener) = &on_progress {
             let _ = listener.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());

@@ -7,8 +7,7 @@ use js_sys::Function;
 use wasm_bindgen::prelude::*;
 
 use super::report::{PlanReport, RunEvent, RunOutcome, StepReport};
-use super::{errors, from_js, to_js};
-use crate::gpu::{Gpu, GpuOptions};
+use super::{errors, from_js, open_gpu, to_js};
 use crate::train::run::{self, Control, Event, PreparedRun, Resume, Start};
 use crate::{Error, Result};
 
@@ -99,7 +98,7 @@ impl Run {
     async fn run(&self, on_event: &Function) -> Result<run::Outcome> {
         let prepared = self.prepared.take();
         let prepared = prepared.ok_or_else(|| Error::Setting("this run has been made already".to_owned()))?;
-        let gpu = Gpu::open(&GpuOptions::default()).await?;
+        let gpu = open_gpu().await?;
         let start = Start { overwrite: !self.resume, resume: self.resume.then_some(Resume::Newest), profile: false };
         let layers = prepared.config.num_layers;
         let listen = |event: Event<'_>| {

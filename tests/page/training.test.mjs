@@ -293,3 +293,39 @@ test("a checkpoint that was not written to its end is not taken for whole", { sk
   assert.equal(await page.locator(".saved").isVisible(), false);
   await profile.close();
 });
+
+/** The files of the browser's storage under `cache/`, by name; `change` is made before: texts to write, or null to remove. */
+function cached(page, change = {}) {
+  return page.evaluate(async (change) => {
+    const dir = await (await navigator.storage.getDirectory()).getDirectoryHandle("cache", { create: true });
+    for (const [name, text] of Object.entries(change)) {
+      if (text === null) {
+        await dir.removeEntry(name);
+        continue;
+      }
+      const stream = await (await dir.getFileHandle(name, { create: true })).createWritable();
+      await stream.write(text);
+      await stream.close();
+    }
+    const files = {};
+    for await (const [name, handle] of dir.entries()) files[name] = await (await handle.getFile()).text();
+    return files;
+  }, change);
+}
+
+test("what the engine keeps for its next start lies in the browser's storage", { skip: missing }, async () => {
+  const { page, profile, problems } = await openPage(browser, site.url);
+  await ready(page);
+  const file = "kernels-of-another-gpu.json";
+  const written = await cached(page, { [file]: "{ cut off" });
+  await prepare(page);
+  await shortRun(page, 2);
+  await start(page);
+  assert.match(await finished(page), /Finished: 2 steps/);
+  // The engine has had it since before the run and passes it over; the page stores what the engine has after each choice of kernels.
+  assert.deepEqual(await cached(page, { [file]: null }), {});
+  await askBoth(page, PROMPT);
+  assert.deepEqual(await cached(page), written);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});

@@ -2,6 +2,7 @@
 
 import type { Calls, Notice } from "../protocol";
 import type { Answer } from "../types";
+import { keepCache, mountCache } from "./cache";
 import * as runs from "./runs";
 import { loraine } from "./wasm";
 
@@ -21,6 +22,7 @@ export async function answer(request: Calls["answer"]["request"], notify: (notic
   const key = `${settings.model} ${run}`;
   if (open?.key !== key) {
     closeGenerator();
+    await mountCache();
     const storage =
       settings.method === "qlora"
         ? { quant: settings.quant, double_quant: settings["double-quant"], quantize_embedding: settings["quantize-embedding"] ?? false }
@@ -28,6 +30,7 @@ export async function answer(request: Calls["answer"]["request"], notify: (notic
     const loading = (done: number, total: number) => notify({ type: "progress", progress: { what: "loading the model", done, total } });
     const generator = await loraine.Generator.open(settings.model, [{ name: TRAINED, dir: runs.runDir(run) }], storage, loading);
     open = { key, generator };
+    await keepCache();
   }
   const onText = (delta: string) => notify({ type: "text", delta });
   try {

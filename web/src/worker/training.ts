@@ -2,6 +2,7 @@
 
 import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
 import type { EvaluatedEvent, Outcome, RunEvent, StepEvent } from "../types";
+import { keepCache, mountCache } from "./cache";
 import { PageError } from "./failure";
 import { closeGenerator } from "./generation";
 import * as models from "./models";
@@ -26,6 +27,7 @@ export async function train(request: TrainRequest, notify: Notify): Promise<Trai
   await claim(id);
   if (request.resume === undefined) unmount("/runs");
   else await runs.mountSave(id);
+  await mountCache();
   const settings = { ...request.settings, out: runs.runDir(id) };
   // Refuses what cannot work before anything is stored.
   const run = new loraine.Run(settings, request.resume !== undefined);
@@ -58,6 +60,7 @@ async function store(id: string, request: TrainRequest, notify: Notify): Promise
 
 async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify: Notify): Promise<Outcome> {
   let steps = 0;
+  let chosen = false;
   let storing: Promise<void> = Promise.resolve();
   let problem: unknown;
   const afterStoring = (then: () => Promise<void> | void) => {
@@ -67,6 +70,11 @@ async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify:
   };
   const listen = (event: RunEvent) => {
     if (event.type === "planned") steps = event.steps ?? 0;
+    else if (!chosen) {
+      // The kernels are chosen between the plan and whatever comes next.
+      chosen = true;
+      afterStoring(keepCache);
+    }
     const step = event.type === "saved" ? /\/checkpoints\/step-(\d+)$/.exec(event.path)?.[1] : undefined;
     if (step !== undefined) {
       afterStoring(() => runs.save(id, { step: Number(step), steps, finished: false }));
