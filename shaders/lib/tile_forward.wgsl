@@ -1,28 +1,37 @@
 // Eight contracted values by 4 * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
 
-fn weight_tile(k: u32, col: u32) -> Tile {
+fn weight_tile(k: u32, col: u32, sides: Sides) -> Tile {
     var tile: Tile;
 #for c in 0..QUADS
 #for j in 0..4
-    let octet$c_$j = weight8(min(col + $cu * 4u + $ju, params.cols - 1u), k, params.in_features);
+    let octet$c_$j = weight8(min(col + $cu * 4u + $ju, sides.cols - 1u), k, sides.in_features);
 #end
-    tile.w0_$c = vec4(octet$c_0.h0.x, octet$c_1.h0.x, octet$c_2.h0.x, octet$c_3.h0.x);
-    tile.w1_$c = vec4(octet$c_0.h0.y, octet$c_1.h0.y, octet$c_2.h0.y, octet$c_3.h0.y);
-    tile.w2_$c = vec4(octet$c_0.h0.z, octet$c_1.h0.z, octet$c_2.h0.z, octet$c_3.h0.z);
-    tile.w3_$c = vec4(octet$c_0.h0.w, octet$c_1.h0.w, octet$c_2.h0.w, octet$c_3.h0.w);
-    tile.w4_$c = vec4(octet$c_0.h1.x, octet$c_1.h1.x, octet$c_2.h1.x, octet$c_3.h1.x);
-    tile.w5_$c = vec4(octet$c_0.h1.y, octet$c_1.h1.y, octet$c_2.h1.y, octet$c_3.h1.y);
-    tile.w6_$c = vec4(octet$c_0.h1.z, octet$c_1.h1.z, octet$c_2.h1.z, octet$c_3.h1.z);
-    tile.w7_$c = vec4(octet$c_0.h1.w, octet$c_1.h1.w, octet$c_2.h1.w, octet$c_3.h1.w);
+#for q in 0..4
+    tile.w0$q_$c = vec4(octet$c_0.h0[$q], octet$c_1.h0[$q], octet$c_2.h0[$q], octet$c_3.h0[$q]);
+    tile.w1$q_$c = vec4(octet$c_0.h1[$q], octet$c_1.h1[$q], octet$c_2.h1[$q], octet$c_3.h1[$q]);
+#end
 #end
     return tile;
 }
 
 // lora_B is [out, rank].
-fn low_rank4(j: u32, col: u32) -> vec4<f32> {
-    var value: vec4<f32>;
+fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
+    var tile: LowRankTile;
+#for c in 0..QUADS
 #for i in 0..4
-    value[$i] = other[(params.other_first + min(col + $iu, params.cols - 1u)) * params.rank + j];
+    let row$c_$i = (sides.other_first + min(col + $cu * 4u + $iu, sides.cols - 1u)) * sides.rank + j;
+#if WHOLE_RANK
+    let values$c_$i = other[row$c_$i / 4u];
+#else
+    let values$c_$i = vec4(
+        other[row$c_$i], other[row$c_$i + min(1u, sides.rank - 1u - j)],
+        other[row$c_$i + min(2u, sides.rank - 1u - j)], other[row$c_$i + min(3u, sides.rank - 1u - j)],
+    );
 #end
-    return value;
+#end
+#for q in 0..4
+    tile.w$q_$c = vec4(values$c_0[$q], values$c_1[$q], values$c_2[$q], values$c_3[$q]);
+#end
+#end
+    return tile;
 }

@@ -10,6 +10,8 @@ pub const NESTED_BLOCK: u64 = 256;
 /// `nested` holds the 256 code values, the offset, then the nested scales.
 pub const NESTED_SCALES_AT: u64 = 257;
 
+pub(super) const DECODE_4BIT: &str = include_str!("../../shaders/lib/decode_4bit.wgsl");
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Float {
     F32,
@@ -83,7 +85,11 @@ impl Storage {
                 } else {
                     include_str!("../../shaders/lib/absmax_f32.wgsl")
                 };
-                kernel.part(code.part()).part(include_str!("../../shaders/lib/weight_4bit.wgsl")).part(scales)
+                kernel
+                    .part(code.part())
+                    .part(DECODE_4BIT)
+                    .part(include_str!("../../shaders/lib/weight_4bit.wgsl"))
+                    .part(scales)
             }
         }
     }

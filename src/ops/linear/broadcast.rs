@@ -4,9 +4,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Kernel, Matrix, Recorder, Target, View};
+use crate::gpu::{Constant, Kernel, Matrix, Recorder, Target, View};
 use crate::ops::Form;
-use crate::ops::weight::{BLOCK, Panel, Storage, Weight};
+use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Panel, Storage, Weight};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
 const LANES: u32 = Form::LANES;
@@ -15,7 +15,7 @@ const OCTET: u32 = 8;
 /// With more, the accumulators of a lane outgrow its fastest memory.
 const MAX_ROWS: u32 = 16;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
-const FEW_ROWS: u32 = 4;
+const FEW_ROWS: u32 = 8;
 const MANY_ROWS: u32 = 128;
 /// Half of the second-level cache of a common core.
 const PART_BYTES: u64 = 512 << 10;
@@ -29,12 +29,12 @@ struct Params {
     begin: u32,
     depth: u32,
     in_features: u32,
-    x_ld: u32,
-    x_col: u32,
+    x_ld4: u32,
+    x_col4: u32,
     y_ld4: u32,
     y_col4: u32,
     rank: u32,
-    low_ld: u32,
+    low_ld4: u32,
     other_first: u32,
     scale: f32,
     bias: u32,
@@ -48,6 +48,8 @@ struct Variant {
     storage: Storage,
     rows: u32,
     quads: u32,
+    /// The rank is a multiple of 4.
+    whole_rank: bool,
 }
 
 impl Variant {
@@ -56,24 +58,31 @@ impl Variant {
             Direction::Forward => include_str!("../../../shaders/lib/tile_forward.wgsl"),
             Direction::InputGradient => include_str!("../../../shaders/lib/tile_gradient.wgsl"),
         };
-        let octet = match self.storage {
-            Storage::Float(_) => include_str!("../../../shaders/lib/octet_float.wgsl"),
-            Storage::Quantized { .. } => include_str!("../../../shaders/lib/octet_4bit.wgsl"),
-        };
+        let gradient = self.direction == Direction::InputGradient;
+        let quantized = matches!(self.storage, Storage::Quantized { .. });
+        // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
+        let quads = gradient || self.whole_rank;
         let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
             .part(tile)
-            .part(octet)
-            .constant("ROWS", self.rows)
-            .constant("QUADS", self.quads);
-        plain_scales(self.storage).join(kernel, OCTET)
-    }
-}
-
-/// The storage as the kernel reads it: nested scales have been decoded before.
-fn plain_scales(storage: Storage) -> Storage {
-    match storage {
-        Storage::Quantized { code, .. } => Storage::Quantized { code, double: false },
-        float @ Storage::Float(_) => float,
+            .constant("GROUPS", self.rows / LANES)
+            .constant("QUADS", self.quads)
+            .constant("SCALED", gradient && quantized && self.quads == 2)
+            .constant("OCTETS", gradient && !quantized && self.quads == 2)
+            .constant("PAIRS", gradient && self.quads == 2)
+            .constant("WHOLE_RANK", self.whole_rank)
+            .constant("Other", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
+        match self.storage {
+            Storage::Float(float) => {
+                kernel.part(include_str!("../../../shaders/lib/octet_float.wgsl")).part(match float {
+                    Float::F32 => include_str!("../../../shaders/lib/octet_f32.wgsl"),
+                    Float::F16 => include_str!("../../../shaders/lib/octet_f16.wgsl"),
+                    Float::Bf16 => include_str!("../../../shaders/lib/octet_bf16.wgsl"),
+                })
+            }
+            Storage::Quantized { code, .. } => {
+                kernel.part(code.part()).part(DECODE_4BIT).part(include_str!("../../../shaders/lib/octet_4bit.wgsl"))
+            }
+        }
     }
 }
 
@@ -88,7 +97,9 @@ pub(super) fn kernels() -> Vec<Kernel> {
     for direction in [Direction::Forward, Direction::InputGradient] {
         for storage in Storage::ALL {
             for (rows, quads) in [(FEW_ROWS, 1), (FEW_ROWS, 2), (MAX_ROWS, 1), (MAX_ROWS, 2)] {
-                all.push(Variant { direction, storage, rows, quads }.kernel());
+                for whole_rank in [false, true] {
+                    all.push(Variant { direction, storage, rows, quads, whole_rank }.kernel());
+                }
             }
         }
     }
@@ -129,6 +140,7 @@ pub(super) fn record(
         storage: weight.storage,
         rows: if x.rows < MANY_ROWS { FEW_ROWS } else { MAX_ROWS },
         quads: if cols <= 4 * LANES { 1 } else { 2 },
+        whole_rank: low.is_none_or(|l| l.low.cols.is_multiple_of(4)),
     };
     let kernel = variant.kernel();
     let groups = [x.rows.div_ceil(variant.rows), cols.div_ceil(4 * variant.quads * LANES), 1];
@@ -143,12 +155,12 @@ pub(super) fn record(
             begin,
             depth: end,
             in_features: weight.in_features,
-            x_ld: x.ld,
-            x_col: if forward { 0 } else { panel.first_row },
+            x_ld4: x.ld / 4,
+            x_col4: if forward { 0 } else { panel.first_row / 4 },
             y_ld4: y.ld / 4,
             y_col4: if forward { panel.first_row / 4 } else { 0 },
             rank: low.map_or(0, |l| l.low.cols),
-            low_ld: low.map_or(0, |l| l.low.ld),
+            low_ld4: low.map_or(0, |l| l.low.ld / 4),
             other_first: panel.first_row,
             scale: low.map_or(0.0, |l| l.scale),
             bias: u32::from(bias.is_some()),
