@@ -6,7 +6,7 @@ struct Params { quads: u32, blocks: u32 }
 @group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> state: State;
 @group(0) @binding(2) var<storage, read> hyper: Hyper;
-@group(0) @binding(3) var<storage, read> maps: array<f32>;
+@group(0) @binding(3) var<storage, read> tables: array<f32>;
 @group(0) @binding(4) var<storage, read_write> values: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> first_codes: array<u32>;
 @group(0) @binding(6) var<storage, read_write> second_codes: array<u32>;
@@ -15,7 +15,7 @@ struct Params { quads: u32, blocks: u32 }
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-fn map_value(at: u32) -> f32 { return maps[at]; }
+fn table(at: u32) -> f32 { return tables[at]; }
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -5,7 +5,7 @@ struct Params { quads: u32, blocks: u32 }
 @group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> state: State;
 @group(0) @binding(2) var<storage, read> hyper: Hyper;
-@group(0) @binding(3) var<storage, read> maps: array<f32>;
+@group(0) @binding(3) var<storage, read> tables: array<f32>;
 @group(0) @binding(4) var<storage, read_write> values: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> first_codes: array<u32>;
 @group(0) @binding(6) var<storage, read_write> second_codes: array<u32>;
@@ -14,16 +14,16 @@ struct Params { quads: u32, blocks: u32 }
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-var<workgroup> near_maps: array<f32, 512>;
+var<workgroup> near_tables: array<f32, 1024>;
 
-fn map_value(at: u32) -> f32 { return near_maps[at]; }
+fn table(at: u32) -> f32 { return near_tables[at]; }
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let block = group.x + group.y * groups.x;
     if block >= params.blocks || state.finite == 0.0 { return; }
-    for (var i = lane; i < 512u; i += WG_SIZE) { near_maps[i] = maps[i]; }
+    for (var i = lane; i < 1024u; i += WG_SIZE) { near_tables[i] = tables[i]; }
     workgroupBarrier();
     let at = block * WG_SIZE + lane;
     let inside = at < params.quads;

@@ -1,32 +1,44 @@
-// 8-bit codes of a dynamic map, four a word; the kernel defines `map_value`: 256 signed values ascending, then 256 unsigned ones.
+// 8-bit codes of a dynamic map, four a word; the kernel defines `table`: 256 signed values ascending and 256 unsigned ones, then where
+// each value's interval ends.
 
 const SIGNED: u32 = 0u;
 const UNSIGNED: u32 = 256u;
+const BOUNDS: u32 = 512u;
+const LOG2_OF_10: f32 = 3.3219281;
 
 fn decoded(map: u32, word: u32, scale: f32) -> vec4<f32> {
     let at = map + ((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u));
-    return scale * vec4<f32>(map_value(at.x), map_value(at.y), map_value(at.z), map_value(at.w));
+    return scale * vec4<f32>(table(at.x), table(at.y), table(at.z), table(at.w));
 }
 
-// The nearest value's code, of two that are equally near the lower one.
-fn nearest(map: u32, value: f32, scale: f32) -> u32 {
-    var low = 0u;
-    var high = 255u;
-    while low < high {
-        let middle = (low + high) / 2u;
-        let bound = 0.5 * (map_value(map + middle) + map_value(map + middle + 1u));
-        // Not divided by the scale: a product has the same bits everywhere.
-        if value > bound * scale { low = middle + 1u; } else { high = middle; }
-    }
-    return low;
+// The codes of magnitudes up to 1 by the map's formula: a decade, and its linear steps.
+fn estimated(map: u32, magnitudes: vec4<f32>) -> vec4<u32> {
+    let decade = clamp(floor(log2(max(magnitudes, vec4<f32>(1e-9))) / LOG2_OF_10) + 7.0, vec4<f32>(0.0), vec4<f32>(6.0));
+    let steps = exp2(decade + select(0.0, 1.0, map == UNSIGNED));
+    let tenth_to_one = magnitudes * exp2((6.0 - decade) * LOG2_OF_10);
+    let step = clamp(floor((tenth_to_one - 0.1) / 0.9 * steps), vec4<f32>(0.0), steps - 1.0);
+    return select(128u, 0u, map == UNSIGNED) + vec4<u32>(steps + step) - 1u;
+}
+
+// The nearest value's code, of two that are equally near the lower one; counted on from `estimate`, usually by none or one.
+fn nearest(map: u32, value: f32, scale: f32, estimate: u32) -> u32 {
+    var code = min(estimate, 255u);
+    // Not divided by the scale: a product has the same bits everywhere.
+    while code < 255u && value > table(BOUNDS + map + code) * scale { code++; }
+    while code > 0u && value <= table(BOUNDS + map + code - 1u) * scale { code--; }
+    return code;
 }
 
 fn encoded(map: u32, values: vec4<f32>, scale: f32) -> u32 {
+    // Of subnormal scales there may be no reciprocal.
+    let inverse = select(0.0, 1.0 / scale, scale > 1e-37);
+    let magnitude = estimated(map, min(abs(values) * inverse, vec4<f32>(1.0)));
+    let estimate = select(magnitude, 254u - magnitude, values < vec4<f32>(0.0));
     let codes = vec4<u32>(
-        nearest(map, values.x, scale),
-        nearest(map, values.y, scale),
-        nearest(map, values.z, scale),
-        nearest(map, values.w, scale),
+        nearest(map, values.x, scale, estimate.x),
+        nearest(map, values.y, scale, estimate.y),
+        nearest(map, values.z, scale, estimate.z),
+        nearest(map, values.w, scale, estimate.w),
     );
     // A second moment that became 0 would leave its first one to be divided by eps alone.
     let floors = select(vec4<u32>(0u), vec4<u32>(1u), (values > vec4<f32>(0.0)) & vec4<bool>(map == UNSIGNED));

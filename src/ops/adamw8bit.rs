@@ -58,12 +58,17 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(Form::Tiles), kernel(Form::Lanes)]
 }
 
-/// What the `maps` view of [`step`] holds: the values of the signed codes, then of the unsigned ones.
-pub fn map_values() -> [f32; 512] {
-    let mut values = [0.0; 512];
-    values[..256].copy_from_slice(dynamic_map());
-    values[256..].copy_from_slice(unsigned_dynamic_map());
-    values
+/// What the `tables` view of [`step`] holds: the values of the signed codes and of the unsigned ones, then for each, but the last of
+/// a map, the middle between it and the next.
+pub fn tables() -> [f32; 1024] {
+    let mut tables = [0.0; 1024];
+    for (at, map) in [dynamic_map(), unsigned_dynamic_map()].into_iter().enumerate() {
+        tables[256 * at..256 * (at + 1)].copy_from_slice(map);
+        for (bound, pair) in tables[512 + 256 * at..].iter_mut().zip(map.windows(2)) {
+            *bound = 0.5 * (pair[0] + pair[1]);
+        }
+    }
+    tables
 }
 
 /// Blocks of a range of `elements`.
@@ -72,13 +77,13 @@ pub fn blocks(elements: u64) -> u64 {
 }
 
 /// One step over a flat range of parameters and its gradients of the same length; `state` comes from
-/// [`super::adamw::grad_norm`], `hyper` holds a [`super::adamw::Hyper`], `maps` what [`map_values`] gives.
+/// [`super::adamw::grad_norm`], `hyper` holds a [`super::adamw::Hyper`], `tables` what [`tables`] gives.
 pub fn step(
     rec: &mut Recorder,
     params: View,
     grads: View,
     moments: CodedMoments,
-    maps: View,
+    tables: View,
     state: View,
     hyper: View,
 ) {
@@ -90,9 +95,8 @@ pub fn step(
     let form = Form::of(&rec.target);
     let per_group = if form == Form::Tiles { 1 } else { Form::LANES };
     let groups = rec.fold(u64::from(count.div_ceil(per_group)));
-    let views = [grads, state, hyper, maps, params, first, second, scales];
+    let views = [grads, state, hyper, tables, params, first, second, scales];
     let params = Params { quads: (elements / 4) as u32, blocks: count };
-    // A code is found in eight comparisons.
     rec.dispatch("adamw", kernel(form), &views, &params, groups, 32 * elements);
 }
 
@@ -100,7 +104,7 @@ pub fn step(
 #[cfg(test)]
 pub mod twin {
     use super::super::adamw::{AdamW, twin as adamw};
-    use super::{BLOCK, map_values};
+    use super::{BLOCK, tables};
 
     /// Parameters of one flat range, with their moments as codes and scales.
     #[derive(Clone)]
@@ -122,7 +126,7 @@ pub mod twin {
 
         /// The values of a moment.
         pub fn decoded(&self, moment: usize) -> Vec<f64> {
-            let map = &map_values()[256 * moment..256 * (moment + 1)];
+            let map = &tables()[256 * moment..256 * (moment + 1)];
             let value = |(i, code): (usize, &u8)| {
                 f64::from(map[usize::from(*code)]) * f64::from(self.scales[moment][i / BLOCK as usize])
             };
@@ -130,7 +134,7 @@ pub mod twin {
         }
 
         fn encode(&mut self, moment: usize, values: &[f64]) {
-            let map = &map_values()[256 * moment..256 * (moment + 1)];
+            let map = &tables()[256 * moment..256 * (moment + 1)];
             for (i, block) in values.chunks(BLOCK as usize).enumerate() {
                 let scale = block.iter().fold(0.0f64, |largest, v| largest.max(v.abs()));
                 self.scales[moment][i] = scale as f32;

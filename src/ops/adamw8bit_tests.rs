@@ -8,7 +8,7 @@ const SETTINGS: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay
 struct Device {
     params: View,
     moments: CodedMoments,
-    maps: View,
+    tables: View,
     partials: View,
     state: View,
 }
@@ -26,7 +26,7 @@ fn device(lab: &mut Lab, start: &twin::Range) -> Device {
             codes: [lab.words(&words(&start.codes[0])), lab.words(&words(&start.codes[1]))],
             scales: lab.vector(&scales),
         },
-        maps: lab.vector(&map_values().map(f64::from)),
+        tables: lab.vector(&tables().map(f64::from)),
         partials: lab.vector(&vec![f64::NAN; (partials_bytes(&[params]) / 4) as usize]),
         state: lab.vector(&[f64::NAN; 4]),
     }
@@ -36,7 +36,7 @@ fn record(rec: &mut Recorder, lab: &mut Lab, on: &Device, grads: View, learning_
     let hyper: [u32; 8] = bytemuck::cast(SETTINGS.hyper(learning_rate, t));
     let hyper = lab.words(&hyper);
     grad_norm(rec, &[grads], hyper, on.partials, on.state);
-    step(rec, on.params, grads, on.moments, on.maps, on.state, hyper);
+    step(rec, on.params, grads, on.moments, on.tables, on.state, hyper);
 }
 
 fn clip(grads: &[f64]) -> f64 {
@@ -72,15 +72,15 @@ fn gradients(lab: &mut Lab, elements: usize) -> Vec<f64> {
 #[test]
 fn the_maps_are_those_of_bitsandbytes() {
     // create_dynamic_map of bitsandbytes 0.50: some values' bits, and the sum of all of them.
-    let bits = map_values().map(f32::to_bits);
+    let bits = tables().map(f32::to_bits);
     let at = |map: usize, codes: [usize; 6]| codes.map(|code| bits[256 * map + code]);
     let codes = [0, 1, 127, 129, 200, 254];
     assert_eq!(at(0, codes), [0xbf7e_3333, 0xbf7a_999a, 0, 0x365a_1a94, 0x3e6f_3333, 0x3f7e_3333]);
     assert_eq!(at(1, codes), [0, 0x34ae_7baa, 0x3dd4_0000, 0x3df0_cccd, 0x3f1d_e666, 0x3f7f_199a]);
     let sum = |map: &[u32]| map.iter().fold(0u32, |sum, bits| sum.wrapping_add(*bits));
-    assert_eq!([sum(&bits[..256]), sum(&bits[256..])], [2_730_675_844, 577_220_504]);
+    assert_eq!([sum(&bits[..256]), sum(&bits[256..512])], [2_730_675_844, 577_220_504]);
     for (moment, code) in ZERO_CODES.into_iter().enumerate() {
-        assert_eq!(map_values()[256 * moment + usize::from(code)], 0.0);
+        assert_eq!(tables()[256 * moment + usize::from(code)], 0.0);
     }
 }
 

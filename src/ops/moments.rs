@@ -69,12 +69,12 @@ impl Moments {
         }
     }
 
-    /// Records AdamW's step over the range; `maps` holds what [`adamw8bit::map_values`] gives, `state` and `hyper` are as for
+    /// Records AdamW's step over the range; `tables` holds what [`adamw8bit::tables`] gives, `state` and `hyper` are as for
     /// [`adamw::step`].
-    pub fn step(&self, rec: &mut Recorder, params: View, grads: View, maps: View, state: View, hyper: View) {
+    pub fn step(&self, rec: &mut Recorder, params: View, grads: View, tables: View, state: View, hyper: View) {
         match *self {
             Self::F32([m, v]) => adamw::step(rec, params, grads, m, v, state, hyper),
-            Self::EightBit(coded) => adamw8bit::step(rec, params, grads, coded, maps, state, hyper),
+            Self::EightBit(coded) => adamw8bit::step(rec, params, grads, coded, tables, state, hyper),
         }
     }
 

@@ -96,8 +96,8 @@ impl Engine {
         plan.choices = tune::choices(&gpu, &plan.problems()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
-        if let Some(maps) = plan.optimizer.code_maps {
-            gpu.write(&buffers, maps, bytemuck::cast_slice(&adamw8bit::map_values()));
+        if let Some(tables) = plan.optimizer.code_tables {
+            gpu.write(&buffers, tables, bytemuck::cast_slice(&adamw8bit::tables()));
         }
         let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.uniforms[1])?;
         let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.uniforms[1])?;

@@ -63,8 +63,8 @@ pub struct HeadBuffers {
 #[derive(Clone, Debug)]
 pub struct OptimizerBuffers {
     pub hyper: View,
-    /// [`adamw8bit::map_values`], where any moments are in 8 bits.
-    pub code_maps: Option<View>,
+    /// [`adamw8bit::tables`], where any moments are in 8 bits.
+    pub code_tables: Option<View>,
     partials: View,
     /// [`adamw::State`], then the sum of losses at the next binding's alignment.
     pub metrics: View,
@@ -220,10 +220,10 @@ impl TrainPlan {
         let ranges: Vec<Range> = ranges(&adapter, trained.as_ref()).collect();
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
         let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
-        let map_bytes = size_of_val(&adamw8bit::map_values()) as u64;
+        let table_bytes = size_of_val(&adamw8bit::tables()) as u64;
         let optimizer = OptimizerBuffers {
             hyper: memory.alloc(Category::Uploads, "optimiser settings", 32),
-            code_maps: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code maps", map_bytes)),
+            code_tables: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code tables", table_bytes)),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
             metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
             results: [(); RESULTS_IN_FLIGHT].map(|()| memory.alloc_readback("step results read-back", METRICS_BYTES)),
@@ -344,9 +344,9 @@ impl TrainPlan {
             return rec;
         }
         adamw::grad_norm(&mut rec, &grads, optimizer.hyper, optimizer.partials, optimizer.state());
-        let maps = optimizer.code_maps.unwrap_or(self.unused[0]);
+        let tables = optimizer.code_tables.unwrap_or(self.unused[0]);
         for Range { params, grads, moments } in self.ranges() {
-            moments.step(&mut rec, params, grads, maps, optimizer.state(), optimizer.hyper);
+            moments.step(&mut rec, params, grads, tables, optimizer.state(), optimizer.hyper);
         }
         rec
     }
