@@ -15,7 +15,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 #end
     for (var turn = 0u; turn < params.turns; turn++) {
 #for i in 0..ACCUMULATORS
+#if FUSED
         a$i = fma(a$i, factor, term);
+#else
+        a$i = a$i * factor + term;
+#end
 #end
     }
     var sum = vec4<f32>();

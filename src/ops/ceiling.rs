@@ -20,15 +20,19 @@ pub struct FmaForm {
     pub wg_size: u32,
     /// Independent chains of vec4.
     pub accumulators: u32,
+    /// Says `fma(a, b, c)`, not `a * b + c`: some drivers join the two of the second but not of the first, others the reverse.
+    pub fused: bool,
 }
 
 impl FmaForm {
-    pub const ALL: [Self; 5] = [
-        Self { wg_size: 8, accumulators: 8 },
-        Self { wg_size: 64, accumulators: 4 },
-        Self { wg_size: 64, accumulators: 8 },
-        Self { wg_size: 64, accumulators: 12 },
-        Self { wg_size: 256, accumulators: 8 },
+    pub const ALL: [Self; 7] = [
+        Self { wg_size: 8, accumulators: 8, fused: true },
+        Self { wg_size: 8, accumulators: 4, fused: false },
+        Self { wg_size: 64, accumulators: 4, fused: true },
+        Self { wg_size: 64, accumulators: 8, fused: true },
+        Self { wg_size: 64, accumulators: 8, fused: false },
+        Self { wg_size: 64, accumulators: 12, fused: true },
+        Self { wg_size: 256, accumulators: 8, fused: true },
     ];
 }
 
@@ -36,6 +40,7 @@ fn fma_kernel(form: FmaForm) -> Kernel {
     Kernel::new("bench_fma", include_str!("../../shaders/bench_fma.wgsl"))
         .constant("WG_SIZE", form.wg_size)
         .constant("ACCUMULATORS", form.accumulators)
+        .constant("FUSED", form.fused)
 }
 
 fn copy_kernel() -> Kernel {

@@ -14,6 +14,8 @@ const LANES: u32 = Form::LANES;
 const OCTET: u32 = 8;
 /// With more, the accumulators of a lane outgrow its fastest memory.
 const MAX_ROWS: u32 = 16;
+/// The same where a lane owns half as many columns.
+const MAX_ROWS_NARROW: u32 = 32;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
 const FEW_ROWS: u32 = 8;
 const MANY_ROWS: u32 = 128;
@@ -96,7 +98,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = vec![decode_kernel()];
     for direction in [Direction::Forward, Direction::InputGradient] {
         for storage in Storage::ALL {
-            for (rows, quads) in [(FEW_ROWS, 1), (FEW_ROWS, 2), (MAX_ROWS, 1), (MAX_ROWS, 2)] {
+            for (rows, quads) in [(FEW_ROWS, 1), (FEW_ROWS, 2), (MAX_ROWS_NARROW, 1), (MAX_ROWS, 2)] {
                 for whole_rank in [false, true] {
                     all.push(Variant { direction, storage, rows, quads, whole_rank }.kernel());
                 }
@@ -135,11 +137,16 @@ pub(super) fn record(
         Storage::Quantized { double: true, .. } => decode_scales(rec, panel, weight.in_features, absmax, nested),
         _ => absmax,
     };
+    let narrow = cols <= 4 * LANES;
     let variant = Variant {
         direction,
         storage: weight.storage,
-        rows: if x.rows < MANY_ROWS { FEW_ROWS } else { MAX_ROWS },
-        quads: if cols <= 4 * LANES { 1 } else { 2 },
+        rows: match (x.rows < MANY_ROWS, narrow) {
+            (true, _) => FEW_ROWS,
+            (false, true) => MAX_ROWS_NARROW,
+            (false, false) => MAX_ROWS,
+        },
+        quads: if narrow { 1 } else { 2 },
         whole_rank: low.is_none_or(|l| l.low.cols.is_multiple_of(4)),
     };
     let kernel = variant.kernel();
