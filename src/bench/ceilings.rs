@@ -1,7 +1,7 @@
 //! What the adapter can do at best.
 
 use super::REPETITIONS;
-use crate::gpu::{Bed, Category, Gpu, Measured};
+use crate::gpu::{Bed, Category, Gpu, Measured, Target};
 use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
@@ -57,8 +57,15 @@ impl Probe {
     }
 }
 
+/// Invocations, and turns of each: of the first as many as fill the adapter and as one dispatch holds.
+fn chains(target: &Target, form: FmaForm) -> (u32, u32) {
+    let wanted = if target.cpu { 4096 } else { 1 << 20 };
+    let held = u64::from(target.max_workgroups) * u64::from(form.wg_size) / 256 * 256;
+    (wanted.min(u32::try_from(held).unwrap_or(u32::MAX)), 1024)
+}
+
 async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, Measured)> {
-    let (invocations, turns) = if gpu.target.cpu { (4096, 1024) } else { (1 << 20, 1024) };
+    let (invocations, turns) = chains(&gpu.target, form);
     let mut bed = Bed::new(gpu);
     let y = bed.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
     let flops = ceiling::fma(&mut bed.rec, form, invocations, turns, 0.999, 0.001, y);
@@ -82,4 +89,19 @@ async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
     }
     // By the host's clock: what a dispatch costs beside its own work is the question.
     Ok(bed.ready(gpu).await?.by_clock(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_fits_one_dispatch() {
+        for (cpu, form) in [false, true].into_iter().flat_map(|cpu| FmaForm::ALL.map(|form| (cpu, form))) {
+            let target = Target { cpu, ..Target::BASELINE };
+            let (invocations, _) = chains(&target, form);
+            assert!(invocations.is_multiple_of(256) && invocations >= 4096, "{form:?}: {invocations}");
+            assert!(invocations / form.wg_size <= target.max_workgroups, "{form:?}: {invocations}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ const MAX_DISPATCHES: u32 = 64;
 /// Measurements of each candidate, in turn; the shortest counts.
 const ROUNDS: usize = 3;
 /// One this much slower than the fastest is not measured again.
-const HOPELESS: f64 = 1.5;
+const HOPELESS: f64 = 2.0;
 /// Another than the first choice is faster by more than chance.
 const MARGIN: f64 = 0.97;
 
