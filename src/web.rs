@@ -19,7 +19,7 @@ use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::{self, mounted};
-use crate::gpu::{self, Gpu, GpuOptions, Target, Tune, TuneOptions};
+use crate::gpu::{self, Gpu, GpuOptions, MatrixUnits, Target, Tune, TuneOptions};
 use crate::memory;
 use crate::model::config::ModelConfig;
 use crate::model::network;
@@ -183,6 +183,6 @@ pub async fn adapter() -> Result<JsValue, JsValue> {
     let adapters = gpu::adapters().await;
     let chosen = gpu::preferred(&adapters).and_then(|index| adapters.into_iter().find(|a| a.index == index));
     let Some(chosen) = chosen else { return Ok(JsValue::UNDEFINED) };
-    TARGET.set(Target::of(&chosen));
+    TARGET.set(Target::of(&chosen, MatrixUnits::Auto));
     to_js(&chosen)
 }

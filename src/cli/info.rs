@@ -88,7 +88,10 @@ fn print_gpu(gpu: &AdapterSummary, default: bool) {
         (gpu.subgroups, format!("subgroups of {} to {}", gpu.subgroup_sizes[0], gpu.subgroup_sizes[1])),
         (gpu.shader_f16, "f16".to_owned()),
         (gpu.timestamps, "timestamps".to_owned()),
-        (gpu.cooperative_matrix, "cooperative matrices".to_owned()),
+        (
+            gpu.cooperative_matrix.is_some(),
+            format!("cooperative matrices of {}", gpu.cooperative_matrix.map_or(0, |matrix| matrix.side)),
+        ),
     ];
     let present: Vec<String> = features.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect();
     out!("   features    {}", if present.is_empty() { "none".to_owned() } else { present.join(", ") });

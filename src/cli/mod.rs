@@ -33,9 +33,9 @@ mod watchdog;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use loraine::gpu::{Gpu, GpuOptions, Profile, Tune, TuneOptions};
+use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Profile, Tune, TuneOptions};
 use loraine::hub::HubModel;
 use loraine::hub::fetch::{Extent, HubSettings, fetch};
 
@@ -89,6 +89,34 @@ pub struct GpuArgs {
     /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
     #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
     pub gpu: Option<String>,
+    /// Products of linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32), or all in
+    /// f32 [auto: on GPUs; on: on software adapters too]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        default_value = "auto",
+        env = "LORAINE_MATRIX_UNITS",
+        help_heading = "Device"
+    )]
+    pub matrix_units: MatrixUnitsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum MatrixUnitsArg {
+    Auto,
+    On,
+    Off,
+}
+
+impl From<MatrixUnitsArg> for MatrixUnits {
+    fn from(arg: MatrixUnitsArg) -> Self {
+        match arg {
+            MatrixUnitsArg::Auto => Self::Auto,
+            MatrixUnitsArg::On => Self::On,
+            MatrixUnitsArg::Off => Self::Off,
+        }
+    }
 }
 
 impl GpuArgs {
@@ -98,7 +126,8 @@ impl GpuArgs {
     }
 
     pub fn open_tuned(&self, tuning: TuneOptions) -> anyhow::Result<Gpu> {
-        let options = GpuOptions { adapter: self.gpu.clone(), tuning, ..Default::default() };
+        let matrix_units = self.matrix_units.into();
+        let options = GpuOptions { adapter: self.gpu.clone(), matrix_units, tuning, ..Default::default() };
         Ok(pollster::block_on(Gpu::open(&options))?)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytemuck::Pod;
+use serde::Serialize;
 
 use super::choices::{Choices, Problem};
 use super::kernel::Kernel;
@@ -11,6 +12,16 @@ use super::memory::{Matrix, View};
 /// Distance between two dispatches' parameters in the uniform arena: the strictest alignment of a dynamic offset.
 pub const PARAMS_STRIDE: u64 = 256;
 
+/// Matrices that a subgroup multiplies as a whole, with factors in f16 and sums in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+pub struct Cooperative {
+    /// Rows, columns and depth of each product.
+    pub side: u32,
+    /// Invocations of the smallest and the largest subgroup that may run a kernel.
+    pub subgroups: [u32; 2],
+}
+
 /// What the ops need to know of the adapter to choose shapes and variants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
@@ -18,6 +29,8 @@ pub struct Target {
     pub cpu: bool,
     /// Invocations that exchange values through subgroup operations; 0 where these are missing or their count varies.
     pub subgroup_size: u32,
+    /// None where missing, or where the device was opened without.
+    pub cooperative: Option<Cooperative>,
     /// The largest range that one binding may cover, in bytes.
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
@@ -29,6 +42,7 @@ impl Target {
     pub const BASELINE: Self = Self {
         cpu: false,
         subgroup_size: 0,
+        cooperative: None,
         max_binding_bytes: 128 << 20,
         max_buffer_bytes: 256 << 20,
         max_workgroups: 65535,
@@ -57,7 +71,7 @@ pub enum Command {
 /// Buffers whose contents live within one operation, shared by all.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    /// A weight or its scales decoded to f32, where the target wants that.
+    /// What linear layers make of their operands first: a weight or its scales decoded to f32, or rows in f16, as the target wants.
     pub weight_panel: View,
     /// Partial sums of contractions over rows.
     pub partials: View,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::Serialize;
 
 use super::choices::{Choices, TuneOptions};
-use super::commands::{PARAMS_STRIDE, Target};
+use super::commands::{Cooperative, PARAMS_STRIDE, Target};
 use super::error::GpuError;
 use super::kernel::{Access, Kernel};
 
@@ -30,7 +30,20 @@ pub struct AdapterSummary {
     pub shader_f16: bool,
     pub subgroups: bool,
     pub timestamps: bool,
-    pub cooperative_matrix: bool,
+    /// None where the adapter has none that the kernels can use.
+    pub cooperative_matrix: Option<Cooperative>,
+}
+
+/// Whether linear layers are multiplied by cooperative matrices where an adapter has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MatrixUnits {
+    /// On GPUs; a software adapter only pretends to have them.
+    #[default]
+    Auto,
+    /// On software adapters too.
+    On,
+    /// Products stay in f32.
+    Off,
 }
 
 /// How the device is opened.
@@ -41,7 +54,12 @@ pub struct GpuOptions {
     /// Keep the driver's bounds and loop checks in shaders. Off by default natively: every kernel bounds its own indices.
     pub checked_shaders: bool,
     pub tuning: TuneOptions,
+    pub matrix_units: MatrixUnits,
 }
+
+/// What kernels with cooperative matrices are made of.
+const COOPERATIVE_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
 pub(super) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
@@ -84,6 +102,7 @@ fn instance() -> wgpu::Instance {
 
 fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
+    let cooperative_matrix = cooperative(adapter, &info);
     let (limits, features) = (adapter.limits(), adapter.features());
     let kind = match info.device_type {
         wgpu::DeviceType::DiscreteGpu => "discrete",
@@ -110,7 +129,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: features.contains(wgpu::Features::SUBGROUP),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        cooperative_matrix: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        cooperative_matrix,
     }
 }
 
@@ -120,6 +139,24 @@ fn browser() -> String {
     let of = |object: &js_sys::Object, name: &str| js_sys::Reflect::get(object, &name.into()).unwrap_or_default();
     let navigator = js_sys::Object::from(of(&js_sys::global(), "navigator"));
     of(&navigator, "userAgent").as_string().unwrap_or_default()
+}
+
+/// The largest square matrices of f16 with sums in f32.
+fn cooperative(adapter: &wgpu::Adapter, info: &wgpu::AdapterInfo) -> Option<Cooperative> {
+    if !adapter.features().contains(COOPERATIVE_FEATURES) {
+        return None;
+    }
+    let usable = |p: &&wgpu::CooperativeMatrixProperties| {
+        (p.ab_type, p.cr_type) == (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32)
+            && (p.m_size, p.n_size) == (p.k_size, p.k_size)
+    };
+    let side = adapter.cooperative_matrix_properties().iter().filter(usable).map(|p| p.k_size).max()?;
+    // wgpu knows no better than 4 to 64 of Metal, whose GPUs with such matrices all run 32 (Metal feature set tables, Apple7 and on).
+    let subgroups = match info.backend {
+        wgpu::Backend::Metal => [32, 32],
+        _ => [info.subgroup_min_size, info.subgroup_max_size],
+    };
+    Some(Cooperative { side, subgroups })
 }
 
 async fn found_adapters() -> Vec<(AdapterSummary, wgpu::Adapter)> {
@@ -160,9 +197,16 @@ fn rank(kind: &str) -> u8 {
 
 impl Target {
     /// What a device of this adapter, opened by [`Gpu::open`], can do.
-    pub fn of(adapter: &AdapterSummary) -> Self {
+    pub fn of(adapter: &AdapterSummary, matrix_units: MatrixUnits) -> Self {
+        let cpu = adapter.kind == "cpu";
+        let wanted = match matrix_units {
+            MatrixUnits::Auto => !cpu,
+            MatrixUnits::On => true,
+            MatrixUnits::Off => false,
+        };
         Self {
-            cpu: adapter.kind == "cpu",
+            cpu,
+            cooperative: adapter.cooperative_matrix.filter(|_| wanted),
             subgroup_size: match adapter.subgroup_sizes {
                 [min, max] if adapter.subgroups && min == max => min,
                 _ => 0,
@@ -205,11 +249,19 @@ impl Gpu {
             ..wgpu::Limits::default()
         };
         let timestamps = summary.timestamps;
-        let features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
+        let target = Target::of(&summary, options.matrix_units);
+        let mut features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if target.cooperative.is_some() {
+            features |= COOPERATIVE_FEATURES;
+            // SAFETY: what may go wrong with experimental features is what the tests of the kernels that use this one are for.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("loraine"),
             required_features: features,
             required_limits,
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
@@ -239,7 +291,6 @@ impl Gpu {
                 },
             )],
         });
-        let target = Target::of(&summary);
         Ok(Self {
             device,
             queue,

@@ -1,6 +1,6 @@
 //! Kernels as plain data: a WGSL text, the parts it is joined with, and the constants of this variant.
 //!
-//! A shader is assembled from a generated prelude of `const` and `alias` lines, then the shared parts, then the kernel.
+//! A shader is assembled from a generated prelude of `enable`, `const` and `alias` lines, then the shared parts, then the kernel.
 //! Two rules beside plain WGSL. The lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced:
 //! accumulators addressed through a loop variable leave the registers on several compilers. The lines between `#if NAME` and
 //! `#end` are written where that constant is true, those after an `#else` where it is not: what a target's language lacks may not
@@ -40,6 +40,7 @@ pub enum Access {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     pub name: &'static str,
+    enables: Vec<&'static str>,
     source: &'static str,
     parts: Vec<&'static str>,
     constants: Vec<(&'static str, Constant)>,
@@ -47,7 +48,18 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, source, parts: Vec::new(), constants: Vec::new() }
+        Self { name, enables: Vec::new(), source, parts: Vec::new(), constants: Vec::new() }
+    }
+
+    /// Names an extension of the language that the text needs.
+    pub fn enable(mut self, extension: &'static str) -> Self {
+        self.enables.push(extension);
+        self
+    }
+
+    /// The extensions beyond the language's baseline.
+    pub fn enables(&self) -> &[&'static str] {
+        &self.enables
     }
 
     /// Joins a shared part in front of the kernel.
@@ -63,7 +75,7 @@ impl Kernel {
 
     /// The complete WGSL text of this variant.
     pub fn wgsl(&self) -> String {
-        let mut text = String::new();
+        let mut text: String = self.enables.iter().map(|name| format!("enable {name};\n")).collect();
         for (name, value) in &self.constants {
             let _ = match value {
                 Constant::U32(v) => writeln!(text, "const {name}: u32 = {v}u;"),

@@ -91,7 +91,7 @@ impl GenerationPlan {
         let mut arena = Arena::new(Category::Workspace);
         let activations = Activations::plan_inference(&mut memory, &mut arena, &network, &adapters, rows_per_pass);
         let staging = Staging::plan(&mut memory, &mut arena, &network);
-        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, target.cpu);
+        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, 1, &target);
         let scratch = Scratch {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "partial sums", partials),

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::network::Network;
-use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, View};
+use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, Target, View};
 use crate::lora::device::DeviceAdapter;
 use crate::model::config::{ModelConfig, Projection};
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
 use crate::ops::linear;
 use crate::ops::lora_gradient;
+use crate::ops::weight::Weight;
 
 /// What the host uploads for each pass, u32 per row.
 #[derive(Clone, Debug)]
@@ -397,16 +398,28 @@ fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection
     })
 }
 
-/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and target: (decoded panel, partial sums).
-pub fn scratch_bytes(network: &Network, adapters: &[DeviceAdapter], rows: u32, cpu: bool) -> (u64, u64) {
+/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and target: (weight panel, partial sums). The
+/// head meets `head_rows` at a time.
+pub fn scratch_bytes(
+    network: &Network,
+    adapters: &[DeviceAdapter],
+    rows: u32,
+    head_rows: u32,
+    target: &Target,
+) -> (u64, u64) {
     let rank = adapters.iter().map(DeviceAdapter::largest_rank).max().unwrap_or(0);
-    let shapes = network.weights().map(|(_, w)| [w.out_features, w.in_features, rank]);
+    let of =
+        |w: &Weight, rank, rows| linear::Use { out_features: w.panels[0].rows, in_features: w.in_features, rank, rows };
+    let vocabulary = [network.head(), &network.embedding];
+    let of_base = |w| of(w, rank, if vocabulary.iter().any(|v| std::ptr::eq(*v, w)) { head_rows } else { rows });
+    let uses = network.weights().map(|(_, w)| of_base(w));
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
-    let factor_shapes = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| [w.out_features, w.in_features, 0]);
-    let panel = if cpu { linear::panel_bytes(shapes.chain(factor_shapes)) } else { 16 };
+    let factor_uses = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
+    let panel = linear::panel_bytes(target, uses.chain(factor_uses));
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
         .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))
+        .chain([linear::partials_bytes(target)])
         .max()
         .unwrap_or(16);
     (panel, partials)

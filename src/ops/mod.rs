@@ -98,6 +98,14 @@ mod tests {
             let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             // Chosen only where the adapter has subgroups.
             capabilities.set(naga::valid::Capabilities::SUBGROUP, text.contains("subgroupBroadcast"));
+            // So are these, by name.
+            let f16 = naga::valid::Capabilities::SHADER_FLOAT16;
+            let cooperative = naga::valid::Capabilities::COOPERATIVE_MATRIX | naga::valid::Capabilities::SUBGROUP;
+            capabilities.set(f16, kernel.enables().contains(&"f16"));
+            capabilities.insert(match kernel.enables().contains(&"wgpu_cooperative_matrix") {
+                true => cooperative,
+                false => naga::valid::Capabilities::empty(),
+            });
             naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
                 .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
                 .subgroup_operations(naga::valid::SubgroupOperationSet::all())

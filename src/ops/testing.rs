@@ -4,7 +4,9 @@
 
 use std::sync::OnceLock;
 
-use crate::gpu::{Buffers, Category, Gpu, GpuOptions, Matrix, MemoryPlan, Recorder, Scratch, Target, View};
+use crate::gpu::{
+    Buffers, Category, Gpu, GpuOptions, Matrix, MatrixUnits, MemoryPlan, Recorder, Scratch, Target, View,
+};
 use crate::ops::Form;
 use crate::ops::weight::{Storage, Weight, twin};
 use crate::quant::{self, Scales};
@@ -18,6 +20,7 @@ pub fn gpu() -> &'static Gpu {
         let options = GpuOptions {
             adapter: std::env::var("LORAINE_ADAPTER").ok(),
             checked_shaders: std::env::var_os("LORAINE_CHECKED").is_some(),
+            matrix_units: MatrixUnits::On,
             ..Default::default()
         };
         let gpu = pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one");
@@ -67,6 +70,7 @@ impl Lab {
     pub fn for_cpu(cpu: bool) -> Self {
         let mut lab = Self::new();
         lab.target.cpu = cpu;
+        lab.target.cooperative = None;
         lab
     }
 
@@ -75,6 +79,11 @@ impl Lab {
         let mut lab = Self::for_cpu(form != Form::Tiles);
         lab.target.subgroup_size = if form == Form::Broadcast { Form::LANES } else { 0 };
         lab
+    }
+
+    /// Scratch for weight panels beyond the small one that [`Lab::new`] plans.
+    pub fn reserve_panel(&mut self, bytes: u64) {
+        self.scratch.weight_panel = self.plan.alloc(Category::Workspace, "weight panel", bytes);
     }
 
     /// Standard normal draws, rounded to f32 so that twin and device start from the same values.

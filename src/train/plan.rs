@@ -207,7 +207,9 @@ impl TrainPlan {
         } else {
             Activations::plan_inference(&mut memory, &mut arena, &network, std::slice::from_ref(&adapter), max_rows)
         };
-        let (panel, mut partials) = scratch_bytes(&network, std::slice::from_ref(&adapter), max_rows, target.cpu);
+        let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, target);
+        let (panel, mut partials) =
+            scratch_bytes(&network, std::slice::from_ref(&adapter), max_rows, head.logits.rows, &target);
         if trained.is_some() {
             partials = partials.max(Trained::partials_bytes(&network));
         }
@@ -215,7 +217,6 @@ impl TrainPlan {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "LoRA gradient partial sums", partials),
         };
-        let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, target);
         let staging = Staging::plan(&mut memory, &mut arena, &network);
         let ranges: Vec<Range> = ranges(&adapter, trained.as_ref()).collect();
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();

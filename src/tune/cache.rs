@@ -143,7 +143,7 @@ mod tests {
             shader_f16: false,
             subgroups: false,
             timestamps: false,
-            cooperative_matrix: false,
+            cooperative_matrix: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::gpu::{Bed, Buffers, Category, Gpu, GpuError, PARAMS_STRIDE, Prepared, Problem, View};
-use crate::ops::linear::{Candidate, Operands};
+use crate::ops::linear::{self, Candidate, Operands};
 use crate::random::{Stream, uniform};
 
 /// A larger problem is measured in part: this many multiply-adds fill any GPU, and take a slow one some hundredths of a second.
@@ -39,7 +39,10 @@ pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str
     let noise: &[u8] = bytemuck::cast_slice(&noise);
     let x = operands.x.view;
     bed.uploads.push((x, noise.iter().copied().cycle().take(x.bytes as usize).collect()));
-    let uniform = bed.plan.alloc(Category::Uploads, "dispatch parameters", u64::from(MAX_DISPATCHES) * PARAMS_STRIDE);
+    let scratch = linear::panel_bytes(&gpu.target, [operands.scratch_use()]);
+    bed.rec.scratch.weight_panel = bed.plan.alloc(Category::Workspace, "trial scratch", scratch);
+    let params = u64::from(MAX_DISPATCHES) * linear::DISPATCHES * PARAMS_STRIDE;
+    let uniform = bed.plan.alloc(Category::Uploads, "dispatch parameters", params);
     let mut buffers = bed.allocate(gpu).await?;
     let measured = race(gpu, &problem, &bed, &operands, uniform, &mut buffers).await;
     // A browser would keep them until its garbage is collected.

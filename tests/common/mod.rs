@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
-use loraine::gpu::{Gpu, GpuOptions, Tune, TuneOptions};
+use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use loraine::lora::adapter_file::{self, AdapterTensors};
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
@@ -35,8 +35,14 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub fn gpu() -> Gpu {
+    // In f32 unless asked: what the factors in f16 of matrix units cost is bounded by the tests of their kernel.
+    let matrix_units = match std::env::var("LORAINE_MATRIX_UNITS").as_deref() {
+        Ok("on") => MatrixUnits::On,
+        _ => MatrixUnits::Off,
+    };
+    let adapter = std::env::var("LORAINE_ADAPTER").ok();
     let tuning = TuneOptions { tune: Tune::Off, cache: None };
-    let options = GpuOptions { adapter: std::env::var("LORAINE_ADAPTER").ok(), tuning, ..Default::default() };
+    let options = GpuOptions { adapter, matrix_units, tuning, ..Default::default() };
     pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one")
 }
 

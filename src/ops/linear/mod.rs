@@ -3,11 +3,15 @@
 //! forward `y = x W^T + s (x A^T) B^T + b`, input gradient `dx = dy W + s (dy B) A`.
 //!
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
-//! decoded on the way in, in the size that was measured to be the fastest ([`Candidate`]). Software adapters take [`broadcast`] where their lanes exchange values, else [`rows`]: the weight is
-//! decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory; for the few rows of generation,
-//! [`few_rows`] reads it packed.
+//! decoded on the way in, in the size that was measured to be the fastest ([`Candidate`]); those with cooperative matrices take
+//! [`cooperative`], save where a product is small. Software adapters take [`broadcast`] where their lanes exchange values, else
+//! [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory; for the few
+//! rows of generation, [`few_rows`] reads it packed.
 
 mod broadcast;
+mod cooperative;
+#[cfg(test)]
+mod cooperative_tests;
 mod few_rows;
 mod rows;
 #[cfg(test)]
@@ -36,17 +40,22 @@ pub struct LowRank {
     pub scale: f32,
 }
 
-/// One of the ways in which a GPU can do a contraction. Each takes one dispatch a panel, so that a plan's room for parameters does
-/// not depend on the choice, and gives the bits of the others.
+/// One of the ways in which a GPU can do a contraction. All of a list take as many dispatches a panel, so that a plan's room for
+/// parameters does not depend on the choice, and give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Candidate {
     Tiled(Tile),
+    Cooperative(cooperative::Way),
 }
 
 impl Candidate {
     /// All for one problem, first the one that is taken where none was measured. Whatever else can do it joins this list:
-    /// trials and tests walk it. Software adapters have nothing to choose from.
+    /// trials and tests walk it. Software adapters have nothing to choose from. Cooperative matrices, whose factors are rounded,
+    /// are taken wherever a target has them, not where a trial found them faster: a run's bits must not hang on that.
     pub fn all(target: &Target, problem: &Problem) -> Vec<Self> {
+        if cooperative::applies(target, problem) {
+            return cooperative::Way::all(target).map(Self::Cooperative).collect();
+        }
         match Form::of(target) {
             Form::Tiles => Tile::fitting(problem.rows, problem.cols).into_iter().map(Self::Tiled).collect(),
             Form::Lanes | Form::Broadcast => Vec::new(),
@@ -56,12 +65,14 @@ impl Candidate {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tiled(tile) => tile.name,
+            Self::Cooperative(way) => way.tile.name,
         }
     }
 
     fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
         match self {
             Self::Tiled(tile) => tile.kernel(direction, storage, in_features),
+            Self::Cooperative(way) => way.kernel(direction, storage, in_features),
         }
     }
 
@@ -79,9 +90,15 @@ impl Candidate {
     ) {
         match self {
             Self::Tiled(tile) => tiled::record(rec, tile, direction, x, weight, panel, low, y, accumulate),
+            Self::Cooperative(way) => {
+                cooperative::record(rec, way, direction, x, weight, panel, low, y, accumulate);
+            }
         }
     }
 }
+
+/// Dispatches that a candidate takes for a panel at most.
+pub(crate) const DISPATCHES: u64 = 3;
 
 /// What a trial of a problem needs: operands of its shape, without a LoRA term.
 pub(crate) struct Operands {
@@ -103,6 +120,12 @@ impl Operands {
         let x = plan.matrix(Category::Workspace, "trial x", problem.rows, problem.depth);
         let y = plan.matrix(Category::Workspace, "trial y", problem.rows, problem.cols);
         Some(Self { direction, weight, x, y })
+    }
+
+    /// What the scratch has to suffice for.
+    pub fn scratch_use(&self) -> Use {
+        let Weight { out_features, in_features, .. } = self.weight;
+        Use { out_features, in_features, rank: 0, rows: self.x.rows }
     }
 
     pub fn record(&self, rec: &mut Recorder, candidate: Candidate) {
@@ -165,21 +188,26 @@ fn contract(
         assert_eq!(low.low.rows, x.rows, "low-rank rows");
     }
     for (i, panel) in weight.panels.iter().enumerate() {
-        // The gradient contracts over rows of W: later panels add to what the first has written, which took the LoRA term.
-        let (low, accumulate) = match direction {
-            Direction::Forward => (low, accumulate),
-            Direction::InputGradient => (low.filter(|_| i == 0), accumulate || i > 0),
-        };
-        if rec.target.cpu && direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
+        let (low, accumulate) = panel_terms(direction, i, low, accumulate);
+        let problem = problem(direction, weight, panel, x.rows);
+        if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
+            choose(rec, problem).record(rec, direction, x, weight, panel, low, y, accumulate);
+        } else if rec.target.cpu && direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
             few_rows::record(rec, x, weight, panel, low, y, accumulate);
         } else if broadcast::applies(&rec.target, weight.in_features) {
             broadcast::record(rec, direction, x, weight, panel, low, y, accumulate);
-        } else if rec.target.cpu {
-            rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
-            let candidate = choose(rec, problem(direction, weight, panel, x.rows));
-            candidate.record(rec, direction, x, weight, panel, low, y, accumulate);
+            rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         }
+    }
+}
+
+/// What panel `i` takes beside its product. The gradient contracts over rows of W: later panels add to what the first has written,
+/// which took the LoRA term.
+fn panel_terms<L>(direction: Direction, i: usize, low: Option<L>, accumulate: bool) -> (Option<L>, bool) {
+    match direction {
+        Direction::Forward => (low, accumulate),
+        Direction::InputGradient => (low.filter(|_| i == 0), accumulate || i > 0),
     }
 }
 
@@ -211,13 +239,33 @@ fn weight_views(rec: &Recorder, panel: &Panel) -> [View; 3] {
     [panel.data, panel.absmax.unwrap_or(rec.unused), panel.nested.unwrap_or(rec.unused)]
 }
 
-/// Scratch that the forms for software adapters want: [`rows`] for the decoded panel of a weight, bounded and enough for 4 columns
-/// of any width, [`broadcast`] for the decoded scales.
-pub fn panel_bytes(weights: impl IntoIterator<Item = [u32; 3]>) -> u64 {
-    let one = |[out, inp, rank]: [u32; 3]| rows::panel_bytes(out, inp, rank).max(broadcast::scales_bytes(out, inp));
-    weights.into_iter().map(one).max().unwrap_or(16)
+/// The shape of a weight's largest panel, the rank of its LoRA term, and the most rows that meet it.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    pub out_features: u32,
+    pub in_features: u32,
+    pub rank: u32,
+    pub rows: u32,
+}
+
+/// Scratch that the forms want: on software adapters [`rows`] for the decoded panel of a weight, bounded and enough for 4 columns
+/// of any width, and [`broadcast`] for the decoded scales; with cooperative matrices the rows in f16.
+pub fn panel_bytes(target: &Target, uses: impl IntoIterator<Item = Use>) -> u64 {
+    let one = |Use { out_features, in_features, rank, rows }: Use| {
+        let decoded =
+            rows::panel_bytes(out_features, in_features, rank).max(broadcast::scales_bytes(out_features, in_features));
+        let halves = cooperative::halves_bytes(rows, out_features.max(in_features), rank);
+        let decoded = if target.cpu { decoded } else { 16 };
+        decoded.max(if target.cooperative.is_some() { halves } else { 16 })
+    };
+    uses.into_iter().map(one).max().unwrap_or(16)
+}
+
+/// Scratch for partial results.
+pub fn partials_bytes(target: &Target) -> u64 {
+    if target.cooperative.is_some() { cooperative::MAXIMA_BYTES } else { 16 }
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    [tiled::kernels(), broadcast::kernels(), rows::kernels(), few_rows::kernels()].concat()
+    [tiled::kernels(), cooperative::kernels(), broadcast::kernels(), rows::kernels(), few_rows::kernels()].concat()
 }

@@ -7,7 +7,7 @@ use crate::ops::weight::{Code4, Float};
 use crate::quant::{self, Scales, dynamic_map};
 
 /// The formulas in plain loops.
-mod twin {
+pub(super) mod twin {
     /// `a [m, k] b [k, n]` with b given by index.
     pub fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
         (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b(i, at % n)).sum()).collect()
@@ -17,6 +17,18 @@ mod twin {
 /// A planned and uploaded weight, and the values that it holds.
 fn weight(lab: &mut Lab, storage: Storage, out: usize, inp: usize, bias: bool) -> (Weight, Vec<f64>, Vec<f64>) {
     let values: Vec<f32> = lab.normal(out * inp).iter().map(|v| *v as f32 * 0.3).collect();
+    weight_of(lab, storage, out, inp, bias, &values)
+}
+
+/// The same of these values.
+pub(super) fn weight_of(
+    lab: &mut Lab,
+    storage: Storage,
+    out: usize,
+    inp: usize,
+    bias: bool,
+    values: &[f32],
+) -> (Weight, Vec<f64>, Vec<f64>) {
     let bias_values = if bias { lab.normal(out) } else { vec![0.0; out] };
     // A small binding limit, so that float weights come in panels.
     let limit = 64 * inp as u64 * 4;
@@ -44,7 +56,7 @@ fn weight(lab: &mut Lab, storage: Storage, out: usize, inp: usize, bias: bool) -
             held
         }
         Storage::Quantized { code, double } => {
-            let quantized = quant::quantize(&values, code, double);
+            let quantized = quant::quantize(values, code, double);
             let bytes = |bytes: &[u8]| -> Vec<u32> {
                 bytes
                     .chunks(4)

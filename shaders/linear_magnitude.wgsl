@@ -1,0 +1,39 @@
+// The largest magnitudes of a weight and of a LoRA factor, as one partial maximum of each per workgroup: bits of an f32 without
+// its sign, the weight's in maxima[0 .. PARTIALS], the factor's after them.
+
+struct Params { elements: u32, others: u32 }
+
+@group(0) @binding(0) var<storage, read> other: array<f32>;
+@group(0) @binding(4) var<storage, read_write> maxima: array<u32>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = group.x * WG_SIZE + lane;
+    let step = PARTIALS * WG_SIZE;
+    var of_weight = 0u;
+#if BLOCKS
+    // A block's largest element is its scale, since both codes reach 1.
+    for (var block = first; block < (params.elements + 63u) / 64u; block += step) {
+        of_weight = max(of_weight, magnitude(vec4<f32>(absmax_of(block))));
+    }
+#else
+    for (var quad = first; quad < params.elements / 4u; quad += step) {
+        of_weight = max(of_weight, magnitude(load_float4(quad * 4u)));
+    }
+    for (var i = params.elements / 4u * 4u; i < params.elements; i++) {
+        of_weight = max(of_weight, magnitude(vec4<f32>(load_float(i))));
+    }
+#end
+    var of_other = 0u;
+    for (var i = first; i < params.others; i += step) {
+        of_other = max(of_other, magnitude(vec4<f32>(other[i])));
+    }
+    of_weight = workgroup_max_bits(of_weight, lane);
+    of_other = workgroup_max_bits(of_other, lane);
+    if lane == 0u {
+        maxima[group.x] = of_weight;
+        maxima[PARTIALS + group.x] = of_other;
+    }
+}
