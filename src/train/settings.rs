@@ -454,5 +454,11 @@ mod tests {
         assert_eq!(message, "`rnak` is no setting; the nearest is `rank`");
         let message = RunSettings::from_table(toml::from_str("eval_data = 'x'").unwrap()).unwrap_err().to_string();
         assert!(message.ends_with("`eval-data`"), "{message}");
+        let optim = |name: &str| RunSettings::from_table(toml::from_str(&format!("optim = '{name}'")).unwrap());
+        for name in ["adamw8bit", "adamw_8bit", "adamw_bnb_8bit"] {
+            assert_eq!(optim(name).unwrap().optim, Optim::Adamw8bit);
+        }
+        let message = optim("sgd").unwrap_err().to_string();
+        assert!(message.starts_with("`optim`: ") && message.contains("`adamw8bit`"), "{message}");
     }
 }
