@@ -1,4 +1,5 @@
-// The adapter's own ceiling: chains of multiply-adds that live in registers. ACCUMULATORS chains of vec4 hide each other's latency.
+// The adapter's own ceiling: chains of multiply-adds that live in registers. ACCUMULATORS chains of vec4 hide each other's latency, and
+// UNROLLED steps a turn the cost of the loop, through which some software adapters carry values in memory.
 
 struct Params { turns: u32, factor: f32, term: f32 }
 
@@ -14,11 +15,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     var a$i = vec4<f32>(f32($i), f32($i + 1), f32($i + 2), f32($i + 3));
 #end
     for (var turn = 0u; turn < params.turns; turn++) {
+#for step in 0..UNROLLED
 #for i in 0..ACCUMULATORS
 #if FUSED
         a$i = fma(a$i, factor, term);
 #else
         a$i = a$i * factor + term;
+#end
 #end
 #end
     }

@@ -5,6 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::gpu::{Kernel, Recorder, View};
 
 const COPY_WG_SIZE: u32 = 64;
+/// Steps of a chain in one turn of the loop.
+const UNROLLED: u32 = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -41,6 +43,7 @@ fn fma_kernel(form: FmaForm) -> Kernel {
         .constant("WG_SIZE", form.wg_size)
         .constant("ACCUMULATORS", form.accumulators)
         .constant("FUSED", form.fused)
+        .constant("UNROLLED", UNROLLED)
 }
 
 fn copy_kernel() -> Kernel {
@@ -51,13 +54,23 @@ pub(super) fn kernels() -> Vec<Kernel> {
     FmaForm::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).collect()
 }
 
-/// `invocations` (a multiple of 256) chains of `turns` times `a = a factor + term`; y takes four sums of each invocation.
+/// `invocations` (a multiple of 256) chains of `steps` times (a multiple of 8) `a = a factor + term`; y takes four sums of each invocation.
 /// Returns the floating-point operations, two a multiply-add.
-pub fn fma(rec: &mut Recorder, form: FmaForm, invocations: u32, turns: u32, factor: f32, term: f32, y: View) -> f64 {
-    assert!(invocations.is_multiple_of(256) && y.bytes >= 16 * u64::from(invocations), "{invocations} into {y:?}");
-    let work = 4 * u64::from(invocations) * u64::from(turns) * u64::from(form.accumulators);
+pub fn fma(rec: &mut Recorder, form: FmaForm, invocations: u32, steps: u32, factor: f32, term: f32, y: View) -> f64 {
+    assert!(
+        invocations.is_multiple_of(256) && steps.is_multiple_of(UNROLLED) && y.bytes >= 16 * u64::from(invocations),
+        "{invocations} into {y:?}"
+    );
+    let work = 4 * u64::from(invocations) * u64::from(steps) * u64::from(form.accumulators);
     let groups = [invocations / form.wg_size, 1, 1];
-    rec.dispatch("bench_fma", fma_kernel(form), &[y], &FmaParams { turns, factor, term }, groups, work);
+    rec.dispatch(
+        "bench_fma",
+        fma_kernel(form),
+        &[y],
+        &FmaParams { turns: steps / UNROLLED, factor, term },
+        groups,
+        work,
+    );
     2.0 * work as f64
 }
 
@@ -89,11 +102,11 @@ mod tests {
             let mut lab = Lab::new();
             let y = lab.vector(&[f64::NAN; 4 * 256]);
             let mut rec = lab.recorder();
-            let flops = fma(&mut rec, form, 256, 100, 0.5, 0.25, y);
+            let flops = fma(&mut rec, form, 256, 40, 0.9, 0.25, y);
             lab.run(&rec);
-            let want: Vec<f64> = (0..256).flat_map(|_| twin(form.accumulators, 100, 0.5, 0.25)).collect();
+            let want: Vec<f64> = (0..256).flat_map(|_| twin(form.accumulators, 40, 0.9, 0.25)).collect();
             assert_close("chains", &lab.read_vector(y), &want, 1e-6);
-            assert_eq!(flops, f64::from(256 * 100 * form.accumulators * 8));
+            assert_eq!(flops, f64::from(256 * 40 * form.accumulators * 8));
         }
     }
 
