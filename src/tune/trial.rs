@@ -7,8 +7,8 @@ use crate::random::{Stream, uniform};
 
 /// A larger problem is measured in part: this many multiply-adds fill any GPU, and take a slow one some hundredths of a second.
 const MAX_WORK: u64 = 1 << 32;
-/// The same for what has to be uploaded.
-const MAX_WEIGHTS: u64 = 1 << 24;
+/// Values of one operand, which are uploaded.
+const MAX_VALUES: u64 = 1 << 24;
 /// A contraction of this length has hidden what it begins and ends with.
 const LONG_DEPTH: u32 = 512;
 /// A measurement is repeated until it is as long as this, so that a browser's coarse clock sees it.
@@ -27,10 +27,11 @@ struct Contender {
     seconds: f64,
 }
 
-/// The name of the fastest candidate, on random data; None where no one runs. One that the driver refuses is left out.
+/// The name of the fastest candidate, on random data; None where none runs, or the memory does not suffice. One that the driver
+/// refuses is left out.
 ///
 /// # Errors
-/// Out of memory, or a lost device.
+/// A lost device.
 pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str>> {
     let problem = bounded(*problem);
     let mut bed = Bed::new(gpu);
@@ -43,7 +44,11 @@ pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str
     bed.rec.scratch.weight_panel = bed.plan.alloc(Category::Workspace, "trial scratch", scratch);
     let params = u64::from(MAX_DISPATCHES) * linear::DISPATCHES * PARAMS_STRIDE;
     let uniform = bed.plan.alloc(Category::Uploads, "dispatch parameters", params);
-    let mut buffers = bed.allocate(gpu).await?;
+    let mut buffers = match bed.allocate(gpu).await {
+        // Of a device as full as this nothing is known; the run itself will say so if it does not fit either.
+        Err(GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. }) => return Ok(None),
+        allocated => allocated?,
+    };
     let measured = race(gpu, &problem, &bed, &operands, uniform, &mut buffers).await;
     // A browser would keep them until its garbage is collected.
     buffers.destroy();
@@ -109,7 +114,10 @@ async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f6
 /// The problem, or a part of it that is like it: the depth is cut first, which leaves as many workgroups.
 fn bounded(mut problem: Problem) -> Problem {
     let half = |n: u32| if n.is_multiple_of(64) { (n / 2).next_multiple_of(64) } else { n / 2 };
-    while problem.work() > MAX_WORK || u64::from(problem.cols) * u64::from(problem.depth) > MAX_WEIGHTS {
+    let values = |p: &Problem| {
+        [(p.rows, p.depth), (p.cols, p.depth), (p.rows, p.cols)].map(|(a, b)| u64::from(a) * u64::from(b))
+    };
+    while problem.work() > MAX_WORK || values(&problem).into_iter().any(|count| count > MAX_VALUES) {
         if problem.depth > LONG_DEPTH {
             problem.depth = half(problem.depth);
         } else if problem.cols >= problem.rows {
@@ -134,6 +142,7 @@ mod tests {
     fn large_problems_are_cut_to_ones_that_take_the_same_kernel() {
         assert_eq!(sizes(1024, 2048, 2048), [1024, 2048, 2048]);
         assert_eq!(sizes(1, 128_256, 4096), [1, 32_064, 512]);
+        assert_eq!(sizes(65_536, 16, 2048), [32_768, 16, 512]);
         assert_eq!(sizes(8192, 8192, 11_008), [4096, 2048, 384]);
         for (rows, cols, depth) in [(4096, 4096, 11_008), (u32::MAX, u32::MAX, u32::MAX), (32, 152_064, 3584)] {
             let [_, cut_cols, cut_depth] = sizes(rows, cols, depth);
