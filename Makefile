@@ -12,8 +12,8 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
-test: ## format, lints, all tests, kernels on a second driver with checked shaders, the page in Chromium
-	-@scripts/setup vulkan chromium wasm node
+test: ## format, lints, all tests, kernels on other drivers, the page in Chromium
+	-@scripts/setup vulkan chromium wasm node debootstrap
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test
@@ -23,6 +23,7 @@ test: ## format, lints, all tests, kernels on a second driver with checked shade
 	else \
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
+	scripts/newer-mesa-test
 	scripts/wasm-cargo clippy -- -D warnings
 	scripts/page-test
 
