@@ -141,3 +141,28 @@ pub(super) fn record(
     let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
     rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tile_keeps_to_the_baseline_and_to_what_its_loader_takes() {
+        for tile in Tile::ALL {
+            let Tile { name, rows, cols, depth, row_quads, col_quads } = tile;
+            // Two sets of block scales, and the table of codes.
+            let scales = cols.max(depth * cols.div_ceil(64));
+            let bytes = 4 * (depth * (rows + cols) + 2 * scales + 16);
+            let invocations = rows * cols / (16 * row_quads * col_quads);
+            assert!(bytes <= 16 << 10 && invocations <= 256, "{name}: {bytes} bytes, {invocations} invocations");
+            // A turn lies within one block of a row, and columns begin with one or lie within one.
+            assert!(64 % depth == 0 && depth % 8 == 0, "{name}");
+            assert!(cols % 64 == 0 || 64 % cols == 0, "{name}");
+            // Blocks of four rows are dealt out by eights, or all at once.
+            for quads in [rows / 4, cols / 4] {
+                assert!(quads % quads.min(8) == 0, "{name}");
+            }
+            assert!((rows / 4) % row_quads == 0 && (cols / 4) % col_quads == 0 && rows % 4 == 0, "{name}");
+        }
+    }
+}
