@@ -9,6 +9,7 @@ struct Params {
     rows: u32, cols: u32, begin: u32, depth: u32, in_features: u32,
     x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
     rank: u32, low_ld4: u32, other_first: u32, scale: f32,
+    first_col: u32,
     // Flags, not constants: another text would take longer to compile than it saves.
     bias: u32, accumulate: u32,
 }
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Lanes beyond the last column repeat it, rows beyond the last row too: every lane takes part in the exchange, and what is not
     // to be stored is dropped.
     let first = group.x * 8u * GROUPS;
-    let first_col = group.y * 32u * QUADS;
+    let first_col = params.first_col + group.y * 32u * QUADS;
     let col = first_col + lane * 4u * QUADS;
     let sides = Sides(
         params.cols, params.depth, params.in_features, params.rank, params.other_first, first_col, lane,

@@ -39,6 +39,7 @@ struct Params {
     low_ld4: u32,
     other_first: u32,
     scale: f32,
+    first_col: u32,
     bias: u32,
     accumulate: u32,
 }
@@ -137,22 +138,14 @@ pub(super) fn record(
         Storage::Quantized { double: true, .. } => decode_scales(rec, panel, weight.in_features, absmax, nested),
         _ => absmax,
     };
-    let narrow = cols <= 4 * LANES;
-    let variant = Variant {
-        direction,
-        storage: weight.storage,
-        rows: match (x.rows < MANY_ROWS, narrow) {
-            (true, _) => FEW_ROWS,
-            (false, true) => MAX_ROWS_NARROW,
-            (false, false) => MAX_ROWS,
-        },
-        quads: if narrow { 1 } else { 2 },
-        whole_rank: low.is_none_or(|l| l.low.cols.is_multiple_of(4)),
-    };
-    let kernel = variant.kernel();
-    let groups = [x.rows.div_ceil(variant.rows), cols.div_ceil(4 * variant.quads * LANES), 1];
+    let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
-    for begin in (0..depth).step_by(part as usize) {
+    for (begin, strips) in
+        (0..depth).step_by(part as usize).flat_map(|begin| strips(x.rows, cols).map(move |s| (begin, s)))
+    {
+        let Strips { first_col, count, rows, quads } = strips;
+        let kernel = Variant { direction, storage: weight.storage, rows, quads, whole_rank }.kernel();
+        let groups = [x.rows.div_ceil(rows), count, 1];
         let end = depth.min(begin + part);
         // Later parts of the contraction add to what the first has written, which took the LoRA term and the bias.
         let (low, bias) = if begin == 0 { (low, bias) } else { (None, None) };
@@ -170,14 +163,47 @@ pub(super) fn record(
             low_ld4: low.map_or(0, |l| l.low.ld / 4),
             other_first: panel.first_row,
             scale: low.map_or(0.0, |l| l.scale),
+            first_col,
             bias: u32::from(bias.is_some()),
             accumulate: u32::from(accumulate || begin > 0),
         };
         let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
         let views = [x.view, data, absmax, rec.unused, bias.unwrap_or(rec.unused), low_view, other, y.view];
-        let work = u64::from(x.rows) * u64::from(cols) * u64::from(end - begin + params.rank);
-        rec.dispatch(op_name(direction, weight.storage), kernel.clone(), &views, &params, groups, work);
+        let width = (count * strip_width(quads)).min(cols - first_col);
+        let work = u64::from(x.rows) * u64::from(width) * u64::from(end - begin + params.rank);
+        rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
     }
+}
+
+/// Columns of one workgroup.
+fn strip_width(quads: u32) -> u32 {
+    4 * quads * LANES
+}
+
+/// Workgroups side by side, from `first_col`, each over so many rows.
+struct Strips {
+    first_col: u32,
+    count: u32,
+    rows: u32,
+    quads: u32,
+}
+
+/// Wide strips, and one narrow one where at most half a wide one is left; where another text pays for its compilation.
+fn strips(rows: u32, cols: u32) -> impl Iterator<Item = Strips> {
+    let many = rows >= MANY_ROWS;
+    let (wide, narrow) = (strip_width(2), strip_width(1));
+    let whole = match cols % wide {
+        rest if cols <= narrow || (many && (1..=narrow).contains(&rest)) => cols / wide,
+        _ => cols.div_ceil(wide),
+    };
+    let [wide_rows, narrow_rows] = if many { [MAX_ROWS, MAX_ROWS_NARROW] } else { [FEW_ROWS; 2] };
+    let left = cols.saturating_sub(whole * wide).div_ceil(narrow);
+    [
+        Strips { first_col: 0, count: whole, rows: wide_rows, quads: 2 },
+        Strips { first_col: whole * wide, count: left, rows: narrow_rows, quads: 1 },
+    ]
+    .into_iter()
+    .filter(|strips| strips.count > 0)
 }
 
 /// Depth of the contraction at which the weights under a workgroup's columns fill `PART_BYTES`: all row blocks then find them in the
