@@ -1,7 +1,7 @@
 //! What the adapter can do at best.
 
 use super::REPETITIONS;
-use crate::gpu::{Bed, Category, Gpu, Measured, Target};
+use crate::gpu::{Bed, Category, Cooperative, Gpu, Measured, Target};
 use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct Ceilings {
     /// Multiply-adds in f32 registers, two operations each.
     pub fma_gflops: f64,
+    /// Products of cooperative matrices in registers, f16 factors and f32 sums; None where the device multiplies none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrix_gflops: Option<f64>,
     /// Bytes read and written by a copy.
     pub copy_gb_per_s: f64,
     /// One small dispatch in a prepared list.
@@ -23,6 +26,7 @@ pub struct Ceilings {
 pub(super) struct Probe {
     fma: Measured,
     flops: f64,
+    matrices: Option<(Measured, f64)>,
     copy: Measured,
     moved: f64,
     pub ceilings: Ceilings,
@@ -38,19 +42,30 @@ impl Probe {
                 best = Some((gflops, flops, fma));
             }
         }
+        let (mut matrix_gflops, mut matrices) = (None, None);
+        if let Some(cooperative) = gpu.target.cooperative {
+            let (flops, mut products) = products(gpu, cooperative).await?;
+            matrix_gflops = Some(flops / products.seconds(gpu, REPETITIONS).await? / 1e9);
+            matrices = Some((products, flops));
+        }
         let (moved, mut copy) = copy(gpu).await?;
         let copy_gb_per_s = moved / copy.seconds(gpu, REPETITIONS).await? / 1e9;
         let dispatch_us = dispatch_us(gpu).await?;
         let Some((fma_gflops, flops, fma)) = best.filter(|(gflops, ..)| gflops.is_finite()) else {
             return Err(Error::Training("the adapter's clock stood still during the bench".to_owned()));
         };
-        Ok(Self { fma, flops, copy, moved, ceilings: Ceilings { fma_gflops, copy_gb_per_s, dispatch_us } })
+        let ceilings = Ceilings { fma_gflops, matrix_gflops, copy_gb_per_s, dispatch_us };
+        Ok(Self { fma, flops, matrices, copy, moved, ceilings })
     }
 
-    /// Times both again; a ceiling is the best that was seen.
+    /// Times them again; a ceiling is the best that was seen.
     pub async fn again(&mut self, gpu: &Gpu) -> Result<()> {
         let gflops = self.flops / self.fma.once(gpu).await? / 1e9;
         let gb_per_s = self.moved / self.copy.once(gpu).await? / 1e9;
+        if let Some((products, flops)) = &mut self.matrices {
+            let gflops = *flops / products.once(gpu).await? / 1e9;
+            self.ceilings.matrix_gflops = self.ceilings.matrix_gflops.map(|best| best.max(gflops));
+        }
         self.ceilings.fma_gflops = self.ceilings.fma_gflops.max(gflops);
         self.ceilings.copy_gb_per_s = self.ceilings.copy_gb_per_s.max(gb_per_s);
         Ok(())
@@ -69,6 +84,14 @@ async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, Measured)> {
     let mut bed = Bed::new(gpu);
     let y = bed.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
     let flops = ceiling::fma(&mut bed.rec, form, invocations, turns, 0.999, 0.001, y);
+    Ok((flops, bed.ready(gpu).await?))
+}
+
+async fn products(gpu: &Gpu, cooperative: Cooperative) -> Result<(f64, Measured)> {
+    let groups = if gpu.target.cpu { 64 } else { 4096 };
+    let mut bed = Bed::new(gpu);
+    let y = bed.plan.alloc(Category::Workspace, "sums", 4 * ceiling::matrix_sums(cooperative, groups));
+    let flops = ceiling::matrices(&mut bed.rec, cooperative, groups, 1024, 0.03, y);
     Ok((flops, bed.ready(gpu).await?))
 }
 

@@ -104,12 +104,13 @@ mod tests {
             achieved: 40.0,
             unit: "GFLOP/s".to_owned(),
             share_of_ceiling: 0.4,
+            by_matrices: false,
             kernel: String::new(),
         };
         let report = Report {
             gpu: String::new(),
             driver: String::new(),
-            ceilings: Ceilings { fma_gflops: 100.0, copy_gb_per_s: 1.0, dispatch_us: 1.0 },
+            ceilings: Ceilings { fma_gflops: 100.0, matrix_gflops: None, copy_gb_per_s: 1.0, dispatch_us: 1.0 },
             operations: vec![operation],
             steps: [("stories15m", 20.0), ("llama-60m", 22.0), ("smollm2-135m", 21.0)].map(|(m, g)| step(m, g)).into(),
             lengths: Vec::new(),

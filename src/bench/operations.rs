@@ -20,6 +20,9 @@ pub struct OperationResult {
     pub achieved: f64,
     pub unit: String,
     pub share_of_ceiling: f64,
+    /// The ceiling is that of cooperative matrices.
+    #[serde(default)]
+    pub by_matrices: bool,
     /// Which kernel a trial has chosen; empty where there was none.
     #[serde(default)]
     pub kernel: String,
@@ -29,6 +32,8 @@ pub struct OperationResult {
 #[derive(Clone, Copy)]
 enum Amount {
     Flops(f64),
+    /// By cooperative matrices.
+    MatrixFlops(f64),
     Bytes(f64),
 }
 
@@ -59,7 +64,10 @@ impl Case {
         let kernel = kernels.collect::<Vec<_>>().join(", ");
         let mut bed = Bed::new(gpu);
         bed.rec.choices = choices.clone();
-        let amount = (self.record)(&mut bed);
+        let amount = match (self.record)(&mut bed) {
+            Amount::Flops(flops) if linear::by_matrices(&bed.rec) => Amount::MatrixFlops(flops),
+            amount => amount,
+        };
         let mut measured = bed.ready(gpu).await?;
         let mut seconds = f64::INFINITY;
         for _ in 0..REPETITIONS {
@@ -74,6 +82,7 @@ impl MeasuredCase {
     pub fn result(self, ceilings: &Ceilings) -> OperationResult {
         let (amount, ceiling, unit) = match self.amount {
             Amount::Flops(flops) => (flops, ceilings.fma_gflops, "GFLOP/s"),
+            Amount::MatrixFlops(flops) => (flops, ceilings.matrix_gflops.unwrap_or(f64::NAN), "GFLOP/s"),
             Amount::Bytes(bytes) => (bytes, ceilings.copy_gb_per_s, "GB/s"),
         };
         let achieved = amount / self.seconds / 1e9;
@@ -84,6 +93,7 @@ impl MeasuredCase {
             achieved,
             unit: unit.to_owned(),
             share_of_ceiling: achieved / ceiling,
+            by_matrices: matches!(self.amount, Amount::MatrixFlops(_)),
             kernel: self.kernel,
         }
     }

@@ -105,10 +105,14 @@ fn print(report: &Report) {
         ceilings.copy_gb_per_s,
         ceilings.dispatch_us
     );
+    if let Some(gflops) = ceilings.matrix_gflops {
+        out!("          {gflops:.1} GFLOP/s by cooperative matrices of f16 with sums in f32");
+    }
     out!("\n{:<28} {:<36} {:>10} {:>14} {:>7}", "operation", "shape", "ms", "achieved", "share");
     for op in &report.operations {
         let achieved = format!("{:.1} {}", op.achieved, op.unit);
         let (share, kernel) = (100.0 * op.share_of_ceiling, &op.kernel);
+        let kernel = if op.by_matrices { format!("of matrices {kernel}") } else { kernel.clone() };
         out!("{:<28} {:<36} {:>10.2} {achieved:>14} {share:>6.1}% {kernel}", op.name, op.shape, op.ms);
     }
     out!(

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use serde::Serialize;
 
 use super::choices::{Choices, Problem};
-use super::kernel::Kernel;
+use super::kernel::{Constant, Kernel};
 use super::memory::{Matrix, View};
 
 /// Distance between two dispatches' parameters in the uniform arena: the strictest alignment of a dynamic offset.
@@ -20,6 +20,30 @@ pub struct Cooperative {
     pub side: u32,
     /// Invocations of the smallest and the largest subgroup that may run a kernel.
     pub subgroups: [u32; 2],
+}
+
+impl Cooperative {
+    /// Those of Metal, lavapipe, NVIDIA and AMD, for the tests that walk all variants.
+    pub const KNOWN: [Self; 4] = [
+        Self { side: 8, subgroups: [32, 32] },
+        Self { side: 8, subgroups: [8, 8] },
+        Self { side: 16, subgroups: [32, 32] },
+        Self { side: 16, subgroups: [32, 64] },
+    ];
+
+    /// Gives a text the types of the two factors and the sums, and the extensions that they take.
+    pub fn join(self, kernel: Kernel) -> Kernel {
+        let [a, b, c] = match self.side {
+            8 => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
+            _ => ["coop_mat16x16<f16, A>", "coop_mat16x16<f16, B>", "coop_mat16x16<f32, C>"],
+        };
+        kernel
+            .enable("f16")
+            .enable("wgpu_cooperative_matrix")
+            .constant("MatrixA", Constant::Type(a))
+            .constant("MatrixB", Constant::Type(b))
+            .constant("MatrixC", Constant::Type(c))
+    }
 }
 
 /// What the ops need to know of the adapter to choose shapes and variants.

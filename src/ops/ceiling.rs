@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::gpu::{Kernel, Recorder, View};
+use crate::gpu::{Cooperative, Kernel, Recorder, View};
 
 const COPY_WG_SIZE: u32 = 64;
 /// Steps of a chain in one turn of the loop.
@@ -46,12 +46,54 @@ fn fma_kernel(form: FmaForm) -> Kernel {
         .constant("UNROLLED", UNROLLED)
 }
 
+/// Chains of products by each subgroup.
+const MATRIX_ACCUMULATORS: u32 = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MatrixParams {
+    turns: u32,
+    factor: f32,
+}
+
+/// Workgroups of four of the smallest subgroups, or of one of the largest.
+fn matrix_wg_size(cooperative: Cooperative) -> u32 {
+    let [smallest, largest] = cooperative.subgroups;
+    (4 * smallest).max(largest)
+}
+
+fn matrix_kernel(cooperative: Cooperative) -> Kernel {
+    let kernel = Kernel::new("bench_matrices", include_str!("../../shaders/bench_matrices.wgsl"))
+        .constant("SIDE", cooperative.side)
+        .constant("WG_SIZE", matrix_wg_size(cooperative))
+        .constant("MOST_SUBGROUPS", matrix_wg_size(cooperative) / cooperative.subgroups[0])
+        .constant("ACCUMULATORS", MATRIX_ACCUMULATORS);
+    cooperative.join(kernel)
+}
+
+/// f32 sums that [`matrices`] writes in `groups` workgroups.
+pub fn matrix_sums(cooperative: Cooperative, groups: u32) -> u64 {
+    let most = u64::from(matrix_wg_size(cooperative) / cooperative.subgroups[0]);
+    u64::from(groups) * most * u64::from(cooperative.side * cooperative.side)
+}
+
+/// `groups` workgroups of chains of `turns` products of matrices whose elements all are `factor`; y takes [`matrix_sums`] values.
+/// Returns the floating-point operations, two a multiply-add.
+pub fn matrices(rec: &mut Recorder, cooperative: Cooperative, groups: u32, turns: u32, factor: f32, y: View) -> f64 {
+    assert!(y.bytes >= 4 * matrix_sums(cooperative, groups), "{groups} workgroups into {y:?}");
+    let work = u64::from(groups * MATRIX_ACCUMULATORS) * u64::from(turns) * u64::from(cooperative.side).pow(3);
+    let params = MatrixParams { turns, factor };
+    rec.dispatch("bench_matrices", matrix_kernel(cooperative), &[y], &params, [groups, 1, 1], work);
+    2.0 * work as f64
+}
+
 fn copy_kernel() -> Kernel {
     Kernel::new("bench_copy", include_str!("../../shaders/bench_copy.wgsl")).constant("WG_SIZE", COPY_WG_SIZE)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    FmaForm::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).collect()
+    let matrices = Cooperative::KNOWN.map(matrix_kernel);
+    FmaForm::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).chain(matrices).collect()
 }
 
 /// `invocations` (a multiple of 256) chains of `steps` times (a multiple of 8) `a = a factor + term`; y takes four sums of each invocation.
@@ -108,6 +150,33 @@ mod tests {
             assert_close("chains", &lab.read_vector(y), &want, 1e-6);
             assert_eq!(flops, f64::from(256 * 40 * form.accumulators * 8));
         }
+    }
+
+    #[test]
+    fn matrices_compute_their_chains() {
+        let mut lab = Lab::new();
+        let Some(cooperative) = lab.target.cooperative else {
+            eprintln!("skipped: the ceiling of matrices, since this adapter has none of f16 with sums in f32");
+            return;
+        };
+        let count = matrix_sums(cooperative, 3) as usize;
+        let y = lab.vector(&vec![0.0; count]);
+        let mut rec = lab.recorder();
+        let flops = matrices(&mut rec, cooperative, 3, 40, 0.5, y);
+        lab.run(&rec);
+        // Each chain begins at its number and grows by side / 4 a turn; subgroups share the turns.
+        let starts: u32 = (0..MATRIX_ACCUMULATORS).sum();
+        let side = f64::from(cooperative.side);
+        let elements = (cooperative.side * cooperative.side) as usize;
+        let got = lab.read_vector(y);
+        for group in got.chunks(count / 3) {
+            let of_subgroups = group.chunks(elements).filter(|sums| sums[0] != 0.0).collect::<Vec<_>>();
+            let grown = f64::from(MATRIX_ACCUMULATORS) * 40.0 * side / 4.0;
+            let want = of_subgroups.len() as f64 * f64::from(starts) + grown;
+            let totals: Vec<f32> = (0..elements).map(|i| of_subgroups.iter().map(|sums| sums[i]).sum()).collect();
+            assert_close("chains", &totals, &vec![want; elements], 1e-6);
+        }
+        assert_eq!(flops, 2.0 * 3.0 * f64::from(MATRIX_ACCUMULATORS) * 40.0 * side.powi(3));
     }
 
     #[test]

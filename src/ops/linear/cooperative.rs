@@ -11,7 +11,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Constant, Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
+use crate::gpu::{Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
 use crate::ops::weight::{Float, Panel, Storage, Weight};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
@@ -19,6 +19,9 @@ use crate::ops::weight::{Float, Panel, Storage, Weight};
 const MIN_ROWS: u32 = 16;
 const MIN_COLS: u32 = 64;
 const MIN_DEPTH: u32 = 64;
+
+/// The product's kernel.
+pub(super) const NAME: &str = "linear_cooperative";
 
 /// Workgroups that look for the largest magnitudes, and their partial results.
 const PARTIALS: u32 = 256;
@@ -161,7 +164,7 @@ impl Way {
         let wg_size = tile.wg_size(subgroups);
         let x_stride = tile.depth + tile.gap;
         let (w_rows, w_stride) = if forward { (tile.cols, x_stride) } else { (tile.depth, tile.cols + tile.gap) };
-        let kernel = Kernel::new("linear_cooperative", include_str!("../../../shaders/linear_cooperative.wgsl"))
+        let kernel = Kernel::new(NAME, include_str!("../../../shaders/linear_cooperative.wgsl"))
             .constant("FORWARD", forward)
             .constant("SIDE", side)
             .constant("WG_SIZE", wg_size)
@@ -184,17 +187,7 @@ impl Way {
             .part(include_str!("../../../shaders/lib/powers.wgsl"));
         let kernel = match self.matrices {
             Matrices::Hardware => {
-                let [a, b, c] = match side {
-                    8 => ["coop_mat8x8<f16, A>", "coop_mat8x8<f16, B>", "coop_mat8x8<f32, C>"],
-                    _ => ["coop_mat16x16<f16, A>", "coop_mat16x16<f16, B>", "coop_mat16x16<f32, C>"],
-                };
-                kernel
-                    .enable("f16")
-                    .enable("wgpu_cooperative_matrix")
-                    .constant("MatrixA", Constant::Type(a))
-                    .constant("MatrixB", Constant::Type(b))
-                    .constant("MatrixC", Constant::Type(c))
-                    .part(include_str!("../../../shaders/lib/matrix_hardware.wgsl"))
+                self.cooperative.join(kernel).part(include_str!("../../../shaders/lib/matrix_hardware.wgsl"))
             }
             #[cfg(test)]
             Matrices::Emulated { lanes } => kernel
@@ -206,13 +199,11 @@ impl Way {
     }
 }
 
-/// Every text for the adapters that are known: 8 on Metal, 16 on NVIDIA (subgroups of 32) and AMD (32 to 64).
 pub(super) fn kernels() -> Vec<Kernel> {
-    let known = [(8, [32, 32]), (8, [8, 8]), (16, [32, 32]), (16, [32, 64])];
     let mut all: Vec<Kernel> = Storage::ALL.into_iter().map(magnitude_kernel).collect();
     all.push(halves_kernel());
-    for (side, subgroups) in known {
-        let target = Target { cooperative: Some(Cooperative { side, subgroups }), ..Target::BASELINE };
+    for cooperative in Cooperative::KNOWN {
+        let target = Target { cooperative: Some(cooperative), ..Target::BASELINE };
         for way in Way::all(&target) {
             for storage in Storage::ALL {
                 for in_features in [64, 63] {

@@ -21,7 +21,7 @@ mod tiled;
 use tiled::Tile;
 
 use super::weight::{Panel, Storage, Weight};
-use crate::gpu::{Category, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View};
+use crate::gpu::{Category, Command, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View};
 use crate::ops::Form;
 
 /// Which way a contraction reads the weight.
@@ -200,6 +200,12 @@ fn contract(
             rows::record(rec, direction, x, weight, panel, low, y, accumulate);
         }
     }
+}
+
+/// Whether a list multiplies by cooperative matrices.
+pub(crate) fn by_matrices(rec: &Recorder) -> bool {
+    let is = |command: &Command| matches!(command, Command::Dispatch(d) if d.kernel.name == cooperative::NAME);
+    rec.commands.iter().any(is)
 }
 
 /// What panel `i` takes beside its product. The gradient contracts over rows of W: later panels add to what the first has written,
