@@ -1,6 +1,6 @@
 // Eight contracted values by 4 * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
 
-fn weight_tile(k: u32, col: u32, sides: Sides) -> Tile {
+fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
 #for c in 0..QUADS
 #for j in 0..4

@@ -1,11 +1,11 @@
 // Eight contracted values by 4 * QUADS columns of linear_broadcast, input gradient: eight rows of the weight, read across.
 
-fn weight_tile(k: u32, col: u32, sides: Sides) -> Tile {
+fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
     let at = min(col, sides.cols - 4u * QUADS);
 #if SCALED
     // The columns of a workgroup lie in two blocks of a row at most: each lane loads the scales of one row, and hands them round.
-    let own = min(k + sides.lane, sides.depth - 1u) * sides.in_features;
+    let own = min(k + lane, sides.depth - 1u) * sides.in_features;
     let scale_left = absmax[(own + sides.first_col) / 64u];
     let scale_right = absmax[(own + min(sides.first_col + 32u * QUADS, sides.cols) - 1u) / 64u];
 #end
