@@ -6,7 +6,7 @@
 //
 // A value that is not finite, in the row or in what it is multiplied with, makes the whole row NaN.
 
-struct Params { rows: u32, cols: u32, x_ld4: u32, x_col4: u32, rank: u32, low_ld4: u32, row_quads: u32, weight_scaled: u32, scale: f32 }
+struct Params { rows: u32, cols: u32, x_ld4: u32, x_col4: u32, rank: u32, low_ld4: u32, row_quads: u32, partials: u32, weight_scaled: u32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> low: array<vec4<f32>>;
@@ -35,12 +35,9 @@ fn exponent(bits: u32) -> i32 {
     return min(14 + 127 - i32(bits >> 23u), 126);
 }
 
-// Rounded to nearest, ties to even: f16 conversions are free to round otherwise.
 fn packed(value: vec4<f32>, exponent: i32) -> vec2<u32> {
-    let bits = bitcast<vec4<u32>>(scaled(value, max(exponent, -252)));
-    let odd = (bits >> vec4<u32>(13u)) & vec4<u32>(1u);
-    let rounded = bitcast<vec4<f32>>((bits + vec4<u32>(0xfffu) + odd) & vec4<u32>(0xffffe000u));
-    return vec2<u32>(pack2x16float(rounded.xy), pack2x16float(rounded.zw));
+    let half = rounded(scaled(value, max(exponent, -252)));
+    return vec2<u32>(pack2x16float(half.xy), pack2x16float(half.zw));
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -55,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var quad = lane; quad < low_quads; quad += WG_SIZE) { of_low = max(of_low, magnitude(low4(row, quad))); }
     var of_weight = 0u;
     var of_other = 0u;
-    for (var i = lane; i < PARTIALS; i += WG_SIZE) {
+    for (var i = lane; i < params.partials; i += WG_SIZE) {
         of_weight = max(of_weight, maxima[i]);
         of_other = max(of_other, maxima[PARTIALS + i]);
     }

@@ -1,5 +1,5 @@
 // The largest magnitudes of a weight and of a LoRA factor, as one partial maximum of each per workgroup: bits of an f32 without
-// its sign, the weight's in maxima[0 .. PARTIALS], the factor's after them.
+// its sign, the weight's from maxima[0] on, the factor's from maxima[PARTIALS].
 
 struct Params { elements: u32, others: u32 }
 
@@ -9,9 +9,9 @@ struct Params { elements: u32, others: u32 }
 @group(1) @binding(0) var<uniform> params: Params;
 
 @compute @workgroup_size(WG_SIZE)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = group.x * WG_SIZE + lane;
-    let step = PARTIALS * WG_SIZE;
+    let step = groups.x * WG_SIZE;
     var of_weight = 0u;
 #if BLOCKS
     // A block's largest element is its scale, since both codes reach 1.

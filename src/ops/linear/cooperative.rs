@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Direction, LowRank, op_name, weight_views};
 use crate::gpu::{Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
-use crate::ops::weight::{Float, Panel, Storage, Weight};
+use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
 /// own products keep to f32 by this rule.
@@ -23,7 +23,7 @@ const MIN_DEPTH: u32 = 64;
 /// The product's kernel.
 pub(super) const NAME: &str = "linear_cooperative";
 
-/// Workgroups that look for the largest magnitudes, and their partial results.
+/// Workgroups that look for the largest magnitudes at most, and their partial results.
 const PARTIALS: u32 = 256;
 const MAGNITUDE_WG_SIZE: u32 = 256;
 const HALVES_WG_SIZE: u32 = 64;
@@ -120,6 +120,7 @@ struct HalvesParams {
     rank: u32,
     low_ld4: u32,
     row_quads: u32,
+    partials: u32,
     weight_scaled: u32,
     scale: f32,
 }
@@ -309,7 +310,12 @@ fn scale_rows(
     let other = low.map_or(rec.unused, |l| l.other);
     let work = u64::from(params.elements) + u64::from(params.others);
     let kernel = magnitude_kernel(weight.storage);
-    rec.dispatch("linear_magnitude", kernel, &[other, data, absmax, nested, maxima], &params, [PARTIALS, 1, 1], work);
+    let read = match weight.storage {
+        Storage::Float(_) => params.elements / 4,
+        Storage::Quantized { .. } => params.elements / BLOCK as u32,
+    };
+    let partials = read.max(params.others).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);
+    rec.dispatch("linear_magnitude", kernel, &[other, data, absmax, nested, maxima], &params, [partials, 1, 1], work);
 
     let params = HalvesParams {
         rows: x.rows,
@@ -319,6 +325,7 @@ fn scale_rows(
         rank,
         low_ld4: low.map_or(0, |l| l.low.ld / 4),
         row_quads: row_quads(depth, rank),
+        partials,
         weight_scaled: u32::from(weight_scaled),
         scale: low.map_or(0.0, |l| l.scale),
     };
