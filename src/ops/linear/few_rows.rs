@@ -1,16 +1,21 @@
-//! The forward form for software adapters where rows are few, as in generation: decoding the weight to a panel would cost more
-//! than using it, see `shaders/linear_few_rows.wgsl`.
+//! The forward form where rows are few, as in generation, which reads the packed weight once and is bound by that: a tile of a GPU
+//! would be mostly empty, and a software adapter's panel would cost more to decode than it serves. See
+//! `shaders/linear_few_rows_shared.wgsl` for GPUs, `shaders/linear_few_rows.wgsl` for software adapters.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{Direction, LowRank, op_name, weight_views};
 use crate::gpu::{Kernel, Matrix, Recorder};
+use crate::ops::Form;
 use crate::ops::weight::{Panel, Storage, Weight};
 
 /// With more, the accumulators leave the registers.
 pub(super) const MAX_ROWS: u32 = 4;
-/// One vector of a software adapter.
-const LANES: u32 = 8;
+/// One vector of a software adapter, each of whose lanes makes one output.
+const LANES: u32 = Form::LANES;
+/// On a GPU the lanes of a workgroup share their outputs.
+const SHARING: u32 = 64;
+const SHARED_OUTPUTS: u32 = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -26,9 +31,18 @@ struct Params {
     scale: f32,
 }
 
-fn kernel(storage: Storage, in_features: u32, rows: u32, bias: bool, accumulate: bool) -> Kernel {
-    let kernel = Kernel::new("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
-        .constant("WG_SIZE", LANES)
+fn kernel(form: Form, storage: Storage, in_features: u32, rows: u32, bias: bool, accumulate: bool) -> Kernel {
+    let kernel = match form {
+        Form::Tiles => {
+            Kernel::new("linear_few_rows_shared", include_str!("../../../shaders/linear_few_rows_shared.wgsl"))
+                .constant("WG_SIZE", SHARING)
+        }
+        Form::Lanes | Form::Broadcast => {
+            Kernel::new("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
+                .constant("WG_SIZE", LANES)
+        }
+    };
+    let kernel = kernel
         .constant("ROWS", if rows == 1 { 1 } else { MAX_ROWS })
         .constant("BIAS", bias)
         .constant("ACCUMULATE", accumulate);
@@ -37,11 +51,13 @@ fn kernel(storage: Storage, in_features: u32, rows: u32, bias: bool, accumulate:
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = Vec::new();
-    for storage in Storage::ALL {
-        for in_features in [64, 63] {
-            for rows in [1, MAX_ROWS] {
-                for (bias, accumulate) in [(false, false), (true, true)] {
-                    all.push(kernel(storage, in_features, rows, bias, accumulate));
+    for form in [Form::Tiles, Form::Lanes] {
+        for storage in Storage::ALL {
+            for in_features in [64, 63] {
+                for rows in [1, MAX_ROWS] {
+                    for (bias, accumulate) in [(false, false), (true, true)] {
+                        all.push(kernel(form, storage, in_features, rows, bias, accumulate));
+                    }
                 }
             }
         }
@@ -72,8 +88,10 @@ pub(super) fn record(
     let [data, absmax, nested] = weight_views(rec, panel);
     let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
     let views = [x.view, data, absmax, nested, weight.bias.unwrap_or(rec.unused), low_view, other, y.view];
-    let kernel = kernel(weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
-    let groups = rec.fold(u64::from(panel.rows.div_ceil(LANES)));
+    let form = Form::of(&rec.target);
+    let kernel = kernel(form, weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
+    let outputs = if form == Form::Tiles { SHARED_OUTPUTS } else { LANES };
+    let groups = rec.fold(u64::from(panel.rows.div_ceil(outputs)));
     let work = u64::from(x.rows) * u64::from(panel.rows) * u64::from(weight.in_features + params.rank);
     rec.dispatch(op_name(Direction::Forward, weight.storage), kernel, &views, &params, groups, work);
 }

@@ -5,8 +5,8 @@
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
 //! decoded on the way in, in the size that was measured to be the fastest ([`Candidate`]); those with cooperative matrices take
 //! [`cooperative`], save where a product is small. Software adapters take [`broadcast`] where their lanes exchange values, else
-//! [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory; for the few
-//! rows of generation, [`few_rows`] reads it packed.
+//! [`rows`]: the weight is decoded to a bounded f32 panel, LoRA rows appended, and multiplied without workgroup memory. The few rows
+//! of generation have a form of their own everywhere, [`few_rows`].
 
 mod broadcast;
 mod cooperative;
@@ -190,10 +190,10 @@ fn contract(
     for (i, panel) in weight.panels.iter().enumerate() {
         let (low, accumulate) = panel_terms(direction, i, low, accumulate);
         let problem = problem(direction, weight, panel, x.rows);
-        if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
-            choose(rec, problem).record(rec, direction, x, weight, panel, low, y, accumulate);
-        } else if rec.target.cpu && direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
+        if direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
             few_rows::record(rec, x, weight, panel, low, y, accumulate);
+        } else if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
+            choose(rec, problem).record(rec, direction, x, weight, panel, low, y, accumulate);
         } else if broadcast::applies(&rec.target, weight.in_features) {
             broadcast::record(rec, direction, x, weight, panel, low, y, accumulate);
         } else {
