@@ -141,9 +141,8 @@ fn answers_do_not_depend_on_the_kernels() {
     let (measured, some, _) = logits(Tune::On, None);
     assert!(usual == measured);
     assert!(none.is_empty() && !some.is_empty());
-    // The passes of a prompt, and those of one token.
-    let rows = |rows: u32| problems.iter().any(|problem: &Problem| problem.rows == rows);
-    assert!(rows(40) && rows(1));
+    // The passes of a prompt; one token's products have a form of their own, with nothing to choose from.
+    assert!(!problems.is_empty() && problems.iter().all(|problem: &Problem| problem.rows == 40));
 }
 
 #[test]

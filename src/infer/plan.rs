@@ -146,13 +146,9 @@ impl GenerationPlan {
         adapters.map(move |adapter| self.record(PassShape { rows, adapter, logits: true }))
     }
 
-    /// What the passes ask of the kernels that there are choices between.
+    /// What the passes of a prompt ask of the kernels that there are choices between; those of one token find none.
     pub fn problems(&self) -> Vec<Problem> {
-        [self.rows_per_pass, 1]
-            .into_iter()
-            .flat_map(|rows| self.lists_of(rows))
-            .flat_map(|list| list.problems)
-            .collect()
+        self.lists_of(self.rows_per_pass).flat_map(|list| list.problems).collect()
     }
 
     /// The forward pass of `shape`; with `logits`, those of the row that `last_row` names.

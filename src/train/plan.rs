@@ -252,7 +252,7 @@ impl TrainPlan {
             dropout,
         };
         // The longest list has all rows and a target in each; shorter ones have no more dispatches.
-        let longest = plan.record_pass(max_rows, max_rows, settings.training.is_some());
+        let longest = plan.record_pass(max_rows, round_up(max_rows, TARGET_CLASS), settings.training.is_some());
         let pass_bytes = params_bytes(&longest.commands);
         let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
         plan.uniforms =
@@ -437,6 +437,7 @@ fn rows_of(matrix: Matrix, first: u32, rows: u32) -> Matrix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Cooperative;
     use crate::lora::config::LoraConfig;
     use crate::lora::targets;
 
@@ -456,6 +457,25 @@ mod tests {
         plan(target, 64, RecomputePolicy::Keep(9)).check_limits().unwrap();
         let message = plan(target, 1 << 15, RecomputePolicy::Keep(9)).check_limits().unwrap_err().to_string();
         assert!(message.contains("1048576") && message.contains("--batch-size"), "{message}");
+    }
+
+    #[test]
+    fn no_batch_takes_more_dispatches_than_were_planned() {
+        let cpu = Target { cpu: true, ..Target::BASELINE };
+        let with_matrices = Target { cooperative: Some(Cooperative::KNOWN[0]), ..Target::BASELINE };
+        for target in [Target::BASELINE, cpu, Target { subgroup_size: 8, ..cpu }, with_matrices] {
+            for max_rows in [1, 96, 160, 416] {
+                let plan = plan(target, max_rows, RecomputePolicy::Keep(1));
+                let classes = (0..=max_rows).step_by(8).flat_map(|rows| [(rows, 1), (rows, rows / 2), (rows, rows)]);
+                for (rows, targets) in classes.map(|(rows, targets)| plan.class(rows.max(1), targets.max(1))) {
+                    let bytes = params_bytes(&plan.record_pass(rows, targets, true).commands);
+                    assert!(
+                        bytes <= plan.uniforms[0].bytes,
+                        "{rows} rows, {targets} targets of {max_rows}: {target:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
