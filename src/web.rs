@@ -183,6 +183,6 @@ pub async fn adapter() -> Result<JsValue, JsValue> {
     let adapters = gpu::adapters().await;
     let chosen = gpu::preferred(&adapters).and_then(|index| adapters.into_iter().find(|a| a.index == index));
     let Some(chosen) = chosen else { return Ok(JsValue::UNDEFINED) };
-    TARGET.set(Target::of(&chosen, MatrixUnits::Auto));
+    TARGET.set(Target::of(&chosen, MatrixUnits::Off));
     to_js(&chosen)
 }

@@ -89,22 +89,14 @@ pub struct GpuArgs {
     /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
     #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
     pub gpu: Option<String>,
-    /// Products of linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32), or all in
-    /// f32 [auto: on GPUs; on: on software adapters too]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHERE",
-        default_value = "auto",
-        env = "LORAINE_MATRIX_UNITS",
-        help_heading = "Device"
-    )]
+    /// on multiplies linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32); off keeps
+    /// every product in f32
+    #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
     pub matrix_units: MatrixUnitsArg,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum MatrixUnitsArg {
-    Auto,
     On,
     Off,
 }
@@ -112,7 +104,6 @@ pub enum MatrixUnitsArg {
 impl From<MatrixUnitsArg> for MatrixUnits {
     fn from(arg: MatrixUnitsArg) -> Self {
         match arg {
-            MatrixUnitsArg::Auto => Self::Auto,
             MatrixUnitsArg::On => Self::On,
             MatrixUnitsArg::Off => Self::Off,
         }

@@ -34,16 +34,14 @@ pub struct AdapterSummary {
     pub cooperative_matrix: Option<Cooperative>,
 }
 
-/// Whether linear layers are multiplied by cooperative matrices where an adapter has them.
+/// Whether linear layers are multiplied by cooperative matrices where an adapter has them. Their factors are f16, which moves logits
+/// further from the reference than the engine's bounds allow: a run has to ask for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatrixUnits {
-    /// On GPUs; a software adapter only pretends to have them.
-    #[default]
-    Auto,
-    /// On software adapters too.
-    On,
     /// Products stay in f32.
+    #[default]
     Off,
+    On,
 }
 
 /// How the device is opened.
@@ -198,15 +196,9 @@ fn rank(kind: &str) -> u8 {
 impl Target {
     /// What a device of this adapter, opened by [`Gpu::open`], can do.
     pub fn of(adapter: &AdapterSummary, matrix_units: MatrixUnits) -> Self {
-        let cpu = adapter.kind == "cpu";
-        let wanted = match matrix_units {
-            MatrixUnits::Auto => !cpu,
-            MatrixUnits::On => true,
-            MatrixUnits::Off => false,
-        };
         Self {
-            cpu,
-            cooperative: adapter.cooperative_matrix.filter(|_| wanted),
+            cpu: adapter.kind == "cpu",
+            cooperative: adapter.cooperative_matrix.filter(|_| matrix_units == MatrixUnits::On),
             subgroup_size: match adapter.subgroup_sizes {
                 [min, max] if adapter.subgroups && min == max => min,
                 _ => 0,
