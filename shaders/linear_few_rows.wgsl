@@ -1,22 +1,6 @@
 // y = x W^T (+ low other^T) (+ bias) for a few rows on software adapters: each lane owns one output of all ROWS rows and walks its
 // row of the packed weight; the rows' values are loaded at addresses that all lanes share.
 
-struct Params {
-    rows: u32, cols: u32, in_features: u32, rank: u32,
-    x_ld4: u32, y_ld: u32, low_ld4: u32,
-    // The panel's first row in the whole weight.
-    first: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> other: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y: array<f32>;
-
-@group(1) @binding(0) var<uniform> params: Params;
-
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {

@@ -1,22 +1,6 @@
 // y = x W^T (+ low other^T) (+ bias) for a few rows on GPUs: a workgroup makes four outputs of all ROWS rows. Its lanes walk along the
 // four rows of the packed weight side by side, so that neighbours read neighbours' words, and add up in a fixed order.
 
-struct Params {
-    rows: u32, cols: u32, in_features: u32, rank: u32,
-    x_ld4: u32, y_ld: u32, low_ld4: u32,
-    // The panel's first row in the whole weight.
-    first: u32,
-    scale: f32,
-}
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> other: array<f32>;
-@group(0) @binding(7) var<storage, read_write> y: array<f32>;
-
-@group(1) @binding(0) var<uniform> params: Params;
-
 // Sums of a lane over what it read, for the four outputs of each row.
 var<workgroup> sums: array<vec4<f32>, WG_SIZE * ROWS>;
 

@@ -49,6 +49,7 @@ fn kernel(form: Form) -> Kernel {
         }
     };
     kernel
+        .part(include_str!("../../shaders/lib/adamw8bit.wgsl"))
         .part(include_str!("../../shaders/lib/optimizer.wgsl"))
         .part(include_str!("../../shaders/lib/adamw.wgsl"))
         .part(include_str!("../../shaders/lib/dynamic_code.wgsl"))

@@ -3,10 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Constant, Kernel, Matrix, Recorder, Target, View};
+use super::{Contraction, Direction};
+use crate::gpu::{Constant, Kernel, Recorder, Target, View};
 use crate::ops::Form;
-use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Panel, Storage, Weight};
+use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Panel, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
 const LANES: u32 = Form::LANES;
@@ -119,25 +119,17 @@ pub(super) fn scales_bytes(out_features: u32, in_features: u32) -> u64 {
     4 * (u64::from(out_features) * u64::from(in_features)).div_ceil(BLOCK)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn record(
-    rec: &mut Recorder,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
-    let forward = direction == Direction::Forward;
-    let (cols, depth) = if forward { (panel.rows, weight.in_features) } else { (weight.in_features, panel.rows) };
-    let bias = weight.bias.filter(|_| forward);
-    let [data, absmax, nested] = weight_views(rec, panel);
+pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
+    let Contraction { direction, x, weight, panel, low, y, accumulate } = contraction;
+    let (cols, depth) = (contraction.cols(), contraction.depth());
+    let [x_col4, y_col4] = contraction.first_quads();
+    let [data, absmax, nested] = contraction.weight_views(rec);
     let absmax = match weight.storage {
         Storage::Quantized { double: true, .. } => decode_scales(rec, panel, weight.in_features, absmax, nested),
         _ => absmax,
     };
+    let [bias, low_view, other] = contraction.term_views(rec);
+    let views = [x.view, data, absmax, rec.unused, bias, low_view, other, y.view];
     let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
     for (begin, strips) in
@@ -148,7 +140,7 @@ pub(super) fn record(
         let groups = [x.rows.div_ceil(rows), count, 1];
         let end = depth.min(begin + part);
         // Later parts of the contraction add to what the first has written, which took the LoRA term and the bias.
-        let (low, bias) = if begin == 0 { (low, bias) } else { (None, None) };
+        let first = begin == 0;
         let params = Params {
             rows: x.rows,
             cols,
@@ -156,22 +148,20 @@ pub(super) fn record(
             depth: end,
             in_features: weight.in_features,
             x_ld4: x.ld / 4,
-            x_col4: if forward { 0 } else { panel.first_row / 4 },
+            x_col4,
             y_ld4: y.ld / 4,
-            y_col4: if forward { panel.first_row / 4 } else { 0 },
-            rank: low.map_or(0, |l| l.low.cols),
-            low_ld4: low.map_or(0, |l| l.low.ld / 4),
+            y_col4,
+            rank: if first { contraction.rank() } else { 0 },
+            low_ld4: contraction.low_ld4(),
             other_first: panel.first_row,
-            scale: low.map_or(0.0, |l| l.scale),
+            scale: contraction.scale(),
             first_col,
-            bias: u32::from(bias.is_some()),
-            accumulate: u32::from(accumulate || begin > 0),
+            bias: u32::from(first && contraction.bias().is_some()),
+            accumulate: u32::from(accumulate || !first),
         };
-        let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
-        let views = [x.view, data, absmax, rec.unused, bias.unwrap_or(rec.unused), low_view, other, y.view];
         let width = (count * strip_width(quads)).min(cols - first_col);
         let work = u64::from(x.rows) * u64::from(width) * u64::from(end - begin + params.rank);
-        rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
+        rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, work);
     }
 }
 

@@ -10,9 +10,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
-use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
+use super::{Contraction, Direction};
+use crate::gpu::{Cooperative, Kernel, Problem, Recorder, Scratch, Target, View};
+use crate::ops::weight::{BLOCK, Float, Storage};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
 /// own products keep to f32 by this rule.
@@ -237,62 +237,35 @@ pub(super) fn halves_bytes(rows: u32, depth: u32, rank: u32) -> u64 {
 /// Scratch for the partial maxima.
 pub(super) const MAXIMA_BYTES: u64 = 2 * 4 * PARTIALS as u64;
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn record(
-    rec: &mut Recorder,
-    way: Way,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
-    let forward = direction == Direction::Forward;
-    let (cols, depth) = if forward { (panel.rows, weight.in_features) } else { (weight.in_features, panel.rows) };
-    let bias = weight.bias.filter(|_| forward);
-    let halves = scale_rows(rec, direction, x, weight, panel, low);
+pub(super) fn record(rec: &mut Recorder, way: Way, contraction: Contraction) {
+    let Contraction { direction, x, weight, panel, y, accumulate, .. } = contraction;
+    let halves = scale_rows(rec, contraction);
+    let (cols, depth, rank) = (contraction.cols(), contraction.depth(), contraction.rank());
     let params = Params {
         rows: x.rows,
         cols,
         depth,
         in_features: weight.in_features,
-        row_quads: row_quads(depth, low.map_or(0, |l| l.low.cols)),
+        row_quads: row_quads(depth, rank),
         y_ld4: y.ld / 4,
-        y_col4: if forward { panel.first_row / 4 } else { 0 },
-        rank: low.map_or(0, |l| l.low.cols),
+        y_col4: contraction.first_quads()[1],
+        rank,
         other_first: panel.first_row,
-        bias: u32::from(bias.is_some()),
+        bias: u32::from(contraction.bias().is_some()),
         accumulate: u32::from(accumulate),
     };
-    let [data, absmax, nested] = weight_views(rec, panel);
-    let other = low.map_or(rec.unused, |l| l.other);
-    let views = [halves, data, absmax, nested, bias.unwrap_or(rec.unused), other, y.view];
+    let [data, absmax, nested] = contraction.weight_views(rec);
+    let [bias, _, other] = contraction.term_views(rec);
+    let views = [halves, data, absmax, nested, bias, other, y.view];
+    let kernel = way.kernel(direction, weight.storage, weight.in_features);
     let groups = [cols.div_ceil(way.tile.cols), x.rows.div_ceil(way.tile.rows), 1];
-    let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
-    rec.dispatch(
-        op_name(direction, weight.storage),
-        way.kernel(direction, weight.storage, weight.in_features),
-        &views,
-        &params,
-        groups,
-        work,
-    );
+    rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
 }
 
 /// The rows of x, and of the low-rank term, scaled and in f16.
-fn scale_rows(
-    rec: &mut Recorder,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-) -> View {
-    let forward = direction == Direction::Forward;
-    let depth = if forward { weight.in_features } else { panel.rows };
-    let rank = low.map_or(0, |l| l.low.cols);
+fn scale_rows(rec: &mut Recorder, contraction: Contraction) -> View {
+    let Contraction { x, weight, panel, .. } = contraction;
+    let (depth, rank) = (contraction.depth(), contraction.rank());
     let bytes = halves_bytes(x.rows, depth, rank);
     let Scratch { weight_panel, partials } = rec.scratch;
     assert!(bytes <= weight_panel.bytes, "scratch for {} rows of {depth} in f16", x.rows);
@@ -301,13 +274,13 @@ fn scale_rows(
 
     // What is in f16 already fits into it.
     let weight_scaled = weight.storage != Storage::Float(Float::F16);
-    let other_rows = if forward { weight.out_features } else { weight.in_features };
+    let other_rows = if contraction.forward() { weight.out_features } else { weight.in_features };
     let params = MagnitudeParams {
         elements: if weight_scaled { panel.rows * weight.in_features } else { 0 },
         others: rank * other_rows,
     };
-    let [data, absmax, nested] = weight_views(rec, panel);
-    let other = low.map_or(rec.unused, |l| l.other);
+    let [data, absmax, nested] = contraction.weight_views(rec);
+    let [_, low, other] = contraction.term_views(rec);
     let work = u64::from(params.elements) + u64::from(params.others);
     let kernel = magnitude_kernel(weight.storage);
     let read = match weight.storage {
@@ -321,17 +294,16 @@ fn scale_rows(
         rows: x.rows,
         cols: depth,
         x_ld4: x.ld / 4,
-        x_col4: if forward { 0 } else { panel.first_row / 4 },
+        x_col4: contraction.first_quads()[0],
         rank,
-        low_ld4: low.map_or(0, |l| l.low.ld / 4),
+        low_ld4: contraction.low_ld4(),
         row_quads: row_quads(depth, rank),
         partials,
         weight_scaled: u32::from(weight_scaled),
-        scale: low.map_or(0.0, |l| l.scale),
+        scale: contraction.scale(),
     };
-    let low_view = low.map_or(rec.unused, |l| l.low.view);
     let work = u64::from(x.rows) * u64::from(depth + rank);
     let groups = rec.fold(u64::from(x.rows));
-    rec.dispatch("linear_halves", halves_kernel(), &[x.view, low_view, maxima, halves], &params, groups, work);
+    rec.dispatch("linear_halves", halves_kernel(), &[x.view, low, maxima, halves], &params, groups, work);
     halves
 }

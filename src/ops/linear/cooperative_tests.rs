@@ -36,23 +36,6 @@ fn ways() -> Vec<Way> {
     [emulated_ways(), hardware_ways()].concat()
 }
 
-#[allow(clippy::too_many_arguments)]
-fn multiply(
-    rec: &mut Recorder,
-    way: Way,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
-    for (i, panel) in weight.panels.iter().enumerate() {
-        let (low, accumulate) = panel_terms(direction, i, low, accumulate);
-        record(rec, way, direction, x, weight, panel, low, y, accumulate);
-    }
-}
-
 /// The numbers of one layer in one direction: `x [rows, depth]` times `b [depth, cols]` plus the low-rank term.
 struct Layer {
     direction: Direction,
@@ -133,7 +116,9 @@ impl Layer {
             scale: self.scale,
         });
         let mut rec = lab.recorder();
-        multiply(&mut rec, way, self.direction, x, &weight, low, y, self.y0.is_some());
+        for contraction in Contraction::of_panels(self.direction, x, &weight, low, y, self.y0.is_some()) {
+            record(&mut rec, way, contraction);
+        }
         lab.run(&rec);
         (lab.read(y), weight, w, bias)
     }
@@ -151,7 +136,7 @@ impl Layer {
             let of_panel = panel.first_row as usize..(panel.first_row + panel.rows) as usize;
             let elements = &w[of_panel.start * self.inp..of_panel.end * self.inp];
             let exponent_w = if self.storage == Storage::Float(Float::F16) { 0 } else { exponent(elements) };
-            let rank = if panel_terms(self.direction, i, Some(()), false).0.is_some() { self.rank } else { 0 };
+            let rank = if i == 0 || self.forward() { self.rank } else { 0 };
             let exponent_o = exponent(if rank > 0 { &self.other } else { &[] });
             let (from, inner, outer) = match self.direction {
                 Direction::Forward => (0, 0..depth, of_panel),

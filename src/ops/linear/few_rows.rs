@@ -4,10 +4,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Kernel, Matrix, Recorder};
+use super::Contraction;
+use crate::gpu::{Kernel, Recorder};
 use crate::ops::Form;
-use crate::ops::weight::{Panel, Storage, Weight};
+use crate::ops::weight::Storage;
 
 /// With more, the accumulators leave the registers.
 pub(super) const MAX_ROWS: u32 = 4;
@@ -43,6 +43,7 @@ fn kernel(form: Form, storage: Storage, in_features: u32, rows: u32, bias: bool,
         }
     };
     let kernel = kernel
+        .part(include_str!("../../../shaders/lib/few_rows.wgsl"))
         .constant("ROWS", if rows == 1 { 1 } else { MAX_ROWS })
         .constant("BIAS", bias)
         .constant("ACCUMULATE", accumulate);
@@ -65,33 +66,25 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-pub(super) fn record(
-    rec: &mut Recorder,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
+pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
+    let Contraction { x, weight, panel, y, accumulate, .. } = contraction;
     let params = Params {
         rows: x.rows,
         cols: panel.rows,
         in_features: weight.in_features,
-        rank: low.map_or(0, |l| l.low.cols),
+        rank: contraction.rank(),
         x_ld4: x.ld / 4,
         y_ld: y.ld,
-        low_ld4: low.map_or(0, |l| l.low.ld / 4),
+        low_ld4: contraction.low_ld4(),
         first: panel.first_row,
-        scale: low.map_or(0.0, |l| l.scale),
+        scale: contraction.scale(),
     };
-    let [data, absmax, nested] = weight_views(rec, panel);
-    let (low_view, other) = low.map_or((rec.unused, rec.unused), |l| (l.low.view, l.other));
-    let views = [x.view, data, absmax, nested, weight.bias.unwrap_or(rec.unused), low_view, other, y.view];
+    let [data, absmax, nested] = contraction.weight_views(rec);
+    let [bias, low, other] = contraction.term_views(rec);
+    let views = [x.view, data, absmax, nested, bias, low, other, y.view];
     let form = Form::of(&rec.target);
     let kernel = kernel(form, weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
     let outputs = if form == Form::Tiles { SHARED_OUTPUTS } else { LANES };
     let groups = rec.fold(u64::from(panel.rows.div_ceil(outputs)));
-    let work = u64::from(x.rows) * u64::from(panel.rows) * u64::from(weight.in_features + params.rank);
-    rec.dispatch(op_name(Direction::Forward, weight.storage), kernel, &views, &params, groups, work);
+    rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
 }

@@ -76,24 +76,108 @@ impl Candidate {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn record(
-        self,
-        rec: &mut Recorder,
+    fn record(self, rec: &mut Recorder, contraction: Contraction) {
+        match self {
+            Self::Tiled(tile) => tiled::record(rec, tile, contraction),
+            Self::Cooperative(way) => cooperative::record(rec, way, contraction),
+        }
+    }
+}
+
+/// One contraction with one panel of a weight: `y = x W^T` or, for the gradient, `y = x W`, with its terms.
+#[derive(Clone, Copy)]
+struct Contraction<'a> {
+    direction: Direction,
+    x: Matrix,
+    weight: &'a Weight,
+    panel: &'a Panel,
+    low: Option<LowRank>,
+    y: Matrix,
+    accumulate: bool,
+}
+
+impl<'a> Contraction<'a> {
+    /// Those of all panels. The gradient contracts over rows of W: later panels add to what the first has written, which took the
+    /// LoRA term.
+    fn of_panels(
         direction: Direction,
         x: Matrix,
-        weight: &Weight,
-        panel: &Panel,
+        weight: &'a Weight,
         low: Option<LowRank>,
         y: Matrix,
         accumulate: bool,
-    ) {
-        match self {
-            Self::Tiled(tile) => tiled::record(rec, tile, direction, x, weight, panel, low, y, accumulate),
-            Self::Cooperative(way) => {
-                cooperative::record(rec, way, direction, x, weight, panel, low, y, accumulate);
-            }
-        }
+    ) -> impl Iterator<Item = Self> {
+        weight.panels.iter().enumerate().map(move |(i, panel)| {
+            let whole = Self { direction, x, weight, panel, low, y, accumulate };
+            if i == 0 || whole.forward() { whole } else { whole.added() }
+        })
+    }
+
+    /// To be added to what y holds, which has the LoRA term and the bias.
+    fn added(self) -> Self {
+        Self { low: None, accumulate: true, ..self }
+    }
+
+    fn forward(&self) -> bool {
+        self.direction == Direction::Forward
+    }
+
+    /// Columns of y that the panel makes.
+    fn cols(&self) -> u32 {
+        if self.forward() { self.panel.rows } else { self.weight.in_features }
+    }
+
+    /// Columns of x that the panel takes.
+    fn depth(&self) -> u32 {
+        if self.forward() { self.weight.in_features } else { self.panel.rows }
+    }
+
+    fn rank(&self) -> u32 {
+        self.low.map_or(0, |low| low.low.cols)
+    }
+
+    fn scale(&self) -> f32 {
+        self.low.map_or(0.0, |low| low.scale)
+    }
+
+    /// Quads between two rows of the LoRA term's `low`.
+    fn low_ld4(&self) -> u32 {
+        self.low.map_or(0, |low| low.low.ld / 4)
+    }
+
+    /// The quads of x and of y at which the panel's columns begin.
+    fn first_quads(&self) -> [u32; 2] {
+        let first = self.panel.first_row / 4;
+        if self.forward() { [0, first] } else { [first, 0] }
+    }
+
+    fn bias(&self) -> Option<View> {
+        self.weight.bias.filter(|_| self.forward())
+    }
+
+    /// Packed values, scales, nested scales.
+    fn weight_views(&self, rec: &Recorder) -> [View; 3] {
+        [self.panel.data, self.panel.absmax.unwrap_or(rec.unused), self.panel.nested.unwrap_or(rec.unused)]
+    }
+
+    /// Bias, and the two factors of the LoRA term.
+    fn term_views(&self, rec: &Recorder) -> [View; 3] {
+        let (low, other) = self.low.map_or((rec.unused, rec.unused), |low| (low.low.view, low.other));
+        [self.bias().unwrap_or(rec.unused), low, other]
+    }
+
+    fn op_name(&self) -> &'static str {
+        op_name(self.direction, self.weight.storage)
+    }
+
+    /// Multiply-adds.
+    fn work(&self) -> u64 {
+        u64::from(self.x.rows) * u64::from(self.cols()) * u64::from(self.depth() + self.rank())
+    }
+
+    fn problem(&self) -> Problem {
+        let storage = self.weight.storage.name();
+        Problem { op: self.op_name(), storage, rows: self.x.rows, cols: self.cols(), depth: self.depth() }
     }
 }
 
@@ -129,8 +213,8 @@ impl Operands {
     }
 
     pub fn record(&self, rec: &mut Recorder, candidate: Candidate) {
-        for panel in &self.weight.panels {
-            candidate.record(rec, self.direction, self.x, &self.weight, panel, None, self.y, false);
+        for contraction in Contraction::of_panels(self.direction, self.x, &self.weight, None, self.y, false) {
+            candidate.record(rec, contraction);
         }
     }
 }
@@ -187,17 +271,16 @@ fn contract(
     if let Some(low) = &low {
         assert_eq!(low.low.rows, x.rows, "low-rank rows");
     }
-    for (i, panel) in weight.panels.iter().enumerate() {
-        let (low, accumulate) = panel_terms(direction, i, low, accumulate);
-        let problem = problem(direction, weight, panel, x.rows);
+    for contraction in Contraction::of_panels(direction, x, weight, low, y, accumulate) {
+        let problem = contraction.problem();
         if direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
-            few_rows::record(rec, x, weight, panel, low, y, accumulate);
+            few_rows::record(rec, contraction);
         } else if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
-            choose(rec, problem).record(rec, direction, x, weight, panel, low, y, accumulate);
+            choose(rec, problem).record(rec, contraction);
         } else if broadcast::applies(&rec.target, weight.in_features) {
-            broadcast::record(rec, direction, x, weight, panel, low, y, accumulate);
+            broadcast::record(rec, contraction);
         } else {
-            rows::record(rec, direction, x, weight, panel, low, y, accumulate);
+            rows::record(rec, contraction);
         }
     }
 }
@@ -206,23 +289,6 @@ fn contract(
 pub(crate) fn by_matrices(rec: &Recorder) -> bool {
     let is = |command: &Command| matches!(command, Command::Dispatch(d) if d.kernel.name == cooperative::NAME);
     rec.commands.iter().any(is)
-}
-
-/// What panel `i` takes beside its product. The gradient contracts over rows of W: later panels add to what the first has written,
-/// which took the LoRA term.
-fn panel_terms<L>(direction: Direction, i: usize, low: Option<L>, accumulate: bool) -> (Option<L>, bool) {
-    match direction {
-        Direction::Forward => (low, accumulate),
-        Direction::InputGradient => (low.filter(|_| i == 0), accumulate || i > 0),
-    }
-}
-
-fn problem(direction: Direction, weight: &Weight, panel: &Panel, rows: u32) -> Problem {
-    let (cols, depth) = match direction {
-        Direction::Forward => (panel.rows, weight.in_features),
-        Direction::InputGradient => (weight.in_features, panel.rows),
-    };
-    Problem { op: op_name(direction, weight.storage), storage: weight.storage.name(), rows, cols, depth }
 }
 
 /// The candidate that was measured to be the fastest, else the first.
@@ -239,10 +305,6 @@ fn op_name(direction: Direction, storage: Storage) -> &'static str {
         (Direction::InputGradient, Storage::Float(_)) => "linear_input_gradient",
         (Direction::InputGradient, Storage::Quantized { .. }) => "linear_input_gradient_4bit",
     }
-}
-
-fn weight_views(rec: &Recorder, panel: &Panel) -> [View; 3] {
-    [panel.data, panel.absmax.unwrap_or(rec.unused), panel.nested.unwrap_or(rec.unused)]
 }
 
 /// The shape of a weight's largest panel, the rank of its LoRA term, and the most rows that meet it.

@@ -3,9 +3,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
-use crate::ops::weight::{Panel, Storage, Weight};
+use super::{Contraction, Direction};
+use crate::gpu::{Kernel, Recorder, View, round_up};
+use crate::ops::weight::{Panel, Storage};
 
 const DECODE_WG_SIZE: u32 = 64;
 /// One vector of a software adapter: neighbouring lanes own neighbouring column quads.
@@ -119,76 +119,53 @@ pub(super) fn panel_bytes(out_features: u32, in_features: u32, rank: u32) -> u64
     whole(out_features).min(PANEL_BYTES.max(whole(4)))
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn record(
-    rec: &mut Recorder,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
-    let forward = direction == Direction::Forward;
-    let rank = low.map_or(0, |l| l.low.cols);
-    let per_part = part_rows(direction, weight.in_features, rank, rec.scratch.weight_panel.bytes);
-    let mut first = 0;
-    while first < panel.rows {
-        let rows = per_part.min(panel.rows - first);
-        let whole_row = panel.first_row + first;
+pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
+    let Contraction { direction, x, weight, panel, y, .. } = contraction;
+    let scratch = rec.scratch.weight_panel;
+    let per_part = part_rows(direction, weight.in_features, contraction.rank(), scratch.bytes);
+    for first in (0..panel.rows).step_by(per_part as usize) {
+        let rows = Panel { first_row: panel.first_row + first, rows: per_part.min(panel.rows - first), ..*panel };
+        let part = Contraction { panel: &rows, ..contraction };
         // As with panels: parts of the gradient's contraction add up, the first brings the LoRA term.
-        let low = low.filter(|_| forward || first == 0);
-        let accumulate = accumulate || (!forward && first > 0);
-        let (cols, depth) = if forward { (rows, weight.in_features) } else { (weight.in_features, rows) };
-        let rank = low.map_or(0, |l| l.low.cols);
-        let part = View { bytes: bytes(depth + rank, cols), ..rec.scratch.weight_panel };
-        assert!(part.bytes <= rec.scratch.weight_panel.bytes, "scratch for a decoded panel");
-        decode(rec, direction, weight, panel, first, rows, depth + rank, part);
-        if let Some(low) = low {
-            let params = LowParams { first: whole_row, cols, rank, depth: depth + rank, scale: low.scale };
+        let part = if first == 0 || part.forward() { part } else { part.added() };
+        let (cols, depth, rank) = (part.cols(), part.depth(), part.rank());
+        let decoded = View { bytes: bytes(depth + rank, cols), ..scratch };
+        assert!(decoded.bytes <= scratch.bytes, "scratch for a decoded panel");
+        decode(rec, part, first, decoded);
+        if let Some(low) = part.low {
+            let params = LowParams { first: rows.first_row, cols, rank, depth: depth + rank, scale: low.scale };
             let count = u64::from(cols) * u64::from(rank);
             let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
-            rec.dispatch("low_rank_panel", low_kernel(direction), &[part, low.other], &params, groups, count);
+            rec.dispatch("low_rank_panel", low_kernel(direction), &[decoded, low.other], &params, groups, count);
         }
-        let bias = weight.bias.filter(|_| forward);
+        let [x_col4, y_col4] = part.first_quads();
         let params = Params {
             rows: x.rows,
             cols,
             depth,
             rank,
             x_ld4: x.ld / 4,
-            x_col4: if forward { 0 } else { whole_row / 4 },
+            x_col4,
             y_ld4: y.ld / 4,
-            y_col4: if forward { whole_row / 4 } else { 0 },
-            low_ld4: low.map_or(0, |l| l.low.ld / 4),
-            bias_first: whole_row,
+            y_col4,
+            low_ld4: part.low_ld4(),
+            bias_first: rows.first_row,
         };
-        let low_view = low.map_or(rec.unused, |l| l.low.view);
-        let views = [x.view, part, low_view, bias.unwrap_or(rec.unused), y.view];
+        let [bias, low, _] = part.term_views(rec);
         let groups = [x.rows.div_ceil(block_rows(x.rows)), cols.div_ceil(STRIP), 1];
-        let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + rank);
-        let kernel = multiply_kernel(x.rows, bias.is_some(), accumulate);
-        rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
-        first += rows;
+        let kernel = multiply_kernel(x.rows, part.bias().is_some(), part.accumulate);
+        rec.dispatch(part.op_name(), kernel, &[x.view, decoded, low, bias, y.view], &params, groups, part.work());
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn decode(
-    rec: &mut Recorder,
-    direction: Direction,
-    weight: &Weight,
-    panel: &Panel,
-    first: u32,
-    rows: u32,
-    depth: u32,
-    part: View,
-) {
-    let params = DecodeParams { first, rows, in_features: weight.in_features, depth };
-    let [data, absmax, nested] = weight_views(rec, panel);
-    let count = u64::from(weight.in_features.div_ceil(4)) * u64::from(rows);
+/// The part's rows of W, which begin at `first` in the panel, decoded; room for the LoRA rows is left below them.
+fn decode(rec: &mut Recorder, part: Contraction, first: u32, decoded: View) {
+    let Contraction { direction, weight, panel, .. } = part;
+    let depth = part.depth() + part.rank();
+    let params = DecodeParams { first, rows: panel.rows, in_features: weight.in_features, depth };
+    let [data, absmax, nested] = part.weight_views(rec);
+    let count = u64::from(weight.in_features.div_ceil(4)) * u64::from(panel.rows);
     let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
     let kernel = decode_kernel(direction, weight.storage, weight.in_features);
-    rec.dispatch("weight_panel", kernel, &[part, data, absmax, nested], &params, groups, 4 * count);
+    rec.dispatch("weight_panel", kernel, &[decoded, data, absmax, nested], &params, groups, 4 * count);
 }

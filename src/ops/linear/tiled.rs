@@ -5,9 +5,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Direction, LowRank, op_name, weight_views};
-use crate::gpu::{Kernel, Matrix, Recorder};
-use crate::ops::weight::{BLOCK, Panel, Storage, Weight};
+use super::{Contraction, Direction};
+use crate::gpu::{Kernel, Recorder};
+use crate::ops::weight::{BLOCK, Storage};
 
 /// How a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,45 +101,31 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn record(
-    rec: &mut Recorder,
-    tile: Tile,
-    direction: Direction,
-    x: Matrix,
-    weight: &Weight,
-    panel: &Panel,
-    low: Option<LowRank>,
-    y: Matrix,
-    accumulate: bool,
-) {
-    let forward = direction == Direction::Forward;
-    let (cols, depth) = if forward { (panel.rows, weight.in_features) } else { (weight.in_features, panel.rows) };
-    let bias = weight.bias.filter(|_| forward);
+pub(super) fn record(rec: &mut Recorder, tile: Tile, contraction: Contraction) {
+    let Contraction { direction, x, weight, panel, y, accumulate, .. } = contraction;
+    let [x_col4, y_col4] = contraction.first_quads();
     let params = Params {
         rows: x.rows,
-        cols,
-        depth,
+        cols: contraction.cols(),
+        depth: contraction.depth(),
         in_features: weight.in_features,
         x_ld4: x.ld / 4,
-        x_col4: if forward { 0 } else { panel.first_row / 4 },
+        x_col4,
         y_ld4: y.ld / 4,
-        y_col4: if forward { panel.first_row / 4 } else { 0 },
-        rank: low.map_or(0, |l| l.low.cols),
-        low_ld4: low.map_or(0, |l| l.low.ld / 4),
+        y_col4,
+        rank: contraction.rank(),
+        low_ld4: contraction.low_ld4(),
         other_first: panel.first_row,
-        scale: low.map_or(0.0, |l| l.scale),
-        bias: u32::from(bias.is_some()),
+        scale: contraction.scale(),
+        bias: u32::from(contraction.bias().is_some()),
         accumulate: u32::from(accumulate),
     };
-    let [data, absmax, nested] = weight_views(rec, panel);
-    let low_view = low.map_or(rec.unused, |l| l.low.view);
-    let other = low.map_or(rec.unused, |l| l.other);
-    let views = [x.view, data, absmax, nested, bias.unwrap_or(rec.unused), low_view, other, y.view];
+    let [data, absmax, nested] = contraction.weight_views(rec);
+    let [bias, low, other] = contraction.term_views(rec);
+    let views = [x.view, data, absmax, nested, bias, low, other, y.view];
     let kernel = tile.kernel(direction, weight.storage, weight.in_features);
-    let groups = [cols.div_ceil(tile.cols), x.rows.div_ceil(tile.rows), 1];
-    let work = u64::from(x.rows) * u64::from(cols) * u64::from(depth + params.rank);
-    rec.dispatch(op_name(direction, weight.storage), kernel, &views, &params, groups, work);
+    let groups = [params.cols.div_ceil(tile.cols), x.rows.div_ceil(tile.rows), 1];
+    rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
 }
 
 #[cfg(test)]
