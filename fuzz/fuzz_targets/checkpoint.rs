@@ -1,4 +1,4 @@
-//! A checkpoint's `state.json` and `optimizer.safetensors`; the first byte says which.
+//! A checkpoint's `state.json` and `optimizer.safetensors`; the first byte says which, and how the moments are kept.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -8,6 +8,7 @@ use loraine::lora::adapter_file;
 use loraine::lora::config::LoraConfig;
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
+use loraine::ops::moments::MomentStorage;
 use loraine::train::checkpoint::{self, RunState, Subject};
 use loraine::train::origin::Origin;
 use loraine::train::settings::RunSettings;
@@ -40,5 +41,6 @@ fuzz_target!(|bytes: &[u8]| {
         place.write("state.json", state);
         place.write("optimizer.safetensors", bytes);
     }
-    let _ = checkpoint::load(place.path(), model, Subject::Adapter { config, modules });
+    let moments = if which & 2 == 0 { MomentStorage::F32 } else { MomentStorage::EightBit };
+    let _ = checkpoint::load(place.path(), model, Subject::Adapter { config, modules }, moments);
 });
