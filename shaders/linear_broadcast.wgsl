@@ -46,10 +46,6 @@ struct LowRankTile {
 // The lane is not among it: all that decides how often a loop turns is the same for every lane, as Chrome's compiler asks of exchanges.
 struct Sides { cols: u32, depth: u32, in_features: u32, rank: u32, other_first: u32, first_col: u32 }
 
-fn keep(value: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
-    return select(vec4<f32>(), value, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
-}
-
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     // Lanes beyond the last column repeat it, rows beyond the last row too: every lane takes part in the exchange, and what is not

@@ -4,11 +4,6 @@
 // Sums of a lane over what it read, for the four outputs of each row.
 var<workgroup> sums: array<vec4<f32>, WG_SIZE * ROWS>;
 
-// The padding of x is not to be read as values.
-fn keep(value: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
-    return select(vec4<f32>(), value, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
-}
-
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {

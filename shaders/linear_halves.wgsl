@@ -18,10 +18,6 @@ struct Params { rows: u32, cols: u32, x_ld4: u32, x_col4: u32, rank: u32, low_ld
 const INFINITE = 0x7f800000u;
 const NAN = vec2<u32>(0x7e007e00u);
 
-fn keep(value: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
-    return select(vec4<f32>(), value, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
-}
-
 fn x4(row: u32, quad: u32) -> vec4<f32> {
     return keep(x[row * params.x_ld4 + params.x_col4 + quad], quad * 4u, params.cols);
 }

@@ -36,10 +36,6 @@ const X_FAST = min(8u, ROWS_4);
 const W_FAST = min(8u, COLS_4);
 const X_BLOCKS = ROWS_4 * DEPTH_4;
 
-fn keep(value: vec4<f32>, at: u32, end: u32) -> vec4<f32> {
-    return select(vec4<f32>(), value, vec4<u32>(at) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(end));
-}
-
 fn store_x(row4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
     x_tile[(k + 0u) * ROWS_4 + row4] = vec4(v0.x, v1.x, v2.x, v3.x);
     x_tile[(k + 1u) * ROWS_4 + row4] = vec4(v0.y, v1.y, v2.y, v3.y);

@@ -19,9 +19,10 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
         subgroupBroadcast(scale_right, $hu * 4u + $qu), subgroupBroadcast(scale_left, $hu * 4u + $qu), in_left$h$q,
     );
     let octet$h$q = decode8(weight[(index$h$q + at) / 8u], scale$h$q);
-#end
-#if OCTETS
+#else
+#if PAIRS
     let octet$h$q = weight8(row$h$q, at, sides.in_features);
+#end
 #end
 #if PAIRS
     tile.w$h$q_0 = octet$h$q.h0;

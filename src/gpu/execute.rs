@@ -41,9 +41,28 @@ impl Buffers {
 }
 
 enum Item {
-    Dispatch { pipeline: Arc<Pipeline>, bind_group: wgpu::BindGroup, workgroups: [u32; 3], work: u64, op: &'static str },
+    Dispatch(ReadyDispatch),
     Copy { from: View, to: View },
     Clear(View),
+}
+
+struct ReadyDispatch {
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    /// Offset of its parameters among those of the list.
+    params_at: u32,
+    workgroups: [u32; 3],
+    work: u64,
+    op: &'static str,
+}
+
+impl ReadyDispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass, list: &Prepared) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.set_bind_group(1, &list.uniform_group, &[self.params_at]);
+        pass.dispatch_workgroups(self.workgroups[0], self.workgroups[1], self.workgroups[2]);
+    }
 }
 
 /// A command list with its pipelines and bind groups made: replayed without creating anything.
@@ -155,10 +174,11 @@ impl Gpu {
                         entries: &entries,
                     });
                     let start = params.len();
+                    let params_at = start as u32;
                     params.extend_from_slice(&dispatch.params);
                     params.resize(start + PARAMS_STRIDE as usize, 0);
                     let (workgroups, work, op) = (dispatch.workgroups, dispatch.work, dispatch.op);
-                    Item::Dispatch { pipeline, bind_group, workgroups, work, op }
+                    Item::Dispatch(ReadyDispatch { pipeline, bind_group, params_at, workgroups, work, op })
                 }
             });
         }
@@ -195,24 +215,17 @@ impl Gpu {
         self.upload_params(list, buffers);
         let rate = self.rate.load(Ordering::Relaxed) as f64;
         let budget = (rate * SUBMIT_BUDGET.as_secs_f64()) as u64;
-        let mut params_at = 0;
         let mut at = 0;
         while at < list.items.len() {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut spent = 0;
             while at < list.items.len() && (spent == 0 || spent < budget) {
                 match &list.items[at] {
-                    Item::Dispatch { .. } => {
+                    Item::Dispatch(_) => {
                         let mut pass = encoder.begin_compute_pass(&Default::default());
-                        while let Some(Item::Dispatch { pipeline, bind_group, workgroups, work, .. }) =
-                            list.items.get(at)
-                        {
-                            pass.set_pipeline(&pipeline.pipeline);
-                            pass.set_bind_group(0, bind_group, &[]);
-                            pass.set_bind_group(1, &list.uniform_group, &[params_at]);
-                            pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
-                            params_at += PARAMS_STRIDE as u32;
-                            spent += (*work).max(1);
+                        while let Some(Item::Dispatch(dispatch)) = list.items.get(at) {
+                            dispatch.encode(&mut pass, list);
+                            spent += dispatch.work.max(1);
                             at += 1;
                             if spent >= budget {
                                 break;
@@ -253,7 +266,7 @@ impl Gpu {
                 Some(from.bytes),
             ),
             Item::Clear(view) => encoder.clear_buffer(buffers.get(view.buffer), view.offset, Some(view.bytes)),
-            Item::Dispatch { .. } => {}
+            Item::Dispatch(_) => {}
         }
     }
 
@@ -267,12 +280,11 @@ impl Gpu {
         const DISPATCHES: usize = 1024;
         self.upload_params(list, buffers);
         let queries = self.timestamps.then(|| self.timestamps_of(2 * DISPATCHES as u32));
-        let mut params_at = 0;
         for chunk in list.items.chunks(DISPATCHES) {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut ops = Vec::new();
             for item in chunk {
-                let Item::Dispatch { pipeline, bind_group, workgroups, op, .. } = item else {
+                let Item::Dispatch(dispatch) = item else {
                     self.encode_copy(&mut encoder, item, buffers);
                     continue;
                 };
@@ -283,15 +295,12 @@ impl Gpu {
                     end_of_pass_write_index: Some(at + 1),
                 });
                 let started = Instant::now();
+                let op = dispatch.op;
                 let mut pass =
                     encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), timestamp_writes });
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, bind_group, &[]);
-                pass.set_bind_group(1, &list.uniform_group, &[params_at]);
-                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+                dispatch.encode(&mut pass, list);
                 drop(pass);
-                params_at += PARAMS_STRIDE as u32;
-                ops.push(*op);
+                ops.push(op);
                 if queries.is_none() {
                     let full = std::mem::replace(&mut encoder, self.device.create_command_encoder(&Default::default()));
                     self.queue.submit([full.finish()]);
@@ -329,14 +338,9 @@ impl Gpu {
             end_of_pass_write_index: Some(1),
         });
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-        let mut params_at = 0;
         for item in &list.items {
-            if let Item::Dispatch { pipeline, bind_group, workgroups, .. } = item {
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, bind_group, &[]);
-                pass.set_bind_group(1, &list.uniform_group, &[params_at]);
-                pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
-                params_at += PARAMS_STRIDE as u32;
+            if let Item::Dispatch(dispatch) = item {
+                dispatch.encode(&mut pass, list);
             }
         }
         drop(pass);
@@ -503,10 +507,10 @@ fn map(staging: &wgpu::Buffer, offset: u64, bytes: u64) -> Receiver<Result<(), w
 impl Prepared {
     /// Rough multiply-adds of the whole list.
     pub fn work(&self) -> u64 {
-        self.items.iter().map(|i| if let Item::Dispatch { work, .. } = i { *work } else { 0 }).sum()
+        self.items.iter().map(|i| if let Item::Dispatch(dispatch) = i { dispatch.work } else { 0 }).sum()
     }
 
     pub fn dispatches(&self) -> usize {
-        self.items.iter().filter(|i| matches!(i, Item::Dispatch { .. })).count()
+        self.items.iter().filter(|i| matches!(i, Item::Dispatch(_))).count()
     }
 }

@@ -56,6 +56,7 @@ impl Form {
 
 /// Parts that several kernels are joined with.
 pub(crate) mod lib_parts {
+    pub const KEEP: &str = include_str!("../../shaders/lib/keep.wgsl");
     pub const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");
 }
 

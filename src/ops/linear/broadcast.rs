@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use super::{Contraction, Direction};
 use crate::gpu::{Constant, Kernel, Recorder, Target, View};
 use crate::ops::Form;
+use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Panel, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
@@ -61,18 +62,17 @@ impl Variant {
             Direction::Forward => include_str!("../../../shaders/lib/tile_forward.wgsl"),
             Direction::InputGradient => include_str!("../../../shaders/lib/tile_gradient.wgsl"),
         };
-        let gradient = self.direction == Direction::InputGradient;
         let quantized = matches!(self.storage, Storage::Quantized { .. });
         // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
-        let quads = gradient || self.whole_rank;
+        let quads = self.direction == Direction::InputGradient || self.whole_rank;
         let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
+            .part(KEEP)
             .part(tile)
             .constant("GROUPS", self.rows / LANES)
             .constant("QUADS", self.quads)
-            .constant("SCALED", gradient && quantized && self.quads == 2)
-            .constant("OCTETS", gradient && !quantized && self.quads == 2)
-            .constant("PAIRS", gradient && self.quads == 2)
-            .constant("WHOLE_RANK", self.whole_rank)
+            .constant("PAIRS", self.quads == 2)
+            .constant("SCALED", quantized && self.quads == 2)
+            .constant("WHOLE_RANK", quads)
             .constant("Other", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
         match self.storage {
             Storage::Float(float) => {

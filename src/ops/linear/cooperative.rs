@@ -12,6 +12,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction};
 use crate::gpu::{Cooperative, Kernel, Problem, Recorder, Scratch, Target, View};
+use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::{BLOCK, Float, Storage};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
@@ -152,6 +153,7 @@ fn magnitude_kernel(storage: Storage) -> Kernel {
 
 fn halves_kernel() -> Kernel {
     Kernel::new("linear_halves", include_str!("../../../shaders/linear_halves.wgsl"))
+        .part(KEEP)
         .part(include_str!("../../../shaders/lib/powers.wgsl"))
         .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
         .constant("WG_SIZE", HALVES_WG_SIZE)

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::Contraction;
 use crate::gpu::{Kernel, Recorder};
 use crate::ops::Form;
+use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::Storage;
 
 /// With more, the accumulators leave the registers.
@@ -35,6 +36,7 @@ fn kernel(form: Form, storage: Storage, in_features: u32, rows: u32, bias: bool,
     let kernel = match form {
         Form::Tiles => {
             Kernel::new("linear_few_rows_shared", include_str!("../../../shaders/linear_few_rows_shared.wgsl"))
+                .part(KEEP)
                 .constant("WG_SIZE", SHARING)
         }
         Form::Lanes | Form::Broadcast => {

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction};
 use crate::gpu::{Kernel, Recorder};
+use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::{BLOCK, Storage};
 
 /// How a contraction is cut.
@@ -54,6 +55,7 @@ impl Tile {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled = matches!(storage, Storage::Quantized { .. }) && u64::from(in_features).is_multiple_of(BLOCK);
         let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
+            .part(KEEP)
             .constant("FORWARD", direction == Direction::Forward)
             .constant("SCALED", scaled)
             .constant("ROWS", self.rows)
