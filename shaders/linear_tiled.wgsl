@@ -1,13 +1,19 @@
-// y = x B + low C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
+// y = sum of x B + low C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed rows.
 // `low` and C are the LoRA term, contracted by further turns of the same loop. Every output is one sum in the order of k, whatever
-// the sizes of the tile: all of them give the same bits.
+// the sizes of the tile: all of them give the same bits. Input gradients of layers that read the same input are one sum too, of TERMS
+// such products at most.
+
+struct Term {
+    depth: u32, x_first4: u32, x_ld4: u32,
+    rank: u32, low_first4: u32, low_ld4: u32, other_first: u32, scale: f32,
+    weight_first: u32, absmax_first: u32, nested_first: u32, padding: u32,
+}
 
 struct Params {
-    rows: u32, cols: u32, depth: u32, in_features: u32,
-    x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
-    rank: u32, low_ld4: u32, other_first: u32, scale: f32,
-    bias: u32, accumulate: u32,
+    rows: u32, cols: u32, in_features: u32, y_ld4: u32, y_col4: u32, bias_first: u32, bias: u32, accumulate: u32,
+    count: u32,
+    @align(16) terms: array<Term, TERMS>,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
@@ -50,28 +56,28 @@ fn store_w_turned(col4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>
     w_tile[(k + 3u) * COLS_4 + col4] = vec4(v0.w, v1.w, v2.w, v3.w);
 }
 
-fn load_x(block: u32, first_row: u32, first_k: u32) {
+fn load_x(term: Term, block: u32, first_row: u32, first_k: u32) {
     let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
     let k = block / X_FAST % DEPTH_4 * 4u;
     let row = first_row + row4 * 4u;
     let at = first_k + k;
-    let quad = params.x_col4 + at / 4u;
+    let quad = term.x_first4 + at / 4u;
 #for i in 0..4
     var v$i = vec4<f32>();
-    if row + $iu < params.rows && at < params.depth { v$i = keep(x[(row + $iu) * params.x_ld4 + quad], at, params.depth); }
+    if row + $iu < params.rows && at < term.depth { v$i = keep(x[(row + $iu) * term.x_ld4 + quad], at, term.depth); }
 #end
     store_x(row4, k, v0, v1, v2, v3);
 }
 
-fn load_low(block: u32, first_row: u32, first_k: u32) {
+fn load_low(term: Term, block: u32, first_row: u32, first_k: u32) {
     let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
     let k = block / X_FAST % DEPTH_4 * 4u;
     let row = first_row + row4 * 4u;
     let at = first_k + k;
 #for i in 0..4
     var v$i = vec4<f32>();
-    if row + $iu < params.rows && at < params.rank {
-        v$i = params.scale * keep(low[(row + $iu) * params.low_ld4 + at / 4u], at, params.rank);
+    if row + $iu < params.rows && at < term.rank {
+        v$i = term.scale * keep(low[term.low_first4 + (row + $iu) * term.low_ld4 + at / 4u], at, term.rank);
     }
 #end
     store_x(row4, k, v0, v1, v2, v3);
@@ -90,22 +96,22 @@ const SCALES = DEPTH * SCALE_COLS;
 
 var<workgroup> scale_tile: array<f32, 2u * SCALES>;
 
-fn load_scales(first_col: u32, first_k: u32, slot: u32, lane: u32) {
+fn load_scales(depth: u32, first_col: u32, first_k: u32, slot: u32, lane: u32) {
     for (var i = lane; i < SCALES; i += WG_SIZE) {
         var scale = 0.0;
 #if FORWARD
         let row = first_col + i;
-        if row < params.cols && first_k < params.depth { scale = absmax_of((row * params.in_features + first_k) / 64u); }
+        if row < params.cols && first_k < depth { scale = absmax_of((row * params.in_features + first_k) / 64u); }
 #else
         let row = first_k + i / SCALE_COLS;
         let col = first_col + i % SCALE_COLS * 64u;
-        if row < params.depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / 64u); }
+        if row < depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / 64u); }
 #end
         scale_tile[slot * SCALES + i] = scale;
     }
 }
 
-fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
+fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
 #if FORWARD
     let col4 = block % W_FAST + block / (W_FAST * (DEPTH / 8u)) * W_FAST;
     let k = block / W_FAST % (DEPTH / 8u) * 8u;
@@ -113,7 +119,7 @@ fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
     let at = slot * SCALES + col4 * 4u;
 #for i in 0..4
     var w$i = Octet();
-    if col + $iu < params.cols && first_k + k < params.depth {
+    if col + $iu < params.cols && first_k + k < depth {
         w$i = octet(col + $iu, first_k + k, params.in_features);
         w$i = Octet(w$i.h0 * scale_tile[at + $iu], w$i.h1 * scale_tile[at + $iu]);
     }
@@ -126,7 +132,7 @@ fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
     let n = first_k + k;
     let col = first_col + col8 * 8u;
     var w = Octet();
-    if n < params.depth && col < params.cols {
+    if n < depth && col < params.cols {
         let scale = scale_tile[slot * SCALES + k * SCALE_COLS + col8 / 8u];
         w = octet(n, col, params.in_features);
         w = Octet(w.h0 * scale, w.h1 * scale);
@@ -142,7 +148,7 @@ const W_BLOCKS = COLS_4 * DEPTH_4;
 const W_BLOCKS = COLS_4 * DEPTH;
 #end
 
-fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
+fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
 #if FORWARD
     let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
     let k = block / W_FAST % DEPTH_4 * 4u;
@@ -150,14 +156,14 @@ fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
     let at = first_k + k;
 #for i in 0..4
     var w$i = vec4<f32>();
-    if col + $iu < params.cols && at < params.depth { w$i = weight4(col + $iu, at, params.in_features); }
+    if col + $iu < params.cols && at < depth { w$i = weight4(col + $iu, at, params.in_features); }
 #end
     store_w_turned(col4, k, w0, w1, w2, w3);
 #else
     let n = first_k + block / COLS_4;
     let col = first_col + block % COLS_4 * 4u;
     var w = vec4<f32>();
-    if n < params.depth && col < params.cols { w = weight4(n, col, params.in_features); }
+    if n < depth && col < params.cols { w = weight4(n, col, params.in_features); }
     w_tile[block] = w;
 #end
 }
@@ -166,34 +172,34 @@ fn load_w(block: u32, first_col: u32, first_k: u32, slot: u32) {
 #if FORWARD
 const OTHER_BLOCKS = COLS_4 * DEPTH_4;
 
-fn lora_b(col: u32, at: u32) -> vec4<f32> {
+fn lora_b(term: Term, col: u32, at: u32) -> vec4<f32> {
     var w = vec4<f32>();
     if col < params.cols {
-        let base = (params.other_first + col) * params.rank + at;
-        let count = min(4u, max(params.rank, at) - at);
+        let base = term.other_first + col * term.rank + at;
+        let count = min(4u, max(term.rank, at) - at);
         for (var i = 0u; i < count; i++) { w[i] = other[base + i]; }
     }
     return w;
 }
 
-fn load_other(block: u32, first_col: u32, first_k: u32) {
+fn load_other(term: Term, block: u32, first_col: u32, first_k: u32) {
     let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
     let k = block / W_FAST % DEPTH_4 * 4u;
     let col = first_col + col4 * 4u;
     let at = first_k + k;
-    store_w_turned(col4, k, lora_b(col, at), lora_b(col + 1u, at), lora_b(col + 2u, at), lora_b(col + 3u, at));
+    store_w_turned(col4, k, lora_b(term, col, at), lora_b(term, col + 1u, at), lora_b(term, col + 2u, at), lora_b(term, col + 3u, at));
 }
 #else
 const OTHER_BLOCKS = COLS_4 * DEPTH;
 
 // Of lora_A.
-fn load_other(block: u32, first_col: u32, first_k: u32) {
+fn load_other(term: Term, block: u32, first_col: u32, first_k: u32) {
     let n = first_k + block / COLS_4;
     let col = first_col + block % COLS_4 * 4u;
     var w = vec4<f32>();
-    if n < params.rank {
+    if n < term.rank {
         let count = min(4u, max(params.cols, col) - col);
-        for (var i = 0u; i < count; i++) { w[i] = other[n * params.cols + col + i]; }
+        for (var i = 0u; i < count; i++) { w[i] = other[term.other_first + n * params.cols + col + i]; }
     }
     w_tile[block] = w;
 }
@@ -214,45 +220,53 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #if SCALED
     fill_code_table(lane);
-    load_scales(first_col, 0u, 0u, lane);
-    workgroupBarrier();
 #end
-    let base_turns = (params.depth + DEPTH - 1u) / DEPTH;
-    let turns = base_turns + (params.rank + DEPTH - 1u) / DEPTH;
-    for (var turn = 0u; turn < turns; turn++) {
-        if turn < base_turns {
-            let slot = turn % 2u;
-            for (var block = lane; block < X_BLOCKS + W_BLOCKS; block += WG_SIZE) {
-                if block < X_BLOCKS {
-                    load_x(block, first_row, turn * DEPTH);
-                } else {
-                    load_w(block - X_BLOCKS, first_col, turn * DEPTH, slot);
-                }
-            }
+    for (var t = 0u; t < params.count; t++) {
+        let term = params.terms[t];
+#if MOVING
+        origin = Origin(term.weight_first, term.absmax_first, term.nested_first);
+#end
 #if SCALED
-            load_scales(first_col, (turn + 1u) * DEPTH, 1u - slot, lane);
-#end
-        } else {
-            let first_k = (turn - base_turns) * DEPTH;
-            for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_low(block, first_row, first_k); }
-            for (var block = lane; block < OTHER_BLOCKS; block += WG_SIZE) { load_other(block, first_col, first_k); }
-        }
+        load_scales(term.depth, first_col, 0u, 0u, lane);
         workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k++) {
+#end
+        let base_turns = (term.depth + DEPTH - 1u) / DEPTH;
+        let turns = base_turns + (term.rank + DEPTH - 1u) / DEPTH;
+        for (var turn = 0u; turn < turns; turn++) {
+            if turn < base_turns {
+                let slot = turn % 2u;
+                for (var block = lane; block < X_BLOCKS + W_BLOCKS; block += WG_SIZE) {
+                    if block < X_BLOCKS {
+                        load_x(term, block, first_row, turn * DEPTH);
+                    } else {
+                        load_w(term.depth, block - X_BLOCKS, first_col, turn * DEPTH, slot);
+                    }
+                }
+#if SCALED
+                load_scales(term.depth, first_col, (turn + 1u) * DEPTH, 1u - slot, lane);
+#end
+            } else {
+                let first_k = (turn - base_turns) * DEPTH;
+                for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_low(term, block, first_row, first_k); }
+                for (var block = lane; block < OTHER_BLOCKS; block += WG_SIZE) { load_other(term, block, first_col, first_k); }
+            }
+            workgroupBarrier();
+            for (var k = 0u; k < DEPTH; k++) {
 #for c in 0..COL_QUADS
-            let w$c = w_tile[k * COLS_4 + $cu * COLS_AT + tx];
+                let w$c = w_tile[k * COLS_4 + $cu * COLS_AT + tx];
 #end
 #for q in 0..ROW_QUADS
-            let x$q = x_tile[k * ROWS_4 + ty * ROW_QUADS + $qu];
+                let x$q = x_tile[k * ROWS_4 + ty * ROW_QUADS + $qu];
 #for c in 0..COL_QUADS
-            acc$q_0_$c += x$q.x * w$c;
-            acc$q_1_$c += x$q.y * w$c;
-            acc$q_2_$c += x$q.z * w$c;
-            acc$q_3_$c += x$q.w * w$c;
+                acc$q_0_$c += x$q.x * w$c;
+                acc$q_1_$c += x$q.y * w$c;
+                acc$q_2_$c += x$q.z * w$c;
+                acc$q_3_$c += x$q.w * w$c;
 #end
 #end
+            }
+            workgroupBarrier();
         }
-        workgroupBarrier();
     }
     let first = first_row + ty * ROW_QUADS * 4u;
 #for c in 0..COL_QUADS
@@ -261,7 +275,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var shift = vec4<f32>();
         if params.bias != 0u {
             let count = min(4u, params.cols - col$c);
-            for (var i = 0u; i < count; i++) { shift[i] = bias[params.other_first + col$c + i]; }
+            for (var i = 0u; i < count; i++) { shift[i] = bias[params.bias_first + col$c + i]; }
         }
 #for q in 0..ROW_QUADS
 #for i in 0..4

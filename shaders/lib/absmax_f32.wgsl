@@ -1,5 +1,5 @@
 // Block scales as plain f32.
 
 fn absmax_of(block: u32) -> f32 {
-    return bitcast<f32>(absmax[block]);
+    return bitcast<f32>(absmax[origin.absmax + block]);
 }

@@ -1,9 +1,9 @@
 // Element access to `weight` that holds f16, two per word.
 
 fn load_float(index: u32) -> f32 {
-    return unpack2x16float(weight[index / 2u])[index % 2u];
+    return unpack2x16float(weight[origin.weight + index / 2u])[index % 2u];
 }
 
 fn load_float4(index: u32) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(weight[index / 2u]), unpack2x16float(weight[index / 2u + 1u]));
+    return vec4<f32>(unpack2x16float(weight[origin.weight + index / 2u]), unpack2x16float(weight[origin.weight + index / 2u + 1u]));
 }

@@ -12,7 +12,7 @@ fn fill_code_table(lane: u32) {
 
 // Elements col .. col+7 of a row, the first of each byte in its high half; col and in_features are multiples of 8.
 fn octet(row: u32, col: u32, in_features: u32) -> Octet {
-    let word = weight[(row * in_features + col) / 8u];
+    let word = weight[origin.weight + (row * in_features + col) / 8u];
     return Octet(
         vec4(
             code_table[(word >> 4u) & 15u], code_table[word & 15u],

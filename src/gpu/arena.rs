@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::memory::{Category, Matrix, MemoryPlan, View, round_up};
+use super::memory::{Category, Matrix, MemoryPlan, View};
 
 /// Moments, in an order that the owner of the arena sets, during which contents are needed.
 pub type Lifetime = RangeInclusive<u8>;
@@ -60,9 +60,19 @@ impl Arena {
         cols: u32,
         lifetimes: &[Lifetime],
     ) -> Matrix {
-        let ld = round_up(cols.max(1), 4);
-        let view = self.alloc(plan, label, 4 * u64::from(rows.max(1)) * u64::from(ld), lifetimes);
-        Matrix { view, rows, cols, ld }
+        Matrix::padded(rows, cols, |bytes| self.alloc(plan, label, bytes, lifetimes))
+    }
+
+    /// [`MemoryPlan::matrices_in_a_row`] in a shared place.
+    pub fn matrices_in_a_row<const N: usize>(
+        &mut self,
+        plan: &mut MemoryPlan,
+        label: &str,
+        rows: u32,
+        cols: [u32; N],
+        lifetimes: &[Lifetime],
+    ) -> [Matrix; N] {
+        Matrix::in_a_row(rows, cols, |bytes| self.alloc(plan, label, bytes, lifetimes))
     }
 }
 

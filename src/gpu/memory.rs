@@ -93,6 +93,47 @@ impl View {
         );
         Self { buffer: self.buffer, offset: self.offset + offset, bytes }
     }
+
+    /// This view cut into views of so many bytes, one behind the other.
+    pub(super) fn in_a_row<const N: usize>(self, views: [u64; N]) -> [Self; N] {
+        let (begins, _) = in_a_row(views);
+        std::array::from_fn(|i| self.slice(begins[i], whole_bytes(views[i])))
+    }
+
+    /// Words of 4 bytes between the beginnings of `of` and of this view, which lies in it.
+    pub fn words_from(self, of: Self) -> u32 {
+        assert!(self.buffer == of.buffer && self.offset >= of.offset, "{self:?} in {of:?}");
+        ((self.offset - of.offset) / 4) as u32
+    }
+
+    /// The smallest range that covers all of these; None where there are none, or in several buffers.
+    pub fn span(views: &[Self]) -> Option<Self> {
+        let first = views.first().filter(|first| views.iter().all(|view| view.buffer == first.buffer))?;
+        let offset = views.iter().map(|view| view.offset).min()?;
+        let end = views.iter().map(|view| view.offset + view.bytes).max()?;
+        Some(Self { buffer: first.buffer, offset, bytes: end - offset })
+    }
+}
+
+/// What a view takes in its buffer: bindings cover whole vectors of 16 bytes.
+fn whole_bytes(bytes: u64) -> u64 {
+    bytes.max(4).next_multiple_of(16)
+}
+
+/// Where views of so many bytes begin that lie one behind the other in one buffer, and where the last one ends.
+fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
+    let mut end = 0_u64;
+    let begins = views.map(|bytes| {
+        let begin = end.next_multiple_of(VIEW_ALIGNMENT);
+        end = begin + whole_bytes(bytes);
+        begin
+    });
+    (begins, end)
+}
+
+/// Bytes of views that lie one behind the other.
+pub fn bytes_in_a_row<const N: usize>(views: [u64; N]) -> u64 {
+    in_a_row(views).1
 }
 
 /// A row-major f32 matrix on the device; `ld` is the distance between rows in elements, a multiple of 4.
@@ -106,6 +147,19 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// A matrix with rows padded to 4 elements; `view` makes room for its bytes.
+    pub(super) fn padded(rows: u32, cols: u32, view: impl FnOnce(u64) -> View) -> Self {
+        let ld = round_up(cols.max(1), 4);
+        Self { view: view(4 * u64::from(rows.max(1)) * u64::from(ld)), rows, cols, ld }
+    }
+
+    /// The same one behind the other; `view` makes room for them all.
+    pub(super) fn in_a_row<const N: usize>(rows: u32, cols: [u32; N], view: impl FnOnce(u64) -> View) -> [Self; N] {
+        let bytes = cols.map(|cols| 4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4)));
+        let views = view(bytes_in_a_row(bytes)).in_a_row(bytes);
+        std::array::from_fn(|i| Self::padded(rows, cols[i], |_| views[i]))
+    }
+
     /// The first `rows` rows.
     pub fn top(self, rows: u32) -> Self {
         assert!(rows <= self.rows, "{rows} rows of {self:?}");
@@ -158,9 +212,28 @@ impl MemoryPlan {
 
     /// A `rows x cols` f32 matrix with rows padded to 4 elements.
     pub fn matrix(&mut self, category: Category, label: impl Into<String>, rows: u32, cols: u32) -> Matrix {
-        let ld = round_up(cols.max(1), 4);
-        let view = self.alloc(category, label, u64::from(rows.max(1)) * u64::from(ld) * 4);
-        Matrix { view, rows, cols, ld }
+        Matrix::padded(rows, cols, |bytes| self.alloc(category, label, bytes))
+    }
+
+    /// Views of so many bytes one behind the other in one buffer, so that one binding can cover them all.
+    pub fn alloc_in_a_row<const N: usize>(
+        &mut self,
+        category: Category,
+        label: impl Into<String>,
+        views: [u64; N],
+    ) -> [View; N] {
+        self.alloc(category, label, bytes_in_a_row(views)).in_a_row(views)
+    }
+
+    /// Matrices one behind the other in one buffer.
+    pub fn matrices_in_a_row<const N: usize>(
+        &mut self,
+        category: Category,
+        label: impl Into<String>,
+        rows: u32,
+        cols: [u32; N],
+    ) -> [Matrix; N] {
+        Matrix::in_a_row(rows, cols, |bytes| self.alloc(category, label, bytes))
     }
 
     /// What the whole buffer of a view takes.
@@ -191,7 +264,7 @@ impl MemoryPlan {
     }
 
     fn push(&mut self, category: Category, label: String, bytes: u64, readback: bool) -> View {
-        let bytes = bytes.max(4).next_multiple_of(16);
+        let bytes = whole_bytes(bytes);
         let buffer = BufferId(self.specs.len() as u32);
         self.specs.push(BufferSpec { label, category, bytes, readback });
         View { buffer, offset: 0, bytes }

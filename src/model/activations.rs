@@ -108,6 +108,20 @@ impl Home<'_> {
             Self::Shared(arena) => arena.matrix(plan, label, rows, cols, &[lifetime]),
         }
     }
+
+    fn matrices_in_a_row<const N: usize>(
+        &mut self,
+        plan: &mut MemoryPlan,
+        label: &str,
+        rows: u32,
+        cols: [u32; N],
+        lifetime: Lifetime,
+    ) -> [Matrix; N] {
+        match self {
+            Self::Kept => plan.matrices_in_a_row(Category::KeptActivations, label, rows, cols),
+            Self::Shared(arena) => arena.matrices_in_a_row(plan, label, rows, cols, &[lifetime]),
+        }
+    }
 }
 
 /// What one layer's backward pass reads beside the layer's input: kept from the forward pass, or made again.
@@ -142,16 +156,22 @@ impl LayerActivations {
         use Moment::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
-        let mut matrix = |label: &str, cols: u32, lifetime| home.matrix(plan, label, [rows, cols], lifetime);
+        let hidden = config.hidden_size as u32;
         // The widest first, as the arena likes it.
         let [gate, up, attention, middle] = passing.unwrap_or_else(|| {
-            [
-                matrix("gate", width(Projection::Gate), through(ProjectGateUp, GateUpBackward)),
-                matrix("up", width(Projection::Up), through(ProjectGateUp, GateUpBackward)),
-                matrix("attention", width(Projection::Q), through(Attention, AttentionBackward)),
-                matrix("middle residual", config.hidden_size as u32, through(MiddleNorm, MiddleNormBackward)),
-            ]
+            let [gate, up] = home.matrices_in_a_row(
+                plan,
+                "gate and up",
+                rows,
+                Projection::OF_FEED_FORWARD_INPUT.map(width),
+                through(ProjectGateUp, GateUpBackward),
+            );
+            let attention = through(Attention, AttentionBackward);
+            let attention = home.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
+            let middle = through(MiddleNorm, MiddleNormBackward);
+            [gate, up, attention, home.matrix(plan, "middle residual", [rows, hidden], middle)]
         });
+        let mut matrix = |label: &str, cols: u32, lifetime| home.matrix(plan, label, [rows, cols], lifetime);
         let qkv = through(ProjectQkv, AttentionBackward);
         let q = matrix("q", width(Projection::Q), qkv.clone());
         let k = matrix("k", width(Projection::K), qkv.clone());
@@ -220,8 +240,8 @@ pub struct BackwardWorkspace {
     /// Gradients of queries and keys before their norm, where there is one.
     pub d_raw_qk: Option<[Matrix; 2]>,
     pub attention_scratch: View,
-    /// `dy B` of the projection at hand; its width is the largest rank.
-    pub low: Matrix,
+    /// `dy B` of the projections at hand, which are those of one input; as wide as the largest rank.
+    pub low: [Matrix; 3],
 }
 
 /// Which layers keep their activations and which make them again in the backward pass.
@@ -369,16 +389,26 @@ impl BackwardWorkspace {
             through(QkvBackward, InputNormBackward),
         ];
         let of_attention = [through(AttentionBackward, QkvBackward)];
-        let raw = [through(HeadNormBackward, QkvBackward)];
+        let d_hidden = matrix("residual gradient", config.hidden_size, &[whole_step()]);
+        let d_norm = matrix("norm gradient", config.hidden_size, &d_norm);
+        let d_attention = matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]);
+        // Those of the projections' own outputs lie one behind the other.
+        let through_norm =
+            config.qk_norm.then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
+        let of_outputs =
+            arena.matrices_in_a_row(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
+        let [d_q, d_k, d_v] = of_outputs;
+        let [d_q, d_k] = through_norm.unwrap_or([d_q, d_k]);
+        let ranks = [adapter.largest_rank(); 3];
         Self {
-            d_hidden: matrix("residual gradient", config.hidden_size, &[whole_step()]),
-            d_norm: matrix("norm gradient", config.hidden_size, &d_norm),
-            d_attention: matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]),
-            d_q: matrix("q gradient", q, &of_attention),
-            d_k: matrix("k gradient", kv, &of_attention),
-            d_v: matrix("v gradient", kv, &of_attention),
-            d_raw_qk: config.qk_norm.then(|| [matrix("raw q gradient", q, &raw), matrix("raw k gradient", kv, &raw)]),
-            low: matrix("dy B", adapter.largest_rank() as usize, &[whole_step()]),
+            d_hidden,
+            d_norm,
+            d_attention,
+            d_q,
+            d_k,
+            d_v,
+            d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
+            low: arena.matrices_in_a_row(plan, "dy B", rows, ranks, &[whole_step()]),
             attention_scratch: arena.alloc(
                 plan,
                 "attention scratch",

@@ -64,6 +64,10 @@ pub enum Projection {
 impl Projection {
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
+    /// Those that read the same input: the gradient of that is one sum over them.
+    pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
+    pub const OF_FEED_FORWARD_INPUT: [Self; 2] = [Self::Gate, Self::Up];
+
     /// The path below `model.layers.N`.
     pub fn module(self) -> &'static str {
         match self {

@@ -10,7 +10,7 @@ use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::device::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
-use crate::ops::linear::{self, LowRank};
+use crate::ops::linear::{self, Branch, LowRank};
 use crate::ops::{
     bf16, column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
 };
@@ -247,8 +247,8 @@ impl Pass<'_> {
         let [norm, act] = [workspace.norm, workspace.act].map(|m| m.top(self.rows));
 
         // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
-        let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws);
-        self.input_gradient(rec, index, Down, ws.d_hidden, low, act, false);
+        let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
+        self.input_gradient(rec, index, [(Down, ws.d_hidden, low)], act);
         swiglu::backward_in_place(rec, acts.gate, acts.up, act);
         self.parameter_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
         if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
@@ -257,11 +257,7 @@ impl Pass<'_> {
         if trained(&[Gate, Up]) {
             rms_norm::forward(rec, acts.middle, layer.post_attention_norm, self.eps(), norm);
         }
-        for (projection, gradient, accumulate) in [(Gate, acts.gate, false), (Up, acts.up, true)] {
-            let low = self.low_gradient(rec, index, projection, gradient, ws);
-            self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
-            self.parameter_gradients(rec, index, projection, norm, gradient, acts, low);
-        }
+        self.branches_backward(rec, index, [(Gate, acts.gate), (Up, acts.up)], norm, acts, ws, Some(ws.d_norm));
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
@@ -269,8 +265,8 @@ impl Pass<'_> {
         rms_norm::backward(rec, acts.middle, layer.post_attention_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
 
         // Attention.
-        let low = self.low_gradient(rec, index, O, ws.d_hidden, ws);
-        self.input_gradient(rec, index, O, ws.d_hidden, low, ws.d_attention, false);
+        let low = self.low_gradient(rec, index, O, ws.d_hidden, ws.low[0]);
+        self.input_gradient(rec, index, [(O, ws.d_hidden, low)], ws.d_attention);
         self.parameter_gradients(rec, index, O, acts.attention, ws.d_hidden, acts, low);
         if lowest && !trained(&[Q, K, V]) {
             return;
@@ -279,13 +275,8 @@ impl Pass<'_> {
         if trained(&[Q, K, V]) {
             rms_norm::forward(rec, self.hidden(index), layer.input_norm, self.eps(), norm);
         }
-        for (projection, gradient, accumulate) in [(Q, d_q, false), (K, d_k, true), (V, ws.d_v, true)] {
-            let low = self.low_gradient(rec, index, projection, gradient, ws);
-            if !lowest {
-                self.input_gradient(rec, index, projection, gradient, low, ws.d_norm, accumulate);
-            }
-            self.parameter_gradients(rec, index, projection, norm, gradient, acts, low);
-        }
+        let d_norm = (!lowest).then_some(ws.d_norm);
+        self.branches_backward(rec, index, [(Q, d_q), (K, d_k), (V, ws.d_v)], norm, acts, ws, d_norm);
         if !lowest {
             self.gain_gradient(rec, self.hidden(index), layer.input_norm, ws.d_norm);
             rms_norm::backward(rec, self.hidden(index), layer.input_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
@@ -333,6 +324,32 @@ impl Pass<'_> {
         d_raw
     }
 
+    /// The backward pass of projections that read the same input x, from their outputs' gradients: that of x, where it is wanted,
+    /// and those of what is trained.
+    #[allow(clippy::too_many_arguments)]
+    fn branches_backward<const N: usize>(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        branches: [(Projection, Matrix); N],
+        x: Matrix,
+        acts: &LayerActivations,
+        ws: &BackwardWorkspace,
+        dx: Option<Matrix>,
+    ) {
+        let mut places = ws.low.into_iter();
+        let branches = branches.map(|(projection, dy)| {
+            let place = places.next().expect("room for `dy B` of every projection of one input");
+            (projection, dy, self.low_gradient(rec, layer, projection, dy, place))
+        });
+        if let Some(dx) = dx {
+            self.input_gradient(rec, layer, branches, dx);
+        }
+        for (projection, dy, low) in branches {
+            self.parameter_gradients(rec, layer, projection, x, dy, acts, low);
+        }
+    }
+
     /// `dy B`, `[rows, rank]`, where the projection is adapted.
     fn low_gradient(
         &self,
@@ -340,39 +357,39 @@ impl Pass<'_> {
         layer: usize,
         projection: Projection,
         dy: Matrix,
-        ws: &BackwardWorkspace,
+        place: Matrix,
     ) -> Option<Matrix> {
         let module = self.module(layer, projection)?;
-        let low = low_columns(Some(ws.low), module);
+        let low = low_columns(Some(place), module);
         linear::input_gradient(rec, dy, &module.b_weight, None, low, false);
         Some(low)
     }
 
-    /// `dx (+)= dy W + s dropout(dy B A)`.
-    #[allow(clippy::too_many_arguments)]
-    fn input_gradient(
+    /// The gradient of an input from those of its projections' outputs, `dx = sum of dy W + s dropout(dy B A)`.
+    fn input_gradient<const N: usize>(
         &self,
         rec: &mut Recorder,
         layer: usize,
-        projection: Projection,
-        dy: Matrix,
-        low: Option<Matrix>,
+        branches: [(Projection, Matrix, Option<Matrix>); N],
         dx: Matrix,
-        accumulate: bool,
     ) {
-        let weight = self.network.layers[layer].projection(projection);
-        let adapted = self.module(layer, projection).zip(low);
-        match (adapted, self.dropout.zip(self.activations.workspace.dropped)) {
-            (Some((module, low)), Some((dropout, workspace))) => {
-                linear::input_gradient(rec, dy, weight, None, dx, accumulate);
-                let term = columns(workspace.top(self.rows), dx.cols);
-                linear::input_gradient(rec, low, &module.a_weight, None, term, false);
-                dropout::backward_add(rec, term, dx, module.site, dropout.p, dropout.seed, module.scale);
+        let dropout = self.dropout.zip(self.activations.workspace.dropped);
+        let adapted = branches.map(|(projection, _, low)| self.module(layer, projection).zip(low));
+        let terms: [Branch; N] = std::array::from_fn(|i| {
+            let (projection, dy, _) = branches[i];
+            let low = adapted[i].filter(|_| dropout.is_none());
+            Branch {
+                dy,
+                weight: self.network.layers[layer].projection(projection),
+                low: low.map(|(module, low)| LowRank { low, other: module.a.values, scale: module.scale }),
             }
-            (adapted, _) => {
-                let low = adapted.map(|(m, low)| LowRank { low, other: m.a.values, scale: m.scale });
-                linear::input_gradient(rec, dy, weight, low, dx, accumulate);
-            }
+        });
+        linear::sum_of_input_gradients(rec, &terms, dx);
+        let Some((dropout, workspace)) = dropout else { return };
+        let term = columns(workspace.top(self.rows), dx.cols);
+        for (module, low) in adapted.into_iter().flatten() {
+            linear::input_gradient(rec, low, &module.a_weight, None, term, false);
+            dropout::backward_add(rec, term, dx, module.site, dropout.p, dropout.seed, module.scale);
         }
     }
 
@@ -433,6 +450,6 @@ fn top(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_v: ws.d_v.top(rows),
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.top(rows))),
         attention_scratch: ws.attention_scratch,
-        low: ws.low.top(rows),
+        low: ws.low.map(|low| low.top(rows)),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::config::{ModelConfig, Projection};
 use crate::gpu::{Category, MemoryPlan, View};
-use crate::ops::weight::{Float, Storage, Weight};
+use crate::ops::weight::{Float, Rows, Storage, Weight};
 use crate::{Error, Result};
 
 /// One decoder layer's frozen tensors. Gains and biases are f32.
@@ -148,32 +148,28 @@ pub fn plan(
     max_binding_bytes: u64,
 ) -> Network {
     let stored = |name: &str| if base == BaseStorage::Trained { Float::F32 } else { stored(name) };
-    let matrix = |plan: &mut MemoryPlan, name: &str, storage, (rows, cols): (usize, usize), bias| {
-        // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
-        let whole = is_projection(name) && matches!(storage, Storage::Quantized { .. });
-        let limit = if whole { u64::MAX } else { max_binding_bytes };
-        Weight::plan(plan, name, storage, [rows as u32, cols as u32], bias, limit)
-    };
-    let of_vocabulary = |name: &str| match base {
-        BaseStorage::QuantizedWhole(storage) => storage,
-        _ => Storage::Float(stored(name)),
+    let of_vocabulary = |plan: &mut MemoryPlan, name: &str| {
+        let storage = match base {
+            BaseStorage::QuantizedWhole(storage) => storage,
+            _ => Storage::Float(stored(name)),
+        };
+        let shape = [config.vocab_size, config.hidden_size].map(|n| n as u32);
+        Weight::plan(plan, name, storage, shape, false, max_binding_bytes)
     };
     let vector =
         |plan: &mut MemoryPlan, name: &str, length: usize| plan.alloc(Category::Weights, name, 4 * length as u64);
-    let vocabulary = (config.vocab_size, config.hidden_size);
-    let embedding = matrix(plan, EMBEDDING, of_vocabulary(EMBEDDING), vocabulary, false);
+    let embedding = of_vocabulary(plan, EMBEDDING);
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
-        let mut projections = Vec::with_capacity(Projection::ALL.len());
-        for projection in Projection::ALL {
-            let name = projection_name(i, projection);
-            let storage = match base {
-                BaseStorage::AsStored | BaseStorage::Trained => Storage::Float(stored(&name)),
-                BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) => storage,
-            };
-            let shape = config.projection_shape(projection);
-            projections.push(matrix(plan, &name, storage, shape, config.projection_has_bias(projection)));
-        }
+        let storage = |projection| match base {
+            BaseStorage::AsStored | BaseStorage::Trained => Storage::Float(stored(&projection_name(i, projection))),
+            BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) => storage,
+        };
+        let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, storage, max_binding_bytes);
+        let [o] = matrices(plan, config, i, [Projection::O], storage, max_binding_bytes);
+        let [gate, up] = matrices(plan, config, i, Projection::OF_FEED_FORWARD_INPUT, storage, max_binding_bytes);
+        let [down] = matrices(plan, config, i, [Projection::Down], storage, max_binding_bytes);
+        let projections = vec![q, k, v, o, gate, up, down];
         layers.push(Layer {
             input_norm: vector(plan, "input_layernorm", config.hidden_size),
             post_attention_norm: vector(plan, "post_attention_layernorm", config.hidden_size),
@@ -182,8 +178,36 @@ pub fn plan(
         });
     }
     let final_norm = vector(plan, "model.norm", config.hidden_size);
-    let untied_head = (!config.tie_word_embeddings).then(|| matrix(plan, HEAD, of_vocabulary(HEAD), vocabulary, false));
+    let untied_head = (!config.tie_word_embeddings).then(|| of_vocabulary(plan, HEAD));
     let table_bytes = 4 * (max_positions * config.head_dim) as u64;
     let rope_table = plan.alloc(Category::Workspace, "rope table", table_bytes);
     Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_table, max_positions }
+}
+
+/// Plans matrices of a layer that read the same input, one behind the other where they are stored alike.
+fn matrices<const N: usize>(
+    plan: &mut MemoryPlan,
+    config: &ModelConfig,
+    layer: usize,
+    projections: [Projection; N],
+    storage: impl Fn(Projection) -> Storage,
+    max_binding_bytes: u64,
+) -> [Weight; N] {
+    let names = projections.map(|projection| projection_name(layer, projection));
+    let storages = projections.map(storage);
+    let inputs = config.projection_shape(projections[0]).1 as u32;
+    let rows: [Rows; N] = std::array::from_fn(|i| Rows {
+        label: &names[i],
+        out_features: config.projection_shape(projections[i]).0 as u32,
+        bias: config.projection_has_bias(projections[i]),
+    });
+    // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
+    let limit = |storage| if matches!(storage, Storage::Quantized { .. }) { u64::MAX } else { max_binding_bytes };
+    if storages.iter().all(|storage| *storage == storages[0]) {
+        return Weight::plan_in_a_row(plan, rows, storages[0], inputs, limit(storages[0]), max_binding_bytes);
+    }
+    std::array::from_fn(|i| {
+        let Rows { label, out_features, bias } = rows[i];
+        Weight::plan(plan, label, storages[i], [out_features, inputs], bias, limit(storages[i]))
+    })
 }

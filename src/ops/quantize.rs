@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::weight::{BLOCK, Code4, Float, NESTED_BLOCK, Panel};
+use super::weight::{BLOCK, Code4, Float, NESTED_BLOCK, Origin, Panel};
 use crate::gpu::{Kernel, Recorder, View};
 use crate::quant::{MIN_ABSMAX, code_table, dynamic_map, first_steps};
 
@@ -43,7 +43,8 @@ pub fn map_words() -> Vec<u32> {
 }
 
 fn blocks_kernel(from: Float) -> Kernel {
-    Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"))
+    Origin::Fixed
+        .join(Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl")))
         .part(from.part())
         .constant("WG_SIZE", WG_SIZE)
 }

@@ -113,6 +113,11 @@ impl Lab {
         view
     }
 
+    /// Uploads into a view that is planned already.
+    pub fn fill(&mut self, view: View, values: &[u32]) {
+        self.uploads.push((view, bytemuck::cast_slice(values).to_vec()));
+    }
+
     pub fn words(&mut self, values: &[u32]) -> View {
         let view = self.plan.alloc(Category::Workspace, "words", 4 * values.len() as u64);
         self.uploads.push((view, bytemuck::cast_slice(values).to_vec()));
@@ -130,12 +135,18 @@ impl Lab {
     pub fn matrix(&mut self, rows: usize, cols: usize, values: &[f64]) -> Matrix {
         assert_eq!(values.len(), rows * cols);
         let matrix = self.plan.matrix(Category::Workspace, "matrix", rows as u32, cols as u32);
-        let mut data = vec![f32::NAN; rows * matrix.ld as usize];
-        for (row, values) in data.chunks_mut(matrix.ld as usize).zip(values.chunks(cols)) {
+        self.fill_matrix(matrix, values);
+        matrix
+    }
+
+    /// The same of one that is planned already.
+    pub fn fill_matrix(&mut self, matrix: Matrix, values: &[f64]) {
+        let Matrix { rows, cols, ld, view } = matrix;
+        let mut data = vec![f32::NAN; (rows * ld) as usize];
+        for (row, values) in data.chunks_mut(ld as usize).zip(values.chunks(cols.max(1) as usize)) {
             row.iter_mut().zip(values).for_each(|(to, v)| *to = *v as f32);
         }
-        self.uploads.push((matrix.view, bytemuck::cast_slice(&data).to_vec()));
-        matrix
+        self.uploads.push((view, bytemuck::cast_slice(&data).to_vec()));
     }
 
     /// A matrix of NaN, to be written by the kernel.
@@ -156,30 +167,11 @@ impl Lab {
         let mut weight = Weight::plan(&mut self.plan, "weight", storage, [rows as u32, cols as u32], false, limit);
         let mut held = Vec::new();
         for (panel, values) in weight.panels.iter_mut().zip(values.chunks(panel_rows * cols)) {
-            let (data, absmax, nested, of_panel) = match storage {
-                Storage::Float(float) => {
-                    let rounded = values.iter().map(|v| twin::rounded(float, *v)).collect();
-                    (twin::words(float, values), Vec::new(), Vec::new(), rounded)
-                }
-                Storage::Quantized { code, double } => {
-                    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
-                    let quantized = quant::quantize(&values, code, double);
-                    let back = quant::dequantize(&quantized, code, values.len());
-                    let (absmax, nested) = match &quantized.scales {
-                        Scales::Plain(absmax) => (absmax.iter().map(|v| v.to_bits()).collect(), Vec::new()),
-                        Scales::Nested { codes, absmax, offset } => {
-                            let nested = quant::dynamic_map().iter().chain([offset]).chain(absmax);
-                            (byte_words(codes), nested.map(|v| v.to_bits()).collect())
-                        }
-                    };
-                    (byte_words(&quantized.packed), absmax, nested, back.iter().map(|v| f64::from(*v)).collect())
-                }
-            };
-            panel.data = self.words(&data);
-            panel.absmax = panel.absmax.map(|_| self.words(&absmax));
-            panel.nested = panel.nested.map(|_| self.words(&nested));
-            let mut of_panel: Vec<f64> = of_panel;
-            held.append(&mut of_panel);
+            let stored = Stored::of(storage, values);
+            panel.data = self.words(&stored.data);
+            panel.absmax = panel.absmax.map(|_| self.words(&stored.absmax));
+            panel.nested = panel.nested.map(|_| self.words(&stored.nested));
+            held.extend(stored.held);
         }
         (weight, held)
     }
@@ -216,6 +208,38 @@ impl Lab {
             .take(matrix.rows as usize)
             .flat_map(|row| row[..matrix.cols as usize].to_vec())
             .collect()
+    }
+}
+
+/// A matrix as the device stores it, and the values that are left of it.
+pub struct Stored {
+    pub data: Vec<u32>,
+    pub absmax: Vec<u32>,
+    pub nested: Vec<u32>,
+    pub held: Vec<f64>,
+}
+
+impl Stored {
+    pub fn of(storage: Storage, values: &[f64]) -> Self {
+        let (absmax, nested) = (Vec::new(), Vec::new());
+        let (code, double) = match storage {
+            Storage::Float(float) => {
+                let held = values.iter().map(|v| twin::rounded(float, *v)).collect();
+                return Self { data: twin::words(float, values), absmax, nested, held };
+            }
+            Storage::Quantized { code, double } => (code, double),
+        };
+        let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        let quantized = quant::quantize(&values, code, double);
+        let held = quant::dequantize(&quantized, code, values.len()).iter().map(|v| f64::from(*v)).collect();
+        let data = byte_words(&quantized.packed);
+        match &quantized.scales {
+            Scales::Plain(absmax) => Self { data, absmax: absmax.iter().map(|v| v.to_bits()).collect(), nested, held },
+            Scales::Nested { codes, absmax, offset } => {
+                let nested = quant::dynamic_map().iter().chain([offset]).chain(absmax);
+                Self { data, absmax: byte_words(codes), nested: nested.map(|v| v.to_bits()).collect(), held }
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantised to.
 
-use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View, bytes_in_a_row};
 use crate::random::{Stream, bits};
 
 /// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
@@ -53,6 +53,22 @@ impl Code4 {
     }
 }
 
+/// Where a kernel finds a weight in its bindings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// At their beginning.
+    Fixed,
+    /// Where its `origin` says at the time.
+    Moving,
+}
+
+impl Origin {
+    /// Joins what every part that reads a weight or its scales needs.
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
+        kernel.constant("MOVING", self == Self::Moving).part(include_str!("../../shaders/lib/weight_origin.wgsl"))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Storage {
     Float(Float),
@@ -64,17 +80,30 @@ impl Storage {
     pub fn bytes(self, elements: u64) -> (u64, u64) {
         match self {
             Self::Float(float) => (elements * float.bytes(), 0),
-            Self::Quantized { double, .. } => {
-                let blocks = elements.div_ceil(BLOCK);
-                let scales =
-                    if double { blocks + 4 * (NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK)) } else { 4 * blocks };
-                (elements.div_ceil(2), scales)
+            Self::Quantized { .. } => (elements.div_ceil(2), self.scale_bytes(elements).into_iter().flatten().sum()),
+        }
+    }
+
+    /// Bytes of the block scales and of the nested scales of `elements` weights, where there are such.
+    fn scale_bytes(self, elements: u64) -> [Option<u64>; 2] {
+        let blocks = elements.div_ceil(BLOCK);
+        match self {
+            Self::Float(_) => [None, None],
+            Self::Quantized { double: false, .. } => [Some(4 * blocks), None],
+            Self::Quantized { double: true, .. } => {
+                [Some(blocks), Some(4 * (NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK)))]
             }
         }
     }
 
     /// Joins the parts that define `weight4` (bindings 1 to 3 of group 0).
     pub(super) fn join(self, kernel: Kernel, in_features: u32) -> Kernel {
+        self.join_at(kernel, in_features, Origin::Fixed)
+    }
+
+    /// The same where a weight begins so in its bindings.
+    pub(super) fn join_at(self, kernel: Kernel, in_features: u32, origin: Origin) -> Kernel {
+        let kernel = origin.join(kernel);
         // Four neighbours then share a word or two, and one absmax.
         let kernel = kernel.constant("ALIGNED", in_features.is_multiple_of(4));
         match self {
@@ -129,6 +158,14 @@ pub struct Panel {
     pub nested: Option<View>,
 }
 
+/// One of several matrices over the same inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    pub label: &'a str,
+    pub out_features: u32,
+    pub bias: bool,
+}
+
 #[derive(Clone, Debug)]
 pub struct Weight {
     pub storage: Storage,
@@ -160,21 +197,48 @@ impl Weight {
             let rows = per_panel.min(out_features - first_row);
             let elements = u64::from(rows) * u64::from(in_features);
             let data = plan.alloc(Category::Weights, label, storage.bytes(elements).0);
-            let (mut absmax, mut nested) = (None, None);
-            if let Storage::Quantized { double, .. } = storage {
-                let blocks = elements.div_ceil(BLOCK);
-                let width = if double { 1 } else { 4 };
-                absmax = Some(plan.alloc(Category::QuantScales, format!("{label} absmax"), blocks * width));
-                if double {
-                    let values = NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK);
-                    nested = Some(plan.alloc(Category::QuantScales, format!("{label} nested absmax"), 4 * values));
-                }
-            }
+            let [absmax, nested] = storage.scale_bytes(elements);
+            let absmax = absmax.map(|bytes| plan.alloc(Category::QuantScales, absmax_label(label), bytes));
+            let nested = nested.map(|bytes| plan.alloc(Category::QuantScales, nested_label(label), bytes));
             panels.push(Panel { first_row, rows, data, absmax, nested });
             first_row += rows;
         }
-        let bias = bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)));
-        Self { storage, out_features, in_features, panels, bias }
+        Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
+    }
+
+    /// Plans matrices over the same inputs one behind the other, so that one contraction can make the gradient of those; each by
+    /// itself where together they exceed a binding.
+    pub fn plan_in_a_row<const N: usize>(
+        plan: &mut MemoryPlan,
+        matrices: [Rows; N],
+        storage: Storage,
+        in_features: u32,
+        max_panel_bytes: u64,
+        max_binding_bytes: u64,
+    ) -> [Self; N] {
+        let elements = matrices.map(|matrix| u64::from(matrix.out_features) * u64::from(in_features));
+        let values = elements.map(|elements| storage.bytes(elements).0);
+        if bytes_in_a_row(values) > max_binding_bytes.min(max_panel_bytes) {
+            let alone = |Rows { label, out_features, bias }| {
+                Self::plan(plan, label, storage, [out_features, in_features], bias, max_panel_bytes)
+            };
+            return matrices.map(alone);
+        }
+        let label = matrices.map(|matrix| matrix.label).join(", ");
+        let data = plan.alloc_in_a_row(Category::Weights, label.as_str(), values);
+        let scales = elements.map(|elements| storage.scale_bytes(elements));
+        let mut scales_in_a_row = |label: String, which: usize| {
+            let bytes = scales.map(|scales| scales[which]);
+            bytes[0].map(|_| plan.alloc_in_a_row(Category::QuantScales, label, bytes.map(Option::unwrap_or_default)))
+        };
+        let absmax = scales_in_a_row(absmax_label(&label), 0);
+        let nested = scales_in_a_row(nested_label(&label), 1);
+        std::array::from_fn(|i| {
+            let Rows { label, out_features, bias } = matrices[i];
+            let [absmax, nested] = [absmax, nested].map(|views| views.map(|views| views[i]));
+            let panels = vec![Panel { first_row: 0, rows: out_features, data: data[i], absmax, nested }];
+            Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
+        })
     }
 
     /// Writes values as a trained model has them, for measurements: uniform within a tenth, the same in every piece of a MiB.
@@ -215,6 +279,18 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+fn absmax_label(label: &str) -> String {
+    format!("{label} absmax")
+}
+
+fn nested_label(label: &str) -> String {
+    format!("{label} nested absmax")
+}
+
+fn plan_bias(plan: &mut MemoryPlan, label: &str, out_features: u32, bias: bool) -> Option<View> {
+    bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)))
 }
 
 /// Repeats `pattern`, of a length that views may begin at, over all of `view`.

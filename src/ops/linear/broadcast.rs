@@ -7,7 +7,7 @@ use super::{Contraction, Direction};
 use crate::gpu::{Constant, Kernel, Recorder, Target, View};
 use crate::ops::Form;
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Panel, Storage};
+use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Origin, Panel, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
 const LANES: u32 = Form::LANES;
@@ -90,7 +90,8 @@ impl Variant {
 }
 
 fn decode_kernel() -> Kernel {
-    Kernel::new("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl"))
+    Origin::Fixed
+        .join(Kernel::new("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl")))
         .part(include_str!("../../../shaders/lib/absmax_nested.wgsl"))
         .constant("WG_SIZE", DECODE_WG_SIZE)
 }

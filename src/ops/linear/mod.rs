@@ -71,17 +71,25 @@ impl Candidate {
 
     fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
         match self {
-            Self::Tiled(tile) => tile.kernel(direction, storage, in_features),
+            Self::Tiled(tile) => tile.kernel(direction, storage, in_features, 1),
             Self::Cooperative(way) => way.kernel(direction, storage, in_features),
         }
     }
 
-    fn record(self, rec: &mut Recorder, contraction: Contraction) {
+    fn record(self, rec: &mut Recorder, sum: Sum) {
         match self {
-            Self::Tiled(tile) => tiled::record(rec, tile, contraction),
-            Self::Cooperative(way) => cooperative::record(rec, way, contraction),
+            Self::Tiled(tile) => tiled::record(rec, tile, &sum),
+            Self::Cooperative(way) => sum.terms.iter().for_each(|term| cooperative::record(rec, way, *term)),
         }
     }
+}
+
+/// One of the linear layers that read the same input, seen from the gradient of its output.
+#[derive(Clone, Copy, Debug)]
+pub struct Branch<'a> {
+    pub dy: Matrix,
+    pub weight: &'a Weight,
+    pub low: Option<LowRank>,
 }
 
 /// One contraction with one panel of a weight: `y = x W^T` or, for the gradient, `y = x W`, with its terms.
@@ -181,6 +189,84 @@ impl<'a> Contraction<'a> {
     }
 }
 
+/// The most contractions that one dispatch adds up.
+const MAX_TERMS: usize = 3;
+
+/// Contractions with whole weights that add up to one y, and the views that cover what they have of each operand.
+struct Sum<'a> {
+    terms: Vec<Contraction<'a>>,
+    x: View,
+    data: View,
+    absmax: Option<View>,
+    nested: Option<View>,
+    /// The factors of the LoRA terms, of those that have one.
+    low: Option<View>,
+    other: Option<View>,
+}
+
+impl<'a> Sum<'a> {
+    /// A contraction by itself.
+    fn one(term: Contraction<'a>) -> Self {
+        let Contraction { x, panel, low, .. } = term;
+        Self {
+            terms: vec![term],
+            x: x.view,
+            data: panel.data,
+            absmax: panel.absmax,
+            nested: panel.nested,
+            low: low.map(|low| low.low.view),
+            other: low.map(|low| low.other),
+        }
+    }
+
+    /// The branches' input gradients; None where no form of the target adds them up, or what they have of an operand lies in
+    /// several buffers or beyond one binding.
+    fn of_branches(target: &Target, branches: &[Branch<'a>], dx: Matrix) -> Option<Self> {
+        let first = branches.first()?.weight;
+        let alike = |branch: &Branch| {
+            let Weight { storage, in_features, panels, .. } = branch.weight;
+            (*storage, *in_features, panels.len()) == (first.storage, first.in_features, 1)
+        };
+        if Form::of(target) != Form::Tiles || branches.len() > MAX_TERMS || !branches.iter().all(alike) {
+            return None;
+        }
+        let term = |Branch { dy, weight, low }: &Branch<'a>| Contraction {
+            direction: Direction::InputGradient,
+            x: *dy,
+            weight,
+            panel: &weight.panels[0],
+            low: *low,
+            y: dx,
+            accumulate: false,
+        };
+        let terms: Vec<_> = branches.iter().map(term).collect();
+        let cover = |view: &dyn Fn(&Contraction) -> Option<View>| {
+            let views: Vec<_> = terms.iter().filter_map(view).collect();
+            let span = View::span(&views);
+            (views.is_empty() || span.is_some_and(|span| span.bytes <= target.max_binding_bytes)).then_some(span)
+        };
+        let sum = Self {
+            x: cover(&|term| Some(term.x.view))??,
+            data: cover(&|term| Some(term.panel.data))??,
+            absmax: cover(&|term| term.panel.absmax)?,
+            nested: cover(&|term| term.panel.nested)?,
+            low: cover(&|term| Some(term.low?.low.view))?,
+            other: cover(&|term| Some(term.low?.other))?,
+            terms,
+        };
+        Some(sum).filter(|sum| !cooperative::applies(target, &sum.problem()))
+    }
+
+    /// What they share: direction, storage, rows, columns and y.
+    fn first(&self) -> &Contraction<'a> {
+        &self.terms[0]
+    }
+
+    fn problem(&self) -> Problem {
+        Problem { depth: self.terms.iter().map(Contraction::depth).sum(), ..self.first().problem() }
+    }
+}
+
 /// Dispatches that a candidate takes for a panel at most.
 pub(crate) const DISPATCHES: u64 = 3;
 
@@ -214,7 +300,7 @@ impl Operands {
 
     pub fn record(&self, rec: &mut Recorder, candidate: Candidate) {
         for contraction in Contraction::of_panels(self.direction, self.x, &self.weight, None, self.y, false) {
-            candidate.record(rec, contraction);
+            candidate.record(rec, Sum::one(contraction));
         }
     }
 }
@@ -259,6 +345,19 @@ pub fn input_gradient(
     contract(rec, Direction::InputGradient, dy, weight, low, dx, accumulate);
 }
 
+/// `dx = sum over the branches of dy W + low-rank term`: one contraction where the target has a form for that and the operands of
+/// each kind lie within one binding, else one after another.
+pub fn sum_of_input_gradients(rec: &mut Recorder, branches: &[Branch], dx: Matrix) {
+    match Sum::of_branches(&rec.target, branches, dx) {
+        Some(sum) => choose(rec, sum.problem()).record(rec, sum),
+        None => {
+            for (i, Branch { dy, weight, low }) in branches.iter().enumerate() {
+                input_gradient(rec, *dy, weight, *low, dx, i > 0);
+            }
+        }
+    }
+}
+
 fn contract(
     rec: &mut Recorder,
     direction: Direction,
@@ -276,7 +375,7 @@ fn contract(
         if direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
             few_rows::record(rec, contraction);
         } else if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
-            choose(rec, problem).record(rec, contraction);
+            choose(rec, problem).record(rec, Sum::one(contraction));
         } else if broadcast::applies(&rec.target, weight.in_features) {
             broadcast::record(rec, contraction);
         } else {

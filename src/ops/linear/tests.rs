@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::gpu::{Choices, Command};
-use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
-use crate::ops::weight::{Code4, Float};
-use crate::quant::{self, Scales, dynamic_map};
+use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient, forms};
+use crate::ops::weight::{Code4, Float, Rows};
 
 /// The formulas in plain loops.
 pub(super) mod twin {
@@ -30,55 +29,15 @@ pub(super) fn weight_of(
     values: &[f32],
 ) -> (Weight, Vec<f64>, Vec<f64>) {
     let bias_values = if bias { lab.normal(out) } else { vec![0.0; out] };
-    // A small binding limit, so that float weights come in panels.
-    let limit = 64 * inp as u64 * 4;
-    let mut weight = Weight::plan(&mut lab.plan, "w", storage, [out as u32, inp as u32], false, limit);
-    weight.bias = bias.then(|| lab.vector(&bias_values));
-    let held: Vec<f32> = match storage {
-        Storage::Float(float) => {
-            let held: Vec<f32> = values
-                .iter()
-                .map(|v| match float {
-                    Float::F32 => *v,
-                    Float::F16 => half::f16::from_f32(*v).to_f32(),
-                    Float::Bf16 => half::bf16::from_f32(*v).to_f32(),
-                })
-                .collect();
-            for panel in &mut weight.panels {
-                let from = panel.first_row as usize * inp;
-                let part = &held[from..from + panel.rows as usize * inp];
-                panel.data = match float {
-                    Float::F32 => lab.words(&part.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
-                    Float::F16 => lab.halves(part.iter().map(|v| half::f16::from_f32(*v).to_bits())),
-                    Float::Bf16 => lab.halves(part.iter().map(|v| half::bf16::from_f32(*v).to_bits())),
-                };
-            }
-            held
-        }
-        Storage::Quantized { code, double } => {
-            let quantized = quant::quantize(values, code, double);
-            let bytes = |bytes: &[u8]| -> Vec<u32> {
-                bytes
-                    .chunks(4)
-                    .map(|b| b.iter().enumerate().fold(0, |w, (i, b)| w | u32::from(*b) << (8 * i)))
-                    .collect()
-            };
-            let panel = &mut weight.panels[0];
-            panel.data = lab.words(&bytes(&quantized.packed));
-            match &quantized.scales {
-                Scales::Plain(absmax) => {
-                    panel.absmax = Some(lab.words(&absmax.iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
-                }
-                Scales::Nested { codes, absmax, offset } => {
-                    panel.absmax = Some(lab.words(&bytes(codes)));
-                    let nested = dynamic_map().iter().chain([offset]).chain(absmax);
-                    panel.nested = Some(lab.words(&nested.map(|v| v.to_bits()).collect::<Vec<_>>()));
-                }
-            }
-            quant::dequantize(&quantized, code, values.len())
-        }
+    // Float weights come in panels; those in 4 bits whole, as the scales are over the whole matrix.
+    let panels = match storage {
+        Storage::Float(float) => out.div_ceil(256 / float.bytes() as usize),
+        Storage::Quantized { .. } => 1,
     };
-    (weight, held.iter().map(|v| f64::from(*v)).collect(), bias_values)
+    let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+    let (mut weight, held) = lab.weight(storage, [out, inp], &values, panels);
+    weight.bias = bias.then(|| lab.vector(&bias_values));
+    (weight, held, bias_values)
 }
 
 #[derive(Clone, Copy)]
@@ -234,6 +193,102 @@ fn the_candidate_that_was_measured_is_recorded() {
     // What would be mostly empty is not taken, whatever was measured of more rows.
     assert!(kernels("128x128x8 by 8x8", 5) == kernels("", 5));
     assert!(kernels("32x64x32 by 8x4", 5) != kernels("", 5));
+}
+
+/// Branches of so many outputs and rank: the gradient of the input that they share, beside the formula, and how many products were
+/// recorded for it.
+fn check_sum(
+    (form, candidate): (Form, &str),
+    storage: Storage,
+    [rows, inp]: [usize; 2],
+    branches: [[usize; 2]; 3],
+) -> (Vec<u32>, usize) {
+    let mut lab = Lab::for_form(form);
+    let what = format!("{form:?} {candidate}, {storage:?}, {rows} x {branches:?} x {inp}");
+    let matrices = branches.map(|[out, _]| Rows { label: "w", out_features: out as u32, bias: false });
+    let limit = lab.target.max_binding_bytes;
+    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit, limit);
+    let outs = branches.map(|[out, _]| out as u32);
+    let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", rows as u32, outs);
+    let ranks = branches.map(|[_, rank]| rank as u32);
+    let lows = lab.plan.matrices_in_a_row(Category::Workspace, "dy B", rows as u32, ranks);
+    let factors =
+        lab.plan.alloc_in_a_row(Category::Workspace, "lora_A", ranks.map(|rank| 4 * u64::from(rank) * inp as u64));
+    let dx = lab.empty(rows, inp);
+    let mut want = vec![0.0; rows * inp];
+    let mut operands = Vec::new();
+    for (i, [out, rank]) in branches.into_iter().enumerate() {
+        let stored = Stored::of(storage, &lab.normal(out * inp).iter().map(|v| 0.3 * v).collect::<Vec<_>>());
+        let panel = weights[i].panels[0];
+        lab.fill(panel.data, &stored.data);
+        panel.absmax.iter().for_each(|view| lab.fill(*view, &stored.absmax));
+        panel.nested.iter().for_each(|view| lab.fill(*view, &stored.nested));
+        let (dy, dyb, lora_a) = (lab.normal(rows * out), lab.normal(rows * rank), lab.normal(rank * inp));
+        lab.fill_matrix(dys[i], &dy);
+        lab.fill_matrix(lows[i], &dyb);
+        lab.fill(factors[i], &lora_a.iter().map(|v| (*v as f32).to_bits()).collect::<Vec<_>>());
+        let scale = 0.75 / (1 + i) as f32;
+        let base = twin::multiply(&dy, rows, out, inp, |n, k| stored.held[n * inp + k]);
+        let lora = twin::multiply(&dyb, rows, rank, inp, |j, k| lora_a[j * inp + k]);
+        want.iter_mut().zip(base.iter().zip(&lora)).for_each(|(sum, (b, l))| *sum += b + f64::from(scale) * l);
+        let low = (rank > 0).then_some(LowRank { low: lows[i], other: factors[i], scale });
+        operands.push(Branch { dy: dys[i], weight: &weights[i], low });
+    }
+    let rec = recorded(&lab, candidate, |rec| sum_of_input_gradients(rec, &operands, dx));
+    lab.run(&rec);
+    let got = lab.read(dx);
+    assert_close(&what, &got, &want, 1e-5);
+    let products =
+        rec.commands.iter().filter(|c| matches!(c, Command::Dispatch(d) if d.kernel.name.starts_with("linear_")));
+    (got.into_iter().map(f32::to_bits).collect(), products.count())
+}
+
+#[test]
+fn the_gradient_of_a_shared_input_is_one_sum() {
+    for storage in Storage::ALL {
+        for (sizes, branches) in [
+            // Grouped heads, as q, k and v have them.
+            ([33, 128], [[70, 8], [24, 8], [24, 8]]),
+            // Odd sizes and ranks; one that is not adapted.
+            ([5, 37], [[9, 3], [130, 0], [1, 5]]),
+            ([67, 192], [[64, 0], [65, 0], [63, 0]]),
+        ] {
+            let mut of_tiles: Option<Vec<u32>> = None;
+            for variant in variants() {
+                let (bits, products) = check_sum(variant, storage, sizes, branches);
+                if variant.0 == Form::Tiles {
+                    assert_eq!(products, 1, "{variant:?}, {storage:?}");
+                    assert!(*of_tiles.get_or_insert_with(|| bits.clone()) == bits, "bits of {variant:?}, {storage:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn branches_that_no_binding_covers_are_added_up_one_after_another() {
+    let mut lab = Lab::for_form(Form::Tiles);
+    let storage = Storage::Float(Float::F32);
+    let matrices = [70, 24].map(|out_features| Rows { label: "w", out_features, bias: false });
+    let limit = lab.target.max_binding_bytes;
+    let products = |lab: &Lab, weights: &[Weight; 2], dys: [Matrix; 2], dx| {
+        let branch = |i: usize| Branch { dy: dys[i], weight: &weights[i], low: None };
+        let mut rec = lab.recorder();
+        sum_of_input_gradients(&mut rec, &[branch(0), branch(1)], dx);
+        rec.commands.len()
+    };
+    let dx = lab.empty(5, 64);
+    let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", 5, [70, 24]);
+    let apart = [lab.empty(5, 70), lab.empty(5, 24)];
+    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, limit, limit);
+    assert_eq!(products(&lab, &weights, dys, dx), 1);
+    assert_eq!(products(&lab, &weights, apart, dx), 2);
+    // Weights that are too long together stay apart, and so does what is bound over a smaller adapter's limit.
+    let too_long = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, limit, 4 * 64 * 93);
+    assert_ne!(too_long[0].panels[0].data.buffer, too_long[1].panels[0].data.buffer);
+    assert_eq!(products(&lab, &too_long, dys, dx), 2);
+    lab.target.max_binding_bytes = 4 * 64 * 93;
+    assert_eq!(products(&lab, &weights, dys, dx), 2);
 }
 
 #[test]

@@ -5,10 +5,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction};
-use crate::gpu::{Kernel, Recorder};
+use super::{Contraction, Direction, MAX_TERMS, Sum};
+use crate::gpu::{Kernel, Matrix, Recorder, View};
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, Storage};
+use crate::ops::weight::{BLOCK, Origin, Storage};
 
 /// How a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +51,14 @@ impl Tile {
         std::iter::once(first).chain(others).collect()
     }
 
-    pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+    /// The text that adds up so many contractions at most.
+    pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled = matches!(storage, Storage::Quantized { .. }) && u64::from(in_features).is_multiple_of(BLOCK);
         let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
             .part(KEEP)
             .constant("FORWARD", direction == Direction::Forward)
+            .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
             .constant("SCALED", scaled)
             .constant("ROWS", self.rows)
             .constant("COLS", self.cols)
@@ -66,8 +68,26 @@ impl Tile {
         if scaled {
             kernel = kernel.part(include_str!("../../../shaders/lib/octet_table.wgsl"));
         }
-        storage.join(kernel, in_features)
+        storage.join_at(kernel, in_features, if terms > 1 { Origin::Moving } else { Origin::Fixed })
     }
+}
+
+/// One of the contractions that are added up: where its operands begin in their bindings, in the units in which those are read.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Term {
+    depth: u32,
+    x_first4: u32,
+    x_ld4: u32,
+    rank: u32,
+    low_first4: u32,
+    low_ld4: u32,
+    other_first: u32,
+    scale: f32,
+    weight_first: u32,
+    absmax_first: u32,
+    nested_first: u32,
+    padding: u32,
 }
 
 #[repr(C)]
@@ -75,18 +95,15 @@ impl Tile {
 struct Params {
     rows: u32,
     cols: u32,
-    depth: u32,
     in_features: u32,
-    x_ld4: u32,
-    x_col4: u32,
     y_ld4: u32,
     y_col4: u32,
-    rank: u32,
-    low_ld4: u32,
-    other_first: u32,
-    scale: f32,
+    bias_first: u32,
     bias: u32,
     accumulate: u32,
+    count: u32,
+    padding: [u32; 3],
+    terms: [Term; MAX_TERMS],
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -95,39 +112,61 @@ pub(super) fn kernels() -> Vec<Kernel> {
         for storage in Storage::ALL {
             let widths: &[u32] = if matches!(storage, Storage::Float(_)) { &[64, 63] } else { &[64, 60, 63] };
             for in_features in widths {
-                all.push(tile.kernel(Direction::Forward, storage, *in_features));
-                all.push(tile.kernel(Direction::InputGradient, storage, *in_features));
+                all.push(tile.kernel(Direction::Forward, storage, *in_features, 1));
+                for terms in [1, MAX_TERMS] {
+                    all.push(tile.kernel(Direction::InputGradient, storage, *in_features, terms));
+                }
             }
         }
     }
     all
 }
 
-pub(super) fn record(rec: &mut Recorder, tile: Tile, contraction: Contraction) {
-    let Contraction { direction, x, weight, panel, y, accumulate, .. } = contraction;
-    let [x_col4, y_col4] = contraction.first_quads();
+pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
+    let first = sum.first();
+    let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
+    let [x_col4, y_col4] = first.first_quads();
+    let mut terms = [Term::zeroed(); MAX_TERMS];
+    for (term, contraction) in terms.iter_mut().zip(&sum.terms) {
+        let Contraction { x, panel, low, .. } = contraction;
+        let words = |view: Option<View>, of: Option<View>| view.zip(of).map_or(0, |(v, of)| v.words_from(of));
+        // Rows of lora_B go with those of the weight, all of lora_A with each panel.
+        let other_row = if contraction.forward() { panel.first_row * contraction.rank() } else { 0 };
+        *term = Term {
+            depth: contraction.depth(),
+            x_first4: x_col4 + x.view.words_from(sum.x) / 4,
+            x_ld4: x.ld / 4,
+            rank: contraction.rank(),
+            low_first4: words(low.map(|low| low.low.view), sum.low) / 4,
+            low_ld4: contraction.low_ld4(),
+            other_first: other_row + words(low.map(|low| low.other), sum.other),
+            scale: contraction.scale(),
+            weight_first: panel.data.words_from(sum.data),
+            absmax_first: words(panel.absmax, sum.absmax),
+            nested_first: words(panel.nested, sum.nested),
+            padding: 0,
+        };
+    }
     let params = Params {
-        rows: x.rows,
-        cols: contraction.cols(),
-        depth: contraction.depth(),
+        rows,
+        cols: first.cols(),
         in_features: weight.in_features,
-        x_ld4: x.ld / 4,
-        x_col4,
         y_ld4: y.ld / 4,
         y_col4,
-        rank: contraction.rank(),
-        low_ld4: contraction.low_ld4(),
-        other_first: panel.first_row,
-        scale: contraction.scale(),
-        bias: u32::from(contraction.bias().is_some()),
+        bias_first: panel.first_row,
+        bias: u32::from(first.bias().is_some()),
         accumulate: u32::from(accumulate),
+        count: sum.terms.len() as u32,
+        padding: [0; 3],
+        terms,
     };
-    let [data, absmax, nested] = contraction.weight_views(rec);
-    let [bias, low, other] = contraction.term_views(rec);
-    let views = [x.view, data, absmax, nested, bias, low, other, y.view];
-    let kernel = tile.kernel(direction, weight.storage, weight.in_features);
-    let groups = [params.cols.div_ceil(tile.cols), x.rows.div_ceil(tile.rows), 1];
-    rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
+    let [absmax, nested, bias, low, other] =
+        [sum.absmax, sum.nested, first.bias(), sum.low, sum.other].map(|view| view.unwrap_or(rec.unused));
+    let views = [sum.x, sum.data, absmax, nested, bias, low, other, y.view];
+    let kernel = tile.kernel(direction, weight.storage, weight.in_features, sum.terms.len());
+    let groups = [params.cols.div_ceil(tile.cols), rows.div_ceil(tile.rows), 1];
+    let work = sum.terms.iter().map(Contraction::work).sum();
+    rec.dispatch(first.op_name(), kernel, &views, &params, groups, work);
 }
 
 #[cfg(test)]
