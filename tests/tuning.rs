@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use common::cli::{Shell, random_lines, train_on};
-use common::{adapter, fixture, gpu};
+use common::{adapter, fixture, gpu, take_for_gpu};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::{Choices, Gpu, Problem, Recorder, Tune, TuneOptions};
@@ -29,7 +29,7 @@ const NF4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4
 /// The tests' adapter, taken for a GPU.
 fn as_gpu(tune: Tune, cache: Option<&Path>) -> Gpu {
     let mut gpu = gpu();
-    (gpu.target.cpu, gpu.target.subgroup_size) = (false, 0);
+    take_for_gpu(&mut gpu);
     gpu.tuning = TuneOptions { tune, cache: cache.map(Path::to_owned) };
     gpu
 }
