@@ -1,14 +1,22 @@
-// y = x B + low C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward direction and
+// y = sum of x B + low C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward direction and
 // weight[k, c] for the input gradient; `low` and C are the LoRA term, contracted by further turns of the same loop. x and low come
-// as linear_halves leaves them, the weight and C are scaled on the way in, and sums are brought back at the end.
+// as linear_halves leaves them, the weight and C are scaled on the way in, and sums are brought back at the end. Input gradients of
+// layers that read the same input are one sum too, of TERMS such products at most.
 //
 // A workgroup makes TILE_ROWS x TILE_COLS outputs in UNITS units, OWNED of them a subgroup; a unit is HIGH x WIDE matrices, dealt
 // out so that the ones of the same index lie side by side over the units. Nothing depends on which lanes make up a subgroup, or on
 // how many of them there are in a workgroup: with subgroups of varying size some own more units than others.
 
+struct Term {
+    depth: u32, first_quad: u32, rank: u32, other_first: u32,
+    weight_first: u32, absmax_first: u32, nested_first: u32, padding: u32,
+}
+
 struct Params {
-    rows: u32, cols: u32, depth: u32, in_features: u32,
-    row_quads: u32, y_ld4: u32, y_col4: u32, rank: u32, other_first: u32, bias: u32, accumulate: u32,
+    rows: u32, cols: u32, in_features: u32, row_quads: u32,
+    y_ld4: u32, y_col4: u32, bias_first: u32, bias: u32, accumulate: u32,
+    count: u32,
+    @align(16) terms: array<Term, TERMS>,
 }
 
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
@@ -41,13 +49,13 @@ fn stage_w(at: u32, value: vec4<f32>) {
     w_tile[at + 3u] = half.w;
 }
 
-fn stage_weight(first_col: u32, first_k: u32, power_of_weight: f32, lane: u32) {
+fn stage_weight(depth: u32, first_col: u32, first_k: u32, power_of_weight: f32, lane: u32) {
 #if FORWARD
     for (var i = lane; i < TILE_COLS * K_QUADS; i += WG_SIZE) {
         let col = first_col + i / K_QUADS;
         let k = first_k + (i % K_QUADS) * 4u;
         var value = vec4<f32>();
-        if col < params.cols && k < params.depth { value = weight4(col, k, params.in_features); }
+        if col < params.cols && k < depth { value = weight4(col, k, params.in_features); }
         stage_w((i / K_QUADS) * W_STRIDE + (i % K_QUADS) * 4u, value * power_of_weight);
     }
 #else
@@ -55,21 +63,21 @@ fn stage_weight(first_col: u32, first_k: u32, power_of_weight: f32, lane: u32) {
         let n = first_k + i / (TILE_COLS / 4u);
         let col = first_col + (i % (TILE_COLS / 4u)) * 4u;
         var value = vec4<f32>();
-        if n < params.depth && col < params.cols { value = weight4(n, col, params.in_features); }
+        if n < depth && col < params.cols { value = weight4(n, col, params.in_features); }
         stage_w((i / (TILE_COLS / 4u)) * W_STRIDE + (i % (TILE_COLS / 4u)) * 4u, value * power_of_weight);
     }
 #end
 }
 
-fn stage_other(first_col: u32, first_k: u32, power_of_other: f32, lane: u32) {
+fn stage_other(term: Term, first_col: u32, first_k: u32, power_of_other: f32, lane: u32) {
 #if FORWARD
     for (var i = lane; i < TILE_COLS * K_QUADS; i += WG_SIZE) {
         let col = first_col + i / K_QUADS;
         let k = first_k + (i % K_QUADS) * 4u;
         var value = vec4<f32>();
         if col < params.cols {
-            let base = (params.other_first + col) * params.rank + k;
-            let count = min(4u, max(params.rank, k) - k);
+            let base = term.other_first + col * term.rank + k;
+            let count = min(4u, max(term.rank, k) - k);
             for (var j = 0u; j < count; j++) { value[j] = other[base + j]; }
         }
         stage_w((i / K_QUADS) * W_STRIDE + (i % K_QUADS) * 4u, value * power_of_other);
@@ -79,9 +87,9 @@ fn stage_other(first_col: u32, first_k: u32, power_of_other: f32, lane: u32) {
         let n = first_k + i / (TILE_COLS / 4u);
         let col = first_col + (i % (TILE_COLS / 4u)) * 4u;
         var value = vec4<f32>();
-        if n < params.rank {
+        if n < term.rank {
             let count = min(4u, max(params.cols, col) - col);
-            for (var j = 0u; j < count; j++) { value[j] = other[n * params.cols + col + j]; }
+            for (var j = 0u; j < count; j++) { value[j] = other[term.other_first + n * params.cols + col + j]; }
         }
         stage_w((i / (TILE_COLS / 4u)) * W_STRIDE + (i % (TILE_COLS / 4u)) * 4u, value * power_of_other);
     }
@@ -98,7 +106,7 @@ fn finish(first_row: u32, first_col: u32, lane: u32) {
             var value = scaled(sum, i32(f32(x_quad(row * params.row_quads).x)));
             if params.bias != 0u {
                 let count = min(4u, params.cols - col);
-                for (var j = 0u; j < count; j++) { value[j] += bias[params.other_first + col + j]; }
+                for (var j = 0u; j < count; j++) { value[j] += bias[params.bias_first + col + j]; }
             }
             let at = row * params.y_ld4 + params.y_col4 + col / 4u;
             if params.accumulate != 0u { value += y[at]; }
@@ -110,9 +118,6 @@ fn finish(first_row: u32, first_col: u32, lane: u32) {
 fn contract(group: vec3<u32>, lane: u32, subgroup: u32, subgroups: u32) {
     let first_row = group.y * TILE_ROWS;
     let first_col = group.x * TILE_COLS;
-    let header = x_quad(0u);
-    let power_of_weight = power(i32(f32(header.y)));
-    let power_of_other = power(i32(f32(header.z)));
 #if VARYING
     if lane == 0u { block[0] = f32(subgroups); }
     let step = u32(workgroupUniformLoad(&block[0]));
@@ -131,39 +136,48 @@ fn contract(group: vec3<u32>, lane: u32, subgroup: u32, subgroups: u32) {
 #end
 #end
 #end
-    let x_quads = (params.depth + 3u) / 4u;
-    let base_turns = (params.depth + DEPTH - 1u) / DEPTH;
-    let turns = base_turns + (params.rank + DEPTH - 1u) / DEPTH;
-    for (var turn = 0u; turn < turns; turn++) {
-        if turn < base_turns {
-            stage_x(first_row, 1u + turn * K_QUADS, 1u + x_quads, lane);
-            stage_weight(first_col, turn * DEPTH, power_of_weight, lane);
-        } else {
-            let first_k = (turn - base_turns) * DEPTH;
-            stage_x(first_row, 1u + x_quads + first_k / 4u, params.row_quads, lane);
-            stage_other(first_col, first_k, power_of_other, lane);
-        }
-        workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k += SIDE) {
+    for (var t = 0u; t < params.count; t++) {
+        let term = params.terms[t];
+#if MOVING
+        origin = Origin(term.weight_first, term.absmax_first, term.nested_first);
+#end
+        let header = x_quad(t);
+        let power_of_weight = power(i32(f32(header.y)));
+        let power_of_other = power(i32(f32(header.z)));
+        let first_low = term.first_quad + (term.depth + 3u) / 4u;
+        let base_turns = (term.depth + DEPTH - 1u) / DEPTH;
+        let turns = base_turns + (term.rank + DEPTH - 1u) / DEPTH;
+        for (var turn = 0u; turn < turns; turn++) {
+            if turn < base_turns {
+                stage_x(first_row, term.first_quad + turn * K_QUADS, first_low, lane);
+                stage_weight(term.depth, first_col, turn * DEPTH, power_of_weight, lane);
+            } else {
+                let first_k = (turn - base_turns) * DEPTH;
+                stage_x(first_row, first_low + first_k / 4u, first_low + (term.rank + 3u) / 4u, lane);
+                stage_other(term, first_col, first_k, power_of_other, lane);
+            }
+            workgroupBarrier();
+            for (var k = 0u; k < DEPTH; k += SIDE) {
 #for o in 0..OWNED
-            if $ou * step < UNITS {
+                if $ou * step < UNITS {
 #for i in 0..HIGH
-                let a$i = load_a((row$o + $iu * UNIT_ROWS * SIDE) * X_STRIDE + k);
+                    let a$i = load_a((row$o + $iu * UNIT_ROWS * SIDE) * X_STRIDE + k);
 #end
 #for j in 0..WIDE
 #if FORWARD
-                let b$j = load_b((col$o + $ju * UNIT_COLS * SIDE) * W_STRIDE + k);
+                    let b$j = load_b((col$o + $ju * UNIT_COLS * SIDE) * W_STRIDE + k);
 #else
-                let b$j = load_b(k * W_STRIDE + col$o + $ju * UNIT_COLS * SIDE);
+                    let b$j = load_b(k * W_STRIDE + col$o + $ju * UNIT_COLS * SIDE);
 #end
 #for i in 0..HIGH
-                sum$o_$i_$j = multiply_add(a$i, b$j, sum$o_$i_$j);
+                    sum$o_$i_$j = multiply_add(a$i, b$j, sum$o_$i_$j);
 #end
+#end
+                }
 #end
             }
-#end
+            workgroupBarrier();
         }
-        workgroupBarrier();
     }
 #for i in 0..HIGH
 #for j in 0..WIDE

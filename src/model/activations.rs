@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::network::Network;
+use super::network::{Layer, Network};
 use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, Target, View};
 use crate::lora::device::DeviceAdapter;
 use crate::model::config::{ModelConfig, Projection};
@@ -445,7 +445,14 @@ pub fn scratch_bytes(
     let uses = network.weights().map(|(_, w)| of_base(w));
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
     let factor_uses = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
-    let panel = linear::panel_bytes(target, uses.chain(factor_uses));
+    let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
+    // Rows in f16 are those of all layers that read one input.
+    let sums = network.layers.iter().filter(|_| target.cooperative.is_some()).flat_map(|layer| {
+        let attention = linear::together(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
+        let feed_forward = linear::together(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));
+        [attention, feed_forward]
+    });
+    let panel = linear::panel_bytes(target, uses.chain(factor_uses).chain(sums));
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
         .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))

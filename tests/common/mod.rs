@@ -43,8 +43,7 @@ pub fn gpu() -> Gpu {
     let adapter = std::env::var("LORAINE_ADAPTER").ok();
     let tuning = TuneOptions { tune: Tune::Off, cache: None };
     let options = GpuOptions { adapter, matrix_units, tuning, ..Default::default() };
-    let mut gpu =
-        pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one");
+    let mut gpu = pollster::block_on(Gpu::open(&options)).expect("the tests need an adapter; `make test` installs one");
     // A software adapter taken for a GPU: whole runs by the kernels that real ones take.
     if std::env::var("LORAINE_FORMS").as_deref() == Ok("gpu") {
         take_for_gpu(&mut gpu);

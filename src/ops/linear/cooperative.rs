@@ -10,10 +10,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction};
-use crate::gpu::{Cooperative, Kernel, Problem, Recorder, Scratch, Target, View};
+use super::{Contraction, Direction, MAX_TERMS, Sum};
+use crate::gpu::{Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, Float, Storage};
+use crate::ops::weight::{BLOCK, Float, Origin, Storage};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
 /// own products keep to f32 by this rule.
@@ -111,19 +111,43 @@ struct MagnitudeParams {
     others: u32,
 }
 
+/// One of the contractions that are added up: its rows, and where they go.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct HalvesTerm {
+    depth: u32,
+    x_first4: u32,
+    x_ld4: u32,
+    rank: u32,
+    low_first4: u32,
+    low_ld4: u32,
+    first_quad: u32,
+    partials: u32,
+    scale: f32,
+    padding: [u32; 3],
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct HalvesParams {
     rows: u32,
-    cols: u32,
-    x_ld4: u32,
-    x_col4: u32,
-    rank: u32,
-    low_ld4: u32,
     row_quads: u32,
-    partials: u32,
     weight_scaled: u32,
-    scale: f32,
+    count: u32,
+    terms: [HalvesTerm; MAX_TERMS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Term {
+    depth: u32,
+    first_quad: u32,
+    rank: u32,
+    other_first: u32,
+    weight_first: u32,
+    absmax_first: u32,
+    nested_first: u32,
+    padding: u32,
 }
 
 #[repr(C)]
@@ -131,15 +155,16 @@ struct HalvesParams {
 struct Params {
     rows: u32,
     cols: u32,
-    depth: u32,
     in_features: u32,
     row_quads: u32,
     y_ld4: u32,
     y_col4: u32,
-    rank: u32,
-    other_first: u32,
+    bias_first: u32,
     bias: u32,
     accumulate: u32,
+    count: u32,
+    padding: [u32; 2],
+    terms: [Term; MAX_TERMS],
 }
 
 fn magnitude_kernel(storage: Storage) -> Kernel {
@@ -158,10 +183,12 @@ fn halves_kernel() -> Kernel {
         .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
         .constant("WG_SIZE", HALVES_WG_SIZE)
         .constant("PARTIALS", PARTIALS)
+        .constant("TERMS", MAX_TERMS as u32)
 }
 
 impl Way {
-    pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
+    /// The text that adds up so many contractions at most.
+    pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         let Self { tile, cooperative: Cooperative { side, subgroups }, .. } = self;
         let forward = direction == Direction::Forward;
         let wg_size = tile.wg_size(subgroups);
@@ -169,6 +196,7 @@ impl Way {
         let (w_rows, w_stride) = if forward { (tile.cols, x_stride) } else { (tile.depth, tile.cols + tile.gap) };
         let kernel = Kernel::new(NAME, include_str!("../../../shaders/linear_cooperative.wgsl"))
             .constant("FORWARD", forward)
+            .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
             .constant("SIDE", side)
             .constant("WG_SIZE", wg_size)
             .constant("TILE_ROWS", tile.rows)
@@ -198,7 +226,7 @@ impl Way {
                 .constant("PER_LANE", side * side / lanes)
                 .part(include_str!("../../../shaders/lib/matrix_emulated.wgsl")),
         };
-        storage.join(kernel, in_features)
+        storage.join_at(kernel, in_features, if terms > 1 { Origin::Moving } else { Origin::Fixed })
     }
 }
 
@@ -210,8 +238,10 @@ pub(super) fn kernels() -> Vec<Kernel> {
         for way in Way::all(&target) {
             for storage in Storage::ALL {
                 for in_features in [64, 63] {
-                    all.push(way.kernel(Direction::Forward, storage, in_features));
-                    all.push(way.kernel(Direction::InputGradient, storage, in_features));
+                    all.push(way.kernel(Direction::Forward, storage, in_features, 1));
+                    for terms in [1, MAX_TERMS] {
+                        all.push(way.kernel(Direction::InputGradient, storage, in_features, terms));
+                    }
                 }
             }
         }
@@ -227,62 +257,133 @@ pub(super) fn applies(target: &Target, problem: &Problem) -> bool {
         && Way::all(target).next().is_some()
 }
 
-fn row_quads(depth: u32, rank: u32) -> u32 {
-    1 + depth.div_ceil(4) + rank.div_ceil(4)
+/// What a contraction takes of a row of halves: its powers apart, its part of x and that of `low`.
+fn quads(depth: u32, rank: u32) -> u32 {
+    depth.div_ceil(4) + rank.div_ceil(4)
 }
 
 /// Scratch for the rows of a contraction in f16.
 pub(super) fn halves_bytes(rows: u32, depth: u32, rank: u32) -> u64 {
-    QUAD_BYTES * u64::from(rows) * u64::from(row_quads(depth, rank))
+    QUAD_BYTES * u64::from(rows) * u64::from(1 + quads(depth, rank))
 }
 
-/// Scratch for the partial maxima.
-pub(super) const MAXIMA_BYTES: u64 = 2 * 4 * PARTIALS as u64;
+/// The partial maxima of one contraction.
+const MAXIMA_BYTES: u64 = 2 * 4 * PARTIALS as u64;
+/// Scratch for those of a sum.
+pub(super) const ALL_MAXIMA_BYTES: u64 = MAXIMA_BYTES * MAX_TERMS as u64;
 
-pub(super) fn record(rec: &mut Recorder, way: Way, contraction: Contraction) {
-    let Contraction { direction, x, weight, panel, y, accumulate, .. } = contraction;
-    let halves = scale_rows(rec, contraction);
-    let (cols, depth, rank) = (contraction.cols(), contraction.depth(), contraction.rank());
+/// How the rows of a sum lie in f16: a quad of powers for each contraction, then what each takes.
+struct Rows {
+    /// Where the part of each contraction begins.
+    firsts: [u32; MAX_TERMS],
+    quads: u32,
+}
+
+impl Rows {
+    fn of(sum: &Sum) -> Self {
+        let mut rows = Self { firsts: [0; MAX_TERMS], quads: sum.terms.len() as u32 };
+        for (first, term) in rows.firsts.iter_mut().zip(&sum.terms) {
+            *first = rows.quads;
+            rows.quads += quads(term.depth(), term.rank());
+        }
+        rows
+    }
+}
+
+pub(super) fn record(rec: &mut Recorder, way: Way, sum: &Sum) {
+    let first = sum.first();
+    let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
+    let layout = Rows::of(sum);
+    let halves = scale_rows(rec, sum, &layout);
+    let mut terms = [Term::zeroed(); MAX_TERMS];
+    for ((term, contraction), first_quad) in terms.iter_mut().zip(&sum.terms).zip(layout.firsts) {
+        let place = sum.place(contraction);
+        *term = Term {
+            depth: contraction.depth(),
+            first_quad,
+            rank: contraction.rank(),
+            other_first: place.other,
+            weight_first: place.data,
+            absmax_first: place.absmax,
+            nested_first: place.nested,
+            padding: 0,
+        };
+    }
+    let cols = first.cols();
     let params = Params {
-        rows: x.rows,
+        rows,
         cols,
-        depth,
         in_features: weight.in_features,
-        row_quads: row_quads(depth, rank),
+        row_quads: layout.quads,
         y_ld4: y.ld / 4,
-        y_col4: contraction.first_quads()[1],
-        rank,
-        other_first: panel.first_row,
-        bias: u32::from(contraction.bias().is_some()),
+        y_col4: first.first_quads()[1],
+        bias_first: panel.first_row,
+        bias: u32::from(first.bias().is_some()),
         accumulate: u32::from(accumulate),
+        count: sum.terms.len() as u32,
+        padding: [0; 2],
+        terms,
     };
-    let [data, absmax, nested] = contraction.weight_views(rec);
-    let [bias, _, other] = contraction.term_views(rec);
-    let views = [halves, data, absmax, nested, bias, other, y.view];
-    let kernel = way.kernel(direction, weight.storage, weight.in_features);
-    let groups = [cols.div_ceil(way.tile.cols), x.rows.div_ceil(way.tile.rows), 1];
-    rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
+    let [absmax, nested, bias, other] =
+        [sum.absmax, sum.nested, first.bias(), sum.other].map(|view| view.unwrap_or(rec.unused));
+    let views = [halves, sum.data, absmax, nested, bias, other, y.view];
+    let kernel = way.kernel(direction, weight.storage, weight.in_features, sum.terms.len());
+    let groups = [cols.div_ceil(way.tile.cols), rows.div_ceil(way.tile.rows), 1];
+    rec.dispatch(first.op_name(), kernel, &views, &params, groups, sum.work());
 }
 
-/// The rows of x, and of the low-rank term, scaled and in f16.
-fn scale_rows(rec: &mut Recorder, contraction: Contraction) -> View {
-    let Contraction { x, weight, panel, .. } = contraction;
-    let (depth, rank) = (contraction.depth(), contraction.rank());
-    let bytes = halves_bytes(x.rows, depth, rank);
+/// The rows of x, and of the low-rank terms, scaled and in f16.
+fn scale_rows(rec: &mut Recorder, sum: &Sum, layout: &Rows) -> View {
+    let Contraction { x: Matrix { rows, .. }, weight, .. } = *sum.first();
+    let bytes = QUAD_BYTES * u64::from(rows) * u64::from(layout.quads);
     let Scratch { weight_panel, partials } = rec.scratch;
-    assert!(bytes <= weight_panel.bytes, "scratch for {} rows of {depth} in f16", x.rows);
-    assert!(MAXIMA_BYTES <= partials.bytes, "scratch for the largest magnitudes");
-    let (halves, maxima) = (View { bytes, ..weight_panel }, View { bytes: MAXIMA_BYTES, ..partials });
+    assert!(bytes <= weight_panel.bytes, "scratch for {rows} rows of {} quads in f16", layout.quads);
+    assert!(ALL_MAXIMA_BYTES <= partials.bytes, "scratch for the largest magnitudes");
+    let (halves, maxima) = (View { bytes, ..weight_panel }, View { bytes: ALL_MAXIMA_BYTES, ..partials });
 
     // What is in f16 already fits into it.
     let weight_scaled = weight.storage != Storage::Float(Float::F16);
+    let mut terms = [HalvesTerm::zeroed(); MAX_TERMS];
+    for (i, (term, contraction)) in terms.iter_mut().zip(&sum.terms).enumerate() {
+        let of_term = maxima.slice(i as u64 * MAXIMA_BYTES, MAXIMA_BYTES);
+        let place = sum.place(contraction);
+        *term = HalvesTerm {
+            depth: contraction.depth(),
+            x_first4: place.x4,
+            x_ld4: contraction.x.ld / 4,
+            rank: contraction.rank(),
+            low_first4: place.low4,
+            low_ld4: contraction.low_ld4(),
+            first_quad: layout.firsts[i],
+            partials: record_magnitudes(rec, contraction, weight_scaled, of_term),
+            scale: contraction.scale(),
+            padding: [0; 3],
+        };
+    }
+    let params = HalvesParams {
+        rows,
+        row_quads: layout.quads,
+        weight_scaled: u32::from(weight_scaled),
+        count: sum.terms.len() as u32,
+        terms,
+    };
+    let low = sum.low.unwrap_or(rec.unused);
+    let groups = rec.fold(u64::from(rows));
+    let work = 4 * u64::from(rows) * u64::from(layout.quads);
+    rec.dispatch("linear_halves", halves_kernel(), &[sum.x, low, maxima, halves], &params, groups, work);
+    halves
+}
+
+/// Looks for the largest magnitudes of a contraction's weight and LoRA factor; gives the count of partial maxima.
+fn record_magnitudes(rec: &mut Recorder, contraction: &Contraction, weight_scaled: bool, maxima: View) -> u32 {
+    let Contraction { weight, panel, .. } = contraction;
     let other_rows = if contraction.forward() { weight.out_features } else { weight.in_features };
     let params = MagnitudeParams {
         elements: if weight_scaled { panel.rows * weight.in_features } else { 0 },
-        others: rank * other_rows,
+        others: contraction.rank() * other_rows,
     };
     let [data, absmax, nested] = contraction.weight_views(rec);
-    let [_, low, other] = contraction.term_views(rec);
+    let [_, _, other] = contraction.term_views(rec);
     let work = u64::from(params.elements) + u64::from(params.others);
     let kernel = magnitude_kernel(weight.storage);
     let read = match weight.storage {
@@ -291,21 +392,5 @@ fn scale_rows(rec: &mut Recorder, contraction: Contraction) -> View {
     };
     let partials = read.max(params.others).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);
     rec.dispatch("linear_magnitude", kernel, &[other, data, absmax, nested, maxima], &params, [partials, 1, 1], work);
-
-    let params = HalvesParams {
-        rows: x.rows,
-        cols: depth,
-        x_ld4: x.ld / 4,
-        x_col4: contraction.first_quads()[0],
-        rank,
-        low_ld4: contraction.low_ld4(),
-        row_quads: row_quads(depth, rank),
-        partials,
-        weight_scaled: u32::from(weight_scaled),
-        scale: contraction.scale(),
-    };
-    let work = u64::from(x.rows) * u64::from(depth + rank);
-    let groups = rec.fold(u64::from(x.rows));
-    rec.dispatch("linear_halves", halves_kernel(), &[x.view, low, maxima, halves], &params, groups, work);
-    halves
+    partials
 }

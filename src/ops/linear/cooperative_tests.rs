@@ -2,7 +2,7 @@
 //! where it has them, and everywhere with matrices in plain f32 that the same text is joined with.
 
 use super::cooperative::{Matrices, Tile, Way, halves_bytes, record};
-use super::tests::{twin, weight_of};
+use super::tests::{SHARED_INPUTS, SharedInput, twin, weight_of};
 use super::*;
 use crate::gpu::Cooperative;
 use crate::ops::testing::{Lab, assert_close, gpu};
@@ -117,7 +117,7 @@ impl Layer {
         });
         let mut rec = lab.recorder();
         for contraction in Contraction::of_panels(self.direction, x, &weight, low, y, self.y0.is_some()) {
-            record(&mut rec, way, contraction);
+            record(&mut rec, way, &Sum::one(contraction));
         }
         lab.run(&rec);
         (lab.read(y), weight, w, bias)
@@ -328,6 +328,34 @@ fn what_is_not_finite_stays_so_and_touches_no_other_row() {
             }
             layer.w[70] = f32::INFINITY;
             assert!(layer.run(way).iter().all(|v| !v.is_finite()), "{way:?} {direction:?}, weight");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_shared_input_is_one_sum_within_the_bound() {
+    let ways = [emulated_ways()[0], emulated_ways()[3]].into_iter().chain(hardware_ways().into_iter().take(2));
+    for way in ways {
+        for (sizes, branches) in SHARED_INPUTS {
+            for storage in [NF4, BF16] {
+                let mut lab = Lab::new();
+                (lab.target.cpu, lab.target.cooperative) = (false, Some(way.cooperative));
+                lab.reserve_panel(halves_bytes(sizes[0] as u32, 256, 32));
+                let shared = SharedInput::new(&mut lab, storage, sizes, branches);
+                let branches = shared.branches();
+                let sum = Sum::of_branches(&lab.target, &branches, shared.dx).expect("one binding covers each operand");
+                let mut rec = lab.recorder();
+                record(&mut rec, way, &sum);
+                // The magnitudes of each, the rows of all, and their products.
+                assert_eq!(rec.commands.len(), 5);
+                drop(sum);
+                lab.run(&rec);
+                let what = format!("{way:?}, {storage:?}, {sizes:?}");
+                for (at, (got, want)) in lab.read(shared.dx).iter().zip(&shared.want).enumerate() {
+                    let allowed = 1.01 * shared.magnitudes[at] / 1024.0 + 1e-6 * want.abs();
+                    assert!((f64::from(*got) - want).abs() <= allowed, "{what}: element {at} is {got}, not {want}");
+                }
+            }
         }
     }
 }

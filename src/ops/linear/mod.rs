@@ -21,7 +21,7 @@ mod tiled;
 use tiled::Tile;
 
 use super::weight::{Panel, Storage, Weight};
-use crate::gpu::{Category, Command, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View};
+use crate::gpu::{Category, Command, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View, round_up};
 use crate::ops::Form;
 
 /// Which way a contraction reads the weight.
@@ -72,14 +72,14 @@ impl Candidate {
     fn kernel(self, direction: Direction, storage: Storage, in_features: u32) -> Kernel {
         match self {
             Self::Tiled(tile) => tile.kernel(direction, storage, in_features, 1),
-            Self::Cooperative(way) => way.kernel(direction, storage, in_features),
+            Self::Cooperative(way) => way.kernel(direction, storage, in_features, 1),
         }
     }
 
     fn record(self, rec: &mut Recorder, sum: Sum) {
         match self {
             Self::Tiled(tile) => tiled::record(rec, tile, &sum),
-            Self::Cooperative(way) => sum.terms.iter().for_each(|term| cooperative::record(rec, way, *term)),
+            Self::Cooperative(way) => cooperative::record(rec, way, &sum),
         }
     }
 }
@@ -204,6 +204,16 @@ struct Sum<'a> {
     other: Option<View>,
 }
 
+/// Where the operands of one contraction of a sum begin in the views that cover them: quads, or words of 4 bytes.
+struct Place {
+    x4: u32,
+    low4: u32,
+    other: u32,
+    data: u32,
+    absmax: u32,
+    nested: u32,
+}
+
 impl<'a> Sum<'a> {
     /// A contraction by itself.
     fn one(term: Contraction<'a>) -> Self {
@@ -227,7 +237,7 @@ impl<'a> Sum<'a> {
             let Weight { storage, in_features, panels, .. } = branch.weight;
             (*storage, *in_features, panels.len()) == (first.storage, first.in_features, 1)
         };
-        if Form::of(target) != Form::Tiles || branches.len() > MAX_TERMS || !branches.iter().all(alike) {
+        if branches.len() > MAX_TERMS || !branches.iter().all(alike) {
             return None;
         }
         let term = |Branch { dy, weight, low }: &Branch<'a>| Contraction {
@@ -254,12 +264,33 @@ impl<'a> Sum<'a> {
             other: cover(&|term| Some(term.low?.other))?,
             terms,
         };
-        Some(sum).filter(|sum| !cooperative::applies(target, &sum.problem()))
+        let applies = |sum: &Self| Form::of(target) == Form::Tiles || cooperative::applies(target, &sum.problem());
+        Some(sum).filter(applies)
     }
 
     /// What they share: direction, storage, rows, columns and y.
     fn first(&self) -> &Contraction<'a> {
         &self.terms[0]
+    }
+
+    /// Where the operands of one of the contractions begin.
+    fn place(&self, term: &Contraction) -> Place {
+        let Contraction { x, panel, low, .. } = term;
+        let words = |view: Option<View>, of: Option<View>| view.zip(of).map_or(0, |(view, of)| view.words_from(of));
+        // Rows of lora_B go with those of the weight, all of lora_A with each panel.
+        let other_row = if term.forward() { panel.first_row * term.rank() } else { 0 };
+        Place {
+            x4: term.first_quads()[0] + x.view.words_from(self.x) / 4,
+            low4: words(low.map(|low| low.low.view), self.low) / 4,
+            other: other_row + words(low.map(|low| low.other), self.other),
+            data: panel.data.words_from(self.data),
+            absmax: words(panel.absmax, self.absmax),
+            nested: words(panel.nested, self.nested),
+        }
+    }
+
+    fn work(&self) -> u64 {
+        self.terms.iter().map(Contraction::work).sum()
     }
 
     fn problem(&self) -> Problem {
@@ -428,9 +459,16 @@ pub fn panel_bytes(target: &Target, uses: impl IntoIterator<Item = Use>) -> u64 
     uses.into_iter().map(one).max().unwrap_or(16)
 }
 
+/// The layers of one input as the sum of their input gradients meets them.
+pub fn together<const N: usize>(uses: [Use; N]) -> Use {
+    let sum = |of: fn(&Use) -> u32| uses.iter().map(|one| round_up(of(one), 4)).sum::<u32>();
+    // A quad for the powers of each.
+    Use { out_features: sum(|one| one.out_features) + 4 * (N as u32 - 1), rank: sum(|one| one.rank), ..uses[0] }
+}
+
 /// Scratch for partial results.
 pub fn partials_bytes(target: &Target) -> u64 {
-    if target.cooperative.is_some() { cooperative::MAXIMA_BYTES } else { 16 }
+    if target.cooperative.is_some() { cooperative::ALL_MAXIMA_BYTES } else { 16 }
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -195,70 +195,80 @@ fn the_candidate_that_was_measured_is_recorded() {
     assert!(kernels("32x64x32 by 8x4", 5) != kernels("", 5));
 }
 
-/// Branches of so many outputs and rank: the gradient of the input that they share, beside the formula, and how many products were
-/// recorded for it.
-fn check_sum(
-    (form, candidate): (Form, &str),
-    storage: Storage,
-    [rows, inp]: [usize; 2],
-    branches: [[usize; 2]; 3],
-) -> (Vec<u32>, usize) {
-    let mut lab = Lab::for_form(form);
-    let what = format!("{form:?} {candidate}, {storage:?}, {rows} x {branches:?} x {inp}");
-    let matrices = branches.map(|[out, _]| Rows { label: "w", out_features: out as u32, bias: false });
-    let limit = lab.target.max_binding_bytes;
-    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit, limit);
-    let outs = branches.map(|[out, _]| out as u32);
-    let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", rows as u32, outs);
-    let ranks = branches.map(|[_, rank]| rank as u32);
-    let lows = lab.plan.matrices_in_a_row(Category::Workspace, "dy B", rows as u32, ranks);
-    let factors =
-        lab.plan.alloc_in_a_row(Category::Workspace, "lora_A", ranks.map(|rank| 4 * u64::from(rank) * inp as u64));
-    let dx = lab.empty(rows, inp);
-    let mut want = vec![0.0; rows * inp];
-    let mut operands = Vec::new();
-    for (i, [out, rank]) in branches.into_iter().enumerate() {
-        let stored = Stored::of(storage, &lab.normal(out * inp).iter().map(|v| 0.3 * v).collect::<Vec<_>>());
-        let panel = weights[i].panels[0];
-        lab.fill(panel.data, &stored.data);
-        panel.absmax.iter().for_each(|view| lab.fill(*view, &stored.absmax));
-        panel.nested.iter().for_each(|view| lab.fill(*view, &stored.nested));
-        let (dy, dyb, lora_a) = (lab.normal(rows * out), lab.normal(rows * rank), lab.normal(rank * inp));
-        lab.fill_matrix(dys[i], &dy);
-        lab.fill_matrix(lows[i], &dyb);
-        lab.fill(factors[i], &lora_a.iter().map(|v| (*v as f32).to_bits()).collect::<Vec<_>>());
-        let scale = 0.75 / (1 + i) as f32;
-        let base = twin::multiply(&dy, rows, out, inp, |n, k| stored.held[n * inp + k]);
-        let lora = twin::multiply(&dyb, rows, rank, inp, |j, k| lora_a[j * inp + k]);
-        want.iter_mut().zip(base.iter().zip(&lora)).for_each(|(sum, (b, l))| *sum += b + f64::from(scale) * l);
-        let low = (rank > 0).then_some(LowRank { low: lows[i], other: factors[i], scale });
-        operands.push(Branch { dy: dys[i], weight: &weights[i], low });
-    }
-    let rec = recorded(&lab, candidate, |rec| sum_of_input_gradients(rec, &operands, dx));
-    lab.run(&rec);
-    let got = lab.read(dx);
-    assert_close(&what, &got, &want, 1e-5);
-    let products =
-        rec.commands.iter().filter(|c| matches!(c, Command::Dispatch(d) if d.kernel.name.starts_with("linear_")));
-    (got.into_iter().map(f32::to_bits).collect(), products.count())
+/// Layers that read one input, on the device, and the input's gradient by the formula.
+pub(super) struct SharedInput {
+    weights: [Weight; 3],
+    dys: [Matrix; 3],
+    lows: [Option<LowRank>; 3],
+    pub dx: Matrix,
+    pub want: Vec<f64>,
+    /// The sums of the products' magnitudes.
+    pub magnitudes: Vec<f64>,
 }
+
+impl SharedInput {
+    /// `branches` are outputs and rank of each.
+    pub fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], branches: [[usize; 2]; 3]) -> Self {
+        let [outs, ranks] = [0, 1].map(|which| branches.map(|branch| branch[which] as u32));
+        let matrices = outs.map(|out_features| Rows { label: "w", out_features, bias: false });
+        let limit = lab.target.max_binding_bytes;
+        let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit, limit);
+        let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", rows as u32, outs);
+        let lows = lab.plan.matrices_in_a_row(Category::Workspace, "dy B", rows as u32, ranks);
+        let bytes = ranks.map(|rank| 4 * u64::from(rank) * inp as u64);
+        let factors = lab.plan.alloc_in_a_row(Category::Workspace, "lora_A", bytes);
+        let (mut want, mut magnitudes) = (vec![0.0; rows * inp], vec![0.0; rows * inp]);
+        let mut terms = [None; 3];
+        for (i, [out, rank]) in branches.into_iter().enumerate() {
+            let stored = Stored::of(storage, &lab.normal(out * inp).iter().map(|v| 0.3 * v).collect::<Vec<_>>());
+            let panel = weights[i].panels[0];
+            lab.fill(panel.data, &stored.data);
+            panel.absmax.iter().for_each(|view| lab.fill(*view, &stored.absmax));
+            panel.nested.iter().for_each(|view| lab.fill(*view, &stored.nested));
+            let (dy, dyb, lora_a) = (lab.normal(rows * out), lab.normal(rows * rank), lab.normal(rank * inp));
+            lab.fill_matrix(dys[i], &dy);
+            lab.fill_matrix(lows[i], &dyb);
+            lab.fill(factors[i], &lora_a.iter().map(|v| (*v as f32).to_bits()).collect::<Vec<_>>());
+            let scale = 0.75 / (1 + i) as f32;
+            for (sums, of) in [(&mut want, (|v| v) as fn(f64) -> f64), (&mut magnitudes, f64::abs)] {
+                let each = |values: &[f64]| values.iter().map(|v| of(*v)).collect::<Vec<_>>();
+                let base = twin::multiply(&each(&dy), rows, out, inp, |n, k| of(stored.held[n * inp + k]));
+                let lora = twin::multiply(&each(&dyb), rows, rank, inp, |j, k| of(lora_a[j * inp + k]));
+                sums.iter_mut().zip(base.iter().zip(&lora)).for_each(|(sum, (b, l))| *sum += b + f64::from(scale) * l);
+            }
+            terms[i] = (rank > 0).then_some(LowRank { low: lows[i], other: factors[i], scale });
+        }
+        Self { weights, dys, lows: terms, dx: lab.empty(rows, inp), want, magnitudes }
+    }
+
+    pub fn branches(&self) -> [Branch<'_>; 3] {
+        std::array::from_fn(|i| Branch { dy: self.dys[i], weight: &self.weights[i], low: self.lows[i] })
+    }
+}
+
+/// Grouped heads, as q, k and v have them; odd sizes and ranks; one that is not adapted.
+pub(super) const SHARED_INPUTS: [([usize; 2], [[usize; 2]; 3]); 3] = [
+    ([33, 128], [[70, 8], [24, 8], [24, 8]]),
+    ([5, 37], [[9, 3], [130, 0], [1, 5]]),
+    ([67, 192], [[64, 0], [65, 0], [63, 0]]),
+];
 
 #[test]
 fn the_gradient_of_a_shared_input_is_one_sum() {
     for storage in Storage::ALL {
-        for (sizes, branches) in [
-            // Grouped heads, as q, k and v have them.
-            ([33, 128], [[70, 8], [24, 8], [24, 8]]),
-            // Odd sizes and ranks; one that is not adapted.
-            ([5, 37], [[9, 3], [130, 0], [1, 5]]),
-            ([67, 192], [[64, 0], [65, 0], [63, 0]]),
-        ] {
-            let mut of_tiles: Option<Vec<u32>> = None;
-            for variant in variants() {
-                let (bits, products) = check_sum(variant, storage, sizes, branches);
-                if variant.0 == Form::Tiles {
-                    assert_eq!(products, 1, "{variant:?}, {storage:?}");
-                    assert!(*of_tiles.get_or_insert_with(|| bits.clone()) == bits, "bits of {variant:?}, {storage:?}");
+        for (sizes, branches) in SHARED_INPUTS {
+            let mut of_tiles: Option<Vec<f32>> = None;
+            for (form, candidate) in variants() {
+                let what = format!("{form:?} {candidate}, {storage:?}, {sizes:?}, {branches:?}");
+                let mut lab = Lab::for_form(form);
+                let shared = SharedInput::new(&mut lab, storage, sizes, branches);
+                let rec = recorded(&lab, candidate, |rec| sum_of_input_gradients(rec, &shared.branches(), shared.dx));
+                lab.run(&rec);
+                let got = lab.read(shared.dx);
+                assert_close(&what, &got, &shared.want, 1e-5);
+                if form == Form::Tiles {
+                    assert_eq!(rec.commands.len(), 1, "{what}");
+                    assert!(*of_tiles.get_or_insert_with(|| got.clone()) == got, "bits of {what}");
                 }
             }
         }

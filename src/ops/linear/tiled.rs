@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction, MAX_TERMS, Sum};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder};
 use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::{BLOCK, Origin, Storage};
 
@@ -125,25 +125,21 @@ pub(super) fn kernels() -> Vec<Kernel> {
 pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
     let first = sum.first();
     let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
-    let [x_col4, y_col4] = first.first_quads();
     let mut terms = [Term::zeroed(); MAX_TERMS];
     for (term, contraction) in terms.iter_mut().zip(&sum.terms) {
-        let Contraction { x, panel, low, .. } = contraction;
-        let words = |view: Option<View>, of: Option<View>| view.zip(of).map_or(0, |(v, of)| v.words_from(of));
-        // Rows of lora_B go with those of the weight, all of lora_A with each panel.
-        let other_row = if contraction.forward() { panel.first_row * contraction.rank() } else { 0 };
+        let place = sum.place(contraction);
         *term = Term {
             depth: contraction.depth(),
-            x_first4: x_col4 + x.view.words_from(sum.x) / 4,
-            x_ld4: x.ld / 4,
+            x_first4: place.x4,
+            x_ld4: contraction.x.ld / 4,
             rank: contraction.rank(),
-            low_first4: words(low.map(|low| low.low.view), sum.low) / 4,
+            low_first4: place.low4,
             low_ld4: contraction.low_ld4(),
-            other_first: other_row + words(low.map(|low| low.other), sum.other),
+            other_first: place.other,
             scale: contraction.scale(),
-            weight_first: panel.data.words_from(sum.data),
-            absmax_first: words(panel.absmax, sum.absmax),
-            nested_first: words(panel.nested, sum.nested),
+            weight_first: place.data,
+            absmax_first: place.absmax,
+            nested_first: place.nested,
             padding: 0,
         };
     }
@@ -152,7 +148,7 @@ pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
         cols: first.cols(),
         in_features: weight.in_features,
         y_ld4: y.ld / 4,
-        y_col4,
+        y_col4: first.first_quads()[1],
         bias_first: panel.first_row,
         bias: u32::from(first.bias().is_some()),
         accumulate: u32::from(accumulate),
@@ -165,8 +161,7 @@ pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
     let views = [sum.x, sum.data, absmax, nested, bias, low, other, y.view];
     let kernel = tile.kernel(direction, weight.storage, weight.in_features, sum.terms.len());
     let groups = [params.cols.div_ceil(tile.cols), rows.div_ceil(tile.rows), 1];
-    let work = sum.terms.iter().map(Contraction::work).sum();
-    rec.dispatch(first.op_name(), kernel, &views, &params, groups, work);
+    rec.dispatch(first.op_name(), kernel, &views, &params, groups, sum.work());
 }
 
 #[cfg(test)]
