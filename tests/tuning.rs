@@ -9,7 +9,7 @@ use common::cli::{Shell, random_lines, train_on};
 use common::{adapter, fixture, gpu, take_for_gpu};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
-use loraine::gpu::{Choices, Gpu, Problem, Recorder, Tune, TuneOptions};
+use loraine::gpu::{Choices, Command, Gpu, Problem, Recorder, Tune, TuneOptions};
 use loraine::infer::generator::Generator;
 use loraine::infer::plan;
 use loraine::model::config::ModelConfig;
@@ -82,6 +82,19 @@ fn candidates_at(engine: &Engine, index: usize) -> Choices {
 
 fn kernels(rec: &Recorder) -> String {
     format!("{:?}", rec.commands)
+}
+
+#[test]
+fn layers_that_read_one_input_make_its_gradient_together() {
+    let products = |gpu: Gpu| {
+        let pass = engine(gpu).plan.record_pass(96, 96, true);
+        let of_gradient = |c: &&Command| matches!(c, Command::Dispatch(d) if d.op == "linear_input_gradient_4bit");
+        pass.commands.iter().filter(of_gradient).count()
+    };
+    // q, k and v; o; gate and up; down. Nothing below the lowest layer's attention needs a gradient.
+    let layers = config().num_layers;
+    assert_eq!(products(as_gpu(Tune::Off, None)), 4 * layers - 1);
+    assert_eq!(products(gpu()), if gpu().target.cpu { 7 * layers - 3 } else { 4 * layers - 1 });
 }
 
 #[test]

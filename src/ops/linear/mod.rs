@@ -2,6 +2,8 @@
 //!
 //! forward `y = x W^T + s (x A^T) B^T + b`, input gradient `dx = dy W + s (dy B) A`.
 //!
+//! Where several layers read the same input (q, k and v; gate and up), GPUs make the gradient of that in one contraction over all of them.
+//!
 //! `W [out, in]` is read packed in both directions. GPUs take [`tiled`]: register tiles fed from workgroup memory, with the weight
 //! decoded on the way in, in the size that was measured to be the fastest ([`Candidate`]); those with cooperative matrices take
 //! [`cooperative`], save where a product is small. Software adapters take [`broadcast`] where their lanes exchange values, else
