@@ -334,7 +334,7 @@ fn what_is_not_finite_stays_so_and_touches_no_other_row() {
 
 #[test]
 fn the_gradient_of_a_shared_input_is_one_sum_within_the_bound() {
-    let ways = [emulated_ways()[0], emulated_ways()[3]].into_iter().chain(hardware_ways().into_iter().take(2));
+    let ways = [emulated_ways()[0], emulated_ways()[3]].into_iter().chain(hardware_ways().into_iter().take(1));
     for way in ways {
         for (sizes, branches) in SHARED_INPUTS {
             for storage in [NF4, BF16] {
