@@ -12,11 +12,12 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
-test: ## format, lints, all tests, kernels on other drivers, the page in Chromium
+test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in Chromium
 	-@scripts/setup vulkan chromium wasm node debootstrap
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test
+	LORAINE_FORMS=gpu cargo test --test parity
 	@if [ -e $(SWIFTSHADER) ]; then \
 		echo "LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::"; \
 		LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::; \

@@ -3,6 +3,7 @@
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
+import { after, before } from "node:test";
 import { fileURLToPath } from "node:url";
 import { serve } from "../../web/serve.mjs";
 
@@ -43,6 +44,19 @@ export async function startBrowser({ gpu = true } = {}) {
 
 export function startServer() {
   return serve(join(root, "web/dist"), 0);
+}
+
+/** A browser and a server for all tests of a file, ended after the last one. */
+export function startForAll() {
+  const shared = {};
+  before(async () => {
+    if (!missing) [shared.browser, shared.site] = await Promise.all([startBrowser(), startServer()]);
+  });
+  after(async () => {
+    await shared.browser?.close();
+    shared.site?.server.close();
+  });
+  return shared;
 }
 
 /** A fresh profile with the page open, and what went wrong in it. */

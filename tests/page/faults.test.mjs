@@ -1,24 +1,15 @@
 // Data that cannot be trained on, a GPU that goes away or is not there, an engine that dies: each is told, and the page goes on.
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
-import { accessibilityProblems, missing, openPage, picture, startBrowser, startServer, text, waitForText } from "./browser.mjs";
+import { test } from "node:test";
+import { accessibilityProblems, missing, openPage, picture, startBrowser, startForAll, text, waitForText } from "./browser.mjs";
 import { conversations } from "./models.mjs";
 import { finished, paste, ready, shortRun, start } from "./steps.mjs";
 
-let browser, site;
-
-before(async () => {
-  if (missing) return;
-  [browser, site] = await Promise.all([startBrowser(), startServer()]);
-});
-after(async () => {
-  await browser?.close();
-  site?.server.close();
-});
+const shared = startForAll();
 
 test("data that cannot be trained on say why, and other data are taken after", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await paste(page, '{"text": "fine"}\nthis is not JSON', "JSON");
   assert.match(await waitForText(page, "#data .notice.error", /JSON/), /line 2/);
@@ -68,7 +59,7 @@ test(
   "a GPU without memory, and one that is lost, end the run but not the page: it goes on from the checkpoint",
   { skip: missing },
   async () => {
-    const { page, profile } = await openPage(browser, site.url);
+    const { page, profile } = await openPage(shared.browser, shared.site.url);
     await ready(page);
     await paste(page, conversations);
     await waitForText(page, "#data .position", /Example 1 of 8$/);
@@ -98,7 +89,7 @@ test(
 );
 
 test("an engine that dies is started again, with the model and the data that were open", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await paste(page, conversations);
   await waitForText(page, "#data .position", /Example 1 of 8$/);
@@ -127,7 +118,7 @@ test("an engine that dies is started again, with the model and the data that wer
 
 test("a browser without WebGPU says which browsers have it, and everything else works", { skip: missing }, async () => {
   const plain = await startBrowser({ gpu: false });
-  const { page, profile, problems } = await openPage(plain, site.url);
+  const { page, profile, problems } = await openPage(plain, shared.site.url);
   await waitForText(page, ".no-gpu", /Firefox 141/);
   await waitForText(page, "#data .position", /Example 1 of 800$/);
   assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());

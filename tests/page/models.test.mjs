@@ -3,24 +3,15 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
-import { missing, openPage, startBrowser, startServer, text, waitForText } from "./browser.mjs";
+import { after, test } from "node:test";
+import { missing, openPage, startForAll, text, waitForText } from "./browser.mjs";
 import { startHub } from "./hub-server.mjs";
 import { changedModel, demoModel, editJson, folder, plainText, removeAll } from "./models.mjs";
 import { askHub, finished, paste, ready, shortRun, start } from "./steps.mjs";
 
-let browser, site;
+const shared = startForAll();
 const leftovers = [];
-
-before(async () => {
-  if (missing) return;
-  [browser, site] = await Promise.all([startBrowser(), startServer()]);
-});
-after(async () => {
-  await browser?.close();
-  site?.server.close();
-  removeAll(leftovers);
-});
+after(() => removeAll(leftovers));
 
 function changed(change) {
   const dir = changedModel(demoModel, change);
@@ -36,7 +27,7 @@ async function stillWorks(page) {
 }
 
 test("a model folder that is dropped in trains, and its run opens again after a reload", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await page.locator("#model").getByRole("radio", { name: "Folder" }).check();
   await drop(page, "#model .drop", folder.dir);
@@ -66,7 +57,7 @@ async function drop(page, selector, path) {
 }
 
 test("a folder that is chosen opens; one without a model, or of another architecture, says what is wrong", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const choose = async (dir) => {
     await page.locator("#model").getByRole("radio", { name: "Folder" }).check();
@@ -106,7 +97,7 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   const hub = await startHub(t, { "pirates/stories": demoModel });
   hub.cutAfter = 300_000;
   hub.cuts = 2;
-  const { page, profile, problems, requests } = await openPage(browser, site.url);
+  const { page, profile, problems, requests } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .facts", "pirates/stories");
@@ -120,7 +111,7 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
     "weights are of the commit that the configuration was of",
   );
   assert.ok(hub.requests.every(({ cookie, referer }) => cookie === undefined && referer === undefined));
-  const foreign = requests.filter((url) => !url.startsWith(site.url));
+  const foreign = requests.filter((url) => !url.startsWith(shared.site.url));
   assert.ok(foreign.length > 0 && foreign.every((url) => url.startsWith(`${hub.url}/pirates/stories/resolve/`)), foreign.join());
 
   // The hub is gone: the model is there all the same.
@@ -139,7 +130,7 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
 test("a download that is stopped goes on where it was", { skip: missing }, async (t) => {
   const hub = await startHub(t, { "pirates/stories": demoModel });
   hub.slow = true;
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .progress-text", /model\.safetensors/);
@@ -159,7 +150,7 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
 test("what a hub does not give is told where it was asked for", { skip: missing }, async (t) => {
   const unsupported = changed((dir) => editJson(join(dir, "config.json"), { model_type: "mamba", architectures: ["MambaForCausalLM"] }));
   const hub = await startHub(t, { "pirates/stories": demoModel, "pirates/mamba": unsupported });
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await askHub(page, hub.url, "pirates/nobody");
   assert.match(await waitForText(page, "#model .notice.error", /404/), /pirates\/nobody.*spelling/);

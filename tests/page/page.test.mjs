@@ -1,21 +1,12 @@
 // The page itself: every state looked at, by axe-core and in pictures; the keyboard, the link, the policy, and no network.
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
-import { accessibilityProblems, fill, missing, openPage, picture, startBrowser, startServer, watch, waitForText } from "./browser.mjs";
+import { test } from "node:test";
+import { accessibilityProblems, fill, missing, openPage, picture, startForAll, startServer, waitForText, watch } from "./browser.mjs";
 import { conversations } from "./models.mjs";
 import { askBoth, finished, paste, ready, shortRun, start } from "./steps.mjs";
 
-let browser, site;
-
-before(async () => {
-  if (missing) return;
-  [browser, site] = await Promise.all([startBrowser(), startServer()]);
-});
-after(async () => {
-  await browser?.close();
-  site?.server.close();
-});
+const shared = startForAll();
 
 async function look(page, state) {
   await picture(page, state);
@@ -23,7 +14,7 @@ async function look(page, state) {
 }
 
 test("every state of the page can be read and used", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await look(page, "ready");
   for (const [section, way] of [
@@ -66,7 +57,7 @@ test("every state of the page can be read and used", { skip: missing }, async ()
 });
 
 test("the memory picture follows the settings", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const adapter = page
     .locator(".memory-legend li")
@@ -84,7 +75,7 @@ test("the memory picture follows the settings", { skip: missing }, async () => {
 });
 
 test("the keyboard alone reaches and runs everything", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const reached = new Set();
   for (let i = 0; i < 60; i++) {
@@ -114,7 +105,7 @@ test("the keyboard alone reaches and runs everything", { skip: missing }, async 
 });
 
 test("a link brings the recipe back, asks no network, and holds nothing private", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await paste(page, conversations);
   await waitForText(page, "#data .position", /Example 1 of 8$/);
@@ -124,7 +115,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await page.getByLabel("Optimiser", { exact: true }).selectOption("adamw8bit");
   const link = await page.locator(".link input").inputValue();
   assert.doesNotMatch(decodeURIComponent(link), /matey|pasted/);
-  const again = await openPage(browser, link);
+  const again = await openPage(shared.browser, link);
   // The examples are longer than the link's sequences: they are shown, and refused.
   await waitForText(again.page, "#data .position", /Example 1/);
   const value = (label) => again.page.getByLabel(label, { exact: true }).inputValue();
@@ -141,12 +132,12 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
 
   const hub =
     "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";
-  const hostile = await openPage(browser, `${site.url}${hub}`);
+  const hostile = await openPage(shared.browser, `${shared.site.url}${hub}`);
   await ready(hostile.page);
   assert.equal(await hostile.page.getByRole("textbox", { name: "Model", exact: true }).inputValue(), "owner/name@v1");
   assert.equal(await hostile.page.getByLabel("Rank", { exact: true }).inputValue(), "8");
   assert.deepEqual(
-    hostile.requests.filter((url) => !url.startsWith(site.url)),
+    hostile.requests.filter((url) => !url.startsWith(shared.site.url)),
     [],
   );
   for (const { profile } of [again, hostile]) await profile.close();
@@ -154,7 +145,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
 });
 
 test("the policy lets nothing in that is not the page's own, and nothing out", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const tried = await page.evaluate(async () => {
     const outcome = {};
@@ -185,14 +176,14 @@ test("the policy lets nothing in that is not the page's own, and nothing out", {
     Object.entries(tried).filter(([, outcome]) => outcome === "allowed"),
     [],
   );
-  const response = await page.request.get(site.url);
+  const response = await page.request.get(shared.site.url);
   assert.match(response.headers()["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/);
   await profile.close();
 });
 
 test("after the first load the page opens and trains without a network", { skip: missing }, async () => {
   const alone = await startServer();
-  const { page, profile, problems } = await openPage(browser, alone.url);
+  const { page, profile, problems } = await openPage(shared.browser, alone.url);
   await ready(page);
   await page.evaluate(() => navigator.serviceWorker.ready);
   await page.waitForFunction(() => navigator.serviceWorker.controller !== null);

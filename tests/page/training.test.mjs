@@ -6,9 +6,9 @@ import { existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { after, test } from "node:test";
 import { serve } from "../../web/serve.mjs";
-import { missing, openPage, projectFile, startBrowser, startServer, text, waitForText } from "./browser.mjs";
+import { missing, openPage, projectFile, startForAll, text, waitForText } from "./browser.mjs";
 import { conversations, demoModel, removeAll } from "./models.mjs";
 import { askBoth, finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
 
@@ -30,20 +30,11 @@ changed = [key for key in stored.keys() & loaded.keys() if not torch.equal(store
 print(json.dumps(dict(missing=sorted(loaded.keys() - stored.keys()), unexpected=sorted(stored.keys() - loaded.keys()), changed=changed, tensors=len(stored))))
 `;
 
-let browser, site;
+const shared = startForAll();
 /** Losses of the run that nothing interrupts. */
 let uninterrupted = [];
 const leftovers = [];
-
-before(async () => {
-  if (missing) return;
-  [browser, site] = await Promise.all([startBrowser(), startServer()]);
-});
-after(async () => {
-  await browser?.close();
-  site?.server.close();
-  removeAll(leftovers);
-});
+after(() => removeAll(leftovers));
 
 async function prepare(page) {
   await paste(page, conversations);
@@ -52,7 +43,7 @@ async function prepare(page) {
 }
 
 test("the demo model trains, its loss falls, and its adapter leaves the page whole", { skip: missing }, async (t) => {
-  const { page, profile, problems, requests } = await openPage(browser, site.url);
+  const { page, profile, problems, requests } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   assert.match(await text(page, "#model .facts"), /llama/);
   assert.match(await text(page, "#settings .memory-total"), /[kMG]?B$/);
@@ -126,7 +117,7 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     const inBrowser = await evaluateInBrowser(unpacked);
     assert.ok(
       Math.abs(inBrowser.eval_loss - adapted.loss) <= 1e-4 * adapted.loss,
-      `${inBrowser.eval_loss} in the browser, ${adapted.loss} in the terminal`,
+      `${inBrowser.eval_loss} in the shared.browser, ${adapted.loss} in the terminal`,
     );
     assert.equal(inBrowser.eval_tokens, adapted.tokens);
     const generate = ["generate", "--model", demoModel, "--adapter", unpacked, "--quant", "nf4", "--prompt", PROMPT, "--max-tokens", 1, "--json", "--logits"];
@@ -177,7 +168,7 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
 
   assert.deepEqual(problems, []);
   assert.deepEqual(
-    requests.filter((url) => !url.startsWith(site.url) && !url.startsWith("blob:")),
+    requests.filter((url) => !url.startsWith(shared.site.url) && !url.startsWith("blob:")),
     [],
     "requests to other origins",
   );
@@ -194,7 +185,7 @@ function tensorNames(path) {
  * logits. */
 async function evaluateInBrowser(dir) {
   const { server, url } = await serve(projectFile("web/pkg"), 0, { policy: false });
-  const page = await browser.newPage();
+  const page = await shared.browser.newPage();
   await page.goto(`${url}package.json`);
   const read = (dir, names) => names.map((name) => [name, readFileSync(join(dir, name)).toString("base64")]);
   const files = {
@@ -242,7 +233,7 @@ function native(args) {
 }
 
 test("a run that is paused, reloaded and gone on with has the losses of one that is not", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await prepare(page);
   await start(page);
@@ -265,7 +256,7 @@ test("a run that is paused, reloaded and gone on with has the losses of one that
 });
 
 test("a checkpoint that was not written to its end is not taken for whole", { skip: missing }, async () => {
-  const { page, profile } = await openPage(browser, site.url);
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   await page.evaluate(async () => {
     const write = async (dir, name, text) => {
@@ -314,7 +305,7 @@ function cached(page, change = {}) {
 }
 
 test("what the engine keeps for its next start lies in the browser's storage", { skip: missing }, async () => {
-  const { page, profile, problems } = await openPage(browser, site.url);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const file = "kernels-of-another-gpu.json";
   const written = await cached(page, { [file]: "{ cut off" });
