@@ -5,7 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::assert_alike;
-use super::lib_parts::REDUCE;
+use super::lib_parts::{KEEP, REDUCE};
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 /// A software adapter runs a workgroup as vectors that take turns at each barrier; one vector has none to wait for.
@@ -18,12 +18,13 @@ fn wg_size(cpu: bool) -> u32 {
 struct Params {
     rows: u32,
     cols: u32,
-    ld: u32,
+    ld4: u32,
     eps: f32,
 }
 
 fn forward_kernel(cpu: bool, add: bool) -> Kernel {
     Kernel::new("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
+        .part(KEEP)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
         .constant("ADD", add)
@@ -31,6 +32,7 @@ fn forward_kernel(cpu: bool, add: bool) -> Kernel {
 
 fn backward_kernel(cpu: bool, accumulate: bool) -> Kernel {
     Kernel::new("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
+        .part(KEEP)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
         .constant("ACCUMULATE", accumulate)
@@ -42,7 +44,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 fn params(x: Matrix, eps: f32) -> Params {
-    Params { rows: x.rows, cols: x.cols, ld: x.ld, eps }
+    Params { rows: x.rows, cols: x.cols, ld4: x.ld / 4, eps }
 }
 
 fn work(x: Matrix) -> u64 {
