@@ -1,10 +1,10 @@
-// Rotary positions in place: each invocation turns PAIRS neighbouring pairs (i, i + head_dim / 2) of one head.
+// Rotary positions in place: each invocation turns PAIRS neighbouring pairs (i, i + head_dim / 2) of one head, as one Pairs of values.
 
 struct Params { rows: u32, heads: u32, half_dim: u32, ld: u32 }
 
 @group(0) @binding(0) var<storage, read> positions: array<u32>;
-@group(0) @binding(1) var<storage, read> turns: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read> turns: array<Turns>;
+@group(0) @binding(2) var<storage, read_write> x: array<Pairs>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -13,21 +13,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let index = (group.x + group.y * groups.x) * WG_SIZE + lane;
     let per_head = params.half_dim / PAIRS;
-    let pair = index % per_head * PAIRS;
-    let head = index / per_head % params.heads;
-    let row = index / (per_head * params.heads);
+    // Two divisions, which cost software adapters more than all else here.
+    let of_heads = index / per_head;
+    let at = index - of_heads * per_head;
+    let row = of_heads / params.heads;
+    let head = of_heads - row * params.heads;
     if row >= params.rows { return; }
-    let turn_at = positions[row] * params.half_dim + pair;
-    let first_at = row * params.ld + head * 2u * params.half_dim + pair;
-    let second_at = first_at + params.half_dim;
-    #for i in 0..PAIRS
-    {
-        let turn = turns[turn_at + $iu];
-        let sine = select(turn.y, -turn.y, BACKWARD);
-        let first = x[first_at + $iu];
-        let second = x[second_at + $iu];
-        x[first_at + $iu] = first * turn.x - second * sine;
-        x[second_at + $iu] = second * turn.x + first * sine;
-    }
-    #end
+    let turn_at = positions[row] * per_head + at;
+#if QUADS
+    let turns0 = turns[2u * turn_at];
+    let turns1 = turns[2u * turn_at + 1u];
+    let cosine = vec4<f32>(turns0.xz, turns1.xz);
+    let turned = vec4<f32>(turns0.yw, turns1.yw);
+#else
+    let turn = turns[turn_at];
+    let cosine = turn.x;
+    let turned = turn.y;
+#end
+    let sine = select(turned, -turned, BACKWARD);
+    let first_at = row * (params.ld / PAIRS) + head * 2u * per_head + at;
+    let second_at = first_at + per_head;
+    let first = x[first_at];
+    let second = x[second_at];
+    x[first_at] = first * cosine - second * sine;
+    x[second_at] = second * cosine + first * sine;
 }

@@ -7,7 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{WG_SIZE, elements};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Constant, Kernel, Matrix, Recorder, View};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -18,16 +18,19 @@ struct Params {
     ld: u32,
 }
 
-/// `pairs` per invocation must divide half of the head size.
-fn kernel(pairs: u32, backward: bool) -> Kernel {
+/// With `quads` an invocation turns four pairs at a time, which half of the head size must divide into.
+fn kernel(quads: bool, backward: bool) -> Kernel {
     Kernel::new("rope", include_str!("../../shaders/rope.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
-        .constant("PAIRS", pairs)
+        .constant("QUADS", quads)
+        .constant("PAIRS", if quads { 4 } else { 1 })
+        .constant("Pairs", Constant::Type(if quads { "vec4<f32>" } else { "f32" }))
+        .constant("Turns", Constant::Type(if quads { "vec4<f32>" } else { "vec2<f32>" }))
         .constant("BACKWARD", backward)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![kernel(1, false), kernel(1, true), kernel(4, false), kernel(4, true)]
+    vec![kernel(false, false), kernel(false, true), kernel(true, false), kernel(true, true)]
 }
 
 fn rotate(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: View, table: View, backward: bool) {
@@ -35,12 +38,13 @@ fn rotate(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: V
     assert!(positions.bytes >= 4 * u64::from(x.rows), "{positions:?} for {} rows", x.rows);
     assert!(table.bytes >= 4 * u64::from(head_dim), "{table:?} for a head of {head_dim}");
     let half_dim = head_dim / 2;
-    let pairs = if half_dim.is_multiple_of(4) { 4 } else { 1 };
+    let quads = half_dim.is_multiple_of(4);
+    let pairs = if quads { 4 } else { 1 };
     let params = Params { rows: x.rows, heads, half_dim, ld: x.ld };
     let invocations = u64::from(x.rows) * u64::from(heads) * u64::from(half_dim / pairs);
     let groups = rec.fold(invocations.div_ceil(u64::from(WG_SIZE)));
     let views = [positions, table, x.view];
-    rec.dispatch("rope", kernel(pairs, backward), &views, &params, groups, 2 * elements(x));
+    rec.dispatch("rope", kernel(quads, backward), &views, &params, groups, 2 * elements(x));
 }
 
 /// Turns the heads of `x`, `[rows, heads * head_dim]`, in place. `positions` is one u32 per row; `table` holds (cos,
