@@ -270,3 +270,30 @@ impl MemoryPlan {
         View { buffer, offset: 0, bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_in_a_row_begin_where_bindings_may_and_are_covered_by_their_span() {
+        let mut plan = MemoryPlan::new();
+        let other = plan.alloc(Category::Workspace, "other", 16);
+        let views = plan.alloc_in_a_row(Category::Workspace, "row", [300, 0, 16]);
+        assert_eq!(views.map(|view| (view.offset, view.bytes)), [(0, 304), (512, 16), (768, 16)]);
+        assert_eq!(plan.specs()[1].bytes, 784);
+        assert_eq!(View::span(&views), Some(View { buffer: views[0].buffer, offset: 0, bytes: 784 }));
+        assert_eq!(View::span(&[views[2], views[1]]).map(|span| (span.offset, span.bytes)), Some((512, 272)));
+        assert_eq!(views[2].words_from(views[1]), 64);
+        assert_eq!(View::span(&[views[0], other]), None);
+        assert_eq!(View::span(&[]), None);
+    }
+
+    #[test]
+    fn matrices_in_a_row_keep_their_padding() {
+        let mut plan = MemoryPlan::new();
+        let [a, b] = plan.matrices_in_a_row(Category::Workspace, "pair", 3, [5, 64]);
+        assert_eq!((a.ld, a.view.bytes, b.ld, b.view.offset, b.view.bytes), (8, 96, 64, 256, 768));
+        assert_eq!(a, Matrix { view: a.view, ..plan.matrix(Category::Workspace, "alone", 3, 5) });
+    }
+}
