@@ -24,7 +24,7 @@ struct Params {
 
 // The weights of one turn: row 4 h + q of the contraction, quad c of the lane's columns.
 struct Tile {
-#for h in 0..2
+#for h in 0..HALVES
 #for q in 0..4
 #for c in 0..QUADS
     w$h$q_$c: vec4<f32>,
@@ -66,14 +66,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
 #end
-    for (var k = params.begin; k < sides.depth; k += 8u) {
+    for (var k = params.begin; k < sides.depth; k += 4u * HALVES) {
         let tile = weight_tile(k, col, lane, sides);
 #for g in 0..GROUPS
-#for h in 0..2
+#for h in 0..HALVES
         let x$g_$h = keep(x[x$g + min(k / 4u + $hu, last_quad)], k + $hu * 4u, sides.depth);
 #end
 #for i in 0..8
-#for h in 0..2
+#for h in 0..HALVES
 #for q in 0..4
         let x$g_$h_$i_$q = subgroupBroadcast(x$g_$h[$q], $iu);
 #for c in 0..QUADS
@@ -88,6 +88,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let low$g = own$g * params.low_ld4;
 #end
     let scale = params.scale;
+    // One column's accumulators after another's: the other way round a compiler spilled more of the loop above, too.
     for (var j = 0u; j < sides.rank; j += 4u) {
         let tile = low_rank_tile(j, col, sides);
 #for g in 0..GROUPS
@@ -95,7 +96,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #for i in 0..8
 #for q in 0..4
         let low$g$i_$q = subgroupBroadcast(factors$g[$q], $iu);
+#end
+#end
 #for c in 0..QUADS
+#for i in 0..8
+#for q in 0..4
         acc$g$i_$c += low$g$i_$q * tile.w$q_$c;
 #end
 #end

@@ -1,7 +1,4 @@
-fn float8(index: u32) -> Octet {
-    let words = weight[index / 8u];
-    return Octet(
-        vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
-        vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
-    );
+fn quad(octet: Packed, at: u32) -> vec4<f32> {
+    let words = select(octet.xy, octet.zw, at % 8u >= 4u);
+    return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
 }

@@ -1,3 +1,3 @@
-fn float8(index: u32) -> Octet {
-    return Octet(bitcast<vec4<f32>>(weight[index / 4u]), bitcast<vec4<f32>>(weight[index / 4u + 1u]));
+fn quad(values: Packed, at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(values);
 }

@@ -1,17 +1,12 @@
-// A frozen weight in f32, f16 or bf16, read eight elements of a row at a time, index a multiple of 8: the fewer and wider the loads the
-// better. `float8` of the joined part unpacks them.
+// A frozen weight in f32, f16 or bf16, read 16 bytes of a row at a time: the fewer and wider the loads the better. `quad` of the joined
+// part unpacks the four elements from `at`, a multiple of 4, of those that `packed` has read.
 
 @group(0) @binding(1) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> absmax: array<u32>;
 @group(0) @binding(3) var<storage, read> nested: array<f32>;
 
-struct Octet { h0: vec4<f32>, h1: vec4<f32> }
+alias Packed = vec4<u32>;
 
-fn weight8(row: u32, col: u32, in_features: u32) -> Octet {
-    return float8(row * in_features + col);
-}
-
-fn weight4(row: u32, col: u32, in_features: u32) -> vec4<f32> {
-    let octet = float8(row * in_features + col / 8u * 8u);
-    return select(octet.h0, octet.h1, col % 8u >= 4u);
+fn packed(index: u32) -> Packed {
+    return weight[index / PACKED];
 }

@@ -1,14 +1,33 @@
-// Eight contracted values by 4 * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
+// 4 * HALVES contracted values by 4 * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
 #for c in 0..QUADS
 #for j in 0..4
-    let octet$c_$j = weight8(min(col + $cu * 4u + $ju, sides.cols - 1u), k, sides.in_features);
+    let index$c_$j = min(col + $cu * 4u + $ju, sides.cols - 1u) * sides.in_features + k;
+    let packed$c_$j = packed(index$c_$j);
+#if SCALED
+    let scale$c_$j = scale(index$c_$j);
+#end
+#end
+#end
+#for h in 0..HALVES
+#for c in 0..QUADS
+#for j in 0..4
+#if OCTETS
+    let values$c_$j$h = quad(packed$c_$j, $hu * 4u);
+#else
+    let values$c_$j$h = quad(packed$c_$j, k);
+#end
+#if SCALED
+    let quad$c_$j$h = values$c_$j$h * scale$c_$j;
+#else
+    let quad$c_$j$h = values$c_$j$h;
+#end
 #end
 #for q in 0..4
-    tile.w0$q_$c = vec4(octet$c_0.h0[$q], octet$c_1.h0[$q], octet$c_2.h0[$q], octet$c_3.h0[$q]);
-    tile.w1$q_$c = vec4(octet$c_0.h1[$q], octet$c_1.h1[$q], octet$c_2.h1[$q], octet$c_3.h1[$q]);
+    tile.w$h$q_$c = vec4(quad$c_0$h[$q], quad$c_1$h[$q], quad$c_2$h[$q], quad$c_3$h[$q]);
+#end
 #end
 #end
     return tile;

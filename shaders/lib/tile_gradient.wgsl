@@ -1,34 +1,39 @@
-// Eight contracted values by 4 * QUADS columns of linear_broadcast, input gradient: eight rows of the weight, read across.
+// Four contracted values by 4 * QUADS columns of linear_broadcast, input gradient: four rows of the weight, read across.
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
     let at = min(col, sides.cols - 4u * QUADS);
 #if SCALED
-    // The columns of a workgroup lie in two blocks of a row at most: each lane loads the scales of one row, and hands them round.
-    let own = min(k + lane, sides.depth - 1u) * sides.in_features;
-    let scale_left = absmax[(own + sides.first_col) / 64u];
-    let scale_right = absmax[(own + min(sides.first_col + 32u * QUADS, sides.cols) - 1u) / 64u];
+    // The columns of a workgroup lie in two blocks of a row at most: each lane loads one of the scales, and they are handed round.
+    let last_col = min(sides.first_col + 32u * QUADS, sides.cols) - 1u;
+    let own = min(k + lane % 4u, sides.depth - 1u) * sides.in_features;
+    let scales = scale(own + select(sides.first_col, last_col, lane >= 4u));
 #end
-#for h in 0..2
 #for q in 0..4
-    let row$h$q = min(k + $hu * 4u + $qu, sides.depth - 1u);
+    let index$q = min(k + $qu, sides.depth - 1u) * sides.in_features;
 #if SCALED
-    let index$h$q = row$h$q * sides.in_features;
-    let in_left$h$q = (index$h$q + at) / 64u == (index$h$q + sides.first_col) / 64u;
-    let scale$h$q = select(
-        subgroupBroadcast(scale_right, $hu * 4u + $qu), subgroupBroadcast(scale_left, $hu * 4u + $qu), in_left$h$q,
-    );
-    let octet$h$q = decode8(weight[(index$h$q + at) / 8u], scale$h$q);
-#else
-#if PAIRS
-    let octet$h$q = weight8(row$h$q, at, sides.in_features);
-#end
+    let in_left$q = (index$q + at) / 64u == (index$q + sides.first_col) / 64u;
+    let scale$q = select(subgroupBroadcast(scales, 4u + $qu), subgroupBroadcast(scales, $qu), in_left$q);
 #end
 #if PAIRS
-    tile.w$h$q_0 = octet$h$q.h0;
-    tile.w$h$q_1 = octet$h$q.h1;
+    let packed$q = packed(index$q + at);
 #else
-    tile.w$h$q_0 = weight4(row$h$q, at, sides.in_features);
+#for c in 0..QUADS
+    let packed$q_$c = packed(index$q + at + $cu * 4u);
+#end
+#end
+#end
+#for q in 0..4
+#for c in 0..QUADS
+#if PAIRS
+    let quad$q_$c = quad(packed$q, $cu * 4u);
+#else
+    let quad$q_$c = quad(packed$q_$c, at + $cu * 4u);
+#end
+#if SCALED
+    tile.w0$q_$c = scale$q * quad$q_$c;
+#else
+    tile.w0$q_$c = quad$q_$c;
 #end
 #end
 #end

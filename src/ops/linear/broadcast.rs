@@ -13,10 +13,9 @@ use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Origin, Panel, Storage};
 const LANES: u32 = Form::LANES;
 /// Consecutive weights of a row that are decoded together.
 const OCTET: u32 = 8;
-/// With more, the accumulators of a lane outgrow its fastest memory.
-const MAX_ROWS: u32 = 16;
-/// The same where a lane owns half as many columns.
-const MAX_ROWS_NARROW: u32 = 32;
+/// Rows of a workgroup whose lanes own four columns and whose turns take four contracted values: with more, the text outgrows what a core
+/// keeps of decoded instructions.
+const MAX_ROWS: u32 = 64;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
 const FEW_ROWS: u32 = 8;
 const MANY_ROWS: u32 = 128;
@@ -50,28 +49,48 @@ struct Params {
 struct Variant {
     direction: Direction,
     storage: Storage,
-    rows: u32,
+    /// For so many rows that a long text pays for its compilation.
+    many: bool,
     quads: u32,
     /// The rank is a multiple of 4.
     whole_rank: bool,
 }
 
 impl Variant {
+    /// Contracted values of one turn of the loop, in fours: both halves of an octet where unpacking them together saves more than
+    /// twice the rows would.
+    fn halves(self) -> u32 {
+        match (self.direction, self.storage) {
+            (Direction::Forward, Storage::Float(Float::F16 | Float::Bf16)) => 2,
+            (Direction::Forward, Storage::Quantized { .. }) if !self.many => 2,
+            _ => 1,
+        }
+    }
+
+    /// Rows of a workgroup.
+    fn rows(self) -> u32 {
+        if self.many { MAX_ROWS / (self.quads * self.halves()) } else { FEW_ROWS }
+    }
+
     fn kernel(self) -> Kernel {
         let tile = match self.direction {
             Direction::Forward => include_str!("../../../shaders/lib/tile_forward.wgsl"),
             Direction::InputGradient => include_str!("../../../shaders/lib/tile_gradient.wgsl"),
         };
         let quantized = matches!(self.storage, Storage::Quantized { .. });
+        let packed = if self.storage == Storage::Float(Float::F32) { OCTET / 2 } else { OCTET };
         // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
         let quads = self.direction == Direction::InputGradient || self.whole_rank;
         let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
             .part(KEEP)
             .part(tile)
-            .constant("GROUPS", self.rows / LANES)
+            .constant("GROUPS", self.rows() / LANES)
             .constant("QUADS", self.quads)
-            .constant("PAIRS", self.quads == 2)
-            .constant("SCALED", quantized && self.quads == 2)
+            .constant("HALVES", self.halves())
+            .constant("OCTETS", self.halves() == 2)
+            .constant("PACKED", packed)
+            .constant("PAIRS", self.quads == 2 && packed == OCTET)
+            .constant("SCALED", quantized)
             .constant("WHOLE_RANK", quads)
             .constant("Other", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
         match self.storage {
@@ -100,9 +119,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = vec![decode_kernel()];
     for direction in [Direction::Forward, Direction::InputGradient] {
         for storage in Storage::ALL {
-            for (rows, quads) in [(FEW_ROWS, 1), (FEW_ROWS, 2), (MAX_ROWS_NARROW, 1), (MAX_ROWS, 2)] {
-                for whole_rank in [false, true] {
-                    all.push(Variant { direction, storage, rows, quads, whole_rank }.kernel());
+            for many in [false, true] {
+                for quads in [1, 2] {
+                    for whole_rank in [false, true] {
+                        all.push(Variant { direction, storage, many, quads, whole_rank }.kernel());
+                    }
                 }
             }
         }
@@ -133,12 +154,13 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     let views = [x.view, data, absmax, rec.unused, bias, low_view, other, y.view];
     let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
+    let many = x.rows >= MANY_ROWS;
     for (begin, strips) in
-        (0..depth).step_by(part as usize).flat_map(|begin| strips(x.rows, cols).map(move |s| (begin, s)))
+        (0..depth).step_by(part as usize).flat_map(|begin| strips(many, cols).map(move |s| (begin, s)))
     {
-        let Strips { first_col, count, rows, quads } = strips;
-        let kernel = Variant { direction, storage: weight.storage, rows, quads, whole_rank }.kernel();
-        let groups = [x.rows.div_ceil(rows), count, 1];
+        let Strips { first_col, count, quads } = strips;
+        let variant = Variant { direction, storage: weight.storage, many, quads, whole_rank };
+        let groups = [x.rows.div_ceil(variant.rows()), count, 1];
         let end = depth.min(begin + part);
         // Later parts of the contraction add to what the first has written, which took the LoRA term and the bias.
         let first = begin == 0;
@@ -162,7 +184,7 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
         };
         let width = (count * strip_width(quads)).min(cols - first_col);
         let work = u64::from(x.rows) * u64::from(width) * u64::from(end - begin + params.rank);
-        rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, work);
+        rec.dispatch(contraction.op_name(), variant.kernel(), &views, &params, groups, work);
     }
 }
 
@@ -171,30 +193,24 @@ fn strip_width(quads: u32) -> u32 {
     4 * quads * LANES
 }
 
-/// Workgroups side by side, from `first_col`, each over so many rows.
+/// Workgroups side by side, from `first_col`.
 struct Strips {
     first_col: u32,
     count: u32,
-    rows: u32,
     quads: u32,
 }
 
 /// Wide strips, and one narrow one where at most half a wide one is left; where another text pays for its compilation.
-fn strips(rows: u32, cols: u32) -> impl Iterator<Item = Strips> {
-    let many = rows >= MANY_ROWS;
+fn strips(many: bool, cols: u32) -> impl Iterator<Item = Strips> {
     let (wide, narrow) = (strip_width(2), strip_width(1));
     let whole = match cols % wide {
         rest if cols <= narrow || (many && (1..=narrow).contains(&rest)) => cols / wide,
         _ => cols.div_ceil(wide),
     };
-    let [wide_rows, narrow_rows] = if many { [MAX_ROWS, MAX_ROWS_NARROW] } else { [FEW_ROWS; 2] };
     let left = cols.saturating_sub(whole * wide).div_ceil(narrow);
-    [
-        Strips { first_col: 0, count: whole, rows: wide_rows, quads: 2 },
-        Strips { first_col: whole * wide, count: left, rows: narrow_rows, quads: 1 },
-    ]
-    .into_iter()
-    .filter(|strips| strips.count > 0)
+    [Strips { first_col: 0, count: whole, quads: 2 }, Strips { first_col: whole * wide, count: left, quads: 1 }]
+        .into_iter()
+        .filter(|strips| strips.count > 0)
 }
 
 /// Depth of the contraction at which the weights under a workgroup's columns fill `PART_BYTES`: all row blocks then find them in the
