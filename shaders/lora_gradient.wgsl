@@ -14,39 +14,42 @@ struct Params { rows: u32, cols: u32, rank: u32, left_ld4: u32, right_ld4: u32, 
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let cols4 = (params.cols + 3u) / 4u;
     let col4 = group.x * WG_SIZE + lane;
-    // Lanes beyond the last column repeat it: every lane takes part in an exchange.
-    let at4 = min(col4, cols4 - 1u);
     let first_rank = group.y * 4u * QUADS;
     let begin = group.z * params.rows_per_split;
     let end = min(begin + params.rows_per_split, params.rows);
+    // Within a loop software adapters load a uniform as slowly as anything else.
+    let left_ld4 = params.left_ld4;
+    let right_ld4 = params.right_ld4;
+    // Lanes beyond the last column repeat it: every lane takes part in an exchange.
+    let at4 = min(col4, cols4 - 1u);
 #for q in 0..QUADS
-    let left$q = min(first_rank / 4u + $qu, params.left_ld4 - 1u);
+    let left$q = min(first_rank / 4u + $qu, left_ld4 - 1u);
 #for i in 0..4
     var acc$q_$i = vec4<f32>();
 #end
 #end
 #if BROADCAST
+    // Eight rows to one accumulator after another: each is fetched and kept once for all of them.
     for (var row = begin; row < end; row += 8u) {
         let own = min(row + lane, end - 1u);
         let on = row + lane < end;
-#for q in 0..QUADS
-        let a$q = select(vec4<f32>(), left[own * params.left_ld4 + left$q], on);
-#end
 #for r in 0..8
-        let right$r = right[min(row + $ru, end - 1u) * params.right_ld4 + at4];
+        let right$r = right[min(row + $ru, end - 1u) * right_ld4 + at4];
+#end
 #for q in 0..QUADS
-        let a$q_$r = subgroupBroadcast(a$q, $ru);
+        let a$q = select(vec4<f32>(), left[own * left_ld4 + left$q], on);
 #for i in 0..4
-        acc$q_$i += a$q_$r[$i] * right$r;
+#for r in 0..8
+        acc$q_$i += subgroupBroadcast(a$q[$i], $ru) * right$r;
 #end
 #end
 #end
     }
 #else
     for (var row = begin; row < end; row++) {
-        let r = right[row * params.right_ld4 + at4];
+        let r = right[row * right_ld4 + at4];
 #for q in 0..QUADS
-        let a$q = left[row * params.left_ld4 + left$q];
+        let a$q = left[row * left_ld4 + left$q];
 #for i in 0..4
         acc$q_$i += a$q[$i] * r;
 #end

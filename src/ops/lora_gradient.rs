@@ -10,6 +10,8 @@ use super::Form;
 use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
 
 const SUM_WG_SIZE: u32 = 64;
+/// With more, the accumulators and the text of an invocation outgrow the fastest memory.
+const MAX_QUADS: u32 = 8;
 const MAX_SPLITS: u32 = 32;
 const MIN_ROWS_PER_SPLIT: u32 = 64;
 
@@ -38,15 +40,24 @@ fn lanes(form: Form) -> u32 {
     if form == Form::Tiles { 64 } else { Form::LANES }
 }
 
-/// Ranks of one invocation, in fours.
-fn quads(form: Form) -> u32 {
-    if form == Form::Broadcast { 4 } else { 2 }
+/// Software adapters have few threads to share the work, and storing sums costs them as much as loading.
+fn min_rows_per_split(form: Form) -> u32 {
+    if form == Form::Broadcast { 4 * MIN_ROWS_PER_SPLIT } else { MIN_ROWS_PER_SPLIT }
 }
 
-fn kernel(form: Form) -> Kernel {
+/// Ranks of one invocation, in fours: evenly shared, where there are too many for one.
+fn quads(form: Form, rank: u32) -> u32 {
+    if form != Form::Broadcast {
+        return 2;
+    }
+    let quads = rank.div_ceil(4);
+    quads.div_ceil(quads.div_ceil(MAX_QUADS))
+}
+
+fn kernel(form: Form, quads: u32) -> Kernel {
     Kernel::new("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
         .constant("WG_SIZE", lanes(form))
-        .constant("QUADS", quads(form))
+        .constant("QUADS", quads)
         .constant("BROADCAST", form == Form::Broadcast)
 }
 
@@ -58,7 +69,13 @@ fn sum_kernel(transposed: bool) -> Kernel {
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let sums = [false, true].map(sum_kernel);
-    [Form::Tiles, Form::Lanes, Form::Broadcast].map(kernel).into_iter().chain(sums).collect()
+    let broadcast = (1..=MAX_QUADS).map(|quads| kernel(Form::Broadcast, quads));
+    [Form::Tiles, Form::Lanes]
+        .map(|form| kernel(form, quads(form, 0)))
+        .into_iter()
+        .chain(broadcast)
+        .chain(sums)
+        .collect()
 }
 
 /// Bytes of partial sums for a factor of `rank x cols` over up to so many rows.
@@ -80,20 +97,25 @@ pub fn lora_b(rec: &mut Recorder, xa: Matrix, dy: Matrix, scale: f32, gradient: 
 fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient: View, transposed: bool) {
     assert_eq!(left.rows, right.rows, "rows of a LoRA gradient");
     let (rows, rank, cols) = (left.rows, left.cols, right.cols);
-    let (rows_per_split, splits) = splits(rows);
+    let form = Form::of(&rec.target);
+    let (rows_per_split, splits) = splits_of(rows, min_rows_per_split(form));
     let partials = View { bytes: partial_bytes(rank, cols, rows), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");
     let params = Params { rows, cols, rank, left_ld4: left.ld / 4, right_ld4: right.ld / 4, rows_per_split };
-    let form = Form::of(&rec.target);
-    let groups = [cols.div_ceil(4 * lanes(form)), rank.div_ceil(4 * quads(form)), splits];
+    let quads = quads(form, rank);
+    let groups = [cols.div_ceil(4 * lanes(form)), rank.div_ceil(4 * quads), splits];
     let work = u64::from(rows) * u64::from(rank) * u64::from(cols);
-    rec.dispatch("lora_gradient", kernel(form), &[left.view, right.view, partials], &params, groups, work);
+    rec.dispatch("lora_gradient", kernel(form, quads), &[left.view, right.view, partials], &params, groups, work);
     sum_splits(rec, "lora_gradient", [rank, cols, splits], scale, partials, gradient, transposed);
 }
 
 /// Rows of one split, and how many splits there are.
 pub(super) fn splits(rows: u32) -> (u32, u32) {
-    let rows_per_split = rows.div_ceil(MAX_SPLITS).max(MIN_ROWS_PER_SPLIT);
+    splits_of(rows, MIN_ROWS_PER_SPLIT)
+}
+
+fn splits_of(rows: u32, min: u32) -> (u32, u32) {
+    let rows_per_split = rows.div_ceil(MAX_SPLITS).max(min);
     (rows_per_split, rows.div_ceil(rows_per_split))
 }
 
@@ -137,7 +159,9 @@ mod tests {
     #[test]
     fn both_factors_equal_the_formula_and_accumulate() {
         for form in forms() {
-            for (rows, rank, cols) in [(1, 1, 1), (63, 4, 64), (130, 16, 37), (2100, 5, 130), (300, 9, 301)] {
+            for (rows, rank, cols) in
+                [(1, 1, 1), (63, 4, 64), (130, 16, 37), (2100, 5, 130), (300, 9, 301), (520, 33, 40), (70, 48, 72)]
+            {
                 let mut lab = Lab::for_form(form);
                 let (left, right) = (lab.normal(rows * rank), lab.normal(rows * cols));
                 let before = lab.normal(rank * cols);
