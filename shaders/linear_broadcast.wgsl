@@ -1,8 +1,8 @@
 // y = x B (+ low C) (+ bias) for software adapters whose vectors exchange values: no workgroup memory and no barrier. A load costs
 // these adapters far more than arithmetic, a narrow one about as much as a wide one: each lane loads four consecutive values of a row
-// of its own and hands them round, owns 4 * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way in.
+// of its own and hands them round, owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way in.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; the joined part loads a tile of it.
-// `low` and C are the LoRA term.
+// `low` and C are the LoRA term. With NARROW a lane owns half a quad.
 
 struct Params {
     // The contraction runs from `begin` to `depth`.
@@ -18,7 +18,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> other: array<Other>;
-@group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> y: array<Out>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -27,7 +27,7 @@ struct Tile {
 #for h in 0..HALVES
 #for q in 0..4
 #for c in 0..QUADS
-    w$h$q_$c: vec4<f32>,
+    w$h$q_$c: Cols,
 #end
 #end
 #end
@@ -37,7 +37,7 @@ struct Tile {
 struct LowRankTile {
 #for q in 0..4
 #for c in 0..QUADS
-    w$q_$c: vec4<f32>,
+    w$q_$c: Cols,
 #end
 #end
 }
@@ -51,8 +51,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Lanes beyond the last column repeat it, rows beyond the last row too: every lane takes part in the exchange, and what is not
     // to be stored is dropped.
     let first = group.x * 8u * GROUPS;
-    let first_col = params.first_col + group.y * 32u * QUADS;
-    let col = first_col + lane * 4u * QUADS;
+    let first_col = params.first_col + group.y * 8u * WIDTH * QUADS;
+    let col = first_col + lane * WIDTH * QUADS;
     let sides = Sides(
         params.cols, params.depth, params.in_features, params.rank, params.other_first, first_col,
     );
@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let x$g = own$g * params.x_ld4 + params.x_col4;
 #for i in 0..8
 #for c in 0..QUADS
-    var acc$g$i_$c = vec4<f32>();
+    var acc$g$i_$c = Cols();
 #end
 #end
 #end
@@ -109,18 +109,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 #for c in 0..QUADS
     let col$c = col + $cu * 4u;
-    var shift$c = vec4<f32>();
+    var shift$c = Cols();
     if params.bias != 0u && col$c < params.cols {
-        let count = min(4u, params.cols - col$c);
+        let count = min(WIDTH, params.cols - col$c);
         for (var i = 0u; i < count; i++) { shift$c[i] = bias[params.other_first + col$c + i]; }
     }
 #for g in 0..GROUPS
 #for i in 0..8
     if first + $gu * 8u + $iu < params.rows && col$c < params.cols {
-        let at = (first + $gu * 8u + $iu) * params.y_ld4 + params.y_col4 + col$c / 4u;
+        let row = (first + $gu * 8u + $iu) * params.y_ld4 + params.y_col4;
         var value = acc$g$i_$c + shift$c;
+#if NARROW
+        // Two lanes share a quad of y.
+        let at = 4u * row + col$c;
+        if params.accumulate != 0u { value += vec2(y[at], y[at + 1u]); }
+        y[at] = value.x;
+        y[at + 1u] = value.y;
+#else
+        let at = row + col$c / 4u;
         if params.accumulate != 0u { value += y[at]; }
         y[at] = value;
+#end
     }
 #end
 #end

@@ -14,8 +14,8 @@ fn scale(index: u32) -> f32 {
     return absmax[index / 64u];
 }
 
-// The four elements from `at`, a multiple of 4, of those that `packed` has read, without their scale.
+// The quad that has the element `at`, of those that `packed` has read, without their scale.
 fn quad(word: Packed, at: u32) -> vec4<f32> {
-    let half = word >> (at % 8u * 4u);
+    let half = word >> (at % 8u / 4u * 16u);
     return vec4(decode(half >> 4u), decode(half), decode(half >> 12u), decode(half >> 8u));
 }

@@ -1,9 +1,9 @@
-// 4 * HALVES contracted values by 4 * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
+// 4 * HALVES contracted values by WIDTH * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
 #for c in 0..QUADS
-#for j in 0..4
+#for j in 0..WIDTH
     let index$c_$j = min(col + $cu * 4u + $ju, sides.cols - 1u) * sides.in_features + k;
     let packed$c_$j = packed(index$c_$j);
 #if SCALED
@@ -13,7 +13,7 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
 #end
 #for h in 0..HALVES
 #for c in 0..QUADS
-#for j in 0..4
+#for j in 0..WIDTH
 #if OCTETS
     let values$c_$j$h = quad(packed$c_$j, $hu * 4u);
 #else
@@ -26,7 +26,11 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
 #end
 #end
 #for q in 0..4
+#if NARROW
+    tile.w$h$q_$c = vec2(quad$c_0$h[$q], quad$c_1$h[$q]);
+#else
     tile.w$h$q_$c = vec4(quad$c_0$h[$q], quad$c_1$h[$q], quad$c_2$h[$q], quad$c_3$h[$q]);
+#end
 #end
 #end
 #end
@@ -37,7 +41,7 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
 fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
     var tile: LowRankTile;
 #for c in 0..QUADS
-#for i in 0..4
+#for i in 0..WIDTH
     let row$c_$i = (sides.other_first + min(col + $cu * 4u + $iu, sides.cols - 1u)) * sides.rank + j;
 #if WHOLE_RANK
     let values$c_$i = other[row$c_$i / 4u];
@@ -49,7 +53,11 @@ fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
 #end
 #end
 #for q in 0..4
+#if NARROW
+    tile.w$q_$c = vec2(values$c_0[$q], values$c_1[$q]);
+#else
     tile.w$q_$c = vec4(values$c_0[$q], values$c_1[$q], values$c_2[$q], values$c_3[$q]);
+#end
 #end
 #end
     return tile;

@@ -1,11 +1,20 @@
-// Four contracted values by 4 * QUADS columns of linear_broadcast, input gradient: four rows of the weight, read across.
+// Four contracted values by WIDTH * QUADS columns of linear_broadcast, input gradient: four rows of the weight, read across.
+
+// Those of a lane, from `at`, in the quad that has them.
+fn own_columns(quad: vec4<f32>, at: u32) -> Cols {
+#if NARROW
+    return select(quad.xy, quad.zw, at % 4u >= 2u);
+#else
+    return quad;
+#end
+}
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
-    let at = min(col, sides.cols - 4u * QUADS);
+    let at = min(col, sides.cols - WIDTH * QUADS);
 #if SCALED
     // The columns of a workgroup lie in two blocks of a row at most: each lane loads one of the scales, and they are handed round.
-    let last_col = min(sides.first_col + 32u * QUADS, sides.cols) - 1u;
+    let last_col = min(sides.first_col + 8u * WIDTH * QUADS, sides.cols) - 1u;
     let own = min(k + lane % 4u, sides.depth - 1u) * sides.in_features;
     let scales = scale(own + select(sides.first_col, last_col, lane >= 4u));
 #end
@@ -31,9 +40,9 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     let quad$q_$c = quad(packed$q_$c, at + $cu * 4u);
 #end
 #if SCALED
-    tile.w0$q_$c = scale$q * quad$q_$c;
+    tile.w0$q_$c = scale$q * own_columns(quad$q_$c, at);
 #else
-    tile.w0$q_$c = quad$q_$c;
+    tile.w0$q_$c = own_columns(quad$q_$c, at);
 #end
 #end
 #end
@@ -45,7 +54,8 @@ fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
     var tile: LowRankTile;
 #for q in 0..4
 #for c in 0..QUADS
-    tile.w$q_$c = other[(min(j + $qu, sides.rank - 1u) * sides.cols + min(col + $cu * 4u, sides.cols - 4u)) / 4u];
+    let at$q_$c = min(j + $qu, sides.rank - 1u) * sides.cols + min(col + $cu * 4u, sides.cols - WIDTH);
+    tile.w$q_$c = own_columns(other[at$q_$c / 4u], at$q_$c);
 #end
 #end
     return tile;

@@ -19,6 +19,8 @@ const MAX_ROWS: u32 = 64;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
 const FEW_ROWS: u32 = 8;
 const MANY_ROWS: u32 = 128;
+/// Columns of a lane: the factors of LoRA have few.
+const WIDTHS: [u32; 3] = [8, 4, 2];
 /// Half of the second-level cache of a common core.
 const PART_BYTES: u64 = 512 << 10;
 const DECODE_WG_SIZE: u32 = 64;
@@ -51,7 +53,8 @@ struct Variant {
     storage: Storage,
     /// For so many rows that a long text pays for its compilation.
     many: bool,
-    quads: u32,
+    /// Columns of a lane.
+    width: u32,
     /// The rank is a multiple of 4.
     whole_rank: bool,
 }
@@ -69,7 +72,7 @@ impl Variant {
 
     /// Rows of a workgroup.
     fn rows(self) -> u32 {
-        if self.many { MAX_ROWS / (self.quads * self.halves()) } else { FEW_ROWS }
+        if self.many { MAX_ROWS / (self.width.div_ceil(4) * self.halves()) } else { FEW_ROWS }
     }
 
     fn kernel(self) -> Kernel {
@@ -81,15 +84,20 @@ impl Variant {
         let packed = if self.storage == Storage::Float(Float::F32) { OCTET / 2 } else { OCTET };
         // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
         let quads = self.direction == Direction::InputGradient || self.whole_rank;
+        let narrow = self.width == 2;
         let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
             .part(KEEP)
             .part(tile)
             .constant("GROUPS", self.rows() / LANES)
-            .constant("QUADS", self.quads)
+            .constant("QUADS", self.width.div_ceil(4))
+            .constant("WIDTH", self.width.min(4))
+            .constant("NARROW", narrow)
+            .constant("Cols", Constant::Type(if narrow { "vec2<f32>" } else { "vec4<f32>" }))
+            .constant("Out", Constant::Type(if narrow { "f32" } else { "vec4<f32>" }))
             .constant("HALVES", self.halves())
             .constant("OCTETS", self.halves() == 2)
             .constant("PACKED", packed)
-            .constant("PAIRS", self.quads == 2 && packed == OCTET)
+            .constant("PAIRS", self.width == 8 && packed == OCTET)
             .constant("SCALED", quantized)
             .constant("WHOLE_RANK", quads)
             .constant("Other", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
@@ -120,9 +128,9 @@ pub(super) fn kernels() -> Vec<Kernel> {
     for direction in [Direction::Forward, Direction::InputGradient] {
         for storage in Storage::ALL {
             for many in [false, true] {
-                for quads in [1, 2] {
+                for width in WIDTHS {
                     for whole_rank in [false, true] {
-                        all.push(Variant { direction, storage, many, quads, whole_rank }.kernel());
+                        all.push(Variant { direction, storage, many, width, whole_rank }.kernel());
                     }
                 }
             }
@@ -158,8 +166,8 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     for (begin, strips) in
         (0..depth).step_by(part as usize).flat_map(|begin| strips(many, cols).map(move |s| (begin, s)))
     {
-        let Strips { first_col, count, quads } = strips;
-        let variant = Variant { direction, storage: weight.storage, many, quads, whole_rank };
+        let Strips { first_col, count, width } = strips;
+        let variant = Variant { direction, storage: weight.storage, many, width, whole_rank };
         let groups = [x.rows.div_ceil(variant.rows()), count, 1];
         let end = depth.min(begin + part);
         // Later parts of the contraction add to what the first has written, which took the LoRA term and the bias.
@@ -182,35 +190,38 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
             bias: u32::from(first && contraction.bias().is_some()),
             accumulate: u32::from(accumulate || !first),
         };
-        let width = (count * strip_width(quads)).min(cols - first_col);
-        let work = u64::from(x.rows) * u64::from(width) * u64::from(end - begin + params.rank);
+        let covered = (count * width * LANES).min(cols - first_col);
+        let work = u64::from(x.rows) * u64::from(covered) * u64::from(end - begin + params.rank);
         rec.dispatch(contraction.op_name(), variant.kernel(), &views, &params, groups, work);
     }
-}
-
-/// Columns of one workgroup.
-fn strip_width(quads: u32) -> u32 {
-    4 * quads * LANES
 }
 
 /// Workgroups side by side, from `first_col`.
 struct Strips {
     first_col: u32,
     count: u32,
-    quads: u32,
+    /// Columns of a lane.
+    width: u32,
 }
 
-/// Wide strips, and one narrow one where at most half a wide one is left; where another text pays for its compilation.
+/// Wide strips, then narrower ones over what is left if they cover it with fewer idle lanes; of few rows, for which no second text pays,
+/// all in one width.
 fn strips(many: bool, cols: u32) -> impl Iterator<Item = Strips> {
-    let (wide, narrow) = (strip_width(2), strip_width(1));
-    let whole = match cols % wide {
-        rest if cols <= narrow || (many && (1..=narrow).contains(&rest)) => cols / wide,
-        _ => cols.div_ceil(wide),
-    };
-    let left = cols.saturating_sub(whole * wide).div_ceil(narrow);
-    [Strips { first_col: 0, count: whole, quads: 2 }, Strips { first_col: whole * wide, count: left, quads: 1 }]
-        .into_iter()
-        .filter(|strips| strips.count > 0)
+    let mut first_col = 0;
+    WIDTHS.into_iter().filter_map(move |width| {
+        let strip = width * LANES;
+        let left = cols.saturating_sub(first_col);
+        let (whole, rest) = (left / strip, left % strip);
+        let narrower = if many {
+            rest.next_multiple_of(WIDTHS[2] * LANES) < strip
+        } else {
+            whole == 0 && rest <= strip / 2 && width > WIDTHS[2]
+        };
+        let count = if narrower { whole } else { left.div_ceil(strip) };
+        let strips = Strips { first_col, count, width };
+        first_col += count * strip;
+        (count > 0).then_some(strips)
+    })
 }
 
 /// Depth of the contraction at which the weights under a workgroup's columns fill `PART_BYTES`: all row blocks then find them in the

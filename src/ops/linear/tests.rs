@@ -141,6 +141,7 @@ fn every_form_equals_the_formula_in_every_storage() {
             // As narrow as the factors of LoRA, which are contracted as weights too.
             case(37, 19, 8, 6, true),
             case(130, 40, 24, 12, false),
+            case(130, 43, 16, 5, true),
         ] {
             for form in forms() {
                 check((form, ""), storage, case);
