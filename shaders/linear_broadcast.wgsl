@@ -1,6 +1,7 @@
 // y = x B (+ low C) (+ bias) for software adapters whose vectors exchange values: no workgroup memory and no barrier. A load costs
 // these adapters far more than arithmetic, a narrow one about as much as a wide one: each lane loads four consecutive values of a row
-// of its own and hands them round, owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way in.
+// of its own and hands them round, owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way
+// in.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; the joined part loads a tile of it.
 // `low` and C are the LoRA term. With NARROW a lane owns half a quad.
 

@@ -1,4 +1,5 @@
-// 4 * HALVES contracted values by WIDTH * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read along it.
+// 4 * HALVES contracted values by WIDTH * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read
+// along it.
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;

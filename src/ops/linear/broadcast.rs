@@ -13,8 +13,8 @@ use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Origin, Panel, Storage};
 const LANES: u32 = Form::LANES;
 /// Consecutive weights of a row that are decoded together.
 const OCTET: u32 = 8;
-/// Rows of a workgroup whose lanes own four columns and whose turns take four contracted values: with more, the text outgrows what a core
-/// keeps of decoded instructions.
+/// Rows of a workgroup whose lanes own four columns and whose turns take four contracted values: with more, the text outgrows what
+/// a core keeps of decoded instructions.
 const MAX_ROWS: u32 = 64;
 /// A text of few rows compiles in a fraction of the time, which streams of fewer than `MANY_ROWS` would not win back.
 const FEW_ROWS: u32 = 8;
@@ -204,8 +204,8 @@ struct Strips {
     width: u32,
 }
 
-/// Wide strips, then narrower ones over what is left if they cover it with fewer idle lanes; of few rows, for which no second text pays,
-/// all in one width.
+/// Wide strips, then narrower ones over what is left if they cover it with fewer idle lanes; of few rows, for which no second text
+/// pays, all in one width.
 fn strips(many: bool, cols: u32) -> impl Iterator<Item = Strips> {
     let mut first_col = 0;
     WIDTHS.into_iter().filter_map(move |width| {
