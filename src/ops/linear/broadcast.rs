@@ -163,8 +163,11 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
     let many = x.rows >= MANY_ROWS;
+    // Decoding of 4 bits along rows is shared by more rows where a lane owns fewer columns.
+    let quantized = matches!(weight.storage, Storage::Quantized { .. });
+    let widths = if many && quantized && contraction.forward() { &WIDTHS[1..] } else { &WIDTHS };
     for (begin, strips) in
-        (0..depth).step_by(part as usize).flat_map(|begin| strips(many, cols).map(move |s| (begin, s)))
+        (0..depth).step_by(part as usize).flat_map(|begin| strips(widths, many, cols).map(move |s| (begin, s)))
     {
         let Strips { first_col, count, width } = strips;
         let variant = Variant { direction, storage: weight.storage, many, width, whole_rank };
@@ -206,9 +209,9 @@ struct Strips {
 
 /// Wide strips, then narrower ones over what is left if they cover it with fewer idle lanes; of few rows, for which no second text
 /// pays, all in one width.
-fn strips(many: bool, cols: u32) -> impl Iterator<Item = Strips> {
+fn strips(widths: &[u32], many: bool, cols: u32) -> impl Iterator<Item = Strips> + '_ {
     let mut first_col = 0;
-    WIDTHS.into_iter().filter_map(move |width| {
+    widths.iter().filter_map(move |&width| {
         let strip = width * LANES;
         let left = cols.saturating_sub(first_col);
         let (whole, rest) = (left / strip, left % strip);
