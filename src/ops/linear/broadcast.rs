@@ -128,7 +128,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     for direction in [Direction::Forward, Direction::InputGradient] {
         for storage in Storage::ALL {
             for many in [false, true] {
-                for width in WIDTHS {
+                for &width in widths(direction, storage, many) {
                     for whole_rank in [false, true] {
                         all.push(Variant { direction, storage, many, width, whole_rank }.kernel());
                     }
@@ -163,9 +163,7 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
     let many = x.rows >= MANY_ROWS;
-    // Decoding of 4 bits along rows is shared by more rows where a lane owns fewer columns.
-    let quantized = matches!(weight.storage, Storage::Quantized { .. });
-    let widths = if many && quantized && contraction.forward() { &WIDTHS[1..] } else { &WIDTHS };
+    let widths = widths(direction, weight.storage, many);
     for (begin, strips) in
         (0..depth).step_by(part as usize).flat_map(|begin| strips(widths, many, cols).map(move |s| (begin, s)))
     {
@@ -196,6 +194,15 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
         let covered = (count * width * LANES).min(cols - first_col);
         let work = u64::from(x.rows) * u64::from(covered) * u64::from(end - begin + params.rank);
         rec.dispatch(contraction.op_name(), variant.kernel(), &views, &params, groups, work);
+    }
+}
+
+/// Those from which a contraction takes its strips, the widest first.
+fn widths(direction: Direction, storage: Storage, many: bool) -> &'static [u32] {
+    // Decoding of 4 bits along rows is shared by more rows where a lane owns fewer columns.
+    match (direction, storage) {
+        (Direction::Forward, Storage::Quantized { .. }) if many => &WIDTHS[1..],
+        _ => &WIDTHS,
     }
 }
 
