@@ -55,10 +55,12 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
 
 /// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
 fn variants() -> Vec<(Form, &'static str)> {
-    let problem = Problem { op: "", storage: "", rows: 128, cols: 128, depth: 64 };
+    let problem = |cols| Problem { op: "", storage: "", rows: 128, cols, depth: 64 };
     let of_form = |form| {
-        let candidates = Candidate::all(&Lab::for_form(form).target, &problem);
-        let names: Vec<_> = candidates.iter().map(|candidate| candidate.name()).collect();
+        let of_width = |cols| Candidate::all(&Lab::for_form(form).target, &problem(cols));
+        let mut names: Vec<_> = [128, 16].into_iter().flat_map(of_width).map(Candidate::name).collect();
+        names.sort_unstable();
+        names.dedup();
         if names.is_empty() { vec![(form, "")] } else { names.into_iter().map(|name| (form, name)).collect() }
     };
     forms().into_iter().flat_map(of_form).collect()
@@ -161,6 +163,9 @@ fn odd_and_random_sizes_equal_the_formula() {
         case(131, 67, 72, 5, true),
         case(130, 24, 136, 9, false),
         case(150, 200, 192, 20, true),
+        // As wide as a rank.
+        case(133, 16, 128, 5, true),
+        case(70, 131, 16, 3, false),
     ];
     for _ in 0..6 {
         let mut draw = |below| 1 + lab.index(below);
@@ -176,8 +181,8 @@ fn odd_and_random_sizes_equal_the_formula() {
 fn the_candidate_that_was_measured_is_recorded() {
     let kernels = |candidate: &str, rows: usize| -> Vec<_> {
         let mut lab = Lab::for_form(Form::Tiles);
-        let (weight, _, _) = weight(&mut lab, Storage::Float(Float::F32), 200, 64, false);
-        let (x, y) = (lab.empty(rows, 64), lab.empty(rows, 200));
+        let (weight, _, _) = weight(&mut lab, Storage::Float(Float::F32), 192, 64, false);
+        let (x, y) = (lab.empty(rows, 64), lab.empty(rows, 192));
         let rec = recorded(&lab, candidate, |rec| forward(rec, x, &weight, None, y, false));
         let kernel = |command: &Command| match command {
             Command::Dispatch(dispatch) => dispatch.kernel.wgsl(),
@@ -186,11 +191,14 @@ fn the_candidate_that_was_measured_is_recorded() {
         rec.commands.iter().map(kernel).collect()
     };
     let first = kernels("", 128);
-    let mut texts: Vec<_> = Tile::ALL.iter().map(|tile| kernels(tile.name, 128)).collect();
+    let fitting = Tile::fitting(128, 192);
+    let mut texts: Vec<_> = fitting.iter().map(|tile| kernels(tile.name, 128)).collect();
     assert!(texts[0] == first && !first.is_empty());
     texts.sort();
     texts.dedup();
-    assert_eq!(texts.len(), Tile::ALL.len());
+    assert_eq!((texts.len(), fitting.len()), (6, 6));
+    // The narrow one is for what is narrow, and for that alone.
+    assert!(Tile::fitting(128, 16)[0].name.starts_with("128x16x16"));
     // What would be mostly empty is not taken, whatever was measured of more rows.
     assert!(kernels("128x128x8 by 8x8", 5) == kernels("", 5));
     assert!(kernels("32x64x32 by 8x4", 5) != kernels("", 5));

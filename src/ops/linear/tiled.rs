@@ -29,22 +29,26 @@ const fn tile(name: &'static str, [rows, cols, depth]: [u32; 3], [row_quads, col
 }
 
 impl Tile {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         tile("64x64x16 by 8x4", [64, 64, 16], [2, 1]),
         tile("64x64x16 by 8x8", [64, 64, 16], [2, 2]),
         tile("128x64x16 by 8x8", [128, 64, 16], [2, 2]),
         tile("128x128x8 by 8x8", [128, 128, 8], [2, 2]),
         tile("32x64x32 by 8x4", [32, 64, 32], [2, 1]),
         tile("16x32x64 by 4x4", [16, 32, 64], [1, 1]),
+        // For products with LoRA's factors, which are as narrow as its rank.
+        tile("128x16x16 by 8x4", [128, 16, 16], [2, 1]),
     ];
 
     /// Those that are not mostly empty, first the one that an adapter takes that was not measured.
     pub fn fitting(rows: u32, cols: u32) -> Vec<Self> {
         let room = |n: u32, least: u32| n.clamp(least, 1 << 16).next_power_of_two() * 2;
-        let fits = |tile: &Self| tile.rows <= room(rows, 16) && tile.cols <= room(cols, 32);
-        let first = Self::ALL[match rows {
-            0..=16 => 5,
-            17..=32 => 4,
+        let holds_enough = |tile: &Self| cols <= 32 || tile.cols >= 32;
+        let fits = |tile: &Self| tile.rows <= room(rows, 16) && tile.cols <= room(cols, 32) && holds_enough(tile);
+        let first = Self::ALL[match (rows, cols) {
+            (0..=16, _) => 5,
+            (17..=32, _) => 4,
+            (_, 0..=16) => 6,
             _ => 0,
         }];
         let others = Self::ALL.into_iter().filter(fits).filter(|tile| *tile != first);
