@@ -120,6 +120,14 @@ fn an_estimate_is_what_a_run_takes() {
     let (fine, text, error) = loraine(&drawn);
     assert!(fine && text.contains("full, f32") && text.contains("QLoRA"), "{text}{error}");
     assert!(std::fs::read_to_string(&picture).unwrap().contains("LoRA, base as stored: "));
+    let total = |matrix_units: &str| {
+        let command = ["estimate", "--model", "smollm2-135m", "--method", "qlora", "--json", "--matrix-units"];
+        let (fine, text, error) = loraine(&[&command[..], &[matrix_units]].concat());
+        assert!(fine, "{error}");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")[0]["total"].as_u64().expect("bytes")
+    };
+    // Room for rows in f16, at least those of gate's and up's gradients together.
+    assert!(total("on") >= total("off") + 2048 * 2 * (2 * 1536));
     let (fine, text, _) = loraine(&["estimate", "--gpu-memory", "12GB"]);
     assert!(fine && text.lines().count() == 2 + loraine::model::shapes::names().count(), "{text}");
     let (fine, _, error) = loraine(&["estimate", "--model", "gpt-9"]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use loraine::gpu::{Gpu, GpuOptions, Target};
 use loraine::hub::fetch::Extent;
-use loraine::memory::{self, ASSUMED_TARGET, Estimate};
+use loraine::memory::{self, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::load::float_of;
 use loraine::model::shapes;
@@ -14,7 +14,7 @@ use loraine::ops::weight::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
 use super::memory_args::MemoryArgs;
-use super::{bytes, memory_bar};
+use super::{MatrixUnitsArg, bytes, memory_bar};
 
 /// What a training run needs on the GPU, before anything is downloaded
 #[derive(Args)]
@@ -52,6 +52,9 @@ pub struct EstimateArgs {
     /// Take the limits of this GPU instead of a typical card's
     #[arg(long, value_name = "NAME|INDEX")]
     gpu: Option<String>,
+    /// For a run with --matrix-units on, which takes room for rows in f16
+    #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS")]
+    matrix_units: MatrixUnitsArg,
     /// Draw the bars into this file
     #[arg(long, value_name = "FILE", requires = "model")]
     svg: Option<PathBuf>,
@@ -93,10 +96,11 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
 }
 
 pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
+    let matrix_units = args.matrix_units.into();
     let target = match &args.gpu {
-        None => ASSUMED_TARGET,
+        None => memory::assumed_target(matrix_units),
         Some(gpu) => {
-            let options = GpuOptions { adapter: Some(gpu.clone()), ..Default::default() };
+            let options = GpuOptions { adapter: Some(gpu.clone()), matrix_units, ..Default::default() };
             pollster::block_on(Gpu::open(&options))?.target
         }
     };

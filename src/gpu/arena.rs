@@ -72,7 +72,9 @@ impl Arena {
         cols: [u32; N],
         lifetimes: &[Lifetime],
     ) -> [Matrix; N] {
-        Matrix::in_a_row(rows, cols, |bytes| self.alloc(plan, label, bytes, lifetimes))
+        Matrix::in_a_row(rows, cols, |views| {
+            plan.in_a_row(views, |plan, bytes| self.alloc(plan, label, bytes, lifetimes))
+        })
     }
 }
 

@@ -132,7 +132,7 @@ fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
 }
 
 /// Bytes of views that lie one behind the other.
-pub fn bytes_in_a_row<const N: usize>(views: [u64; N]) -> u64 {
+fn bytes_in_a_row<const N: usize>(views: [u64; N]) -> u64 {
     in_a_row(views).1
 }
 
@@ -153,10 +153,13 @@ impl Matrix {
         Self { view: view(4 * u64::from(rows.max(1)) * u64::from(ld)), rows, cols, ld }
     }
 
-    /// The same one behind the other; `view` makes room for them all.
-    pub(super) fn in_a_row<const N: usize>(rows: u32, cols: [u32; N], view: impl FnOnce(u64) -> View) -> [Self; N] {
-        let bytes = cols.map(|cols| 4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4)));
-        let views = view(bytes_in_a_row(bytes)).in_a_row(bytes);
+    /// The same of several; `views` makes room for the bytes of each.
+    pub(super) fn in_a_row<const N: usize>(
+        rows: u32,
+        cols: [u32; N],
+        views: impl FnOnce([u64; N]) -> [View; N],
+    ) -> [Self; N] {
+        let views = views(cols.map(|cols| 4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4))));
         std::array::from_fn(|i| Self::padded(rows, cols[i], |_| views[i]))
     }
 
@@ -193,11 +196,18 @@ pub struct BufferSpec {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryPlan {
     pub(super) specs: Vec<BufferSpec>,
+    /// What lies in a row is to be covered by one binding; where it would be longer than this, each has a buffer of its own.
+    max_row_bytes: Option<u64>,
 }
 
 impl MemoryPlan {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// For a device whose bindings cover so many bytes.
+    pub fn for_bindings_of(max_binding_bytes: u64) -> Self {
+        Self { max_row_bytes: Some(max_binding_bytes), ..Self::default() }
     }
 
     /// A storage buffer of at least `bytes`, zeroed when it is allocated.
@@ -216,24 +226,31 @@ impl MemoryPlan {
     }
 
     /// Views of so many bytes one behind the other in one buffer, so that one binding can cover them all.
-    pub fn alloc_in_a_row<const N: usize>(
-        &mut self,
-        category: Category,
-        label: impl Into<String>,
-        views: [u64; N],
-    ) -> [View; N] {
-        self.alloc(category, label, bytes_in_a_row(views)).in_a_row(views)
+    pub fn alloc_in_a_row<const N: usize>(&mut self, category: Category, label: &str, views: [u64; N]) -> [View; N] {
+        self.in_a_row(views, |plan, bytes| plan.alloc(category, label, bytes))
     }
 
-    /// Matrices one behind the other in one buffer.
+    /// Matrices one behind the other.
     pub fn matrices_in_a_row<const N: usize>(
         &mut self,
         category: Category,
-        label: impl Into<String>,
+        label: &str,
         rows: u32,
         cols: [u32; N],
     ) -> [Matrix; N] {
-        Matrix::in_a_row(rows, cols, |bytes| self.alloc(category, label, bytes))
+        Matrix::in_a_row(rows, cols, |bytes| self.alloc_in_a_row(category, label, bytes))
+    }
+
+    /// Makes room for views in a row by `alloc`.
+    pub(super) fn in_a_row<const N: usize>(
+        &mut self,
+        views: [u64; N],
+        mut alloc: impl FnMut(&mut Self, u64) -> View,
+    ) -> [View; N] {
+        if self.max_row_bytes.is_some_and(|max| bytes_in_a_row(views) > max) {
+            return views.map(|bytes| alloc(self, bytes));
+        }
+        alloc(self, bytes_in_a_row(views)).in_a_row(views)
     }
 
     /// What the whole buffer of a view takes.
@@ -287,6 +304,12 @@ mod tests {
         assert_eq!(views[2].words_from(views[1]), 64);
         assert_eq!(View::span(&[views[0], other]), None);
         assert_eq!(View::span(&[]), None);
+        // What no binding would cover lies apart.
+        for (max_binding_bytes, together) in [(784, true), (783, false)] {
+            let mut plan = MemoryPlan::for_bindings_of(max_binding_bytes);
+            let views = plan.alloc_in_a_row(Category::Workspace, "row", [300, 0, 16]);
+            assert_eq!(View::span(&views).is_some(), together);
+        }
     }
 
     #[test]

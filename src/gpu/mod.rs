@@ -18,6 +18,4 @@ pub use device::{AdapterSummary, Gpu, GpuOptions, MatrixUnits, adapters, preferr
 pub use error::GpuError;
 pub use execute::{Buffers, PendingRead, Prepared, Profile};
 pub use kernel::{Access, Constant, Kernel};
-pub use memory::{
-    BufferId, BufferSpec, Category, Ledger, Matrix, MemoryPlan, VIEW_ALIGNMENT, View, bytes_in_a_row, round_up,
-};
+pub use memory::{BufferId, BufferSpec, Category, Ledger, Matrix, MemoryPlan, VIEW_ALIGNMENT, View, round_up};

@@ -72,7 +72,7 @@ impl GenerationPlan {
         adapters: &[&[LoraModule]],
         settings: &PlanSettings,
     ) -> Result<Self> {
-        let mut memory = MemoryPlan::new();
+        let mut memory = MemoryPlan::for_bindings_of(target.max_binding_bytes);
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
         let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;

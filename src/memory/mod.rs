@@ -5,7 +5,7 @@ pub mod picture;
 use serde::Serialize;
 
 use crate::Result;
-use crate::gpu::{Category, Target};
+use crate::gpu::{Category, Cooperative, MatrixUnits, Target};
 use crate::lora::{adapter_file, targets};
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
@@ -18,6 +18,12 @@ use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSett
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
 pub const ASSUMED_TARGET: Target =
     Target { max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, ..Target::BASELINE };
+
+/// [`ASSUMED_TARGET`], with matrices of the common size where a run is to take them.
+pub fn assumed_target(matrix_units: MatrixUnits) -> Target {
+    let cooperative = (matrix_units == MatrixUnits::On).then_some(Cooperative { side: 16, subgroups: [32, 32] });
+    Target { cooperative, ..ASSUMED_TARGET }
+}
 
 /// One regime's bytes.
 #[derive(Clone, Debug, Serialize)]

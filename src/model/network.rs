@@ -204,7 +204,7 @@ fn matrices<const N: usize>(
     // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
     let limit = |storage| if matches!(storage, Storage::Quantized { .. }) { u64::MAX } else { max_binding_bytes };
     if storages.iter().all(|storage| *storage == storages[0]) {
-        return Weight::plan_in_a_row(plan, rows, storages[0], inputs, limit(storages[0]), max_binding_bytes);
+        return Weight::plan_in_a_row(plan, rows, storages[0], inputs, limit(storages[0]));
     }
     std::array::from_fn(|i| {
         let Rows { label, out_features, bias } = rows[i];

@@ -1,6 +1,6 @@
 //! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantised to.
 
-use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View, bytes_in_a_row};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
 use crate::random::{Stream, bits};
 
 /// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
@@ -206,30 +206,28 @@ impl Weight {
         Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
     }
 
-    /// Plans matrices over the same inputs one behind the other, so that one contraction can make the gradient of those; each by
-    /// itself where together they exceed a binding.
+    /// Plans matrices over the same inputs one behind the other, so that one contraction can make the gradient of those.
     pub fn plan_in_a_row<const N: usize>(
         plan: &mut MemoryPlan,
         matrices: [Rows; N],
         storage: Storage,
         in_features: u32,
-        max_panel_bytes: u64,
         max_binding_bytes: u64,
     ) -> [Self; N] {
         let elements = matrices.map(|matrix| u64::from(matrix.out_features) * u64::from(in_features));
         let values = elements.map(|elements| storage.bytes(elements).0);
-        if bytes_in_a_row(values) > max_binding_bytes.min(max_panel_bytes) {
-            let alone = |Rows { label, out_features, bias }| {
-                Self::plan(plan, label, storage, [out_features, in_features], bias, max_panel_bytes)
+        if values.iter().any(|bytes| *bytes > max_binding_bytes) {
+            let in_panels = |Rows { label, out_features, bias }| {
+                Self::plan(plan, label, storage, [out_features, in_features], bias, max_binding_bytes)
             };
-            return matrices.map(alone);
+            return matrices.map(in_panels);
         }
         let label = matrices.map(|matrix| matrix.label).join(", ");
-        let data = plan.alloc_in_a_row(Category::Weights, label.as_str(), values);
+        let data = plan.alloc_in_a_row(Category::Weights, &label, values);
         let scales = elements.map(|elements| storage.scale_bytes(elements));
         let mut scales_in_a_row = |label: String, which: usize| {
             let bytes = scales.map(|scales| scales[which]);
-            bytes[0].map(|_| plan.alloc_in_a_row(Category::QuantScales, label, bytes.map(Option::unwrap_or_default)))
+            bytes[0].map(|_| plan.alloc_in_a_row(Category::QuantScales, &label, bytes.map(Option::unwrap_or_default)))
         };
         let absmax = scales_in_a_row(absmax_label(&label), 0);
         let nested = scales_in_a_row(nested_label(&label), 1);

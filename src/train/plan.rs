@@ -180,7 +180,7 @@ impl TrainPlan {
         recompute: Recompute,
         kept_as: KeptAs,
     ) -> Self {
-        let mut memory = MemoryPlan::new();
+        let mut memory = MemoryPlan::for_bindings_of(target.max_binding_bytes);
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
         let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
         let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);

@@ -221,7 +221,7 @@ impl SharedInput {
         let [outs, ranks] = [0, 1].map(|which| branches.map(|branch| branch[which] as u32));
         let matrices = outs.map(|out_features| Rows { label: "w", out_features, bias: false });
         let limit = lab.target.max_binding_bytes;
-        let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit, limit);
+        let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit);
         let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", rows as u32, outs);
         let lows = lab.plan.matrices_in_a_row(Category::Workspace, "dy B", rows as u32, ranks);
         let bytes = ranks.map(|rank| 4 * u64::from(rank) * inp as u64);
@@ -289,7 +289,6 @@ fn branches_that_no_binding_covers_are_added_up_one_after_another() {
     let mut lab = Lab::for_form(Form::Tiles);
     let storage = Storage::Float(Float::F32);
     let matrices = [70, 24].map(|out_features| Rows { label: "w", out_features, bias: false });
-    let limit = lab.target.max_binding_bytes;
     let products = |lab: &Lab, weights: &[Weight; 2], dys: [Matrix; 2], dx| {
         let branch = |i: usize| Branch { dy: dys[i], weight: &weights[i], low: None };
         let mut rec = lab.recorder();
@@ -299,13 +298,13 @@ fn branches_that_no_binding_covers_are_added_up_one_after_another() {
     let dx = lab.empty(5, 64);
     let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", 5, [70, 24]);
     let apart = [lab.empty(5, 70), lab.empty(5, 24)];
-    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, limit, limit);
+    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, u64::MAX);
     assert_eq!(products(&lab, &weights, dys, dx), 1);
     assert_eq!(products(&lab, &weights, apart, dx), 2);
-    // Weights that are too long together stay apart, and so does what is bound over a smaller adapter's limit.
-    let too_long = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, limit, 4 * 64 * 93);
-    assert_ne!(too_long[0].panels[0].data.buffer, too_long[1].panels[0].data.buffer);
-    assert_eq!(products(&lab, &too_long, dys, dx), 2);
+    // One in panels, and what would be bound over a smaller adapter's limit.
+    let in_panels = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, 4 * 64 * 64);
+    assert_eq!(in_panels.each_ref().map(|weight| weight.panels.len()), [2, 1]);
+    assert_eq!(products(&lab, &in_panels, dys, dx), 3);
     lab.target.max_binding_bytes = 4 * 64 * 93;
     assert_eq!(products(&lab, &weights, dys, dx), 2);
 }
