@@ -50,7 +50,8 @@ impl RunView {
             out!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
         }
         if kept_layers < layers {
-            out!("        {} of {layers} layers recompute their activations", layers - kept_layers);
+            out!("        {} of {layers} layers recompute their activations, which takes time;", layers - kept_layers);
+            out!("        --gpu-memory SIZE or --recompute none keeps more of them");
         }
     }
 

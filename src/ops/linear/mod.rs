@@ -194,7 +194,7 @@ impl<'a> Contraction<'a> {
 /// The most contractions that one dispatch adds up.
 const MAX_TERMS: usize = 3;
 
-/// Contractions with whole weights that add up to one y, and the views that cover what they have of each operand.
+/// Contractions that add up to one y, and the views that cover what they have of each operand.
 struct Sum<'a> {
     terms: Vec<Contraction<'a>>,
     x: View,
