@@ -10,7 +10,7 @@ use crate::lora::{adapter_file, targets};
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
-use crate::train::budget::plan_within_budget;
+use crate::train::budget::{fits_within_budget, plan_within_budget};
 use crate::train::plan::TrainPlan;
 use crate::train::run::parameters;
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
@@ -79,7 +79,11 @@ pub fn estimate(
         }
         None => plan(seq_len, &unlimited)?,
     };
-    let longest_seq_len = settings.gpu_memory.map(|_| longest(|length| plan(length, settings).is_ok(), config));
+    let fits_at = |length: usize| {
+        let rows = length * settings.batch_size;
+        fits_within_budget(settings, config, &modules, |_| float, rows, length, target).unwrap_or(false)
+    };
+    let longest_seq_len = settings.gpu_memory.map(|_| longest(fits_at, config));
     let ledger = shown.ledger();
     Ok(Estimate {
         method: settings.method,

@@ -6,6 +6,7 @@ use crate::gpu::Target;
 use crate::lora::targets::LoraModule;
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
+use crate::model::network::BaseStorage;
 use crate::ops::weight::Float;
 use crate::{Error, Result};
 
@@ -36,33 +37,32 @@ pub fn plan_within_budget(
     // The longest micro-batch has this many sequences of the longest length, or fewer.
     let sequences = max_rows.div_ceil(max_positions.max(1)).min(settings.batch_size);
     let kept_bytes = settings.gpu_memory.unwrap_or(DEFAULT_KEPT_BYTES);
+    let recompute = match settings.recompute {
+        RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
+        RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
+        RecomputeChoice::All => RecomputePolicy::Keep(0),
+    };
     let base = settings.base_storage().of(config)?;
-    let plan = |max_rows, max_positions| {
-        let recompute = match settings.recompute {
-            RecomputeChoice::Auto => RecomputePolicy::Auto { kept_bytes, total_bytes },
-            RecomputeChoice::None => RecomputePolicy::Keep(config.num_layers),
-            RecomputeChoice::All => RecomputePolicy::Keep(0),
-        };
-        let dropout = settings.dropout as f32;
-        let training = Some(settings.optim.moments());
-        let plan = PlanSettings { base, max_rows, max_positions, recompute, dropout, training };
-        let plan = |kept_as| TrainPlan::with_activations(target, config, &stored, modules, &plan, kept_as);
-        match settings.activations {
-            ActivationsChoice::F32 => plan(KeptAs::F32),
-            ActivationsChoice::Bf16 => plan(KeptAs::Bf16),
-            ActivationsChoice::Auto => {
-                let whole = plan(KeptAs::F32);
-                if whole.ledger().total() <= total_bytes { whole } else { plan(KeptAs::Bf16) }
-            }
+    let plan = |kept_as| {
+        let sizes = plan_settings(settings, base, max_rows, max_positions, recompute);
+        TrainPlan::with_activations(target, config, &stored, modules, &sizes, kept_as)
+    };
+    let whole = match settings.activations {
+        ActivationsChoice::F32 => plan(KeptAs::F32),
+        ActivationsChoice::Bf16 => plan(KeptAs::Bf16),
+        ActivationsChoice::Auto => {
+            let whole = plan(KeptAs::F32);
+            if whole.ledger().total() <= total_bytes { whole } else { plan(KeptAs::Bf16) }
         }
     };
-    let whole = plan(max_rows, max_positions);
     let needed = whole.ledger().total();
     if needed <= total_bytes {
         whole.check_limits()?;
         return Ok(whole);
     }
-    let fits = |length: usize| plan(length * sequences, length).ledger().total() <= total_bytes;
+    let fits = |length: usize| {
+        fits_within_budget(settings, config, modules, &stored, length * sequences, length, target).unwrap_or(false)
+    };
     let (mut low, mut high) = (0, max_positions);
     while high - low > 1 {
         let middle = (low + high) / 2;
@@ -75,4 +75,48 @@ pub fn plan_within_budget(
     Err(Error::Setting(format!(
         "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
     )))
+}
+
+/// Whether [`plan_within_budget`] has a plan for a run of these sizes. Asked of many lengths: the plans that take least answer it.
+///
+/// # Errors
+/// A storage that the files do not allow.
+pub fn fits_within_budget(
+    settings: &RunSettings,
+    config: &ModelConfig,
+    modules: &[LoraModule],
+    stored: impl Fn(&str) -> Float,
+    max_rows: usize,
+    max_positions: usize,
+    target: Target,
+) -> Result<bool> {
+    let base = settings.base_storage().of(config)?;
+    // Of few layers, keeping can take less than the buffers through which what is made again passes.
+    let kept_layers: &[usize] = match settings.recompute {
+        RecomputeChoice::Auto => &[0, config.num_layers],
+        RecomputeChoice::None => &[config.num_layers],
+        RecomputeChoice::All => &[0],
+    };
+    let kept_as: &[KeptAs] = match settings.activations {
+        ActivationsChoice::F32 => &[KeptAs::F32],
+        ActivationsChoice::Bf16 => &[KeptAs::Bf16],
+        ActivationsChoice::Auto => &[KeptAs::Bf16, KeptAs::F32],
+    };
+    let fits = |kept_layers, kept_as| {
+        let sizes = plan_settings(settings, base, max_rows, max_positions, RecomputePolicy::Keep(kept_layers));
+        let plan = TrainPlan::with_activations(target, config, &stored, modules, &sizes, kept_as);
+        plan.ledger().total() <= settings.gpu_memory.unwrap_or(u64::MAX) && plan.check_limits().is_ok()
+    };
+    Ok(kept_layers.iter().any(|layers| kept_as.iter().any(|kept_as| fits(*layers, *kept_as))))
+}
+
+fn plan_settings(
+    settings: &RunSettings,
+    base: BaseStorage,
+    max_rows: usize,
+    max_positions: usize,
+    recompute: RecomputePolicy,
+) -> PlanSettings {
+    let training = Some(settings.optim.moments());
+    PlanSettings { base, max_rows, max_positions, recompute, dropout: settings.dropout as f32, training }
 }
