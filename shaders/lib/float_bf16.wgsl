@@ -5,7 +5,8 @@ fn load_float(index: u32) -> f32 {
 }
 
 fn load_float4(index: u32) -> vec4<f32> {
-    let low = weight[origin.weight + index / 2u];
-    let high = weight[origin.weight + index / 2u + 1u];
+    let at = origin.weight + index / 2u;
+    let low = weight[at];
+    let high = weight[at + 1u];
     return bitcast<vec4<f32>>(vec4<u32>(low << 16u, low & 0xffff0000u, high << 16u, high & 0xffff0000u));
 }

@@ -5,5 +5,6 @@ fn load_float(index: u32) -> f32 {
 }
 
 fn load_float4(index: u32) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(weight[origin.weight + index / 2u]), unpack2x16float(weight[origin.weight + index / 2u + 1u]));
+    let at = origin.weight + index / 2u;
+    return vec4<f32>(unpack2x16float(weight[at]), unpack2x16float(weight[at + 1u]));
 }

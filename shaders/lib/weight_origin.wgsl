@@ -1,4 +1,5 @@
-// Where the weight begins in its three bindings, in words: a kernel that adds up the products with several of them moves on from one to the next.
+// Where the weight begins in its three bindings, in words: a kernel that adds up the products with several of
+// them moves on from one to the next.
 
 struct Origin { weight: u32, absmax: u32, nested: u32 }
 

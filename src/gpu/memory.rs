@@ -149,8 +149,12 @@ pub struct Matrix {
 impl Matrix {
     /// A matrix with rows padded to 4 elements; `view` makes room for its bytes.
     pub(super) fn padded(rows: u32, cols: u32, view: impl FnOnce(u64) -> View) -> Self {
-        let ld = round_up(cols.max(1), 4);
-        Self { view: view(4 * u64::from(rows.max(1)) * u64::from(ld)), rows, cols, ld }
+        let view = view(Self::padded_bytes(rows, cols));
+        Self { view, rows, cols, ld: round_up(cols.max(1), 4) }
+    }
+
+    fn padded_bytes(rows: u32, cols: u32) -> u64 {
+        4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4))
     }
 
     /// The same of several; `views` makes room for the bytes of each.
@@ -159,7 +163,7 @@ impl Matrix {
         cols: [u32; N],
         views: impl FnOnce([u64; N]) -> [View; N],
     ) -> [Self; N] {
-        let views = views(cols.map(|cols| 4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4))));
+        let views = views(cols.map(|cols| Self::padded_bytes(rows, cols)));
         std::array::from_fn(|i| Self::padded(rows, cols[i], |_| views[i]))
     }
 

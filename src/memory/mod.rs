@@ -10,7 +10,7 @@ use crate::lora::{adapter_file, targets};
 use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
 use crate::ops::weight::Float;
-use crate::train::budget::{fits_within_budget, plan_within_budget};
+use crate::train::budget::{fits_within_budget, longest_below, plan_within_budget};
 use crate::train::plan::TrainPlan;
 use crate::train::run::parameters;
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
@@ -83,7 +83,7 @@ pub fn estimate(
         let rows = length * settings.batch_size;
         fits_within_budget(settings, config, &modules, |_| float, rows, length, target).unwrap_or(false)
     };
-    let longest_seq_len = settings.gpu_memory.map(|_| longest(fits_at, config));
+    let longest_seq_len = settings.gpu_memory.map(|_| longest_below(config.max_position_embeddings + 1, fits_at));
     let ledger = shown.ledger();
     Ok(Estimate {
         method: settings.method,
@@ -102,16 +102,6 @@ pub fn estimate(
         fits,
         longest_seq_len,
     })
-}
-
-/// The longest sequence for which `fits` holds, 0 where even the shortest does not.
-fn longest(fits: impl Fn(usize) -> bool, config: &ModelConfig) -> usize {
-    let (mut low, mut high) = (1, config.max_position_embeddings + 1);
-    while high - low > 1 {
-        let middle = (low + high) / 2;
-        if fits(middle) { low = middle } else { high = middle }
-    }
-    if low == 1 { 0 } else { low }
 }
 
 /// A card's memory as `width` cells: how many each category takes, in the ledger's order, the rest free.

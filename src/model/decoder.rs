@@ -337,10 +337,9 @@ impl Pass<'_> {
         ws: &BackwardWorkspace,
         dx: Option<Matrix>,
     ) {
-        let mut places = ws.low.into_iter();
-        let branches = branches.map(|(projection, dy)| {
-            let place = places.next().expect("room for `dy B` of every projection of one input");
-            (projection, dy, self.low_gradient(rec, layer, projection, dy, place))
+        let branches: [_; N] = std::array::from_fn(|i| {
+            let (projection, dy) = branches[i];
+            (projection, dy, self.low_gradient(rec, layer, projection, dy, ws.low[i]))
         });
         if let Some(dx) = dx {
             self.input_gradient(rec, layer, branches, dx);

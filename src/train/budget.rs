@@ -63,18 +63,23 @@ pub fn plan_within_budget(
     let fits = |length: usize| {
         fits_within_budget(settings, config, modules, &stored, length * sequences, length, target).unwrap_or(false)
     };
-    let (mut low, mut high) = (0, max_positions);
-    while high - low > 1 {
-        let middle = (low + high) / 2;
-        if fits(middle) { low = middle } else { high = middle }
-    }
-    let advice = match low {
-        0 | 1 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
+    let advice = match longest_below(max_positions, fits) {
+        0 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
         length => format!("with these settings sequences of up to {length} tokens fit (--max-seq-len {length})"),
     };
     Err(Error::Setting(format!(
         "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
     )))
+}
+
+/// The longest length under `end` for which `fits` holds, by bisection; 0 where there is none of two tokens or more.
+pub fn longest_below(end: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (1, end);
+    while low + 1 < high {
+        let middle = (low + high) / 2;
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    if low == 1 { 0 } else { low }
 }
 
 /// Whether [`plan_within_budget`] has a plan for a run of these sizes. Asked of many lengths: the plans that take least answer it.
