@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // So is the list of commands.
     let scratch = Scratch { weight_panel: scratch, partials: scratch };
-    let mut rec = Recorder::new(gpu.target, unused, unused_write, scratch);
+    let mut rec = Recorder::new(gpu.capabilities, unused, unused_write, scratch);
     rms_norm::forward(&mut rec, x, gain, 1e-5, y);
     let uniform = plan.alloc(Category::Uploads, "parameters", params_bytes(&rec.commands));
 

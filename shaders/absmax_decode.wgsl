@@ -1,4 +1,4 @@
-// The block scales of rows under double quantisation as f32, so that a kernel which needs one for every few weights loads it once.
+// The block scales of rows under double quantization as f32, so that a kernel which needs one for every few weights loads it once.
 
 struct Params { count: u32 }
 

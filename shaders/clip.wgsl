@@ -1,4 +1,4 @@
-// The gradient norm from its partial sums, and what the optimiser's step makes of it; one workgroup.
+// The gradient norm from its partial sums, and what the optimizer's step makes of it; one workgroup.
 
 struct Params { count: u32 }
 

@@ -1,5 +1,5 @@
 // y = x W^T (+ low other^T) (+ bias) for a few rows on GPUs: a workgroup makes four outputs of all ROWS rows. Its lanes walk along the
-// four rows of the packed weight side by side, so that neighbours read neighbours' words, and add up in a fixed order.
+// four rows of the packed weight side by side, so that neighbors read neighbors' words, and add up in a fixed order.
 
 // Sums of a lane over what it read, for the four outputs of each row.
 var<workgroup> sums: array<vec4<f32>, WG_SIZE * ROWS>;

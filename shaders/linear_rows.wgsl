@@ -1,6 +1,6 @@
 // y = x P (+ low P') (+ bias) for software adapters: no workgroup memory and no barrier. Each lane owns four columns of ROWS rows;
-// the rows' values are loaded at addresses that all lanes share, the panel's strip at consecutive ones. Neighbouring workgroups take
-// neighbouring rows of the same strip, which then stays in the cache.
+// the rows' values are loaded at addresses that all lanes share, the panel's strip at consecutive ones. Neighboring workgroups take
+// neighboring rows of the same strip, which then stays in the cache.
 
 struct Params {
     rows: u32, cols: u32, depth: u32, rank: u32,

@@ -24,8 +24,8 @@ struct Params {
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// An invocation owns ROW_QUADS quads of neighbouring rows by COL_QUADS quads of columns, these COLS_AT quads apart: neighbouring
-// invocations then read neighbouring quads of workgroup memory.
+// An invocation owns ROW_QUADS quads of neighboring rows by COL_QUADS quads of columns, these COLS_AT quads apart: neighboring
+// invocations then read neighboring quads of workgroup memory.
 const ROWS_4 = ROWS / 4u;
 const COLS_4 = COLS / 4u;
 const DEPTH_4 = DEPTH / 4u;
@@ -36,8 +36,8 @@ const WG_SIZE = COLS_AT * (ROWS_4 / ROW_QUADS);
 var<workgroup> x_tile: array<vec4<f32>, DEPTH * ROWS_4>;
 var<workgroup> w_tile: array<vec4<f32>, DEPTH * COLS_4>;
 
-// Operands are loaded by blocks of 4 rows by 4 contracted values, turned round in registers. Of neighbouring lanes eight (or all)
-// hold neighbouring quads of rows, so that their stores meet in no bank of workgroup memory; the next ones go on along the rows.
+// Operands are loaded by blocks of 4 rows by 4 contracted values, turned round in registers. Of neighboring lanes eight (or all)
+// hold neighboring quads of rows, so that their stores meet in no bank of workgroup memory; the next ones go on along the rows.
 const X_FAST = min(8u, ROWS_4);
 const W_FAST = min(8u, COLS_4);
 const X_BLOCKS = ROWS_4 * DEPTH_4;

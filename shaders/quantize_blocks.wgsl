@@ -1,4 +1,4 @@
-// 4-bit quantisation: one invocation per block of 64 elements, eight codes a word, first element in the high nibble of its byte.
+// 4-bit quantization: one invocation per block of 64 elements, eight codes a word, first element in the high nibble of its byte.
 // Elements are read from `weight` in the type it was stored in; `first_block` places a piece of a streamed tensor.
 
 struct Params { blocks: u32, elements: u32, first_block: u32, min_absmax_bits: u32 }

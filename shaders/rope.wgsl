@@ -1,4 +1,4 @@
-// Rotary positions in place: each invocation turns PAIRS neighbouring pairs (i, i + head_dim / 2) of one head, as one Pairs of values.
+// Rotary positions in place: each invocation turns PAIRS neighboring pairs (i, i + head_dim / 2) of one head, as one Pairs of values.
 
 struct Params { rows: u32, heads: u32, half_dim: u32, ld: u32 }
 

@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let quads = (params.in_features + 3u) / 4u;
     if index >= quads * params.rows { return; }
     if FORWARD {
-        // Neighbouring lanes take neighbouring rows, which lie side by side in the panel.
+        // Neighboring lanes take neighboring rows, which lie side by side in the panel.
         let row = index % params.rows;
         let k = (index / params.rows) * 4u;
         let value = weight4(params.first + row, k, params.in_features);

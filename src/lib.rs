@@ -33,6 +33,7 @@ pub mod infer;
 pub mod lora;
 pub mod memory;
 pub mod model;
+pub mod network;
 pub mod ops;
 pub mod quant;
 pub mod random;

@@ -12,7 +12,7 @@ pub enum Stream {
     WeightInit = 6,
 }
 
-/// SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits that passes as random.
+/// SplitMix64's finalizer (Steele, Lea, Flood 2014): a bijection of 64 bits that passes as random.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -19,20 +19,20 @@ use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::{self, mounted};
-use crate::gpu::{self, Gpu, GpuOptions, MatrixUnits, Target, Tune, TuneOptions};
+use crate::gpu::{self, Capabilities, Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use crate::memory;
+use crate::memory::summary;
 use crate::model::config::ModelConfig;
-use crate::model::network;
-use crate::model::summary;
 use crate::model::weight_files::WeightFiles;
-use crate::ops::weight::Float;
+use crate::network::base;
+use crate::quant::format::Float;
 use crate::train::run::{prepare, seq_len_within};
 use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 
 thread_local! {
     /// Of the adapter that was looked at; plans before that assume a common GPU.
-    static TARGET: Cell<Target> = const { Cell::new(memory::ASSUMED_TARGET) };
+    static TARGET: Cell<Capabilities> = const { Cell::new(memory::ASSUMED_CAPABILITIES) };
 }
 
 #[wasm_bindgen(start)]
@@ -169,8 +169,8 @@ pub fn estimate(
         let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
         let seq_len = seq_len_within(Some(seq_len), &config)?;
         let stored = WeightFiles::open(&settings.model).ok();
-        let stored = stored.as_ref().and_then(|files| files.get(network::EMBEDDING));
-        let float = stored.map_or(Float::Bf16, |info| crate::model::load::float_of(info.dtype));
+        let stored = stored.as_ref().and_then(|files| files.get(base::EMBEDDING));
+        let float = stored.map_or(Float::Bf16, |info| crate::network::load::float_of(info.dtype));
         let estimate = memory::estimate(&settings, &config, float, seq_len, TARGET.get())?;
         Ok(report::PlanReport::of_estimate(&estimate))
     };
@@ -183,6 +183,6 @@ pub async fn adapter() -> Result<JsValue, JsValue> {
     let adapters = gpu::adapters().await;
     let chosen = gpu::preferred(&adapters).and_then(|index| adapters.into_iter().find(|a| a.index == index));
     let Some(chosen) = chosen else { return Ok(JsValue::UNDEFINED) };
-    TARGET.set(Target::of(&chosen, MatrixUnits::Off));
+    TARGET.set(Capabilities::of(&chosen, MatrixUnits::Off));
     to_js(&chosen)
 }

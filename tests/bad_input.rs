@@ -93,7 +93,7 @@ fn models_that_are_none_or_of_another_kind() {
         ("hidden_act", json!("relu"), "only `silu` is supported"),
         ("tie_word_embeddings", json!(false), "`lm_head.weight`: is missing"),
         ("attention_bias", json!(true), "q_proj.bias`: is missing"),
-        ("quantization_config", json!({"quant_method": "gptq"}), "already quantised (gptq)"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "already quantized (gptq)"),
         ("rope_scaling", json!({"rope_type": "wavy", "factor": 2.0}), "wavy"),
     ];
     for (key, value, says) in cases {

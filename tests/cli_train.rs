@@ -76,12 +76,12 @@ fn a_fixture_has_pefts_losses_and_adapter() {
 
 #[test]
 fn a_run_repeats_to_the_byte_and_from_its_own_run_toml() {
-    for (method, quantisation) in [("lora", ""), ("qlora", ""), ("qlora", "--quant fp4 --no-double-quant")] {
+    for (method, quantization) in [("lora", ""), ("qlora", ""), ("qlora", "--quant fp4 --no-double-quant")] {
         let shell = Shell::new();
         shell.write("data.jsonl", random_lines(14, 96, 1));
         let run = |out: &str| {
             shell.succeed(&format!(
-                "{} --data data.jsonl --out {out} --method {method} {quantisation} --epochs 2.5 --rank 4 --alpha 7 \
+                "{} --data data.jsonl --out {out} --method {method} {quantization} --epochs 2.5 --rank 4 --alpha 7 \
                  --dropout 0.1 --target-modules q_proj,down_proj --rslora --grad-accum 2 --batch-size 2 --lr 0.01 \
                  --schedule cosine --warmup-steps 2 --weight-decay 0.1 --max-grad-norm 0.5 --seed 7 --eval-every 4 \
                  --eval-fraction 0.2 --recompute all --log-every 2",

@@ -12,15 +12,15 @@ use common::fixture;
 use loraine::Result;
 use loraine::data::read;
 use loraine::data::tokenizer::Tokenizer;
-use loraine::gpu::Target;
+use loraine::gpu::Capabilities;
 use loraine::lora::adapter_file;
 use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::{check_shapes, float_of};
-use loraine::model::network::BaseStorage;
+use loraine::model::source::{check_shapes, float_of};
 use loraine::model::weight_files::WeightFiles;
+use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
-use loraine::ops::weight::Float;
+use loraine::quant::format::Float;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use loraine::train::settings::{Quant, RunSettings};
@@ -91,7 +91,7 @@ fn open_model(dir: &Path) -> Result<()> {
         dropout: 0.1,
         training: Some(MomentStorage::F32),
     };
-    assert!(TrainPlan::new(Target::BASELINE, &config, stored, &modules, &settings).ledger().total() > 0);
+    assert!(TrainPlan::new(Capabilities::BASELINE, &config, stored, &modules, &settings).ledger().total() > 0);
     Ok(())
 }
 

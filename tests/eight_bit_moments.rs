@@ -7,9 +7,9 @@ use common::{adapter, example, fixture, gpu};
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::float_of;
-use loraine::model::network::BaseStorage;
+use loraine::model::source::float_of;
 use loraine::model::weight_files::WeightFiles;
+use loraine::network::base::BaseStorage;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::moments::{HostMoment, MomentStorage};
 use loraine::train::engine::Engine;
@@ -67,8 +67,13 @@ fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
                 dropout: 0.0,
                 training: Some(storage),
             };
-            let plan =
-                TrainPlan::new(gpu.target, &config, |n| float_of(files.get(n).unwrap().dtype), modules, &settings);
+            let plan = TrainPlan::new(
+                gpu.capabilities,
+                &config,
+                |n| float_of(files.get(n).unwrap().dtype),
+                modules,
+                &settings,
+            );
             let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
             assert_eq!(engine.plan.ledger(), *engine.buffers.ledger());
             engine.write_adapter(&tensors);
@@ -123,7 +128,7 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 }
 
 #[test]
-fn a_checkpoint_of_the_other_optimiser_is_refused() {
+fn a_checkpoint_of_the_other_optimizer_is_refused() {
     let shell = Shell::new();
     for (out, options, other) in [("codes", "--optim adamw8bit", "adamw"), ("f32", "", "adamw8bit")] {
         train(&shell, out, &format!("{ADAPTER} --steps 2 --save-every 1 {options}"));

@@ -4,7 +4,7 @@
     loraine merge --model MODEL --adapter ADAPTER --out MERGED --dtype f32
     python export_load.py MODEL ADAPTER QUANTIZED MERGED
 
-Prints the relative error of the logits of QUANTIZED against bitsandbytes' own quantisation of MODEL, and of MERGED against
+Prints the relative error of the logits of QUANTIZED against bitsandbytes' own quantization of MODEL, and of MERGED against
 PEFT's merge_and_unload.
 """
 

@@ -25,7 +25,7 @@ fn loss(shell: &Shell, args: &str) -> f64 {
 }
 
 #[test]
-fn a_4_bit_directory_trains_as_its_model_quantised_while_loading() {
+fn a_4_bit_directory_trains_as_its_model_quantized_while_loading() {
     let shell = shell();
     for (name, form) in [("nf4", ""), ("plain", "--no-double-quant"), ("fp4", "--quant fp4")] {
         shell.succeed(&format!("quantize --model model --out {name} {form}"));
@@ -96,7 +96,7 @@ fn a_merged_model_answers_as_base_and_adapter() {
     shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
     let report = json(&shell.succeed("merge --model model --adapter run --out merged --json"));
     assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
-    assert_eq!(report["dequantised"], false, "{report}");
+    assert_eq!(report["dequantized"], false, "{report}");
     let [base, adapter, merged] =
         ["--model model", "--model model --adapter run", "--model merged"].map(|args| loss(&shell, args));
     assert!((base - adapter).abs() > 1e-2, "the adapter must matter: {base} {adapter}");

@@ -12,9 +12,9 @@ use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, St
 use loraine::infer::plan::PlanSettings;
 use loraine::infer::sampler::SamplingSettings;
 use loraine::model::config::ModelConfig;
-use loraine::model::network::BaseStorage;
 use loraine::model::weight_files::WeightFiles;
-use loraine::ops::weight::{Code4, Storage};
+use loraine::network::base::BaseStorage;
+use loraine::quant::format::{Code4, Storage};
 
 const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
 const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Storage::Quantized { code: Code4::Nf4, double: true });

@@ -18,7 +18,7 @@ use loraine::data::tokenizer::Tokenizer;
 use loraine::lora::adapter_file;
 use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::check_shapes;
+use loraine::model::source::check_shapes;
 use loraine::model::weight_files::WeightFiles;
 use loraine::ops::moments::MomentStorage;
 use loraine::train::checkpoint::{self, Subject};
@@ -29,7 +29,7 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// One file of a directory that is otherwise good, and what reads it.
-struct Target {
+struct Capabilities {
     dir: TempDir,
     file: &'static str,
     read: fn(&Path) -> Result<()>,
@@ -51,7 +51,7 @@ impl Report {
     }
 }
 
-impl Target {
+impl Capabilities {
     /// `prepare` fills the directory with what the reader takes.
     fn new(file: &'static str, read: fn(&Path) -> Result<()>, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -138,14 +138,14 @@ fn configurations() -> Report {
     fn read(dir: &Path) -> Result<()> {
         ModelConfig::from_file(&dir.join("config.json")).map(|_| ())
     }
-    let mut target = Target::new("config.json", read, |dir| copy_files(&fixture("yarn_rope"), dir));
-    target.refuses_what_is_no_object();
+    let mut capabilities = Capabilities::new("config.json", read, |dir| copy_files(&fixture("yarn_rope"), dir));
+    capabilities.refuses_what_is_no_object();
     for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
-        target.refuses_without(key, &format!("`{key}`: is missing"));
-        target.refuses_field(key, json!(0), &format!("`{key}`: is 0"));
-        target.refuses_field(key, json!(-8), &format!("`{key}`: is -8"));
-        target.refuses_field(key, json!(1u64 << 62), &format!("`{key}`"));
-        target.refuses_field(key, json!([64]), &format!("`{key}`"));
+        capabilities.refuses_without(key, &format!("`{key}`: is missing"));
+        capabilities.refuses_field(key, json!(0), &format!("`{key}`: is 0"));
+        capabilities.refuses_field(key, json!(-8), &format!("`{key}`: is -8"));
+        capabilities.refuses_field(key, json!(1u64 << 62), &format!("`{key}`"));
+        capabilities.refuses_field(key, json!([64]), &format!("`{key}`"));
     }
     for (key, value, says) in [
         ("model_type", json!("gpt2"), "is not supported"),
@@ -173,9 +173,9 @@ fn configurations() -> Report {
         ("eos_token_id", json!("</s>"), "eos_token_id"),
         ("eos_token_id", json!([2, -1]), "eos_token_id"),
     ] {
-        target.refuses_field(key, value, says);
+        capabilities.refuses_field(key, value, says);
     }
-    target.report
+    capabilities.report
 }
 
 fn weights() -> Report {
@@ -183,14 +183,14 @@ fn weights() -> Report {
         let files = WeightFiles::open(dir)?;
         check_shapes(&files, &llama())
     }
-    let mut target = Target::new("model.safetensors", read, |dir| copy_files(&fixture("llama_tied"), dir));
+    let mut capabilities = Capabilities::new("model.safetensors", read, |dir| copy_files(&fixture("llama_tied"), dir));
     for attack in attacks::on_weights(&fixture("llama_tied/model.safetensors")) {
         // Numbers are looked at on their way to the device; bad_input.rs sends these there.
         if !attack.says.iter().any(|part| part.contains("not finite")) {
-            target.refuses(attack.what, &attack.bytes, attack.says.last().expect("what it says"));
+            capabilities.refuses(attack.what, &attack.bytes, attack.says.last().expect("what it says"));
         }
     }
-    target.report
+    capabilities.report
 }
 
 fn indices() -> Report {
@@ -199,19 +199,19 @@ fn indices() -> Report {
         check_shapes(&WeightFiles::open(dir)?, &config)
     }
     let file = "model.safetensors.index.json";
-    let mut target = Target::new(file, read, |dir| copy_files(&fixture("llama_untied"), dir));
-    target.refuses_what_is_no_object();
-    target.refuses("an empty object", "{}", "`weight_map`: is missing");
+    let mut capabilities = Capabilities::new(file, read, |dir| copy_files(&fixture("llama_untied"), dir));
+    capabilities.refuses_what_is_no_object();
+    capabilities.refuses("an empty object", "{}", "`weight_map`: is missing");
     for map in [json!([]), json!("model.safetensors"), json!(null), json!({}), json!({"a": 3})] {
-        target.refuses(&format!("weight_map = {map}"), json!({ "weight_map": map }).to_string(), "");
+        capabilities.refuses(&format!("weight_map = {map}"), json!({ "weight_map": map }).to_string(), "");
     }
     for shard in ["../x.safetensors", "/etc/passwd", "C:\\x.safetensors", "a/b.safetensors", "", ".", "x\0.safetensors"]
     {
-        let mut index = target.good_json();
+        let mut index = capabilities.good_json();
         index["weight_map"][attacks::VICTIM] = json!(shard);
-        target.refuses(&format!("shard {shard:?}"), index.to_string(), attacks::VICTIM);
+        capabilities.refuses(&format!("shard {shard:?}"), index.to_string(), attacks::VICTIM);
     }
-    target.report
+    capabilities.report
 }
 
 const TINY_TOKENS: usize = 12;
@@ -230,7 +230,7 @@ fn read_tokenizer(dir: &Path) -> Result<()> {
 }
 
 fn tokenizers() -> Report {
-    let mut target = Target::new("tokenizer.json", read_tokenizer, write_tokenizer);
+    let mut capabilities = Capabilities::new("tokenizer.json", read_tokenizer, write_tokenizer);
     let unread = "is not a tokenizer that can be read";
     for (what, text) in [
         ("nothing", String::new()),
@@ -241,9 +241,9 @@ fn tokenizers() -> Report {
         ("objects without end", "{\"a\":".repeat(100_000)),
         ("a page of HTML", "<!DOCTYPE html>".to_owned()),
     ] {
-        target.refuses(what, text, unread);
+        capabilities.refuses(what, text, unread);
     }
-    target.refuses("another encoding", [0xff; 40], "cannot be read");
+    capabilities.refuses("another encoding", [0xff; 40], "cannot be read");
     for (key, value) in [
         ("model", json!(3)),
         ("model", json!({"type": "Oracle"})),
@@ -255,14 +255,14 @@ fn tokenizers() -> Report {
         ("pre_tokenizer", json!({"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": false})),
         ("post_processor", json!({"type": "Nothing"})),
     ] {
-        target.refuses_field(key, value, unread);
+        capabilities.refuses_field(key, value, unread);
     }
     let many = attacks::tokenizer(TINY_TOKENS + 1);
-    target.refuses("more tokens than the model", many, "but the embedding of config.json has 12 rows");
+    capabilities.refuses("more tokens than the model", many, "but the embedding of config.json has 12 rows");
     let far = json!({"type": "WordLevel", "vocab": {"w0": 0, "w1": 1, "w3": 4_000_000_000u32}, "unk_token": "w0"});
-    target.refuses_field("model", far, "but the embedding of config.json has 12 rows");
+    capabilities.refuses_field("model", far, "but the embedding of config.json has 12 rows");
 
-    let mut settings = Target::new("tokenizer_config.json", read_tokenizer, write_tokenizer);
+    let mut settings = Capabilities::new("tokenizer_config.json", read_tokenizer, write_tokenizer);
     settings.refuses_what_is_no_object();
     for (key, value, says) in [
         ("eos_token", json!("</s>"), "which tokenizer.json does not have"),
@@ -273,7 +273,7 @@ fn tokenizers() -> Report {
     ] {
         settings.refuses_field(key, value, says);
     }
-    target.report.and(settings.report)
+    capabilities.report.and(settings.report)
 }
 
 /// Data for a model with the tiny tokenizer and the template of `chat_template.jinja`.
@@ -302,7 +302,7 @@ fn write_data(dir: &Path) {
 }
 
 fn templates() -> Report {
-    let mut target = Target::new("chat_template.jinja", |dir| read_data(dir, "data.jsonl"), write_data);
+    let mut capabilities = Capabilities::new("chat_template.jinja", |dir| read_data(dir, "data.jsonl"), write_data);
     let endless = "runs without end";
     let nested =
         |depth: usize, body: &str| "{% for a in range(9999) %}".repeat(depth) + body + &"{% endfor %}".repeat(depth);
@@ -361,14 +361,14 @@ fn templates() -> Report {
         ("elifs without end", "{% if 0 %}".to_owned() + &"{% elif 0 %}".repeat(10_000) + "{% endif %}", ""),
         ("choices without end", format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(10_000)), ""),
     ] {
-        target.refuses(what, template, says);
+        capabilities.refuses(what, template, says);
     }
-    target.refuses("another encoding", [0xff, 0xfe, 0x7b], "cannot be read");
-    target.report
+    capabilities.refuses("another encoding", [0xff, 0xfe, 0x7b], "cannot be read");
+    capabilities.report
 }
 
 fn records() -> Report {
-    let mut lines = Target::new("data.jsonl", |dir| read_data(dir, "data.jsonl"), write_data);
+    let mut lines = Capabilities::new("data.jsonl", |dir| read_data(dir, "data.jsonl"), write_data);
     let message = |role: &str, content: Value| json!({"role": role, "content": content});
     let chat = |messages: Value| json!({ "messages": messages }).to_string();
     let user = message("user", json!("w3"));
@@ -423,7 +423,7 @@ fn records() -> Report {
     lines.refuses("another encoding", [0xff, 0xfe, b'{', 0, b'}', 0], "line 1");
     lines.refuses("a line that is not UTF-8", b"{\"text\": \"\xc3\x28\"}", "line 1");
 
-    let mut list = Target::new("data.json", |dir| read_data(dir, "data.json"), write_data);
+    let mut list = Capabilities::new("data.json", |dir| read_data(dir, "data.json"), write_data);
     for (what, text, says) in [
         ("nothing", "".to_owned(), "is empty"),
         ("an empty list", "[]".to_owned(), "is empty"),
@@ -440,8 +440,8 @@ fn records() -> Report {
 }
 
 fn parquet() -> Report {
-    let mut target = Target::new("data.parquet", |dir| read_data(dir, "data.parquet"), write_data);
-    let good = target.good();
+    let mut capabilities = Capabilities::new("data.parquet", |dir| read_data(dir, "data.parquet"), write_data);
+    let good = capabilities.good();
     let unread = "is not a Parquet file that can be read";
     let length_at = good.len() - 8;
     let footer = u32::from_le_bytes(good[length_at..length_at + 4].try_into().unwrap()) as usize;
@@ -451,25 +451,25 @@ fn parquet() -> Report {
         changed[at..at + bytes.len()].copy_from_slice(bytes);
         changed
     };
-    target.refuses("nothing", "", unread);
-    target.refuses("its first mark", "PAR1", unread);
-    target.refuses("two marks", "PAR1PAR1", unread);
-    target.refuses("JSON", CHAT, unread);
-    target.refuses("half a file", &good[..good.len() / 2], unread);
-    target.refuses("the last byte gone", &good[..good.len() - 1], unread);
-    target.refuses("another mark at its end", with(good.len() - 4, b"PARX"), unread);
-    target.refuses("an encrypted footer", with(good.len() - 4, b"PARE"), unread);
-    target.refuses("a footer of no bytes", with_footer_length(0), unread);
-    target.refuses("a footer of one byte", with_footer_length(1), unread);
-    target.refuses("a footer beyond the file", with_footer_length(u32::MAX), unread);
-    target.refuses("a footer of 1 GB", with_footer_length(1 << 30), unread);
-    target.refuses("a footer of the whole file", with_footer_length(length_at as u32), unread);
-    target.refuses("a footer of zeros", with(length_at - footer, &vec![0; footer]), unread);
-    target.refuses("a footer of ones", with(length_at - footer, &vec![0xff; footer]), unread);
-    target.refuses("pages of zeros", with(4, &vec![0; length_at - footer - 4]), "row 1");
-    target.refuses("pages of ones", with(4, &vec![0xff; length_at - footer - 4]), "row 1");
-    target.refuses("bytes before the file", [&[7; 100], good.as_slice()].concat(), "");
-    target.report
+    capabilities.refuses("nothing", "", unread);
+    capabilities.refuses("its first mark", "PAR1", unread);
+    capabilities.refuses("two marks", "PAR1PAR1", unread);
+    capabilities.refuses("JSON", CHAT, unread);
+    capabilities.refuses("half a file", &good[..good.len() / 2], unread);
+    capabilities.refuses("the last byte gone", &good[..good.len() - 1], unread);
+    capabilities.refuses("another mark at its end", with(good.len() - 4, b"PARX"), unread);
+    capabilities.refuses("an encrypted footer", with(good.len() - 4, b"PARE"), unread);
+    capabilities.refuses("a footer of no bytes", with_footer_length(0), unread);
+    capabilities.refuses("a footer of one byte", with_footer_length(1), unread);
+    capabilities.refuses("a footer beyond the file", with_footer_length(u32::MAX), unread);
+    capabilities.refuses("a footer of 1 GB", with_footer_length(1 << 30), unread);
+    capabilities.refuses("a footer of the whole file", with_footer_length(length_at as u32), unread);
+    capabilities.refuses("a footer of zeros", with(length_at - footer, &vec![0; footer]), unread);
+    capabilities.refuses("a footer of ones", with(length_at - footer, &vec![0xff; footer]), unread);
+    capabilities.refuses("pages of zeros", with(4, &vec![0; length_at - footer - 4]), "row 1");
+    capabilities.refuses("pages of ones", with(4, &vec![0xff; length_at - footer - 4]), "row 1");
+    capabilities.refuses("bytes before the file", [&[7; 100], good.as_slice()].concat(), "");
+    capabilities.report
 }
 
 fn adapters() -> Report {
@@ -478,7 +478,7 @@ fn adapters() -> Report {
         targets::resolve(&config, &llama()).map(|_| ())
     }
     let prepare = |dir: &Path| copy_files(&fixture("llama_tied/adapter"), dir);
-    let mut config = Target::new("adapter_config.json", read, prepare);
+    let mut config = Capabilities::new("adapter_config.json", read, prepare);
     config.refuses_what_is_no_object();
     config.refuses_without("peft_type", "`peft_type`: is missing");
     config.refuses_without("target_modules", "target_modules");
@@ -510,7 +510,7 @@ fn adapters() -> Report {
         config.refuses_field(key, value, says);
     }
 
-    let mut weights = Target::new("adapter_model.safetensors", read, prepare);
+    let mut weights = Capabilities::new("adapter_model.safetensors", read, prepare);
     let path = fixture("llama_tied/adapter/adapter_model.safetensors");
     let name = "base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight";
     let good = weights.good();
@@ -546,7 +546,7 @@ fn checkpoints() -> Report {
     let train = common::cli::train_on("llama_tied");
     shell.succeed(&format!("{train} --data data.jsonl --out run --steps 1 --save-every 1 --rank 2"));
     let prepare = |dir: &Path| copy_files(&shell.path("run/checkpoints/step-1"), &dir.join("checkpoints/step-1"));
-    let mut state = Target::new("checkpoints/step-1/state.json", read, prepare);
+    let mut state = Capabilities::new("checkpoints/step-1/state.json", read, prepare);
     for (what, text) in
         [("nothing", ""), ("a list", "[]"), ("an empty object", "{}"), ("half an object", "{\"step\": 1")]
     {
@@ -556,7 +556,7 @@ fn checkpoints() -> Report {
     {
         state.refuses_field(key, value, "is damaged");
     }
-    let mut moments = Target::new("checkpoints/step-1/optimizer.safetensors", read, prepare);
+    let mut moments = Capabilities::new("checkpoints/step-1/optimizer.safetensors", read, prepare);
     let good = moments.good();
     moments.refuses("nothing", "", "is damaged");
     moments.refuses("half a file", &good[..good.len() / 2], "is damaged");

@@ -9,15 +9,16 @@ use loraine::gpu::Category;
 use loraine::lora::adapter_file;
 use loraine::lora::config::LoraInit;
 use loraine::lora::targets;
-use loraine::memory::{ASSUMED_TARGET, Estimate, estimate};
-use loraine::model::activations::KeptAs;
+use loraine::memory::{ASSUMED_CAPABILITIES, Estimate, estimate};
 use loraine::model::config::ModelConfig;
-use loraine::model::load::float_of;
-use loraine::model::network::{self, BaseStorage};
 use loraine::model::shapes;
+use loraine::model::source::float_of;
+use loraine::model::tensors::{EMBEDDING, TensorSpec, tensors};
 use loraine::model::weight_files::WeightFiles;
+use loraine::network::activations::KeptAs;
+use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
-use loraine::ops::weight::Float;
+use loraine::quant::format::Float;
 use loraine::train::budget::plan_within_budget;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -25,7 +26,7 @@ use loraine::train::settings::{ActivationsChoice, Method, Optim, RecomputeChoice
 
 fn of(model: &str, settings: &RunSettings, seq_len: usize) -> Estimate {
     let config = shapes::by_name(model).unwrap();
-    estimate(settings, &config, Float::Bf16, seq_len, ASSUMED_TARGET).unwrap()
+    estimate(settings, &config, Float::Bf16, seq_len, ASSUMED_CAPABILITIES).unwrap()
 }
 
 /// QLoRA of rank 16 on every linear layer.
@@ -106,10 +107,10 @@ fn moments_in_8_bits_take_what_their_codes_and_scales_take() {
     for model in ["smollm2-135m", "qwen2.5-0.5b"] {
         let [whole, small] = with(model, RunSettings { method: Method::Full, ..qlora(1) });
         let (mut before, mut after) = (0, TABLES);
-        for (name, shape) in network::tensors(&shapes::by_name(model).unwrap()) {
+        for TensorSpec { name, shape, .. } in tensors(&shapes::by_name(model).unwrap()) {
             let elements = shape.iter().product::<usize>() as u64;
             before += 8 * elements;
-            after += if name == network::EMBEDDING || elements < 4096 { 8 * elements } else { coded(elements) };
+            after += if name == EMBEDDING || elements < 4096 { 8 * elements } else { coded(elements) };
         }
         assert_eq!([optimizer(&whole), optimizer(&small)], [before, after], "{model}");
         assert_eq!(whole.total - small.total, before - after, "{model}");
@@ -166,7 +167,7 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         };
         let gpu = common::gpu();
         let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-        let plan = TrainPlan::with_activations(gpu.target, &config, stored, &modules, &settings, kept_as);
+        let plan = TrainPlan::with_activations(gpu.capabilities, &config, stored, &modules, &settings, kept_as);
         let planned = plan.ledger();
         let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
         assert_eq!(*engine.buffers.ledger(), planned);
@@ -237,7 +238,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
     let settings = RunSettings { quantize_embedding: true, ..qlora(1) };
     let modules = targets::resolve(&settings.lora_config(), &config).unwrap();
     let gpu = common::gpu();
-    let plan = plan_within_budget(&settings, &config, &modules, |_| Float::Bf16, 512, 512, gpu.target).unwrap();
+    let plan = plan_within_budget(&settings, &config, &modules, |_| Float::Bf16, 512, 512, gpu.capabilities).unwrap();
     let planned = plan.ledger();
     for (category, bytes) in planned.entries() {
         println!("{:<22} {bytes:>13}", category.name());

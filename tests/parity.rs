@@ -6,10 +6,11 @@ use common::*;
 use loraine::data::batches::MicroBatch;
 use loraine::lora::adapter_file::AdapterTensors;
 use loraine::model::config::ModelConfig;
-use loraine::model::network::BaseStorage;
-use loraine::model::trained::{NamedTensor, Part};
+use loraine::model::tensors::NamedTensor;
+use loraine::network::base::BaseStorage;
+use loraine::network::trained::Part;
 use loraine::ops::adamw::AdamW;
-use loraine::ops::weight::{Code4, Storage};
+use loraine::quant::format::{Code4, Storage};
 use loraine::train::engine::Engine;
 
 const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });

@@ -1,12 +1,12 @@
-//! Quantised bytes against bitsandbytes': identical, scales and nested scales included.
+//! Quantized bytes against bitsandbytes': identical, scales and nested scales included.
 
 mod common;
 
 use common::{Reference, adapter, fixture, open_engine, shared};
 use loraine::gpu::View;
 use loraine::model::config::{ModelConfig, Projection};
-use loraine::model::network::BaseStorage;
-use loraine::ops::weight::{Code4, NESTED_SCALES_AT, Storage};
+use loraine::network::base::BaseStorage;
+use loraine::quant::format::{Code4, NESTED_SCALES_AT, Storage};
 use loraine::quant::{self, Scales};
 use loraine::train::engine::Engine;
 

@@ -1,4 +1,4 @@
-//! The cached copy of a quantised base: the same bits, taken only while it is of the same files, and never trusted when damaged.
+//! The cached copy of a quantized base: the same bits, taken only while it is of the same files, and never trusted when damaged.
 
 mod common;
 
@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 use common::cli::{copy_files, edit};
 use common::{adapter, fixture, gpu, whole_sequence};
 use loraine::model::config::ModelConfig;
-use loraine::model::load::float_of;
-use loraine::model::network::BaseStorage;
-use loraine::model::quantized_cache::{self, CacheSettings};
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::float_of;
+use loraine::model::weight_files::{CacheSettings, WeightFiles};
+use loraine::network::base::BaseStorage;
+use loraine::network::quantized_cache;
 use loraine::ops::moments::MomentStorage;
-use loraine::ops::weight::{Code4, Storage};
+use loraine::quant::format::{Code4, Storage};
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 
@@ -50,7 +50,7 @@ impl Model {
         let training = Some(MomentStorage::F32);
         let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training };
         let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-        let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
+        let plan = TrainPlan::new(gpu.capabilities, &config, stored, &modules, &settings);
         let mut last = (0, 0);
         let progress = |done, total| last = (done, total);
         let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, progress)).unwrap();
@@ -216,7 +216,7 @@ fn small_models_and_places_that_cannot_be_written_have_no_copy() {
     std::fs::write(model.path("taken"), "a file").unwrap();
     assert_eq!(model.logits(base, Some("taken"), 0), fresh);
     assert_eq!(std::fs::read(model.path("taken")).unwrap(), b"a file");
-    // Weights that are not quantised are not copied.
+    // Weights that are not quantized are not copied.
     model.logits(BaseStorage::AsStored, Some("cache"), 0);
     assert!(model.copies("cache").is_empty());
 }

@@ -12,7 +12,7 @@ use common::*;
 use loraine::lora::adapter_file;
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::ModelConfig;
-use loraine::model::network::BaseStorage;
+use loraine::network::base::BaseStorage;
 use loraine::train::run::{self, Start};
 use loraine::train::settings::{Method, RunSettings};
 

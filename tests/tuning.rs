@@ -9,17 +9,17 @@ use common::cli::{Shell, random_lines, train_on};
 use common::{adapter, fixture, gpu, take_for_gpu};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
-use loraine::gpu::{Choices, Command, Gpu, Problem, Recorder, Tune, TuneOptions};
+use loraine::gpu::{AutotuneTable, Command, Gpu, ProblemSize, Recorder, Tune, TuneOptions};
 use loraine::infer::generator::Generator;
 use loraine::infer::plan;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::float_of;
-use loraine::model::network::BaseStorage;
+use loraine::model::source::float_of;
 use loraine::model::weight_files::WeightFiles;
+use loraine::network::base::BaseStorage;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::linear::Candidate;
 use loraine::ops::moments::MomentStorage;
-use loraine::ops::weight::{Code4, Storage};
+use loraine::quant::format::{Code4, Storage};
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 
@@ -51,7 +51,7 @@ fn engine(gpu: Gpu) -> Engine {
         training: Some(MomentStorage::F32),
     };
     let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-    let plan = TrainPlan::new(gpu.target, &config, stored, &modules, &settings);
+    let plan = TrainPlan::new(gpu.capabilities, &config, stored, &modules, &settings);
     let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
     engine.write_adapter(&tensors);
     engine
@@ -71,13 +71,13 @@ fn steps(engine: &mut Engine, steps: Range<u32>) {
 }
 
 /// For each problem the candidate at `index`, counted round and round.
-fn candidates_at(engine: &Engine, index: usize) -> Choices {
-    let mut choices = Choices::default();
-    for problem in engine.plan.problems() {
-        let candidates = Candidate::all(&engine.plan.target, &problem);
-        choices.insert(problem.class(), candidates[index % candidates.len()].name());
+fn candidates_at(engine: &Engine, index: usize) -> AutotuneTable {
+    let mut autotune = AutotuneTable::default();
+    for problem in engine.plan.problem_sizes() {
+        let candidates = Candidate::all(&engine.plan.capabilities, &problem);
+        autotune.insert(problem.class(), candidates[index % candidates.len()].name());
     }
-    choices
+    autotune
 }
 
 fn kernels(rec: &Recorder) -> String {
@@ -94,13 +94,13 @@ fn layers_that_read_one_input_make_its_gradient_together() {
     // q, k and v; o; gate and up; down. Nothing below the lowest layer's attention needs a gradient.
     let layers = config().num_layers;
     assert_eq!(products(as_gpu(Tune::Off, None)), 4 * layers - 1);
-    assert_eq!(products(gpu()), if gpu().target.cpu { 7 * layers - 3 } else { 4 * layers - 1 });
+    assert_eq!(products(gpu()), if gpu().capabilities.cpu { 7 * layers - 3 } else { 4 * layers - 1 });
 }
 
 #[test]
 fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
     let mut whole = engine(as_gpu(Tune::Off, None));
-    assert_eq!(whole.plan.choices, Choices::default());
+    assert_eq!(whole.plan.autotune, AutotuneTable::default());
     steps(&mut whole, 0..4);
     let want = pollster::block_on(whole.read_values()).unwrap();
     let mut begun = engine(as_gpu(Tune::Off, None));
@@ -111,7 +111,7 @@ fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
     let usual = kernels(&begun.plan.record_pass(96, 96, true));
     for index in [1, 3] {
         let mut resumed = engine(as_gpu(Tune::Off, None));
-        resumed.plan.choices = candidates_at(&resumed, index);
+        resumed.plan.autotune = candidates_at(&resumed, index);
         assert_ne!(kernels(&resumed.plan.record_pass(96, 96, true)), usual);
         resumed.resume(2, &values, &moments);
         steps(&mut resumed, 2..4);
@@ -125,7 +125,7 @@ fn a_measured_run_has_the_bits_of_one_that_is_not() {
     let measured = |tune| {
         let mut engine = engine(as_gpu(tune, Some(cache.path())));
         steps(&mut engine, 0..2);
-        (pollster::block_on(engine.read_values()).unwrap(), engine.plan.choices.clone(), engine.plan.ledger())
+        (pollster::block_on(engine.read_values()).unwrap(), engine.plan.autotune.clone(), engine.plan.ledger())
     };
     let usual = measured(Tune::Off);
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
@@ -148,14 +148,14 @@ fn answers_do_not_depend_on_the_kernels() {
         let mut generator = pollster::block_on(opened).unwrap();
         let text: Vec<u32> = (0..41).map(|i| (i * 31 + 7) % 96).collect();
         let logits = pollster::block_on(generator.logits_after(&text, None)).unwrap();
-        (logits, generator.plan.choices.lines(), generator.plan.problems())
+        (logits, generator.plan.autotune.lines(), generator.plan.problem_sizes())
     };
-    let (usual, none, problems) = logits(Tune::Off, None);
+    let (usual, none, problem_sizes) = logits(Tune::Off, None);
     let (measured, some, _) = logits(Tune::On, None);
     assert!(usual == measured);
     assert!(none.is_empty() && !some.is_empty());
     // The passes of a prompt; one token's products have a form of their own, with nothing to choose from.
-    assert!(!problems.is_empty() && problems.iter().all(|problem: &Problem| problem.rows == 40));
+    assert!(!problem_sizes.is_empty() && problem_sizes.iter().all(|problem: &ProblemSize| problem.rows == 40));
 }
 
 #[test]

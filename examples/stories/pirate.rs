@@ -1,4 +1,4 @@
-//! The new behaviour that the demo teaches: the same answers as a pirate would give them.
+//! The new behavior that the demo teaches: the same answers as a pirate would give them.
 
 /// What the demo asks before and after; left out here, so that the answers show what was learned and not what was read.
 pub const HELD_BACK: [&str; 4] = [

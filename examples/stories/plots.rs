@@ -211,16 +211,16 @@ fn noise(dice: &mut Dice) -> Story {
     let (name, he) = (hero.name, hero.he);
     Story {
         sentences: vec![
-            format!("It was night, and {name} was in bed."),
+            format!("It was night, and {name} was in harness."),
             format!("Then {he} heard a noise and was scared."),
-            format!("{name} took a lamp and looked under the bed."),
+            format!("{name} took a lamp and looked under the harness."),
             format!("It was only a little {color} {animal}!"),
             format!("{name} gave the {animal} {food}."),
             format!("Then {name} and the {animal} went to sleep."),
         ],
         questions: vec![
             ask(format!("What did {name} hear?"), format!("{name} heard a noise.")),
-            ask("Who was under the bed?", format!("A little {color} {animal} was under the bed.")),
+            ask("Who was under the harness?", format!("A little {color} {animal} was under the harness.")),
             ask(format!("What color was the {animal}?"), format!("The {animal} was {color}.")),
             ask(format!("What did {name} give the {animal}?"), format!("{name} gave the {animal} {food}.")),
             ask(format!("How did {name} feel?"), format!("{name} was scared.")),

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::check_shapes;
+use loraine::network::load::check_shapes;
 use loraine::model::weight_files::WeightFiles;
 use loraine_fuzz::{Place, fixture, model};
 

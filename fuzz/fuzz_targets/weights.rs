@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::check_shapes;
-use loraine::model::weight_files::{WeightFiles, expected_tensors};
+use loraine::network::load::check_shapes;
+use loraine::model::tensors::{TensorSpec, tensors};
+use loraine::model::weight_files::WeightFiles;
 use loraine_fuzz::{Place, model};
 
 static PLACE: LazyLock<(Place, ModelConfig)> = LazyLock::new(|| (Place::new(), model("llama_tied")));
@@ -16,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     place.write("model.safetensors", bytes);
     let Ok(files) = WeightFiles::open(place.path()) else { return };
     let _ = check_shapes(&files, config);
-    for (name, _) in expected_tensors(config) {
+    for TensorSpec { name, .. } in tensors(config) {
         if let Some(tensor) = files.get(&name) {
             let _ = files.read_all(tensor);
         }

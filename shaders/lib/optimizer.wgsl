@@ -1,4 +1,4 @@
-// What the kernels of the optimiser share; the structs stand in adamw.rs too.
+// What the kernels of the optimizer share; the structs stand in adamw.rs too.
 
 const EXPONENT: u32 = 0x7f800000u;
 

@@ -1,7 +1,7 @@
 //! What the adapter can do at best.
 
 use super::REPETITIONS;
-use crate::gpu::{Bed, Category, Cooperative, Gpu, Measured, Target};
+use crate::gpu::{Capabilities, Category, Cooperative, Gpu, Harness, PreparedHarness};
 use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
@@ -24,17 +24,17 @@ pub struct Ceilings {
 /// The multiply-add and the copy kernel made ready, to be timed again beside every operation: on a machine that has other things to
 /// do, a ceiling measured once may be that of a busier or a quieter moment.
 pub(super) struct Probe {
-    fma: Measured,
+    fma: PreparedHarness,
     flops: f64,
-    matrices: Option<(Measured, f64)>,
-    copy: Measured,
+    matrices: Option<(PreparedHarness, f64)>,
+    copy: PreparedHarness,
     moved: f64,
     pub ceilings: Ceilings,
 }
 
 impl Probe {
     pub async fn new(gpu: &Gpu) -> Result<Self> {
-        let mut best: Option<(f64, f64, Measured)> = None;
+        let mut best: Option<(f64, f64, PreparedHarness)> = None;
         for form in FmaForm::ALL {
             let (flops, mut fma) = fma(gpu, form).await?;
             let gflops = flops / fma.seconds(gpu, REPETITIONS).await? / 1e9;
@@ -43,7 +43,7 @@ impl Probe {
             }
         }
         let (mut matrix_gflops, mut matrices) = (None, None);
-        if let Some(cooperative) = gpu.target.cooperative {
+        if let Some(cooperative) = gpu.capabilities.cooperative {
             let (flops, mut products) = products(gpu, cooperative).await?;
             matrix_gflops = Some(flops / products.seconds(gpu, REPETITIONS).await? / 1e9);
             matrices = Some((products, flops));
@@ -73,45 +73,45 @@ impl Probe {
 }
 
 /// Invocations, and turns of each: of the first as many as fill the adapter and as one dispatch holds.
-fn chains(target: &Target, form: FmaForm) -> (u32, u32) {
-    let wanted = if target.cpu { 4096 } else { 1 << 20 };
-    let held = u64::from(target.max_workgroups) * u64::from(form.wg_size) / 256 * 256;
+fn chains(capabilities: &Capabilities, form: FmaForm) -> (u32, u32) {
+    let wanted = if capabilities.cpu { 4096 } else { 1 << 20 };
+    let held = u64::from(capabilities.max_workgroups) * u64::from(form.wg_size) / 256 * 256;
     (wanted.min(u32::try_from(held).unwrap_or(u32::MAX)), 1024)
 }
 
-async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, Measured)> {
-    let (invocations, turns) = chains(&gpu.target, form);
-    let mut bed = Bed::new(gpu);
-    let y = bed.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
-    let flops = ceiling::fma(&mut bed.rec, form, invocations, turns, 0.999, 0.001, y);
-    Ok((flops, bed.ready(gpu).await?))
+async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, PreparedHarness)> {
+    let (invocations, turns) = chains(&gpu.capabilities, form);
+    let mut harness = Harness::new(gpu);
+    let y = harness.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
+    let flops = ceiling::fma(&mut harness.rec, form, invocations, turns, 0.999, 0.001, y);
+    Ok((flops, harness.ready(gpu).await?))
 }
 
-async fn products(gpu: &Gpu, cooperative: Cooperative) -> Result<(f64, Measured)> {
-    let groups = if gpu.target.cpu { 64 } else { 4096 };
-    let mut bed = Bed::new(gpu);
-    let y = bed.plan.alloc(Category::Workspace, "sums", 4 * ceiling::matrix_sums(cooperative, groups));
-    let flops = ceiling::matrices(&mut bed.rec, cooperative, groups, 1024, 0.03, y);
-    Ok((flops, bed.ready(gpu).await?))
+async fn products(gpu: &Gpu, cooperative: Cooperative) -> Result<(f64, PreparedHarness)> {
+    let groups = if gpu.capabilities.cpu { 64 } else { 4096 };
+    let mut harness = Harness::new(gpu);
+    let y = harness.plan.alloc(Category::Workspace, "sums", 4 * ceiling::matrix_sums(cooperative, groups));
+    let flops = ceiling::matrices(&mut harness.rec, cooperative, groups, 1024, 0.03, y);
+    Ok((flops, harness.ready(gpu).await?))
 }
 
-async fn copy(gpu: &Gpu) -> Result<(f64, Measured)> {
-    let mut bed = Bed::new(gpu);
-    let bytes = (64u64 << 20).min(gpu.target.max_binding_bytes);
-    let [x, y] = ["source", "target"].map(|label| bed.plan.alloc(Category::Workspace, label, bytes));
-    let moved = ceiling::copy(&mut bed.rec, x, y);
-    Ok((moved, bed.ready(gpu).await?))
+async fn copy(gpu: &Gpu) -> Result<(f64, PreparedHarness)> {
+    let mut harness = Harness::new(gpu);
+    let bytes = (64u64 << 20).min(gpu.capabilities.max_binding_bytes);
+    let [x, y] = ["source", "target"].map(|label| harness.plan.alloc(Category::Workspace, label, bytes));
+    let moved = ceiling::copy(&mut harness.rec, x, y);
+    Ok((moved, harness.ready(gpu).await?))
 }
 
 async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
     const DISPATCHES: usize = 1000;
-    let mut bed = Bed::new(gpu);
-    let small = ["x", "y"].map(|label| bed.plan.alloc(Category::Workspace, label, 256));
+    let mut harness = Harness::new(gpu);
+    let small = ["x", "y"].map(|label| harness.plan.alloc(Category::Workspace, label, 256));
     for _ in 0..DISPATCHES {
-        ceiling::copy(&mut bed.rec, small[0], small[1]);
+        ceiling::copy(&mut harness.rec, small[0], small[1]);
     }
     // By the host's clock: what a dispatch costs beside its own work is the question.
-    Ok(bed.ready(gpu).await?.by_clock(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
+    Ok(harness.ready(gpu).await?.by_clock(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
 }
 
 #[cfg(test)]
@@ -121,10 +121,10 @@ mod tests {
     #[test]
     fn every_form_fits_one_dispatch() {
         for (cpu, form) in [false, true].into_iter().flat_map(|cpu| FmaForm::ALL.map(|form| (cpu, form))) {
-            let target = Target { cpu, ..Target::BASELINE };
-            let (invocations, _) = chains(&target, form);
+            let capabilities = Capabilities { cpu, ..Capabilities::BASELINE };
+            let (invocations, _) = chains(&capabilities, form);
             assert!(invocations.is_multiple_of(256) && invocations >= 4096, "{form:?}: {invocations}");
-            assert!(invocations / form.wg_size <= target.max_workgroups, "{form:?}: {invocations}");
+            assert!(invocations / form.wg_size <= capabilities.max_workgroups, "{form:?}: {invocations}");
         }
     }
 }

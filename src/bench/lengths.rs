@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::steps::{self, Shape};
 use crate::Result;
-use crate::gpu::{Category, Target};
+use crate::gpu::{Capabilities, Category};
 use crate::train::settings::{RecomputeChoice, RunSettings};
 
 const MODEL: &str = "smollm2-135m";
@@ -22,11 +22,11 @@ pub struct LengthResult {
     pub off_the_line: f64,
 }
 
-pub(super) fn measure(target: Target) -> Result<Vec<LengthResult>> {
+pub(super) fn measure(capabilities: Capabilities) -> Result<Vec<LengthResult>> {
     let bytes = |length: usize| -> Result<u64> {
         let shape = Shape::named(&format!("{MODEL}:1x{length}"))?;
         let settings = RunSettings { recompute: RecomputeChoice::All, ..RunSettings::default() };
-        let ledger = steps::plan(target, &shape, &settings)?.1.ledger();
+        let ledger = steps::plan(capabilities, &shape, &settings)?.1.ledger();
         Ok([Category::KeptActivations, Category::Workspace, Category::Uploads].map(|c| ledger.get(c)).iter().sum())
     };
     let [shortest, .., longest] = LENGTHS;
@@ -45,8 +45,8 @@ mod tests {
 
     #[test]
     fn memory_grows_in_a_line_with_the_length() {
-        for target in [Target::BASELINE, Target { cpu: true, ..Target::BASELINE }] {
-            for result in measure(target).unwrap() {
+        for capabilities in [Capabilities::BASELINE, Capabilities { cpu: true, ..Capabilities::BASELINE }] {
+            for result in measure(capabilities).unwrap() {
                 assert!(result.off_the_line.abs() < 0.05, "{result:?}");
             }
         }

@@ -53,7 +53,7 @@ pub async fn run(
         measured.push(case.measure(&gpu, &mut probe).await?);
     }
     let (name, driver) = (gpu.adapter.name.clone(), format!("{} {}", gpu.adapter.driver, gpu.adapter.driver_info));
-    let lengths = lengths::measure(gpu.target)?;
+    let lengths = lengths::measure(gpu.capabilities)?;
     let mut trained = Vec::new();
     // Each model has its own engine, which gives the device back when it is done.
     let mut device = gpu;

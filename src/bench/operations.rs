@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::ceilings::Probe;
 use super::{Ceilings, REPETITIONS};
-use crate::gpu::{Bed, Category, Gpu};
+use crate::gpu::{Category, Gpu, Harness};
 use crate::ops::attention::{self, Shape};
-use crate::ops::weight::{Code4, Float, Storage, Weight};
+use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm, swiglu};
+use crate::quant::format::{Code4, Float, Storage};
 use crate::{Result, tune};
 
 /// One operation at one shape.
@@ -37,7 +38,7 @@ enum Amount {
     Bytes(f64),
 }
 
-type Record = Box<dyn Fn(&mut Bed) -> Amount>;
+type Record = Box<dyn Fn(&mut Harness) -> Amount>;
 
 pub(super) struct Case {
     pub name: &'static str,
@@ -56,19 +57,19 @@ pub(super) struct MeasuredCase {
 impl Case {
     /// Times the operation and the ceilings in turn.
     pub async fn measure(self, gpu: &Gpu, probe: &mut Probe) -> Result<MeasuredCase> {
-        let mut bed = Bed::new(gpu);
-        (self.record)(&mut bed);
-        let problems = std::mem::take(&mut bed.rec.problems);
-        let choices = tune::choices(gpu, &problems).await?;
-        let kernels = problems.iter().filter_map(|problem| choices.get(&problem.class()));
+        let mut harness = Harness::new(gpu);
+        (self.record)(&mut harness);
+        let problem_sizes = std::mem::take(&mut harness.rec.problem_sizes);
+        let autotune = tune::choices(gpu, &problem_sizes).await?;
+        let kernels = problem_sizes.iter().filter_map(|problem| autotune.get(&problem.class()));
         let kernel = kernels.collect::<Vec<_>>().join(", ");
-        let mut bed = Bed::new(gpu);
-        bed.rec.choices = choices.clone();
-        let amount = match (self.record)(&mut bed) {
-            Amount::Flops(flops) if linear::by_matrices(&bed.rec) => Amount::MatrixFlops(flops),
+        let mut harness = Harness::new(gpu);
+        harness.rec.autotune = autotune.clone();
+        let amount = match (self.record)(&mut harness) {
+            Amount::Flops(flops) if linear::by_matrices(&harness.rec) => Amount::MatrixFlops(flops),
             amount => amount,
         };
-        let mut measured = bed.ready(gpu).await?;
+        let mut measured = harness.ready(gpu).await?;
         let mut seconds = f64::INFINITY;
         for _ in 0..REPETITIONS {
             seconds = seconds.min(measured.once(gpu).await?);
@@ -124,14 +125,14 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
 
 fn linear_case(name: &'static str, storage: Storage, size: u32, forward: bool) -> Case {
     let rows = 1024;
-    let record = move |bed: &mut Bed| {
-        let weight = Weight::plan(&mut bed.plan, "weight", storage, [size, size], false, u64::MAX);
-        let x = bed.plan.matrix(Category::Workspace, "x", rows, size);
-        let y = bed.plan.matrix(Category::Workspace, "y", rows, size);
+    let record = move |harness: &mut Harness| {
+        let weight = Weight::plan(&mut harness.plan, "weight", storage, [size, size], false, u64::MAX);
+        let x = harness.plan.matrix(Category::Workspace, "x", rows, size);
+        let y = harness.plan.matrix(Category::Workspace, "y", rows, size);
         if forward {
-            linear::forward(&mut bed.rec, x, &weight, None, y, false);
+            linear::forward(&mut harness.rec, x, &weight, None, y, false);
         } else {
-            linear::input_gradient(&mut bed.rec, x, &weight, None, y, false);
+            linear::input_gradient(&mut harness.rec, x, &weight, None, y, false);
         }
         Amount::Flops(2.0 * f64::from(rows) * f64::from(size) * f64::from(size))
     };
@@ -139,11 +140,11 @@ fn linear_case(name: &'static str, storage: Storage, size: u32, forward: bool) -
 }
 
 fn lora_gradient_case(rows: u32, rank: u32, cols: u32) -> Case {
-    let record = move |bed: &mut Bed| {
-        let x = bed.plan.matrix(Category::Workspace, "x", rows, cols);
-        let low = bed.plan.matrix(Category::Workspace, "dy B", rows, rank);
-        let gradient = bed.plan.matrix(Category::Gradients, "dA", rank, cols);
-        lora_gradient::lora_a(&mut bed.rec, low, x, 1.0, gradient.view);
+    let record = move |harness: &mut Harness| {
+        let x = harness.plan.matrix(Category::Workspace, "x", rows, cols);
+        let low = harness.plan.matrix(Category::Workspace, "dy B", rows, rank);
+        let gradient = harness.plan.matrix(Category::Gradients, "dA", rank, cols);
+        lora_gradient::lora_a(&mut harness.rec, low, x, 1.0, gradient.view);
         Amount::Flops(2.0 * f64::from(rows) * f64::from(rank) * f64::from(cols))
     };
     Case { name: "LoRA gradient dA", shape: format!("{rows} x {rank} x {cols}"), record: Box::new(record) }
@@ -158,16 +159,16 @@ enum Pass {
 
 fn attention_case(rows: u32, pass: Pass) -> Case {
     let shape = Shape { heads: 8, kv_heads: 8, head_dim: 64 };
-    let record = move |bed: &mut Bed| {
+    let record = move |harness: &mut Harness| {
         let width = shape.heads * shape.head_dim;
-        let mut matrix = |label: &str| bed.plan.matrix(Category::Workspace, label, rows, width);
+        let mut matrix = |label: &str| harness.plan.matrix(Category::Workspace, label, rows, width);
         let [q, k, v, out, dout, dq, dk, dv] = ["q", "k", "v", "out", "dout", "dq", "dk", "dv"].map(&mut matrix);
-        let lse = bed.plan.alloc(Category::Workspace, "log-sum-exp", 4 * u64::from(rows * shape.heads));
-        let scratch = bed.plan.alloc(Category::Workspace, "scratch", shape.scratch_bytes(rows));
+        let lse = harness.plan.alloc(Category::Workspace, "log-sum-exp", 4 * u64::from(rows * shape.heads));
+        let scratch = harness.plan.alloc(Category::Workspace, "scratch", shape.scratch_bytes(rows));
         let mut ranges = |label: &str, range: &dyn Fn(u32) -> [u32; 2]| {
-            let view = bed.plan.alloc(Category::Uploads, label, 8 * u64::from(rows));
+            let view = harness.plan.alloc(Category::Uploads, label, 8 * u64::from(rows));
             let words: Vec<u32> = (0..rows).flat_map(range).collect();
-            bed.uploads.push((view, bytemuck::cast_slice(&words).to_vec()));
+            harness.uploads.push((view, bytemuck::cast_slice(&words).to_vec()));
             view
         };
         let keys = ranges("key ranges", &|row| [0, row + 1]);
@@ -175,7 +176,7 @@ fn attention_case(rows: u32, pass: Pass) -> Case {
         // Causal: half of the square. Forward is two products, backward five; those made again are not counted.
         let product = f64::from(rows) * f64::from(rows) * f64::from(width);
         let mut flops = 0.0;
-        let rec = &mut bed.rec;
+        let rec = &mut harness.rec;
         if pass != Pass::Backward {
             attention::forward(rec, shape, 0.125, q, k, v, keys, out, lse);
             flops += 2.0 * product;
@@ -195,32 +196,32 @@ fn attention_case(rows: u32, pass: Pass) -> Case {
 }
 
 fn rms_norm_case(rows: u32, cols: u32) -> Case {
-    let record = move |bed: &mut Bed| {
-        let x = bed.plan.matrix(Category::Workspace, "x", rows, cols);
-        let y = bed.plan.matrix(Category::Workspace, "y", rows, cols);
-        let gain = bed.plan.alloc(Category::Weights, "gain", 4 * u64::from(cols));
-        rms_norm::forward(&mut bed.rec, x, gain, 1e-5, y);
+    let record = move |harness: &mut Harness| {
+        let x = harness.plan.matrix(Category::Workspace, "x", rows, cols);
+        let y = harness.plan.matrix(Category::Workspace, "y", rows, cols);
+        let gain = harness.plan.alloc(Category::Weights, "gain", 4 * u64::from(cols));
+        rms_norm::forward(&mut harness.rec, x, gain, 1e-5, y);
         Amount::Bytes(8.0 * f64::from(rows) * f64::from(cols))
     };
     Case { name: "RMSNorm", shape: format!("{rows} x {cols}"), record: Box::new(record) }
 }
 
 fn swiglu_case(rows: u32, cols: u32) -> Case {
-    let record = move |bed: &mut Bed| {
-        let mut matrix = |label: &str| bed.plan.matrix(Category::Workspace, label, rows, cols);
+    let record = move |harness: &mut Harness| {
+        let mut matrix = |label: &str| harness.plan.matrix(Category::Workspace, label, rows, cols);
         let (gate, up, act) = (matrix("gate"), matrix("up"), matrix("act"));
-        swiglu::forward(&mut bed.rec, gate, up, act);
+        swiglu::forward(&mut harness.rec, gate, up, act);
         Amount::Bytes(12.0 * f64::from(rows) * f64::from(cols))
     };
     Case { name: "SwiGLU", shape: format!("{rows} x {cols}"), record: Box::new(record) }
 }
 
 fn cross_entropy_case(rows: u32, vocabulary: u32) -> Case {
-    let record = move |bed: &mut Bed| {
-        let logits = bed.plan.matrix(Category::Workspace, "logits", rows, vocabulary);
-        let mut vector = |label: &str| bed.plan.alloc(Category::Workspace, label, 4 * u64::from(rows));
-        let (targets, losses, scalars) = (vector("targets"), vector("losses"), vector("scalars"));
-        cross_entropy::forward_backward(&mut bed.rec, logits, targets, scalars, losses, true);
+    let record = move |harness: &mut Harness| {
+        let logits = harness.plan.matrix(Category::Workspace, "logits", rows, vocabulary);
+        let mut vector = |label: &str| harness.plan.alloc(Category::Workspace, label, 4 * u64::from(rows));
+        let (labels, losses, scalars) = (vector("labels"), vector("losses"), vector("scalars"));
+        cross_entropy::forward_backward(&mut harness.rec, logits, labels, scalars, losses, true);
         // Read for the sum, read and written for the gradient.
         Amount::Bytes(12.0 * f64::from(rows) * f64::from(vocabulary))
     };

@@ -6,14 +6,14 @@ use web_time::Instant;
 use super::Ceilings;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
-use crate::gpu::{Category, Gpu, Profile, Target};
+use crate::gpu::{Capabilities, Category, Gpu, Profile};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraInit;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::{ModelConfig, Projection};
 use crate::model::shapes;
 use crate::ops::adamw::AdamW;
-use crate::ops::weight::Float;
+use crate::quant::format::Float;
 use crate::random::{Stream, bits};
 use crate::train::budget::plan_within_budget;
 use crate::train::engine::Engine;
@@ -140,17 +140,21 @@ impl StepResult {
 }
 
 /// The plan of steps as a run with these settings would take them.
-pub(super) fn plan(target: Target, shape: &Shape, settings: &RunSettings) -> Result<(Vec<LoraModule>, TrainPlan)> {
+pub(super) fn plan(
+    capabilities: Capabilities,
+    shape: &Shape,
+    settings: &RunSettings,
+) -> Result<(Vec<LoraModule>, TrainPlan)> {
     let settings = RunSettings { batch_size: shape.sequences, ..settings.clone() };
     let modules = targets::resolve(&settings.lora_config(), &shape.config)?;
     let (rows, length) = (shape.sequences * shape.length, shape.length);
-    let plan = plan_within_budget(&settings, &shape.config, &modules, |_| Float::Bf16, rows, length, target)?;
+    let plan = plan_within_budget(&settings, &shape.config, &modules, |_| Float::Bf16, rows, length, capabilities)?;
     Ok((modules, plan))
 }
 
 /// Measures steps; the device comes back for the next shape.
 pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> Result<(StepResult, Gpu)> {
-    let (modules, plan) = plan(gpu.target, shape, settings)?;
+    let (modules, plan) = plan(gpu.capabilities, shape, settings)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
     engine.write_adapter(&adapter_file::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
     let batch = [shape.micro_batch()];
@@ -186,7 +190,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
         host_ms: host * 1e3,
         gpu_bytes: ledger.total(),
         memory: ledger.entries().collect(),
-        kernels: engine.plan.choices.lines(),
+        kernels: engine.plan.autotune.lines(),
         operations,
     };
     Ok((result, engine.gpu))
@@ -198,7 +202,7 @@ async fn step(engine: &mut Engine, batch: &[MicroBatch]) -> Result<(f64, f64)> {
     let (started, in_submits) = (Instant::now(), engine.gpu.seconds_in_submits());
     engine.step(batch, &AdamW::default(), 1e-4, 0).await?;
     let mut host = started.elapsed().as_secs_f64();
-    if engine.gpu.target.cpu {
+    if engine.gpu.capabilities.cpu {
         host -= engine.gpu.seconds_in_submits() - in_submits;
     }
     while engine.next_result().await?.is_some() {}

@@ -7,9 +7,10 @@ use clap::Args;
 use loraine::bench::{self, Figure, Peer, Report, Shape, StepResult};
 use loraine::train::settings::RunSettings;
 
-use super::memory_args::MemoryArgs;
-use super::tune_args::TuneArgs;
-use super::{GpuArgs, bytes};
+use super::args::gpu::GpuArgs;
+use super::args::memory::MemoryArgs;
+use super::args::tune::TuneArgs;
+use super::show::bytes;
 
 /// Measure this device: its ceilings, the operations, whole training steps
 #[derive(Args)]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use loraine::model::quantized_cache::{self, CachedCopy};
+use loraine::network::quantized_cache::{self, CachedCopy};
 use loraine::tune;
 use serde_json::json;
 
-use super::{bytes, cache_args};
+use super::args::cache as cache_args;
+use super::show::bytes;
 
 /// Show what is kept between runs, 4-bit copies of large models and kernel measurements, or remove it
 #[derive(Args)]

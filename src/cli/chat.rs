@@ -21,11 +21,12 @@ use loraine::model::weight_files::WeightFiles;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
-use super::base_args::BaseArgs;
-use super::cache_args::CacheArgs;
+use super::args::base::BaseArgs;
+use super::args::cache::CacheArgs;
+use super::args::gpu::GpuArgs;
+use super::args::tune::TuneArgs;
 use super::generate::{BASE, adapter_names, load_adapter};
-use super::tune_args::TuneArgs;
-use super::{GpuArgs, bytes};
+use super::show::bytes;
 
 const COMMANDS: &str = "  /adapter NAME   let this adapter answer; without a name, list them
   /base           let the model without an adapter answer
@@ -94,7 +95,7 @@ pub struct ChatArgs {
 }
 
 pub fn run(mut args: ChatArgs) -> Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let sampling = SamplingSettings {
         temperature: args.temperature,
         top_k: if args.temperature > 0.0 { args.top_k } else { 0 },

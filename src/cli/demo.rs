@@ -20,8 +20,10 @@ use loraine::train::settings::RunSettings;
 use loraine::train::{output, plot};
 use serde_json::json;
 
+use super::args::gpu::GpuArgs;
+use super::memory_bar;
 use super::run_view::RunView;
-use super::{GpuArgs, bytes, memory_bar, shell_word};
+use super::show::{bytes, shell_word};
 
 /// QLoRA on a built-in tiny model: its answers before and after, the loss curve, the memory, an adapter to keep
 #[derive(Args)]
@@ -33,7 +35,7 @@ pub struct DemoArgs {
     /// Directory for the model, the data and the adapter; an earlier demo there is replaced
     #[arg(long, value_name = "DIR", default_value = "loraine-demo")]
     out: PathBuf,
-    /// Optimiser steps [default: enough to hear the difference]
+    /// Optimizer steps [default: enough to hear the difference]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Print one JSON object per line: answers, plan, steps, evaluations, the end
@@ -56,7 +58,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let prepared = run::prepare(settings.clone())?;
     let gpu = args.gpu.open()?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
-    let ledger = prepared.plan(gpu.target)?.ledger();
+    let ledger = prepared.plan(gpu.capabilities)?.ledger();
     let start = Start { overwrite: true, ..Start::default() };
     let outcome = super::train::run_shown(prepared, gpu, &start, &mut view)?;
     if outcome.interrupted {

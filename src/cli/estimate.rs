@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use loraine::gpu::{Gpu, GpuOptions, Target};
+use loraine::gpu::{Capabilities, Gpu, GpuOptions};
 use loraine::hub::fetch::Extent;
 use loraine::memory::{self, Estimate};
 use loraine::model::config::ModelConfig;
-use loraine::model::load::float_of;
 use loraine::model::shapes;
+use loraine::model::source::float_of;
 use loraine::model::weight_files::WeightFiles;
-use loraine::ops::weight::Float;
+use loraine::quant::format::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
-use super::memory_args::MemoryArgs;
-use super::{MatrixUnitsArg, bytes, memory_bar};
+use super::args::gpu::MatrixUnitsArg;
+use super::args::memory::MemoryArgs;
+use super::memory_bar;
+use super::show::bytes;
 
 /// What a training run needs on the GPU, before anything is downloaded
 #[derive(Args)]
@@ -32,7 +34,7 @@ pub struct EstimateArgs {
     /// 4-bit code of the base
     #[arg(long, value_enum, default_value = "nf4")]
     quant: QuantArg,
-    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
     /// LoRA rank
@@ -81,7 +83,7 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
     let path = &*match shapes::by_name(argument) {
         Ok(config) => return Ok((config, Float::Bf16)),
-        Err(_) => super::model_directory(path, Extent::Config)?,
+        Err(_) => super::args::model::model_directory(path, Extent::Config)?,
     };
     if path.is_dir() {
         let float = WeightFiles::open(path)
@@ -97,16 +99,16 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
 
 pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     let matrix_units = args.matrix_units.into();
-    let target = match &args.gpu {
+    let capabilities = match &args.gpu {
         None => memory::assumed_target(matrix_units),
         Some(gpu) => {
             let options = GpuOptions { adapter: Some(gpu.clone()), matrix_units, ..Default::default() };
-            pollster::block_on(Gpu::open(&options))?.target
+            pollster::block_on(Gpu::open(&options))?.capabilities
         }
     };
-    let Some(name) = &args.model else { return print_table(&args, target) };
+    let Some(name) = &args.model else { return print_table(&args, capabilities) };
     let (config, float) = model(name)?;
-    let estimates = estimates(&args, &config, float, target)?;
+    let estimates = estimates(&args, &config, float, capabilities)?;
     if let Some(path) = &args.svg {
         let named: Vec<_> = estimates.iter().map(|estimate| (regime(estimate.method), estimate)).collect();
         let title = format!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
@@ -125,7 +127,12 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
 }
 
 /// Estimates of the chosen regime, or of all, the largest first.
-fn estimates(args: &EstimateArgs, config: &ModelConfig, float: Float, target: Target) -> anyhow::Result<Vec<Estimate>> {
+fn estimates(
+    args: &EstimateArgs,
+    config: &ModelConfig,
+    float: Float,
+    capabilities: Capabilities,
+) -> anyhow::Result<Vec<Estimate>> {
     let methods = match args.method {
         Some(MethodArg::Qlora) => vec![Method::Qlora],
         Some(MethodArg::Lora) => vec![Method::Lora],
@@ -147,16 +154,16 @@ fn estimates(args: &EstimateArgs, config: &ModelConfig, float: Float, target: Ta
         // Side by side, each regime takes the flags that are for it.
         settings.quantize_embedding &= method == Method::Qlora || args.method.is_some();
         settings.check()?;
-        Ok(memory::estimate(&settings, config, float, args.max_seq_len, target)?)
+        Ok(memory::estimate(&settings, config, float, args.max_seq_len, capabilities)?)
     };
     methods.into_iter().map(estimate).collect()
 }
 
 /// Every model that has a name, and what each regime takes.
-fn print_table(args: &EstimateArgs, target: Target) -> anyhow::Result<()> {
+fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for name in shapes::names() {
-        rows.push((name, estimates(args, &shapes::by_name(name)?, Float::Bf16, target)?));
+        rows.push((name, estimates(args, &shapes::by_name(name)?, Float::Bf16, capabilities)?));
     }
     if args.json {
         let object: serde_json::Map<_, _> = rows

@@ -6,11 +6,11 @@ use clap::Args;
 use loraine::hub::fetch::Extent;
 use loraine::train::evaluate::{self, EvalSettings};
 
-use super::GpuArgs;
-use super::base_args::BaseArgs;
-use super::cache_args::CacheArgs;
-use super::data_args::DataArgs;
-use super::tune_args::TuneArgs;
+use super::args::base::BaseArgs;
+use super::args::cache::CacheArgs;
+use super::args::data::DataArgs;
+use super::args::gpu::GpuArgs;
+use super::args::tune::TuneArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
@@ -49,7 +49,7 @@ pub struct EvalArgs {
 }
 
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let settings = EvalSettings {
         model: args.model,
         adapter: args.adapter,

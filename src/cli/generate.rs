@@ -20,10 +20,11 @@ use loraine::model::config::ModelConfig;
 use loraine::model::weight_files::WeightFiles;
 use serde_json::json;
 
-use super::base_args::BaseArgs;
-use super::cache_args::CacheArgs;
-use super::tune_args::TuneArgs;
-use super::{GpuArgs, bytes};
+use super::args::base::BaseArgs;
+use super::args::cache::CacheArgs;
+use super::args::gpu::GpuArgs;
+use super::args::tune::TuneArgs;
+use super::show::bytes;
 
 /// What `--use` calls the model without an adapter.
 pub const BASE: &str = "base";
@@ -116,7 +117,7 @@ struct Job {
 }
 
 pub fn run(mut args: GenerateArgs) -> Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let sampling = sampling(&args)?;
     let base = args.base.storage()?;
     let names = adapter_names(&args.adapters)?;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use loraine::gpu::{AdapterSummary, adapters, preferred};
 use loraine::hub::fetch::Extent;
-use loraine::model::summary::{ModelSummary, describe};
+use loraine::memory::summary::{ModelSummary, describe};
 use serde::Serialize;
 
-use super::bytes;
+use super::show::bytes;
 
 /// List the GPUs of this machine, or describe a model
 #[derive(Args)]
@@ -44,8 +44,9 @@ struct Cache {
 }
 
 pub fn run(args: InfoArgs) -> anyhow::Result<()> {
-    let describe =
-        |model: &Path| Ok::<_, anyhow::Error>(describe(&super::model_directory(model, Extent::Everything)?)?);
+    let describe = |model: &Path| {
+        Ok::<_, anyhow::Error>(describe(&super::args::model::model_directory(model, Extent::Everything)?)?)
+    };
     let model = args.model.as_deref().map(describe).transpose()?;
     let gpus = pollster::block_on(adapters());
     let default_gpu = preferred(&gpus);

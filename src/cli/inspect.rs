@@ -9,7 +9,7 @@ use loraine::data::tokenizer::Tokenizer;
 use loraine::hub::fetch::Extent;
 use loraine::model::config::ModelConfig;
 
-use super::data_args::DataArgs;
+use super::args::data::DataArgs;
 
 const WIDTH: usize = 96;
 const BAR: usize = 40;
@@ -42,7 +42,7 @@ pub struct InspectArgs {
 }
 
 pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Tokenizer)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Tokenizer)?;
     let config_file = args.model.join("config.json");
     let (tokenizer, vocab_size, longest) = match config_file.is_file() {
         true => {
@@ -61,7 +61,7 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     if args.json {
         out!("{}", serde_json::to_string(&inspection)?);
     } else {
-        out!("{}", page(&inspection, max_seq_len, super::coloured()).trim_end_matches('\n'));
+        out!("{}", page(&inspection, max_seq_len, super::show::colored()).trim_end_matches('\n'));
     }
     match inspection.refusal {
         Some(refusal) => bail!("training would refuse this data: {refusal}"),
@@ -69,10 +69,10 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     }
 }
 
-fn page(inspection: &Inspection, max_seq_len: usize, colours: bool) -> String {
+fn page(inspection: &Inspection, max_seq_len: usize, colors: bool) -> String {
     let mut page = String::new();
     for example in &inspection.examples {
-        page += &example_text(example, colours);
+        page += &example_text(example, colors);
         page.push('\n');
     }
     page += &histogram(&inspection.lengths, max_seq_len);
@@ -84,7 +84,7 @@ fn page(inspection: &Inspection, max_seq_len: usize, colours: bool) -> String {
 
 /// The text as the template made it, then the tokens in rows above their ids. Trained tokens are green, or have a line
 /// of `^` below them.
-fn example_text(example: &ShownExample, colours: bool) -> String {
+fn example_text(example: &ShownExample, colors: bool) -> String {
     let trained = example.tokens.iter().skip(1).filter(|token| token.trained).count();
     let (number, shape, tokens) = (example.number, example.shape.name(), example.tokens.len());
     let mut out = format!("example {number} ({shape}): {tokens} tokens, {trained} trained on\n\n");
@@ -96,23 +96,23 @@ fn example_text(example: &ShownExample, colours: bool) -> String {
         let piece = visible(&token.text);
         let cell = piece.chars().count().max(token.id.to_string().len()) + 1;
         if width + cell > WIDTH && !row.is_empty() {
-            out += &token_row(&row, colours);
+            out += &token_row(&row, colors);
             row.clear();
             width = 0;
         }
         width += cell;
         row.push((piece, token));
     }
-    out + &token_row(&row, colours)
+    out + &token_row(&row, colors)
 }
 
-fn token_row(row: &[(String, &ShownToken)], colours: bool) -> String {
+fn token_row(row: &[(String, &ShownToken)], colors: bool) -> String {
     let [mut pieces, mut ids, mut marks] = ["  "; 3].map(str::to_owned);
     for (piece, token) in row {
         let id = token.id.to_string();
         let length = piece.chars().count();
         let width = length.max(id.len());
-        let (on, off) = match (colours, token.trained) {
+        let (on, off) = match (colors, token.trained) {
             (false, _) => ("", ""),
             (true, true) => (TRAINED, RESET),
             (true, false) => (MASKED, RESET),
@@ -123,7 +123,7 @@ fn token_row(row: &[(String, &ShownToken)], colours: bool) -> String {
         marks += &format!("{} ", mark.repeat(width));
     }
     let mut out = format!("\n{}\n", pieces.trim_end());
-    if !colours && row.iter().any(|(_, token)| token.trained) {
+    if !colors && row.iter().any(|(_, token)| token.trained) {
         out += &format!("{}\n", marks.trim_end());
     }
     out + &format!("{}\n", ids.trim_end())
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn trained_tokens_are_marked_with_and_without_colours() {
+    fn trained_tokens_are_marked_with_and_without_colors() {
         let plain = example_text(&example(), false);
         assert!(plain.starts_with("example 3 (chat): 3 tokens, 2 trained on\n\n  | <user> a\n"), "{plain}");
         assert!(
@@ -179,8 +179,8 @@ mod tests {
             "{plain}"
         );
         assert!(!plain.contains('\x1b'));
-        let coloured = example_text(&example(), true);
-        assert!(coloured.contains(&format!("{MASKED}<user>{RESET} {TRAINED}\u{b7}a\u{21b5}{RESET}")), "{coloured}");
+        let colored = example_text(&example(), true);
+        assert!(colored.contains(&format!("{MASKED}<user>{RESET} {TRAINED}\u{b7}a\u{21b5}{RESET}")), "{colored}");
     }
 
     #[test]

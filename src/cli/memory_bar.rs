@@ -5,7 +5,7 @@ use loraine::memory;
 
 const WIDTH: usize = 64;
 
-/// A letter for each category, so that the bar reads without colours.
+/// A letter for each category, so that the bar reads without colors.
 pub fn letter(category: Category) -> char {
     match category {
         Category::Weights => 'W',
@@ -20,17 +20,17 @@ pub fn letter(category: Category) -> char {
     }
 }
 
-/// The used part in the ledger's order, the rest of `whole` bytes as dots; coloured on a terminal.
+/// The used part in the ledger's order, the rest of `whole` bytes as dots; colored on a terminal.
 pub fn drawn(categories: &[(Category, u64)], whole: u64) -> String {
     let mut cells: Vec<(char, u8)> = Vec::new();
     for (category, count) in memory::bar(categories, whole, WIDTH) {
         cells.extend(std::iter::repeat_n((letter(category), 41 + category as u8 % 6), count));
     }
     cells.truncate(WIDTH);
-    let coloured = super::coloured();
+    let colored = super::show::colored();
     let used: String = cells
         .iter()
-        .map(|(letter, colour)| if coloured { format!("\x1b[{colour};97m{letter}\x1b[0m") } else { letter.to_string() })
+        .map(|(letter, color)| if colored { format!("\x1b[{color};97m{letter}\x1b[0m") } else { letter.to_string() })
         .collect();
     format!("[{used}{}]", ".".repeat(WIDTH - cells.len()))
 }

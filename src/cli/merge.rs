@@ -10,17 +10,17 @@ use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::merge::{MergeSettings, compare, merge};
 use loraine::hub::fetch::Extent;
 use loraine::model::config::ModelConfig;
-use loraine::ops::weight::Float;
+use loraine::quant::format::Float;
 use serde_json::json;
 
-use super::GpuArgs;
+use super::args::gpu::GpuArgs;
 
 /// Merge an adapter into its base: a model directory that needs no adapter any more
 #[derive(Args)]
 #[command(after_help = "Example:
   loraine merge --model models/SmolLM2-135M --adapter run --out merged")]
 pub struct MergeArgs {
-    /// The base that the adapter was trained on, in 16 or 32 bits or quantised by bitsandbytes
+    /// The base that the adapter was trained on, in 16 or 32 bits or quantized by bitsandbytes
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT adapter directory
@@ -39,7 +39,7 @@ pub struct MergeArgs {
     #[arg(long)]
     overwrite: bool,
     /// Largest file of weights; larger models are cut into shards [default: 5GB]
-    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_bytes)]
     max_shard_size: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
@@ -56,7 +56,7 @@ enum Dtype {
 }
 
 pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let settings = MergeSettings {
         model: args.model,
         adapter: args.adapter,
@@ -88,14 +88,14 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
     let dtype = format!("{:?}", merged.float).to_lowercase();
     if args.json {
         let report = json!({
-            "out": settings.out, "matrices": merged.matrices, "dtype": dtype, "dequantised": merged.dequantised,
+            "out": settings.out, "matrices": merged.matrices, "dtype": dtype, "dequantized": merged.dequantized,
             "relative_logit_error": error,
         });
         out!("{report}");
         return Ok(());
     }
     out!("{} matrices merged, all weights saved as {dtype}", merged.matrices);
-    if merged.dequantised {
+    if merged.dequantized {
         out!(
             "the base was in 4 bits and was decoded first: the merged weights are those that the adapter was trained on, at \
              full size; merging into the original 16-bit weights gives others"

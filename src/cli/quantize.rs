@@ -7,10 +7,10 @@ use indicatif::ProgressBar;
 use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::quantize::{QuantizeSettings, quantize};
 use loraine::hub::fetch::Extent;
-use loraine::ops::weight::Code4;
+use loraine::quant::format::Code4;
 use serde_json::json;
 
-use super::bytes;
+use super::show::bytes;
 
 /// Write a model in bitsandbytes' 4-bit form, which transformers and loraine load
 #[derive(Args)]
@@ -20,20 +20,20 @@ pub struct QuantizeArgs {
     /// Model directory, or owner/name on the hub: config.json, tokenizer.json and safetensors, as Hugging Face has them
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Directory for the quantised model
+    /// Directory for the quantized model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// 4-bit code
     #[arg(long, value_enum, default_value = "nf4")]
     quant: Quant,
-    /// Keep the block scales in f32 instead of quantising them too
+    /// Keep the block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
     /// Replace the model that the output directory holds
     #[arg(long)]
     overwrite: bool,
     /// Largest file of weights; larger models are cut into shards [default: 5GB]
-    #[arg(long, value_name = "SIZE", value_parser = super::train::parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_bytes)]
     max_shard_size: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
@@ -47,7 +47,7 @@ enum Quant {
 }
 
 pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
-    args.model = super::model_directory(&args.model, Extent::Everything)?;
+    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let settings = QuantizeSettings {
         model: args.model,
         out: args.out,

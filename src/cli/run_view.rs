@@ -11,7 +11,7 @@ use loraine::train::output::{EvalMetrics, StepMetrics};
 use loraine::train::run::{Event, Outcome};
 use serde_json::{Value, json};
 
-use super::{bytes, profile_table, shell_word};
+use super::show::{bytes, profile_table, shell_word};
 
 pub struct RunView {
     json: bool,

@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use loraine::gpu::{Gpu, Target};
+use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
 use loraine::train::output::Output;
 use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
 use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype, Schedule};
 
-use super::GpuArgs;
-use super::cache_args::CacheArgs;
-use super::data_args::DataArgs;
-use super::memory_args::MemoryArgs;
+use super::args::cache::CacheArgs;
+use super::args::data::DataArgs;
+use super::args::gpu::GpuArgs;
+use super::args::memory::MemoryArgs;
+use super::args::tune::TuneArgs;
 use super::run_view::RunView;
-use super::tune_args::TuneArgs;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
 #[derive(Args)]
@@ -86,7 +86,7 @@ struct AdapterArgs {
     /// 4-bit code of the base [default: nf4]
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
-    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
     /// LoRA rank [default: 16]
@@ -104,7 +104,7 @@ struct AdapterArgs {
     /// Rank-stabilised scaling: alpha / sqrt(rank)
     #[arg(long)]
     rslora: bool,
-    /// Start from this PEFT adapter, with its rank and targets
+    /// Start from this PEFT adapter, with its rank and labels
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
     /// With --method full: start from new weights; the model directory needs config.json and tokenizer.json alone
@@ -139,13 +139,13 @@ struct StepArgs {
     /// Examples in a micro-batch [default: 4]
     #[arg(long)]
     batch_size: Option<usize>,
-    /// Micro-batches in an optimiser step [default: 1]
+    /// Micro-batches in an optimizer step [default: 1]
     #[arg(long)]
     grad_accum: Option<usize>,
     /// Longest sequence in tokens [default: 512, or what the model has]
     #[arg(long)]
     max_seq_len: Option<usize>,
-    /// Optimiser steps
+    /// Optimizer steps
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<usize>,
     /// Passes over the data [default: 1]
@@ -166,7 +166,7 @@ struct StepArgs {
     /// Clip gradients to this norm; 0 is off [default: 1]
     #[arg(long)]
     max_grad_norm: Option<f64>,
-    /// Seed of initialisation, shuffling and dropout [default: 0]
+    /// Seed of initialization, shuffling and dropout [default: 0]
     #[arg(long)]
     seed: Option<u64>,
     /// Take the examples in the order of the file
@@ -225,24 +225,6 @@ enum ScheduleArg {
     Constant,
     Linear,
     Cosine,
-}
-
-/// `12GB`, `500MB`, `8GiB` or plain bytes.
-pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" | "k" => 1e3,
-        "mb" | "m" => 1e6,
-        "gb" | "g" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(format!("`{unit}` is no unit of memory; write for example 12GB, 500MB or 8GiB")),
-    };
-    let number: f64 = number.parse().map_err(|_| "write a number and a unit, for example 12GB".to_owned())?;
-    Ok((number * factor) as u64)
 }
 
 impl TrainArgs {
@@ -371,7 +353,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let mut settings = args.settings(resumed_run.as_deref())?;
     Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
     let model = settings.model.clone();
-    settings.model = super::model_directory(&model, Extent::Everything)?;
+    settings.model = super::args::model::model_directory(&model, Extent::Everything)?;
     let mut prepared = run::prepare(settings)?;
     if let Some(files) = &mut prepared.files {
         args.cache.apply(files);
@@ -382,8 +364,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         view.data("eval", eval);
     }
     if args.dry_run {
-        let target = args.gpu.open().map_or(Target::BASELINE, |gpu| gpu.target);
-        let plan = prepared.plan(target)?;
+        let capabilities = args.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
+        let plan = prepared.plan(capabilities)?;
         view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers, prepared.steps);
         view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
         return Ok(());
@@ -416,17 +398,4 @@ pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start, view: &mut RunV
     let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
     view.finish();
     Ok(outcome?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_sizes_are_read_with_their_units() {
-        assert_eq!(parse_bytes("12GB"), Ok(12_000_000_000));
-        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        assert!(parse_bytes("12 parsecs").is_err() && parse_bytes("GB").is_err());
-    }
 }

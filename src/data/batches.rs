@@ -4,7 +4,7 @@ use super::Example;
 use crate::random::{Stream, bits, permutation};
 use crate::{Error, Result};
 
-/// Which examples each optimiser step takes. Every epoch takes each example once; its last step may be smaller.
+/// Which examples each optimizer step takes. Every epoch takes each example once; its last step may be smaller.
 #[derive(Clone, Debug)]
 pub struct BatchOrder {
     examples: usize,
@@ -70,7 +70,7 @@ pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec
     Ok((examples(training), examples(held_out)))
 }
 
-/// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a target.
+/// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a label.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MicroBatch {
     pub tokens: Vec<u32>,
@@ -80,14 +80,14 @@ pub struct MicroBatch {
     pub segment_start: Vec<u32>,
     /// Per row: one past the last row of its segment.
     pub segment_end: Vec<u32>,
-    /// The rows that have a target, ascending.
-    pub target_rows: Vec<u32>,
-    /// The target of each of `target_rows`: the token after it.
-    pub targets: Vec<u32>,
+    /// The rows that have a label, ascending.
+    pub label_rows: Vec<u32>,
+    /// The label of each of `label_rows`: the token after it.
+    pub labels: Vec<u32>,
 }
 
 impl MicroBatch {
-    /// Row `t` of a sequence predicts token `t + 1` where that is trained on. Sequences without a target leave no rows.
+    /// Row `t` of a sequence predicts token `t + 1` where that is trained on. Sequences without a label leave no rows.
     pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let mut batch = Self::default();
         for example in examples {
@@ -100,16 +100,16 @@ impl MicroBatch {
             batch.segment_start.extend(std::iter::repeat_n(start, rows));
             batch.segment_end.extend(std::iter::repeat_n(end, rows));
             let next = input_ids.iter().zip(trained).skip(1).take(rows);
-            for (row, (target, _)) in next.enumerate().filter(|(_, (_, trained))| **trained) {
-                batch.target_rows.push(start + row as u32);
-                batch.targets.push(*target);
+            for (row, (label, _)) in next.enumerate().filter(|(_, (_, trained))| **trained) {
+                batch.label_rows.push(start + row as u32);
+                batch.labels.push(*label);
             }
         }
         batch
     }
 }
 
-/// The rows that an example takes in a stream: those up to the last that has a target.
+/// The rows that an example takes in a stream: those up to the last that has a label.
 pub fn rows_of(Example { input_ids, trained }: &Example) -> usize {
     trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1))
 }
@@ -154,8 +154,8 @@ mod tests {
             positions: vec![0, 1, 2, 0, 1],
             segment_start: vec![0, 0, 0, 3, 3],
             segment_end: vec![3, 3, 3, 5, 5],
-            target_rows: vec![1, 2, 3, 4],
-            targets: vec![12, 13, 31, 32],
+            label_rows: vec![1, 2, 3, 4],
+            labels: vec![12, 13, 31, 32],
         };
         assert_eq!(batch, expected);
     }

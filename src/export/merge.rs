@@ -11,15 +11,15 @@ use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::lora::adapter_file;
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
-use crate::model::load::float_of;
 use crate::model::model_directory::{copy_companions, dtype, float_bytes, write_config};
-use crate::model::network::is_projection;
-use crate::model::network::{self, BaseStorage};
 use crate::model::packed::PackedWeight;
-use crate::model::weight_files::expected_tensors;
-use crate::ops::weight::{Float, Storage, Weight};
+use crate::model::source::float_of;
+use crate::model::tensors::{self, TensorSpec, projection_name, tensors};
+use crate::network::base::BaseStorage;
+use crate::ops::weight::Weight;
 use crate::ops::weight_gradient;
 use crate::quant;
+use crate::quant::format::{Float, Storage};
 use crate::{Error, Result};
 
 /// What to merge.
@@ -41,7 +41,7 @@ pub struct Merge {
     pub matrices: usize,
     pub float: Float,
     /// Whether the base was in 4 bits and had to be decoded first.
-    pub dequantised: bool,
+    pub dequantized: bool,
 }
 
 /// Writes the merged model; `progress` is told tensors done and in all.
@@ -52,20 +52,21 @@ pub struct Merge {
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
     let source = Source::open(&settings.model)?;
     let (_, modules, adapter) = adapter_file::load(&settings.adapter, &source.config)?;
-    let place = |module: &LoraModule| network::projection_name(module.layer, module.projection);
+    let place = |module: &LoraModule| projection_name(module.layer, module.projection);
     let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
     let stored = source.config.quantization;
-    let own = source.files.get(network::EMBEDDING).map_or(Float::F32, |info| float_of(info.dtype));
+    let own = source.files.get(tensors::EMBEDDING).map_or(Float::F32, |info| float_of(info.dtype));
     let float = settings.float.unwrap_or(own);
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    let expected = expected_tensors(&source.config);
+    let expected = tensors(&source.config);
     let planned = expected
         .iter()
-        .map(|(name, shape)| Planned { name: name.clone(), dtype: dtype(float), shape: shape.clone() })
+        .map(|spec| Planned { name: spec.name.clone(), dtype: dtype(float), shape: spec.shape.clone() })
         .collect();
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
-    for (done, (name, shape)) in expected.iter().enumerate() {
-        let mut values = values(&source, name, shape)?;
+    for (done, spec) in expected.iter().enumerate() {
+        let TensorSpec { name, shape, .. } = spec;
+        let mut values = values(&source, spec)?;
         if let Some(i) = adapted.get(name) {
             let (a, b) = &adapter.tensors[*i];
             values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], a, b).await?;
@@ -81,13 +82,14 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     copy_companions(&source.dir, out.path())?;
     write_config(&source.dir, out.path(), float)?;
     out.finish()?;
-    Ok(Merge { matrices: adapted.len(), float, dequantised: stored.is_some() })
+    Ok(Merge { matrices: adapted.len(), float, dequantized: stored.is_some() })
 }
 
 /// A tensor of the base in f32, decoded where it is in 4 bits.
-fn values(source: &Source, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    match (source.config.quantization, shape) {
-        (Some(stored), [rows, cols]) if is_projection(name) => {
+fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
+    let TensorSpec { name, shape, .. } = spec;
+    match (source.config.quantization.filter(|_| spec.is_projection()), &shape[..]) {
+        (Some(stored), [rows, cols]) => {
             let packed = PackedWeight::find(&source.files, name, [*rows, *cols], stored)?.read()?;
             Ok(quant::dequantize(&packed, stored.code, rows * cols))
         }
@@ -108,12 +110,12 @@ async fn add_product(
     let mut memory = MemoryPlan::new();
     let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
     let scratch = Scratch { weight_panel: unused[0], partials: unused[1] };
-    let max_binding = gpu.target.max_binding_bytes.min(gpu.target.max_buffer_bytes);
+    let max_binding = gpu.capabilities.max_binding_bytes.min(gpu.capabilities.max_buffer_bytes);
     let shape = [rows as u32, cols as u32];
     let weight = Weight::plan(&mut memory, "weight", Storage::Float(Float::F32), shape, false, max_binding);
     let left = memory.matrix(Category::Adapter, "s B^T", rank as u32, rows as u32);
     let right = memory.matrix(Category::Adapter, "A", rank as u32, cols as u32);
-    let mut rec = Recorder::new(gpu.target, unused[0], unused[1], scratch);
+    let mut rec = Recorder::new(gpu.capabilities, unused[0], unused[1], scratch);
     weight_gradient::add(&mut rec, left, right, &weight, |data| data);
     let uniform = memory.alloc(Category::Uploads, "dispatch parameters", params_bytes(&rec.commands));
     let mut buffers = Buffers::default();

@@ -1,4 +1,4 @@
-//! Model directories made from others: merged with an adapter, or quantised to 4 bits. Weights go from file to file one matrix at
+//! Model directories made from others: merged with an adapter, or quantized to 4 bits. Weights go from file to file one matrix at
 //! a time, and a directory that has its name is whole.
 
 pub mod merge;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files::remove_if_there;
 use crate::model::config::ModelConfig;
-use crate::model::load::check_shapes;
+use crate::model::source::check_shapes;
 use crate::model::weight_files::WeightFiles;
 use crate::{Error, Result};
 

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use super::writer::{ModelWriter, Planned};
 use super::{OutputDirectory, Source};
 use crate::files::write_atomically;
-use crate::model::load::float_of;
 use crate::model::model_directory::{copy_companions, dtype, float_bytes};
-use crate::model::network::is_projection;
-use crate::model::weight_files::{TensorInfo, WeightDtype, expected_tensors};
-use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK};
+use crate::model::source::float_of;
+use crate::model::tensors::tensors;
+use crate::model::weight_files::{TensorInfo, WeightDtype};
+use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK};
 use crate::quant::{self, Scales, code_table, dynamic_map};
 use crate::{Error, Result};
 
@@ -23,7 +23,7 @@ pub struct QuantizeSettings {
     pub model: PathBuf,
     pub out: PathBuf,
     pub code: Code4,
-    /// Whether the block scales are quantised too.
+    /// Whether the block scales are quantized too.
     pub double: bool,
     pub overwrite: bool,
     /// Bytes of tensors in one file; more are cut into shards.
@@ -39,7 +39,7 @@ pub struct Quantization {
     pub after: u64,
 }
 
-/// Writes the quantised model; `progress` is told matrices done and in all.
+/// Writes the quantized model; `progress` is told matrices done and in all.
 ///
 /// # Errors
 /// A model that cannot be read or is in 4 bits already, an output directory that is taken, a full disk.
@@ -49,15 +49,16 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
         return Err(Error::file(&settings.model, "holds its weights in 4 bits already"));
     }
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    let tensors: Vec<&TensorInfo> = expected_tensors(&source.config)
+    let tensors: Vec<(bool, &TensorInfo)> = tensors(&source.config)
         .iter()
-        .map(|(name, shape)| source.files.require(name, shape))
+        .map(|spec| Ok((spec.is_projection(), source.files.require(&spec.name, &spec.shape)?)))
         .collect::<Result<_>>()?;
-    let planned: Vec<Planned> = tensors.iter().flat_map(|info| parts(info, settings)).collect();
-    let matrices = tensors.iter().filter(|info| quantised(info)).count();
+    let planned: Vec<Planned> =
+        tensors.iter().flat_map(|(quantized, info)| parts(info, *quantized, settings)).collect();
+    let matrices = tensors.iter().filter(|(quantized, _)| *quantized).count();
     let (mut done, mut sizes) = (0, Quantization { matrices, before: 0, after: 0 });
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
-    for info in tensors {
+    for (quantized, info) in tensors {
         sizes.before += info.byte_len;
         let mut put = |name: &str, bytes: &[u8]| {
             sizes.after += bytes.len() as u64;
@@ -68,8 +69,8 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
             let problem = format!("holds a value that is not finite (element {at}); the file is damaged");
             return Err(Error::field(&info.path, &info.name, problem));
         }
-        if quantised(info) {
-            put_quantised(info, &values, settings, &mut put)?;
+        if quantized {
+            put_quantized(info, &values, settings, &mut put)?;
             done += 1;
             progress(done, matrices);
         } else {
@@ -83,10 +84,6 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     Ok(sizes)
 }
 
-fn quantised(info: &TensorInfo) -> bool {
-    info.shape.len() == 2 && is_projection(&info.name)
-}
-
 fn kind(code: Code4) -> &'static str {
     match code {
         Code4::Nf4 => "nf4",
@@ -95,13 +92,13 @@ fn kind(code: Code4) -> &'static str {
 }
 
 /// The tensors that stand for one of the model's.
-fn parts(info: &TensorInfo, settings: &QuantizeSettings) -> Vec<Planned> {
+fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec<Planned> {
     let part = |suffix: &str, dtype: Dtype, shape: Vec<usize>| Planned {
         name: format!("{}{suffix}", info.name),
         dtype,
         shape,
     };
-    if !quantised(info) {
+    if !quantized {
         return vec![part("", dtype(float_of(info.dtype)), info.shape.clone())];
     }
     let elements: usize = info.shape.iter().product();
@@ -120,10 +117,10 @@ fn parts(info: &TensorInfo, settings: &QuantizeSettings) -> Vec<Planned> {
     all
 }
 
-/// JSON of a quantisation state, filled up with spaces.
+/// JSON of a quantization state, filled up with spaces.
 const STATE_BYTES: usize = 256;
 
-fn put_quantised(
+fn put_quantized(
     info: &TensorInfo,
     values: &[f32],
     settings: &QuantizeSettings,

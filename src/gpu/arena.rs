@@ -63,8 +63,8 @@ impl Arena {
         Matrix::padded(rows, cols, |bytes| self.alloc(plan, label, bytes, lifetimes))
     }
 
-    /// [`MemoryPlan::matrices_in_a_row`] in a shared place.
-    pub fn matrices_in_a_row<const N: usize>(
+    /// [`MemoryPlan::contiguous_matrices`] in a shared place.
+    pub fn contiguous_matrices<const N: usize>(
         &mut self,
         plan: &mut MemoryPlan,
         label: &str,

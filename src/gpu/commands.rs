@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use serde::Serialize;
 
-use super::choices::{Choices, Problem};
+use super::autotune::{AutotuneTable, ProblemSize};
 use super::kernel::{Constant, Kernel};
 use super::memory::{Matrix, View};
 
@@ -48,7 +48,7 @@ impl Cooperative {
 
 /// What the ops need to know of the adapter to choose shapes and variants.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Target {
+pub struct Capabilities {
     /// A software adapter: no shared memory, no barriers, rows addressed uniformly.
     pub cpu: bool,
     /// Invocations that exchange values through subgroup operations; 0 where these are missing or their count varies.
@@ -61,7 +61,7 @@ pub struct Target {
     pub max_workgroups: u32,
 }
 
-impl Target {
+impl Capabilities {
     /// The WebGPU baseline every adapter offers.
     pub const BASELINE: Self = Self {
         cpu: false,
@@ -95,7 +95,7 @@ pub enum Command {
 /// Buffers whose contents live within one operation, shared by all.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
-    /// What linear layers make of their operands first: a weight or its scales decoded to f32, or rows in f16, as the target wants.
+    /// What linear layers make of their operands first: a weight or its scales decoded to f32, or rows in f16, as the device wants.
     pub weight_panel: View,
     /// Partial sums of contractions over rows.
     pub partials: View,
@@ -104,33 +104,33 @@ pub struct Scratch {
 /// Records commands in the order in which they run.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    pub target: Target,
+    pub capabilities: Capabilities,
     /// Bound where a variant declares a binding that it never reads.
     pub unused: View,
     /// The same for bindings that are never written; another buffer, since one may not be bound both ways at once.
     pub unused_write: View,
     pub scratch: Scratch,
-    pub choices: Choices,
+    pub autotune: AutotuneTable,
     /// What was recorded that several kernels can do, in the order of the commands.
-    pub problems: Vec<Problem>,
+    pub problem_sizes: Vec<ProblemSize>,
     pub commands: Vec<Command>,
 }
 
 impl Recorder {
-    pub fn new(target: Target, unused: View, unused_write: View, scratch: Scratch) -> Self {
-        let (choices, problems, commands) = (Choices::default(), Vec::new(), Vec::new());
-        Self { target, unused, unused_write, scratch, choices, problems, commands }
+    pub fn new(capabilities: Capabilities, unused: View, unused_write: View, scratch: Scratch) -> Self {
+        let (autotune, problem_sizes, commands) = (AutotuneTable::default(), Vec::new(), Vec::new());
+        Self { capabilities, unused, unused_write, scratch, autotune, problem_sizes, commands }
     }
 
     /// The same, with kernels that were measured.
-    pub fn with_choices(self, choices: &Choices) -> Self {
-        Self { choices: choices.clone(), ..self }
+    pub fn with_autotune(self, autotune: &AutotuneTable) -> Self {
+        Self { autotune: autotune.clone(), ..self }
     }
 
     /// Notes what is about to be recorded, and names the kernel that was measured to be the fastest for it, if any was.
-    pub fn choose(&mut self, problem: Problem) -> Option<&str> {
-        self.problems.push(problem);
-        self.choices.get(&problem.class())
+    pub fn choose(&mut self, problem: ProblemSize) -> Option<&str> {
+        self.problem_sizes.push(problem);
+        self.autotune.get(&problem.class())
     }
 
     pub fn dispatch<P: Pod>(
@@ -145,7 +145,7 @@ impl Recorder {
         let params = bytemuck::bytes_of(params).to_vec();
         assert!(params.len() as u64 <= PARAMS_STRIDE, "parameters of {op} exceed the uniform stride");
         assert!(
-            workgroups.iter().all(|n| *n <= self.target.max_workgroups),
+            workgroups.iter().all(|n| *n <= self.capabilities.max_workgroups),
             "{op} dispatches {workgroups:?} workgroups"
         );
         if workgroups.contains(&0) {
@@ -174,7 +174,7 @@ impl Recorder {
     /// Workgroup counts for `count` workgroups in a row, folded into two dimensions where one is too short.
     /// Kernels undo it with `workgroup_id.x + workgroup_id.y * num_workgroups.x`.
     pub fn fold(&self, count: u64) -> [u32; 3] {
-        let max = u64::from(self.target.max_workgroups);
+        let max = u64::from(self.capabilities.max_workgroups);
         if count <= max {
             return [count as u32, 1, 1];
         }

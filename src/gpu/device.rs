@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
-use super::choices::{Choices, TuneOptions};
-use super::commands::{Cooperative, PARAMS_STRIDE, Target};
+use super::autotune::{AutotuneTable, TuneOptions};
+use super::commands::{Capabilities, Cooperative, PARAMS_STRIDE};
 use super::error::GpuError;
 use super::kernel::{Access, Kernel};
 
@@ -76,10 +76,10 @@ pub struct Gpu {
     /// Multiply-adds per second seen so far; sizes the submits.
     pub(super) rate: AtomicU64,
     pub adapter: AdapterSummary,
-    pub target: Target,
+    pub capabilities: Capabilities,
     pub tuning: TuneOptions,
     /// What has been measured, or read from the cache, so far.
-    tuned: Mutex<Choices>,
+    tuned: Mutex<AutotuneTable>,
     checked_shaders: bool,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     failure: Arc<Mutex<Option<String>>>,
@@ -193,7 +193,7 @@ fn rank(kind: &str) -> u8 {
     }
 }
 
-impl Target {
+impl Capabilities {
     /// What a device of this adapter, opened by [`Gpu::open`], can do.
     pub fn of(adapter: &AdapterSummary, matrix_units: MatrixUnits) -> Self {
         Self {
@@ -241,10 +241,10 @@ impl Gpu {
             ..wgpu::Limits::default()
         };
         let timestamps = summary.timestamps;
-        let target = Target::of(&summary, options.matrix_units);
+        let capabilities = Capabilities::of(&summary, options.matrix_units);
         let mut features = adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP);
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
-        if target.cooperative.is_some() {
+        if capabilities.cooperative.is_some() {
             features |= COOPERATIVE_FEATURES;
             // SAFETY: what may go wrong with experimental features is what the tests of the kernels that use this one are for.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
@@ -292,7 +292,7 @@ impl Gpu {
             in_submits: AtomicU64::new(0),
             rate: AtomicU64::new(5_000_000_000),
             adapter: summary,
-            target,
+            capabilities,
             tuning: options.tuning.clone(),
             tuned: Mutex::default(),
             checked_shaders: options.checked_shaders,
@@ -314,12 +314,12 @@ impl Gpu {
     }
 
     /// The kernels that are known to be the fastest of this device.
-    pub fn tuned(&self) -> Choices {
+    pub fn tuned(&self) -> AutotuneTable {
         locked(&self.tuned).clone()
     }
 
-    pub fn set_tuned(&self, choices: Choices) {
-        *locked(&self.tuned) = choices;
+    pub fn set_tuned(&self, autotune: AutotuneTable) {
+        *locked(&self.tuned) = autotune;
     }
 
     pub(super) fn next_list_id(&self) -> u64 {

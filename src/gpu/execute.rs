@@ -102,7 +102,7 @@ impl Gpu {
     /// A buffer over the adapter's limit, or out of memory; both name the buffer.
     pub async fn allocate(&self, plan: &MemoryPlan, buffers: &mut Buffers) -> Result<(), GpuError> {
         for spec in &plan.specs[buffers.buffers.len()..] {
-            let allowed = self.target.max_buffer_bytes;
+            let allowed = self.capabilities.max_buffer_bytes;
             if spec.bytes > allowed {
                 return Err(GpuError::LimitTooSmall {
                     what: spec.label.clone(),
@@ -146,12 +146,12 @@ impl Gpu {
                 Command::Dispatch(dispatch) => {
                     let pipeline = self.pipeline(&dispatch.kernel)?;
                     for view in &dispatch.views {
-                        if view.bytes > self.target.max_binding_bytes {
+                        if view.bytes > self.capabilities.max_binding_bytes {
                             return Err(GpuError::LimitTooSmall {
                                 what: dispatch.op.to_owned(),
                                 limit: "binding",
                                 needed: view.bytes,
-                                allowed: self.target.max_binding_bytes,
+                                allowed: self.capabilities.max_binding_bytes,
                             });
                         }
                     }

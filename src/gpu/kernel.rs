@@ -3,7 +3,7 @@
 //! A shader is assembled from a generated prelude of `enable`, `const` and `alias` lines, then the shared parts, then the kernel.
 //! Two rules beside plain WGSL. The lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced:
 //! accumulators addressed through a loop variable leave the registers on several compilers. The lines between `#if NAME` and
-//! `#end` are written where that constant is true, those after an `#else` where it is not: what a target's language lacks may not
+//! `#end` are written where that constant is true, those after an `#else` where it is not: what a device's language lacks may not
 //! even be mentioned to it.
 
 use std::fmt::Write;

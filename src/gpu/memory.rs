@@ -35,10 +35,10 @@ impl Category {
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
-            Self::QuantScales => "quantisation scales",
+            Self::QuantScales => "quantization scales",
             Self::Adapter => "adapter",
             Self::Gradients => "gradients",
-            Self::Optimizer => "optimiser",
+            Self::Optimizer => "optimizer",
             Self::KeptActivations => "kept activations",
             Self::Workspace => "workspace",
             Self::KvCache => "KV cache",
@@ -230,19 +230,19 @@ impl MemoryPlan {
     }
 
     /// Views of so many bytes one behind the other in one buffer, so that one binding can cover them all.
-    pub fn alloc_in_a_row<const N: usize>(&mut self, category: Category, label: &str, views: [u64; N]) -> [View; N] {
+    pub fn alloc_contiguous<const N: usize>(&mut self, category: Category, label: &str, views: [u64; N]) -> [View; N] {
         self.in_a_row(views, |plan, bytes| plan.alloc(category, label, bytes))
     }
 
     /// Matrices one behind the other.
-    pub fn matrices_in_a_row<const N: usize>(
+    pub fn contiguous_matrices<const N: usize>(
         &mut self,
         category: Category,
         label: &str,
         rows: u32,
         cols: [u32; N],
     ) -> [Matrix; N] {
-        Matrix::in_a_row(rows, cols, |bytes| self.alloc_in_a_row(category, label, bytes))
+        Matrix::in_a_row(rows, cols, |bytes| self.alloc_contiguous(category, label, bytes))
     }
 
     /// Makes room for views in a row by `alloc`.
@@ -300,7 +300,7 @@ mod tests {
     fn views_in_a_row_begin_where_bindings_may_and_are_covered_by_their_span() {
         let mut plan = MemoryPlan::new();
         let other = plan.alloc(Category::Workspace, "other", 16);
-        let views = plan.alloc_in_a_row(Category::Workspace, "row", [300, 0, 16]);
+        let views = plan.alloc_contiguous(Category::Workspace, "row", [300, 0, 16]);
         assert_eq!(views.map(|view| (view.offset, view.bytes)), [(0, 304), (512, 16), (768, 16)]);
         assert_eq!(plan.specs()[1].bytes, 784);
         assert_eq!(View::span(&views), Some(View { buffer: views[0].buffer, offset: 0, bytes: 784 }));
@@ -311,15 +311,15 @@ mod tests {
         // What no binding would cover lies apart.
         for (max_binding_bytes, together) in [(784, true), (783, false)] {
             let mut plan = MemoryPlan::for_bindings_of(max_binding_bytes);
-            let views = plan.alloc_in_a_row(Category::Workspace, "row", [300, 0, 16]);
+            let views = plan.alloc_contiguous(Category::Workspace, "row", [300, 0, 16]);
             assert_eq!(View::span(&views).is_some(), together);
         }
     }
 
     #[test]
-    fn matrices_in_a_row_keep_their_padding() {
+    fn contiguous_matrices_keep_their_padding() {
         let mut plan = MemoryPlan::new();
-        let [a, b] = plan.matrices_in_a_row(Category::Workspace, "pair", 3, [5, 64]);
+        let [a, b] = plan.contiguous_matrices(Category::Workspace, "pair", 3, [5, 64]);
         assert_eq!((a.ld, a.view.bytes, b.ld, b.view.offset, b.view.bytes), (8, 96, 64, 256, 768));
         assert_eq!(a, Matrix { view: a.view, ..plan.matrix(Category::Workspace, "alone", 3, 5) });
     }

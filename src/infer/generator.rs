@@ -11,9 +11,10 @@ use crate::gpu::{Buffers, Gpu, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
-use crate::model::load::{self, float_of};
+use crate::model::source::{check_shapes, float_of};
 use crate::model::weight_files::WeightFiles;
-use crate::ops::weight::Float;
+use crate::network::load;
+use crate::quant::format::Float;
 use crate::{Error, Result, tune};
 
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
@@ -86,12 +87,12 @@ impl Generator {
         settings: &PlanSettings,
         progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
-        load::check_shapes(files, config)?;
+        check_shapes(files, config)?;
         let settings = &PlanSettings { base: settings.base.of(config)?, ..*settings };
         let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
         let modules: Vec<&[LoraModule]> = adapters.iter().map(|a| a.modules.as_slice()).collect();
-        let mut plan = GenerationPlan::new(gpu.target, config, stored, &modules, settings)?;
-        plan.choices = tune::choices(&gpu, &plan.problems()).await?;
+        let mut plan = GenerationPlan::new(gpu.capabilities, config, stored, &modules, settings)?;
+        plan.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
         let staging = plan.staging.as_ref();

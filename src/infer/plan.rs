@@ -1,22 +1,24 @@
 //! What generation needs on the device, planned from sizes alone: base, any number of adapters, cache, workspace.
 
 use crate::gpu::params_bytes;
-use crate::gpu::{Arena, Category, Choices, Ledger, Matrix, MemoryPlan, Problem, Recorder, Scratch, Target, View};
-use crate::lora::device::DeviceAdapter;
+use crate::gpu::{
+    Arena, AutotuneTable, Capabilities, Category, Ledger, Matrix, MemoryPlan, ProblemSize, Recorder, Scratch, View,
+};
 use crate::lora::targets::LoraModule;
-use crate::model::activations::{Activations, Inputs, scratch_bytes};
 use crate::model::config::{ModelConfig, Projection};
-use crate::model::decoder::{KvCache, Pass};
-use crate::model::load::Staging;
-use crate::model::network::{self, BaseStorage, Network};
-use crate::ops::weight::Float;
+use crate::network::activations::{Activations, Inputs, scratch_bytes};
+use crate::network::adapter::DeviceAdapter;
+use crate::network::base::{self, BaseStorage, Network};
+use crate::network::decoder::{KvCache, Pass};
+use crate::network::load::Staging;
 use crate::ops::{linear, rows};
+use crate::quant::format::Float;
 use crate::{Error, Result};
 
 /// Rows of one pass over a prompt, where nothing else is wanted: a weight is read once per pass.
 pub const DEFAULT_ROWS_PER_PASS: usize = 128;
 
-/// The sizes and choices that a plan follows from.
+/// The sizes and autotune that a plan follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanSettings {
     pub base: BaseStorage,
@@ -38,9 +40,9 @@ pub struct PassShape {
 #[derive(Clone, Debug)]
 pub struct GenerationPlan {
     pub memory: MemoryPlan,
-    pub target: Target,
+    pub capabilities: Capabilities,
     /// Neither the memory nor the results follow from these.
-    pub choices: Choices,
+    pub autotune: AutotuneTable,
     pub network: Network,
     pub adapters: Vec<DeviceAdapter>,
     pub staging: Option<Staging>,
@@ -66,17 +68,17 @@ impl GenerationPlan {
     /// # Errors
     /// A context of no positions, or one whose cache does not fit into the adapter's bindings.
     pub fn new(
-        target: Target,
+        capabilities: Capabilities,
         config: &ModelConfig,
         stored: impl Fn(&str) -> Float,
         adapters: &[&[LoraModule]],
         settings: &PlanSettings,
     ) -> Result<Self> {
-        let mut memory = MemoryPlan::for_bindings_of(target.max_binding_bytes);
+        let mut memory = MemoryPlan::for_bindings_of(capabilities.max_binding_bytes);
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
-        let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
+        let max_binding = capabilities.max_binding_bytes.min(capabilities.max_buffer_bytes);
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
-        let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
+        let network = base::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
         let adapters: Vec<DeviceAdapter> = adapters
             .iter()
             .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, None, max_binding))
@@ -91,7 +93,7 @@ impl GenerationPlan {
         let mut arena = Arena::new(Category::Workspace);
         let activations = Activations::plan_inference(&mut memory, &mut arena, &network, &adapters, rows_per_pass);
         let staging = Staging::plan(&mut memory, &mut arena, &network);
-        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, 1, &target);
+        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, 1, &capabilities);
         let scratch = Scratch {
             weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
             partials: memory.alloc(Category::Workspace, "partial sums", partials),
@@ -102,8 +104,8 @@ impl GenerationPlan {
         let none = View { bytes: 0, ..unused[0] };
         let mut plan = Self {
             memory,
-            target,
-            choices: Choices::default(),
+            capabilities,
+            autotune: AutotuneTable::default(),
             network,
             adapters,
             staging,
@@ -137,7 +139,7 @@ impl GenerationPlan {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch).with_choices(&self.choices)
+        Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch).with_autotune(&self.autotune)
     }
 
     /// The pass of `rows` rows over the base, and over each adapter.
@@ -146,9 +148,9 @@ impl GenerationPlan {
         adapters.map(move |adapter| self.record(PassShape { rows, adapter, logits: true }))
     }
 
-    /// What the passes of a prompt ask of the kernels that there are choices between; those of one token find none.
-    pub fn problems(&self) -> Vec<Problem> {
-        self.lists_of(self.rows_per_pass).flat_map(|list| list.problems).collect()
+    /// What the passes of a prompt ask of the kernels that there are autotune between; those of one token find none.
+    pub fn problem_sizes(&self) -> Vec<ProblemSize> {
+        self.lists_of(self.rows_per_pass).flat_map(|list| list.problem_sizes).collect()
     }
 
     /// The forward pass of `shape`; with `logits`, those of the row that `last_row` names.
@@ -193,11 +195,11 @@ mod tests {
     use super::*;
 
     fn plan(cpu: bool, max_positions: usize, max_binding_bytes: u64) -> Result<GenerationPlan> {
-        let target = Target { cpu, max_binding_bytes, ..Target::BASELINE };
+        let capabilities = Capabilities { cpu, max_binding_bytes, ..Capabilities::BASELINE };
         let config = crate::lora::targets::tests::model();
         let module = LoraModule { layer: 0, projection: Projection::Q, rank: 3, alpha: 3.0, scale: 1.0 };
         let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
-        GenerationPlan::new(target, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
+        GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
     }
 
     #[test]

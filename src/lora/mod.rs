@@ -2,5 +2,4 @@
 
 pub mod adapter_file;
 pub mod config;
-pub mod device;
 pub mod targets;

@@ -1,28 +1,29 @@
 //! What a run needs on a device, from sizes alone: the training plan itself, asked without a GPU.
 
 pub mod picture;
+pub mod summary;
 
 use serde::Serialize;
 
 use crate::Result;
-use crate::gpu::{Category, Cooperative, MatrixUnits, Target};
+use crate::gpu::{Capabilities, Category, Cooperative, MatrixUnits};
 use crate::lora::{adapter_file, targets};
-use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
-use crate::ops::weight::Float;
+use crate::model::tensors::parameters;
+use crate::network::activations::KeptAs;
+use crate::quant::format::Float;
 use crate::train::budget::{fits_within_budget, longest_below, plan_within_budget};
 use crate::train::plan::TrainPlan;
-use crate::train::run::parameters;
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 
 /// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
-pub const ASSUMED_TARGET: Target =
-    Target { max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, ..Target::BASELINE };
+pub const ASSUMED_CAPABILITIES: Capabilities =
+    Capabilities { max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, ..Capabilities::BASELINE };
 
-/// [`ASSUMED_TARGET`], with matrices of the common size where a run is to take them.
-pub fn assumed_target(matrix_units: MatrixUnits) -> Target {
+/// [`ASSUMED_CAPABILITIES`], with matrices of the common size where a run is to take them.
+pub fn assumed_target(matrix_units: MatrixUnits) -> Capabilities {
     let cooperative = (matrix_units == MatrixUnits::On).then_some(Cooperative { side: 16, subgroups: [32, 32] });
-    Target { cooperative, ..ASSUMED_TARGET }
+    Capabilities { cooperative, ..ASSUMED_CAPABILITIES }
 }
 
 /// One regime's bytes.
@@ -52,7 +53,7 @@ pub fn estimate(
     config: &ModelConfig,
     float: Float,
     seq_len: usize,
-    target: Target,
+    capabilities: Capabilities,
 ) -> Result<Estimate> {
     let modules = match settings.method {
         Method::Full => Vec::new(),
@@ -61,7 +62,7 @@ pub fn estimate(
     // The question here is what it would take: the budget is compared with, not enforced.
     let plan = |seq_len: usize, settings: &RunSettings| -> Result<TrainPlan> {
         let rows = seq_len * settings.batch_size;
-        plan_within_budget(settings, config, &modules, |_| float, rows, seq_len, target)
+        plan_within_budget(settings, config, &modules, |_| float, rows, seq_len, capabilities)
     };
     let unlimited = RunSettings { gpu_memory: None, ..settings.clone() };
     // Within a budget as many layers keep their activations as fit; where none of it fits, the smallest form is shown.
@@ -81,7 +82,7 @@ pub fn estimate(
     };
     let fits_at = |length: usize| {
         let rows = length * settings.batch_size;
-        fits_within_budget(settings, config, &modules, |_| float, rows, length, target).unwrap_or(false)
+        fits_within_budget(settings, config, &modules, |_| float, rows, length, capabilities).unwrap_or(false)
     };
     let longest_seq_len = settings.gpu_memory.map(|_| longest_below(config.max_position_embeddings + 1, fits_at));
     let ledger = shown.ledger();
@@ -134,16 +135,16 @@ mod tests {
     fn four_bits_take_a_quarter_and_a_budget_says_what_fits() {
         let config = shapes::by_name("llama-2-7b").unwrap();
         let bytes = |method| {
-            let estimate = estimate(&settings(method), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+            let estimate = estimate(&settings(method), &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap();
             let weights = estimate.categories.iter().find(|(c, _)| *c == Category::Weights).unwrap().1;
             (estimate.total, weights)
         };
         let ((qlora, packed), (lora, whole)) = (bytes(Method::Qlora), bytes(Method::Lora));
         assert!(qlora < lora && packed < whole * 3 / 10, "{qlora} {lora} {packed} {whole}");
         let with_budget = |gpu_memory| RunSettings { gpu_memory: Some(gpu_memory), ..settings(Method::Qlora) };
-        let small = estimate(&with_budget(3_000_000_000), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+        let small = estimate(&with_budget(3_000_000_000), &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap();
         assert_eq!((small.fits, small.longest_seq_len), (Some(false), Some(0)));
-        let large = estimate(&with_budget(12_000_000_000), &config, Float::Bf16, 512, ASSUMED_TARGET).unwrap();
+        let large = estimate(&with_budget(12_000_000_000), &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap();
         assert!(large.fits == Some(true) && large.longest_seq_len.unwrap() > 512, "{large:?}");
         assert!(large.total <= 12_000_000_000);
     }

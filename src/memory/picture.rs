@@ -11,7 +11,7 @@ const BAR: f64 = 26.0;
 const ROW: f64 = 62.0;
 const TOP: f64 = 40.0;
 
-fn colour(category: Category) -> &'static str {
+fn color(category: Category) -> &'static str {
     match category {
         Category::Weights => "#3b6fb6",
         Category::QuantScales => "#86aee0",
@@ -75,7 +75,7 @@ pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> S
             let _ = writeln!(
                 svg,
                 "<rect x=\"{at:.2}\" y=\"{y:.1}\" width=\"{width:.2}\" height=\"{BAR}\" fill=\"{}\"><title>{} {}</title></rect>",
-                colour(*category),
+                color(*category),
                 category.name(),
                 gigabytes(*bytes)
             );
@@ -96,7 +96,7 @@ pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> S
         let _ = writeln!(
             svg,
             "<rect x=\"{at:.1}\" y=\"{y:.1}\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            colour(*category),
+            color(*category),
             at + 18.0,
             y + 11.0,
             category.name()

@@ -8,9 +8,9 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::Value;
 
 use super::config::ModelConfig;
-use super::trained::NamedTensor;
+use super::tensors::{NamedTensor, TensorSpec, matrices_then_vectors};
 use super::weight_files::WeightFiles;
-use crate::ops::weight::Float;
+use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 pub const WEIGHTS: &str = "model.safetensors";
@@ -85,17 +85,17 @@ pub fn dtype(float: Float) -> Dtype {
     }
 }
 
-/// Every tensor of the model in `dir`, in f32 and in the order in which [`super::trained::Trained`] reads and writes them.
+/// Every tensor of the model in `dir`, in f32 and in the order in which `network::trained` reads and writes them.
 ///
 /// # Errors
 /// Weights that are missing, damaged or of another shape than `config` implies.
 pub fn load(dir: &Path, config: &ModelConfig) -> Result<Vec<NamedTensor>> {
     let files = WeightFiles::open(dir)?;
-    let tensor = |(name, shape): (String, Vec<usize>)| {
+    let tensor = |TensorSpec { name, shape, .. }: TensorSpec| {
         let values = files.read_all(files.require(&name, &shape)?)?;
         Ok(NamedTensor { name, shape, values })
     };
-    super::network::tensors(config).into_iter().map(tensor).collect()
+    matrices_then_vectors(config).into_iter().map(tensor).collect()
 }
 
 /// Writes a whole model into `to`, which is made if need be: weights in `float`, the rest from the model at `from`.

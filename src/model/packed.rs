@@ -6,14 +6,14 @@ use serde_json::Value;
 use super::json_fields::JsonFields;
 use super::safetensors_file::RawTensor;
 use super::weight_files::WeightFiles;
-use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK, Storage};
+use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK, Storage};
 use crate::quant::{Quantized, Scales, code_table};
 use crate::{Error, Result};
 
 const SUPPORTED: &str =
     "supported is bitsandbytes' load_in_4bit with nf4 or fp4; or give the original model in 16 or 32 bits";
 
-/// How the linear layers of a directory are quantised, as its `config.json` says.
+/// How the linear layers of a directory are quantized, as its `config.json` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored4Bit {
     pub code: Code4,
@@ -42,10 +42,10 @@ impl Stored4Bit {
         let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
         let method = text("quant_method").unwrap_or("an unnamed method");
         if method != "bitsandbytes" {
-            return Err(error(format!("the weights are already quantised ({method}); {SUPPORTED}")));
+            return Err(error(format!("the weights are already quantized ({method}); {SUPPORTED}")));
         }
         if !flag("load_in_4bit") {
-            return Err(error(format!("the weights are already quantised, but not to 4 bits; {SUPPORTED}")));
+            return Err(error(format!("the weights are already quantized, but not to 4 bits; {SUPPORTED}")));
         }
         let code = match text("bnb_4bit_quant_type").unwrap_or("fp4") {
             "nf4" => Code4::Nf4,

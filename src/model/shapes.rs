@@ -56,11 +56,10 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::weight_files::expected_tensors;
+    use crate::model::tensors;
 
-    fn parameters(name: &str) -> usize {
-        let tensors = expected_tensors(&by_name(name).unwrap());
-        tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+    fn parameters(name: &str) -> u64 {
+        tensors::parameters(&by_name(name).unwrap())
     }
 
     #[test]

@@ -5,15 +5,24 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::config::{ModelConfig, Projection};
 use super::json_fields::parse_object;
-use super::quantized_cache::CacheSettings;
 use super::safetensors_file::{self, Entry, MAX_HEADER_BYTES, RawTensor};
 pub use super::safetensors_file::{TensorInfo, WeightDtype};
+use super::tensors::TensorSpec;
 use crate::{Error, Result, files};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Where 4-bit copies of large models are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheSettings {
+    pub dir: PathBuf,
+    /// Of less than this in the model's files no copy is kept: quantizing it takes no time.
+    pub min_bytes: u64,
+    /// What all copies together may take.
+    pub max_bytes: u64,
+}
 
 /// Where every tensor of a model lies; the data stays on disk until it is read.
 #[derive(Debug)]
@@ -21,7 +30,7 @@ pub struct WeightFiles {
     /// The file that lists the tensors, for messages.
     listing: PathBuf,
     entries: BTreeMap<String, Entry>,
-    /// Where a copy of what the device quantises is kept; None keeps none.
+    /// Where a copy of what the device quantizes is kept; None keeps none.
     pub cache: Option<CacheSettings>,
 }
 
@@ -104,8 +113,8 @@ impl WeightFiles {
 
     /// Refuses a layer's weight or bias that is not among `expected`: a model with fewer layers, or without its biases,
     /// would run, and be another model. What else a file may carry (frequencies of rope, a tied head) does no harm.
-    pub fn refuse_other_layer_tensors(&self, expected: &[(String, Vec<usize>)]) -> Result<()> {
-        let expected: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    pub fn refuse_other_layer_tensors(&self, expected: &[TensorSpec]) -> Result<()> {
+        let expected: HashSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
         let is_weight = |name: &str| name.ends_with(".weight") || name.ends_with(".bias");
         let mut names = self.entries.keys().filter(|name| name.starts_with("model.layers.") && is_weight(name));
         match names.find(|name| !expected.contains(name.as_str())) {
@@ -166,42 +175,14 @@ fn is_plain_file_name(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// Name and shape of every tensor that a model of this configuration needs. A tied model has no head of its own;
-/// a `lm_head.weight` that its file carries all the same is not read.
-pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let hidden = config.hidden_size;
-    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden])];
-    for layer in 0..config.num_layers {
-        let mut push = |module: &str, kind: &str, shape: Vec<usize>| {
-            tensors.push((format!("model.layers.{layer}.{module}.{kind}"), shape));
-        };
-        push("input_layernorm", "weight", vec![hidden]);
-        push("post_attention_layernorm", "weight", vec![hidden]);
-        for projection in Projection::ALL {
-            let (rows, columns) = config.projection_shape(projection);
-            push(projection.module(), "weight", vec![rows, columns]);
-            if config.projection_has_bias(projection) {
-                push(projection.module(), "bias", vec![rows]);
-            }
-        }
-        if config.qk_norm {
-            push("self_attn.q_norm", "weight", vec![config.head_dim]);
-            push("self_attn.k_norm", "weight", vec![config.head_dim]);
-        }
-    }
-    tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
-    if !config.tie_word_embeddings {
-        tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
-    }
-    tensors
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+    use crate::model::config::ModelConfig;
     use crate::model::safetensors_file::tests::file_bytes;
+    use crate::model::tensors::tensors;
 
     const ONE: &str = r#"{"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}"#;
 
@@ -253,10 +234,10 @@ mod tests {
         }
         let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
         let files = WeightFiles::open(dir).unwrap();
-        let expected = expected_tensors(&config);
+        let expected = tensors(&config);
         assert_eq!(expected.len(), 47);
-        for (name, shape) in &expected {
-            files.require(name, shape).unwrap();
+        for spec in &expected {
+            files.require(&spec.name, &spec.shape).unwrap();
         }
         let norm = files.require("model.norm.weight", &[64]).unwrap();
         let whole = files.read_all(norm).unwrap();

@@ -10,13 +10,13 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Form;
 use super::lib_parts::REDUCE;
-use super::weight::NESTED_BLOCK;
 use crate::gpu::{Kernel, Recorder, View};
+use crate::quant::format::NESTED_BLOCK;
 use crate::quant::{dynamic_map, unsigned_dynamic_map};
 
 /// Elements that share the two scales.
 pub const BLOCK: u64 = 256;
-// The codes are those of the second quantisation too, and so is the length of its blocks.
+// The codes are those of the second quantization too, and so is the length of its blocks.
 const _: () = assert!(BLOCK == NESTED_BLOCK);
 const QUADS_PER_BLOCK: u32 = BLOCK as u32 / 4;
 /// The codes of 0 in both maps.
@@ -93,7 +93,7 @@ pub fn step(
     let CodedMoments { codes: [first, second], scales } = moments;
     assert!([first, second].iter().all(|codes| codes.bytes >= elements) && scales.bytes >= 8 * blocks(elements));
     let count = blocks(elements) as u32;
-    let form = Form::of(&rec.target);
+    let form = Form::of(&rec.capabilities);
     let per_group = if form == Form::Tiles { 1 } else { Form::LANES };
     let groups = rec.fold(u64::from(count.div_ceil(per_group)));
     let views = [grads, state, hyper, tables, params, first, second, scales];

@@ -91,7 +91,7 @@ fn every_form_makes_the_twins_step() {
         for elements in [4, 252, 256, 260, 1020, 4096, 12_340, drawn(0), drawn(1), drawn(2)] {
             let mut lab = Lab::for_form(form);
             // Fewer than the range has blocks: the workgroups are folded.
-            lab.target.max_workgroups = 20;
+            lab.capabilities.max_workgroups = 20;
             let params = lab.normal(elements);
             let mut want = twin::Range::new(&params);
             // Two steps by the twin give moments to start from.

@@ -142,7 +142,7 @@ fn long_ranges_equal_the_twin_with_and_without_clipping() {
     for (counts, max_norm) in [([40_000, 4], 0.0), ([4096, 5000], 1e9), ([8, 12_340], 0.5)] {
         let settings = AdamW { max_norm, ..SETTINGS };
         let mut lab = Lab::new();
-        lab.target.max_workgroups = 50;
+        lab.capabilities.max_workgroups = 50;
         let values = counts.map(|count| (lab.normal(count), lab.normal(count)));
         let grads = values.clone().map(|(_, grads)| lab.vector(&grads));
         let on_device = values.clone().map(|(params, _)| device(&mut lab, &params, &grads));
@@ -165,7 +165,7 @@ fn long_ranges_equal_the_twin_with_and_without_clipping() {
             let moved = |after: &[f64]| -> Vec<f64> { after.iter().zip(params).map(|(a, b)| a - b).collect() };
             let got: Vec<f64> = lab.read_vector(d.params).iter().map(|p| f64::from(*p)).collect();
             assert_close("parameters", &lab.read_vector(d.params), &range.params, 1e-6);
-            // A difference of neighbours: what f32 parameters keep of the step.
+            // A difference of neighbors: what f32 parameters keep of the step.
             let got: Vec<f32> = moved(&got).iter().map(|d| *d as f32).collect();
             assert_close("steps", &got, &moved(&range.params), 1e-5);
             assert_close("m", &lab.read_vector(d.m), &range.m, 1e-6);

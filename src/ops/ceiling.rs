@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn matrices_compute_their_chains() {
         let mut lab = Lab::new();
-        let Some(cooperative) = lab.target.cooperative else {
+        let Some(cooperative) = lab.capabilities.cooperative else {
             eprintln!("skipped: the ceiling of matrices, since this adapter has none of f16 with sums in f32");
             return;
         };
@@ -185,7 +185,7 @@ mod tests {
         let values = lab.normal(4 * 1003);
         let (x, y) = (lab.vector(&values), lab.vector(&[f64::NAN; 4 * 1003]));
         let mut rec = lab.recorder();
-        rec.target.max_workgroups = 5;
+        rec.capabilities.max_workgroups = 5;
         assert_eq!(copy(&mut rec, x, y), 2.0 * 4.0 * 4.0 * 1003.0);
         lab.run(&rec);
         assert_close("copy", &lab.read_vector(y), &values, 1e-9);

@@ -66,7 +66,7 @@ pub fn gain(rec: &mut Recorder, x: Matrix, eps: f32, dy: Matrix, scales: View, g
     assert!(scales.bytes >= 4 * u64::from(x.rows), "{scales:?} for {} rows", x.rows);
     let params = ScaleParams { rows: x.rows, cols: x.cols, ld: x.ld, eps };
     let groups = rec.fold(u64::from(x.rows));
-    rec.dispatch("row_scale", scale_kernel(rec.target.cpu), &[x.view, scales], &params, groups, elements(x));
+    rec.dispatch("row_scale", scale_kernel(rec.capabilities.cpu), &[x.view, scales], &params, groups, elements(x));
     record(rec, dy, Some((x, scales)), gradient);
 }
 
@@ -76,8 +76,8 @@ fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, gradie
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partial sums of {} columns", dy.cols);
     let params = Params { rows: dy.rows, cols: dy.cols, ld4: dy.ld / 4, rows_per_split };
     let (x, scales) = normed.map_or((rec.unused, rec.unused), |(x, scales)| (x.view, scales));
-    let groups = [dy.cols.div_ceil(4 * wg_size(rec.target.cpu)), splits, 1];
-    let kernel = kernel(rec.target.cpu, normed.is_some());
+    let groups = [dy.cols.div_ceil(4 * wg_size(rec.capabilities.cpu)), splits, 1];
+    let kernel = kernel(rec.capabilities.cpu, normed.is_some());
     rec.dispatch("column_gradient", kernel, &[dy.view, x, scales, partials], &params, groups, elements(dy));
     sum_splits(rec, "column_gradient", [1, dy.cols, splits], 1.0, partials, gradient, false);
 }

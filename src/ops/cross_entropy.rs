@@ -1,5 +1,5 @@
-//! Softmax cross-entropy of a chunk of rows: `loss = log(sum_j exp(z_j)) - z_target`, and in its place the gradient
-//! `dz_j = (softmax(z)_j - [j = target]) / denominator`.
+//! Softmax cross-entropy of a chunk of rows: `loss = log(sum_j exp(z_j)) - z_label`, and in its place the gradient
+//! `dz_j = (softmax(z)_j - [j = label]) / denominator`.
 //!
 //! Only a chunk's logits exist at a time (Hsu et al. 2024, "Liger Kernel"): the head's frozen weights need no gradient,
 //! so the gradient of the logits is made in the forward pass and used at once. The maximum and the sum are taken
@@ -42,21 +42,21 @@ pub(super) fn kernels() -> Vec<Kernel> {
 /// Losses of the rows of `logits`, `[rows, vocabulary]`, unscaled; with `with_gradient` the logits become the gradient
 /// of `sum(losses) * scalars[0]`, else they stay.
 ///
-/// `targets` is one u32 per row, where [`NO_ROW`] (or anything outside the vocabulary) gives loss and gradient 0;
+/// `labels` is one u32 per row, where [`NO_ROW`] (or anything outside the vocabulary) gives loss and gradient 0;
 /// `scalars[0]` is 1 / denominator, `losses` one f32 per row, in a buffer of their own.
 pub fn forward_backward(
     rec: &mut Recorder,
     logits: Matrix,
-    targets: View,
+    labels: View,
     scalars: View,
     losses: View,
     with_gradient: bool,
 ) {
     let bytes = 4 * u64::from(logits.rows);
-    assert!(targets.bytes >= bytes && losses.bytes >= bytes, "{targets:?}, {losses:?} for {} rows", logits.rows);
+    assert!(labels.bytes >= bytes && losses.bytes >= bytes, "{labels:?}, {losses:?} for {} rows", logits.rows);
     let groups = rec.fold(u64::from(logits.rows));
-    let views = [targets, scalars, losses, logits.view];
-    let kernel = kernel(rec.target.cpu, with_gradient);
+    let views = [labels, scalars, losses, logits.view];
+    let kernel = kernel(rec.capabilities.cpu, with_gradient);
     let work = 8 * elementwise::elements(logits);
     rec.dispatch("cross_entropy", kernel, &views, &elementwise::params(logits), groups, work);
 }
@@ -71,24 +71,24 @@ pub fn sum_losses(rec: &mut Recorder, losses: View, count: u32, total: View) {
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
 pub mod twin {
-    pub fn forward(logits: &[f64], targets: &[u32], vocabulary: usize) -> Vec<f64> {
-        let loss = |(row, target): (&[f64], &u32)| {
+    pub fn forward(logits: &[f64], labels: &[u32], vocabulary: usize) -> Vec<f64> {
+        let loss = |(row, label): (&[f64], &u32)| {
             let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|z| (z - highest).exp()).sum();
-            row.get(*target as usize).map_or(0.0, |z| sum.ln() + highest - z)
+            row.get(*label as usize).map_or(0.0, |z| sum.ln() + highest - z)
         };
-        logits.chunks_exact(vocabulary).zip(targets).map(loss).collect()
+        logits.chunks_exact(vocabulary).zip(labels).map(loss).collect()
     }
 
     /// The gradient of the sum of the losses times `scale`.
-    pub fn backward(logits: &[f64], targets: &[u32], vocabulary: usize, scale: f64) -> Vec<f64> {
+    pub fn backward(logits: &[f64], labels: &[u32], vocabulary: usize, scale: f64) -> Vec<f64> {
         let mut gradient = vec![0.0; logits.len()];
         let rows = logits.chunks_exact(vocabulary).zip(gradient.chunks_exact_mut(vocabulary));
-        for ((row, gradient), target) in rows.zip(targets).filter(|(_, t)| (**t as usize) < vocabulary) {
+        for ((row, gradient), label) in rows.zip(labels).filter(|(_, t)| (**t as usize) < vocabulary) {
             let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|z| (z - highest).exp()).sum();
             for (j, (g, z)) in gradient.iter_mut().zip(row).enumerate() {
-                let one_hot = f64::from(j == *target as usize);
+                let one_hot = f64::from(j == *label as usize);
                 *g = scale * ((z - highest).exp() / sum - one_hot);
             }
         }
@@ -108,24 +108,24 @@ mod tests {
                 let mut lab = Lab::for_cpu(cpu);
                 let logits: Vec<f64> =
                     lab.normal(rows * vocabulary).iter().map(|z| f64::from((spread * (z + 2.0)) as f32)).collect();
-                let mut targets: Vec<u32> = (0..rows).map(|_| lab.index(vocabulary) as u32).collect();
+                let mut labels: Vec<u32> = (0..rows).map(|_| lab.index(vocabulary) as u32).collect();
                 if rows > 2 {
-                    targets[1] = NO_ROW;
+                    labels[1] = NO_ROW;
                 }
                 let [kept, replaced] = [(); 2].map(|()| lab.matrix(rows, vocabulary, &logits));
                 let [losses, same] = [(); 2].map(|()| lab.vector(&vec![f64::NAN; rows]));
-                let (device_targets, scalars, total) =
-                    (lab.words(&targets), lab.vector(&[0.25]), lab.vector(&[1.5, -1.0]));
+                let (device_labels, scalars, total) =
+                    (lab.words(&labels), lab.vector(&[0.25]), lab.vector(&[1.5, -1.0]));
                 let mut rec = lab.recorder();
-                forward_backward(&mut rec, kept, device_targets, scalars, losses, false);
-                forward_backward(&mut rec, replaced, device_targets, scalars, same, true);
+                forward_backward(&mut rec, kept, device_labels, scalars, losses, false);
+                forward_backward(&mut rec, replaced, device_labels, scalars, same, true);
                 sum_losses(&mut rec, losses, rows as u32, total);
                 lab.run(&rec);
-                let want = twin::forward(&logits, &targets, vocabulary);
+                let want = twin::forward(&logits, &labels, vocabulary);
                 assert_close("losses", &lab.read_vector(losses)[..rows], &want, 1e-5);
                 assert_eq!(lab.read_vector(losses)[..rows], lab.read_vector(same)[..rows], "losses with the gradient");
                 assert_close("logits", &lab.read(kept), &logits, 1e-7);
-                let gradient = twin::backward(&logits, &targets, vocabulary, 0.25);
+                let gradient = twin::backward(&logits, &labels, vocabulary, 0.25);
                 assert_close("gradient", &lab.read(replaced), &gradient, 1e-5);
                 assert_close("total", &lab.read_vector(total)[..2], &[1.5 + want.iter().sum::<f64>(), -1.0], 1e-5);
             }
@@ -139,9 +139,9 @@ mod tests {
             let mut values = lab.normal(2 * 50);
             values[70] = poison;
             let logits = lab.matrix(2, 50, &values);
-            let (targets, scalars, losses) = (lab.words(&[1, 1]), lab.vector(&[1.0]), lab.vector(&[0.0; 2]));
+            let (labels, scalars, losses) = (lab.words(&[1, 1]), lab.vector(&[1.0]), lab.vector(&[0.0; 2]));
             let mut rec = lab.recorder();
-            forward_backward(&mut rec, logits, targets, scalars, losses, true);
+            forward_backward(&mut rec, logits, labels, scalars, losses, true);
             lab.run(&rec);
             let losses = lab.read_vector(losses);
             assert!(losses[0].is_finite() && !losses[1].is_finite(), "{losses:?}");
@@ -164,8 +164,8 @@ mod tests {
     fn the_twins_gradient_is_the_slope_of_its_loss() {
         let mut lab = Lab::new();
         let logits = lab.normal(3 * 6);
-        let targets = [2, NO_ROW, 5];
-        let gradient = twin::backward(&logits, &targets, 6, 0.5);
-        assert_gradient(&logits, &gradient, |z| 0.5 * twin::forward(z, &targets, 6).iter().sum::<f64>());
+        let labels = [2, NO_ROW, 5];
+        let gradient = twin::backward(&logits, &labels, 6, 0.5);
+        assert_gradient(&logits, &gradient, |z| 0.5 * twin::forward(z, &labels, 6).iter().sum::<f64>());
     }
 }

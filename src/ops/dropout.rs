@@ -29,7 +29,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false), kernel(true)]
 }
 
-/// The 32-bit finaliser with the least bias of Wellons' search ("lowbias32", 2018).
+/// The 32-bit finalizer with the least bias of Wellons' search ("lowbias32", 2018).
 fn scramble(mut x: u32) -> u32 {
     x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
     x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn masks_of_other_seeds_sites_and_neighbours_are_independent() {
+    fn masks_of_other_seeds_sites_and_neighbors_are_independent() {
         let p = 0.3;
         let mask = |seed, site, shift| move |i: u32| keep(seed, site, i + shift, p);
         for (name, other) in [
             ("seed", mask(6, 0, 0)),
             ("site", mask(5, 1, 0)),
             ("seed and site", mask(6, 1, 0)),
-            ("neighbour", mask(5, 0, 1)),
+            ("neighbor", mask(5, 0, 1)),
             ("row below", mask(5, 0, 4096)),
         ] {
             let share = agreement(mask(5, 0, 0), other);

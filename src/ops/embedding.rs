@@ -4,8 +4,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise;
-use super::weight::{Panel, Storage, Weight};
+use super::weight::{Panel, Weight};
 use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::quant::format::Storage;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -70,7 +71,7 @@ pub fn backward(
             Params { rows: dy.rows, cols: dy.cols, ld: dy.ld, first_row: panel.first_row, panel_rows: panel.rows };
         let views = [tokens, order, dy.view, gradient_of(panel.data)];
         let groups = rec.fold(u64::from(dy.rows));
-        let kernel = backward_kernel(rec.target.cpu);
+        let kernel = backward_kernel(rec.capabilities.cpu);
         rec.dispatch("embedding_backward", kernel, &views, &params, groups, elementwise::elements(dy));
     }
 }
@@ -96,7 +97,7 @@ pub mod twin {
 mod tests {
     use super::*;
     use crate::ops::testing::{Lab, assert_close, assert_gradient};
-    use crate::ops::weight::Float;
+    use crate::quant::format::Float;
 
     #[test]
     fn every_storage_and_panel_split_equals_the_twin() {
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn workgroups_beyond_one_dimension_are_folded() {
         let mut lab = Lab::new();
-        lab.target.max_workgroups = 7;
+        lab.capabilities.max_workgroups = 7;
         let (rows, hidden) = (50, 100);
         let table = lab.normal(3 * hidden);
         let tokens: Vec<u32> = (0..rows).map(|_| lab.index(3) as u32).collect();

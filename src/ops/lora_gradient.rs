@@ -97,7 +97,7 @@ pub fn lora_b(rec: &mut Recorder, xa: Matrix, dy: Matrix, scale: f32, gradient: 
 fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient: View, transposed: bool) {
     assert_eq!(left.rows, right.rows, "rows of a LoRA gradient");
     let (rows, rank, cols) = (left.rows, left.cols, right.cols);
-    let form = Form::of(&rec.target);
+    let form = Form::of(&rec.capabilities);
     let (rows_per_split, splits) = splits_of(rows, min_rows_per_split(form));
     let partials = View { bytes: partial_bytes(rank, cols, rows), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");

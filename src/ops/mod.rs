@@ -26,9 +26,9 @@ mod testing;
 pub mod weight;
 pub mod weight_gradient;
 
-use crate::gpu::{Kernel, Target};
+use crate::gpu::{Capabilities, Kernel};
 
-/// Which family of variants a target takes, where an operation has more than one.
+/// Which family of variants a device takes, where an operation has more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// Real GPUs: tiles in workgroup memory.
@@ -45,8 +45,8 @@ impl Form {
     pub const LANES: u32 = 8;
 
     /// An adapter with narrower subgroups (SwiftShader) takes what it takes in a browser, where there are none.
-    pub fn of(target: &Target) -> Self {
-        match (target.cpu, target.subgroup_size) {
+    pub fn of(capabilities: &Capabilities) -> Self {
+        match (capabilities.cpu, capabilities.subgroup_size) {
             (false, _) => Self::Tiles,
             (true, Self::LANES) => Self::Broadcast,
             (true, _) => Self::Lanes,

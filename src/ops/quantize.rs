@@ -1,9 +1,10 @@
-//! 4-bit quantisation on the device, with the bytes of bitsandbytes: see [`crate::quant`] for the rules, which is also the twin.
+//! 4-bit quantization on the device, with the bytes of bitsandbytes: see [`crate::quant`] for the rules, which is also the twin.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::weight::{BLOCK, Code4, Float, NESTED_BLOCK, Origin, Panel};
+use super::weight::{Origin, Panel};
 use crate::gpu::{Kernel, Recorder, View};
+use crate::quant::format::{BLOCK, Code4, Float, NESTED_BLOCK};
 use crate::quant::{MIN_ABSMAX, code_table, dynamic_map, first_steps};
 
 const WG_SIZE: u32 = 64;
@@ -62,7 +63,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     floats.map(blocks_kernel).into_iter().chain([mean_kernel(), absmax_kernel()]).collect()
 }
 
-/// Quantises `elements` values of `source` into `panel`'s codes from block `first_block` on, and their scales into
+/// Quantizes `elements` values of `source` into `panel`'s codes from block `first_block` on, and their scales into
 /// `absmax` (f32, one per block of the whole matrix). Pieces of one matrix begin at multiples of 64 elements.
 #[allow(clippy::too_many_arguments)]
 pub fn blocks(
@@ -82,7 +83,7 @@ pub fn blocks(
     rec.dispatch("quantize_blocks", blocks_kernel(from), &views, &params, groups, 40 * u64::from(elements));
 }
 
-/// Double quantisation: `absmax` (f32, `count` values) becomes the 8-bit codes and nested scales of `panel`.
+/// Double quantization: `absmax` (f32, `count` values) becomes the 8-bit codes and nested scales of `panel`.
 pub fn absmax(rec: &mut Recorder, absmax: View, count: u32, code_map: View, panel: &Panel) {
     let (Some(codes), Some(nested)) = (panel.absmax, panel.nested) else { return };
     let streams = u64::from(count) / if count < 8 { 4 } else { 32 };
@@ -101,10 +102,11 @@ mod tests {
     use super::*;
     use crate::gpu::Category;
     use crate::ops::testing::Lab;
-    use crate::ops::weight::{Storage, Weight};
+    use crate::ops::weight::Weight;
+    use crate::quant::format::Storage;
     use crate::quant::{Scales, quantize};
 
-    /// The device's bytes of `values`, quantised in pieces of `piece` elements.
+    /// The device's bytes of `values`, quantized in pieces of `piece` elements.
     fn on_device(values: &[f32], from: Float, code: Code4, double: bool, piece: usize) -> crate::quant::Quantized {
         let mut lab = Lab::new();
         let storage = Storage::Quantized { code, double };

@@ -56,7 +56,7 @@ pub fn forward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, y: Matrix) {
     assert_alike(&[x, y]);
     let groups = rec.fold(u64::from(x.rows));
     let views = [x.view, rec.unused, gain, rec.unused_write, y.view];
-    rec.dispatch("rms_norm", forward_kernel(rec.target.cpu, false), &views, &params(x, eps), groups, work(x));
+    rec.dispatch("rms_norm", forward_kernel(rec.capabilities.cpu, false), &views, &params(x, eps), groups, work(x));
 }
 
 /// `sum = x + delta; y = norm(sum) * gain`: the residual connection and the norm after it in one pass.
@@ -64,7 +64,7 @@ pub fn forward_add(rec: &mut Recorder, x: Matrix, delta: Matrix, gain: View, eps
     assert_alike(&[x, delta, sum, y]);
     let groups = rec.fold(u64::from(x.rows));
     let views = [x.view, delta.view, gain, sum.view, y.view];
-    rec.dispatch("rms_norm", forward_kernel(rec.target.cpu, true), &views, &params(x, eps), groups, work(x));
+    rec.dispatch("rms_norm", forward_kernel(rec.capabilities.cpu, true), &views, &params(x, eps), groups, work(x));
 }
 
 /// Input gradient from the norm's input `x` and `dy`; added to `dx` when `accumulate`.
@@ -74,7 +74,7 @@ pub fn backward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, dy: Matrix,
     let views = [x.view, gain, dy.view, dx.view];
     rec.dispatch(
         "rms_norm_backward",
-        backward_kernel(rec.target.cpu, accumulate),
+        backward_kernel(rec.capabilities.cpu, accumulate),
         &views,
         &params(x, eps),
         groups,

@@ -5,10 +5,11 @@
 use std::sync::OnceLock;
 
 use crate::gpu::{
-    Buffers, Category, Gpu, GpuOptions, Matrix, MatrixUnits, MemoryPlan, Recorder, Scratch, Target, View,
+    Buffers, Capabilities, Category, Gpu, GpuOptions, Matrix, MatrixUnits, MemoryPlan, Recorder, Scratch, View,
 };
 use crate::ops::Form;
-use crate::ops::weight::{Storage, Weight, twin};
+use crate::ops::weight::{Weight, twin};
+use crate::quant::format::Storage;
 use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
 
@@ -31,7 +32,7 @@ pub fn gpu() -> &'static Gpu {
 
 /// The forms that this adapter can run.
 pub fn forms() -> Vec<Form> {
-    if gpu().target.subgroup_size == Form::LANES {
+    if gpu().capabilities.subgroup_size == Form::LANES {
         return vec![Form::Tiles, Form::Lanes, Form::Broadcast];
     }
     eprintln!("skipped: the form that exchanges values, since this adapter has no subgroups of {}", Form::LANES);
@@ -47,7 +48,7 @@ pub fn shapes(named: &[(usize, usize)]) -> Vec<(usize, usize)> {
 /// One experiment: a memory plan, what to upload, and the results.
 pub struct Lab {
     pub plan: MemoryPlan,
-    pub target: Target,
+    pub capabilities: Capabilities,
     uploads: Vec<(View, Vec<u8>)>,
     buffers: Buffers,
     unused: [View; 2],
@@ -63,21 +64,29 @@ impl Lab {
             weight_panel: plan.alloc(Category::Workspace, "weight panel", 64 << 10),
             partials: plan.alloc(Category::Workspace, "partials", 4 << 20),
         };
-        Self { plan, target: gpu().target, uploads: Vec::new(), buffers: Buffers::default(), unused, scratch, draws: 0 }
+        Self {
+            plan,
+            capabilities: gpu().capabilities,
+            uploads: Vec::new(),
+            buffers: Buffers::default(),
+            unused,
+            scratch,
+            draws: 0,
+        }
     }
 
     /// The variants for software adapters (true) or for real GPUs (false), whatever this adapter is.
     pub fn for_cpu(cpu: bool) -> Self {
         let mut lab = Self::new();
-        lab.target.cpu = cpu;
-        lab.target.cooperative = None;
+        lab.capabilities.cpu = cpu;
+        lab.capabilities.cooperative = None;
         lab
     }
 
     /// The variants of one form, which [`forms`] has named.
     pub fn for_form(form: Form) -> Self {
         let mut lab = Self::for_cpu(form != Form::Tiles);
-        lab.target.subgroup_size = if form == Form::Broadcast { Form::LANES } else { 0 };
+        lab.capabilities.subgroup_size = if form == Form::Broadcast { Form::LANES } else { 0 };
         lab
     }
 
@@ -177,7 +186,7 @@ impl Lab {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch)
+        Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch)
     }
 
     /// Allocates, uploads and runs; panics on any device error.

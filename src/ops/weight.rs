@@ -1,34 +1,12 @@
-//! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantised to.
+//! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantized to.
 
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
+use crate::quant::format::{Code4, Float, NESTED_SCALES_AT, Storage};
 use crate::random::{Stream, bits};
-
-/// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
-pub const BLOCK: u64 = 64;
-/// Absmax values per nested scale under double quantisation.
-pub const NESTED_BLOCK: u64 = 256;
-/// `nested` holds the 256 code values, the offset, then the nested scales.
-pub const NESTED_SCALES_AT: u64 = 257;
 
 pub(super) const DECODE_4BIT: &str = include_str!("../../shaders/lib/decode_4bit.wgsl");
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Float {
-    F32,
-    F16,
-    Bf16,
-}
-
 impl Float {
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
-
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
     pub(super) fn part(self) -> &'static str {
         match self {
             Self::F32 => include_str!("../../shaders/lib/float_f32.wgsl"),
@@ -36,12 +14,6 @@ impl Float {
             Self::Bf16 => include_str!("../../shaders/lib/float_bf16.wgsl"),
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code4 {
-    Nf4,
-    Fp4,
 }
 
 impl Code4 {
@@ -69,33 +41,7 @@ impl Origin {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Storage {
-    Float(Float),
-    Quantized { code: Code4, double: bool },
-}
-
 impl Storage {
-    /// Bytes of the values and of the scales of `elements` weights.
-    pub fn bytes(self, elements: u64) -> (u64, u64) {
-        match self {
-            Self::Float(float) => (elements * float.bytes(), 0),
-            Self::Quantized { .. } => (elements.div_ceil(2), self.scale_bytes(elements).into_iter().flatten().sum()),
-        }
-    }
-
-    /// Bytes of the block scales and of the nested scales of `elements` weights, where there are such.
-    fn scale_bytes(self, elements: u64) -> [Option<u64>; 2] {
-        let blocks = elements.div_ceil(BLOCK);
-        match self {
-            Self::Float(_) => [None, None],
-            Self::Quantized { double: false, .. } => [Some(4 * blocks), None],
-            Self::Quantized { double: true, .. } => {
-                [Some(blocks), Some(4 * (NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK)))]
-            }
-        }
-    }
-
     /// Joins the parts that define `weight4` (bindings 1 to 3 of group 0).
     pub(super) fn join(self, kernel: Kernel, in_features: u32) -> Kernel {
         self.join_at(kernel, in_features, Origin::Fixed)
@@ -104,7 +50,7 @@ impl Storage {
     /// The same where a weight begins so in its bindings.
     pub(super) fn join_at(self, kernel: Kernel, in_features: u32, origin: Origin) -> Kernel {
         let kernel = origin.join(kernel);
-        // Four neighbours then share a word or two, and one absmax.
+        // Four neighbors then share a word or two, and one absmax.
         let kernel = kernel.constant("ALIGNED", in_features.is_multiple_of(4));
         match self {
             Self::Float(float) => kernel.part(include_str!("../../shaders/lib/weight_float.wgsl")).part(float.part()),
@@ -122,33 +68,9 @@ impl Storage {
             }
         }
     }
-
-    /// What tells it from the others in the classes of what was measured.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Float(Float::F32) => "f32",
-            Self::Float(Float::F16) => "f16",
-            Self::Float(Float::Bf16) => "bf16",
-            Self::Quantized { code: Code4::Nf4, double: false } => "nf4",
-            Self::Quantized { code: Code4::Nf4, double: true } => "nf4 nested",
-            Self::Quantized { code: Code4::Fp4, double: false } => "fp4",
-            Self::Quantized { code: Code4::Fp4, double: true } => "fp4 nested",
-        }
-    }
-
-    /// Every storage, for the tests that walk all variants.
-    pub const ALL: [Self; 7] = [
-        Self::Float(Float::F32),
-        Self::Float(Float::F16),
-        Self::Float(Float::Bf16),
-        Self::Quantized { code: Code4::Nf4, double: false },
-        Self::Quantized { code: Code4::Nf4, double: true },
-        Self::Quantized { code: Code4::Fp4, double: false },
-        Self::Quantized { code: Code4::Fp4, double: true },
-    ];
 }
 
-/// Rows `first_row ..` of a weight in one binding. Scales are absent (None) in float storage, `nested` without double quantisation.
+/// Rows `first_row ..` of a weight in one binding. Scales are absent (None) in float storage, `nested` without double quantization.
 #[derive(Clone, Copy, Debug)]
 pub struct Panel {
     pub first_row: u32,
@@ -178,7 +100,7 @@ pub struct Weight {
 
 impl Weight {
     /// Plans the buffers of a weight; matrices over `max_binding_bytes` become several panels of whole rows. Those of a
-    /// 4-bit weight are quantised each by itself.
+    /// 4-bit weight are quantized each by itself.
     pub fn plan(
         plan: &mut MemoryPlan,
         label: &str,
@@ -187,7 +109,7 @@ impl Weight {
         bias: bool,
         max_binding_bytes: u64,
     ) -> Self {
-        // Whole columns of 64 keep every panel's first output aligned for its neighbours' views.
+        // Whole columns of 64 keep every panel's first output aligned for its neighbors' views.
         let bytes = storage.bytes(64 * u64::from(in_features)).0;
         let fitting = u32::try_from(max_binding_bytes / bytes).unwrap_or(u32::MAX).max(1);
         let per_panel = 64 * fitting.min(out_features.div_ceil(64));
@@ -207,7 +129,7 @@ impl Weight {
     }
 
     /// Plans matrices over the same inputs one behind the other, so that one contraction can make the gradient of those.
-    pub fn plan_in_a_row<const N: usize>(
+    pub fn plan_contiguous<const N: usize>(
         plan: &mut MemoryPlan,
         matrices: [Rows; N],
         storage: Storage,
@@ -223,14 +145,14 @@ impl Weight {
             return matrices.map(in_panels);
         }
         let label = matrices.map(|matrix| matrix.label).join(", ");
-        let data = plan.alloc_in_a_row(Category::Weights, &label, values);
+        let data = plan.alloc_contiguous(Category::Weights, &label, values);
         let scales = elements.map(|elements| storage.scale_bytes(elements));
-        let mut scales_in_a_row = |label: String, which: usize| {
+        let mut contiguous_scales = |label: String, which: usize| {
             let bytes = scales.map(|scales| scales[which]);
-            bytes[0].map(|_| plan.alloc_in_a_row(Category::QuantScales, &label, bytes.map(Option::unwrap_or_default)))
+            bytes[0].map(|_| plan.alloc_contiguous(Category::QuantScales, &label, bytes.map(Option::unwrap_or_default)))
         };
-        let absmax = scales_in_a_row(absmax_label(&label), 0);
-        let nested = scales_in_a_row(nested_label(&label), 1);
+        let absmax = contiguous_scales(absmax_label(&label), 0);
+        let nested = contiguous_scales(nested_label(&label), 1);
         std::array::from_fn(|i| {
             let Rows { label, out_features, bias } = matrices[i];
             let [absmax, nested] = [absmax, nested].map(|views| views.map(|views| views[i]));

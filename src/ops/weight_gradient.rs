@@ -49,13 +49,13 @@ pub fn add(rec: &mut Recorder, dy: Matrix, x: Matrix, weight: &Weight, gradient_
             left_col4: panel.first_row / 4,
             right_ld4: x.ld / 4,
         };
-        let groups = if rec.target.cpu {
+        let groups = if rec.capabilities.cpu {
             [panel.rows.div_ceil(OUTS), x.cols.div_ceil(4 * LANES), 1]
         } else {
             [x.cols.div_ceil(TILE), panel.rows.div_ceil(TILE), 1]
         };
         let work = u64::from(dy.rows) * u64::from(panel.rows) * u64::from(x.cols);
-        let kernel = kernel(rec.target.cpu);
+        let kernel = kernel(rec.capabilities.cpu);
         rec.dispatch("weight_gradient", kernel, &[dy.view, x.view, gradient], &params, groups, work);
     }
 }
@@ -79,7 +79,7 @@ pub mod twin {
 mod tests {
     use super::*;
     use crate::ops::testing::{Lab, assert_close, assert_gradient};
-    use crate::ops::weight::{Float, Storage};
+    use crate::quant::format::{Float, Storage};
 
     #[test]
     fn every_panel_gets_its_part_of_the_twins_sum() {

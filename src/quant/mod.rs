@@ -1,14 +1,15 @@
-//! 4-bit quantisation as bitsandbytes does it, bit for bit (Dettmers et al. 2023, QLoRA; checked against bitsandbytes 0.50 on the CPU).
+//! 4-bit quantization as bitsandbytes does it, bit for bit (Dettmers et al. 2023, QLoRA; checked against bitsandbytes 0.50 on the CPU).
 //!
 //! Blocks of 64 elements of the flattened matrix share one absmax; an element divided by it becomes the index of the nearest
-//! of 16 code values. Under double quantisation the absmax values, less their mean, become 8-bit codes in blocks of 256.
+//! of 16 code values. Under double quantization the absmax values, less their mean, become 8-bit codes in blocks of 256.
 //! This is the host side: the twin of the GPU kernels, and the tables that they take.
 
+pub mod format;
 mod nested;
 
 pub use nested::{dynamic_map, first_steps, mean, unsigned_dynamic_map};
 
-use crate::ops::weight::{BLOCK, Code4, NESTED_BLOCK};
+use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK};
 
 /// Values of the NF4 code by index.
 pub const NF4: [f32; 16] = [
@@ -53,7 +54,7 @@ pub const FP4: [f32; 16] = [
 /// The smallest absmax that is divided by.
 pub const MIN_ABSMAX: f32 = 1e-38;
 
-/// What a code's kernels need: the 15 midpoints between neighbouring values, and which index each interval means.
+/// What a code's kernels need: the 15 midpoints between neighboring values, and which index each interval means.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeTable {
     pub values: [f32; 16],
@@ -72,7 +73,7 @@ pub fn code_table(code: Code4) -> CodeTable {
     CodeTable { values, bounds, order }
 }
 
-/// A quantised matrix in bitsandbytes' layout.
+/// A quantized matrix in bitsandbytes' layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     /// Two indices a byte, the first element in the high nibble.
@@ -100,7 +101,7 @@ impl Scales {
     }
 }
 
-/// Quantises `values`, a flattened matrix.
+/// Quantizes `values`, a flattened matrix.
 pub fn quantize(values: &[f32], code: Code4, double: bool) -> Quantized {
     let table = code_table(code);
     let mut indices = Vec::with_capacity(values.len() + 1);
@@ -126,7 +127,7 @@ pub fn quantize(values: &[f32], code: Code4, double: bool) -> Quantized {
     Quantized { packed, scales }
 }
 
-/// The values of the first `count` elements of a quantised matrix.
+/// The values of the first `count` elements of a quantized matrix.
 pub fn dequantize(quantized: &Quantized, code: Code4, count: usize) -> Vec<f32> {
     let values = code_table(code).values;
     let absmax = quantized.scales.absmax();

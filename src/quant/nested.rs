@@ -1,9 +1,9 @@
-//! bitsandbytes' 8-bit dynamic maps, and the second quantisation, of the block scales, which takes one in blocks of 256.
+//! bitsandbytes' 8-bit dynamic maps, and the second quantization, of the block scales, which takes one in blocks of 256.
 
 use std::sync::OnceLock;
 
 use super::Scales;
-use crate::ops::weight::NESTED_BLOCK;
+use crate::quant::format::NESTED_BLOCK;
 
 /// The 256 values of bitsandbytes' signed dynamic map, ascending: seven decades, each with twice the steps of the one below.
 pub fn dynamic_map() -> &'static [f32; 256] {

@@ -2,12 +2,12 @@
 
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
-use crate::gpu::Target;
+use crate::gpu::Capabilities;
 use crate::lora::targets::LoraModule;
-use crate::model::activations::KeptAs;
 use crate::model::config::ModelConfig;
-use crate::model::network::BaseStorage;
-use crate::ops::weight::Float;
+use crate::network::activations::KeptAs;
+use crate::network::base::BaseStorage;
+use crate::quant::format::Float;
 use crate::{Error, Result};
 
 /// Without a stated budget, kept activations stop here and deeper layers are recomputed.
@@ -31,7 +31,7 @@ pub fn plan_within_budget(
     stored: impl Fn(&str) -> Float,
     max_rows: usize,
     max_positions: usize,
-    target: Target,
+    capabilities: Capabilities,
 ) -> Result<TrainPlan> {
     let total_bytes = settings.gpu_memory.unwrap_or(u64::MAX);
     // The longest micro-batch has this many sequences of the longest length, or fewer.
@@ -45,7 +45,7 @@ pub fn plan_within_budget(
     let base = settings.base_storage().of(config)?;
     let plan = |kept_as| {
         let sizes = plan_settings(settings, base, max_rows, max_positions, recompute);
-        TrainPlan::with_activations(target, config, &stored, modules, &sizes, kept_as)
+        TrainPlan::with_activations(capabilities, config, &stored, modules, &sizes, kept_as)
     };
     let whole = match settings.activations {
         ActivationsChoice::F32 => plan(KeptAs::F32),
@@ -61,7 +61,8 @@ pub fn plan_within_budget(
         return Ok(whole);
     }
     let fits = |length: usize| {
-        fits_within_budget(settings, config, modules, &stored, length * sequences, length, target).unwrap_or(false)
+        fits_within_budget(settings, config, modules, &stored, length * sequences, length, capabilities)
+            .unwrap_or(false)
     };
     let advice = match longest_below(max_positions, fits) {
         0 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
@@ -93,7 +94,7 @@ pub fn fits_within_budget(
     stored: impl Fn(&str) -> Float,
     max_rows: usize,
     max_positions: usize,
-    target: Target,
+    capabilities: Capabilities,
 ) -> Result<bool> {
     let base = settings.base_storage().of(config)?;
     // Of few layers, keeping can take less than the buffers through which what is made again passes.
@@ -109,7 +110,7 @@ pub fn fits_within_budget(
     };
     let fits = |kept_layers, kept_as| {
         let sizes = plan_settings(settings, base, max_rows, max_positions, RecomputePolicy::Keep(kept_layers));
-        let plan = TrainPlan::with_activations(target, config, &stored, modules, &sizes, kept_as);
+        let plan = TrainPlan::with_activations(capabilities, config, &stored, modules, &sizes, kept_as);
         plan.ledger().total() <= settings.gpu_memory.unwrap_or(u64::MAX) && plan.check_limits().is_ok()
     };
     Ok(kept_layers.iter().any(|layers| kept_as.iter().any(|kept_as| fits(*layers, *kept_as))))

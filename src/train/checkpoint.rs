@@ -15,7 +15,7 @@ use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::model_directory;
 use crate::ops::moments::{HostMoment, MomentStorage};
-use crate::ops::weight::Float;
+use crate::quant::format::Float;
 use crate::{Error, Result};
 
 const STATE: &str = "state.json";
@@ -24,7 +24,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 /// Where a run stands. The order of the data and every random draw follow from the seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Optimiser steps done.
+    /// Optimizer steps done.
     pub step: usize,
     /// Rows computed so far.
     pub tokens: u64,

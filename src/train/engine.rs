@@ -9,9 +9,10 @@ use super::values::Values;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
-use crate::model::load;
-use crate::model::trained::{NamedTensor, Part};
+use crate::model::tensors::NamedTensor;
 use crate::model::weight_files::WeightFiles;
+use crate::network::load;
+use crate::network::trained::Part;
 use crate::ops::adamw::{AdamW, State};
 use crate::ops::adamw8bit;
 use crate::ops::moments::HostMoment;
@@ -20,7 +21,7 @@ use crate::{Error, Result, tune};
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 32;
 
-/// What an optimiser step was, known a few steps later.
+/// What an optimizer step was, known a few steps later.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepResult {
     /// Counted from 1.
@@ -31,14 +32,14 @@ pub struct StepResult {
     /// False when gradient or loss were not finite: the step was skipped, nothing changed.
     pub applied: bool,
     /// Trained tokens.
-    pub targets: usize,
+    pub labels: usize,
     /// Rows computed.
     pub tokens: usize,
 }
 
 struct Pending {
     step: usize,
-    targets: usize,
+    labels: usize,
     tokens: usize,
     read: PendingRead,
 }
@@ -80,7 +81,7 @@ impl Engine {
     /// As [`Self::open`].
     pub async fn from_scratch(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
-        load::initialise(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
+        load::initialize(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
         Ok(engine)
     }
 
@@ -93,7 +94,7 @@ impl Engine {
 
     /// Chooses the kernels while the device is empty, and allocates.
     async fn allocate(gpu: Gpu, mut plan: TrainPlan) -> Result<Self> {
-        plan.choices = tune::choices(&gpu, &plan.problems()).await?;
+        plan.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
         if let Some(tables) = plan.optimizer.code_tables {
@@ -155,7 +156,7 @@ impl Engine {
         }
     }
 
-    /// Goes on after `step` optimiser steps that another engine has made.
+    /// Goes on after `step` optimizer steps that another engine has made.
     pub fn resume(&mut self, step: usize, values: &Values, moments: &[[HostMoment; 2]]) {
         match values {
             Values::Base(tensors) => self.write_base(tensors),
@@ -172,7 +173,7 @@ impl Engine {
         Ok(self.plan.adapter.read_gradients(&self.gpu, &self.buffers).await?)
     }
 
-    /// Runs one optimiser step over `micro_batches`, all with one denominator. Returns the result of an earlier step
+    /// Runs one optimizer step over `micro_batches`, all with one denominator. Returns the result of an earlier step
     /// once [`RESULTS_IN_FLIGHT`] are under way.
     ///
     /// # Errors
@@ -192,9 +193,9 @@ impl Engine {
         run(&self.gpu, &self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
         let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
-        let targets = micro_batches.iter().map(|m| m.targets.len()).sum();
+        let labels = micro_batches.iter().map(|m| m.labels.len()).sum();
         let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
-        self.pending.push_back(Pending { step, targets, tokens, read });
+        self.pending.push_back(Pending { step, labels, tokens, read });
         let work = std::mem::take(&mut self.work) + self.optimizer.work();
         if self.pending.len() < RESULTS_IN_FLIGHT {
             return Ok(None);
@@ -209,22 +210,22 @@ impl Engine {
 
     /// The oldest result that has not been given out; None when there is none.
     pub async fn next_result(&mut self) -> Result<Option<StepResult>> {
-        let Some(Pending { step, targets, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
+        let Some(Pending { step, labels, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let state: State = bytemuck::pod_read_unaligned(&bytes[..size_of::<State>()]);
         let total: f32 = bytemuck::pod_read_unaligned(&bytes[256..260]);
-        let loss = f64::from(total) / targets as f64;
+        let loss = f64::from(total) / labels as f64;
         let applied = state.finite == 1.0 && loss.is_finite();
-        Ok(Some(StepResult { step, loss, grad_norm: state.norm, applied, targets, tokens }))
+        Ok(Some(StepResult { step, loss, grad_norm: state.norm, applied, labels, tokens }))
     }
 
     /// Forward and backward over the micro-batches from zeroed gradients, which are left on the device.
     pub async fn accumulate(&mut self, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
-        let targets: usize = micro_batches.iter().map(|m| m.targets.len()).sum();
-        if targets == 0 {
+        let labels: usize = micro_batches.iter().map(|m| m.labels.len()).sum();
+        if labels == 0 {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
         }
-        self.gpu.write(&self.buffers, self.plan.head.scalars, bytemuck::bytes_of(&(1.0 / targets as f32)));
+        self.gpu.write(&self.buffers, self.plan.head.scalars, bytemuck::bytes_of(&(1.0 / labels as f32)));
         run(&self.gpu, &self.begin, &mut self.buffers, self.profile.as_mut()).await?;
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed =
@@ -235,7 +236,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Sum of losses and count of targets over micro-batches, without gradients; waits for the device.
+    /// Sum of losses and count of labels over micro-batches, without gradients; waits for the device.
     pub async fn evaluate<'a>(
         &mut self,
         micro_batches: impl IntoIterator<Item = &'a MicroBatch>,
@@ -248,25 +249,25 @@ impl Engine {
             self.pass(batch, false).await?;
             let metrics = self.gpu.read_f32(&self.buffers, self.plan.optimizer.metrics).await?;
             sum += f64::from(metrics[64]);
-            count += batch.targets.len();
+            count += batch.labels.len();
         }
         self.work = 0;
         Ok((sum, count))
     }
 
     async fn pass(&mut self, batch: &MicroBatch, training: bool) -> Result<()> {
-        let (rows, targets) = self.plan.class(batch.tokens.len(), batch.targets.len());
+        let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
         if batch.tokens.len() > self.plan.max_rows as usize {
             let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
             return Err(Error::Setting(problem));
         }
-        self.upload(batch, rows as usize, targets as usize);
-        let key = (rows, targets, training);
+        self.upload(batch, rows as usize, labels as usize);
+        let key = (rows, labels, training);
         if !self.passes.contains_key(&key) {
             if self.passes.len() >= MAX_LISTS {
                 self.passes.clear();
             }
-            let rec = self.plan.record_pass(rows, targets, training);
+            let rec = self.plan.record_pass(rows, labels, training);
             self.passes.insert(key, self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?);
         }
         let list = &self.passes[&key];
@@ -274,8 +275,8 @@ impl Engine {
         run(&self.gpu, list, &mut self.buffers, self.profile.as_mut()).await
     }
 
-    /// Rows past the batch's own stand alone: token 0, attending to themselves, without a target.
-    fn upload(&self, batch: &MicroBatch, rows: usize, targets: usize) {
+    /// Rows past the batch's own stand alone: token 0, attending to themselves, without a label.
+    fn upload(&self, batch: &MicroBatch, rows: usize, labels: usize) {
         let real = batch.tokens.len();
         let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
             values.iter().copied().chain(std::iter::repeat(fill)).take(len).collect()
@@ -302,8 +303,8 @@ impl Engine {
             write(ranges.queries, (0..rows).flat_map(queries).collect());
         }
         let none = crate::ops::cross_entropy::NO_ROW;
-        write(self.plan.head.target_rows, padded(&batch.target_rows, targets, none));
-        write(self.plan.head.targets, padded(&batch.targets, targets, none));
+        write(self.plan.head.label_rows, padded(&batch.label_rows, labels, none));
+        write(self.plan.head.labels, padded(&batch.labels, labels, none));
     }
 
     /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.

@@ -17,10 +17,10 @@ use crate::gpu::Gpu;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
-use crate::model::load::{check_shapes, float_of};
-use crate::model::network::BaseStorage;
+use crate::model::source::{check_shapes, float_of};
 use crate::model::weight_files::WeightFiles;
-use crate::ops::weight::Float;
+use crate::network::base::BaseStorage;
+use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl PreparedEval {
         let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: None };
         let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
-        let plan = TrainPlan::new(gpu.target, &self.config, stored, &self.modules, &settings);
+        let plan = TrainPlan::new(gpu.capabilities, &self.config, stored, &self.modules, &settings);
         plan.check_limits()?;
         let mut engine = Engine::open(gpu, plan, &self.files, |_, _| {}).await?;
         engine.write_adapter(&self.tensors);

@@ -109,7 +109,7 @@ impl Origin {
     }
 }
 
-/// FNV-1a: tells changed files apart, and is no defence against someone who wants it fooled.
+/// FNV-1a: tells changed files apart, and is no defense against someone who wants it fooled.
 struct Fingerprint(u64);
 
 impl Default for Fingerprint {

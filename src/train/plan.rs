@@ -1,23 +1,25 @@
 //! What a training run needs on the device, planned from sizes alone: the same plan is the estimate and the allocation.
 
-use crate::gpu::{Arena, Category, Choices, GpuError, Ledger, Matrix, MemoryPlan, PARAMS_STRIDE, Problem, Recorder};
-use crate::gpu::{Scratch, Target, View, params_bytes, round_up};
-use crate::lora::device::DeviceAdapter;
+use crate::gpu::{
+    Arena, AutotuneTable, Category, GpuError, Ledger, Matrix, MemoryPlan, PARAMS_STRIDE, ProblemSize, Recorder,
+};
+use crate::gpu::{Capabilities, Scratch, View, params_bytes, round_up};
 use crate::lora::targets::LoraModule;
-use crate::model::activations::{Activations, Inputs, KeptAs, Moment, Recompute, scratch_bytes, through};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Dropout, Pass};
-use crate::model::load::Staging;
-use crate::model::network::{self, BaseStorage, Network};
-use crate::model::trained::Trained;
+use crate::network::activations::{Activations, Inputs, KeptAs, Phase, Recompute, scratch_bytes, through};
+use crate::network::adapter::DeviceAdapter;
+use crate::network::base::{self, BaseStorage, Network};
+use crate::network::decoder::{Dropout, Pass};
+use crate::network::load::Staging;
+use crate::network::trained::Trained;
 use crate::ops::moments::{MomentStorage, Moments};
-use crate::ops::weight::Float;
 use crate::ops::{adamw, adamw8bit, cross_entropy, linear, weight_gradient};
+use crate::quant::format::Float;
 
 /// Row counts are rounded up to this, so that few shapes of list occur.
 const ROW_CLASS: u32 = 32;
-/// The same for rows with a target; also what keeps slices of per-row buffers aligned.
-const TARGET_CLASS: u32 = 64;
+/// The same for rows with a label; also what keeps slices of per-row buffers aligned.
+const LABEL_CLASS: u32 = 64;
 /// Logits exist for as many rows at a time as fit here.
 const LOGITS_BYTES: u64 = 32 << 20;
 /// Steps whose results may be under way to the host while the next ones run.
@@ -25,7 +27,7 @@ pub const RESULTS_IN_FLIGHT: usize = 3;
 /// State and loss in one buffer, at the alignment of a binding.
 const METRICS_BYTES: u64 = 512;
 
-/// The sizes and choices that a plan follows from.
+/// The sizes and autotune that a plan follows from.
 #[derive(Clone, Debug)]
 pub struct PlanSettings {
     pub base: BaseStorage,
@@ -47,16 +49,16 @@ pub enum RecomputePolicy {
     Keep(usize),
 }
 
-/// The head's part: rows with a target, their logits in chunks, and what is measured.
+/// The head's part: rows with a label, their logits in chunks, and what is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadBuffers {
-    pub target_rows: View,
-    pub targets: View,
-    /// Final hidden states of the rows with a target; chunk by chunk they become their gradients.
+    pub label_rows: View,
+    pub labels: View,
+    /// Final hidden states of the rows with a label; chunk by chunk they become their gradients.
     gathered: Matrix,
     logits: Matrix,
     losses: View,
-    /// f32: 1 / trained tokens of the whole optimiser step.
+    /// f32: 1 / trained tokens of the whole optimizer step.
     pub scalars: View,
 }
 
@@ -103,9 +105,9 @@ fn ranges(adapter: &DeviceAdapter, trained: Option<&Trained>) -> impl Iterator<I
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
     pub memory: MemoryPlan,
-    pub target: Target,
+    pub capabilities: Capabilities,
     /// Neither the memory nor the results follow from these.
-    pub choices: Choices,
+    pub autotune: AutotuneTable,
     pub network: Network,
     pub adapter: DeviceAdapter,
     /// Where the base itself is trained.
@@ -116,7 +118,7 @@ pub struct TrainPlan {
     pub optimizer: OptimizerBuffers,
     pub recompute: Recompute,
     pub kept_as: KeptAs,
-    /// Parameters of the pass, of the optimiser's list, and of the list that opens a step.
+    /// Parameters of the pass, of the optimizer's list, and of the list that opens a step.
     pub uniforms: [View; 2],
     pub max_rows: u32,
     activations: Activations,
@@ -128,18 +130,18 @@ pub struct TrainPlan {
 impl TrainPlan {
     /// `stored` tells the type in which the files hold a tensor; activations are kept in f32.
     pub fn new(
-        target: Target,
+        capabilities: Capabilities,
         config: &ModelConfig,
         stored: impl Fn(&str) -> Float,
         modules: &[LoraModule],
         settings: &PlanSettings,
     ) -> Self {
-        Self::with_activations(target, config, stored, modules, settings, KeptAs::F32)
+        Self::with_activations(capabilities, config, stored, modules, settings, KeptAs::F32)
     }
 
     /// As [`Self::new`], with activations kept as `kept_as`.
     pub fn with_activations(
-        target: Target,
+        capabilities: Capabilities,
         config: &ModelConfig,
         stored: impl Fn(&str) -> Float,
         modules: &[LoraModule],
@@ -147,7 +149,7 @@ impl TrainPlan {
         kept_as: KeptAs,
     ) -> Self {
         let keep = |kept_layers| {
-            Self::with_recompute(target, config, &stored, modules, settings, Recompute { kept_layers }, kept_as)
+            Self::with_recompute(capabilities, config, &stored, modules, settings, Recompute { kept_layers }, kept_as)
         };
         match settings.recompute {
             RecomputePolicy::Keep(layers) => keep(layers.min(config.num_layers)),
@@ -172,7 +174,7 @@ impl TrainPlan {
     }
 
     fn with_recompute(
-        target: Target,
+        capabilities: Capabilities,
         config: &ModelConfig,
         stored: &impl Fn(&str) -> Float,
         modules: &[LoraModule],
@@ -180,10 +182,10 @@ impl TrainPlan {
         recompute: Recompute,
         kept_as: KeptAs,
     ) -> Self {
-        let mut memory = MemoryPlan::for_bindings_of(target.max_binding_bytes);
+        let mut memory = MemoryPlan::for_bindings_of(capabilities.max_binding_bytes);
         let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
-        let max_binding = target.max_binding_bytes.min(target.max_buffer_bytes);
-        let network = network::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
+        let max_binding = capabilities.max_binding_bytes.min(capabilities.max_buffer_bytes);
+        let network = base::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
         let mut arena = Arena::new(Category::Workspace);
         let adapter = DeviceAdapter::plan(&mut memory, modules, config, settings.training, max_binding);
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
@@ -207,9 +209,9 @@ impl TrainPlan {
         } else {
             Activations::plan_inference(&mut memory, &mut arena, &network, std::slice::from_ref(&adapter), max_rows)
         };
-        let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, target);
+        let head = HeadBuffers::plan(&mut memory, &mut arena, config, max_rows, capabilities);
         let (panel, mut partials) =
-            scratch_bytes(&network, std::slice::from_ref(&adapter), max_rows, head.logits.rows, &target);
+            scratch_bytes(&network, std::slice::from_ref(&adapter), max_rows, head.logits.rows, &capabilities);
         if trained.is_some() {
             partials = partials.max(Trained::partials_bytes(&network));
         }
@@ -223,7 +225,7 @@ impl TrainPlan {
         let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
         let table_bytes = size_of_val(&adamw8bit::tables()) as u64;
         let optimizer = OptimizerBuffers {
-            hyper: memory.alloc(Category::Uploads, "optimiser settings", 32),
+            hyper: memory.alloc(Category::Uploads, "optimizer settings", 32),
             code_tables: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code tables", table_bytes)),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
             metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
@@ -233,8 +235,8 @@ impl TrainPlan {
         let none = View { bytes: 0, ..unused[0] };
         let mut plan = Self {
             memory,
-            target,
-            choices: Choices::default(),
+            capabilities,
+            autotune: AutotuneTable::default(),
             network,
             adapter,
             trained,
@@ -251,8 +253,8 @@ impl TrainPlan {
             scratch,
             dropout,
         };
-        // The longest list has all rows and a target in each; shorter ones have no more dispatches.
-        let longest = plan.record_pass(max_rows, round_up(max_rows, TARGET_CLASS), settings.training.is_some());
+        // The longest list has all rows and a label in each; shorter ones have no more dispatches.
+        let longest = plan.record_pass(max_rows, round_up(max_rows, LABEL_CLASS), settings.training.is_some());
         let pass_bytes = params_bytes(&longest.commands);
         let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
         plan.uniforms =
@@ -268,7 +270,7 @@ impl TrainPlan {
     /// # Errors
     /// A buffer that is longer than the adapter lets a kernel see at once; named before any weight is read.
     pub fn check_limits(&self) -> Result<(), GpuError> {
-        let allowed = self.target.max_binding_bytes.min(self.target.max_buffer_bytes);
+        let allowed = self.capabilities.max_binding_bytes.min(self.capabilities.max_buffer_bytes);
         match self.memory.specs().iter().find(|spec| spec.bytes > allowed) {
             Some(spec) => Err(GpuError::LimitTooSmall {
                 what: format!("the buffer of `{}`", spec.label),
@@ -281,21 +283,21 @@ impl TrainPlan {
     }
 
     pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.target, self.unused[0], self.unused[1], self.scratch).with_choices(&self.choices)
+        Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch).with_autotune(&self.autotune)
     }
 
-    /// What the largest micro-batch asks of the kernels that there are choices between.
-    pub fn problems(&self) -> Vec<Problem> {
-        self.record_pass(self.max_rows, self.max_rows, self.activations.workspace.backward.is_some()).problems
+    /// What the largest micro-batch asks of the kernels that there are autotune between.
+    pub fn problem_sizes(&self) -> Vec<ProblemSize> {
+        self.record_pass(self.max_rows, self.max_rows, self.activations.workspace.backward.is_some()).problem_sizes
     }
 
-    /// The class of list for a micro-batch: rows and targets rounded up.
-    pub fn class(&self, rows: usize, targets: usize) -> (u32, u32) {
+    /// The class of list for a micro-batch: rows and capabilitiess rounded up.
+    pub fn class(&self, rows: usize, labels: usize) -> (u32, u32) {
         let rows = round_up(rows as u32, ROW_CLASS).min(self.max_rows);
-        (rows, round_up(targets as u32, TARGET_CLASS).min(round_up(self.max_rows, TARGET_CLASS)))
+        (rows, round_up(labels as u32, LABEL_CLASS).min(round_up(self.max_rows, LABEL_CLASS)))
     }
 
-    /// What opens an optimiser step: gradients and the sum of losses become zero.
+    /// What opens an optimizer step: gradients and the sum of losses become zero.
     pub fn record_begin(&self) -> Recorder {
         let mut rec = self.recorder();
         for range in self.ranges() {
@@ -306,7 +308,7 @@ impl TrainPlan {
     }
 
     /// One micro-batch: forward, loss, and with `training` backward, adding to gradients and the sum of losses.
-    pub fn record_pass(&self, rows: u32, targets: u32, training: bool) -> Recorder {
+    pub fn record_pass(&self, rows: u32, labels: u32, training: bool) -> Recorder {
         let mut rec = self.recorder();
         let dropout = Dropout { p: self.dropout, seed: self.optimizer.dropout_seed };
         let pass = Pass {
@@ -321,12 +323,12 @@ impl TrainPlan {
         };
         let hidden = pass.forward(&mut rec);
         let (total, trained) = (self.optimizer.total_loss(), self.trained.as_ref());
-        self.head.record(&mut rec, &self.network, trained, hidden, targets, total, training);
+        self.head.record(&mut rec, &self.network, trained, hidden, labels, total, training);
         if let Some(ws) = self.activations.workspace.backward.filter(|_| training) {
             let d_norm = ws.d_norm.top(rows);
             rec.clear(d_norm.view);
-            let gathered = self.head.gathered.top(targets);
-            cross_entropy::scatter_rows(&mut rec, gathered, self.head.target_rows, d_norm);
+            let gathered = self.head.gathered.top(labels);
+            cross_entropy::scatter_rows(&mut rec, gathered, self.head.label_rows, d_norm);
             pass.backward(&mut rec);
         }
         rec
@@ -373,27 +375,32 @@ impl TrainPlan {
 }
 
 impl HeadBuffers {
-    fn plan(memory: &mut MemoryPlan, arena: &mut Arena, config: &ModelConfig, max_rows: u32, target: Target) -> Self {
-        let rows = round_up(max_rows, TARGET_CLASS);
-        let budget = LOGITS_BYTES.min(target.max_binding_bytes);
+    fn plan(
+        memory: &mut MemoryPlan,
+        arena: &mut Arena,
+        config: &ModelConfig,
+        max_rows: u32,
+        capabilities: Capabilities,
+    ) -> Self {
+        let rows = round_up(max_rows, LABEL_CLASS);
+        let budget = LOGITS_BYTES.min(capabilities.max_binding_bytes);
         let fitting = budget / (4 * u64::from(round_up(config.vocab_size as u32, 4)));
-        let chunk =
-            (u32::try_from(fitting).unwrap_or(u32::MAX) / TARGET_CLASS * TARGET_CLASS).clamp(TARGET_CLASS, rows);
+        let chunk = (u32::try_from(fitting).unwrap_or(u32::MAX) / LABEL_CLASS * LABEL_CLASS).clamp(LABEL_CLASS, rows);
         let per_row = 4 * u64::from(rows);
         let (vocabulary, hidden) = (config.vocab_size as u32, config.hidden_size as u32);
-        let while_gathered = through(Moment::GatherTargets, Moment::ScatterTargets);
-        let at_logits = through(Moment::Logits, Moment::Logits);
+        let while_gathered = through(Phase::GatherLabeled, Phase::ScatterLabeled);
+        let at_logits = through(Phase::Logits, Phase::Logits);
         Self {
             logits: arena.matrix(memory, "logits", chunk, vocabulary, &[at_logits]),
-            gathered: arena.matrix(memory, "rows with a target", rows, hidden, &[while_gathered]),
-            target_rows: memory.alloc(Category::Uploads, "target rows", per_row),
-            targets: memory.alloc(Category::Uploads, "targets", per_row),
+            gathered: arena.matrix(memory, "rows with a label", rows, hidden, &[while_gathered]),
+            label_rows: memory.alloc(Category::Uploads, "labeled rows", per_row),
+            labels: memory.alloc(Category::Uploads, "labels", per_row),
             losses: memory.alloc(Category::Workspace, "losses", per_row),
             scalars: memory.alloc(Category::Uploads, "loss scale", 16),
         }
     }
 
-    /// The rows with a target go through the head in chunks; with `gradient` each chunk of hidden states is replaced
+    /// The rows with a label go through the head in chunks; with `gradient` each chunk of hidden states is replaced
     /// by its gradient before the next chunk's logits take the buffer.
     #[allow(clippy::too_many_arguments)]
     fn record(
@@ -402,19 +409,19 @@ impl HeadBuffers {
         network: &Network,
         trained: Option<&Trained>,
         hidden: Matrix,
-        targets: u32,
+        labels: u32,
         total: View,
         gradient: bool,
     ) {
-        cross_entropy::gather_rows(rec, hidden, self.target_rows, self.gathered.top(targets));
+        cross_entropy::gather_rows(rec, hidden, self.label_rows, self.gathered.top(labels));
         let mut first = 0;
-        while first < targets {
-            let rows = self.logits.rows.min(targets - first);
+        while first < labels {
+            let rows = self.logits.rows.min(labels - first);
             let (x, logits) = (rows_of(self.gathered, first, rows), self.logits.top(rows));
             let words = |view: View| view.slice(4 * u64::from(first), 4 * u64::from(rows));
             linear::forward(rec, x, network.head(), None, logits, false);
-            let (targets, losses) = (words(self.targets), words(self.losses));
-            cross_entropy::forward_backward(rec, logits, targets, self.scalars, losses, gradient);
+            let (labels, losses) = (words(self.labels), words(self.losses));
+            cross_entropy::forward_backward(rec, logits, labels, self.scalars, losses, gradient);
             if let Some(trained) = trained.filter(|_| gradient) {
                 weight_gradient::add(rec, logits, x, network.head(), |data| trained.gradient(data));
             }
@@ -423,7 +430,7 @@ impl HeadBuffers {
             }
             first += rows;
         }
-        cross_entropy::sum_losses(rec, self.losses, targets, total);
+        cross_entropy::sum_losses(rec, self.losses, labels, total);
     }
 }
 
@@ -441,37 +448,37 @@ mod tests {
     use crate::lora::config::LoraConfig;
     use crate::lora::targets;
 
-    fn plan(target: Target, max_rows: usize, recompute: RecomputePolicy) -> TrainPlan {
+    fn plan(capabilities: Capabilities, max_rows: usize, recompute: RecomputePolicy) -> TrainPlan {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama_tied/config.json");
         let config = ModelConfig::from_file(&path).unwrap();
         let modules = targets::resolve(&LoraConfig::default(), &config).unwrap();
         let base = BaseStorage::AsStored;
         let training = Some(MomentStorage::F32);
         let settings = PlanSettings { base, max_rows, max_positions: 64, recompute, dropout: 0.0, training };
-        TrainPlan::new(target, &config, |_| Float::F32, &modules, &settings)
+        TrainPlan::new(capabilities, &config, |_| Float::F32, &modules, &settings)
     }
 
     #[test]
     fn a_buffer_over_the_limit_is_named_before_anything_is_allocated() {
-        let target = Target { max_binding_bytes: 1 << 20, ..Target::BASELINE };
-        plan(target, 64, RecomputePolicy::Keep(9)).check_limits().unwrap();
-        let message = plan(target, 1 << 15, RecomputePolicy::Keep(9)).check_limits().unwrap_err().to_string();
+        let capabilities = Capabilities { max_binding_bytes: 1 << 20, ..Capabilities::BASELINE };
+        plan(capabilities, 64, RecomputePolicy::Keep(9)).check_limits().unwrap();
+        let message = plan(capabilities, 1 << 15, RecomputePolicy::Keep(9)).check_limits().unwrap_err().to_string();
         assert!(message.contains("1048576") && message.contains("--batch-size"), "{message}");
     }
 
     #[test]
     fn no_batch_takes_more_dispatches_than_were_planned() {
-        let cpu = Target { cpu: true, ..Target::BASELINE };
-        let with_matrices = Target { cooperative: Some(Cooperative::KNOWN[0]), ..Target::BASELINE };
-        for target in [Target::BASELINE, cpu, Target { subgroup_size: 8, ..cpu }, with_matrices] {
+        let cpu = Capabilities { cpu: true, ..Capabilities::BASELINE };
+        let with_matrices = Capabilities { cooperative: Some(Cooperative::KNOWN[0]), ..Capabilities::BASELINE };
+        for capabilities in [Capabilities::BASELINE, cpu, Capabilities { subgroup_size: 8, ..cpu }, with_matrices] {
             for max_rows in [1, 96, 160, 416] {
-                let plan = plan(target, max_rows, RecomputePolicy::Keep(1));
+                let plan = plan(capabilities, max_rows, RecomputePolicy::Keep(1));
                 let classes = (0..=max_rows).step_by(8).flat_map(|rows| [(rows, 1), (rows, rows / 2), (rows, rows)]);
-                for (rows, targets) in classes.map(|(rows, targets)| plan.class(rows.max(1), targets.max(1))) {
-                    let bytes = params_bytes(&plan.record_pass(rows, targets, true).commands);
+                for (rows, labels) in classes.map(|(rows, labels)| plan.class(rows.max(1), labels.max(1))) {
+                    let bytes = params_bytes(&plan.record_pass(rows, labels, true).commands);
                     assert!(
                         bytes <= plan.uniforms[0].bytes,
-                        "{rows} rows, {targets} targets of {max_rows}: {target:?}"
+                        "{rows} rows, {labels} labels of {max_rows}: {capabilities:?}"
                     );
                 }
             }
@@ -481,10 +488,10 @@ mod tests {
     #[test]
     fn recomputation_is_chosen_by_the_bytes_that_it_saves() {
         let bytes = |plan: &TrainPlan| plan.ledger().get(Category::KeptActivations);
-        let kept = [0, 1, 2].map(|layers| plan(Target::BASELINE, 256, RecomputePolicy::Keep(layers)));
+        let kept = [0, 1, 2].map(|layers| plan(Capabilities::BASELINE, 256, RecomputePolicy::Keep(layers)));
         assert!(bytes(&kept[0]) < bytes(&kept[1]) && bytes(&kept[1]) < bytes(&kept[2]));
         let auto = |kept_bytes| {
-            plan(Target::BASELINE, 256, RecomputePolicy::Auto { kept_bytes, total_bytes: u64::MAX })
+            plan(Capabilities::BASELINE, 256, RecomputePolicy::Auto { kept_bytes, total_bytes: u64::MAX })
                 .recompute
                 .kept_layers
         };

@@ -18,16 +18,16 @@ use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
-use crate::gpu::{Gpu, Ledger, Profile, Target};
+use crate::gpu::{Capabilities, Gpu, Ledger, Profile};
 use crate::hub::base_name;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
-use crate::model::load::{check_shapes, float_of};
-use crate::model::network;
+use crate::model::source::{check_shapes, float_of};
+use crate::model::tensors::{EMBEDDING, parameters};
 use crate::model::weight_files::WeightFiles;
-use crate::ops::weight::Float;
+use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 /// Longest sequence where neither the user nor the model says less.
@@ -225,14 +225,14 @@ pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usiz
 
 impl PreparedRun {
     /// The run's memory plan, refused if it exceeds the budget of the settings.
-    pub fn plan(&self, target: Target) -> Result<TrainPlan> {
+    pub fn plan(&self, capabilities: Capabilities) -> Result<TrainPlan> {
         let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].input_ids.len()).sum::<usize>();
         let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(|e| e.input_ids.len()));
         let max_rows = longest_rows(rows, self.settings.batch_size).0;
         let examples = self.examples.iter().chain(&self.eval_examples);
         let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
         let stored = |name: &str| self.stored(name);
-        plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, target)
+        plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, capabilities)
     }
 
     /// The type in which the files hold a tensor.
@@ -268,11 +268,6 @@ impl PreparedRun {
     }
 }
 
-/// Parameters of a whole model.
-pub fn parameters(config: &ModelConfig) -> u64 {
-    network::tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
-}
-
 /// Makes the run. `control` is asked after each step; the run waits for its answer.
 ///
 /// # Errors
@@ -300,7 +295,7 @@ pub async fn run(
         }
         None => None,
     };
-    let plan = prepared.plan(gpu.target)?;
+    let plan = prepared.plan(gpu.capabilities)?;
     let trained_parameters = prepared.trained_parameters();
     let ledger = plan.ledger();
     listen(Event::Planned {
@@ -326,7 +321,7 @@ pub async fn run(
         Some(files) => Engine::open(gpu, plan, files, loading).await?,
         None => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
     };
-    record.kernels = engine.plan.choices.lines();
+    record.kernels = engine.plan.autotune.lines();
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|(_, found, _)| found.state.step))?;
     output.write_run(&prepared.settings, &record)?;
@@ -411,7 +406,7 @@ pub async fn run(
         }
     }
     observer.drain(&mut engine).await?;
-    let float = prepared.settings.dtype.map_or_else(|| prepared.stored(network::EMBEDDING), |dtype| dtype.float());
+    let float = prepared.settings.dtype.map_or_else(|| prepared.stored(EMBEDDING), |dtype| dtype.float());
     prepared.subject().save(&out, &engine.read_values().await?, float)?;
     (observer.listen)(Event::Saved(&out));
     outcome.step = state.step;

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::data::settings::DataSettings;
 use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
-use crate::model::network::BaseStorage;
+use crate::network::base::BaseStorage;
 use crate::ops::adamw::AdamW;
 use crate::ops::moments::MomentStorage;
-use crate::ops::weight::{Code4, Float, Storage};
+use crate::quant::format::{Code4, Float, Storage};
 use crate::{Error, Result};
 
 /// What is trained, and how the base is held meanwhile.
@@ -96,7 +96,7 @@ impl Schedule {
     }
 }
 
-/// The optimiser.
+/// The optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
@@ -304,7 +304,7 @@ impl RunSettings {
         }
         if self.quantize_embedding && self.method != Method::Qlora {
             return bad(
-                "--quantize-embedding is for --method qlora; the other methods hold the base unquantised".to_owned()
+                "--quantize-embedding is for --method qlora; the other methods hold the base unquantized".to_owned()
             );
         }
         if self.rank == 0 {

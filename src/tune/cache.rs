@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, File};
-use crate::gpu::{AdapterSummary, ShapeClass};
+use crate::gpu::{AdapterSummary, AutotuneKey};
 
 /// A file of more is none of ours.
 const MAX_BYTES: u64 = 4 << 20;
@@ -32,14 +32,14 @@ struct Device {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Entry {
     #[serde(flatten)]
-    class: ShapeClass,
+    class: AutotuneKey,
     /// Checksum of the texts of all that were measured.
     kernels: u32,
     fastest: String,
 }
 
 impl Entry {
-    pub fn new(class: ShapeClass, kernels: u32, fastest: &str) -> Self {
+    pub fn new(class: AutotuneKey, kernels: u32, fastest: &str) -> Self {
         Self { class, kernels, fastest: fastest.to_owned() }
     }
 }
@@ -56,7 +56,7 @@ pub struct Kept(Vec<Entry>);
 
 impl Kept {
     /// The fastest kernel of a class, if it was measured among these texts.
-    pub fn get(&self, class: &ShapeClass, kernels: u32) -> Option<&str> {
+    pub fn get(&self, class: &AutotuneKey, kernels: u32) -> Option<&str> {
         let found = self.0.iter().find(|entry| entry.class == *class && entry.kernels == kernels);
         found.map(|entry| entry.fastest.as_str())
     }
@@ -125,7 +125,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::Problem;
+    use crate::gpu::ProblemSize;
 
     fn adapter(driver_info: &str) -> AdapterSummary {
         AdapterSummary {
@@ -147,8 +147,8 @@ mod tests {
         }
     }
 
-    fn class(rows: u32) -> ShapeClass {
-        Problem { op: "linear_forward", storage: "f32", rows, cols: 64, depth: 64 }.class()
+    fn class(rows: u32) -> AutotuneKey {
+        ProblemSize { op: "linear_forward", storage: "f32", rows, cols: 64, depth: 64 }.class()
     }
 
     #[test]

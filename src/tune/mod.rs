@@ -12,7 +12,7 @@ use std::time::Duration;
 use web_time::Instant;
 
 use crate::Result;
-use crate::gpu::{Choices, Gpu, Problem, ShapeClass, Tune};
+use crate::gpu::{AutotuneKey, AutotuneTable, Gpu, ProblemSize, Tune};
 use crate::ops::linear::{self, Candidate};
 
 /// A trial ends after the class in which this much time has passed. The classes that it did not come to keep the first choices; the
@@ -24,27 +24,27 @@ pub fn measurements(dir: &Path) -> Vec<PathBuf> {
     cache::files_in(dir)
 }
 
-/// The kernels for a list's problems: those known already, from this device's earlier lists or the cache, and those of a trial.
+/// The kernels for a list's problem_sizes: those known already, from this device's earlier lists or the cache, and those of a trial.
 /// Nothing is chosen where the device's options want no trial.
 ///
 /// # Errors
 /// A failing device. A cache that cannot be read or written is done without.
-pub async fn choices(gpu: &Gpu, problems: &[Problem]) -> Result<Choices> {
+pub async fn choices(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Result<AutotuneTable> {
     let wanted = match gpu.tuning.tune {
-        Tune::Auto => !gpu.target.cpu,
+        Tune::Auto => !gpu.capabilities.cpu,
         Tune::On => true,
         Tune::Off => false,
     };
     if !wanted {
-        return Ok(Choices::default());
+        return Ok(AutotuneTable::default());
     }
     let mut known = gpu.tuned();
     let cache = gpu.tuning.cache.as_ref().map(|dir| cache::Cache::of(dir, &gpu.adapter));
     let kept = cache.as_ref().map(cache::Cache::read).unwrap_or_default();
     let (started, mut measured) = (Instant::now(), Vec::new());
-    let mut chosen = Choices::default();
-    for (class, problem) in by_work(gpu, problems) {
-        let texts = linear::version(&gpu.target, &problem);
+    let mut chosen = AutotuneTable::default();
+    for (class, problem) in by_work(gpu, problem_sizes) {
+        let texts = linear::version(&gpu.capabilities, &problem);
         let kernel = match known.measured(&class).or_else(|| kept.get(&class, texts)) {
             Some(kernel) => kernel.to_owned(),
             None if started.elapsed() >= BUDGET => continue,
@@ -65,9 +65,9 @@ pub async fn choices(gpu: &Gpu, problems: &[Problem]) -> Result<Choices> {
 }
 
 /// One problem for each class in which there is something to choose, those first in which most of the work lies.
-fn by_work(gpu: &Gpu, problems: &[Problem]) -> Vec<(ShapeClass, Problem)> {
-    let mut classes: BTreeMap<ShapeClass, (u64, Problem)> = BTreeMap::new();
-    for problem in problems.iter().filter(|problem| Candidate::all(&gpu.target, problem).len() > 1) {
+fn by_work(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Vec<(AutotuneKey, ProblemSize)> {
+    let mut classes: BTreeMap<AutotuneKey, (u64, ProblemSize)> = BTreeMap::new();
+    for problem in problem_sizes.iter().filter(|problem| Candidate::all(&gpu.capabilities, problem).len() > 1) {
         let (work, largest) = classes.entry(problem.class()).or_insert((0, *problem));
         *work += problem.work();
         if problem.work() > largest.work() {
@@ -86,14 +86,14 @@ mod tests {
     use super::*;
     use crate::gpu::{GpuOptions, TuneOptions};
 
-    const PROBLEM: Problem = Problem { op: "linear_forward", storage: "f32", rows: 40, cols: 24, depth: 100 };
+    const PROBLEM: ProblemSize = ProblemSize { op: "linear_forward", storage: "f32", rows: 40, cols: 24, depth: 100 };
 
     /// The tests' adapter, taken for a GPU.
     fn gpu(tune: Tune, cache: Option<&Path>) -> Gpu {
         let tuning = TuneOptions { tune, cache: cache.map(Path::to_owned) };
         let options = GpuOptions { adapter: std::env::var("LORAINE_ADAPTER").ok(), tuning, ..Default::default() };
         let mut gpu = pollster::block_on(Gpu::open(&options)).unwrap();
-        gpu.target.cpu = false;
+        gpu.capabilities.cpu = false;
         gpu
     }
 
@@ -116,8 +116,10 @@ mod tests {
     fn a_trial_is_made_once_and_its_result_kept() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("cache");
-        let names: Vec<_> =
-            Candidate::all(&gpu(Tune::Off, None).target, &PROBLEM).iter().map(|candidate| candidate.name()).collect();
+        let names: Vec<_> = Candidate::all(&gpu(Tune::Off, None).capabilities, &PROBLEM)
+            .iter()
+            .map(|candidate| candidate.name())
+            .collect();
         assert!(names.len() > 1, "{names:?}");
         let first = gpu(Tune::Auto, Some(&dir));
         let fastest = chosen(&first).unwrap();
@@ -132,7 +134,7 @@ mod tests {
         assert_eq!(chosen(&gpu(Tune::Off, Some(&dir))), None);
 
         // What was measured of other texts is measured anew, and written over it.
-        let version = linear::version(&first.target, &PROBLEM);
+        let version = linear::version(&first.capabilities, &PROBLEM);
         edit(&dir, &version.to_string(), &version.wrapping_add(1).to_string());
         assert!(chosen(&gpu(Tune::On, Some(&dir))).is_some());
         let (old, new) = (String::from_utf8(written).unwrap(), std::fs::read_to_string(file(&dir)).unwrap());
@@ -142,18 +144,18 @@ mod tests {
     #[test]
     fn software_adapters_are_not_measured_unless_it_is_asked_for() {
         let mut software = gpu(Tune::Auto, None);
-        software.target.cpu = true;
+        software.capabilities.cpu = true;
         assert_eq!(chosen(&software), None);
         // Nor is what no candidate can do.
-        let unknown = Problem { op: "no such operation", ..PROBLEM };
+        let unknown = ProblemSize { op: "no such operation", ..PROBLEM };
         let choices = pollster::block_on(choices(&gpu(Tune::On, None), &[unknown])).unwrap();
-        assert_eq!(choices, Choices::default());
+        assert_eq!(choices, AutotuneTable::default());
     }
 
     #[test]
     fn the_heaviest_class_is_measured_first_by_its_largest_problem() {
-        let of_rows = |rows| Problem { rows, ..PROBLEM };
-        let light = Problem { storage: "bf16", rows: 1024, ..PROBLEM };
+        let of_rows = |rows| ProblemSize { rows, ..PROBLEM };
+        let light = ProblemSize { storage: "bf16", rows: 1024, ..PROBLEM };
         let order = by_work(&gpu(Tune::On, None), &[light, of_rows(600), of_rows(1000), of_rows(500)]);
         let order: Vec<_> = order.into_iter().map(|(_, problem)| problem).collect();
         assert_eq!(order, [of_rows(1000), light, of_rows(500)]);

@@ -1,7 +1,7 @@
 //! Times every candidate for one problem.
 
 use crate::Result;
-use crate::gpu::{Bed, Buffers, Category, Gpu, GpuError, PARAMS_STRIDE, Prepared, Problem, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Harness, PARAMS_STRIDE, Prepared, ProblemSize, View};
 use crate::ops::linear::{self, Candidate, Operands};
 use crate::random::{Stream, uniform};
 
@@ -32,24 +32,24 @@ struct Contender {
 ///
 /// # Errors
 /// A lost device.
-pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str>> {
+pub async fn fastest(gpu: &Gpu, problem: &ProblemSize) -> Result<Option<&'static str>> {
     let problem = bounded(*problem);
-    let mut bed = Bed::new(gpu);
-    let Some(operands) = Operands::plan(&mut bed.plan, &problem) else { return Ok(None) };
+    let mut harness = Harness::new(gpu);
+    let Some(operands) = Operands::plan(&mut harness.plan, &problem) else { return Ok(None) };
     let noise: Vec<f32> = (0..1 << 16).map(|i| uniform(0, Stream::Sampling, 3, i) - 0.5).collect();
     let noise: &[u8] = bytemuck::cast_slice(&noise);
     let x = operands.x.view;
-    bed.uploads.push((x, noise.iter().copied().cycle().take(x.bytes as usize).collect()));
-    let scratch = linear::panel_bytes(&gpu.target, [operands.scratch_use()]);
-    bed.rec.scratch.weight_panel = bed.plan.alloc(Category::Workspace, "trial scratch", scratch);
+    harness.uploads.push((x, noise.iter().copied().cycle().take(x.bytes as usize).collect()));
+    let scratch = linear::panel_bytes(&gpu.capabilities, [operands.scratch_use()]);
+    harness.rec.scratch.weight_panel = harness.plan.alloc(Category::Workspace, "trial scratch", scratch);
     let params = u64::from(MAX_DISPATCHES) * linear::DISPATCHES * PARAMS_STRIDE;
-    let uniform = bed.plan.alloc(Category::Uploads, "dispatch parameters", params);
-    let mut buffers = match bed.allocate(gpu).await {
+    let uniform = harness.plan.alloc(Category::Uploads, "dispatch parameters", params);
+    let mut buffers = match harness.allocate(gpu).await {
         // Of a device as full as this nothing is known; the run itself will say so if it does not fit either.
         Err(GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. }) => return Ok(None),
         allocated => allocated?,
     };
-    let measured = race(gpu, &problem, &bed, &operands, uniform, &mut buffers).await;
+    let measured = race(gpu, &problem, &harness, &operands, uniform, &mut buffers).await;
     // A browser would keep them until its garbage is collected.
     buffers.destroy();
     Ok(measured?)
@@ -57,20 +57,20 @@ pub async fn fastest(gpu: &Gpu, problem: &Problem) -> Result<Option<&'static str
 
 async fn race(
     gpu: &Gpu,
-    problem: &Problem,
-    bed: &Bed,
+    problem: &ProblemSize,
+    harness: &Harness,
     operands: &Operands,
     uniform: View,
     buffers: &mut Buffers,
 ) -> Result<Option<&'static str>, GpuError> {
     operands.weight.fill_randomly(gpu, buffers, 0).await?;
     let list = |candidate: Candidate, dispatches: u32, buffers: &Buffers| {
-        let mut rec = bed.rec.clone();
+        let mut rec = harness.rec.clone();
         (0..dispatches).for_each(|_| operands.record(&mut rec, candidate));
         gpu.prepare(&rec.commands, buffers, uniform)
     };
     let mut contenders = Vec::new();
-    for candidate in Candidate::all(&gpu.target, problem) {
+    for candidate in Candidate::all(&gpu.capabilities, problem) {
         let ready = match list(candidate, 1, buffers) {
             Ok(list) => seconds(gpu, &list, buffers).await.map(|seconds| Contender { candidate, list, seconds }),
             Err(e) => Err(e),
@@ -102,7 +102,7 @@ async fn race(
 
 /// By the device's clock where it has one, save on software adapters, whose threads the host's clock sees better.
 async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f64, GpuError> {
-    if !gpu.target.cpu
+    if !gpu.capabilities.cpu
         && let Some(seconds) = gpu.time_on_device(list, buffers).await?
         && seconds > 0.0
     {
@@ -112,9 +112,9 @@ async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f6
 }
 
 /// The problem, or a part of it that is like it: the depth is cut first, which leaves as many workgroups.
-fn bounded(mut problem: Problem) -> Problem {
+fn bounded(mut problem: ProblemSize) -> ProblemSize {
     let half = |n: u32| if n.is_multiple_of(64) { (n / 2).next_multiple_of(64) } else { n / 2 };
-    let values = |p: &Problem| {
+    let values = |p: &ProblemSize| {
         [(p.rows, p.depth), (p.cols, p.depth), (p.rows, p.cols)].map(|(a, b)| u64::from(a) * u64::from(b))
     };
     while problem.work() > MAX_WORK || values(&problem).into_iter().any(|count| count > MAX_VALUES) {
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     fn sizes(rows: u32, cols: u32, depth: u32) -> [u32; 3] {
-        let cut = bounded(Problem { op: "linear_forward", storage: "f32", rows, cols, depth });
+        let cut = bounded(ProblemSize { op: "linear_forward", storage: "f32", rows, cols, depth });
         [cut.rows, cut.cols, cut.depth]
     }
 

@@ -19,8 +19,8 @@ use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::infer::sampler::SamplingSettings;
 use crate::lora::adapter_file;
 use crate::model::config::ModelConfig;
-use crate::model::network::BaseStorage;
 use crate::model::weight_files::WeightFiles;
+use crate::network::base::BaseStorage;
 use crate::train::settings::Quant;
 use crate::{Error, Result};
 
@@ -91,7 +91,7 @@ pub enum StopReason {
     EndToken,
     MaxTokens,
     Context,
-    Cancelled,
+    Canceled,
 }
 
 struct Inner {
@@ -107,7 +107,7 @@ struct Inner {
 pub struct Generator {
     inner: RefCell<Option<Inner>>,
     names: Vec<String>,
-    cancelled: Cell<bool>,
+    canceled: Cell<bool>,
 }
 
 #[wasm_bindgen]
@@ -135,7 +135,7 @@ impl Generator {
         #[wasm_bindgen(unchecked_param_type = "(text: string) => void")] on_text: Function,
     ) -> Result<JsValue, JsValue> {
         let mut inner = self.take()?;
-        self.cancelled.set(false);
+        self.canceled.set(false);
         let answered = self.answer_with(&mut inner, &prompt, adapter, &settings, &on_text).await;
         self.inner.replace(Some(inner));
         to_js(&answered.map_err(|e| errors::to_js(&e))?)
@@ -156,7 +156,7 @@ impl Generator {
 
     /// Ends the answer in the making.
     pub fn cancel(&self) {
-        self.cancelled.set(true);
+        self.canceled.set(true);
     }
 }
 
@@ -195,7 +195,7 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
     let generator = generator::Generator::open(gpu, &config, &files, &loaded, &plan, progress).await?;
     let inner = Inner { generator, tokenizer, template, end_tokens };
     let names = adapters.into_iter().map(|adapter| adapter.name).collect();
-    Ok(Generator { inner: RefCell::new(Some(inner)), names, cancelled: Cell::new(false) })
+    Ok(Generator { inner: RefCell::new(Some(inner)), names, canceled: Cell::new(false) })
 }
 
 impl Inner {
@@ -269,7 +269,7 @@ impl Generator {
                 Ok(piece) => show(&piece),
                 Err(e) => failure = Some(e),
             }
-            if failure.is_some() || self.cancelled.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if failure.is_some() || self.canceled.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let made = inner.generator.generate(&ids, adapter, &generation, on_token).await?;
         if let Some(failure) = failure {
@@ -283,7 +283,7 @@ impl Generator {
                 Stop::EndToken(_) => StopReason::EndToken,
                 Stop::MaxTokens => StopReason::MaxTokens,
                 Stop::Context => StopReason::Context,
-                Stop::Caller => StopReason::Cancelled,
+                Stop::Caller => StopReason::Canceled,
             },
             seconds: (made.prompt_time + made.token_time).as_secs_f64(),
         })

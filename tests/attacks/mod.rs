@@ -59,9 +59,9 @@ pub struct Attack {
 
 /// A tensor of every fixture that is neither first nor last in its file.
 pub const VICTIM: &str = "model.layers.0.self_attn.k_proj.weight";
-const NEIGHBOUR: &str = "model.layers.0.self_attn.v_proj.weight";
+const NEIGHBOR: &str = "model.layers.0.self_attn.v_proj.weight";
 
-/// Damage to the file of a whole model whose [`VICTIM`] is F32 and as large as its neighbour.
+/// Damage to the file of a whole model whose [`VICTIM`] is F32 and as large as its neighbor.
 pub fn on_weights(path: &Path) -> Vec<Attack> {
     let good = std::fs::read(path).unwrap();
     let header_len = good.len() - Weights::read(path).data.len() - 8;
@@ -88,8 +88,8 @@ pub fn on_weights(path: &Path) -> Vec<Attack> {
         attack(what, says, weights.bytes());
     };
     let place = |key: &'static str, value: Value| move |w: &mut Weights| w.header[VICTIM][key] = value.clone();
-    change("a tensor upon its neighbour", &["overlaps"], &|w| {
-        w.header[NEIGHBOUR]["data_offsets"] = w.header[VICTIM]["data_offsets"].clone();
+    change("a tensor upon its neighbor", &["overlaps"], &|w| {
+        w.header[NEIGHBOR]["data_offsets"] = w.header[VICTIM]["data_offsets"].clone();
     });
     change("a hole before a tensor", &["leaves 4 unused bytes"], &|w| {
         let (begin, end) = w.offsets("model.norm.weight");

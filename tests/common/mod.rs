@@ -12,9 +12,9 @@ use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use loraine::lora::adapter_file::{self, AdapterTensors};
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
-use loraine::model::load::{check_shapes, float_of};
-use loraine::model::network::BaseStorage;
+use loraine::model::source::{check_shapes, float_of};
 use loraine::model::weight_files::WeightFiles;
+use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -52,7 +52,7 @@ pub fn gpu() -> Gpu {
 }
 
 pub fn take_for_gpu(gpu: &mut Gpu) {
-    (gpu.target.cpu, gpu.target.subgroup_size) = (false, 0);
+    (gpu.capabilities.cpu, gpu.capabilities.subgroup_size) = (false, 0);
 }
 
 /// A safetensors file in memory.
@@ -143,7 +143,7 @@ pub fn open_engine(
         training: Some(MomentStorage::F32),
     };
     let stored = |name: &str| float_of(files.get(name).expect("a tensor").dtype);
-    let plan = TrainPlan::new(gpu.target, &config, stored, modules, &settings);
+    let plan = TrainPlan::new(gpu.capabilities, &config, stored, modules, &settings);
     let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).expect("engine");
     assert_eq!(engine.plan.ledger(), *engine.buffers.ledger(), "planned and allocated bytes");
     engine.write_adapter(tensors);
@@ -163,8 +163,8 @@ pub fn whole_sequence(ids: &[u32]) -> MicroBatch {
         positions: (0..rows).collect(),
         segment_start: vec![0; ids.len()],
         segment_end: vec![rows; ids.len()],
-        target_rows: Vec::new(),
-        targets: Vec::new(),
+        label_rows: Vec::new(),
+        labels: Vec::new(),
     }
 }
 

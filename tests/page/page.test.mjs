@@ -112,7 +112,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await shortRun(page, 2, { Rank: 4, Alpha: 12, "Learning rate": 0.002 });
   await page.getByLabel("Targets").selectOption({ label: "Attention" });
   await page.getByText("More settings").click();
-  await page.getByLabel("Optimiser", { exact: true }).selectOption("adamw8bit");
+  await page.getByLabel("Optimizer", { exact: true }).selectOption("adamw8bit");
   const link = await page.locator(".link input").inputValue();
   assert.doesNotMatch(decodeURIComponent(link), /matey|pasted/);
   const again = await openPage(shared.browser, link);
@@ -128,7 +128,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
     "2",
   ]);
   assert.equal(await value("Targets"), "q_proj,k_proj,v_proj,o_proj");
-  assert.equal(await value("Optimiser"), "adamw8bit");
+  assert.equal(await value("Optimizer"), "adamw8bit");
 
   const hub =
     "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";

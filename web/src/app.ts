@@ -118,9 +118,9 @@ export class App {
       this.sources.model = open;
     } catch (error) {
       const failure = failureOf(error);
-      this.modelFailure = failure.kind === "cancelled" ? undefined : failure;
+      this.modelFailure = failure.kind === "canceled" ? undefined : failure;
       // The engine has let go of the earlier model for the one that failed.
-      if (failure.kind !== "cancelled" && failure.kind !== "hub") this.model = undefined;
+      if (failure.kind !== "canceled" && failure.kind !== "hub") this.model = undefined;
     } finally {
       this.modelProgress = undefined;
       this.changed("model", "run");

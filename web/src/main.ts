@@ -51,7 +51,7 @@ async function start(): Promise<void> {
       h(
         "p",
         {},
-        "loraine is free software under the MIT licence. This page asks no server for anything but its own files and the model address that you type.",
+        "loraine is free software under the MIT license. This page asks no server for anything but its own files and the model address that you type.",
       ),
     ),
   );

@@ -32,7 +32,7 @@ export const RANGES = {
 export type NumberSetting = keyof typeof RANGES;
 
 const METHODS = ["qlora", "lora"] as const;
-const OPTIMISERS = ["adamw", "adamw8bit"] as const;
+const OPTIMIZERS = ["adamw", "adamw8bit"] as const;
 const SCHEDULES = ["constant", "linear", "cosine"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
 const ON_LONG = ["refuse", "truncate", "drop", "split"] as const;
@@ -114,7 +114,7 @@ export function fromFragment(fragment: string): Recipe | undefined {
   if (method !== undefined) settings.method = method;
   const schedule = one("schedule", SCHEDULES);
   if (schedule !== undefined) settings.schedule = schedule;
-  const optim = one("optim", OPTIMISERS);
+  const optim = one("optim", OPTIMIZERS);
   if (optim !== undefined) settings.optim = optim;
   const targets = short("targets");
   if (targets !== undefined && TARGETS.test(targets)) settings["target-modules"] = targets;

@@ -42,7 +42,7 @@ export type AnswerSettings = Required<Pick<loraine.AnswerSettings, "max_tokens" 
 
 /** Everything that can go wrong, as a sentence for the person at the page. */
 export interface Failure {
-  kind: loraine.LoraineError["kind"] | "storage" | "cancelled" | "crash";
+  kind: loraine.LoraineError["kind"] | "storage" | "canceled" | "crash";
   message: string;
   path?: string;
   field?: string;

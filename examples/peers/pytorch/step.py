@@ -1,5 +1,5 @@
 """QLoRA steps of PyTorch, PEFT and bitsandbytes on the CPU, of the same model and batch as the bench's `stories15m:4x256`: random
-weights in NF4 with double quantisation, rank 16 on all linear layers, AdamW. Prints one JSON object."""
+weights in NF4 with double quantization, rank 16 on all linear layers, AdamW. Prints one JSON object."""
 
 import json
 import tempfile

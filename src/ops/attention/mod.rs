@@ -243,7 +243,7 @@ pub fn forward(
     assert!(key_ranges.bytes >= 8 * u64::from(q.rows), "a range for each of {} rows: {key_ranges:?}", q.rows);
     assert!(lse.bytes >= 4 * u64::from(q.rows) * u64::from(shape.heads), "a value per row and head: {lse:?}");
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let (kernel, each) = forward_kernel(Form::of(&rec.target), shape.head_dim, items);
+    let (kernel, each) = forward_kernel(Form::of(&rec.capabilities), shape.head_dim, items);
     let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
@@ -295,12 +295,12 @@ pub fn backward(
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
     let items = cells / u64::from(shape.kv_heads);
-    let (kernel, each) = dq_kernel(Form::of(&rec.target), shape.head_dim, items);
+    let (kernel, each) = dq_kernel(Form::of(&rec.capabilities), shape.head_dim, items);
     let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let (kernel, each) = dkv_kernel(Form::of(&rec.target), shape.head_dim, rows);
+    let (kernel, each) = dkv_kernel(Form::of(&rec.capabilities), shape.head_dim, rows);
     let groups = shape.workgroups(rec, rows, each);
     rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }

@@ -4,10 +4,11 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction};
-use crate::gpu::{Constant, Kernel, Recorder, Target, View};
+use crate::gpu::{Capabilities, Constant, Kernel, Recorder, View};
 use crate::ops::Form;
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, DECODE_4BIT, Float, Origin, Panel, Storage};
+use crate::ops::weight::{DECODE_4BIT, Origin, Panel};
+use crate::quant::format::{BLOCK, Float, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
 const LANES: u32 = Form::LANES;
@@ -140,8 +141,8 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 /// Octets of a row begin at whole words.
-pub(super) fn applies(target: &Target, in_features: u32) -> bool {
-    Form::of(target) == Form::Broadcast && in_features.is_multiple_of(OCTET)
+pub(super) fn applies(capabilities: &Capabilities, in_features: u32) -> bool {
+    Form::of(capabilities) == Form::Broadcast && in_features.is_multiple_of(OCTET)
 }
 
 /// Scratch for the decoded scales of a weight.

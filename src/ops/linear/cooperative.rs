@@ -11,9 +11,10 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction, MAX_TERMS, Sum};
-use crate::gpu::{Cooperative, Kernel, Matrix, Problem, Recorder, Scratch, Target, View};
+use crate::gpu::{Capabilities, Cooperative, Kernel, Matrix, ProblemSize, Recorder, Scratch, View};
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, Float, Origin, Storage};
+use crate::ops::weight::Origin;
+use crate::quant::format::{BLOCK, Float, Storage};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
 /// own products keep to f32 by this rule.
@@ -95,9 +96,9 @@ pub struct Way {
 }
 
 impl Way {
-    /// Those of a target with matrices, first the one that is taken where none was measured.
-    pub(super) fn all(target: &Target) -> impl Iterator<Item = Self> {
-        target.cooperative.into_iter().flat_map(|cooperative| {
+    /// Those of a device with matrices, first the one that is taken where none was measured.
+    pub(super) fn all(capabilities: &Capabilities) -> impl Iterator<Item = Self> {
+        capabilities.cooperative.into_iter().flat_map(|cooperative| {
             let tiles = Tile::ALL.into_iter().filter(move |tile| tile.suits(cooperative.subgroups));
             tiles.map(move |tile| Self { cooperative, tile, matrices: Matrices::Hardware })
         })
@@ -234,8 +235,8 @@ pub(super) fn kernels() -> Vec<Kernel> {
     let mut all: Vec<Kernel> = Storage::ALL.into_iter().map(magnitude_kernel).collect();
     all.push(halves_kernel());
     for cooperative in Cooperative::KNOWN {
-        let target = Target { cooperative: Some(cooperative), ..Target::BASELINE };
-        for way in Way::all(&target) {
+        let capabilities = Capabilities { cooperative: Some(cooperative), ..Capabilities::BASELINE };
+        for way in Way::all(&capabilities) {
             for storage in Storage::ALL {
                 for in_features in [64, 63] {
                     all.push(way.kernel(Direction::Forward, storage, in_features, 1));
@@ -250,11 +251,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 /// Whether a contraction of this shape takes this form.
-pub(super) fn applies(target: &Target, problem: &Problem) -> bool {
+pub(super) fn applies(capabilities: &Capabilities, problem: &ProblemSize) -> bool {
     problem.rows >= MIN_ROWS
         && problem.cols >= MIN_COLS
         && problem.depth >= MIN_DEPTH
-        && Way::all(target).next().is_some()
+        && Way::all(capabilities).next().is_some()
 }
 
 /// What a contraction takes of a row of halves: its powers apart, its part of x and that of `low`.

@@ -6,7 +6,7 @@ use super::tests::{SHARED_INPUTS, SharedInput, twin, weight_of};
 use super::*;
 use crate::gpu::Cooperative;
 use crate::ops::testing::{Lab, assert_close, gpu};
-use crate::ops::weight::{Code4, Float};
+use crate::quant::format::{Code4, Float};
 
 fn emulated(side: u32, subgroups: [u32; 2], lanes: u32, tile: Tile) -> Way {
     Way { cooperative: Cooperative { side, subgroups }, tile, matrices: Matrices::Emulated { lanes } }
@@ -24,7 +24,7 @@ fn emulated_ways() -> Vec<Way> {
 
 /// With this adapter's own matrices, the small tile of the tests first.
 fn hardware_ways() -> Vec<Way> {
-    let ways: Vec<Way> = Way::all(&gpu().target).collect();
+    let ways: Vec<Way> = Way::all(&gpu().capabilities).collect();
     let Some(first) = ways.first() else {
         eprintln!("skipped: the adapter's own matrices, since it has none of f16 with sums in f32");
         return Vec::new();
@@ -339,11 +339,12 @@ fn the_gradient_of_a_shared_input_is_one_sum_within_the_bound() {
         for (sizes, branches) in SHARED_INPUTS {
             for storage in [NF4, BF16] {
                 let mut lab = Lab::new();
-                (lab.target.cpu, lab.target.cooperative) = (false, Some(way.cooperative));
+                (lab.capabilities.cpu, lab.capabilities.cooperative) = (false, Some(way.cooperative));
                 lab.reserve_panel(halves_bytes(sizes[0] as u32, 256, 32));
                 let shared = SharedInput::new(&mut lab, storage, sizes, branches);
                 let branches = shared.branches();
-                let sum = Sum::of_branches(&lab.target, &branches, shared.dx).expect("one binding covers each operand");
+                let sum =
+                    Sum::of_branches(&lab.capabilities, &branches, shared.dx).expect("one binding covers each operand");
                 let mut rec = lab.recorder();
                 record(&mut rec, way, &sum);
                 // The magnitudes of each, the rows of all, and their products.
@@ -388,7 +389,7 @@ fn tiles_and_subgroups_give_equal_bits() {
 /// Which contractions take this form, and that a whole layer goes through it.
 #[test]
 fn layers_of_some_size_take_the_form_where_the_target_has_matrices() {
-    let Some(matrices) = gpu().target.cooperative else {
+    let Some(matrices) = gpu().capabilities.cooperative else {
         eprintln!("skipped: whole layers, since this adapter has no matrices of f16 with sums in f32");
         return;
     };
@@ -399,7 +400,7 @@ fn layers_of_some_size_take_the_form_where_the_target_has_matrices() {
     let x = lab.normal(40 * 128);
     let (gx, y) = (lab.matrix(40, 128, &x), lab.empty(40, 130));
     let mut rec = lab.recorder();
-    rec.target.cooperative = Some(matrices);
+    rec.capabilities.cooperative = Some(matrices);
     forward(&mut rec, gx, &weight, None, y, false);
     assert_eq!(rec.commands.len(), 3);
     forward(&mut rec, gx.top(1), &weight, None, y.top(1), false);

@@ -8,7 +8,7 @@ use super::Contraction;
 use crate::gpu::{Kernel, Recorder};
 use crate::ops::Form;
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::Storage;
+use crate::quant::format::Storage;
 
 /// With more, the accumulators leave the registers.
 pub(super) const MAX_ROWS: u32 = 4;
@@ -84,7 +84,7 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     let [data, absmax, nested] = contraction.weight_views(rec);
     let [bias, low, other] = contraction.term_views(rec);
     let views = [x.view, data, absmax, nested, bias, low, other, y.view];
-    let form = Form::of(&rec.target);
+    let form = Form::of(&rec.capabilities);
     let kernel = kernel(form, weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
     let outputs = if form == Form::Tiles { SHARED_OUTPUTS } else { LANES };
     let groups = rec.fold(u64::from(panel.rows.div_ceil(outputs)));

@@ -22,9 +22,10 @@ mod tiled;
 
 use tiled::Tile;
 
-use super::weight::{Panel, Storage, Weight};
-use crate::gpu::{Category, Command, Kernel, Matrix, MemoryPlan, Problem, Recorder, Target, View, round_up};
+use super::weight::{Panel, Weight};
+use crate::gpu::{Capabilities, Category, Command, Kernel, Matrix, MemoryPlan, ProblemSize, Recorder, View, round_up};
 use crate::ops::Form;
+use crate::quant::format::Storage;
 
 /// Which way a contraction reads the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +54,12 @@ pub enum Candidate {
 impl Candidate {
     /// All for one problem, first the one that is taken where none was measured. Whatever else can do it joins this list:
     /// trials and tests walk it. Software adapters have nothing to choose from. Cooperative matrices, whose factors are rounded,
-    /// are taken wherever a target has them, not where a trial found them faster: a run's bits must not hang on that.
-    pub fn all(target: &Target, problem: &Problem) -> Vec<Self> {
-        if cooperative::applies(target, problem) {
-            return cooperative::Way::all(target).map(Self::Cooperative).collect();
+    /// are taken wherever a device has them, not where a trial found them faster: a run's bits must not hang on that.
+    pub fn all(capabilities: &Capabilities, problem: &ProblemSize) -> Vec<Self> {
+        if cooperative::applies(capabilities, problem) {
+            return cooperative::Way::all(capabilities).map(Self::Cooperative).collect();
         }
-        match Form::of(target) {
+        match Form::of(capabilities) {
             Form::Tiles => Tile::fitting(problem.rows, problem.cols).into_iter().map(Self::Tiled).collect(),
             Form::Lanes | Form::Broadcast => Vec::new(),
         }
@@ -185,9 +186,9 @@ impl<'a> Contraction<'a> {
         u64::from(self.x.rows) * u64::from(self.cols()) * u64::from(self.depth() + self.rank())
     }
 
-    fn problem(&self) -> Problem {
+    fn problem(&self) -> ProblemSize {
         let storage = self.weight.storage.name();
-        Problem { op: self.op_name(), storage, rows: self.x.rows, cols: self.cols(), depth: self.depth() }
+        ProblemSize { op: self.op_name(), storage, rows: self.x.rows, cols: self.cols(), depth: self.depth() }
     }
 }
 
@@ -231,9 +232,9 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// The branches' input gradients; None where no form of the target adds them up, or what they have of an operand lies in
+    /// The branches' input gradients; None where no form of the device adds them up, or what they have of an operand lies in
     /// several buffers or beyond one binding.
-    fn of_branches(target: &Target, branches: &[Branch<'a>], dx: Matrix) -> Option<Self> {
+    fn of_branches(capabilities: &Capabilities, branches: &[Branch<'a>], dx: Matrix) -> Option<Self> {
         let first = branches.first()?.weight;
         let alike = |branch: &Branch| {
             let Weight { storage, in_features, panels, .. } = branch.weight;
@@ -255,7 +256,7 @@ impl<'a> Sum<'a> {
         let cover = |view: &dyn Fn(&Contraction) -> Option<View>| {
             let views: Vec<_> = terms.iter().filter_map(view).collect();
             let span = View::span(&views);
-            (views.is_empty() || span.is_some_and(|span| span.bytes <= target.max_binding_bytes)).then_some(span)
+            (views.is_empty() || span.is_some_and(|span| span.bytes <= capabilities.max_binding_bytes)).then_some(span)
         };
         let sum = Self {
             x: cover(&|term| Some(term.x.view))??,
@@ -266,7 +267,8 @@ impl<'a> Sum<'a> {
             other: cover(&|term| Some(term.low?.other))?,
             terms,
         };
-        let applies = |sum: &Self| Form::of(target) == Form::Tiles || cooperative::applies(target, &sum.problem());
+        let applies =
+            |sum: &Self| Form::of(capabilities) == Form::Tiles || cooperative::applies(capabilities, &sum.problem());
         Some(sum).filter(applies)
     }
 
@@ -295,8 +297,8 @@ impl<'a> Sum<'a> {
         self.terms.iter().map(Contraction::work).sum()
     }
 
-    fn problem(&self) -> Problem {
-        Problem { depth: self.terms.iter().map(Contraction::depth).sum(), ..self.first().problem() }
+    fn problem(&self) -> ProblemSize {
+        ProblemSize { depth: self.terms.iter().map(Contraction::depth).sum(), ..self.first().problem() }
     }
 }
 
@@ -313,7 +315,7 @@ pub(crate) struct Operands {
 
 impl Operands {
     /// None where the problem is no contraction of this room.
-    pub fn plan(plan: &mut MemoryPlan, problem: &Problem) -> Option<Self> {
+    pub fn plan(plan: &mut MemoryPlan, problem: &ProblemSize) -> Option<Self> {
         let (direction, storage) = operation(problem)?;
         let shape = match direction {
             Direction::Forward => [problem.cols, problem.depth],
@@ -339,17 +341,17 @@ impl Operands {
 }
 
 /// The direction and the storage that a problem names.
-fn operation(problem: &Problem) -> Option<(Direction, Storage)> {
+fn operation(problem: &ProblemSize) -> Option<(Direction, Storage)> {
     let storage = Storage::ALL.into_iter().find(|storage| storage.name() == problem.storage)?;
     let named = |direction: &Direction| op_name(*direction, storage) == problem.op;
     Some(([Direction::Forward, Direction::InputGradient].into_iter().find(named)?, storage))
 }
 
 /// One number for the texts of all candidates: what was measured of others says nothing.
-pub(crate) fn version(target: &Target, problem: &Problem) -> u32 {
+pub(crate) fn version(capabilities: &Capabilities, problem: &ProblemSize) -> u32 {
     let Some((direction, storage)) = operation(problem) else { return 0 };
     let in_features = if direction == Direction::Forward { problem.depth } else { problem.cols };
-    Candidate::all(target, problem).iter().fold(0, |sum, candidate| {
+    Candidate::all(capabilities, problem).iter().fold(0, |sum, candidate| {
         let text = candidate.kernel(direction, storage, in_features).wgsl();
         crc32c::crc32c_append(crc32c::crc32c_append(sum, candidate.name().as_bytes()), text.as_bytes())
     })
@@ -378,10 +380,10 @@ pub fn input_gradient(
     contract(rec, Direction::InputGradient, dy, weight, low, dx, accumulate);
 }
 
-/// `dx = sum over the branches of dy W + low-rank term`: one contraction where the target has a form for that and the operands of
+/// `dx = sum over the branches of dy W + low-rank term`: one contraction where the device has a form for that and the operands of
 /// each kind lie within one binding, else one after another.
 pub fn sum_of_input_gradients(rec: &mut Recorder, branches: &[Branch], dx: Matrix) {
-    match Sum::of_branches(&rec.target, branches, dx) {
+    match Sum::of_branches(&rec.capabilities, branches, dx) {
         Some(sum) => choose(rec, sum.problem()).record(rec, sum),
         None => {
             for (i, Branch { dy, weight, low }) in branches.iter().enumerate() {
@@ -407,9 +409,9 @@ fn contract(
         let problem = contraction.problem();
         if direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
             few_rows::record(rec, contraction);
-        } else if !rec.target.cpu || cooperative::applies(&rec.target, &problem) {
+        } else if !rec.capabilities.cpu || cooperative::applies(&rec.capabilities, &problem) {
             choose(rec, problem).record(rec, Sum::one(contraction));
-        } else if broadcast::applies(&rec.target, weight.in_features) {
+        } else if broadcast::applies(&rec.capabilities, weight.in_features) {
             broadcast::record(rec, contraction);
         } else {
             rows::record(rec, contraction);
@@ -424,8 +426,8 @@ pub(crate) fn by_matrices(rec: &Recorder) -> bool {
 }
 
 /// The candidate that was measured to be the fastest, else the first.
-fn choose(rec: &mut Recorder, problem: Problem) -> Candidate {
-    let candidates = Candidate::all(&rec.target, &problem);
+fn choose(rec: &mut Recorder, problem: ProblemSize) -> Candidate {
+    let candidates = Candidate::all(&rec.capabilities, &problem);
     let measured = rec.choose(problem);
     *candidates.iter().find(|candidate| Some(candidate.name()) == measured).unwrap_or(&candidates[0])
 }
@@ -450,13 +452,13 @@ pub struct Use {
 
 /// Scratch that the forms want: on software adapters [`rows`] for the decoded panel of a weight, bounded and enough for 4 columns
 /// of any width, and [`broadcast`] for the decoded scales; with cooperative matrices the rows in f16.
-pub fn panel_bytes(target: &Target, uses: impl IntoIterator<Item = Use>) -> u64 {
+pub fn panel_bytes(capabilities: &Capabilities, uses: impl IntoIterator<Item = Use>) -> u64 {
     let one = |Use { out_features, in_features, rank, rows }: Use| {
         let decoded =
             rows::panel_bytes(out_features, in_features, rank).max(broadcast::scales_bytes(out_features, in_features));
         let halves = cooperative::halves_bytes(rows, out_features.max(in_features), rank);
-        let decoded = if target.cpu { decoded } else { 16 };
-        decoded.max(if target.cooperative.is_some() { halves } else { 16 })
+        let decoded = if capabilities.cpu { decoded } else { 16 };
+        decoded.max(if capabilities.cooperative.is_some() { halves } else { 16 })
     };
     uses.into_iter().map(one).max().unwrap_or(16)
 }
@@ -469,8 +471,8 @@ pub fn together<const N: usize>(uses: [Use; N]) -> Use {
 }
 
 /// Scratch for partial results.
-pub fn partials_bytes(target: &Target) -> u64 {
-    if target.cooperative.is_some() { cooperative::ALL_MAXIMA_BYTES } else { 16 }
+pub fn partials_bytes(capabilities: &Capabilities) -> u64 {
+    if capabilities.cooperative.is_some() { cooperative::ALL_MAXIMA_BYTES } else { 16 }
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -5,10 +5,11 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Contraction, Direction};
 use crate::gpu::{Kernel, Recorder, View, round_up};
-use crate::ops::weight::{Panel, Storage};
+use crate::ops::weight::Panel;
+use crate::quant::format::Storage;
 
 const DECODE_WG_SIZE: u32 = 64;
-/// One vector of a software adapter: neighbouring lanes own neighbouring column quads.
+/// One vector of a software adapter: neighboring lanes own neighboring column quads.
 const LANES: u32 = 8;
 /// Columns that one workgroup owns; the panel is laid out in strips of these, see `shaders/lib/panel.wgsl`.
 const STRIP: u32 = 4 * LANES;

@@ -1,9 +1,10 @@
 //! Every form against the formula, in every storage, direction and odd size.
 
 use super::*;
-use crate::gpu::{Choices, Command};
+use crate::gpu::{AutotuneTable, Command};
 use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient, forms};
-use crate::ops::weight::{Code4, Float, Rows};
+use crate::ops::weight::Rows;
+use crate::quant::format::{Code4, Float};
 
 /// The formulas in plain loops.
 pub(super) mod twin {
@@ -55,9 +56,9 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
 
 /// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
 fn variants() -> Vec<(Form, &'static str)> {
-    let problem = |cols| Problem { op: "", storage: "", rows: 128, cols, depth: 64 };
+    let problem = |cols| ProblemSize { op: "", storage: "", rows: 128, cols, depth: 64 };
     let of_form = |form| {
-        let of_width = |cols| Candidate::all(&Lab::for_form(form).target, &problem(cols));
+        let of_width = |cols| Candidate::all(&Lab::for_form(form).capabilities, &problem(cols));
         let mut names: Vec<_> = [128, 16].into_iter().flat_map(of_width).map(Candidate::name).collect();
         names.sort_unstable();
         names.dedup();
@@ -70,9 +71,9 @@ fn variants() -> Vec<(Form, &'static str)> {
 fn recorded(lab: &Lab, candidate: &str, record: impl Fn(&mut Recorder)) -> Recorder {
     let mut rec = lab.recorder();
     record(&mut rec);
-    let mut choices = Choices::default();
-    rec.problems.iter().for_each(|problem| choices.insert(problem.class(), candidate));
-    let mut rec = lab.recorder().with_choices(&choices);
+    let mut autotune = AutotuneTable::default();
+    rec.problem_sizes.iter().for_each(|problem| autotune.insert(problem.class(), candidate));
+    let mut rec = lab.recorder().with_autotune(&autotune);
     record(&mut rec);
     rec
 }
@@ -120,7 +121,7 @@ fn check((form, candidate): (Form, &str), storage: Storage, case: Case) -> Vec<u
     [y, y_added, dx, dx_added].iter().flat_map(|result| lab.read(*result)).map(f32::to_bits).collect()
 }
 
-/// Every variant of every form equals the formula, and those among which a target chooses equal each other to the bit.
+/// Every variant of every form equals the formula, and those among which a device chooses equal each other to the bit.
 fn check_all(storage: Storage, case: Case) {
     let mut of_tiles: Option<Vec<u32>> = None;
     for variant in variants() {
@@ -220,12 +221,12 @@ impl SharedInput {
     pub fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], branches: [[usize; 2]; 3]) -> Self {
         let [outs, ranks] = [0, 1].map(|which| branches.map(|branch| branch[which] as u32));
         let matrices = outs.map(|out_features| Rows { label: "w", out_features, bias: false });
-        let limit = lab.target.max_binding_bytes;
-        let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, inp as u32, limit);
-        let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", rows as u32, outs);
-        let lows = lab.plan.matrices_in_a_row(Category::Workspace, "dy B", rows as u32, ranks);
+        let limit = lab.capabilities.max_binding_bytes;
+        let weights = Weight::plan_contiguous(&mut lab.plan, matrices, storage, inp as u32, limit);
+        let dys = lab.plan.contiguous_matrices(Category::Workspace, "dy", rows as u32, outs);
+        let lows = lab.plan.contiguous_matrices(Category::Workspace, "dy B", rows as u32, ranks);
         let bytes = ranks.map(|rank| 4 * u64::from(rank) * inp as u64);
-        let factors = lab.plan.alloc_in_a_row(Category::Workspace, "lora_A", bytes);
+        let factors = lab.plan.alloc_contiguous(Category::Workspace, "lora_A", bytes);
         let (mut want, mut magnitudes) = (vec![0.0; rows * inp], vec![0.0; rows * inp]);
         let mut terms = [None; 3];
         for (i, [out, rank]) in branches.into_iter().enumerate() {
@@ -296,16 +297,16 @@ fn branches_that_no_binding_covers_are_added_up_one_after_another() {
         rec.commands.len()
     };
     let dx = lab.empty(5, 64);
-    let dys = lab.plan.matrices_in_a_row(Category::Workspace, "dy", 5, [70, 24]);
+    let dys = lab.plan.contiguous_matrices(Category::Workspace, "dy", 5, [70, 24]);
     let apart = [lab.empty(5, 70), lab.empty(5, 24)];
-    let weights = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, u64::MAX);
+    let weights = Weight::plan_contiguous(&mut lab.plan, matrices, storage, 64, u64::MAX);
     assert_eq!(products(&lab, &weights, dys, dx), 1);
     assert_eq!(products(&lab, &weights, apart, dx), 2);
     // One in panels, and what would be bound over a smaller adapter's limit.
-    let in_panels = Weight::plan_in_a_row(&mut lab.plan, matrices, storage, 64, 4 * 64 * 64);
+    let in_panels = Weight::plan_contiguous(&mut lab.plan, matrices, storage, 64, 4 * 64 * 64);
     assert_eq!(in_panels.each_ref().map(|weight| weight.panels.len()), [2, 1]);
     assert_eq!(products(&lab, &in_panels, dys, dx), 3);
-    lab.target.max_binding_bytes = 4 * 64 * 93;
+    lab.capabilities.max_binding_bytes = 4 * 64 * 93;
     assert_eq!(products(&lab, &weights, dys, dx), 2);
 }
 

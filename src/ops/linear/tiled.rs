@@ -8,7 +8,8 @@ use bytemuck::{Pod, Zeroable};
 use super::{Contraction, Direction, MAX_TERMS, Sum};
 use crate::gpu::{Kernel, Matrix, Recorder};
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{BLOCK, Origin, Storage};
+use crate::ops::weight::Origin;
+use crate::quant::format::{BLOCK, Storage};
 
 /// How a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ export interface Chart {
   update(): void;
 }
 
-function colour(name: string): string {
+function color(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
@@ -70,8 +70,8 @@ function data(run: RunState): uPlot.AlignedData {
 }
 
 function options(width: number): uPlot.Options {
-  const ink = colour("ink-soft");
-  const line = colour("line");
+  const ink = color("ink-soft");
+  const line = color("line");
   const font = "12px system-ui, sans-serif";
   const axis = { stroke: ink, font, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 } };
   return {
@@ -90,12 +90,12 @@ function options(width: number): uPlot.Options {
     ],
     series: [
       {},
-      { stroke: colour("chart-loss"), width: 1, points: { show: false } },
-      { stroke: colour("accent"), width: 2.5, points: { show: false } },
+      { stroke: color("chart-loss"), width: 1, points: { show: false } },
+      { stroke: color("accent"), width: 2.5, points: { show: false } },
       {
         stroke: "transparent",
         width: 0,
-        points: { show: true, size: 11, fill: colour("chart-held-out"), stroke: colour("paper"), width: 1.5 },
+        points: { show: true, size: 11, fill: color("chart-held-out"), stroke: color("paper"), width: 1.5 },
       },
     ],
   };

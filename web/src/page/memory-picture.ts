@@ -1,4 +1,4 @@
-/** What the run takes on the GPU, by category: the same colours as the terminal's picture. */
+/** What the run takes on the GPU, by category: the same colors as the terminal's picture. */
 
 import type { App } from "../app";
 import { h, setText, show } from "./dom";

@@ -41,7 +41,7 @@ export function settingsSection(app: App): HTMLElement {
         ["cosine", "Cosine"],
         ["constant", "Constant"],
       ]),
-      picked(app, "optim", "Optimiser", [
+      picked(app, "optim", "Optimizer", [
         ["adamw", "AdamW"],
         ["adamw8bit", "AdamW, moments in 8 bits"],
       ]),

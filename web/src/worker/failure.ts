@@ -22,7 +22,7 @@ export function describe(error: unknown): Failure {
     const message = "The browser's storage for this page is full. Remove kept models or saved runs, or free disk space.";
     return { kind: "storage", message };
   }
-  if (error instanceof DOMException && error.name === "AbortError") return { kind: "cancelled", message: "Stopped." };
+  if (error instanceof DOMException && error.name === "AbortError") return { kind: "canceled", message: "Stopped." };
   if (error instanceof DOMException && error.name === "NotReadableError") {
     return { kind: "file", message: "A file can no longer be read: it was changed or moved since it was chosen. Choose it again." };
   }

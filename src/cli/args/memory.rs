@@ -3,12 +3,12 @@
 use clap::{Args, ValueEnum};
 use loraine::train::settings::{ActivationsChoice, Optim, RecomputeChoice, RunSettings};
 
-use super::train::parse_bytes;
+use crate::cli::show::parse_bytes;
 
 #[derive(Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
-    /// adamw8bit holds the optimiser's moments in 8 bits, in blocks of 256, as bitsandbytes does [default: adamw]
+    /// adamw8bit holds the optimizer's moments in 8 bits, in blocks of 256, as bitsandbytes does [default: adamw]
     #[arg(long, value_enum)]
     optim: Option<OptimArg>,
     /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone

@@ -1,12 +1,13 @@
 //! An adapter on the device: its factors as unpadded matrices in flat buffers, and for training their gradients and moments
 //! at the same places of buffers beside them, so that clipping and AdamW are one pass over each.
 
-use super::adapter_file::{self, AdapterTensors};
-use super::targets::LoraModule;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
+use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::targets::LoraModule;
 use crate::model::config::{ModelConfig, Projection};
 use crate::ops::moments::{HostMoment, MomentStorage, Moments};
-use crate::ops::weight::{Float, Panel, Storage, Weight};
+use crate::ops::weight::{Panel, Weight};
+use crate::quant::format::{Float, Storage};
 
 /// One flat range of parameters, within one binding.
 #[derive(Clone, Copy, Debug)]

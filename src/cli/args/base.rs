@@ -2,15 +2,15 @@
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use loraine::model::network::BaseStorage;
+use loraine::network::base::BaseStorage;
 use loraine::train::settings::Quant;
 
 #[derive(Args)]
 pub struct BaseArgs {
-    /// Hold the base's linear layers in 4 bits, quantised as it is loaded
+    /// Hold the base's linear layers in 4 bits, quantized as it is loaded
     #[arg(long, value_enum, default_value_t = QuantArg::None)]
     quant: QuantArg,
-    /// Keep the 4-bit block scales in f32 instead of quantising them too
+    /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
     /// With --quant: embedding and head in 4 bits too, as `train --quantize-embedding` has them

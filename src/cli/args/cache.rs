@@ -3,17 +3,17 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use loraine::model::quantized_cache::CacheSettings;
+use loraine::model::weight_files::CacheSettings;
 use loraine::model::weight_files::WeightFiles;
 
-use super::train::parse_bytes;
+use crate::cli::show::parse_bytes;
 
-/// A model of fewer bytes is quantised in no time.
+/// A model of fewer bytes is quantized in no time.
 const MIN_BYTES: u64 = 1 << 30;
 
 #[derive(Args)]
 pub struct CacheArgs {
-    /// Quantise the model and measure the kernels anew, and keep neither (4-bit copies of models over 1 GiB and what was measured lie
+    /// Quantize the model and measure the kernels anew, and keep neither (4-bit copies of models over 1 GiB and what was measured lie
     /// in ~/.cache/loraine, or $LORAINE_CACHE)
     #[arg(long, help_heading = "Device")]
     no_cache: bool,

@@ -4,11 +4,11 @@
 //! gradients to the adapter's flat buffers; the base's own tensors have gradients where they are trained themselves.
 
 use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
-use super::config::Projection;
-use super::network::Network;
+use super::base::Network;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
-use crate::lora::device::{DeviceAdapter, DeviceModule};
+use crate::model::config::Projection;
+use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, Branch, LowRank};
 use crate::ops::{

@@ -1,16 +1,19 @@
-//! Weights from disk to the device in bounded pieces; 4-bit storage is quantised on the device as the pieces arrive.
+//! Weights from disk to the device in bounded pieces; 4-bit storage is quantized on the device as the pieces arrive.
 
 use std::path::Path;
 
-use super::activations::{Moment, through};
-use super::network::{Network, is_projection};
-use super::packed::PackedWeight;
+use super::activations::{Phase, through};
+use super::base::Network;
 use super::quantized_cache::QuantizedCache;
-use super::rope;
-use super::weight_files::{TensorInfo, WeightDtype, WeightFiles};
 use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
+use crate::model::packed::PackedWeight;
+use crate::model::rope;
+use crate::model::source::float_of;
+use crate::model::tensors::{TensorKind, TensorSpec};
+use crate::model::weight_files::{TensorInfo, WeightDtype, WeightFiles};
 use crate::ops::quantize;
-use crate::ops::weight::{BLOCK, Float, Panel, Storage, Weight};
+use crate::ops::weight::{Panel, Weight};
+use crate::quant::format::{BLOCK, Float, Storage};
 use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::random::{Stream, uniform};
 use crate::{Error, Result};
@@ -31,14 +34,15 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// None where nothing is quantised: float weights are written straight to their place.
+    /// None where nothing is quantized: float weights are written straight to their place.
     pub fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network) -> Option<Self> {
         let packed = network.config.quantization.is_some();
-        let quantized =
-            |name: &str, w: &Weight| matches!(w.storage, Storage::Quantized { .. }) && !(packed && is_projection(name));
+        let quantized = |spec: &TensorSpec, w: &Weight| {
+            matches!(w.storage, Storage::Quantized { .. }) && !(packed && spec.is_projection())
+        };
         let elements = |w: &Weight| u64::from(w.panels[0].rows) * u64::from(w.in_features);
-        let largest = network.weights().filter(|(name, w)| quantized(name, w)).map(|(_, w)| elements(w)).max()?;
-        let loading = [through(Moment::Loading, Moment::Loading)];
+        let largest = network.weights().filter(|(spec, w)| quantized(spec, w)).map(|(_, w)| elements(w)).max()?;
+        let loading = [through(Phase::Loading, Phase::Loading)];
         let mut buffer = |label: &str, bytes| arena.alloc(plan, label, bytes, &loading);
         Some(Self {
             source: buffer("upload staging", PIECE_BYTES.min(4 * largest)),
@@ -48,33 +52,6 @@ impl Staging {
             uniform: buffer("loading parameters", 4 * PARAMS_STRIDE),
         })
     }
-}
-
-pub fn float_of(dtype: WeightDtype) -> Float {
-    match dtype {
-        WeightDtype::F32 => Float::F32,
-        WeightDtype::F16 => Float::F16,
-        WeightDtype::Bf16 => Float::Bf16,
-    }
-}
-
-/// The directory's weights, checked against the network's shapes before anything is allocated.
-///
-/// # Errors
-/// A missing tensor, one whose shape disagrees with `config.json`, or one of a layer for which it has no place.
-pub fn check_shapes(files: &WeightFiles, config: &super::config::ModelConfig) -> Result<()> {
-    let expected = super::weight_files::expected_tensors(config);
-    for (name, shape) in &expected {
-        match (config.quantization, &shape[..]) {
-            (Some(stored), [rows, cols]) if is_projection(name) => {
-                PackedWeight::find(files, name, [*rows, *cols], stored)?;
-            }
-            _ => {
-                files.require(name, shape)?;
-            }
-        }
-    }
-    files.refuse_other_layer_tensors(&expected)
 }
 
 /// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.
@@ -95,14 +72,14 @@ pub async fn load(
     let mut tensors: Vec<(&TensorInfo, &Weight)> = Vec::new();
     let mut packed: Vec<(PackedWeight, &Weight)> = Vec::new();
     let mut to_quantize: Vec<(String, &Weight)> = Vec::new();
-    for (name, weight) in network.weights() {
+    for (spec, weight) in network.weights() {
         let shape = [weight.out_features as usize, weight.in_features as usize];
-        match config.quantization.filter(|_| is_projection(&name)) {
-            Some(stored) => packed.push((PackedWeight::find(files, &name, shape, stored)?, weight)),
+        match config.quantization.filter(|_| spec.is_projection()) {
+            Some(stored) => packed.push((PackedWeight::find(files, &spec.name, shape, stored)?, weight)),
             None => {
-                tensors.push((files.require(&name, &shape)?, weight));
+                tensors.push((files.require(&spec.name, &shape)?, weight));
                 if quantized(weight) {
-                    to_quantize.push((name, weight));
+                    to_quantize.push((spec.name, weight));
                 }
             }
         }
@@ -144,11 +121,11 @@ pub async fn load(
     if let Some(cache) = cache.filter(|_| !cached) {
         cache.store(gpu, buffers).await?;
     }
-    for (name, view, length) in network.vectors() {
-        let info = files.require(&name, &[length])?;
+    for (spec, view) in network.vectors() {
+        let info = files.require(&spec.name, &spec.shape)?;
         let values = files.read_all(info)?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Err(not_finite(&info.path, &name, at as u64));
+            return Err(not_finite(&info.path, &spec.name, at as u64));
         }
         gpu.write(buffers, view, bytemuck::cast_slice(&values));
     }
@@ -314,7 +291,7 @@ async fn load_quantized_panel(
 
 /// New weights as Hugging Face draws them: matrices from a normal distribution with the deviation of `initializer_range`,
 /// gains of 1, biases of 0. A tensor's draws depend on the seed and its place alone.
-pub async fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
+pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
     let config = &network.config;
     for (item, (_, weight)) in network.weights().enumerate() {
         let draw = |index: u64| uniform(seed, Stream::WeightInit, item as u64, index);
@@ -333,9 +310,9 @@ pub async fn initialise(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
             first += count;
         }
     }
-    for (name, view, length) in network.vectors() {
-        let value = if name.ends_with(".bias") { 0.0f32 } else { 1.0 };
-        gpu.write(buffers, view, bytemuck::cast_slice(&vec![value; length]));
+    for (spec, view) in network.vectors() {
+        let value = if matches!(spec.kind, TensorKind::Bias(_)) { 0.0f32 } else { 1.0 };
+        gpu.write(buffers, view, bytemuck::cast_slice(&vec![value; spec.elements()]));
     }
     let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
     gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
@@ -347,8 +324,8 @@ pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed
     for (_, weight) in network.weights() {
         weight.fill_randomly(gpu, buffers, seed).await?;
     }
-    for (_, view, length) in network.vectors() {
-        gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; length]));
+    for (spec, view) in network.vectors() {
+        gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; spec.elements()]));
     }
     let config = &network.config;
     let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);

@@ -1,8 +1,10 @@
 //! The frozen base on the device: which matrices a decoder has, in which storage, planned without reading a weight.
 
-use super::config::{ModelConfig, Projection};
 use crate::gpu::{Category, MemoryPlan, View};
-use crate::ops::weight::{Float, Rows, Storage, Weight};
+use crate::model::config::{ModelConfig, Projection};
+use crate::model::tensors::{EMBEDDING, HEAD, Norm, TensorKind, TensorSpec, projection_name, tensors};
+use crate::ops::weight::{Rows, Weight};
+use crate::quant::format::{Float, Storage};
 use crate::{Error, Result};
 
 /// One decoder layer's frozen tensors. Gains and biases are f32.
@@ -42,64 +44,43 @@ impl Network {
         self.untied_head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Every matrix with its tensor's name, embedding and head included.
-    pub fn weights(&self) -> impl Iterator<Item = (String, &Weight)> {
-        let layers =
-            self.layers.iter().enumerate().flat_map(|(i, layer)| {
-                Projection::ALL.iter().map(move |p| (projection_name(i, *p), layer.projection(*p)))
-            });
-        std::iter::once((EMBEDDING.to_owned(), &self.embedding))
-            .chain(layers)
-            .chain(self.untied_head.iter().map(|w| (HEAD.to_owned(), w)))
+    /// Every matrix, in the order of the model's list of tensors.
+    pub fn weights(&self) -> impl Iterator<Item = (TensorSpec, &Weight)> {
+        tensors(&self.config).into_iter().filter_map(|tensor| {
+            let weight = self.matrix(&tensor)?;
+            Some((tensor, weight))
+        })
     }
 
-    /// Every f32 vector with its tensor's name and length.
-    pub fn vectors(&self) -> Vec<(String, View, usize)> {
-        let config = &self.config;
-        let mut all = Vec::new();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let prefix = format!("model.layers.{i}");
-            all.push((format!("{prefix}.input_layernorm.weight"), layer.input_norm, config.hidden_size));
-            let name = format!("{prefix}.post_attention_layernorm.weight");
-            all.push((name, layer.post_attention_norm, config.hidden_size));
-            if let Some([q, k]) = layer.qk_norm {
-                all.push((format!("{prefix}.self_attn.q_norm.weight"), q, config.head_dim));
-                all.push((format!("{prefix}.self_attn.k_norm.weight"), k, config.head_dim));
-            }
-            for projection in Projection::ALL {
-                if let Some(bias) = layer.projection(projection).bias {
-                    let length = config.projection_shape(projection).0;
-                    all.push((format!("{prefix}.{}.bias", projection.module()), bias, length));
-                }
-            }
+    /// Every f32 vector, in the order of the model's list of tensors.
+    pub fn vectors(&self) -> impl Iterator<Item = (TensorSpec, View)> {
+        tensors(&self.config).into_iter().filter_map(|tensor| {
+            let view = self.vector(&tensor)?;
+            Some((tensor, view))
+        })
+    }
+
+    fn matrix(&self, tensor: &TensorSpec) -> Option<&Weight> {
+        match tensor.kind {
+            TensorKind::Embedding => Some(&self.embedding),
+            TensorKind::Head => self.untied_head.as_ref(),
+            TensorKind::Projection(projection) => Some(self.layers[tensor.layer?].projection(projection)),
+            TensorKind::Bias(_) | TensorKind::Norm(_) => None,
         }
-        all.push(("model.norm.weight".to_owned(), self.final_norm, config.hidden_size));
-        all
     }
-}
 
-/// Name and shape of every tensor in the order of [`Network::weights`] and then [`Network::vectors`].
-pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    // Planned and thrown away: the plan knows the order, and costs nothing.
-    let network = plan(&mut MemoryPlan::new(), config, BaseStorage::Trained, |_| Float::F32, 1, u64::MAX);
-    let matrices = network
-        .weights()
-        .map(|(name, weight)| (name, vec![weight.out_features as usize, weight.in_features as usize]))
-        .collect::<Vec<_>>();
-    let vectors = network.vectors().into_iter().map(|(name, _, length)| (name, vec![length]));
-    matrices.into_iter().chain(vectors).collect()
-}
-
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-pub const HEAD: &str = "lm_head.weight";
-
-/// Whether a matrix is a layer's, and so in 4 bits where the files hold 4 bits.
-pub fn is_projection(name: &str) -> bool {
-    name != EMBEDDING && name != HEAD
-}
-
-pub fn projection_name(layer: usize, projection: Projection) -> String {
-    format!("model.layers.{layer}.{}.weight", projection.module())
+    fn vector(&self, tensor: &TensorSpec) -> Option<View> {
+        let layer = tensor.layer.map(|layer| &self.layers[layer]);
+        match tensor.kind {
+            TensorKind::Norm(Norm::Input) => Some(layer?.input_norm),
+            TensorKind::Norm(Norm::PostAttention) => Some(layer?.post_attention_norm),
+            TensorKind::Norm(Norm::Query) => Some(layer?.qk_norm?[0]),
+            TensorKind::Norm(Norm::Key) => Some(layer?.qk_norm?[1]),
+            TensorKind::Norm(Norm::Final) => Some(self.final_norm),
+            TensorKind::Bias(projection) => layer?.projection(projection).bias,
+            TensorKind::Embedding | TensorKind::Head | TensorKind::Projection(_) => None,
+        }
+    }
 }
 
 /// How the matrices are to be stored.
@@ -204,7 +185,7 @@ fn matrices<const N: usize>(
     // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
     let limit = |storage| if matches!(storage, Storage::Quantized { .. }) { u64::MAX } else { max_binding_bytes };
     if storages.iter().all(|storage| *storage == storages[0]) {
-        return Weight::plan_in_a_row(plan, rows, storages[0], inputs, limit(storages[0]));
+        return Weight::plan_contiguous(plan, rows, storages[0], inputs, limit(storages[0]));
     }
     std::array::from_fn(|i| {
         let Rows { label, out_features, bias } = rows[i];

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::network::{Layer, Network};
-use crate::gpu::{Arena, Category, Lifetime, Matrix, MemoryPlan, Target, View};
-use crate::lora::device::DeviceAdapter;
+use super::base::{Layer, Network};
+use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::model::config::{ModelConfig, Projection};
+use crate::network::adapter::DeviceAdapter;
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
 use crate::ops::linear;
@@ -51,7 +51,7 @@ impl Inputs {
 /// and again alike) and backward, and the head's lie between. [`super::decoder`] follows them from top to bottom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Moment {
+pub enum Phase {
     /// Of the weights, before any step.
     Loading,
     ProjectQkv,
@@ -62,9 +62,9 @@ pub enum Moment {
     SwiGlu,
     ProjectDown,
     NextNorm,
-    GatherTargets,
+    GatherLabeled,
     Logits,
-    ScatterTargets,
+    ScatterLabeled,
     FinalNormBackward,
     DownBackward,
     SwiGluBackward,
@@ -79,13 +79,13 @@ pub enum Moment {
 }
 
 /// From the first of these moments to the last.
-pub fn through(first: Moment, last: Moment) -> Lifetime {
+pub fn through(first: Phase, last: Phase) -> Lifetime {
     first as u8..=last as u8
 }
 
 /// All of a step.
 fn whole_step() -> Lifetime {
-    through(Moment::ProjectQkv, Moment::InputNormBackward)
+    through(Phase::ProjectQkv, Phase::InputNormBackward)
 }
 
 /// Where a layer's activations lie: in buffers of their own, or in places that the rest of the step shares.
@@ -109,7 +109,7 @@ impl Home<'_> {
         }
     }
 
-    fn matrices_in_a_row<const N: usize>(
+    fn contiguous_matrices<const N: usize>(
         &mut self,
         plan: &mut MemoryPlan,
         label: &str,
@@ -118,8 +118,8 @@ impl Home<'_> {
         lifetime: Lifetime,
     ) -> [Matrix; N] {
         match self {
-            Self::Kept => plan.matrices_in_a_row(Category::KeptActivations, label, rows, cols),
-            Self::Shared(arena) => arena.matrices_in_a_row(plan, label, rows, cols, &[lifetime]),
+            Self::Kept => plan.contiguous_matrices(Category::KeptActivations, label, rows, cols),
+            Self::Shared(arena) => arena.contiguous_matrices(plan, label, rows, cols, &[lifetime]),
         }
     }
 }
@@ -153,13 +153,13 @@ impl LayerActivations {
         rows: u32,
         passing: Option<[Matrix; 4]>,
     ) -> Self {
-        use Moment::*;
+        use Phase::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
         let hidden = config.hidden_size as u32;
         // The widest first, as the arena likes it.
         let [gate, up, attention, middle] = passing.unwrap_or_else(|| {
-            let [gate, up] = home.matrices_in_a_row(
+            let [gate, up] = home.contiguous_matrices(
                 plan,
                 "gate and up",
                 rows,
@@ -361,7 +361,7 @@ impl Activations {
 
 impl Workspace {
     fn plan_forward(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network, rows: u32) -> Self {
-        use Moment::*;
+        use Phase::*;
         let config = &network.config;
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
@@ -378,13 +378,13 @@ impl Workspace {
 
 impl BackwardWorkspace {
     fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network, adapter: &DeviceAdapter, rows: u32) -> Self {
-        use Moment::*;
+        use Phase::*;
         let config = &network.config;
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
         let d_norm = [
-            through(ScatterTargets, FinalNormBackward),
+            through(ScatterLabeled, FinalNormBackward),
             through(GateUpBackward, MiddleNormBackward),
             through(QkvBackward, InputNormBackward),
         ];
@@ -396,7 +396,7 @@ impl BackwardWorkspace {
         let through_norm =
             config.qk_norm.then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
         let of_outputs =
-            arena.matrices_in_a_row(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
+            arena.contiguous_matrices(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
         let [d_q, d_k, d_v] = of_outputs;
         let [d_q, d_k] = through_norm.unwrap_or([d_q, d_k]);
         let ranks = [adapter.largest_rank(); 3];
@@ -408,7 +408,7 @@ impl BackwardWorkspace {
             d_k,
             d_v,
             d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
-            low: arena.matrices_in_a_row(plan, "dy B", rows, ranks, &[whole_step()]),
+            low: arena.contiguous_matrices(plan, "dy B", rows, ranks, &[whole_step()]),
             attention_scratch: arena.alloc(
                 plan,
                 "attention scratch",
@@ -428,14 +428,14 @@ fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection
     })
 }
 
-/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and target: (weight panel, partial sums). The
+/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and capabilities: (weight panel, partial sums). The
 /// head meets `head_rows` at a time.
 pub fn scratch_bytes(
     network: &Network,
     adapters: &[DeviceAdapter],
     rows: u32,
     head_rows: u32,
-    target: &Target,
+    capabilities: &Capabilities,
 ) -> (u64, u64) {
     let rank = adapters.iter().map(DeviceAdapter::largest_rank).max().unwrap_or(0);
     let of =
@@ -447,16 +447,16 @@ pub fn scratch_bytes(
     let factor_uses = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
     let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
     // Rows in f16 are those of all layers that read one input.
-    let sums = network.layers.iter().filter(|_| target.cooperative.is_some()).flat_map(|layer| {
+    let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
         let attention = linear::together(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
         let feed_forward = linear::together(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));
         [attention, feed_forward]
     });
-    let panel = linear::panel_bytes(target, uses.chain(factor_uses).chain(sums));
+    let panel = linear::panel_bytes(capabilities, uses.chain(factor_uses).chain(sums));
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
         .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))
-        .chain([linear::partials_bytes(target)])
+        .chain([linear::partials_bytes(capabilities)])
         .max()
         .unwrap_or(16);
     (panel, partials)

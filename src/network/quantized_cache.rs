@@ -1,4 +1,4 @@
-//! A copy of a model's 4-bit weights as the device made them, so that the next start neither reads nor quantises the original.
+//! A copy of a model's 4-bit weights as the device made them, so that the next start neither reads nor quantizes the original.
 //!
 //! One file: the identity (a line of JSON), the bytes of every buffer in order, then a CRC-32C of each. A copy of anything else, or one
 //! that is damaged, is passed over and written anew; one that cannot be written is done without. A file's time of change is that of its
@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::network::EMBEDDING;
-use super::weight_files::WeightFiles;
 use crate::Result;
 use crate::files::{self, File};
 use crate::gpu::{Buffers, Gpu, View};
+use crate::model::tensors::EMBEDDING;
+use crate::model::weight_files::{CacheSettings, WeightFiles};
 use crate::ops::weight::Weight;
 
 /// Changes whenever the same files would give other bytes.
@@ -26,16 +26,6 @@ const EXTENSION: &str = "4bit";
 const ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
 /// A first line of more is no identity.
 const MAX_IDENTITY_BYTES: u64 = 16 << 20;
-
-/// Where copies are kept, and of what.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheSettings {
-    pub dir: PathBuf,
-    /// Of less than this in the model's files no copy is kept: quantising it takes no time.
-    pub min_bytes: u64,
-    /// What all copies together may take.
-    pub max_bytes: u64,
-}
 
 /// A copy as it lies in its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +129,7 @@ pub(super) struct QuantizedCache {
 }
 
 impl QuantizedCache {
-    /// None where no copies are kept, or none of weights as small as these. `weights` are those that the device quantises, with
+    /// None where no copies are kept, or none of weights as small as these. `weights` are those that the device quantizes, with
     /// their names.
     pub fn of(files: &WeightFiles, weights: &[(String, &Weight)]) -> Option<Self> {
         let settings = files.cache.as_ref()?;

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::config::ModelConfig;
-use super::load::{check_shapes, float_of};
-use super::network::{self, BaseStorage};
-use super::weight_files::{WeightFiles, expected_tensors};
 use crate::Result;
 use crate::gpu::{Category, MemoryPlan};
-use crate::ops::weight::{Code4, Float, Storage};
+use crate::model::config::ModelConfig;
+use crate::model::source::{check_shapes, float_of};
+use crate::model::tensors::{parameters, tensors};
+use crate::model::weight_files::WeightFiles;
+use crate::network::base::{self, BaseStorage};
+use crate::quant::format::{Code4, Float, Storage};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -32,7 +33,7 @@ pub struct ModelSummary {
     pub dtypes: Vec<String>,
     /// The base on the device, held as its files have it.
     pub stored_bytes: u64,
-    /// The base on the device, its layers' matrices in NF4 with double quantisation.
+    /// The base on the device, its layers' matrices in NF4 with double quantization.
     pub nf4_bytes: u64,
 }
 
@@ -48,13 +49,13 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let base_bytes = |base: BaseStorage| {
         let base = base.of(&config).unwrap_or(base);
         let mut plan = MemoryPlan::new();
-        network::plan(&mut plan, &config, base, stored, 1, u64::MAX);
+        base::plan(&mut plan, &config, base, stored, 1, u64::MAX);
         let ledger = plan.ledger();
         ledger.get(Category::Weights) + ledger.get(Category::QuantScales)
     };
-    let tensors = expected_tensors(&config);
+    let tensors = tensors(&config);
     let mut dtypes: Vec<String> =
-        tensors.iter().filter_map(|(name, _)| Some(format!("{:?}", files.get(name)?.dtype).to_lowercase())).collect();
+        tensors.iter().filter_map(|spec| Some(format!("{:?}", files.get(&spec.name)?.dtype).to_lowercase())).collect();
     dtypes.extend(config.quantization.map(|stored| format!("{:?}", stored.code).to_lowercase()));
     dtypes.sort();
     dtypes.dedup();
@@ -70,7 +71,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
         vocabulary: config.vocab_size,
         tied_head: config.tie_word_embeddings,
         context: config.max_position_embeddings,
-        parameters: tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum(),
+        parameters: parameters(&config),
         dtypes,
         stored_bytes: base_bytes(BaseStorage::AsStored),
         nf4_bytes: base_bytes(BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true })),

@@ -3,18 +3,11 @@
 
 use std::collections::HashMap;
 
-use super::network::{EMBEDDING, Network};
+use super::base::Network;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
+use crate::model::tensors::{EMBEDDING, NamedTensor};
 use crate::ops::column_gradient;
 use crate::ops::moments::{HostMoment, MomentStorage, Moments};
-
-/// A tensor of a model in f32 on the host, by its name in the files.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NamedTensor {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub values: Vec<f32>,
-}
 
 /// A range of parameters within one binding, and what belongs to it.
 #[derive(Clone, Copy, Debug)]
@@ -76,16 +69,17 @@ impl Trained {
             moments: Moments::plan(plan, moments, params.bytes),
             elements,
         };
-        for (name, weight) in network.weights() {
-            let [rows, width] = [weight.out_features, weight.in_features].map(|n| n as usize);
-            let moments = moment_storage(moments, &name, rows * width);
+        for (spec, weight) in network.weights() {
+            let width = weight.in_features as usize;
+            let moments = moment_storage(moments, &spec.name, spec.elements());
             let ranges =
                 weight.panels.iter().map(|panel| range(panel.data, panel.rows as usize * width, moments)).collect();
-            tensors.push(Tensor { name, shape: vec![rows, width], ranges });
+            tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
-        for (name, params, length) in network.vectors() {
-            let moments = moment_storage(moments, &name, length);
-            tensors.push(Tensor { name, shape: vec![length], ranges: vec![range(params, length, moments)] });
+        for (spec, params) in network.vectors() {
+            let moments = moment_storage(moments, &spec.name, spec.elements());
+            let ranges = vec![range(params, spec.elements(), moments)];
+            tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();
         let gradients = tensors.iter().flat_map(places).collect();
@@ -110,7 +104,7 @@ impl Trained {
 
     /// Scratch that the gradients of vectors need for partial sums.
     pub fn partials_bytes(network: &Network) -> u64 {
-        let lengths = network.vectors().into_iter().map(|(_, _, length)| length as u32);
+        let lengths = network.vectors().map(|(spec, _)| spec.elements() as u32);
         lengths.map(column_gradient::scratch_bytes).max().unwrap_or(16)
     }
 

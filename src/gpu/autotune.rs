@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// A contraction of `depth` values for each of `rows` x `cols` outputs, by operands of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Problem {
+pub struct ProblemSize {
     /// The operation and how its operands are stored.
     pub op: &'static str,
     pub storage: &'static str,
@@ -20,26 +20,26 @@ pub struct Problem {
 
 /// Problems that are taken to be alike: the same operation, sizes up to the same powers of two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
-pub struct ShapeClass {
+pub struct AutotuneKey {
     pub op: String,
     pub storage: String,
     pub depth: u32,
     pub cols: u32,
-    /// Last, so that the classes of one weight are neighbours.
+    /// Last, so that the classes of one weight are neighbors.
     pub rows: u32,
 }
 
-impl fmt::Display for ShapeClass {
+impl fmt::Display for AutotuneKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, storage, depth, cols, rows } = self;
         write!(f, "{op} {storage} {rows} x {cols} x {depth}")
     }
 }
 
-impl Problem {
-    pub fn class(&self) -> ShapeClass {
+impl ProblemSize {
+    pub fn class(&self) -> AutotuneKey {
         let size = |n: u32| n.checked_next_power_of_two().unwrap_or(u32::MAX);
-        ShapeClass {
+        AutotuneKey {
             op: self.op.to_owned(),
             storage: self.storage.to_owned(),
             depth: size(self.depth),
@@ -55,23 +55,23 @@ impl Problem {
 }
 
 /// The kernel of each class that was measured, by name. Empty is what an adapter takes that was not measured: the operations'
-/// own first choices.
+/// own first autotune.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choices(Arc<BTreeMap<ShapeClass, String>>);
+pub struct AutotuneTable(Arc<BTreeMap<AutotuneKey, String>>);
 
-impl Choices {
-    pub fn insert(&mut self, class: ShapeClass, kernel: impl Into<String>) {
+impl AutotuneTable {
+    pub fn insert(&mut self, class: AutotuneKey, kernel: impl Into<String>) {
         Arc::make_mut(&mut self.0).insert(class, kernel.into());
     }
 
     /// What was measured for this class alone.
-    pub fn measured(&self, class: &ShapeClass) -> Option<&str> {
+    pub fn measured(&self, class: &AutotuneKey) -> Option<&str> {
         self.0.get(class).map(String::as_str)
     }
 
     /// The kernel for a class: its own, else that of the same weight for the next larger count of rows, else for the largest.
-    pub fn get(&self, class: &ShapeClass) -> Option<&str> {
-        let of_weight = |rows| ShapeClass { rows, ..class.clone() };
+    pub fn get(&self, class: &AutotuneKey) -> Option<&str> {
+        let of_weight = |rows| AutotuneKey { rows, ..class.clone() };
         let mut larger = self.0.range(class.clone()..=of_weight(u32::MAX));
         let mut smaller = self.0.range(of_weight(0)..class.clone());
         larger.next().or_else(|| smaller.next_back()).map(|(_, kernel)| kernel.as_str())
@@ -99,7 +99,7 @@ pub enum Tune {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TuneOptions {
     pub tune: Tune,
-    /// Where choices are kept for the next start.
+    /// Where autotune are kept for the next start.
     pub cache: Option<PathBuf>,
 }
 
@@ -107,8 +107,8 @@ pub struct TuneOptions {
 mod tests {
     use super::*;
 
-    fn class(rows: u32, cols: u32) -> ShapeClass {
-        Problem { op: "linear_forward", storage: "f32", rows, cols, depth: 100 }.class()
+    fn class(rows: u32, cols: u32) -> AutotuneKey {
+        ProblemSize { op: "linear_forward", storage: "f32", rows, cols, depth: 100 }.class()
     }
 
     #[test]
@@ -119,21 +119,21 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_rows_that_was_not_measured_takes_its_neighbours_kernel() {
-        let mut choices = Choices::default();
-        assert_eq!(choices.get(&class(64, 64)), None);
-        choices.insert(class(64, 64), "small");
-        choices.insert(class(1024, 64), "large");
-        choices.insert(class(256, 128), "other");
-        let get = |rows| choices.get(&class(rows, 64));
+    fn a_count_of_rows_that_was_not_measured_takes_its_neighbors_kernel() {
+        let mut autotune = AutotuneTable::default();
+        assert_eq!(autotune.get(&class(64, 64)), None);
+        autotune.insert(class(64, 64), "small");
+        autotune.insert(class(1024, 64), "large");
+        autotune.insert(class(256, 128), "other");
+        let get = |rows| autotune.get(&class(rows, 64));
         assert_eq!(
             [get(1), get(64), get(65), get(1024), get(4096)],
             [Some("small"), Some("small"), Some("large"), Some("large"), Some("large")]
         );
-        assert_eq!((choices.get(&class(64, 256)), choices.measured(&class(65, 64))), (None, None));
+        assert_eq!((autotune.get(&class(64, 256)), autotune.measured(&class(65, 64))), (None, None));
         // A copy keeps what it was.
-        let copy = choices.clone();
-        choices.insert(class(64, 64), "new");
-        assert_eq!((copy.get(&class(64, 64)), choices.get(&class(64, 64))), (Some("small"), Some("new")));
+        let copy = autotune.clone();
+        autotune.insert(class(64, 64), "new");
+        assert_eq!((copy.get(&class(64, 64)), autotune.get(&class(64, 64))), (Some("small"), Some("new")));
     }
 }

@@ -10,14 +10,14 @@ use super::memory::{Category, MemoryPlan, View};
 const MIN_SECONDS: f64 = 0.03;
 
 /// One experiment's memory and commands.
-pub struct Bed {
+pub struct Harness {
     pub plan: MemoryPlan,
     pub rec: Recorder,
     /// Host data to upload before the first run.
     pub uploads: Vec<(View, Vec<u8>)>,
 }
 
-impl Bed {
+impl Harness {
     pub fn new(gpu: &Gpu) -> Self {
         let mut plan = MemoryPlan::new();
         let mut buffer = |label: &str, bytes| plan.alloc(Category::Workspace, label, bytes);
@@ -26,7 +26,7 @@ impl Bed {
             partials: buffer("partial sums", 16 << 20),
         };
         let unused = ["unused binding", "unused written binding"].map(|label| buffer(label, 16));
-        let rec = Recorder::new(gpu.target, unused[0], unused[1], scratch);
+        let rec = Recorder::new(gpu.capabilities, unused[0], unused[1], scratch);
         Self { plan, rec, uploads: Vec::new() }
     }
 
@@ -34,14 +34,14 @@ impl Bed {
     ///
     /// # Errors
     /// Out of memory, or a failing device.
-    pub async fn ready(mut self, gpu: &Gpu) -> Result<Measured, GpuError> {
+    pub async fn ready(mut self, gpu: &Gpu) -> Result<PreparedHarness, GpuError> {
         let uniform = self.plan.alloc(Category::Uploads, "dispatch parameters", params_bytes(&self.rec.commands));
         let mut buffers = self.allocate(gpu).await?;
         let list = gpu.prepare(&self.rec.commands, &buffers, uniform)?;
         gpu.time(&list, &mut buffers, 1).await?;
         let once = gpu.time(&list, &mut buffers, 1).await?;
         let times = (MIN_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
-        Ok(Measured { list, buffers, times })
+        Ok(PreparedHarness { list, buffers, times })
     }
 
     /// Makes the memory real, and uploads.
@@ -59,20 +59,20 @@ impl Bed {
 }
 
 /// A list made ready to be timed.
-pub struct Measured {
+pub struct PreparedHarness {
     list: Prepared,
     buffers: Buffers,
     times: u32,
 }
 
-impl Measured {
+impl PreparedHarness {
     /// Seconds of one run, the mean of as many as one measurement takes: by the GPU's own timestamps where they are, save on
     /// software adapters, whose threads the host's clock sees better.
     ///
     /// # Errors
     /// A failing device.
     pub async fn once(&mut self, gpu: &Gpu) -> Result<f64, GpuError> {
-        if gpu.adapter.timestamps && !gpu.target.cpu {
+        if gpu.adapter.timestamps && !gpu.capabilities.cpu {
             let mut profile = Profile::default();
             for _ in 0..self.times {
                 gpu.run_profiled(&self.list, &mut self.buffers, &mut profile).await?;

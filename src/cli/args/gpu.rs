@@ -1,0 +1,46 @@
+//! The flags that choose a GPU.
+
+use clap::{Args, ValueEnum};
+use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
+
+use super::cache;
+
+/// Which GPU to run on.
+#[derive(Args, Clone)]
+pub struct GpuArgs {
+    /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
+    #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
+    pub gpu: Option<String>,
+    /// on multiplies linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32); off keeps
+    /// every product in f32
+    #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
+    pub matrix_units: MatrixUnitsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum MatrixUnitsArg {
+    On,
+    Off,
+}
+
+impl From<MatrixUnitsArg> for MatrixUnits {
+    fn from(arg: MatrixUnitsArg) -> Self {
+        match arg {
+            MatrixUnitsArg::On => Self::On,
+            MatrixUnitsArg::Off => Self::Off,
+        }
+    }
+}
+
+impl GpuArgs {
+    /// With the kernels of earlier runs.
+    pub fn open(&self) -> anyhow::Result<Gpu> {
+        self.open_tuned(TuneOptions { tune: Tune::Auto, cache: cache::directory() })
+    }
+
+    pub fn open_tuned(&self, tuning: TuneOptions) -> anyhow::Result<Gpu> {
+        let matrix_units = self.matrix_units.into();
+        let options = GpuOptions { adapter: self.gpu.clone(), matrix_units, tuning, ..Default::default() };
+        Ok(pollster::block_on(Gpu::open(&options))?)
+    }
+}

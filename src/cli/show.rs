@@ -1,0 +1,75 @@
+//! How sizes, paths and tables are written, and how sizes are read.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use loraine::gpu::Profile;
+
+/// Bytes as people read them: decimal units, three digits.
+pub fn bytes(count: u64) -> String {
+    let (unit, name) = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")]
+        .into_iter()
+        .find(|(unit, _)| count >= *unit)
+        .unwrap_or((1, "B"));
+    let value = count as f64 / unit as f64;
+    let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 + usize::from(value < 10.0) };
+    format!("{value:.digits$} {name}")
+}
+
+/// Whether standard output is to be colored: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+pub fn colored() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
+}
+
+/// A path as a word of a command to type, in quotes where a shell would take it apart.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "-_./\\:@+=,".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+/// GPU time by operation, the longest first.
+pub fn profile_table(profile: &Profile) -> String {
+    let mut ops: Vec<_> = profile.ops.iter().collect();
+    ops.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    let total: f64 = ops.iter().map(|(_, (seconds, _))| seconds).sum();
+    let mut table = format!("{:<28} {:>8} {:>12} {:>7}\n", "operation", "calls", "ms", "share");
+    for (op, (seconds, calls)) in ops {
+        table += &format!("{op:<28} {calls:>8} {:>12.2} {:>6.1}%\n", seconds * 1e3, 100.0 * seconds / total.max(1e-12));
+    }
+    table
+}
+
+/// `12GB`, `500MB`, `8GiB` or plain bytes.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" | "k" => 1e3,
+        "mb" | "m" => 1e6,
+        "gb" | "g" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(format!("`{unit}` is no unit of memory; write for example 12GB, 500MB or 8GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a number and a unit, for example 12GB".to_owned())?;
+    Ok((number * factor) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes_are_read_with_their_units() {
+        assert_eq!(parse_bytes("12GB"), Ok(12_000_000_000));
+        assert_eq!(parse_bytes("1.5 GiB"), Ok(1_610_612_736));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert!(parse_bytes("12 parsecs").is_err() && parse_bytes("GB").is_err());
+    }
+}

@@ -1,0 +1,9 @@
+//! The network on the device: where its weights and buffers lie, how they are loaded, and its passes forward and backward.
+
+pub mod activations;
+pub mod adapter;
+pub mod base;
+pub mod decoder;
+pub mod load;
+pub mod quantized_cache;
+pub mod trained;
