@@ -5,8 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::encode::{Encoded, Encoder};
-use super::read::{DataReport, data_file, is_text, read_with};
-use super::records::records;
+use super::read::{DataReport, data_file, is_text, read_with, records};
 use super::settings::{DataSettings, Shape};
 use super::tokenizer::Tokenizer;
 use crate::Result;

@@ -1,4 +1,4 @@
-//! Files of records: JSON lines, a JSON list, Parquet rows.
+//! The records of a JSON file: one object a line, or one list of objects.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,17 +9,18 @@ use super::sample::Record;
 use crate::files::{self, File};
 use crate::{Error, Result};
 
-/// The kinds of files with records, as their names end.
+/// The extensions of the files that hold records.
 pub const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
 
-/// Records with the number that a person finds each by.
+/// Records, each with its number in the file: the line, the place in the list, or the row.
 pub type Records = Box<dyn Iterator<Item = Result<(usize, Record)>>>;
 
-/// A data file and what it calls its records.
+/// A data file and the word for one of its records in messages.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub path: PathBuf,
-    unit: &'static str,
+    /// `line`, `record` or `row`.
+    pub unit: &'static str,
 }
 
 impl Place {
@@ -40,29 +41,8 @@ impl Place {
     }
 }
 
-/// The records of a file, read as they are asked for where the format allows it. Lines and rows count from 1.
-pub fn records(path: &Path) -> Result<(Place, Records)> {
-    let place = |unit| Place { path: path.to_owned(), unit };
-    let open = || File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")));
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("jsonl") => Ok((place("line"), lines(path, open()?))),
-        Some("json") => match first_character(open()?) {
-            Some(b'[') => Ok((place("record"), list(path)?)),
-            _ => Ok((place("line"), lines(path, open()?))),
-        },
-        #[cfg(not(target_arch = "wasm32"))]
-        Some("parquet") => Ok((place("row"), super::parquet_file::rows(path, open()?)?)),
-        _ => Err(Error::file(path, "is no data file that can be read; supported are .txt, .jsonl, .json and .parquet")),
-    }
-}
-
-/// The first byte that is neither blank nor part of a byte order mark.
-fn first_character(file: File) -> Option<u8> {
-    let bytes = std::io::Read::bytes(BufReader::new(file)).map_while(Result::<u8, _>::ok);
-    bytes.take(1 << 16).find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte))
-}
-
-fn lines(path: &Path, file: File) -> Records {
+/// The objects of a file of JSON lines, numbered from 1; blank lines count and are passed over.
+pub fn lines(path: &Path, file: File) -> Records {
     let path = path.to_owned();
     let parse = move |(index, line): (usize, std::io::Result<String>)| {
         let number = index + 1;
@@ -84,7 +64,11 @@ fn lines(path: &Path, file: File) -> Records {
     Box::new(BufReader::new(file).lines().enumerate().filter_map(parse))
 }
 
-fn list(path: &Path) -> Result<Records> {
+/// The objects of a JSON list, numbered from 1.
+///
+/// # Errors
+/// A file that cannot be read or is no JSON list.
+pub fn list(path: &Path) -> Result<Records> {
     let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let list: Vec<Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|e| Error::file(path, format!("is not valid JSON: {e}")))?;

@@ -1,17 +1,19 @@
 //! Data files to examples: every shape and file type, cut or refused by length, with an account of what became of each.
 
 use std::collections::BTreeMap;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::Example;
 use super::encode::{Encoded, Encoder, Refusal, Rule};
 use super::packing::pack;
-use super::records::{EXTENSIONS, Place, records};
+use super::records::{self, EXTENSIONS, Place, Records};
 pub use super::report::DataReport;
 use super::report::{DropReason, LISTED};
 use super::settings::{DataSettings, OnLong, Shape};
 use super::tokenizer::Tokenizer;
-use crate::{Error, Result, files};
+use crate::files::{self, File};
+use crate::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
@@ -119,6 +121,31 @@ fn split_file(dir: &Path, split: &str) -> Result<Option<PathBuf>> {
 
 pub(super) fn is_text(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "txt")
+}
+
+/// The records of a file by its extension, read one at a time where the format allows it. Lines and rows count from 1.
+///
+/// # Errors
+/// A file that cannot be opened, or whose extension is none of [`EXTENSIONS`].
+pub(super) fn records(path: &Path) -> Result<(Place, Records)> {
+    let place = |unit| Place { path: path.to_owned(), unit };
+    let open = || File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")));
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("jsonl") => Ok((place("line"), records::lines(path, open()?))),
+        Some("json") => match first_character(open()?) {
+            Some(b'[') => Ok((place("record"), records::list(path)?)),
+            _ => Ok((place("line"), records::lines(path, open()?))),
+        },
+        #[cfg(not(target_arch = "wasm32"))]
+        Some("parquet") => Ok((place("row"), super::parquet_file::rows(path, open()?)?)),
+        _ => Err(Error::file(path, "is no data file that can be read; supported are .txt, .jsonl, .json and .parquet")),
+    }
+}
+
+/// The first byte that is neither blank nor part of a byte order mark.
+fn first_character(file: File) -> Option<u8> {
+    let bytes = BufReader::new(file).bytes().map_while(Result::<u8, _>::ok);
+    bytes.take(1 << 16).find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte))
 }
 
 /// Sequences of one text, each token trained on.
