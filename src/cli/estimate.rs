@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use loraine::gpu::{Capabilities, Gpu, GpuOptions};
+use loraine::gpu::{Capabilities, Gpu, GpuOptions, MatrixUnits};
 use loraine::hub::fetch::Extent;
 use loraine::memory::{self, Estimate};
 use loraine::model::config::ModelConfig;
@@ -13,7 +13,6 @@ use loraine::model::weight_files::WeightFiles;
 use loraine::quant::format::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
-use super::args::gpu::MatrixUnitsArg;
 use super::args::memory::MemoryArgs;
 use super::memory_bar;
 use super::show::bytes;
@@ -30,7 +29,7 @@ pub struct EstimateArgs {
     model: Option<String>,
     /// One regime [default: full, lora and qlora side by side]
     #[arg(long, value_enum)]
-    method: Option<MethodArg>,
+    method: Option<Method>,
     /// 4-bit code of the base
     #[arg(long, value_enum, default_value = "nf4")]
     quant: QuantArg,
@@ -56,20 +55,13 @@ pub struct EstimateArgs {
     gpu: Option<String>,
     /// For a run with --matrix-units on, which takes room for rows in f16
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS")]
-    matrix_units: MatrixUnitsArg,
+    matrix_units: MatrixUnits,
     /// Draw the bars into this file
     #[arg(long, value_name = "FILE", requires = "model")]
     svg: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MethodArg {
-    Qlora,
-    Lora,
-    Full,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,7 +90,7 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
 }
 
 pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
-    let matrix_units = args.matrix_units.into();
+    let matrix_units = args.matrix_units;
     let capabilities = match &args.gpu {
         None => memory::assumed_target(matrix_units),
         Some(gpu) => {
@@ -133,12 +125,7 @@ fn estimates(
     float: Float,
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
-    let methods = match args.method {
-        Some(MethodArg::Qlora) => vec![Method::Qlora],
-        Some(MethodArg::Lora) => vec![Method::Lora],
-        Some(MethodArg::Full) => vec![Method::Full],
-        None => vec![Method::Full, Method::Lora, Method::Qlora],
-    };
+    let methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
     let estimate = |method| {
         let mut settings = RunSettings {
             method,

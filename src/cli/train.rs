@@ -11,7 +11,8 @@ use loraine::hub::fetch::Extent;
 use loraine::train::checkpoint;
 use loraine::train::output::Output;
 use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
-use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype, Schedule};
+use loraine::train::schedule::Schedule;
+use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype};
 
 use super::args::cache::CacheArgs;
 use super::args::data::DataArgs;
@@ -82,7 +83,7 @@ pub struct TrainArgs {
 struct AdapterArgs {
     /// qlora holds the base in 4 bits, lora as its files have it, full trains the model itself [default: qlora]
     #[arg(long, value_enum)]
-    method: Option<MethodArg>,
+    method: Option<Method>,
     /// 4-bit code of the base [default: nf4]
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
@@ -156,7 +157,7 @@ struct StepArgs {
     lr: Option<f64>,
     /// Fall of the learning rate after warm-up [default: linear]
     #[arg(long, value_enum)]
-    schedule: Option<ScheduleArg>,
+    schedule: Option<Schedule>,
     /// Steps over which the learning rate rises from 0 [default: 0]
     #[arg(long)]
     warmup_steps: Option<usize>,
@@ -201,13 +202,6 @@ struct WatchArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum MethodArg {
-    Qlora,
-    Lora,
-    Full,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum DtypeArg {
     F32,
     F16,
@@ -218,13 +212,6 @@ enum DtypeArg {
 enum QuantArg {
     Nf4,
     Fp4,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ScheduleArg {
-    Constant,
-    Linear,
-    Cosine,
 }
 
 impl TrainArgs {
@@ -271,14 +258,7 @@ impl TrainArgs {
         set(&mut s.out, self.out.clone());
         self.data_format.apply(&mut s.data_format);
         let a = &self.adapter;
-        set(
-            &mut s.method,
-            a.method.map(|m| match m {
-                MethodArg::Qlora => Method::Qlora,
-                MethodArg::Lora => Method::Lora,
-                MethodArg::Full => Method::Full,
-            }),
-        );
+        set(&mut s.method, a.method);
         if s.method == Method::Full
             && let Some(flag) = a.given_of_an_adapter()
         {
@@ -310,12 +290,7 @@ impl TrainArgs {
             (s.steps, s.epochs) = (None, t.epochs);
         }
         set(&mut s.lr, t.lr);
-        let schedule = t.schedule.map(|schedule| match schedule {
-            ScheduleArg::Constant => Schedule::Constant,
-            ScheduleArg::Linear => Schedule::Linear,
-            ScheduleArg::Cosine => Schedule::Cosine,
-        });
-        set(&mut s.schedule, schedule);
+        set(&mut s.schedule, t.schedule);
         set(&mut s.warmup_steps, t.warmup_steps);
         set(&mut s.weight_decay, t.weight_decay);
         set(&mut s.max_grad_norm, t.max_grad_norm);

@@ -85,11 +85,13 @@ impl AutotuneTable {
 
 /// Whether kernels are measured before a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Tune {
     /// On GPUs. Software adapters compile longer than they would win.
     #[default]
     Auto,
+    /// On every adapter.
     On,
     /// Every operation takes its own first choice.
     Off,

@@ -37,10 +37,12 @@ pub struct AdapterSummary {
 /// Whether linear layers are multiplied by cooperative matrices where an adapter has them. Their factors are f16, which moves logits
 /// further from the reference than the engine's bounds allow: a run has to ask for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum MatrixUnits {
     /// Products stay in f32.
     #[default]
     Off,
+    /// Factors are f16, sums f32.
     On,
 }
 

@@ -10,6 +10,7 @@ pub mod output;
 pub mod plan;
 pub mod plot;
 pub mod run;
+pub mod schedule;
 pub mod settings;
 pub mod tensorboard;
 pub mod values;

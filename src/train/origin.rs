@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::settings::{RunSettings, Schedule};
+use super::schedule::Schedule;
+use super::settings::RunSettings;
 use crate::Result;
 use crate::data::Example;
 use crate::model::weight_files::WeightFiles;

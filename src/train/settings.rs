@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::schedule::Schedule;
 use crate::data::settings::DataSettings;
 use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
@@ -16,6 +17,7 @@ use crate::{Error, Result};
 /// What is trained, and how the base is held meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// The base in 4 bits.
@@ -70,40 +72,16 @@ impl Quant {
     }
 }
 
-/// The learning rate over the steps, as the schedules of that name in transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    Constant,
-    Linear,
-    Cosine,
-}
-
-impl Schedule {
-    /// The factor of step `step` (counted from 0) of `steps`: a linear rise over `warmup` steps from 0, then the
-    /// schedule's fall to 0 at the end.
-    pub fn factor(self, step: usize, warmup: usize, steps: usize) -> f64 {
-        if step < warmup {
-            return step as f64 / warmup as f64;
-        }
-        let progress = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
-        match self {
-            Self::Constant => 1.0,
-            Self::Linear => (1.0 - progress).max(0.0),
-            Self::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0),
-        }
-    }
-}
-
 /// The optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Optim {
     Adamw,
     /// AdamW with its moments in 8 bits.
     #[serde(alias = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    #[cfg_attr(feature = "cli", value(name = "adamw8bit", aliases = ["adamw_8bit", "adamw_bnb_8bit"]))]
     Adamw8bit,
 }
 
@@ -119,6 +97,7 @@ impl Optim {
 /// Which layers keep their activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeChoice {
     /// As many as fit into a budget.
@@ -132,6 +111,7 @@ pub enum RecomputeChoice {
 /// How activations are kept for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationsChoice {
     /// In f32, unless only bf16 fits into the budget.
@@ -406,19 +386,6 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn schedules_have_the_factors_of_transformers() {
-        // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 4 of 12 steps warming up.
-        let at = |schedule: Schedule, step| schedule.factor(step, 4, 12);
-        assert_eq!([0, 1, 4, 8, 12].map(|s| at(Schedule::Linear, s)), [0.0, 0.25, 1.0, 0.5, 0.0]);
-        assert_eq!([0, 3, 4, 11].map(|s| at(Schedule::Constant, s)), [0.0, 0.75, 1.0, 1.0]);
-        let cosine = [4, 6, 8, 12].map(|s| at(Schedule::Cosine, s));
-        for (got, want) in cosine.into_iter().zip([1.0, 0.853_553_390_593_273_8, 0.5, 0.0]) {
-            assert!((got - want).abs() < 1e-12, "{got} {want}");
-        }
-        assert_eq!(Schedule::Linear.factor(0, 0, 10), 1.0);
-    }
 
     #[test]
     fn settings_that_cannot_work_name_their_flag() {

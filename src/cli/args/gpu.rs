@@ -1,6 +1,6 @@
 //! The flags that choose a GPU.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 
 use super::cache;
@@ -14,22 +14,7 @@ pub struct GpuArgs {
     /// on multiplies linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32); off keeps
     /// every product in f32
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
-    pub matrix_units: MatrixUnitsArg,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum MatrixUnitsArg {
-    On,
-    Off,
-}
-
-impl From<MatrixUnitsArg> for MatrixUnits {
-    fn from(arg: MatrixUnitsArg) -> Self {
-        match arg {
-            MatrixUnitsArg::On => Self::On,
-            MatrixUnitsArg::Off => Self::Off,
-        }
-    }
+    pub matrix_units: MatrixUnits,
 }
 
 impl GpuArgs {
@@ -39,8 +24,8 @@ impl GpuArgs {
     }
 
     pub fn open_tuned(&self, tuning: TuneOptions) -> anyhow::Result<Gpu> {
-        let matrix_units = self.matrix_units.into();
-        let options = GpuOptions { adapter: self.gpu.clone(), matrix_units, tuning, ..Default::default() };
+        let options =
+            GpuOptions { adapter: self.gpu.clone(), matrix_units: self.matrix_units, tuning, ..Default::default() };
         Ok(pollster::block_on(Gpu::open(&options))?)
     }
 }

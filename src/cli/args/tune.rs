@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::gpu::{Tune, TuneOptions};
 
 #[derive(Args)]
@@ -10,23 +10,11 @@ pub struct TuneArgs {
     /// Measure which kernels are the fastest here, for two seconds at most, and remember it (auto: on GPUs; off: the usual ones). The
     /// results are the same to the bit
     #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
-    tune: TuneArg,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum TuneArg {
-    Auto,
-    On,
-    Off,
+    tune: Tune,
 }
 
 impl TuneArgs {
     pub fn options(&self, cache: Option<PathBuf>) -> TuneOptions {
-        let tune = match self.tune {
-            TuneArg::Auto => Tune::Auto,
-            TuneArg::On => Tune::On,
-            TuneArg::Off => Tune::Off,
-        };
-        TuneOptions { tune, cache }
+        TuneOptions { tune: self.tune, cache }
     }
 }
