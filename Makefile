@@ -17,7 +17,7 @@ test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in 
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	cargo test
-	LORAINE_FORMS=gpu cargo test --test parity
+	LORAINE_FORMS=gpu cargo test --test it parity::
 	@if [ -e $(SWIFTSHADER) ]; then \
 		echo "LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::"; \
 		LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::; \

@@ -1,8 +1,7 @@
 //! What runs take on the device: figures held over plans, and one step of a 7B model that has to keep to its plan.
 
-mod common;
-
-use common::cli::{Shell, random_lines, train_on};
+use crate::common;
+use crate::common::cli::{Shell, random_lines, train_on};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
@@ -228,7 +227,7 @@ fn a_budget_that_only_bf16_fits_takes_it() {
 
 /// Some 20 TFLOP, which a software adapter of two cores needs half an hour for. `LORAINE_LAYERS` takes fewer layers.
 #[test]
-#[ignore = "a step of 7B parameters: cargo test --test memory -- --ignored --nocapture"]
+#[ignore = "a step of 7B parameters: cargo test --test it memory:: -- --ignored --nocapture"]
 fn a_step_of_a_7b_model_keeps_to_its_plan() {
     let mut config = shapes::by_name("llama-2-7b").unwrap();
     if let Ok(layers) = std::env::var("LORAINE_LAYERS") {

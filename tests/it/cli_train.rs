@@ -1,9 +1,7 @@
 //! `loraine train` and `loraine eval` at the terminal: PEFT's numbers, the files of a run, and runs that repeat.
 
-mod common;
-
-use common::cli::{Shell, random_lines, token_lines, train_on};
-use common::*;
+use crate::common::cli::{Shell, random_lines, token_lines, train_on};
+use crate::common::*;
 
 /// Losses of a run against PEFT's: the first within 1e-4, all within 2e-3.
 fn assert_losses(what: &str, got: &[f64], want: &[f64]) {

@@ -1,16 +1,13 @@
 //! Damaged and hostile files, each given to its reader: one clear sentence that names the file, no panic, no hang.
 //! `bad_input.rs` gives some of them to the whole program, `damaged_files.rs` thousands of random damages.
 
-mod attacks;
-mod common;
-
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use attacks::Weights;
-use common::cli::copy_files;
-use common::fixture;
+use crate::attacks::{self, Weights};
+use crate::common::cli::copy_files;
+use crate::common::{self, fixture};
 use loraine::Result;
 use loraine::data::read::read_with;
 use loraine::data::settings::DataSettings;

@@ -1,14 +1,12 @@
 //! An adapter that loraine trained and saved, as PEFT sees it.
 //!
 //! `tests/fixtures/saved_adapter` holds one with what `tests/peft_load.py` said of it and PEFT's logits. To make it again, with a
-//! Python that has peft: `LORAINE_PEFT_PYTHON=python cargo test --test saved_adapter -- --ignored`.
-
-mod common;
+//! Python that has peft: `LORAINE_PEFT_PYTHON=python cargo test --test it saved_adapter:: -- --ignored`.
 
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use loraine::lora::adapter_file;
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::ModelConfig;

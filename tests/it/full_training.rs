@@ -1,9 +1,7 @@
 //! `loraine train --method full` at the terminal: directories that load again, runs that resume, starts from scratch.
 
-mod common;
-
-use common::cli::{Shell, random_lines, train_on};
-use common::*;
+use crate::common::cli::{Shell, random_lines, train_on};
+use crate::common::*;
 
 fn train(shell: &Shell, model: &str, out: &str, options: &str) -> String {
     shell.write("data.jsonl", random_lines(12, 96, 1));

@@ -1,8 +1,6 @@
 //! Quantized bytes against bitsandbytes': identical, scales and nested scales included.
 
-mod common;
-
-use common::{Reference, adapter, fixture, open_engine, shared};
+use crate::common::{Reference, adapter, fixture, open_engine, shared};
 use loraine::gpu::View;
 use loraine::model::config::{ModelConfig, Projection};
 use loraine::network::base::BaseStorage;

@@ -1,5 +1,4 @@
 //! Generators of damaged and hostile files, each made from a good one by a change that has a name.
-#![allow(dead_code, reason = "each test file takes its part")]
 
 use std::path::Path;
 

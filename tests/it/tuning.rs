@@ -1,12 +1,10 @@
 //! Which kernels are chosen decides how fast a run is, and nothing else.
 
-mod common;
-
 use std::ops::Range;
 use std::path::Path;
 
-use common::cli::{Shell, random_lines, train_on};
-use common::{adapter, fixture, gpu, take_for_gpu};
+use crate::common::cli::{Shell, random_lines, train_on};
+use crate::common::{adapter, fixture, gpu, take_for_gpu};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::{AutotuneTable, Command, Gpu, ProblemSize, Recorder, Tune, TuneOptions};

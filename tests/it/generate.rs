@@ -1,12 +1,10 @@
 //! Generation: the cache against whole sequences and PyTorch, adapters side by side, and `loraine generate` as a user types it.
 
-mod common;
-
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::cli::{Shell, random_lines};
-use common::*;
+use crate::common::cli::{Shell, random_lines};
+use crate::common::*;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, Stop};
 use loraine::infer::plan::PlanSettings;

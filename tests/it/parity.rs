@@ -1,8 +1,6 @@
 //! The engine against what PyTorch, PEFT and bitsandbytes computed: logits, gradients and losses, tensor by tensor.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use loraine::data::batches::MicroBatch;
 use loraine::lora::adapter_file::AdapterTensors;
 use loraine::model::config::ModelConfig;

@@ -1,9 +1,7 @@
 //! 300 steps on a real trained model and a real text: what is learned, not only that the numbers agree.
 //! PEFT reaches a held-out loss of 2.888 (LoRA) and 2.905 (QLoRA) from 4.82 with these settings, PyTorch 2.636 with every weight.
 
-mod common;
-
-use common::shared;
+use crate::common::{self, shared};
 use loraine::data::tokenizer::Tokenizer;
 use loraine::model::config::ModelConfig;
 use loraine::random::{Stream, bits};

@@ -1,15 +1,12 @@
 //! Everything that a user, a broken download or a hostile file can get wrong: one error that says what would be right,
 //! and an output directory that holds nothing half-written.
 
-mod attacks;
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use attacks::Weights;
-use common::cli::{Shell, assert_fails, copy_files, edit, random_lines, texts};
-use common::fixture;
+use crate::attacks::{self, Weights};
+use crate::common::cli::{Shell, assert_fails, copy_files, edit, random_lines, texts};
+use crate::common::fixture;
 use serde_json::json;
 
 /// A shell with a model of 96 tokens and 128 positions, in `model`, and data for it.
@@ -164,7 +161,7 @@ fn data_that_cannot_be_trained_on() {
     shell.fail("eval --model model --data model", &["model: holds neither test.* nor valid.*"]);
 }
 
-/// What counting a template's instructions does not find, tests/hostile_files.rs has the rest.
+/// What counting a template's instructions does not find, tests/it/hostile_files.rs has the rest.
 #[test]
 fn a_template_without_end_ends_the_program() {
     let shell = shell();

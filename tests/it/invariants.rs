@@ -1,9 +1,7 @@
 //! What must not change a run: how its batches are cut, what is recomputed, when it is watched or interrupted.
 
-mod common;
-
-use common::cli::{Shell, random_lines, token_lines, train_on};
-use common::*;
+use crate::common::cli::{Shell, random_lines, token_lines, train_on};
+use crate::common::*;
 
 fn assert_losses_near(what: &str, got: &[f64], want: &[f64], bound: f64) {
     assert!(!want.is_empty() && got.len() == want.len(), "{what}: {got:?} {want:?}");

@@ -1,9 +1,7 @@
 //! `--optim adamw8bit` in whole runs: it learns as AdamW does, in less memory, and goes on bit by bit from its checkpoints.
 
-mod common;
-
-use common::cli::{Shell, random_lines, train_on};
-use common::{adapter, example, fixture, gpu};
+use crate::common::cli::{Shell, random_lines, train_on};
+use crate::common::{self, adapter, example, fixture, gpu};
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
 use loraine::model::config::ModelConfig;

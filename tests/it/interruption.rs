@@ -1,14 +1,11 @@
 //! Runs that are killed or stopped: what lies on the disk afterwards is whole, and the run goes on as if nothing had been.
-#![cfg(unix)]
-
-mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cli::{Shell, random_lines, train_on};
-use common::fixture;
+use crate::common::cli::{Shell, random_lines, train_on};
+use crate::common::fixture;
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::ops::moments::MomentStorage;

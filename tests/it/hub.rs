@@ -1,15 +1,13 @@
 //! Models by name, from a local server that plays the hub: whole, interrupted, damaged and refused.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::cli::{Shell, assert_fails, random_lines, texts};
-use common::fixture;
+use crate::common::cli::{Shell, assert_fails, random_lines, texts};
+use crate::common::fixture;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 

@@ -1,14 +1,11 @@
 //! Hundreds of small damages to the files that are read: each is either harmless or one line that names the file.
 
-mod attacks;
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use attacks::Weights;
-use common::cli::{copy_files, random_lines};
-use common::fixture;
+use crate::attacks::{self, Weights};
+use crate::common::cli::{copy_files, random_lines};
+use crate::common::fixture;
 use loraine::Result;
 use loraine::data::read;
 use loraine::data::tokenizer::Tokenizer;

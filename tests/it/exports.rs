@@ -1,9 +1,7 @@
 //! Merged and 4-bit model directories, through the CLI.
 
-mod common;
-
-use common::cli::{Shell, copy_files, random_lines, train_on};
-use common::{Reference, fixture, shared};
+use crate::common::cli::{Shell, copy_files, random_lines, train_on};
+use crate::common::{Reference, fixture, shared};
 use serde_json::Value;
 
 /// A shell with a model of 96 tokens in `model`, and data for it.

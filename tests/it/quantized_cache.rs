@@ -1,12 +1,10 @@
 //! The cached copy of a quantized base: the same bits, taken only while it is of the same files, and never trusted when damaged.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use common::cli::{copy_files, edit};
-use common::{adapter, fixture, gpu, whole_sequence};
+use crate::common::cli::{copy_files, edit};
+use crate::common::{adapter, fixture, gpu, whole_sequence};
 use loraine::model::config::ModelConfig;
 use loraine::model::source::float_of;
 use loraine::model::weight_files::{CacheSettings, WeightFiles};

@@ -1,11 +1,9 @@
 //! The first minute of a new user: the demo on the built-in model, then a conversation with what it left.
 
-mod common;
-
 use std::io::Write;
 use std::process::Stdio;
 
-use common::cli::{Shell, texts};
+use crate::common::cli::{Shell, texts};
 
 #[test]
 fn the_demo_leaves_an_adapter_to_talk_to() {

@@ -1,5 +1,4 @@
 //! What the whole-run tests share: fixtures, the references that PyTorch wrote, and comparison.
-#![allow(dead_code, reason = "each test file takes its part")]
 
 pub mod cli;
 

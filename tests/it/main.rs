@@ -1,0 +1,29 @@
+//! The integration tests, in one program: each program that links wgpu, tokenizers and parquet takes seconds to link.
+//! `cargo test --test it parity::` runs the tests of one file.
+
+mod attacks;
+mod common;
+
+mod bad_input;
+mod chat_data;
+mod cli_tools;
+mod cli_train;
+mod damaged_files;
+mod demo_and_chat;
+mod eight_bit_moments;
+mod exports;
+mod full_training;
+mod generate;
+mod hostile_files;
+mod hub;
+#[cfg(unix)]
+mod interruption;
+mod invariants;
+mod long_run;
+mod memory;
+mod parity;
+mod quant_parity;
+mod quantized_cache;
+mod saved_adapter;
+mod tokenizers;
+mod tuning;
