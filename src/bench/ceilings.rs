@@ -1,11 +1,13 @@
 //! What the adapter can do at best.
 
-use super::REPETITIONS;
 use crate::gpu::{Capabilities, Category, Cooperative, Gpu, Harness, PreparedHarness};
 use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
 use serde::{Deserialize, Serialize};
+
+/// Repetitions of each measurement; the shortest counts.
+pub(super) const REPETITIONS: usize = 7;
 
 /// What the adapter can do at best.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::Report;
+use super::report::Report;
 
 /// What a program of `examples/peers` printed.
 #[derive(Clone, Debug, Deserialize)]

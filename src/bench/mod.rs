@@ -5,9 +5,8 @@ mod ceilings;
 mod figures;
 mod lengths;
 mod operations;
+mod report;
 mod steps;
-
-use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::gpu::Gpu;
@@ -17,21 +16,8 @@ pub use ceilings::Ceilings;
 pub use figures::{Figure, Peer, figures};
 pub use lengths::LengthResult;
 pub use operations::OperationResult;
+pub use report::Report;
 pub use steps::{OperationShare, Shape, StepResult};
-
-/// Repetitions of each measurement; the shortest counts.
-const REPETITIONS: usize = 7;
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Report {
-    pub gpu: String,
-    pub driver: String,
-    pub ceilings: Ceilings,
-    pub operations: Vec<OperationResult>,
-    pub steps: Vec<StepResult>,
-    /// What sequences of several lengths take, by plan.
-    pub lengths: Vec<LengthResult>,
-}
 
 /// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes, `settings` are
 /// those of the training steps.

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ceilings::Probe;
-use super::{Ceilings, REPETITIONS};
+use super::ceilings::{Ceilings, Probe, REPETITIONS};
 use crate::gpu::{Category, Gpu, Harness};
 use crate::ops::attention::{self, Shape};
 use crate::ops::weight::Weight;

@@ -1,6 +1,6 @@
 //! `loraine completions`.
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
 /// Print a completion script for a shell
@@ -14,9 +14,10 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-pub fn run(args: CompletionsArgs) -> anyhow::Result<()> {
+/// `program` is the whole command line that the script completes.
+pub fn run(args: CompletionsArgs, mut program: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "loraine", &mut script);
+    clap_complete::generate(args.shell, &mut program, "loraine", &mut script);
     out!("{}", String::from_utf8_lossy(&script).trim_end());
     Ok(())
 }

@@ -27,7 +27,7 @@ mod show;
 mod train;
 mod watchdog;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
 #[derive(Parser)]
@@ -69,6 +69,6 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(args),
         Command::Cache(args) => cache::run(&args),
         Command::Bench(args) => bench::run(args),
-        Command::Completions(args) => completions::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
     }
 }

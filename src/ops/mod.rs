@@ -12,7 +12,9 @@ pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
+mod form;
 pub mod kv_cache;
+pub(crate) mod lib_parts;
 pub mod linear;
 pub mod lora_gradient;
 pub mod moments;
@@ -26,39 +28,9 @@ mod testing;
 pub mod weight;
 pub mod weight_gradient;
 
-use crate::gpu::{Capabilities, Kernel};
+pub(crate) use form::Form;
 
-/// Which family of variants a device takes, where an operation has more than one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// Real GPUs: tiles in workgroup memory.
-    Tiles,
-    /// Software adapters: neither workgroup memory nor barriers, a vector of lanes a workgroup.
-    Lanes,
-    /// Software adapters whose lanes exchange values. A load costs these far more than arithmetic: each value is loaded by one lane
-    /// and handed to the others.
-    Broadcast,
-}
-
-impl Form {
-    /// Lanes of one vector of the software adapters that the last two were measured on.
-    pub const LANES: u32 = 8;
-
-    /// An adapter with narrower subgroups (SwiftShader) takes what it takes in a browser, where there are none.
-    pub fn of(capabilities: &Capabilities) -> Self {
-        match (capabilities.cpu, capabilities.subgroup_size) {
-            (false, _) => Self::Tiles,
-            (true, Self::LANES) => Self::Broadcast,
-            (true, _) => Self::Lanes,
-        }
-    }
-}
-
-/// Parts that several kernels are joined with.
-pub(crate) mod lib_parts {
-    pub const KEEP: &str = include_str!("../../shaders/lib/keep.wgsl");
-    pub const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");
-}
+use crate::gpu::Kernel;
 
 /// Every kernel of the crate in every variant, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {

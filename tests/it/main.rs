@@ -4,6 +4,7 @@
 mod attacks;
 mod common;
 
+mod architecture;
 mod bad_input;
 mod chat_data;
 mod cli_tools;
