@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::ceilings::{Ceilings, Probe, REPETITIONS};
 use crate::gpu::{Category, Gpu, Harness};
 use crate::ops::attention::{self, Shape};
+use crate::ops::glu::{self, Activation};
 use crate::ops::weight::Weight;
-use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm, swiglu};
+use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm};
 use crate::quant::format::{Code4, Float, Storage};
 use crate::{Result, tune};
 
@@ -209,7 +210,7 @@ fn swiglu_case(rows: u32, cols: u32) -> Case {
     let record = move |harness: &mut Harness| {
         let mut matrix = |label: &str| harness.plan.matrix(Category::Workspace, label, rows, cols);
         let (gate, up, act) = (matrix("gate"), matrix("up"), matrix("act"));
-        swiglu::forward(&mut harness.rec, gate, up, act);
+        glu::forward(&mut harness.rec, Activation::Silu, gate, up, act);
         Amount::Bytes(12.0 * f64::from(rows) * f64::from(cols))
     };
     Case { name: "SwiGLU", shape: format!("{rows} x {cols}"), record: Box::new(record) }

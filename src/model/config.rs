@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::json_fields::{JsonFields, parse_object};
 use super::packed::Stored4Bit;
 use super::rope::RopeConfig;
+use crate::ops::glu::Activation;
 use crate::{Error, Result, files};
 
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
@@ -107,6 +108,8 @@ pub struct ModelConfig {
     pub num_kv_heads: usize,
     /// A multiple of 4.
     pub head_dim: usize,
+    /// The activation of the feed-forward block's gate.
+    pub activation: Activation,
     pub rms_norm_eps: f32,
     pub rope: RopeConfig,
     pub tie_word_embeddings: bool,
@@ -140,9 +143,8 @@ impl ModelConfig {
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
         let quantization = quantization.map(|config| Stored4Bit::from_fields(&fields, config)).transpose()?;
-        if let Some(activation) = fields.text("hidden_act")?.filter(|a| *a != "silu") {
-            return Err(fields.error("hidden_act", format!("is `{activation}`, but only `silu` is supported")));
-        }
+        let activation = fields.text("hidden_act")?.map_or(Ok(Activation::Silu), Activation::parse);
+        let activation = activation.map_err(|problem| fields.error("hidden_act", problem))?;
 
         let hidden_size = fields.required_count("hidden_size", MAX_DIMENSION)?;
         let num_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
@@ -167,6 +169,7 @@ impl ModelConfig {
             num_heads,
             num_kv_heads,
             head_dim,
+            activation,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope: RopeConfig::from_fields(&fields)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
@@ -345,6 +348,7 @@ mod tests {
         assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
         assert_eq!((config.bos_token_id, config.eos_token_ids.as_slice()), (Some(1), [2].as_slice()));
         assert_eq!(config.sliding_windows, vec![None; 5]);
+        assert_eq!(config.activation, Activation::Silu);
         assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.o_bias && !config.mlp_bias);
         assert_eq!(config.projection_shape(Projection::Down), (64, 172));
     }
@@ -375,6 +379,15 @@ mod tests {
     }
 
     #[test]
+    fn hidden_act_is_an_activation() {
+        for name in ["gelu_pytorch_tanh", "gelu_new"] {
+            let config = llama_with(&format!(r#""hidden_act": "{name}""#)).unwrap();
+            assert_eq!(config.activation, Activation::GeluTanh);
+        }
+        assert_eq!(llama_with(r#""hidden_act": "silu""#).unwrap().activation, Activation::Silu);
+    }
+
+    #[test]
     fn rope_is_read_from_all_its_places() {
         let theta = |rest: &str| llama_with(rest).unwrap().rope;
         assert_eq!(theta(r#""rope_theta": 5e5"#).theta, 5e5);
@@ -397,7 +410,7 @@ mod tests {
             (r#""num_key_value_heads": 0"#, "num_key_value_heads", "whole number"),
             (r#""head_dim": 6"#, "head_dim", "multiple of 4"),
             (r#""head_dim": 7.5"#, "head_dim", "whole number"),
-            (r#""hidden_act": "gelu""#, "hidden_act", "silu"),
+            (r#""hidden_act": "relu2""#, "hidden_act", "silu"),
             (r#""rms_norm_eps": -1e-6"#, "rms_norm_eps", "above 0"),
             (r#""rope_theta": 0"#, "rope_theta", "above 0"),
             (r#""rope_theta": 0.5"#, "rope_theta", "above 1"),

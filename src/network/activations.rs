@@ -59,7 +59,7 @@ pub enum Phase {
     ProjectO,
     MiddleNorm,
     ProjectGateUp,
-    SwiGlu,
+    Glu,
     ProjectDown,
     NextNorm,
     GatherLabeled,
@@ -67,7 +67,7 @@ pub enum Phase {
     ScatterLabeled,
     FinalNormBackward,
     DownBackward,
-    SwiGluBackward,
+    GluBackward,
     DownGradients,
     GateUpBackward,
     MiddleNormBackward,
@@ -220,7 +220,7 @@ pub struct Workspace {
     pub norm: Matrix,
     /// Output of the block's last projection, before it is added to the residual stream.
     pub out: Matrix,
-    /// The SwiGLU product, then its gradient.
+    /// `f(gate) * up`, then its gradient.
     pub act: Matrix,
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
@@ -365,9 +365,9 @@ impl Workspace {
         let config = &network.config;
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
-        let act = [through(SwiGlu, ProjectDown), through(DownBackward, DownGradients)];
+        let act = [through(Glu, ProjectDown), through(DownBackward, DownGradients)];
         Self {
-            act: matrix("SwiGLU product", config.intermediate_size, &act),
+            act: matrix("gated product", config.intermediate_size, &act),
             norm: matrix("normed input", config.hidden_size, &[whole_step()]),
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
             backward: None,

@@ -12,7 +12,7 @@ use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, Branch, LowRank};
 use crate::ops::{
-    bf16, column_gradient, dropout, embedding, kv_cache, lora_gradient, rms_norm, rope, swiglu, weight_gradient,
+    bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, rms_norm, rope, weight_gradient,
 };
 
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
@@ -126,7 +126,7 @@ impl Pass<'_> {
         self.project(rec, index, Projection::Gate, norm, acts, acts.gate);
         self.project(rec, index, Projection::Up, norm, acts, acts.up);
         let act = workspace.act.top(self.rows);
-        swiglu::forward(rec, acts.gate, acts.up, act);
+        glu::forward(rec, self.network.config.activation, acts.gate, acts.up, act);
     }
 
     fn attention_forward(&self, rec: &mut Recorder, index: usize, norm: Matrix, acts: &LayerActivations) {
@@ -249,7 +249,7 @@ impl Pass<'_> {
         // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
         let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
         self.input_gradient(rec, index, [(Down, ws.d_hidden, low)], act);
-        swiglu::backward_in_place(rec, acts.gate, acts.up, act);
+        glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);
         self.parameter_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
         if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
             return;

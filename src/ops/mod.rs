@@ -13,6 +13,7 @@ pub mod dropout;
 mod elementwise;
 pub mod embedding;
 mod form;
+pub mod glu;
 pub mod kv_cache;
 pub(crate) mod lib_parts;
 pub mod linear;
@@ -22,7 +23,6 @@ pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
-pub mod swiglu;
 #[cfg(test)]
 mod testing;
 pub mod weight;
@@ -45,13 +45,13 @@ pub fn kernels() -> Vec<Kernel> {
         cross_entropy::kernels(),
         dropout::kernels(),
         embedding::kernels(),
+        glu::kernels(),
         linear::kernels(),
         lora_gradient::kernels(),
         quantize::kernels(),
         rms_norm::kernels(),
         rope::kernels(),
         rows::kernels(),
-        swiglu::kernels(),
         weight_gradient::kernels(),
     ]
     .concat()

@@ -148,7 +148,7 @@ fn configurations() -> Report {
         ("model_type", json!("gpt2"), "is not supported"),
         ("model_type", json!(7), "model_type"),
         ("architectures", json!(["GPT2LMHeadModel"]), "is not supported"),
-        ("hidden_act", json!("gelu"), "only `silu`"),
+        ("hidden_act", json!("relu2"), "only `silu`"),
         ("num_key_value_heads", json!(3), "does not divide"),
         ("num_key_value_heads", json!(0), "`num_key_value_heads`"),
         ("head_dim", json!(7), "head_dim"),

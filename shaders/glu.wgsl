@@ -1,4 +1,4 @@
-// SwiGLU forward: act = silu(gate) * up.
+// Gated linear unit: act = f(gate) * up, where the activation is f(e) = e activation_weight(e).
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
@@ -15,5 +15,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if quad.x >= params.rows { return; }
     let at = quad.x * (params.ld / 4u) + quad.y;
     let e = gate[at];
-    act[at] = e * sigmoid(e) * up[at];
+    act[at] = e * activation_weight(e) * up[at];
 }

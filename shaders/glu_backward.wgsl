@@ -1,4 +1,4 @@
-// SwiGLU backward in place: gate becomes its gradient, up becomes its gradient, the gradient of act becomes act.
+// Gated linear unit, backward in place: gate and up become their gradients, and the gradient of act becomes act.
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
@@ -17,8 +17,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let e = gate[at];
     let g = up[at];
     let d = dact[at];
-    let s = sigmoid(e);
-    gate[at] = d * g * s * (1.0 + e * (1.0 - s));
-    up[at] = d * e * s;
-    dact[at] = e * s * g;
+    let w = activation_weight(e);
+    gate[at] = times_slope(d * g, e, w);
+    up[at] = d * e * w;
+    dact[at] = e * w * g;
 }
