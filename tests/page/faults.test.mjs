@@ -78,10 +78,10 @@ test(
     await waitForText(page, "#run .stats", /[4-9] of 10/);
     await worker.evaluate(() => globalThis.lastDevice.destroy());
     await waitForText(page, "#run .notice.error", /lost/i);
-    assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is whole/);
+    assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is intact/);
     await picture(page, "gpu-lost");
     assert.deepEqual(await accessibilityProblems(page), []);
-    await page.getByRole("button", { name: "Go on" }).click();
+    await page.getByRole("button", { name: "Resume" }).click();
     assert.match(await finished(page), /Finished: 10 steps/);
     assert.equal(await page.locator("#run .notice.error").count(), 0);
     await profile.close();
@@ -106,11 +106,11 @@ test("an engine that dies is started again, with the model and the data that wer
   });
   await waitForText(page, "#run .notice.error", /stopped unexpectedly.*the engine is dead.*started again/);
   await waitForText(page, "#data .position", /Example 1 of 8$/);
-  await page.getByText("How they are read").click();
+  await page.getByText("Data options").click();
   await page.getByLabel("Train on").selectOption({ label: "Every token" });
   await waitForText(page, "#data .totals", /9\d %/);
   await page
-    .getByRole("button", { name: /^Start/ })
+    .getByRole("button", { name: /^(Start|New run)/ })
     .and(page.locator(":enabled"))
     .waitFor();
   await profile.close();

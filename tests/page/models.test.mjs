@@ -137,9 +137,9 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
   await page.waitForTimeout(500);
   await page.locator("#model .loading").getByRole("button", { name: "Stop" }).click();
   await page.locator("#model .loading").waitFor({ state: "hidden" });
-  assert.match(await text(page, ".kept"), /not whole yet/);
+  assert.match(await text(page, ".kept"), /incomplete/);
   hub.slow = false;
-  await page.getByRole("button", { name: "Go on: pirates/stories" }).click();
+  await page.getByRole("button", { name: "Resume: pirates/stories" }).click();
   await waitForText(page, "#model .facts", "pirates/stories");
   const ranges = hub.requests.filter(({ path }) => path.endsWith("/model.safetensors")).map(({ range }) => range);
   assert.equal(ranges.length, 2);

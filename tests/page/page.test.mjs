@@ -25,7 +25,7 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   ]) {
     await page.locator(section).getByRole("radio", { name: way }).check();
   }
-  await page.getByText("How they are read").click();
+  await page.getByText("Data options").click();
   await page.getByText("More settings").click();
   await look(page, "all-open");
 
@@ -43,13 +43,13 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await waitForText(page, ".run-status", /Paused/);
   await look(page, "paused");
   await page.reload();
-  await waitForText(page, ".saved", /Go on/);
+  await waitForText(page, ".saved", /Resume/);
   await look(page, "kept");
-  await page.getByRole("button", { name: /^Go on/ }).click();
+  await page.getByRole("button", { name: /^Resume/ }).click();
   await waitForText(page, ".run-status", /Training/);
   await page.getByRole("button", { name: "Stop and keep" }).click();
   await waitForText(page, ".run-status", /Stopped/);
-  assert.ok(await page.getByRole("button", { name: "Go on" }).isVisible());
+  assert.ok(await page.getByRole("button", { name: "Resume" }).isVisible());
   await askBoth(page, "Who are you?");
   await look(page, "result");
   assert.deepEqual(problems, []);
@@ -85,11 +85,11 @@ test("the keyboard alone reaches and runs everything", { skip: missing }, async 
   for (const name of [
     "Built-in",
     "Example",
-    "How they are read",
-    "Later",
+    "Data options",
+    "Next",
     "Rank",
     "Learning rate",
-    "Targets",
+    "Target modules",
     "More settings",
     "Start training",
   ]) {
@@ -110,7 +110,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await paste(page, conversations);
   await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, 2, { Rank: 4, Alpha: 12, "Learning rate": 0.002 });
-  await page.getByLabel("Targets").selectOption({ label: "Attention" });
+  await page.getByLabel("Target modules").selectOption({ label: "Attention" });
   await page.getByText("More settings").click();
   await page.getByLabel("Optimizer", { exact: true }).selectOption("adamw8bit");
   const link = await page.locator(".link input").inputValue();
@@ -127,7 +127,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
     "64",
     "2",
   ]);
-  assert.equal(await value("Targets"), "q_proj,k_proj,v_proj,o_proj");
+  assert.equal(await value("Target modules"), "q_proj,k_proj,v_proj,o_proj");
   assert.equal(await value("Optimizer"), "adamw8bit");
 
   const hub =

@@ -7,10 +7,10 @@ export async function ready(page) {
   await page.getByRole("button", { name: "Start training" }).and(page.locator(":enabled")).waitFor();
 }
 
-export async function paste(page, text, kind = "As it looks") {
+export async function paste(page, text, kind = "Detect automatically") {
   await page.locator("#data").getByRole("radio", { name: "Paste" }).check();
   await page.getByLabel("Text", { exact: true }).fill(text);
-  await page.getByLabel("Kind").selectOption({ label: kind });
+  await page.getByLabel("Format", { exact: true }).selectOption({ label: kind });
   await page.getByRole("button", { name: "Use this text" }).click();
 }
 
@@ -21,22 +21,22 @@ export async function shortRun(page, steps, more = {}) {
 
 export async function start(page) {
   await page
-    .getByRole("button", { name: /^Start/ })
+    .getByRole("button", { name: /^(Start|New run)/ })
     .and(page.locator(":enabled"))
     .click();
 }
 
 export async function finished(page) {
-  return waitForText(page, ".run-status", /Finished|Broke off/, 180_000);
+  return waitForText(page, ".run-status", /Finished|Failed/, 180_000);
 }
 
 /** Asks base and adapter, and answers with what they say. */
 export async function askBoth(page, prompt) {
   await page.getByLabel("Prompt").fill(prompt);
-  await page.getByLabel("Longest answer").selectOption("32");
-  await page.getByRole("button", { name: "Ask both" }).click();
-  await page.getByRole("button", { name: "Ask both" }).and(page.locator(":disabled")).waitFor();
-  await page.getByRole("button", { name: "Ask both" }).and(page.locator(":enabled")).waitFor({ timeout: 180_000 });
+  await page.getByLabel("Maximum length").selectOption("32");
+  await page.getByRole("button", { name: "Compare" }).click();
+  await page.getByRole("button", { name: "Compare" }).and(page.locator(":disabled")).waitFor();
+  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).waitFor({ timeout: 180_000 });
   return page.locator(".answer-text").allInnerTexts();
 }
 

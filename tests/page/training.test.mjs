@@ -243,8 +243,8 @@ test("a run that is paused, reloaded and gone on with has the losses of one that
   assert.ok(paused < STEPS, `paused only after step ${paused}`);
 
   await page.reload();
-  assert.match(await waitForText(page, ".saved", /Go on/), new RegExp(`step ${paused} of ${STEPS}`));
-  await page.getByRole("button", { name: /^Go on/ }).click();
+  assert.match(await waitForText(page, ".saved", /Resume/), new RegExp(`step ${paused} of ${STEPS}`));
+  await page.getByRole("button", { name: /^Resume/ }).click();
   await waitForText(page, "#data .position", /Example 1 of 8$/);
   assert.match(await finished(page), /Finished: 20 steps/);
   assert.equal(uninterrupted.length, STEPS);

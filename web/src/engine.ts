@@ -49,7 +49,7 @@ export class Engine {
   /** Every call that still waits fails, and the next ones go to a new worker. */
   private replace(reason: string): void {
     this.worker.terminate();
-    const message = `The engine stopped unexpectedly (${reason}). It has been started again; whatever was saved is kept.`;
+    const message = `The engine stopped unexpectedly (${reason}). It has been started again. Saved runs are kept.`;
     const waiting = [...this.pending.values()];
     this.pending.clear();
     this.worker = this.spawn();

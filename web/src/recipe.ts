@@ -43,9 +43,9 @@ const TARGETS = /^[A-Za-z0-9_.,|()[\]{}*+?^$\\-]+$/;
 /** What is wrong with `value` as this setting, or "". */
 export function numberProblem(name: NumberSetting, value: number): string {
   const { min, max, whole } = RANGES[name];
-  if (!Number.isFinite(value)) return "A number is needed here.";
-  if (value < min || value > max) return `From ${min} to ${max}.`;
-  return whole && !Number.isInteger(value) ? "A whole number is needed here." : "";
+  if (!Number.isFinite(value)) return "Enter a number.";
+  if (value < min || value > max) return `Enter a value from ${min} to ${max}.`;
+  return whole && !Number.isInteger(value) ? "Enter a whole number." : "";
 }
 
 /** `owner/name` or `owner/name@revision`, as hubs name models. */

@@ -17,7 +17,7 @@ export function dataSection(app: App): HTMLElement {
   const example = h(
     "div",
     {},
-    h("p", {}, "800 short conversations in which every answer is a pirate’s. 40 more are held out to measure with."),
+    h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."),
   );
   const paste = pastePanel(app);
   const input = h("input", { type: "file", accept: ".jsonl,.json,.txt,.parquet" });
@@ -29,13 +29,13 @@ export function dataSection(app: App): HTMLElement {
     input.value = "";
   };
   const file = dropPlace(
-    "Drop a .jsonl, .json, .parquet or .txt file here. It is read in this tab and goes nowhere.",
+    "Drop a .jsonl, .json, .parquet or .txt file here. The page reads it in this tab and sends it nowhere.",
     "Choose a file",
     input,
     (transfer) => take(transfer.files[0]),
   );
   const ways = choice(
-    "Where the data come from",
+    "Data source",
     [
       ["example", "Example", example],
       ["text", "Paste", paste],
@@ -52,7 +52,7 @@ export function dataSection(app: App): HTMLElement {
     2,
     "data",
     "Data",
-    "What it learns from. The marked tokens are those that training counts; the rest is only read.",
+    "The text to learn from. The model learns the marked tokens, and reads the others as context.",
     inputs,
     notices.element,
     name,
@@ -92,13 +92,13 @@ function pastePanel(app: App): HTMLElement {
   const text = field(
     "Text",
     area,
-    "One JSON object a line (messages, prompt and completion, instruction and output, or text), a JSON list, or plain text.",
+    "One JSON object per line (messages, prompt and completion, instruction and output, or text), a JSON list, or plain text.",
   );
   const kind = field(
-    "Kind",
+    "Format",
     select(
       [
-        ["auto", "As it looks"],
+        ["auto", "Detect automatically"],
         ["json", "JSON"],
         ["text", "Plain text"],
       ],
@@ -107,7 +107,7 @@ function pastePanel(app: App): HTMLElement {
   );
   const use = () => {
     const empty = area.value.trim() === "";
-    text.problem(empty ? "Paste something first." : "");
+    text.problem(empty ? "Paste some text first." : "");
     if (!empty) void app.openData({ kind: "text", name: pastedName(area.value, kind.input.value) }, area.value);
   };
   return h(
@@ -142,7 +142,7 @@ function reading(app: App): HTMLElement {
       [
         ["", "Answers"],
         ["assistant", "Every assistant turn"],
-        ["completion", "The last answer alone"],
+        ["completion", "The last answer only"],
         ["all", "Every token"],
       ],
       (value) => (value === "" ? without("train-on") : set({ "train-on": value as NonNullable<DataFormat["train-on"]> })),
@@ -152,10 +152,10 @@ function reading(app: App): HTMLElement {
     "Longer examples",
     select(
       [
-        ["refuse", "Refuse the data"],
-        ["truncate", "Cut their end"],
-        ["drop", "Leave them out"],
-        ["split", "Split them"],
+        ["refuse", "Stop with an error"],
+        ["truncate", "Truncate"],
+        ["drop", "Skip"],
+        ["split", "Split"],
       ],
       (value) => set({ "on-long": value as DataFormat["on-long"] }),
     ),
@@ -171,7 +171,7 @@ function reading(app: App): HTMLElement {
   return h(
     "details",
     {},
-    h("summary", {}, "How they are read"),
+    h("summary", {}, "Data options"),
     h("div", { class: "fields" }, template.element, trainOn.element, onLong.element),
     packing.element,
   );

@@ -44,7 +44,7 @@ export function memoryPicture(app: App): HTMLElement {
     );
     const kept =
       estimate.kept_layers < estimate.layers
-        ? ` ${estimate.kept_layers} of ${estimate.layers} layers keep their activations, the others make them again.`
+        ? ` ${estimate.kept_layers} of ${estimate.layers} layers keep their activations. The others recompute them.`
         : "";
     setText(
       note,

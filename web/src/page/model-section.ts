@@ -22,13 +22,13 @@ export function modelSection(app: App): ModelSection {
     h(
       "p",
       {},
-      "A tiny Llama of 0.8 million parameters that this project has trained itself. It tells little stories and is ready at once: the quickest way to see everything work.",
+      "A tiny Llama of 0.8 million parameters, trained by this project. It tells short stories. It is the quickest way to try everything.",
     ),
   );
   const { element: folder, input: folderInput } = folderPanel(app);
   const hub = hubPanel(app);
   const ways = choice(
-    "Where the model comes from",
+    "Model source",
     [
       ["demo", "Built-in", builtIn],
       ["folder", "Folder", folder],
@@ -48,7 +48,7 @@ export function modelSection(app: App): ModelSection {
     1,
     "model",
     "Model",
-    "What is trained. Its weights stay as they are: training adds a small adapter beside them.",
+    "The model to fine-tune. Its weights do not change: training adds a small adapter.",
     inputs,
     loading,
     notices.element,
@@ -107,7 +107,7 @@ function folderPanel(app: App): { element: HTMLElement; input: HTMLInputElement 
     input.value = "";
   };
   const text =
-    "Drop a model’s folder here: config.json, tokenizer.json and its .safetensors files. Nothing is uploaded; the page reads it where it is.";
+    "Drop a model folder here, with config.json, tokenizer.json and the .safetensors files. Nothing is uploaded.";
   const element = dropPlace(text, "Choose a folder", input, (transfer) => void droppedFolder(transfer).then(take));
   return { element, input };
 }
@@ -122,8 +122,8 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
   const fetchModel = () => {
     const address = parseHubBase(base.input.value);
     const parsed = parseModelName(name.input.value);
-    base.problem(address === undefined ? "An https address is needed here (http for localhost alone)." : "");
-    name.problem(parsed === undefined ? "A name such as owner/name is needed here." : "");
+    base.problem(address === undefined ? "Enter an https address. Only localhost may use http." : "");
+    name.problem(parsed === undefined ? "Enter a name such as owner/name." : "");
     if (address !== undefined && parsed !== undefined) void app.openHub({ base: address, ...parsed });
   };
   name.input.onkeydown = base.input.onkeydown = (event) => {
@@ -132,7 +132,7 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
   const kept = h("div", { class: "kept" });
   app.on(["cached"], () => {
     const rows = app.cached.map((model) => cachedRow(app, model));
-    kept.replaceChildren(...(rows.length === 0 ? [] : [h("h3", {}, "Kept in this browser"), h("ul", {}, ...rows)]));
+    kept.replaceChildren(...(rows.length === 0 ? [] : [h("h3", {}, "Downloaded models"), h("ul", {}, ...rows)]));
   });
   const element = h(
     "div",
@@ -140,7 +140,7 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
     h(
       "p",
       {},
-      "Fetched file by file into this browser’s own storage, and kept there. This address is the only one that the page ever asks.",
+      "The page downloads the files into this browser’s storage and keeps them there. It contacts no other address.",
     ),
     h("div", { class: "fields hub" }, base.element, name.element, h("div", { class: "field-button" }, button("Fetch", fetchModel))),
     kept,
@@ -155,8 +155,8 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
 
 function cachedRow(app: App, { address, bytes, whole }: CachedModel): HTMLElement {
   const name = address.revision === "main" ? address.id : `${address.id}@${address.revision}`;
-  const size = whole ? format.bytes(bytes) : `${format.bytes(bytes)}, not whole yet`;
-  const open = button(whole ? "Open" : "Go on", () => void app.openHub(address), "quiet");
+  const size = whole ? format.bytes(bytes) : `${format.bytes(bytes)}, incomplete`;
+  const open = button(whole ? "Open" : "Resume", () => void app.openHub(address), "quiet");
   const remove = button("Remove", () => void app.forgetModel(address), "quiet");
   open.setAttribute("aria-label", `${open.textContent}: ${name}`);
   remove.setAttribute("aria-label", `Remove ${name}`);

@@ -18,13 +18,13 @@ export function preview(app: App): HTMLElement {
     at += by;
     draw();
   };
-  const earlier = button("Earlier", () => move(-1), "quiet");
-  const later = button("Later", () => move(1), "quiet");
+  const earlier = button("Previous", () => move(-1), "quiet");
+  const later = button("Next", () => move(1), "quiet");
   const legend = h(
     "p",
     { class: "legend" },
     h("span", { class: "token trained" }, "trained on"),
-    h("span", { class: "token" }, "read only"),
+    h("span", { class: "token" }, "context"),
   );
   const totals = h("p", { class: "totals" });
   const lengths = h("div", { class: "lengths" });
@@ -77,8 +77,8 @@ function told({ report, lengths }: Inspection): string {
     `the longest has ${format.count(report.longest)}`,
   ];
   const dropped = Object.values(report.dropped).reduce((sum, { count }) => sum + count, 0);
-  if (dropped > 0) parts.push(`${format.count(dropped)} left out`);
-  if (report.truncated > 0) parts.push(`${format.count(report.truncated)} cut`);
+  if (dropped > 0) parts.push(`${format.count(dropped)} skipped`);
+  if (report.truncated > 0) parts.push(`${format.count(report.truncated)} truncated`);
   if (report.split > 0) parts.push(`${format.count(report.split)} split`);
   return `${parts.join("; ")}.`;
 }

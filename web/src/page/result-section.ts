@@ -13,10 +13,10 @@ export function resultSection(app: App): HTMLElement {
   const waiting = h(
     "p",
     { class: "hint waiting" },
-    "When a run has ended: the same prompt answered with and without what was learned, the adapter to take along, and a link with this recipe.",
+    "After a run, you can compare answers with and without the adapter, download the adapter, and copy a link with the settings.",
   );
   const result = h("div", { class: "result", hidden: true }, compared, takeAlong(app));
-  const { element } = section(5, "result", "Result", "What it has learned, to compare and to keep.", waiting, result);
+  const { element } = section(5, "result", "Result", "Compare the answers, and download the adapter.", waiting, result);
   app.on(["run"], () => {
     show(result, app.run.hasResult);
     show(waiting, !app.run.hasResult);
@@ -46,7 +46,7 @@ function comparison(app: App): HTMLElement {
   const adapted = column("With the adapter", true);
   const notices = noticePlace();
   const length = field(
-    "Longest answer",
+    "Maximum length",
     select(
       [
         ["32", "32 tokens"],
@@ -58,18 +58,18 @@ function comparison(app: App): HTMLElement {
   );
   length.input.value = "96";
   const temperature = field(
-    "Choice of words",
+    "Sampling",
     select(
       [
-        ["0", "The likeliest"],
-        ["0.7", "Varied"],
-        ["1", "Free"],
+        ["0", "Most likely token"],
+        ["0.7", "Temperature 0.7"],
+        ["1", "Temperature 1"],
       ],
       () => {},
     ),
   );
-  const raw = checkbox("As raw text, without the chat template", () => {});
-  const ask = button("Ask both", () => void askBoth(), "primary");
+  const raw = checkbox("Raw text, without the chat template", () => {});
+  const ask = button("Compare", () => void askBoth(), "primary");
   const cancel = button("Stop", () => stopAsking(), "plain");
   let stopped = false;
   show(cancel, false);
@@ -88,13 +88,13 @@ function comparison(app: App): HTMLElement {
         text += notice.delta;
         column.text.textContent = text.trimStart();
       });
-      column.text.textContent = whole.text.trim() === "" ? "(it says nothing)" : whole.text.trim();
+      column.text.textContent = whole.text.trim() === "" ? "(empty answer)" : whole.text.trim();
     } finally {
       column.element.removeAttribute("aria-busy");
     }
   };
   const askBoth = async () => {
-    prompt.problem(prompt.input.value.trim() === "" ? "Ask something." : "");
+    prompt.problem(prompt.input.value.trim() === "" ? "Enter a prompt." : "");
     if (prompt.input.value.trim() === "") return;
     notices.clear();
     stopped = false;
@@ -158,9 +158,9 @@ function takeAlong(app: App): HTMLElement {
     }
   };
   const address = field(
-    "Link to this recipe",
+    "Link to these settings",
     h("input", { type: "text", readOnly: true }),
-    "Model address and settings; never data, prompts or file names.",
+    "It contains the model address and the settings, and no data, prompts or file names.",
   );
   address.input.onfocus = () => address.input.select();
   const copied = h("span", { class: "hint", role: "status" });
@@ -180,11 +180,11 @@ function takeAlong(app: App): HTMLElement {
   return h(
     "div",
     { class: "take-along" },
-    h("h3", {}, "Take it along"),
+    h("h3", {}, "Download"),
     h(
       "p",
       {},
-      "A zip in PEFT’s layout: adapter_config.json, adapter_model.safetensors and a README. PEFT loads it, and so does loraine in a terminal.",
+      "The zip holds the adapter in PEFT’s format: adapter_config.json, adapter_model.safetensors and a README. Unpack it, then load the folder with PEFT, or with loraine in a terminal.",
     ),
     h("pre", { tabIndex: 0, aria: { label: "Loading the adapter in Python" } }, h("code", {}, code)),
     h("div", { class: "buttons" }, download),

@@ -7,22 +7,22 @@ import { button, noticePlace, progressBar, section } from "./parts";
 export function runSection(app: App): HTMLElement {
   const { run } = app;
   const start = button("Start training", () => void app.train(), "primary");
-  const goOn = button("Go on", () => void app.train(run.id), "primary");
+  const goOn = button("Resume", () => void app.train(run.id), "primary");
   const pause = button("Pause", () => app.pause());
-  const resume = button("Resume", () => app.continue(), "primary");
+  const resume = button("Continue", () => app.continue(), "primary");
   const stop = button("Stop and keep", () => app.stop());
   const status = h("p", { class: "run-status", role: "status" });
   const progress = progressBar("Getting ready");
   const notices = noticePlace();
   const chart = lossChart(run);
-  const numbers = ["Step", "Loss", "Tokens a second", "Time left"].map((name) => ({ name, value: h("dd", {}, "–") }));
+  const numbers = ["Step", "Loss", "Tokens per second", "Time left"].map((name) => ({ name, value: h("dd", {}, "–") }));
   const stats = h("dl", { class: "stats" }, ...numbers.map(({ name, value }) => h("div", {}, h("dt", {}, name), value)));
   const watched = h("div", { class: "watched", hidden: true }, stats, chart.element);
   const { element } = section(
     4,
     "run",
     "Run",
-    "Trains on your GPU. Checkpoints go to this browser’s storage: a closed tab loses nothing.",
+    "Training runs on your GPU. Checkpoints are saved in this browser, so you can close the tab and resume later.",
     h("div", { class: "run-controls" }, h("div", { class: "buttons" }, goOn, start, resume, pause, stop), status),
     progress.element,
     notices.element,
@@ -55,7 +55,7 @@ export function runSection(app: App): HTMLElement {
   app.on(["run", "gpu"], () => {
     const blocked = obstacle(app);
     show(start, !run.active);
-    setText(start, run.steps.length > 0 ? "Start anew" : "Start training");
+    setText(start, run.steps.length > 0 ? "New run" : "Start training");
     start.className = `button ${run.resumable ? "plain" : "primary"}`;
     start.disabled = blocked !== "";
     show(goOn, run.resumable);
@@ -77,14 +77,14 @@ export function runSection(app: App): HTMLElement {
 
 /** Why a run cannot start, or "". */
 function obstacle(app: App): string {
-  if (app.gpu.status === "asked") return "Asking the browser for the GPU…";
-  if (app.gpu.status === "none") return "This browser gives the page no GPU; see the top of the page.";
+  if (app.gpu.status === "asked") return "Looking for a GPU…";
+  if (app.gpu.status === "none") return "This browser offers no GPU. See the top of the page.";
   if (app.model === undefined) return "Choose a model first.";
   if (app.data === undefined) return "Choose data first.";
-  if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data cannot be trained on yet; see above.";
+  if (app.inspectionFailure !== undefined || app.inspection?.refusal) return "The data has a problem. See section 2.";
   if (app.inspecting || app.inspection === undefined) return "Reading the data…";
-  if (app.settingsProblems.size > 0) return "A setting needs another value; see above.";
-  if (app.estimateFailure !== undefined) return "These settings cannot work; see above.";
+  if (app.settingsProblems.size > 0) return "A setting has an invalid value. See section 3.";
+  if (app.estimateFailure !== undefined) return "These settings do not work together. See section 3.";
   return "";
 }
 
@@ -99,21 +99,21 @@ function told(app: App): string {
         : `${format.counted(app.settings.steps ?? 0, "step")} over ${format.counted(examples, "example")}.`;
     }
     case "starting":
-      return "Getting ready: the model is loaded, and the GPU’s programs are compiled. The first step takes longest.";
+      return "Getting ready: loading the model and compiling the GPU programs. The first step takes the longest.";
     case "training":
-      return run.skipped === 0 ? "Training." : `Training. ${format.counted(run.skipped, "step")} skipped: their numbers were not finite.`;
+      return run.skipped === 0 ? "Training." : `Training. ${format.counted(run.skipped, "step")} skipped, because the loss or the gradient was not finite.`;
     case "pausing":
       return "Pausing after this step…";
     case "paused":
-      return `Paused at ${at}, and saved. The tab may be closed.`;
+      return `Paused at ${at} and saved. You can close the tab.`;
     case "stopping":
       return "Stopping after this step…";
     case "done":
       return run.outcome?.interrupted
-        ? `Stopped at ${at}; the adapter is kept below.`
+        ? `Stopped at ${at}. The adapter is below.`
         : `Finished: ${format.counted(run.step, "step")}.${heldOut(app)}`;
     case "failed":
-      return run.resumable ? `Broke off. The checkpoint of step ${format.count(run.savedStep ?? 0)} is whole.` : "Broke off.";
+      return run.resumable ? `Failed. The checkpoint of step ${format.count(run.savedStep ?? 0)} is intact.` : "Failed.";
   }
 }
 

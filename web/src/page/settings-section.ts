@@ -10,7 +10,7 @@ const TARGETS: [value: string, label: string][] = [
   ["q_proj,k_proj,v_proj,o_proj", "Attention"],
   ["q_proj,v_proj", "Queries and values"],
   ["gate_proj,up_proj,down_proj", "Feed-forward"],
-  ["", "Own names or expression"],
+  ["", "Custom"],
 ];
 
 export function settingsSection(app: App): HTMLElement {
@@ -19,10 +19,10 @@ export function settingsSection(app: App): HTMLElement {
     { class: "fields settings" },
     slider(app, "rank", "Rank", "Size of the adapter", [1, 2, 4, 8, 16, 32, 64, 128, 256]),
     slider(app, "max-seq-len", "Sequence length", "Tokens of the longest example", [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]),
-    slider(app, "batch-size", "Batch size", "Examples a step", [1, 2, 4, 8, 16, 32, 64]),
-    number(app, "alpha", "Alpha", "Strength: the adapter counts alpha ÷ rank").element,
-    number(app, "lr", "Learning rate", "How far a step goes").element,
-    number(app, "steps", "Steps", "How long it trains").element,
+    slider(app, "batch-size", "Batch size", "Examples per micro-batch", [1, 2, 4, 8, 16, 32, 64]),
+    number(app, "alpha", "Alpha", "Strength: the adapter is scaled by alpha ÷ rank").element,
+    number(app, "lr", "Learning rate", "Highest learning rate").element,
+    number(app, "steps", "Steps", "Number of optimizer steps").element,
     targets(app),
   );
   const more = h(
@@ -45,8 +45,8 @@ export function settingsSection(app: App): HTMLElement {
         ["adamw", "AdamW"],
         ["adamw8bit", "AdamW, moments in 8 bits"],
       ]),
-      number(app, "warmup-steps", "Warm-up steps", "The rate rises over these").element,
-      number(app, "grad-accum", "Gradient accumulation", "Batches a step").element,
+      number(app, "warmup-steps", "Warm-up steps", "The learning rate rises over these steps").element,
+      number(app, "grad-accum", "Gradient accumulation", "Micro-batches per step").element,
       number(app, "dropout", "Dropout", "On the adapter’s input").element,
       number(app, "weight-decay", "Weight decay", "").element,
       number(app, "seed", "Seed", "The same seed repeats a run").element,
@@ -56,7 +56,7 @@ export function settingsSection(app: App): HTMLElement {
   app.on(["run"], () => {
     inputs.disabled = app.run.active;
   });
-  return section(3, "settings", "Settings", "What matters most. The picture shows what they take on the GPU.", inputs, memoryPicture(app))
+  return section(3, "settings", "Settings", "The main settings of a run. The bar shows the GPU memory they need.", inputs, memoryPicture(app))
     .element;
 }
 
@@ -121,9 +121,9 @@ function picked<Name extends "method" | "schedule" | "optim">(
 
 function targets(app: App): HTMLElement {
   const own = field(
-    "Names or expression",
+    "Names or regular expression",
     h("input", { type: "text", spellcheck: false, autocomplete: "off", maxLength: 200 }),
-    "Names with commas between, or a regular expression",
+    "Names separated by commas, or a regular expression",
   );
   show(own.element, false);
   const list = select(TARGETS, (value) => {
@@ -135,7 +135,7 @@ function targets(app: App): HTMLElement {
     const value = own.input.value.trim();
     if (value !== "") app.set({ "target-modules": value });
   };
-  const made = field("Targets", list, "Layers that get an adapter");
+  const made = field("Target modules", list, "Layers with an adapter");
   app.on(["settings"], () => {
     const value = app.settings["target-modules"];
     const known = TARGETS.some(([name]) => name === value && name !== "");

@@ -9,7 +9,7 @@ import { button, noticePlace } from "./parts";
 export function top(app: App): HTMLElement {
   const gpu = h("p", { class: "gpu", role: "status" });
   app.on(["gpu"], () => {
-    const text = { asked: "Asking for the GPU…", there: "", none: "No GPU for this page" }[app.gpu.status];
+    const text = { asked: "Looking for a GPU…", there: "", none: "No GPU" }[app.gpu.status];
     gpu.dataset.status = app.gpu.status;
     setText(gpu, app.gpu.status === "there" ? app.gpu.adapter.name || "GPU ready" : text);
   });
@@ -17,11 +17,11 @@ export function top(app: App): HTMLElement {
     "header",
     { class: "top" },
     h("div", { class: "bar" }, h("p", { class: "wordmark" }, "loraine"), gpu),
-    h("h1", {}, "Teach a language model something, in this tab."),
+    h("h1", {}, "Fine-tune a language model in this tab."),
     h(
       "p",
       { class: "lead" },
-      "It trains a LoRA adapter on your own GPU. Nothing to install, and your text, the model and the result never leave this browser.",
+      "This page trains a LoRA adapter on your own GPU. There is nothing to install. Your text, the model and the result stay in this browser.",
     ),
   );
 }
@@ -32,7 +32,7 @@ export function noGpu(app: App): HTMLElement {
   const element = h(
     "aside",
     { class: "no-gpu notice", hidden: true, aria: { labelledby: "no-gpu-title" } },
-    h("h2", { id: "no-gpu-title" }, "Training needs WebGPU, and this browser has none to give"),
+    h("h2", { id: "no-gpu-title" }, "Training needs WebGPU, which this browser does not offer"),
     reason,
     h(
       "ul",
@@ -40,16 +40,16 @@ export function noGpu(app: App): HTMLElement {
       h("li", {}, "Chrome or Edge 113 and newer on Windows, macOS and ChromeOS; Chrome 121 and newer on Android"),
       h("li", {}, "Safari 26 and newer on macOS, iOS and iPadOS"),
       h("li", {}, "Firefox 141 and newer on Windows, 145 and newer on Macs with Apple silicon"),
-      h("li", {}, "Linux: recent Chrome, where needed after switching on chrome://flags/#enable-unsafe-webgpu"),
+      h("li", {}, "Linux: a recent Chrome. You may have to enable chrome://flags/#enable-unsafe-webgpu"),
     ),
-    h("p", {}, "Until then you can look at models, data and memory here; in a terminal, loraine trains without a browser."),
+    h("p", {}, "Without WebGPU, this page still shows models, data and memory. In a terminal, loraine trains without a browser."),
   );
   app.on(["gpu"], () => {
     show(element, app.gpu.status === "none");
-    const insecure = "The page was opened over an insecure connection: browsers give WebGPU to https and localhost alone.";
+    const insecure = "The page was opened over an insecure connection. Browsers offer WebGPU on https and on localhost only.";
     const noAdapter =
-      "The browser knows WebGPU but offers no graphics adapter; its graphics driver may be too old or blocked. These have it:";
-    const unknown = "These browsers have it:";
+      "The browser supports WebGPU but found no GPU. The graphics driver may be too old or blocked. WebGPU works in:";
+    const unknown = "WebGPU works in:";
     setText(reason, !isSecureContext ? insecure : "gpu" in navigator ? noAdapter : unknown);
   });
   return element;
@@ -61,7 +61,7 @@ export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
   const element = h(
     "aside",
     { class: "saved", hidden: true, aria: { labelledby: "saved-title" } },
-    h("h2", { id: "saved-title" }, "Kept from last time"),
+    h("h2", { id: "saved-title" }, "Saved runs"),
     list,
     notices.element,
   );
@@ -71,10 +71,10 @@ export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
       ? `finished, ${format.counted(run.step, "step")}`
       : `step ${format.count(run.step)} of ${format.count(run.steps)}`;
     const open = button(
-      run.finished ? "Open" : "Go on",
+      run.finished ? "Open" : "Resume",
       () => {
         if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
-          notices.say(`This run’s model was too large to be kept. Choose the folder ${run.modelName} again below, then go on.`);
+          notices.say(`This run’s model was too large to save. Choose the folder ${run.modelName} again below, then resume.`);
           chooseFolder();
         } else void app.goOn(run);
       },

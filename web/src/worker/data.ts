@@ -24,7 +24,7 @@ export async function openData(source: DataSource, given: Blob | string | null):
     }
     return { source, path: `${ROOT}/pirate`, bytes };
   }
-  if (given === null) throw new PageError("file", "There are no data to open.");
+  if (given === null) throw new PageError("file", "There is no data to open.");
   content = given instanceof Blob ? given : new Blob([given]);
   const path = `${ROOT}/${plainName(source.name)}`;
   mountFile(path, content);
@@ -40,6 +40,6 @@ export async function storeData(dir: FileSystemDirectoryHandle): Promise<void> {
 export async function openStored(source: DataSource, dir: FileSystemDirectoryHandle): Promise<OpenedData> {
   if (source.kind === "example") return openData(source, null);
   const stored = await storage.file(dir, "data");
-  if (stored === undefined) throw new PageError("storage", "The data of this run are gone from the browser's storage.");
+  if (stored === undefined) throw new PageError("storage", "The data of this run was deleted from the browser's storage.");
   return openData(source, stored);
 }

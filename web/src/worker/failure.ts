@@ -19,12 +19,12 @@ interface EngineErrorFields {
 export function describe(error: unknown): Failure {
   if (error instanceof WebAssembly.RuntimeError) return { kind: "crash", message: error.message };
   if (error instanceof DOMException && error.name === "QuotaExceededError") {
-    const message = "The browser's storage for this page is full. Remove kept models or saved runs, or free disk space.";
+    const message = "The browser's storage for this page is full. Remove downloaded models or saved runs, or free disk space.";
     return { kind: "storage", message };
   }
   if (error instanceof DOMException && error.name === "AbortError") return { kind: "canceled", message: "Stopped." };
   if (error instanceof DOMException && error.name === "NotReadableError") {
-    return { kind: "file", message: "A file can no longer be read: it was changed or moved since it was chosen. Choose it again." };
+    return { kind: "file", message: "A file was changed or moved after it was chosen. Choose it again." };
   }
   if (error instanceof Error) {
     const { kind, path, field } = error as EngineErrorFields;

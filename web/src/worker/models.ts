@@ -83,11 +83,11 @@ async function fingerprint(files: FolderFile[]): Promise<string> {
 export async function openCopy(name: string, copy: string | undefined): Promise<OpenedModel> {
   if (copy === undefined) {
     if (mounted === `/models/${plainName(name)}`) return openFolder(name, folderFiles);
-    throw new PageError("file", `The model ${name} was too large to be kept. Choose its folder again, then go on.`);
+    throw new PageError("file", `The model ${name} was too large to save. Choose its folder again, then resume.`);
   }
   const dir = await storage.directory([...COPIES, copy]);
   const whole = dir && (await storage.wholeDirectory(dir));
-  if (!whole) throw new PageError("storage", `The copy of ${name} is gone from the browser's storage. Choose its folder again.`);
+  if (!whole) throw new PageError("storage", `The copy of ${name} was deleted from the browser's storage. Choose its folder again.`);
   const path = `/models/${plainName(name)}`;
   mount(path, whole.files);
   folderFiles = [...whole.files].map(([name, file]) => ({ name, file }));

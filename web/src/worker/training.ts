@@ -21,7 +21,7 @@ async function claim(id: string): Promise<void> {
 }
 
 export async function train(request: TrainRequest, notify: Notify): Promise<Trained> {
-  if (active !== undefined) throw new PageError("setting", "A run is going on already.");
+  if (active !== undefined) throw new PageError("setting", "Another run is active.");
   closeGenerator();
   const id = request.resume ?? crypto.randomUUID();
   await claim(id);
@@ -108,7 +108,7 @@ export function stop(): void {
 export async function restore(id: string, notify: Notify): Promise<RestoredRun> {
   await claim(id);
   const run = await runs.find(id);
-  if (run === undefined) throw new PageError("storage", "This run is gone from the browser's storage.");
+  if (run === undefined) throw new PageError("storage", "This run was deleted from the browser's storage.");
   const model = await openModel(run.model, notify);
   const data = await runs.openRunData(id, run.data);
   await runs.mountSave(id);

@@ -10,7 +10,7 @@ export function adapterZip(run: string): Uint8Array<ArrayBuffer> {
   const out = runDir(run);
   const there = new Set(loraine.listFiles(out).map(({ path }) => path));
   const missing = FILES.find((name) => !there.has(`${out}/${name}`));
-  if (missing !== undefined) throw new PageError("file", `The run has left no ${missing}; let it come to its end, or stop it.`);
+  if (missing !== undefined) throw new PageError("file", `The run has no ${missing} yet. Wait until the run ends, or stop it.`);
   // Weights do not shrink.
   const entry = (name: string): [Uint8Array, { level: 0 | 6 }] => [
     loraine.readFile(`${out}/${name}`),
