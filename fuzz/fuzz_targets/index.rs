@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use loraine::model::config::ModelConfig;
-use loraine::network::load::check_shapes;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::check_shapes;
+use loraine::model::tensor_source::TensorSource;
 use loraine_fuzz::{Place, fixture, model};
 
 static PLACE: LazyLock<(Place, ModelConfig)> = LazyLock::new(|| {
@@ -18,7 +18,7 @@ static PLACE: LazyLock<(Place, ModelConfig)> = LazyLock::new(|| {
 fuzz_target!(|bytes: &[u8]| {
     let (place, config) = &*PLACE;
     place.write("model.safetensors.index.json", bytes);
-    if let Ok(files) = WeightFiles::open(place.path()) {
-        let _ = check_shapes(&files, config);
+    if let Ok(source) = TensorSource::open(place.path()) {
+        let _ = check_shapes(&source, config);
     }
 });

@@ -17,7 +17,7 @@ use loraine::infer::generator::{GenerationSettings, Generator, Stop};
 use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use loraine::infer::sampler::SamplingSettings;
 use loraine::model::config::ModelConfig;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -106,8 +106,10 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
     sampling.check()?;
     let base = args.base.storage()?;
     let names = adapter_names(&args.adapters)?;
-    let config = ModelConfig::from_file(&args.model.join("config.json"))?;
-    let tokenizer = Tokenizer::from_dir(&args.model, &config)?;
+    let mut source = Source::open(&args.model)?;
+    args.cache.apply(&mut source);
+    let config = &source.config;
+    let tokenizer = Tokenizer::from_dir(&args.model, config)?;
     let special = tokenizer.special_tokens()?;
     let template = ChatTemplate::load(&args.model, args.chat_template.as_deref(), special)?.with_context(|| {
         format!(
@@ -116,20 +118,18 @@ pub fn run(mut args: ChatArgs) -> Result<()> {
             loraine::data::template::built_in_names()
         )
     })?;
-    let context = context(&args, &config)?;
-    let mut ends = end_tokens::from_dir(&args.model, &config)?;
+    let context = context(&args, config)?;
+    let mut ends = end_tokens::from_dir(&args.model, config)?;
     ends.extend(tokenizer.eos());
     ends.extend(end_of_turn(&tokenizer, &template)?);
     let conversation = Conversation::new(&tokenizer, &template, args.system.clone());
     // Refused now rather than at the first question.
     conversation.ask("")?;
 
-    let mut files = WeightFiles::open(&args.model)?;
-    args.cache.apply(&mut files);
-    let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
+    let adapters = names.iter().map(|(_, dir)| load_adapter(dir, config)).collect::<Result<Vec<_>>>()?;
     let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
     let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
-    let generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, |_, _| ()))?;
+    let generator = pollster::block_on(Generator::open(gpu, &source, &adapters, &plan, |_, _| ()))?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let asked = interrupted.clone();
     ctrlc::set_handler(move || {

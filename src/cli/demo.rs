@@ -13,8 +13,7 @@ use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter};
 use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use loraine::infer::sampler::SamplingSettings;
 use loraine::lora::adapter_file;
-use loraine::model::config::ModelConfig;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::train::run::{self, Start};
 use loraine::train::settings::RunSettings;
 use loraine::train::{output, plot};
@@ -102,13 +101,14 @@ fn show(view: &RunView, when: &str, answers: &[String]) {
 /// What the model says to [`demo::QUESTIONS`], the likeliest token each time.
 fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String>> {
     let dir: &Path = &settings.model;
-    let config = ModelConfig::from_file(&dir.join("config.json"))?;
-    let tokenizer = Tokenizer::from_dir(dir, &config)?;
+    let source = Source::open(dir)?;
+    let config = &source.config;
+    let tokenizer = Tokenizer::from_dir(dir, config)?;
     let template = ChatTemplate::load(dir, None, tokenizer.special_tokens()?)?.context("the model has a template")?;
     let adapters = match adapted {
         false => Vec::new(),
         true => {
-            let (_, modules, tensors) = adapter_file::load(&settings.out, &config)?;
+            let (_, modules, tensors) = adapter_file::load(&settings.out, config)?;
             vec![LoadedAdapter { modules, tensors }]
         }
     };
@@ -117,8 +117,7 @@ fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String
         max_positions: config.max_position_embeddings,
         rows_per_pass: DEFAULT_ROWS_PER_PASS,
     };
-    let files = WeightFiles::open(dir)?;
-    let mut generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, |_, _| ()))?;
+    let mut generator = pollster::block_on(Generator::open(gpu, &source, &adapters, &plan, |_, _| ()))?;
     let generation = GenerationSettings {
         sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },
         max_tokens: 96,

@@ -8,8 +8,7 @@ use loraine::hub::fetch::Extent;
 use loraine::memory::{self, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::shapes;
-use loraine::model::source::float_of;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::stored_embedding;
 use loraine::quant::format::Float;
 use loraine::train::settings::{Method, Quant, RunSettings};
 
@@ -78,10 +77,7 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
         Err(_) => super::args::model::model_directory(path, Extent::Config)?,
     };
     if path.is_dir() {
-        let float = WeightFiles::open(path)
-            .ok()
-            .and_then(|files| Some(float_of(files.get("model.embed_tokens.weight")?.dtype)));
-        return Ok((ModelConfig::from_file(&path.join("config.json"))?, float.unwrap_or(Float::Bf16)));
+        return Ok((ModelConfig::from_dir(path)?, stored_embedding(path).unwrap_or(Float::Bf16)));
     }
     if path.is_file() {
         return Ok((ModelConfig::from_file(path)?, Float::Bf16));

@@ -60,7 +60,7 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         data_format: args.data_format.settings(0),
     };
     let mut prepared = evaluate::prepare(settings)?;
-    args.cache.apply(&mut prepared.files);
+    args.cache.apply(&mut prepared.source);
     let result = pollster::block_on(prepared.run(args.gpu.open_tuned(args.tune.options(args.cache.directory()))?))?;
     if args.json {
         out!("{}", serde_json::to_string(&result)?);

@@ -17,7 +17,7 @@ use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use loraine::infer::sampler::SamplingSettings;
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use serde_json::json;
 
 use super::args::base::BaseArgs;
@@ -124,17 +124,17 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
     if !args.model.is_dir() {
         bail!("{}: is no directory; --model wants a Hugging Face model directory", args.model.display());
     }
-    let config = ModelConfig::from_file(&args.model.join("config.json"))?;
-    let tokenizer = Tokenizer::from_dir(&args.model, &config)?;
-    let mut files = WeightFiles::open(&args.model)?;
-    args.cache.apply(&mut files);
-    let adapters = names.iter().map(|(_, dir)| load_adapter(dir, &config)).collect::<Result<Vec<_>>>()?;
+    let mut source = Source::open(&args.model)?;
+    args.cache.apply(&mut source);
+    let config = &source.config;
+    let tokenizer = Tokenizer::from_dir(&args.model, config)?;
+    let adapters = names.iter().map(|(_, dir)| load_adapter(dir, config)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = names.into_iter().map(|(name, _)| name).collect();
     let jobs = jobs(&args, &tokenizer, &names)?;
-    let context = context(&args, &config, &jobs)?;
+    let context = context(&args, config, &jobs)?;
     let mut end_tokens = Vec::new();
     if !args.ignore_eos {
-        end_tokens = end_tokens::from_dir(&args.model, &config)?;
+        end_tokens = end_tokens::from_dir(&args.model, config)?;
         end_tokens.extend(tokenizer.eos());
     }
     let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
@@ -146,7 +146,7 @@ pub fn run(mut args: GenerateArgs) -> Result<()> {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let mut generator = pollster::block_on(Generator::open(gpu, &config, &files, &adapters, &plan, progress))?;
+    let mut generator = pollster::block_on(Generator::open(gpu, &source, &adapters, &plan, progress))?;
     bar.finish_and_clear();
     generator.profile = args.profile.then(Profile::default);
     let result = answer_all(&args, &mut generator, &tokenizer, &names, &jobs, &settings);

@@ -7,7 +7,7 @@ use clap::Args;
 use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
 use loraine::data::tokenizer::Tokenizer;
 use loraine::hub::fetch::Extent;
-use loraine::model::config::ModelConfig;
+use loraine::model::config::{CONFIG, ModelConfig};
 
 use super::args::data::DataArgs;
 
@@ -43,10 +43,9 @@ pub struct InspectArgs {
 
 pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Tokenizer)?;
-    let config_file = args.model.join("config.json");
-    let (tokenizer, vocab_size, longest) = match config_file.is_file() {
+    let (tokenizer, vocab_size, longest) = match args.model.join(CONFIG).is_file() {
         true => {
-            let config = ModelConfig::from_file(&config_file)?;
+            let config = ModelConfig::from_dir(&args.model)?;
             (Tokenizer::from_dir(&args.model, &config)?, config.vocab_size, config.max_position_embeddings)
         }
         false => {

@@ -69,7 +69,7 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
         overwrite: args.overwrite,
         shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
-    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    let config = ModelConfig::from_dir(&settings.model)?;
     let prompt = match settings.model.join("tokenizer.json").is_file() {
         true => Tokenizer::from_dir(&settings.model, &config)?.encode(&args.prompt, true)?,
         false => (1..9).map(|id| id % config.vocab_size as u32).collect(),

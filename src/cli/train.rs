@@ -330,9 +330,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let model = settings.model.clone();
     settings.model = super::args::model::model_directory(&model, Extent::Everything)?;
     let mut prepared = run::prepare(settings)?;
-    if let Some(files) = &mut prepared.files {
-        args.cache.apply(files);
-    }
+    args.cache.apply(&mut prepared.source);
     let mut view = RunView::new(args.json);
     view.data("data", &prepared.data);
     if let Some(eval) = &prepared.eval {
@@ -341,7 +339,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if args.dry_run {
         let capabilities = args.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
         let plan = prepared.plan(capabilities)?;
-        view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.config.num_layers, prepared.steps);
+        view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.source.config.num_layers, prepared.steps);
         view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
         return Ok(());
     }

@@ -3,17 +3,16 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::OutputDirectory;
 use super::writer::{ModelWriter, Planned};
-use super::{OutputDirectory, Source};
 use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, params_bytes};
 use crate::infer::generator::{Generator, LoadedAdapter};
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::lora::adapter_file;
 use crate::lora::targets::LoraModule;
-use crate::model::config::ModelConfig;
 use crate::model::model_directory::{copy_companions, dtype, float_bytes, write_config};
 use crate::model::packed::PackedWeight;
-use crate::model::source::float_of;
+use crate::model::source::Source;
 use crate::model::tensors::{self, TensorSpec, projection_name, tensors};
 use crate::network::base::BaseStorage;
 use crate::ops::weight::Weight;
@@ -55,8 +54,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let place = |module: &LoraModule| projection_name(module.layer, module.projection);
     let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
     let stored = source.config.quantization;
-    let own = source.files.get(tensors::EMBEDDING).map_or(Float::F32, |info| float_of(info.dtype));
-    let float = settings.float.unwrap_or(own);
+    let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let expected = tensors(&source.config);
     let planned = expected
@@ -90,10 +88,10 @@ fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
     let TensorSpec { name, shape, .. } = spec;
     match (source.config.quantization.filter(|_| spec.is_projection()), &shape[..]) {
         (Some(stored), [rows, cols]) => {
-            let packed = PackedWeight::find(&source.files, name, [*rows, *cols], stored)?.read()?;
+            let packed = PackedWeight::find(&source.tensors, name, [*rows, *cols], stored)?.read()?;
             Ok(quant::dequantize(&packed, stored.code, rows * cols))
         }
-        _ => source.files.read_all(source.files.require(name, shape)?),
+        _ => source.tensors.require(name, shape)?.read_f32(),
     }
 }
 
@@ -169,7 +167,6 @@ async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) 
     let adapters: Vec<LoadedAdapter> = adapter.map(load).transpose()?.into_iter().collect();
     let plan =
         PlanSettings { base: BaseStorage::AsStored, max_positions: prompt.len(), rows_per_pass: DEFAULT_ROWS_PER_PASS };
-    let config: &ModelConfig = &source.config;
-    let mut generator = Generator::open(gpu, config, &source.files, &adapters, &plan, |_, _| ()).await?;
+    let mut generator = Generator::open(gpu, &source, &adapters, &plan, |_, _| ()).await?;
     generator.logits_after(prompt, adapter.map(|_| 0)).await
 }

@@ -11,26 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::files::remove_if_there;
-use crate::model::config::ModelConfig;
-use crate::model::source::check_shapes;
-use crate::model::weight_files::WeightFiles;
 use crate::{Error, Result};
-
-/// What both begin with: a model that was checked.
-struct Source {
-    dir: PathBuf,
-    config: ModelConfig,
-    files: WeightFiles,
-}
-
-impl Source {
-    fn open(dir: &Path) -> Result<Self> {
-        let config = ModelConfig::from_file(&dir.join("config.json"))?;
-        let files = WeightFiles::open(dir)?;
-        check_shapes(&files, &config)?;
-        Ok(Self { dir: dir.to_owned(), config, files })
-    }
-}
 
 /// A directory in the making, beside its place.
 struct OutputDirectory {

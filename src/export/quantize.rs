@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use super::OutputDirectory;
 use super::writer::{ModelWriter, Planned};
-use super::{OutputDirectory, Source};
 use crate::files::write_atomically;
+use crate::model::config::CONFIG;
+use crate::model::listing::TensorInfo;
 use crate::model::model_directory::{copy_companions, dtype, float_bytes};
-use crate::model::source::float_of;
+use crate::model::source::Source;
 use crate::model::tensors::tensors;
-use crate::model::weight_files::{TensorInfo, WeightDtype};
-use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK};
+use crate::quant::format::{BLOCK, Code4, Float, NESTED_BLOCK};
 use crate::quant::{self, Scales, code_table, dynamic_map};
 use crate::{Error, Result};
 
@@ -51,7 +52,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let tensors: Vec<(bool, &TensorInfo)> = tensors(&source.config)
         .iter()
-        .map(|spec| Ok((spec.is_projection(), source.files.require(&spec.name, &spec.shape)?)))
+        .map(|spec| Ok((spec.is_projection(), source.tensors.require(&spec.name, &spec.shape)?)))
         .collect::<Result<_>>()?;
     let planned: Vec<Planned> =
         tensors.iter().flat_map(|(quantized, info)| parts(info, *quantized, settings)).collect();
@@ -64,7 +65,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
             sizes.after += bytes.len() as u64;
             writer.write(name, bytes)
         };
-        let values = source.files.read_all(info)?;
+        let values = info.read_f32()?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             let problem = format!("holds a value that is not finite (element {at}); the file is damaged");
             return Err(Error::field(&info.path, &info.name, problem));
@@ -74,7 +75,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
             done += 1;
             progress(done, matrices);
         } else {
-            put(&info.name, &float_bytes(&values, float_of(info.dtype)))?;
+            put(&info.name, &float_bytes(&values, info.dtype))?;
         }
     }
     writer.finish()?;
@@ -99,7 +100,7 @@ fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec
         shape,
     };
     if !quantized {
-        return vec![part("", dtype(float_of(info.dtype)), info.shape.clone())];
+        return vec![part("", dtype(info.dtype), info.shape.clone())];
     }
     let elements: usize = info.shape.iter().product();
     let blocks = elements.div_ceil(BLOCK as usize);
@@ -129,9 +130,9 @@ fn put_quantized(
     let quantized = quant::quantize(values, settings.code, settings.double);
     let name = |suffix: &str| format!("{}{suffix}", info.name);
     let dtype = match info.dtype {
-        WeightDtype::F32 => "float32",
-        WeightDtype::F16 => "float16",
-        WeightDtype::Bf16 => "bfloat16",
+        Float::F32 => "float32",
+        Float::F16 => "float16",
+        Float::Bf16 => "bfloat16",
     };
     let mut state =
         json!({ "quant_type": kind(settings.code), "blocksize": BLOCK, "dtype": dtype, "shape": info.shape });
@@ -155,7 +156,7 @@ fn put_quantized(
 }
 
 fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<()> {
-    let path = from.join("config.json");
+    let path = from.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
     let dtype = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");
@@ -169,5 +170,5 @@ fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<(
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_skip_modules": ["lm_head"],
     });
-    write_atomically(&to.join("config.json"), format!("{config:#}\n").as_bytes())
+    write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
 }

@@ -10,11 +10,8 @@ use super::sampler::{SamplingSettings, next_token};
 use crate::gpu::{Buffers, Gpu, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
 use crate::lora::targets::LoraModule;
-use crate::model::config::ModelConfig;
-use crate::model::source::{check_shapes, float_of};
-use crate::model::weight_files::WeightFiles;
+use crate::model::source::Source;
 use crate::network::load;
-use crate::quant::format::Float;
 use crate::{Error, Result, tune};
 
 /// Lists of this many shapes stay prepared; beyond it, all are made anew.
@@ -75,28 +72,27 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Plans, allocates and loads. The files' shapes are checked first.
+    /// Plans, allocates and loads.
     ///
     /// # Errors
-    /// Files that disagree with `config`, a context that does not fit, out of memory, or a failing device.
+    /// A base that the files cannot give, a context that does not fit, out of memory, or a failing device.
     pub async fn open(
         gpu: Gpu,
-        config: &ModelConfig,
-        files: &WeightFiles,
+        source: &Source,
         adapters: &[LoadedAdapter],
         settings: &PlanSettings,
         progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
-        check_shapes(files, config)?;
+        let config = &source.config;
         let settings = &PlanSettings { base: settings.base.of(config)?, ..*settings };
-        let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+        let stored = |name: &str| source.stored(name);
         let modules: Vec<&[LoraModule]> = adapters.iter().map(|a| a.modules.as_slice()).collect();
         let mut plan = GenerationPlan::new(gpu.capabilities, config, stored, &modules, settings)?;
         plan.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
         let mut buffers = Buffers::default();
         gpu.allocate(&plan.memory, &mut buffers).await?;
         let staging = plan.staging.as_ref();
-        load::load(&gpu, &mut buffers, files, &plan.network, staging, || plan.recorder(), progress).await?;
+        load::load(&gpu, &mut buffers, source, &plan.network, staging, || plan.recorder(), progress).await?;
         for (place, adapter) in plan.adapters.iter().zip(adapters) {
             place.write(&gpu, &buffers, &adapter.tensors);
         }

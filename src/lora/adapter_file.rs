@@ -10,7 +10,8 @@ use super::config::{LoraConfig, LoraInit};
 use super::targets::{LoraModule, resolve};
 use crate::files::{self, write_atomically};
 use crate::model::config::{ModelConfig, Projection};
-use crate::model::safetensors_file::{Entry, read_f32, read_header};
+use crate::model::listing::Entry;
+use crate::model::safetensors_file::read_header;
 use crate::random::{Stream, uniform};
 use crate::{Error, Result};
 
@@ -132,8 +133,8 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
     let mut read = |name: &str, shape: [usize; 2]| -> Result<Vec<f32>> {
         let error = |problem: String| Error::field(&weights, name, problem);
         let info = match entries.remove(name) {
-            Some(Entry::Usable(info)) => info,
-            Some(Entry::OtherDtype(raw)) => {
+            Some(Entry::Float(info)) => info,
+            Some(Entry::Other(raw)) => {
                 return Err(error(format!("has the type {}; supported are F32, F16 and BF16", raw.dtype)));
             }
             None => return Err(error(format!("is missing; {CONFIG} asks for it with shape {shape:?}"))),
@@ -142,7 +143,7 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
             let asked = format!("{CONFIG} and the base model ask for {shape:?}");
             return Err(error(format!("has shape {:?}, but {asked}", info.shape)));
         }
-        let values = read_f32(&info)?;
+        let values = info.read_f32()?;
         match values.iter().position(|x| !x.is_finite()) {
             None => Ok(values),
             Some(at) => {

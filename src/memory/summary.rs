@@ -6,12 +6,10 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::gpu::{Category, MemoryPlan};
-use crate::model::config::ModelConfig;
-use crate::model::source::{check_shapes, float_of};
+use crate::model::source::Source;
 use crate::model::tensors::{parameters, tensors};
-use crate::model::weight_files::WeightFiles;
 use crate::network::base::{self, BaseStorage};
-use crate::quant::format::{Code4, Float, Storage};
+use crate::quant::format::{Code4, Storage};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -42,20 +40,20 @@ pub struct ModelSummary {
 /// # Errors
 /// Files that are missing, damaged, or disagree with each other.
 pub fn describe(dir: &Path) -> Result<ModelSummary> {
-    let config = ModelConfig::from_file(&dir.join("config.json"))?;
-    let files = WeightFiles::open(dir)?;
-    check_shapes(&files, &config)?;
-    let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+    let source = Source::open(dir)?;
+    let config = &source.config;
     let base_bytes = |base: BaseStorage| {
-        let base = base.of(&config).unwrap_or(base);
+        let base = base.of(config).unwrap_or(base);
         let mut plan = MemoryPlan::new();
-        base::plan(&mut plan, &config, base, stored, 1, u64::MAX);
+        base::plan(&mut plan, config, base, |name| source.stored(name), 1, u64::MAX);
         let ledger = plan.ledger();
         ledger.get(Category::Weights) + ledger.get(Category::QuantScales)
     };
-    let tensors = tensors(&config);
-    let mut dtypes: Vec<String> =
-        tensors.iter().filter_map(|spec| Some(format!("{:?}", files.get(&spec.name)?.dtype).to_lowercase())).collect();
+    let tensors = tensors(config);
+    let mut dtypes: Vec<String> = tensors
+        .iter()
+        .filter_map(|spec| Some(format!("{:?}", source.tensors.float(&spec.name)?).to_lowercase()))
+        .collect();
     dtypes.extend(config.quantization.map(|stored| format!("{:?}", stored.code).to_lowercase()));
     dtypes.sort();
     dtypes.dedup();
@@ -71,7 +69,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
         vocabulary: config.vocab_size,
         tied_head: config.tie_word_embeddings,
         context: config.max_position_embeddings,
-        parameters: parameters(&config),
+        parameters: parameters(config),
         dtypes,
         stored_bytes: base_bytes(BaseStorage::AsStored),
         nf4_bytes: base_bytes(BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true })),

@@ -6,15 +6,16 @@ use serde_json::Value;
 
 use super::json_fields::{JsonFields, parse_object};
 use super::packed::Stored4Bit;
-use super::rope::RopeConfig;
+use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::ops::glu::Activation;
 use crate::{Error, Result, files};
 
+/// Name of the configuration's file.
+pub const CONFIG: &str = "config.json";
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
 const MAX_DIMENSION: usize = 1 << 24;
 /// Published models stay under 200 layers; a hostile file must not make us allocate per layer without end.
 const MAX_LAYERS: usize = 4096;
-pub(crate) const MAX_POSITIONS: usize = 1 << 30;
 
 const SUPPORTED: &str = "supported are LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), \
      MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
@@ -130,6 +131,11 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Reads the `config.json` of a model directory. Errors are those of [`Self::from_file`].
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        Self::from_file(&dir.join(CONFIG))
+    }
+
     /// Reads `path`, a `config.json`. Errors name the field and what it may be.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;

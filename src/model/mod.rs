@@ -2,11 +2,13 @@
 
 pub mod config;
 pub(crate) mod json_fields;
+pub mod listing;
 pub mod model_directory;
 pub mod packed;
 pub mod rope;
 pub(crate) mod safetensors_file;
+mod safetensors_index;
 pub mod shapes;
 pub mod source;
+pub mod tensor_source;
 pub mod tensors;
-pub mod weight_files;

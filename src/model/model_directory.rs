@@ -7,14 +7,13 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::Value;
 
-use super::config::ModelConfig;
+use super::config::{CONFIG, ModelConfig};
+use super::tensor_source::TensorSource;
 use super::tensors::{NamedTensor, TensorSpec, matrices_then_vectors};
-use super::weight_files::WeightFiles;
 use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 pub const WEIGHTS: &str = "model.safetensors";
-const CONFIG: &str = "config.json";
 /// What tells how to use a model, beside its weights and sizes.
 const COMPANIONS: [&str; 11] = [
     "generation_config.json",
@@ -90,9 +89,9 @@ pub fn dtype(float: Float) -> Dtype {
 /// # Errors
 /// Weights that are missing, damaged or of another shape than `config` implies.
 pub fn load(dir: &Path, config: &ModelConfig) -> Result<Vec<NamedTensor>> {
-    let files = WeightFiles::open(dir)?;
+    let source = TensorSource::open(dir)?;
     let tensor = |TensorSpec { name, shape, .. }: TensorSpec| {
-        let values = files.read_all(files.require(&name, &shape)?)?;
+        let values = source.require(&name, &shape)?.read_f32()?;
         Ok(NamedTensor { name, shape, values })
     };
     matrices_then_vectors(config).into_iter().map(tensor).collect()

@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::json_fields::JsonFields;
-use super::safetensors_file::RawTensor;
-use super::weight_files::WeightFiles;
+use super::listing::RawTensor;
+use super::tensor_source::TensorSource;
 use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK, Storage};
 use crate::quant::{Quantized, Scales, code_table};
 use crate::{Error, Result};
@@ -68,15 +68,15 @@ impl PackedWeight {
     ///
     /// # Errors
     /// A part that is missing, or of another size, code or block size than bitsandbytes gives it.
-    pub fn find(files: &WeightFiles, name: &str, shape: [usize; 2], stored: Stored4Bit) -> Result<Self> {
+    pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Stored4Bit) -> Result<Self> {
         let elements = shape[0] as u64 * shape[1] as u64;
         let blocks = elements.div_ceil(BLOCK);
-        let part = |suffix: &str, bytes: u64| files.require_bytes(&format!("{name}{suffix}"), bytes);
+        let part = |suffix: &str, bytes: u64| source.require_bytes(&format!("{name}{suffix}"), bytes);
         let packed = part("", elements.div_ceil(2))?;
         let absmax = part(".absmax", if stored.double { blocks } else { 4 * blocks })?;
         let kind = if stored.code == Code4::Nf4 { "nf4" } else { "fp4" };
         let state_name = format!("{name}.quant_state.bitsandbytes__{kind}");
-        let state_tensor = files.require_any_bytes(&state_name)?;
+        let state_tensor = source.require_any_bytes(&state_name)?;
         let wrong = |problem: String| Error::field(&state_tensor.path, &state_name, problem);
         let state: Value =
             serde_json::from_slice(&state_tensor.read()?).map_err(|e| wrong(format!("is not JSON: {e}")))?;

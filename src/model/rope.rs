@@ -2,9 +2,11 @@
 
 use std::f64::consts::PI;
 
-use super::config::MAX_POSITIONS;
 use super::json_fields::JsonFields;
 use crate::Result;
+
+/// Above the context of every published model.
+pub(super) const MAX_POSITIONS: usize = 1 << 30;
 
 /// How the frequencies are stretched beyond the length of pre-training.
 #[derive(Clone, Debug, PartialEq)]

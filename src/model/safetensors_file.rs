@@ -1,88 +1,19 @@
 //! One safetensors file, opened without loading it: the header is read and held against the file's real length.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::json_fields::parse_object;
+use super::listing::{Entry, RawTensor, TensorInfo};
 use crate::files::{self, File};
+use crate::quant::format::Float;
 use crate::{Error, Result};
 
 /// The format's own limit on the header's length.
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;
-
-/// The types a weight can be used in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WeightDtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl WeightDtype {
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "F32" => Some(Self::F32),
-            "F16" => Some(Self::F16),
-            "BF16" => Some(Self::Bf16),
-            _ => None,
-        }
-    }
-}
-
-/// Where one tensor lies.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    pub name: String,
-    pub dtype: WeightDtype,
-    pub shape: Vec<usize>,
-    pub path: PathBuf,
-    /// Of the first byte, from the start of the file.
-    pub file_offset: u64,
-    pub byte_len: u64,
-}
-
-/// A tensor whose type is no weight's; its bytes can be had.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RawTensor {
-    pub name: String,
-    /// As the header spells it.
-    pub dtype: String,
-    pub path: PathBuf,
-    /// Of the first byte, from the start of the file.
-    pub file_offset: u64,
-    pub byte_len: u64,
-}
-
-impl RawTensor {
-    /// All its bytes.
-    pub(crate) fn read(&self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; self.byte_len as usize];
-        read_at(&self.path, &self.name, self.file_offset, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// All its bytes as f32.
-    pub(crate) fn read_f32(&self) -> Result<Vec<f32>> {
-        Ok(self.read()?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    }
-}
-
-/// A tensor of the header; one of another type is refused only when it is used as a weight.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Entry {
-    Usable(TensorInfo),
-    OtherDtype(RawTensor),
-}
 
 /// Reads and checks the header of `path`: every tensor's bytes lie inside the file, touch the next one's, and match its
 /// type and shape.
@@ -143,16 +74,16 @@ fn entry(path: &Path, name: &str, value: &Value, data_start: u64, file_len: u64)
         let there = file_len - data_start;
         return Err(error(format!("ends at data byte {end}, but the file has {there}: it is cut short or damaged")));
     }
-    let Some(dtype) = WeightDtype::from_name(dtype) else {
+    let Some(dtype) = float_of(dtype) else {
         let (name, dtype, path) = (name.to_owned(), dtype.to_owned(), path.to_owned());
         let raw = RawTensor { name, dtype, path, file_offset: data_start + begin, byte_len };
-        return Ok((Entry::OtherDtype(raw), (begin, end)));
+        return Ok((Entry::Other(raw), (begin, end)));
     };
     let shape = shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>();
     let shape = shape.map_err(|_| error("is too large for this machine's address space".into()))?;
     let (name, path) = (name.to_owned(), path.to_owned());
     let info = TensorInfo { name, dtype, shape, path, file_offset: data_start + begin, byte_len };
-    Ok((Entry::Usable(info), (begin, end)))
+    Ok((Entry::Float(info), (begin, end)))
 }
 
 /// The tensors must cover the data without overlap or hole: the format demands it, so that no bytes hide in a file.
@@ -175,6 +106,16 @@ fn check_coverage(path: &Path, mut ranges: Vec<((u64, u64), String)>, data_start
     Ok(())
 }
 
+/// The float type that a header calls `dtype`, if a weight can be of it.
+fn float_of(dtype: &str) -> Option<Float> {
+    match dtype {
+        "F32" => Some(Float::F32),
+        "F16" => Some(Float::F16),
+        "BF16" => Some(Float::Bf16),
+        _ => None,
+    }
+}
+
 fn bits_of(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "F4" => 4,
@@ -184,37 +125,6 @@ fn bits_of(dtype: &str) -> Option<u64> {
         "U32" | "I32" | "F32" => 32,
         "U64" | "I64" | "F64" | "C64" => 64,
         _ => return None,
-    })
-}
-
-/// Fills `buf` with the tensor's bytes from `byte_offset` on: the way to stream a tensor in bounded pieces.
-pub(crate) fn read_bytes(tensor: &TensorInfo, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
-    let error = |problem: String| Error::field(&tensor.path, &tensor.name, problem);
-    let inside = byte_offset.checked_add(buf.len() as u64).is_some_and(|end| end <= tensor.byte_len);
-    if !inside {
-        let asked = format!("{} bytes from byte {byte_offset}", buf.len());
-        return Err(error(format!("has {} bytes, but {asked} were asked for", tensor.byte_len)));
-    }
-    read_at(&tensor.path, &tensor.name, tensor.file_offset + byte_offset, buf)
-}
-
-fn read_at(path: &Path, name: &str, file_offset: u64, buf: &mut [u8]) -> Result<()> {
-    let read = |buf: &mut [u8]| -> std::io::Result<()> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(file_offset))?;
-        file.read_exact(buf)
-    };
-    read(buf).map_err(|e| Error::field(path, name, format!("cannot be read: {e}")))
-}
-
-/// The whole tensor, widened to f32.
-pub(crate) fn read_f32(tensor: &TensorInfo) -> Result<Vec<f32>> {
-    let mut bytes = vec![0; tensor.byte_len as usize];
-    read_bytes(tensor, 0, &mut bytes)?;
-    Ok(match tensor.dtype {
-        WeightDtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        WeightDtype::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-        WeightDtype::Bf16 => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
     })
 }
 
@@ -278,14 +188,14 @@ pub(crate) mod tests {
         bytes[data..data + 6].copy_from_slice(&[0x00, 0x3c, 0x00, 0xc0, 0x40, 0x40]);
         std::fs::write(&path, bytes).unwrap();
         let entries = read_header(&path).unwrap();
-        let (Entry::Usable(h), Entry::Usable(b)) = (&entries["h"], &entries["b"]) else { panic!("{entries:?}") };
-        assert_eq!((read_f32(h).unwrap(), read_f32(b).unwrap()), (vec![1.0, -2.0], vec![3.0]));
-        let Entry::OtherDtype(i) = &entries["i"] else { panic!("{entries:?}") };
+        let (Entry::Float(h), Entry::Float(b)) = (&entries["h"], &entries["b"]) else { panic!("{entries:?}") };
+        assert_eq!((h.read_f32().unwrap(), b.read_f32().unwrap()), (vec![1.0, -2.0], vec![3.0]));
+        let Entry::Other(i) = &entries["i"] else { panic!("{entries:?}") };
         assert_eq!((i.dtype.as_str(), i.read().unwrap()), ("I32", vec![0; 4]));
         let mut piece = [0; 2];
-        read_bytes(h, 2, &mut piece).unwrap();
+        h.read(2, &mut piece).unwrap();
         assert_eq!(piece, [0x00, 0xc0]);
-        assert!(read_bytes(h, 3, &mut piece).unwrap_err().to_string().contains("`h`: has 4 bytes"));
-        assert!(read_bytes(h, u64::MAX, &mut piece).is_err());
+        assert!(h.read(3, &mut piece).unwrap_err().to_string().contains("`h`: has 4 bytes"));
+        assert!(h.read(u64::MAX, &mut piece).is_err());
     }
 }

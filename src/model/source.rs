@@ -1,35 +1,129 @@
-//! A model directory as its files describe it, checked before anything is allocated.
+//! A model directory, opened in one place: its configuration and its tensors, checked before anything is allocated.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
 use super::packed::PackedWeight;
-use super::tensors::tensors;
-use super::weight_files::{WeightDtype, WeightFiles};
-use crate::Result;
+use super::tensor_source::TensorSource;
+use super::tensors::{EMBEDDING, is_layer_tensor, tensors};
 use crate::quant::format::Float;
+use crate::{Error, Result, files};
 
-pub fn float_of(dtype: WeightDtype) -> Float {
-    match dtype {
-        WeightDtype::F32 => Float::F32,
-        WeightDtype::F16 => Float::F16,
-        WeightDtype::Bf16 => Float::Bf16,
+/// Where 4-bit copies of large models are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheSettings {
+    pub dir: PathBuf,
+    /// No copy is kept of a model whose files have fewer bytes: quantizing it takes no time.
+    pub min_bytes: u64,
+    /// Bytes that all copies together may take.
+    pub max_bytes: u64,
+}
+
+/// A Hugging Face model directory that was opened and checked.
+#[derive(Debug)]
+pub struct Source {
+    pub dir: PathBuf,
+    pub config: ModelConfig,
+    pub tensors: TensorSource,
+    /// Where a copy of what the device quantizes is kept; None keeps none.
+    pub cache: Option<CacheSettings>,
+}
+
+impl Source {
+    /// Opens `config.json` and the weights of `dir`, and holds the shapes of the weights against the configuration.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, or weights that are not those of `config.json`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config = ModelConfig::from_dir(dir)?;
+        let tensors = TensorSource::open(dir)?;
+        check_shapes(&tensors, &config)?;
+        Ok(Self { dir: dir.to_owned(), config, tensors, cache: None })
+    }
+
+    /// Opens `config.json` alone, for a model whose weights are drawn anew: the source has no tensors.
+    ///
+    /// # Errors
+    /// A `config.json` that is missing or damaged.
+    pub fn without_weights(dir: &Path) -> Result<Self> {
+        let config = ModelConfig::from_dir(dir)?;
+        Ok(Self { dir: dir.to_owned(), config, tensors: TensorSource::empty(dir), cache: None })
+    }
+
+    /// The type in which the files hold a tensor. A tensor that they do not hold as floats counts as f32, the type in which new
+    /// weights are made.
+    pub fn stored(&self, name: &str) -> Float {
+        self.tensors.float(name).unwrap_or(Float::F32)
+    }
+
+    /// Whether the directory has a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        files::is_file(&self.dir.join("tokenizer.json"))
     }
 }
 
-/// The directory's weights, checked against the network's shapes before anything is allocated.
+/// The type in which the directory holds its embedding; None where its weights cannot be read.
+pub fn stored_embedding(dir: &Path) -> Option<Float> {
+    TensorSource::open(dir).ok()?.float(EMBEDDING)
+}
+
+/// Holds the tensors of a directory against the shapes that its configuration implies.
 ///
 /// # Errors
 /// A missing tensor, one whose shape disagrees with `config.json`, or one of a layer for which it has no place.
-pub fn check_shapes(files: &WeightFiles, config: &ModelConfig) -> Result<()> {
+pub fn check_shapes(source: &TensorSource, config: &ModelConfig) -> Result<()> {
     let expected = tensors(config);
     for spec in &expected {
         match (config.quantization.filter(|_| spec.is_projection()), &spec.shape[..]) {
             (Some(stored), [rows, cols]) => {
-                PackedWeight::find(files, &spec.name, [*rows, *cols], stored)?;
+                PackedWeight::find(source, &spec.name, [*rows, *cols], stored)?;
             }
             _ => {
-                files.require(&spec.name, &spec.shape)?;
+                source.require(&spec.name, &spec.shape)?;
             }
         }
     }
-    files.refuse_other_layer_tensors(&expected)
+    // A model with fewer layers, or without its biases, would run and be another model. Other tensors that a file may carry
+    // (the frequencies of rope, a tied head) do no harm.
+    let expected: HashSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
+    match source.names().find(|name| is_layer_tensor(name) && !expected.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::field(
+            source.path(),
+            name,
+            "is unexpected: the model that config.json describes has no such tensor",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_real_model_has_every_expected_tensor() {
+        let dir = Path::new("../shared/models/stories260K");
+        if !dir.is_dir() {
+            eprintln!("skipped: {} is not there", dir.display());
+            return;
+        }
+        let source = Source::open(dir).unwrap();
+        assert_eq!(tensors(&source.config).len(), 47);
+        let norm = source.tensors.require("model.norm.weight", &[64]).unwrap();
+        let whole = norm.read_f32().unwrap();
+        let mut piece = [0; 8];
+        norm.read(8, &mut piece).unwrap();
+        assert_eq!(piece[..4], whole[2].to_le_bytes());
+    }
+
+    #[test]
+    fn a_source_without_weights_has_no_tensors() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/qwen2");
+        let source = Source::without_weights(&dir).unwrap();
+        assert_eq!((source.tensors.names().count(), source.stored(EMBEDDING)), (0, Float::F32));
+        let message = source.tensors.require(EMBEDDING, &[1]).unwrap_err().to_string();
+        assert!(message.contains("is missing"), "{message}");
+        assert_eq!(stored_embedding(&dir), Some(Float::F32));
+    }
 }

@@ -4,6 +4,8 @@ use super::config::{ModelConfig, Projection};
 
 /// Name of the embedding's tensor.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Where the names of the layers' tensors begin; the layer's number follows.
+const LAYERS: &str = "model.layers.";
 /// Name of the output head's tensor, where it is not the embedding.
 pub const HEAD: &str = "lm_head.weight";
 
@@ -77,7 +79,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let mut all = vec![spec(EMBEDDING.to_owned(), vec![config.vocab_size, hidden], TensorKind::Embedding, None)];
     for layer in 0..config.num_layers {
         let mut push = |module: &str, suffix: &str, shape: Vec<usize>, kind| {
-            all.push(spec(format!("model.layers.{layer}.{module}.{suffix}"), shape, kind, Some(layer)));
+            all.push(spec(format!("{LAYERS}{layer}.{module}.{suffix}"), shape, kind, Some(layer)));
         };
         push("input_layernorm", "weight", vec![hidden], TensorKind::Norm(Norm::Input));
         push("post_attention_layernorm", "weight", vec![hidden], TensorKind::Norm(Norm::PostAttention));
@@ -113,5 +115,10 @@ pub fn parameters(config: &ModelConfig) -> u64 {
 
 /// Name of the weight of a layer's projection.
 pub fn projection_name(layer: usize, projection: Projection) -> String {
-    format!("model.layers.{layer}.{}.weight", projection.module())
+    format!("{LAYERS}{layer}.{}.weight", projection.module())
+}
+
+/// Whether `name` is that of a layer's weight or bias.
+pub fn is_layer_tensor(name: &str) -> bool {
+    name.starts_with(LAYERS) && (name.ends_with(".weight") || name.ends_with(".bias"))
 }

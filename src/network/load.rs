@@ -6,11 +6,11 @@ use super::activations::{Phase, through};
 use super::base::Network;
 use super::quantized_cache::QuantizedCache;
 use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
+use crate::model::listing::TensorInfo;
 use crate::model::packed::PackedWeight;
 use crate::model::rope;
-use crate::model::source::float_of;
+use crate::model::source::Source;
 use crate::model::tensors::{TensorKind, TensorSpec};
-use crate::model::weight_files::{TensorInfo, WeightDtype, WeightFiles};
 use crate::ops::quantize;
 use crate::ops::weight::{Panel, Weight};
 use crate::quant::format::{BLOCK, Float, Storage};
@@ -61,7 +61,7 @@ impl Staging {
 pub async fn load(
     gpu: &Gpu,
     buffers: &mut Buffers,
-    files: &WeightFiles,
+    source: &Source,
     network: &Network,
     staging: Option<&Staging>,
     recorder: impl Fn() -> Recorder,
@@ -75,16 +75,16 @@ pub async fn load(
     for (spec, weight) in network.weights() {
         let shape = [weight.out_features as usize, weight.in_features as usize];
         match config.quantization.filter(|_| spec.is_projection()) {
-            Some(stored) => packed.push((PackedWeight::find(files, &spec.name, shape, stored)?, weight)),
+            Some(stored) => packed.push((PackedWeight::find(&source.tensors, &spec.name, shape, stored)?, weight)),
             None => {
-                tensors.push((files.require(&spec.name, &shape)?, weight));
+                tensors.push((source.tensors.require(&spec.name, &shape)?, weight));
                 if quantized(weight) {
                     to_quantize.push((spec.name, weight));
                 }
             }
         }
     }
-    let cache = QuantizedCache::of(files, &to_quantize);
+    let cache = QuantizedCache::of(source, &to_quantize);
     let of_packed: u64 = packed.iter().map(|(packed, _)| packed.bytes()).sum();
     let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
     let mut done = 0;
@@ -109,11 +109,11 @@ pub async fn load(
             progress(done, total);
         };
         match (weight.storage, staging) {
-            (Storage::Float(float), _) => load_float(gpu, buffers, files, info, weight, float, &mut advance).await?,
+            (Storage::Float(float), _) => load_float(gpu, buffers, info, weight, float, &mut advance).await?,
             (Storage::Quantized { code, double }, Some(staging)) => {
                 gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(code)));
                 gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
-                load_quantized(gpu, buffers, files, info, weight, double, staging, &recorder, &mut advance).await?;
+                load_quantized(gpu, buffers, info, weight, double, staging, &recorder, &mut advance).await?;
             }
             (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
         }
@@ -122,8 +122,8 @@ pub async fn load(
         cache.store(gpu, buffers).await?;
     }
     for (spec, view) in network.vectors() {
-        let info = files.require(&spec.name, &spec.shape)?;
-        let values = files.read_all(info)?;
+        let info = source.tensors.require(&spec.name, &spec.shape)?;
+        let values = info.read_f32()?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(not_finite(&info.path, &spec.name, at as u64));
         }
@@ -140,28 +140,28 @@ fn not_finite(path: &Path, tensor: &str, element: u64) -> Error {
 }
 
 /// Reads bytes `offset ..` of the tensor and refuses NaN and infinity, by their exponent bits.
-fn read_piece(files: &WeightFiles, info: &TensorInfo, offset: u64, piece: &mut [u8]) -> Result<()> {
-    files.read(info, offset, piece)?;
+fn read_piece(info: &TensorInfo, offset: u64, piece: &mut [u8]) -> Result<()> {
+    info.read(offset, piece)?;
     let bad = match info.dtype {
-        WeightDtype::F32 => piece
+        Float::F32 => piece
             .chunks_exact(4)
             .position(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 == 0x7f80_0000),
-        WeightDtype::F16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00),
-        WeightDtype::Bf16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80),
+        Float::F16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 == 0x7c00),
+        Float::Bf16 => piece.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 == 0x7f80),
     };
     match bad {
-        Some(at) => Err(not_finite(&info.path, &info.name, offset / info.dtype.size() as u64 + at as u64)),
+        Some(at) => Err(not_finite(&info.path, &info.name, offset / info.dtype.bytes() + at as u64)),
         None => Ok(()),
     }
 }
 
 /// The values of a piece in f32.
-fn widened(piece: &[u8], dtype: WeightDtype) -> Vec<f32> {
+fn widened(piece: &[u8], dtype: Float) -> Vec<f32> {
     let halves = || piece.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
-        WeightDtype::F32 => bytemuck::pod_collect_to_vec(piece),
-        WeightDtype::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
-        WeightDtype::Bf16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        Float::F32 => bytemuck::pod_collect_to_vec(piece),
+        Float::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        Float::Bf16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
     }
 }
 
@@ -173,21 +173,20 @@ fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
 async fn load_float(
     gpu: &Gpu,
     buffers: &Buffers,
-    files: &WeightFiles,
     info: &TensorInfo,
     weight: &Weight,
     float: Float,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let width = info.dtype.size() as u64;
+    let width = info.dtype.bytes();
     let row_bytes = u64::from(weight.in_features) * width;
     for Panel { first_row, rows, data, .. } in &weight.panels {
         let start = u64::from(*first_row) * row_bytes;
         for (i, (offset, length)) in pieces(u64::from(*rows) * row_bytes, PIECE_BYTES).enumerate() {
             let mut piece = vec![0; length as usize];
-            read_piece(files, info, start + offset, &mut piece)?;
+            read_piece(info, start + offset, &mut piece)?;
             let at = offset / width * float.bytes();
-            if float_of(info.dtype) != float {
+            if info.dtype != float {
                 piece = bytemuck::cast_slice(&widened(&piece, info.dtype)).to_vec();
             }
             // The queue writes whole words; a 16-bit tensor may end in half of one.
@@ -226,7 +225,6 @@ async fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &P
 async fn load_quantized(
     gpu: &Gpu,
     buffers: &mut Buffers,
-    files: &WeightFiles,
     info: &TensorInfo,
     weight: &Weight,
     double: bool,
@@ -234,13 +232,12 @@ async fn load_quantized(
     recorder: &impl Fn() -> Recorder,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let width = info.dtype.size() as u64;
+    let width = info.dtype.bytes();
     let row_bytes = u64::from(weight.in_features) * width;
     for panel in &weight.panels {
         let start = u64::from(panel.first_row) * row_bytes;
         let bytes = u64::from(panel.rows) * row_bytes;
-        load_quantized_panel(gpu, buffers, files, info, start, bytes, panel, double, staging, recorder, advance)
-            .await?;
+        load_quantized_panel(gpu, buffers, info, start, bytes, panel, double, staging, recorder, advance).await?;
     }
     Ok(())
 }
@@ -250,7 +247,6 @@ async fn load_quantized(
 async fn load_quantized_panel(
     gpu: &Gpu,
     buffers: &mut Buffers,
-    files: &WeightFiles,
     info: &TensorInfo,
     start: u64,
     bytes: u64,
@@ -260,20 +256,28 @@ async fn load_quantized_panel(
     recorder: &impl Fn() -> Recorder,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let width = info.dtype.size() as u64;
+    let width = info.dtype.bytes();
     let absmax = match panel.absmax {
         Some(absmax) if !double => absmax,
         _ => staging.absmax,
     };
     for (i, (offset, length)) in pieces(bytes, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
         let mut piece = vec![0; length as usize];
-        read_piece(files, info, start + offset, &mut piece)?;
+        read_piece(info, start + offset, &mut piece)?;
         piece.resize(piece.len().next_multiple_of(4), 0);
         gpu.write(buffers, staging.source, &piece);
         let mut rec = recorder();
         let (elements, first_block) = ((length / width) as u32, (offset / width / BLOCK) as u32);
-        let from = float_of(info.dtype);
-        quantize::blocks(&mut rec, staging.source, from, elements, staging.code_table, first_block, panel.data, absmax);
+        quantize::blocks(
+            &mut rec,
+            staging.source,
+            info.dtype,
+            elements,
+            staging.code_table,
+            first_block,
+            panel.data,
+            absmax,
+        );
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
         if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
             gpu.flush().await?;

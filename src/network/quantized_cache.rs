@@ -13,8 +13,8 @@ use serde_json::json;
 use crate::Result;
 use crate::files::{self, File};
 use crate::gpu::{Buffers, Gpu, View};
+use crate::model::source::{CacheSettings, Source};
 use crate::model::tensors::EMBEDDING;
-use crate::model::weight_files::{CacheSettings, WeightFiles};
 use crate::ops::weight::Weight;
 
 /// Changes whenever the same files would give other bytes.
@@ -131,9 +131,9 @@ pub(super) struct QuantizedCache {
 impl QuantizedCache {
     /// None where no copies are kept, or none of weights as small as these. `weights` are those that the device quantizes, with
     /// their names.
-    pub fn of(files: &WeightFiles, weights: &[(String, &Weight)]) -> Option<Self> {
-        let settings = files.cache.as_ref()?;
-        let sources = weights.iter().map(|(name, _)| files.get(name)).collect::<Option<Vec<_>>>()?;
+    pub fn of(source: &Source, weights: &[(String, &Weight)]) -> Option<Self> {
+        let settings = source.cache.as_ref()?;
+        let sources = weights.iter().map(|(name, _)| source.tensors.get(name)).collect::<Option<Vec<_>>>()?;
         if weights.is_empty() || sources.iter().map(|info| info.byte_len).sum::<u64>() < settings.min_bytes {
             return None;
         }

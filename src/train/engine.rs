@@ -9,8 +9,8 @@ use super::values::Values;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
+use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
-use crate::model::weight_files::WeightFiles;
 use crate::network::load;
 use crate::network::trained::Part;
 use crate::ops::adamw::{AdamW, State};
@@ -66,11 +66,11 @@ impl Engine {
     ///
     /// # Errors
     /// Out of memory, a limit of the adapter, or files that are not what the plan was made for.
-    pub async fn open(gpu: Gpu, plan: TrainPlan, files: &WeightFiles, progress: impl FnMut(u64, u64)) -> Result<Self> {
+    pub async fn open(gpu: Gpu, plan: TrainPlan, source: &Source, progress: impl FnMut(u64, u64)) -> Result<Self> {
         let mut engine = Self::allocate(gpu, plan).await?;
         let plan = &engine.plan;
         let staging = plan.staging.as_ref();
-        load::load(&engine.gpu, &mut engine.buffers, files, &plan.network, staging, || plan.recorder(), progress)
+        load::load(&engine.gpu, &mut engine.buffers, source, &plan.network, staging, || plan.recorder(), progress)
             .await?;
         Ok(engine)
     }

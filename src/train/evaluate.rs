@@ -16,11 +16,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::targets::LoraModule;
-use crate::model::config::ModelConfig;
-use crate::model::source::{check_shapes, float_of};
-use crate::model::weight_files::WeightFiles;
+use crate::model::source::Source;
 use crate::network::base::BaseStorage;
-use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 #[derive(Clone, Debug)]
@@ -46,8 +43,7 @@ pub struct EvalResult {
 /// Everything read and checked, before a device is opened.
 pub struct PreparedEval {
     settings: EvalSettings,
-    config: ModelConfig,
-    pub files: WeightFiles,
+    pub source: Source,
     modules: Vec<LoraModule>,
     tensors: AdapterTensors,
     examples: Vec<Example>,
@@ -59,16 +55,14 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     if settings.batch_size == 0 {
         return Err(Error::Setting("--batch-size is 0; it must be at least 1".to_owned()));
     }
-    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
-    let files = WeightFiles::open(&settings.model)?;
-    check_shapes(&files, &config)?;
+    let source = Source::open(&settings.model)?;
+    let config = &source.config;
     let (modules, tensors) = match &settings.adapter {
-        Some(dir) => adapter_file::load(dir, &config).map(|(_, modules, tensors)| (modules, tensors))?,
+        Some(dir) => adapter_file::load(dir, config).map(|(_, modules, tensors)| (modules, tensors))?,
         None => (Vec::new(), AdapterTensors { tensors: Vec::new() }),
     };
-    let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
-    let has_tokenizer = files::is_file(&settings.model.join("tokenizer.json"));
-    let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
+    let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
     let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
     let split =
         |name| read::read_split_with(&settings.data, name, tokenizer.as_ref(), &format, config.vocab_size).transpose();
@@ -78,7 +72,7 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     } else {
         read::read_with(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?
     };
-    Ok(PreparedEval { settings, config, files, modules, tensors, examples: set.examples })
+    Ok(PreparedEval { settings, source, modules, tensors, examples: set.examples })
 }
 
 impl PreparedEval {
@@ -87,13 +81,13 @@ impl PreparedEval {
     pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {
         let (max_rows, max_positions) =
             longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
-        let base = self.settings.base.of(&self.config)?;
+        let base = self.settings.base.of(&self.source.config)?;
         let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: None };
-        let stored = |name: &str| self.files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
-        let plan = TrainPlan::new(gpu.capabilities, &self.config, stored, &self.modules, &settings);
+        let stored = |name: &str| self.source.stored(name);
+        let plan = TrainPlan::new(gpu.capabilities, &self.source.config, stored, &self.modules, &settings);
         plan.check_limits()?;
-        let mut engine = Engine::open(gpu, plan, &self.files, |_, _| {}).await?;
+        let mut engine = Engine::open(gpu, plan, &self.source, |_, _| {}).await?;
         engine.write_adapter(&self.tensors);
         let batches: Vec<MicroBatch> =
             self.examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect();

@@ -7,7 +7,7 @@ use super::schedule::Schedule;
 use super::settings::RunSettings;
 use crate::Result;
 use crate::data::Example;
-use crate::model::weight_files::WeightFiles;
+use crate::model::tensor_source::TensorSource;
 
 /// Settings without which a checkpoint's moments and its place in the data mean nothing.
 const FIXED: [&str; 13] = [
@@ -46,7 +46,7 @@ impl Origin {
         settings: &RunSettings,
         examples: &[Example],
         slots: &[Vec<usize>],
-        files: Option<&WeightFiles>,
+        base: &TensorSource,
         steps: usize,
     ) -> Result<Self> {
         let mut data = Fingerprint::default();
@@ -58,14 +58,12 @@ impl Origin {
                 example.trained.iter().for_each(|trained| data.add(&[u8::from(*trained)]));
             }
         }
-        let mut base = Fingerprint::default();
-        if let Some(files) = files {
-            files.beginnings(|name, bytes| {
-                base.add(name.as_bytes());
-                base.add(bytes);
-            })?;
-        }
-        Ok(Self { data: data.text(), base: base.text(), settings: settings.clone(), steps })
+        let mut weights = Fingerprint::default();
+        base.beginnings(|name, bytes| {
+            weights.add(name.as_bytes());
+            weights.add(bytes);
+        })?;
+        Ok(Self { data: data.text(), base: weights.text(), settings: settings.clone(), steps })
     }
 
     /// Whether a run of origin `now` can go on from a checkpoint of this one. What it changes though it may, as sentences.
@@ -131,13 +129,15 @@ impl Fingerprint {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn origin(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Origin {
         let mut settings = RunSettings::default();
         change(&mut settings);
         let example = Example { input_ids: ids.to_vec(), trained: vec![true; ids.len()] };
-        Origin::new(&settings, &[example], &[vec![0]], None, steps).unwrap()
+        Origin::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps).unwrap()
     }
 
     #[test]

@@ -24,10 +24,8 @@ use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
-use crate::model::source::{check_shapes, float_of};
+use crate::model::source::Source;
 use crate::model::tensors::{EMBEDDING, parameters};
-use crate::model::weight_files::WeightFiles;
-use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 /// Longest sequence where neither the user nor the model says less.
@@ -110,9 +108,8 @@ pub struct Outcome {
 /// Everything that can be known and refused before a device is opened.
 pub struct PreparedRun {
     pub settings: RunSettings,
-    pub config: ModelConfig,
-    /// None where training starts from new weights.
-    pub files: Option<WeightFiles>,
+    /// Without tensors where training starts from new weights.
+    pub source: Source,
     pub lora: LoraConfig,
     pub modules: Vec<LoraModule>,
     pub data: DataReport,
@@ -137,23 +134,23 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     {
         return Err(Error::file(&settings.out, "is the model's own directory; choose another for --out"));
     }
-    let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+    let source = match settings.from_scratch {
+        true => Source::without_weights(&settings.model)?,
+        false => Source::open(&settings.model)?,
+    };
+    let config = &source.config;
     if settings.method == Method::Lora && config.quantization.is_some() {
         return Err(Error::Setting(
             "the model's files hold its weights in 4 bits: that is --method qlora; --method lora wants 16 or 32 bits"
                 .to_owned(),
         ));
     }
-    let files = (!settings.from_scratch).then(|| WeightFiles::open(&settings.model)).transpose()?;
-    if let Some(files) = &files {
-        check_shapes(files, &config)?;
-    }
     let (lora, modules, initial) = match &settings.init_adapter {
         _ if settings.method == Method::Full => {
             (LoraConfig::default(), Vec::new(), AdapterTensors { tensors: Vec::new() })
         }
         Some(dir) => {
-            let (lora, modules, tensors) = adapter_file::load(dir, &config)?;
+            let (lora, modules, tensors) = adapter_file::load(dir, config)?;
             let base_model_name_or_path = Some(base_name(&settings.model));
             // What the run is recorded with is what it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
@@ -161,14 +158,13 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         }
         None => {
             let lora = settings.lora_config();
-            let modules = targets::resolve(&lora, &config)?;
-            let tensors = adapter_file::init(&modules, &config, settings.seed, lora.init_lora_weights);
+            let modules = targets::resolve(&lora, config)?;
+            let tensors = adapter_file::init(&modules, config, settings.seed, lora.init_lora_weights);
             (lora, modules, tensors)
         }
     };
-    let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
-    let has_tokenizer = files::is_file(&settings.model.join("tokenizer.json"));
-    let tokenizer = has_tokenizer.then(|| Tokenizer::from_dir(&settings.model, &config)).transpose()?;
+    let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
     let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
     let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), &format, config.vocab_size);
     let Dataset { examples, report: data } = read(&settings.data)?;
@@ -196,8 +192,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     let steps = settings.steps.unwrap_or((epochs * order.steps_per_epoch() as f64).ceil().max(1.0) as usize);
     Ok(PreparedRun {
         settings,
-        config,
-        files,
+        source,
         lora,
         modules,
         data,
@@ -231,13 +226,16 @@ impl PreparedRun {
         let max_rows = longest_rows(rows, self.settings.batch_size).0;
         let examples = self.examples.iter().chain(&self.eval_examples);
         let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
-        let stored = |name: &str| self.stored(name);
-        plan_within_budget(&self.settings, &self.config, &self.modules, stored, max_rows, max_positions, capabilities)
-    }
-
-    /// The type in which the files hold a tensor.
-    fn stored(&self, name: &str) -> Float {
-        self.files.as_ref().and_then(|files| Some(float_of(files.get(name)?.dtype))).unwrap_or(Float::F32)
+        let stored = |name: &str| self.source.stored(name);
+        plan_within_budget(
+            &self.settings,
+            &self.source.config,
+            &self.modules,
+            stored,
+            max_rows,
+            max_positions,
+            capabilities,
+        )
     }
 
     fn subject(&self) -> Subject<'_> {
@@ -248,12 +246,12 @@ impl PreparedRun {
     }
 
     fn origin(&self) -> Result<Origin> {
-        Origin::new(&self.settings, &self.examples, &self.slots, self.files.as_ref(), self.steps)
+        Origin::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
     }
 
     pub fn trained_parameters(&self) -> u64 {
         match self.settings.method {
-            Method::Full => parameters(&self.config),
+            Method::Full => parameters(&self.source.config),
             Method::Lora | Method::Qlora => Values::Adapter(self.initial.clone()).parameters(),
         }
     }
@@ -289,7 +287,7 @@ pub async fn run(
                 Resume::At(dir) => dir.clone(),
             };
             let found =
-                checkpoint::load(&dir, &prepared.config, prepared.subject(), prepared.settings.optim.moments())?;
+                checkpoint::load(&dir, &prepared.source.config, prepared.subject(), prepared.settings.optim.moments())?;
             let changed = found.state.origin.goes_on_as(&origin).map_err(|problem| Error::file(&dir, problem))?;
             Some((dir, found, changed))
         }
@@ -301,7 +299,7 @@ pub async fn run(
     listen(Event::Planned {
         ledger: &ledger,
         kept_layers: plan.recompute.kept_layers,
-        layers: prepared.config.num_layers,
+        layers: prepared.source.config.num_layers,
         trained_parameters,
         steps: prepared.steps,
     });
@@ -317,9 +315,9 @@ pub async fn run(
         eval: prepared.eval.clone(),
     };
     let loading = |done, total| listen(Event::Loading { done, total });
-    let mut engine = match &prepared.files {
-        Some(files) => Engine::open(gpu, plan, files, loading).await?,
-        None => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
+    let mut engine = match prepared.settings.from_scratch {
+        false => Engine::open(gpu, plan, &prepared.source, loading).await?,
+        true => Engine::from_scratch(gpu, plan, prepared.settings.seed).await?,
     };
     record.kernels = engine.plan.autotune.lines();
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
@@ -406,7 +404,7 @@ pub async fn run(
         }
     }
     observer.drain(&mut engine).await?;
-    let float = prepared.settings.dtype.map_or_else(|| prepared.stored(EMBEDDING), |dtype| dtype.float());
+    let float = prepared.settings.dtype.map_or_else(|| prepared.source.stored(EMBEDDING), |dtype| dtype.float());
     prepared.subject().save(&out, &engine.read_values().await?, float)?;
     (observer.listen)(Event::Saved(&out));
     outcome.step = state.step;

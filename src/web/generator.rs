@@ -18,8 +18,7 @@ use crate::infer::generator::{self, GenerationSettings, LoadedAdapter, Stop};
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::infer::sampler::SamplingSettings;
 use crate::lora::adapter_file;
-use crate::model::config::ModelConfig;
-use crate::model::weight_files::WeightFiles;
+use crate::model::source::Source;
 use crate::network::base::BaseStorage;
 use crate::train::settings::Quant;
 use crate::{Error, Result};
@@ -163,18 +162,18 @@ impl Generator {
 async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: Option<Function>) -> Result<Generator> {
     let adapters: Vec<NamedAdapter> = from_js(&adapters, "the adapters")?;
     let settings: GeneratorSettings = from_js(&settings, "the settings")?;
-    let config = ModelConfig::from_file(&model.join("config.json"))?;
-    let tokenizer = Tokenizer::from_dir(model, &config)?;
+    let source = Source::open(model)?;
+    let config = &source.config;
+    let tokenizer = Tokenizer::from_dir(model, config)?;
     let template = ChatTemplate::load(model, None, tokenizer.special_tokens()?)?;
-    let mut end_tokens = end_tokens::from_dir(model, &config)?;
+    let mut end_tokens = end_tokens::from_dir(model, config)?;
     end_tokens.extend(tokenizer.eos());
     if let Some(template) = &template {
         end_tokens.extend(end_of_turn(&tokenizer, template)?);
     }
-    let files = WeightFiles::open(model)?;
     let mut loaded = Vec::new();
     for adapter in &adapters {
-        let (_, modules, tensors) = adapter_file::load(&adapter.dir, &config)?;
+        let (_, modules, tensors) = adapter_file::load(&adapter.dir, config)?;
         loaded.push(LoadedAdapter { modules, tensors });
     }
     let base = match settings.quant {
@@ -192,7 +191,7 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
             let _ = listener.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
         }
     };
-    let generator = generator::Generator::open(gpu, &config, &files, &loaded, &plan, progress).await?;
+    let generator = generator::Generator::open(gpu, &source, &loaded, &plan, progress).await?;
     let inner = Inner { generator, tokenizer, template, end_tokens };
     let names = adapters.into_iter().map(|adapter| adapter.name).collect();
     Ok(Generator { inner: RefCell::new(Some(inner)), names, canceled: Cell::new(false) })

@@ -23,8 +23,7 @@ use crate::gpu::{self, Capabilities, Gpu, GpuOptions, MatrixUnits, Tune, TuneOpt
 use crate::memory;
 use crate::memory::summary;
 use crate::model::config::ModelConfig;
-use crate::model::weight_files::WeightFiles;
-use crate::network::base;
+use crate::model::source::stored_embedding;
 use crate::quant::format::Float;
 use crate::train::run::{prepare, seq_len_within};
 use crate::train::settings::RunSettings;
@@ -126,7 +125,7 @@ pub fn inspect_data(
 ) -> Result<JsValue, JsValue> {
     let inspection = || -> Result<inspect::Inspection> {
         let settings: RunSettings = from_js(&settings, "the settings")?;
-        let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+        let config = ModelConfig::from_dir(&settings.model)?;
         let tokenizer = Tokenizer::from_dir(&settings.model, &config)?;
         let max_seq_len = seq_len_within(settings.max_seq_len, &config)?;
         let format = DataSettings { max_seq_len, ..settings.data_format };
@@ -149,7 +148,7 @@ pub fn plan(
             ..report::PlanReport::of(
                 &plan.ledger(),
                 prepared.trained_parameters(),
-                prepared.config.num_layers,
+                prepared.source.config.num_layers,
                 plan.recompute.kept_layers,
             )
         })
@@ -166,11 +165,9 @@ pub fn estimate(
     let estimated = || -> Result<report::PlanReport> {
         let settings: RunSettings = from_js(&settings, "the settings")?;
         settings.check()?;
-        let config = ModelConfig::from_file(&settings.model.join("config.json"))?;
+        let config = ModelConfig::from_dir(&settings.model)?;
         let seq_len = seq_len_within(Some(seq_len), &config)?;
-        let stored = WeightFiles::open(&settings.model).ok();
-        let stored = stored.as_ref().and_then(|files| files.get(base::EMBEDDING));
-        let float = stored.map_or(Float::Bf16, |info| crate::network::load::float_of(info.dtype));
+        let float = stored_embedding(&settings.model).unwrap_or(Float::Bf16);
         let estimate = memory::estimate(&settings, &config, float, seq_len, TARGET.get())?;
         Ok(report::PlanReport::of_estimate(&estimate))
     };

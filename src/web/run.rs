@@ -100,7 +100,7 @@ impl Run {
         let prepared = prepared.ok_or_else(|| Error::Setting("this run has been made already".to_owned()))?;
         let gpu = open_gpu().await?;
         let start = Start { overwrite: !self.resume, resume: self.resume.then_some(Resume::Newest), profile: false };
-        let layers = prepared.config.num_layers;
+        let layers = prepared.source.config.num_layers;
         let listen = |event: Event<'_>| {
             emit(
                 on_event,

@@ -13,11 +13,9 @@ use loraine::gpu::Capabilities;
 use loraine::lora::adapter_file;
 use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
-use loraine::model::source::{check_shapes, float_of};
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
-use loraine::quant::format::Float;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use loraine::train::settings::{Quant, RunSettings};
@@ -75,11 +73,10 @@ fn damage(path: &Path, within: usize, read: &dyn Fn() -> Result<()>) -> usize {
 
 /// Reads a model as a run does, up to the memory plan.
 fn open_model(dir: &Path) -> Result<()> {
-    let config = ModelConfig::from_file(&dir.join("config.json"))?;
-    let files = WeightFiles::open(dir)?;
-    check_shapes(&files, &config)?;
-    let modules = targets::resolve(&RunSettings::default().lora_config(), &config)?;
-    let stored = |name: &str| files.get(name).map_or(Float::F32, |info| float_of(info.dtype));
+    let source = Source::open(dir)?;
+    let config = &source.config;
+    let modules = targets::resolve(&RunSettings::default().lora_config(), config)?;
+    let stored = |name: &str| source.stored(name);
     let settings = PlanSettings {
         base: BaseStorage::Quantized(Quant::Nf4.storage(true)),
         max_rows: 64,
@@ -88,7 +85,7 @@ fn open_model(dir: &Path) -> Result<()> {
         dropout: 0.1,
         training: Some(MomentStorage::F32),
     };
-    assert!(TrainPlan::new(Capabilities::BASELINE, &config, stored, &modules, &settings).ledger().total() > 0);
+    assert!(TrainPlan::new(Capabilities::BASELINE, config, stored, &modules, &settings).ledger().total() > 0);
     Ok(())
 }
 

@@ -4,9 +4,7 @@ use crate::common::cli::{Shell, random_lines, train_on};
 use crate::common::{self, adapter, example, fixture, gpu};
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
-use loraine::model::config::ModelConfig;
-use loraine::model::source::float_of;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::moments::{HostMoment, MomentStorage};
@@ -51,9 +49,9 @@ fn losses_stay_near_those_of_adamw() {
 #[test]
 fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
     let dir = fixture(MODEL);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let files = WeightFiles::open(&dir).unwrap();
-    let (modules, tensors) = adapter(&dir.join("adapter"), &config);
+    let source = Source::open(&dir).unwrap();
+    let config = &source.config;
+    let (modules, tensors) = adapter(&dir.join("adapter"), config);
     for (base, modules) in [(BaseStorage::Trained, &[][..]), (BaseStorage::AsStored, &modules)] {
         let open = |storage: MomentStorage| {
             let gpu = gpu();
@@ -65,14 +63,9 @@ fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
                 dropout: 0.0,
                 training: Some(storage),
             };
-            let plan = TrainPlan::new(
-                gpu.capabilities,
-                &config,
-                |n| float_of(files.get(n).unwrap().dtype),
-                modules,
-                &settings,
-            );
-            let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
+            let stored = |name: &str| source.stored(name);
+            let plan = TrainPlan::new(gpu.capabilities, config, stored, modules, &settings);
+            let engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
             assert_eq!(engine.plan.ledger(), *engine.buffers.ledger());
             engine.write_adapter(&tensors);
             engine

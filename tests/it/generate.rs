@@ -10,7 +10,7 @@ use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, St
 use loraine::infer::plan::PlanSettings;
 use loraine::infer::sampler::SamplingSettings;
 use loraine::model::config::ModelConfig;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::quant::format::{Code4, Storage};
 
@@ -18,16 +18,14 @@ const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code
 const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Storage::Quantized { code: Code4::Nf4, double: true });
 
 fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
-    let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
-    let files = WeightFiles::open(model).unwrap();
+    let source = Source::open(model).unwrap();
     let load = |dir: &&str| {
-        let (modules, tensors) = adapter(&model.join(dir), &config);
+        let (modules, tensors) = adapter(&model.join(dir), &source.config);
         LoadedAdapter { modules, tensors }
     };
     let adapters: Vec<_> = adapters.iter().map(load).collect();
     let settings = PlanSettings { base, max_positions, rows_per_pass };
-    let generator =
-        pollster::block_on(Generator::open(gpu(), &config, &files, &adapters, &settings, |_, _| {})).unwrap();
+    let generator = pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
     assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");
     generator
 }

@@ -9,11 +9,9 @@ use loraine::lora::adapter_file;
 use loraine::lora::config::LoraInit;
 use loraine::lora::targets;
 use loraine::memory::{ASSUMED_CAPABILITIES, Estimate, estimate};
-use loraine::model::config::ModelConfig;
 use loraine::model::shapes;
-use loraine::model::source::float_of;
+use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, TensorSpec, tensors};
-use loraine::model::weight_files::WeightFiles;
 use loraine::network::activations::KeptAs;
 use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
@@ -153,9 +151,9 @@ fn embedding_and_head_train_in_4_bits() {
 fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
     let gradients = |model: &str, kept_as: KeptAs, keep: usize| {
         let dir = common::fixture(model);
-        let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-        let files = WeightFiles::open(&dir).unwrap();
-        let (modules, tensors) = common::adapter(&dir.join("adapter"), &config);
+        let source = Source::open(&dir).unwrap();
+        let config = &source.config;
+        let (modules, tensors) = common::adapter(&dir.join("adapter"), config);
         let settings = PlanSettings {
             base: BaseStorage::AsStored,
             max_rows: 64,
@@ -165,10 +163,10 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
             training: Some(MomentStorage::F32),
         };
         let gpu = common::gpu();
-        let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-        let plan = TrainPlan::with_activations(gpu.capabilities, &config, stored, &modules, &settings, kept_as);
+        let stored = |name: &str| source.stored(name);
+        let plan = TrainPlan::with_activations(gpu.capabilities, config, stored, &modules, &settings, kept_as);
         let planned = plan.ledger();
-        let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
         assert_eq!(*engine.buffers.ledger(), planned);
         engine.write_adapter(&tensors);
         let input_ids: Vec<u32> = (0..41u32).map(|i| (i * 37 + 5) % 96).collect();

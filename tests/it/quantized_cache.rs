@@ -5,9 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::common::cli::{copy_files, edit};
 use crate::common::{adapter, fixture, gpu, whole_sequence};
-use loraine::model::config::ModelConfig;
-use loraine::model::source::float_of;
-use loraine::model::weight_files::{CacheSettings, WeightFiles};
+use loraine::model::source::{CacheSettings, Source};
 use loraine::network::base::BaseStorage;
 use loraine::network::quantized_cache;
 use loraine::ops::moments::MomentStorage;
@@ -39,19 +37,19 @@ impl Model {
 
     fn logits_within(&self, base: BaseStorage, cache: Option<&str>, min_bytes: u64, max_bytes: u64) -> Vec<f32> {
         let model = self.path("model");
-        let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
-        let mut files = WeightFiles::open(&model).unwrap();
-        files.cache = cache.map(|dir| CacheSettings { dir: self.path(dir), min_bytes, max_bytes });
-        let (modules, tensors) = adapter(&fixture("llama_untied/adapter"), &config);
+        let mut source = Source::open(&model).unwrap();
+        source.cache = cache.map(|dir| CacheSettings { dir: self.path(dir), min_bytes, max_bytes });
+        let config = &source.config;
+        let (modules, tensors) = adapter(&fixture("llama_untied/adapter"), config);
         let gpu = gpu();
         let recompute = RecomputePolicy::Keep(0);
         let training = Some(MomentStorage::F32);
         let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training };
-        let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-        let plan = TrainPlan::new(gpu.capabilities, &config, stored, &modules, &settings);
+        let stored = |name: &str| source.stored(name);
+        let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);
         let mut last = (0, 0);
         let progress = |done, total| last = (done, total);
-        let mut engine = pollster::block_on(Engine::open(gpu, plan, &files, progress)).unwrap();
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &source, progress)).unwrap();
         assert!(last.0 == last.1 && last.1 > 0, "{last:?}");
         engine.write_adapter(&tensors);
         let ids: Vec<u32> = (0..20).map(|i| (i * 31 + 7) % config.vocab_size as u32).collect();

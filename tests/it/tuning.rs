@@ -10,9 +10,7 @@ use loraine::data::batches::MicroBatch;
 use loraine::gpu::{AutotuneTable, Command, Gpu, ProblemSize, Recorder, Tune, TuneOptions};
 use loraine::infer::generator::Generator;
 use loraine::infer::plan;
-use loraine::model::config::ModelConfig;
-use loraine::model::source::float_of;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::linear::Candidate;
@@ -32,13 +30,14 @@ fn as_gpu(tune: Tune, cache: Option<&Path>) -> Gpu {
     gpu
 }
 
-fn config() -> ModelConfig {
-    ModelConfig::from_file(&fixture(MODEL).join("config.json")).unwrap()
+fn source() -> Source {
+    Source::open(&fixture(MODEL)).unwrap()
 }
 
 fn engine(gpu: Gpu) -> Engine {
-    let (config, files) = (config(), WeightFiles::open(&fixture(MODEL)).unwrap());
-    let (modules, tensors) = adapter(&fixture(MODEL).join("adapter"), &config);
+    let source = source();
+    let config = &source.config;
+    let (modules, tensors) = adapter(&fixture(MODEL).join("adapter"), config);
     let recompute = RecomputePolicy::Keep(0);
     let settings = PlanSettings {
         base: NF4,
@@ -48,9 +47,9 @@ fn engine(gpu: Gpu) -> Engine {
         dropout: 0.0,
         training: Some(MomentStorage::F32),
     };
-    let stored = |name: &str| float_of(files.get(name).unwrap().dtype);
-    let plan = TrainPlan::new(gpu.capabilities, &config, stored, &modules, &settings);
-    let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).unwrap();
+    let stored = |name: &str| source.stored(name);
+    let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);
+    let engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
     engine.write_adapter(&tensors);
     engine
 }
@@ -90,7 +89,7 @@ fn layers_that_read_one_input_make_its_gradient_together() {
         pass.commands.iter().filter(of_gradient).count()
     };
     // q, k and v; o; gate and up; down. Nothing below the lowest layer's attention needs a gradient.
-    let layers = config().num_layers;
+    let layers = source().config.num_layers;
     assert_eq!(products(as_gpu(Tune::Off, None)), 4 * layers - 1);
     assert_eq!(products(gpu()), if gpu().capabilities.cpu { 7 * layers - 3 } else { 4 * layers - 1 });
 }
@@ -140,9 +139,9 @@ fn a_measured_run_has_the_bits_of_one_that_is_not() {
 #[test]
 fn answers_do_not_depend_on_the_kernels() {
     let logits = |tune, cache: Option<&Path>| {
-        let (config, files) = (config(), WeightFiles::open(&fixture(MODEL)).unwrap());
+        let source = source();
         let settings = plan::PlanSettings { base: NF4, max_positions: 48, rows_per_pass: 40 };
-        let opened = Generator::open(as_gpu(tune, cache), &config, &files, &[], &settings, |_, _| {});
+        let opened = Generator::open(as_gpu(tune, cache), &source, &[], &settings, |_, _| {});
         let mut generator = pollster::block_on(opened).unwrap();
         let text: Vec<u32> = (0..41).map(|i| (i * 31 + 7) % 96).collect();
         let logits = pollster::block_on(generator.logits_after(&text, None)).unwrap();

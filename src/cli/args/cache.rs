@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use loraine::model::weight_files::CacheSettings;
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::{CacheSettings, Source};
 
 use crate::cli::show::parse_bytes;
 
@@ -25,8 +24,8 @@ pub struct CacheArgs {
 
 impl CacheArgs {
     /// Lets loading use the cache, unless the user has said no.
-    pub fn apply(&self, files: &mut WeightFiles) {
-        files.cache =
+    pub fn apply(&self, source: &mut Source) {
+        source.cache =
             self.directory().map(|dir| CacheSettings { dir, min_bytes: MIN_BYTES, max_bytes: self.cache_size });
     }
 

@@ -11,8 +11,7 @@ use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use loraine::lora::adapter_file::{self, AdapterTensors};
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
-use loraine::model::source::{check_shapes, float_of};
-use loraine::model::weight_files::WeightFiles;
+use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
 use loraine::train::engine::Engine;
@@ -129,9 +128,7 @@ pub fn open_engine(
     max_rows: usize,
     keep_layers: usize,
 ) -> Engine {
-    let config = ModelConfig::from_file(&model.join("config.json")).expect("config.json");
-    let files = WeightFiles::open(model).expect("weights");
-    check_shapes(&files, &config).expect("shapes");
+    let source = Source::open(model).expect("a model");
     let gpu = gpu();
     let settings = PlanSettings {
         base,
@@ -141,9 +138,9 @@ pub fn open_engine(
         dropout: 0.0,
         training: Some(MomentStorage::F32),
     };
-    let stored = |name: &str| float_of(files.get(name).expect("a tensor").dtype);
-    let plan = TrainPlan::new(gpu.capabilities, &config, stored, modules, &settings);
-    let engine = pollster::block_on(Engine::open(gpu, plan, &files, |_, _| {})).expect("engine");
+    let stored = |name: &str| source.stored(name);
+    let plan = TrainPlan::new(gpu.capabilities, &source.config, stored, modules, &settings);
+    let engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).expect("engine");
     assert_eq!(engine.plan.ledger(), *engine.buffers.ledger(), "planned and allocated bytes");
     engine.write_adapter(tensors);
     engine

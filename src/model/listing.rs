@@ -1,0 +1,110 @@
+//! Where tensors lie in files, by name, and reading from those places. Every container of weights is read into this.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::files::File;
+use crate::quant::format::Float;
+use crate::{Error, Result};
+
+/// The place of one tensor of a float type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    pub name: String,
+    pub dtype: Float,
+    pub shape: Vec<usize>,
+    pub path: PathBuf,
+    /// Of the first byte, from the start of the file.
+    pub file_offset: u64,
+    pub byte_len: u64,
+}
+
+impl TensorInfo {
+    /// Fills `buf` with the tensor's little-endian bytes from `byte_offset` on: the way to stream a tensor in bounded pieces.
+    ///
+    /// # Errors
+    /// Bytes beyond the tensor's end, or a file that cannot be read.
+    pub fn read(&self, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
+        let inside = byte_offset.checked_add(buf.len() as u64).is_some_and(|end| end <= self.byte_len);
+        if !inside {
+            let asked = format!("{} bytes from byte {byte_offset}", buf.len());
+            let problem = format!("has {} bytes, but {asked} were asked for", self.byte_len);
+            return Err(Error::field(&self.path, &self.name, problem));
+        }
+        read_at(&self.path, &self.name, self.file_offset + byte_offset, buf)
+    }
+
+    /// Reads the whole tensor, widened to f32.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; self.byte_len as usize];
+        self.read(0, &mut bytes)?;
+        Ok(match self.dtype {
+            Float::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Float::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            Float::Bf16 => bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        })
+    }
+}
+
+impl TensorInfo {
+    /// The place alone, to be read byte by byte.
+    pub(super) fn raw(&self) -> RawTensor {
+        let dtype = format!("{:?}", self.dtype);
+        let (name, path) = (self.name.clone(), self.path.clone());
+        RawTensor { name, dtype, path, file_offset: self.file_offset, byte_len: self.byte_len }
+    }
+}
+
+/// The place of a tensor whose bytes are read as they are, whatever their type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawTensor {
+    pub name: String,
+    /// The type as the file spells it.
+    pub dtype: String,
+    pub path: PathBuf,
+    /// Of the first byte, from the start of the file.
+    pub file_offset: u64,
+    pub byte_len: u64,
+}
+
+impl RawTensor {
+    /// Reads all its bytes.
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.byte_len as usize];
+        read_at(&self.path, &self.name, self.file_offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads all its bytes as f32.
+    pub(crate) fn read_f32(&self) -> Result<Vec<f32>> {
+        Ok(self.read()?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+}
+
+/// A listed tensor. One that is no float is refused only when it is used as one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Entry {
+    Float(TensorInfo),
+    Other(RawTensor),
+}
+
+/// The tensors that a model's files hold, by name.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// The file that lists the tensors, for messages.
+    pub path: PathBuf,
+    pub entries: BTreeMap<String, Entry>,
+}
+
+fn read_at(path: &Path, name: &str, file_offset: u64, buf: &mut [u8]) -> Result<()> {
+    let read = |buf: &mut [u8]| -> std::io::Result<()> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(file_offset))?;
+        file.read_exact(buf)
+    };
+    read(buf).map_err(|e| Error::field(path, name, format!("cannot be read: {e}")))
+}

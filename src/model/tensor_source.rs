@@ -1,0 +1,109 @@
+//! The tensors that a model directory holds, whatever container its files are in.
+//!
+//! Only [`TensorSource::open`] knows the container. Another one (GGUF) is a new file beside `safetensors_index.rs` whose
+//! `list` gives a `Listing` under the names of `tensors.rs`, and one more case in `open`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::listing::{Entry, Listing, RawTensor, TensorInfo};
+use super::safetensors_index;
+use crate::quant::format::Float;
+use crate::{Error, Result};
+
+/// The tensors of a model directory; their data stay on disk until they are read.
+#[derive(Debug)]
+pub struct TensorSource(Listing);
+
+impl TensorSource {
+    /// Lists the tensors of a model directory and checks every header.
+    ///
+    /// # Errors
+    /// No weights in a known container, or a header that is damaged.
+    pub fn open(dir: &Path) -> Result<Self> {
+        safetensors_index::list(dir).map(Self)
+    }
+
+    /// A source without a tensor, for a model whose weights are drawn anew. `path` is for messages.
+    pub fn empty(path: &Path) -> Self {
+        Self(Listing { path: path.to_owned(), entries: BTreeMap::new() })
+    }
+
+    /// The tensor, if it is there in a float type.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        match self.0.entries.get(name) {
+            Some(Entry::Float(info)) => Some(info),
+            _ => None,
+        }
+    }
+
+    /// The tensor, which must have `shape`, the one that `config.json` implies.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another type or of another shape.
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
+        let error = |problem: String| Error::field(&self.0.path, name, problem);
+        match self.0.entries.get(name) {
+            None => Err(error(format!("is missing; config.json asks for it with shape {shape:?}"))),
+            Some(Entry::Other(raw)) => {
+                Err(error(format!("has the type {}; supported are F32, F16 and BF16", raw.dtype)))
+            }
+            Some(Entry::Float(info)) if info.shape != shape => {
+                Err(error(format!("has shape {:?}, but config.json asks for {shape:?}", info.shape)))
+            }
+            Some(Entry::Float(info)) => Ok(info),
+        }
+    }
+
+    /// The tensor's bytes, whatever its type.
+    pub(super) fn require_any_bytes(&self, name: &str) -> Result<RawTensor> {
+        match self.0.entries.get(name) {
+            None => {
+                Err(Error::field(&self.0.path, name, "is missing; config.json says that the weights are in 4 bits"))
+            }
+            Some(Entry::Other(raw)) => Ok(raw.clone()),
+            Some(Entry::Float(info)) => Ok(info.raw()),
+        }
+    }
+
+    /// As [`Self::require_any_bytes`], of which there must be `byte_len`.
+    pub(super) fn require_bytes(&self, name: &str, byte_len: u64) -> Result<RawTensor> {
+        let raw = self.require_any_bytes(name)?;
+        if raw.byte_len != byte_len {
+            let problem = format!("has {} bytes, but config.json asks for {byte_len}", raw.byte_len);
+            return Err(Error::field(&self.0.path, name, problem));
+        }
+        Ok(raw)
+    }
+
+    /// The names of all tensors, of whatever type.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.entries.keys().map(String::as_str)
+    }
+
+    /// The file that lists the tensors, for messages.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The type in which the files hold a tensor; None where they hold none of this name in a float type.
+    pub fn float(&self, name: &str) -> Option<Float> {
+        self.get(name).map(|info| info.dtype)
+    }
+
+    /// Gives `each` the name and first bytes of every tensor of a float type: they tell one model from another.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn beginnings(&self, mut each: impl FnMut(&str, &[u8])) -> Result<()> {
+        const BYTES: u64 = 4096;
+        for (name, entry) in &self.0.entries {
+            if let Entry::Float(info) = entry {
+                let mut bytes = vec![0; info.byte_len.min(BYTES) as usize];
+                info.read(0, &mut bytes)?;
+                each(name, &bytes);
+            }
+        }
+        Ok(())
+    }
+}
