@@ -17,7 +17,7 @@ pub use figures::{Figure, Peer, figures};
 pub use lengths::LengthResult;
 pub use operations::OperationResult;
 pub use report::Report;
-pub use steps::{OperationShare, Shape, StepResult};
+pub use steps::{Shape, StepResult};
 
 /// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes, `settings` are
 /// those of the training steps.

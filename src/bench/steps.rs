@@ -6,7 +6,7 @@ use web_time::Instant;
 use super::Ceilings;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
-use crate::gpu::{Capabilities, Category, Gpu, Profile};
+use crate::gpu::{Capabilities, Category, Gpu, OperationShare, Profile};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraInit;
 use crate::lora::targets::{self, LoraModule};
@@ -124,15 +124,6 @@ pub struct StepResult {
     pub operations: Vec<OperationShare>,
 }
 
-/// All dispatches of one operation in a step.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct OperationShare {
-    pub operation: String,
-    pub dispatches: u64,
-    pub ms: f64,
-    pub share: f64,
-}
-
 impl StepResult {
     pub(super) fn with_ceiling(self, ceilings: &Ceilings) -> Self {
         Self { share_of_ceiling: self.gflops / ceilings.fma_gflops, ..self }
@@ -175,7 +166,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
     if best.0 < MAX_SECONDS {
         engine.profile = Some(Profile::default());
         step(&mut engine, &batch).await?;
-        operations = shares(&engine.profile.take().unwrap_or_default());
+        operations = engine.profile.take().unwrap_or_default().shares();
     }
     let (seconds, host) = best;
     let gflops = shape.flops_per_row() * rows as f64 / seconds / 1e9;
@@ -207,19 +198,6 @@ async fn step(engine: &mut Engine, batch: &[MicroBatch]) -> Result<(f64, f64)> {
     }
     while engine.next_result().await?.is_some() {}
     Ok((started.elapsed().as_secs_f64(), host))
-}
-
-fn shares(profile: &Profile) -> Vec<OperationShare> {
-    let total: f64 = profile.ops.values().map(|(seconds, _)| seconds).sum();
-    let share = |(op, (seconds, dispatches)): (&&'static str, &(f64, u64))| OperationShare {
-        operation: (*op).to_owned(),
-        dispatches: *dispatches,
-        ms: seconds * 1e3,
-        share: seconds / total.max(1e-12),
-    };
-    let mut shares: Vec<_> = profile.ops.iter().map(share).collect();
-    shares.sort_by(|a, b| b.ms.total_cmp(&a.ms));
-    shares
 }
 
 #[cfg(test)]

@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use loraine::bench::{self, Figure, Peer, Report, Shape, StepResult};
+use loraine::gpu::OperationShare;
 use loraine::train::settings::RunSettings;
 
 use super::args::gpu::GpuArgs;
 use super::args::memory::MemoryArgs;
 use super::args::tune::TuneArgs;
-use super::show::bytes;
+use super::show::{bytes, profile_table};
+
+/// Operations of a smaller share of a step are left out of its table.
+const SHOWN_SHARE: f64 = 0.005;
 
 /// Measure this device: its ceilings, the operations, whole training steps
 #[derive(Args)]
@@ -164,8 +168,9 @@ fn print_details(step: &StepResult) {
     for kernel in &step.kernels {
         out!("  {kernel}");
     }
-    for op in step.operations.iter().filter(|op| op.share >= 0.005) {
-        out!("  {:<28} {:>6} dispatches {:>10.2} ms {:>6.1}%", op.operation, op.dispatches, op.ms, 100.0 * op.share);
+    let shown: Vec<OperationShare> = step.operations.iter().filter(|op| op.share >= SHOWN_SHARE).cloned().collect();
+    for line in profile_table(&shown).lines() {
+        out!("  {line}");
     }
 }
 

@@ -173,7 +173,7 @@ impl RunView {
 
     pub fn profile(&self, profile: &Profile) {
         if !self.json {
-            out!("{}", profile_table(profile));
+            out!("{}", profile_table(&profile.shares()));
             return;
         }
         let operation =

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
-use loraine::gpu::Profile;
+use loraine::gpu::OperationShare;
 
 /// Bytes as people read them: decimal units, three digits.
 pub fn bytes(count: u64) -> String {
@@ -31,14 +31,11 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// GPU time by operation, the longest first.
-pub fn profile_table(profile: &Profile) -> String {
-    let mut ops: Vec<_> = profile.ops.iter().collect();
-    ops.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    let total: f64 = ops.iter().map(|(_, (seconds, _))| seconds).sum();
-    let mut table = format!("{:<28} {:>8} {:>12} {:>7}\n", "operation", "calls", "ms", "share");
-    for (op, (seconds, calls)) in ops {
-        table += &format!("{op:<28} {calls:>8} {:>12.2} {:>6.1}%\n", seconds * 1e3, 100.0 * seconds / total.max(1e-12));
+/// GPU time by operation, in the order given; every line ends in a line break.
+pub fn profile_table(operations: &[OperationShare]) -> String {
+    let mut table = format!("{:<28} {:>10} {:>12} {:>7}\n", "operation", "dispatches", "ms", "share");
+    for OperationShare { operation, dispatches, ms, share } in operations {
+        table += &format!("{operation:<28} {dispatches:>10} {ms:>12.2} {:>6.1}%\n", 100.0 * share);
     }
     table
 }
@@ -64,6 +61,16 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_is_a_table_with_a_heading() {
+        let share =
+            |operation: &str, ms, share| OperationShare { operation: operation.to_owned(), dispatches: 3, ms, share };
+        let table = profile_table(&[share("linear", 7.5, 0.75), share("add", 2.5, 0.25)]);
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        let heading = ["operation", "dispatches", "ms", "share"];
+        assert_eq!(lines, [heading, ["linear", "3", "7.50", "75.0%"], ["add", "3", "2.50", "25.0%"]]);
+    }
 
     #[test]
     fn memory_sizes_are_read_with_their_units() {

@@ -1,6 +1,6 @@
 //! Planned memory made real, and recorded lists run: in few submits, each short enough for a driver's watchdog.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use super::commands::{Command, PARAMS_STRIDE};
 use super::device::{Gpu, Pipeline};
 use super::error::GpuError;
 use super::memory::{BufferId, Ledger, MemoryPlan, View};
+use super::profile::Profile;
 
 /// GPU time that one submit may take: well under the 2 s of Windows' watchdog, short enough for a responsive desktop.
 const SUBMIT_BUDGET: Duration = Duration::from_millis(100);
@@ -72,20 +73,6 @@ pub struct Prepared {
     params: Vec<u8>,
     uniform: View,
     uniform_group: wgpu::BindGroup,
-}
-
-/// GPU seconds and dispatches by operation.
-#[derive(Clone, Debug, Default)]
-pub struct Profile {
-    pub ops: BTreeMap<&'static str, (f64, u64)>,
-}
-
-impl Profile {
-    fn add(&mut self, op: &'static str, seconds: f64) {
-        let entry = self.ops.entry(op).or_default();
-        entry.0 += seconds;
-        entry.1 += 1;
-    }
 }
 
 /// A copy to the host that has been asked for; its staging buffer is busy until [`Gpu::finish_read`].

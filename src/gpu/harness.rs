@@ -3,8 +3,9 @@
 use super::commands::{Recorder, Scratch, params_bytes};
 use super::device::Gpu;
 use super::error::GpuError;
-use super::execute::{Buffers, Prepared, Profile};
+use super::execute::{Buffers, Prepared};
 use super::memory::{Category, MemoryPlan, View};
+use super::profile::Profile;
 
 /// Each measurement is long enough that the host's part does not show.
 const MIN_SECONDS: f64 = 0.03;

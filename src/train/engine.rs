@@ -1,13 +1,13 @@
 //! The training step on the device: uploads, the replayed lists, and results that are read late.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use web_time::Instant;
 
 use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
 use super::values::Values;
 use crate::data::batches::MicroBatch;
-use crate::gpu::{Buffers, Gpu, PendingRead, Prepared, Profile};
+use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile};
 use crate::lora::adapter_file::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
@@ -18,7 +18,7 @@ use crate::ops::adamw8bit;
 use crate::ops::moments::HostMoment;
 use crate::{Error, Result, tune};
 
-/// Lists of this many shapes stay prepared; beyond it, all are made anew.
+/// Passes of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 32;
 
 /// What an optimizer step was, known a few steps later.
@@ -51,7 +51,8 @@ pub struct Engine {
     pub buffers: Buffers,
     /// Filled by every run list when set.
     pub profile: Option<Profile>,
-    passes: HashMap<(u32, u32, bool), Prepared>,
+    /// By rows, labels and whether gradients are wanted.
+    passes: Lists<(u32, u32, bool)>,
     begin: Prepared,
     optimizer: Prepared,
     pending: VecDeque<Pending>,
@@ -107,7 +108,7 @@ impl Engine {
             plan,
             buffers,
             profile: None,
-            passes: HashMap::new(),
+            passes: Lists::new(MAX_LISTS),
             begin,
             optimizer,
             pending: VecDeque::new(),
@@ -190,7 +191,7 @@ impl Engine {
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
         self.gpu.write(&self.buffers, self.plan.optimizer.hyper, bytemuck::bytes_of(&hyper));
-        run(&self.gpu, &self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
+        self.gpu.replay(&self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
         let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
         let labels = micro_batches.iter().map(|m| m.labels.len()).sum();
@@ -226,7 +227,7 @@ impl Engine {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
         }
         self.gpu.write(&self.buffers, self.plan.head.scalars, bytemuck::bytes_of(&(1.0 / labels as f32)));
-        run(&self.gpu, &self.begin, &mut self.buffers, self.profile.as_mut()).await?;
+        self.gpu.replay(&self.begin, &mut self.buffers, self.profile.as_mut()).await?;
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed =
                 crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;
@@ -245,7 +246,7 @@ impl Engine {
         self.pace = None;
         for batch in micro_batches {
             // One sum per micro-batch: an f32 total over a whole data set would lose digits.
-            run(&self.gpu, &self.begin, &mut self.buffers, None).await?;
+            self.gpu.run(&self.begin, &mut self.buffers)?;
             self.pass(batch, false).await?;
             let metrics = self.gpu.read_f32(&self.buffers, self.plan.optimizer.metrics).await?;
             sum += f64::from(metrics[64]);
@@ -262,17 +263,12 @@ impl Engine {
             return Err(Error::Setting(problem));
         }
         self.upload(batch, rows as usize, labels as usize);
-        let key = (rows, labels, training);
-        if !self.passes.contains_key(&key) {
-            if self.passes.len() >= MAX_LISTS {
-                self.passes.clear();
-            }
+        let list = self.passes.get_or_prepare((rows, labels, training), || {
             let rec = self.plan.record_pass(rows, labels, training);
-            self.passes.insert(key, self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?);
-        }
-        let list = &self.passes[&key];
+            self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])
+        })?;
         self.work += list.work();
-        run(&self.gpu, list, &mut self.buffers, self.profile.as_mut()).await
+        Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
     }
 
     /// Rows past the batch's own stand alone: token 0, attending to themselves, without a label.
@@ -313,17 +309,9 @@ impl Engine {
         self.upload(batch, rows, 0);
         let (rec, logits) = self.plan.record_logits(rows as u32);
         let list = self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?;
-        run(&self.gpu, &list, &mut self.buffers, None).await?;
+        self.gpu.run(&list, &mut self.buffers)?;
         let values = self.gpu.read_f32(&self.buffers, logits.view).await?;
         let (ld, cols) = (logits.ld as usize, logits.cols as usize);
         Ok(values.chunks(ld).flat_map(|row| row[..cols].to_vec()).collect())
     }
-}
-
-async fn run(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers, profile: Option<&mut Profile>) -> Result<()> {
-    match profile {
-        Some(profile) => gpu.run_profiled(list, buffers, profile).await?,
-        None => gpu.run(list, buffers)?,
-    }
-    Ok(())
 }
