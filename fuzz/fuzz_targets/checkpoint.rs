@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use loraine::lora::adapter_file;
+use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::config::LoraConfig;
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
@@ -26,7 +26,7 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let files = ["adapter_config.json", "adapter_model.safetensors"];
     let place = Place::with(&files.map(|file| fixture("llama_tied/adapter").join(file)));
     let model = model("llama_tied");
-    let (config, modules, _) = adapter_file::load(place.path(), &model).expect("a good adapter");
+    let LoadedAdapter { config, modules, .. } = adapter_file::load(place.path(), &model).expect("a good adapter");
     let origin = Origin::new(&RunSettings::default(), &[], &[], None, 9).expect("no file to read");
     let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged: vec![2.5], origin }).expect("JSON");
     Run { place, model, config, modules, state }

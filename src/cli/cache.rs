@@ -67,7 +67,7 @@ pub fn summary() -> Option<(PathBuf, u64, usize)> {
     Some((dir, contents.bytes(), contents.copies.len()))
 }
 
-pub fn run(args: &CacheCommandArgs) -> Result<()> {
+pub fn run(args: CacheCommandArgs) -> Result<()> {
     let dir = cache_args::directory().context("this system names no place for a cache; set LORAINE_CACHE to one")?;
     let contents = Contents::of(&dir);
     if args.clear {

@@ -1,23 +1,20 @@
 //! `loraine demo`: the whole of it in a minute, with nothing but the program.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use loraine::data::template::ChatTemplate;
-use loraine::data::tokenizer::Tokenizer;
 use loraine::demo;
 use loraine::gpu::{Gpu, Ledger};
-use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter};
-use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use loraine::infer::conversation::Conversation;
+use loraine::infer::generator::GenerationSettings;
 use loraine::infer::sampler::SamplingSettings;
-use loraine::lora::adapter_file;
-use loraine::model::source::Source;
+use loraine::infer::session::{self, NamedAdapter, SessionSettings};
+use loraine::infer::text_format::TemplateChoice;
 use loraine::train::run::{self, Start};
 use loraine::train::settings::RunSettings;
 use loraine::train::{output, plot};
-use serde_json::json;
 
 use super::args::gpu::GpuArgs;
 use super::memory_bar;
@@ -98,39 +95,27 @@ fn show(view: &RunView, when: &str, answers: &[String]) {
     }
 }
 
-/// What the model says to [`demo::QUESTIONS`], the likeliest token each time.
+/// The model's answers to [`demo::QUESTIONS`], the likeliest token each time.
 fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String>> {
-    let dir: &Path = &settings.model;
-    let source = Source::open(dir)?;
-    let config = &source.config;
-    let tokenizer = Tokenizer::from_dir(dir, config)?;
-    let template = ChatTemplate::load(dir, None, tokenizer.special_tokens()?)?.context("the model has a template")?;
-    let adapters = match adapted {
-        false => Vec::new(),
-        true => {
-            let (_, modules, tensors) = adapter_file::load(&settings.out, config)?;
-            vec![LoadedAdapter { modules, tensors }]
-        }
-    };
-    let plan = PlanSettings {
+    let adapter = || NamedAdapter { name: "demo".to_owned(), dir: settings.out.clone() };
+    let prepared = session::prepare(&SessionSettings {
+        model: settings.model.clone(),
+        adapters: adapted.then(adapter).into_iter().collect(),
         base: settings.base_storage(),
-        max_positions: config.max_position_embeddings,
-        rows_per_pass: DEFAULT_ROWS_PER_PASS,
-    };
-    let mut generator = pollster::block_on(Generator::open(gpu, &source, &adapters, &plan, |_, _| ()))?;
+        template: TemplateChoice::Own,
+    })?;
     let generation = GenerationSettings {
         sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },
         max_tokens: 96,
-        end_tokens: tokenizer.eos().into_iter().collect(),
+        end_tokens: prepared.format.end_tokens.clone(),
     };
+    let context = prepared.config().max_position_embeddings;
+    let mut session = pollster::block_on(prepared.open(gpu, context, |_, _| ()))?;
     let mut answers = Vec::new();
     for question in demo::QUESTIONS {
-        let message = json!({ "role": "user", "content": question });
-        let prompt = template.render(&[message], None, true).map_err(anyhow::Error::msg)?;
-        let ids = tokenizer.encode(&prompt, false)?;
-        let index = adapted.then_some(0);
-        let answer = generator.generate(&ids, index, &generation, |_| ControlFlow::Continue(()));
-        answers.push(tokenizer.decode(&pollster::block_on(answer)?.tokens)?.trim().to_owned());
+        let ids = Conversation::new(None).ask(&session.format, question)?;
+        let answer = session.answer(&ids, adapted.then_some(0), &generation, |_| ControlFlow::Continue(()));
+        answers.push(pollster::block_on(answer)?.text.trim().to_owned());
     }
     Ok(answers)
 }

@@ -7,10 +7,8 @@ use loraine::hub::fetch::Extent;
 use loraine::train::evaluate::{self, EvalSettings};
 
 use super::args::base::BaseArgs;
-use super::args::cache::CacheArgs;
 use super::args::data::DataArgs;
-use super::args::gpu::GpuArgs;
-use super::args::tune::TuneArgs;
+use super::args::device::DeviceArgs;
 
 /// Loss and perplexity of a model, with or without an adapter, on a data set
 #[derive(Args)]
@@ -41,11 +39,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     data_format: DataArgs,
     #[command(flatten)]
-    gpu: GpuArgs,
-    #[command(flatten)]
-    tune: TuneArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
+    device: DeviceArgs,
 }
 
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
@@ -60,8 +54,8 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         data_format: args.data_format.settings(0),
     };
     let mut prepared = evaluate::prepare(settings)?;
-    args.cache.apply(&mut prepared.source);
-    let result = pollster::block_on(prepared.run(args.gpu.open_tuned(args.tune.options(args.cache.directory()))?))?;
+    args.device.cache.apply(&mut prepared.source);
+    let result = pollster::block_on(prepared.run(args.device.open()?))?;
     if args.json {
         out!("{}", serde_json::to_string(&result)?);
     } else {

@@ -6,28 +6,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use loraine::data::tokenizer::{StreamDecoder, Tokenizer};
+use loraine::data::tokenizer::Tokenizer;
 use loraine::gpu::Profile;
 use loraine::hub::base_name;
-use loraine::hub::fetch::Extent;
-use loraine::infer::end_tokens;
-use loraine::infer::generator::{Generation, GenerationSettings, Generator, LoadedAdapter, Stop};
-use loraine::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use loraine::infer::generator::{Generation, GenerationSettings, Stop};
 use loraine::infer::sampler::SamplingSettings;
-use loraine::lora::adapter_file;
+use loraine::infer::session::{Answer, PreparedSession, Session};
+use loraine::infer::text_format::TemplateChoice;
 use loraine::model::config::ModelConfig;
-use loraine::model::source::Source;
 use serde_json::json;
 
-use super::args::base::BaseArgs;
-use super::args::cache::CacheArgs;
-use super::args::gpu::GpuArgs;
-use super::args::tune::TuneArgs;
-use super::show::bytes;
-
-/// What `--use` calls the model without an adapter.
-pub const BASE: &str = "base";
+use super::args::device::DeviceArgs;
+use super::args::session::{self, SessionArgs};
+use super::show::{bytes, profile_table};
 
 const EXAMPLES: &str = "\
 Which adapter answers:
@@ -48,30 +39,24 @@ Examples:
 #[command(after_help = EXAMPLES)]
 #[group(id = "prompts", required = true, multiple = true, args = ["prompt", "prompt_file"])]
 pub struct GenerateArgs {
-    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// PEFT adapter directory to load, by the name that --use knows it by [default name: the directory's]
-    #[arg(long = "adapter", value_name = "[NAME=]DIR")]
-    adapters: Vec<String>,
+    #[command(flatten)]
+    session: SessionArgs,
     /// Which adapter answers, or `base`; see below
     #[arg(long = "use", value_name = "NAME")]
     uses: Vec<String>,
-    #[command(flatten)]
-    base: BaseArgs,
     /// Text to continue; may be given several times
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     prompt: Vec<String>,
     /// File with a text to continue (its last line break is left out), `-` for standard input; after any --prompt
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     prompt_file: Vec<PathBuf>,
-    /// Most tokens of one answer
+    /// Largest number of tokens in one answer
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Text")]
     max_tokens: usize,
-    /// Most tokens of prompt and answer together [default: what the longest needs, up to the model's own limit]
+    /// Largest number of tokens of prompt and answer together [default: what the longest needs, up to the model's own limit]
     #[arg(long, value_name = "N", help_heading = "Text")]
     max_context: Option<usize>,
-    /// Go on where the model would end the text
+    /// Continue past the token by which the model ends a text
     #[arg(long, help_heading = "Text")]
     ignore_eos: bool,
     /// Randomness of the choice; 0 always takes the likeliest token, so that the same command gives the same text
@@ -102,11 +87,7 @@ pub struct GenerateArgs {
     #[arg(long, help_heading = "Output")]
     profile: bool,
     #[command(flatten)]
-    gpu: GpuArgs,
-    #[command(flatten)]
-    tune: TuneArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
+    device: DeviceArgs,
 }
 
 /// One answer to be made.
@@ -116,42 +97,18 @@ struct Job {
     adapter: Option<usize>,
 }
 
-pub fn run(mut args: GenerateArgs) -> Result<()> {
-    args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
+pub fn run(args: GenerateArgs) -> Result<()> {
     let sampling = sampling(&args)?;
-    let base = args.base.storage()?;
-    let names = adapter_names(&args.adapters)?;
-    if !args.model.is_dir() {
-        bail!("{}: is no directory; --model wants a Hugging Face model directory", args.model.display());
-    }
-    let mut source = Source::open(&args.model)?;
-    args.cache.apply(&mut source);
-    let config = &source.config;
-    let tokenizer = Tokenizer::from_dir(&args.model, config)?;
-    let adapters = names.iter().map(|(_, dir)| load_adapter(dir, config)).collect::<Result<Vec<_>>>()?;
-    let names: Vec<String> = names.into_iter().map(|(name, _)| name).collect();
-    let jobs = jobs(&args, &tokenizer, &names)?;
-    let context = context(&args, config, &jobs)?;
-    let mut end_tokens = Vec::new();
-    if !args.ignore_eos {
-        end_tokens = end_tokens::from_dir(&args.model, config)?;
-        end_tokens.extend(tokenizer.eos());
-    }
+    let prepared = args.session.prepare(TemplateChoice::Without, &args.device)?;
+    let jobs = jobs(&args, &prepared)?;
+    let context = context(&args, prepared.config(), &jobs)?;
+    let end_tokens = if args.ignore_eos { Vec::new() } else { prepared.format.end_tokens.clone() };
     let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
-
-    let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
-    let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
-    let progress = |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    };
-    let mut generator = pollster::block_on(Generator::open(gpu, &source, &adapters, &plan, progress))?;
-    bar.finish_and_clear();
-    generator.profile = args.profile.then(Profile::default);
-    let result = answer_all(&args, &mut generator, &tokenizer, &names, &jobs, &settings);
-    if let Some(profile) = &generator.profile {
-        print_profile(profile);
+    let mut session = session::open(prepared, context, &args.device)?;
+    session.generator.profile = args.profile.then(Profile::default);
+    let result = answer_all(&args, &mut session, &jobs, &settings);
+    if let Some(profile) = &session.generator.profile {
+        eprint!("{}", profile_table(&profile.shares()));
     }
     match result {
         // A reader that has seen enough (`| head`) is no failure.
@@ -177,47 +134,15 @@ fn sampling(args: &GenerateArgs) -> Result<SamplingSettings> {
     Ok(settings)
 }
 
-/// Names and directories of `[NAME=]DIR`; a directory that has an equals sign in its own name is taken as it stands.
-pub fn adapter_names(given: &[String]) -> Result<Vec<(String, PathBuf)>> {
-    let mut names: Vec<(String, PathBuf)> = Vec::new();
-    for text in given {
-        let (name, dir) = match text.split_once('=') {
-            Some((name, dir)) if !Path::new(text).is_dir() => (Some(name.to_owned()), PathBuf::from(dir)),
-            _ => (None, PathBuf::from(text)),
-        };
-        let last_part = || dir.canonicalize().ok()?.file_name()?.to_str().map(str::to_owned);
-        let name = name.or_else(last_part).unwrap_or_else(|| text.clone());
-        ensure!(!name.is_empty(), "--adapter {text}: the name before `=` is empty");
-        ensure!(name != BASE, "--adapter {text}: `{BASE}` is the model without an adapter; give NAME=DIR");
-        ensure!(
-            names.iter().all(|(other, _)| *other != name),
-            "two adapters are called `{name}`; give one of them another name: --adapter NAME=DIR"
-        );
-        names.push((name, dir));
-    }
-    Ok(names)
-}
-
-pub fn load_adapter(dir: &Path, config: &ModelConfig) -> Result<LoadedAdapter> {
-    let (_, modules, tensors) = adapter_file::load(dir, config)?;
-    Ok(LoadedAdapter { modules, tensors })
-}
-
-fn jobs(args: &GenerateArgs, tokenizer: &Tokenizer, names: &[String]) -> Result<Vec<Job>> {
-    let adapter_of = |name: &String| -> Result<Option<usize>> {
-        if name == BASE {
-            return Ok(None);
-        }
-        let known: Vec<&str> = std::iter::once(BASE).chain(names.iter().map(String::as_str)).collect();
-        let found = names.iter().position(|n| n == name);
-        Ok(Some(found.with_context(|| format!("--use {name}: no such adapter; there are: {}", known.join(", ")))?))
-    };
+/// The answers to make: every prompt by every adapter that answers it.
+fn jobs(args: &GenerateArgs, prepared: &PreparedSession) -> Result<Vec<Job>> {
+    let adapter_of = |name: &String| prepared.names.index(name).with_context(|| format!("--use {name}"));
     let uses: Vec<Option<usize>> = args.uses.iter().map(adapter_of).collect::<Result<_>>()?;
     let mut prompts = args.prompt.clone();
     for file in &args.prompt_file {
         prompts.push(read_prompt(file)?);
     }
-    let all = if names.is_empty() { vec![None] } else { (0..names.len()).map(Some).collect() };
+    let all = if prepared.names.is_empty() { vec![None] } else { (0..prepared.names.len()).map(Some).collect() };
     let answering = |i: usize| match uses.len() {
         0 => Ok(all.clone()),
         1 => Ok(uses.clone()),
@@ -227,10 +152,7 @@ fn jobs(args: &GenerateArgs, tokenizer: &Tokenizer, names: &[String]) -> Result<
     };
     let mut jobs = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
-        let mut ids = tokenizer.encode(prompt, true)?;
-        if ids.is_empty() {
-            ids.extend(tokenizer.bos());
-        }
+        let ids = prepared.format.continuation(prompt)?;
         ensure!(
             !ids.is_empty(),
             "prompt {} is empty, and the tokenizer has no token that begins a text; give some text",
@@ -258,8 +180,7 @@ fn read_prompt(file: &Path) -> Result<String> {
 fn context(args: &GenerateArgs, config: &ModelConfig, jobs: &[Job]) -> Result<usize> {
     let limit = config.max_position_embeddings;
     let longest = jobs.iter().map(|job| job.ids.len()).max().unwrap_or(0);
-    if let Some(context) = args.max_context {
-        ensure!(context <= limit, "--max-context {context} is beyond the model's own limit of {limit} positions");
+    if let Some(context) = session::checked_context(args.max_context, config)? {
         ensure!(longest <= context, "a prompt has {longest} tokens, but --max-context is {context}");
         return Ok(context);
     }
@@ -267,50 +188,42 @@ fn context(args: &GenerateArgs, config: &ModelConfig, jobs: &[Job]) -> Result<us
     Ok(longest.saturating_add(args.max_tokens).min(limit))
 }
 
-fn answer_all(
-    args: &GenerateArgs,
-    generator: &mut Generator,
-    tokenizer: &Tokenizer,
-    names: &[String],
-    jobs: &[Job],
-    settings: &GenerationSettings,
-) -> Result<()> {
+fn answer_all(args: &GenerateArgs, session: &mut Session, jobs: &[Job], settings: &GenerationSettings) -> Result<()> {
     let mut out = io::stdout().lock();
-    let gpu_bytes = generator.plan.ledger().total();
+    let (context, gpu_bytes) = (session.context(), session.generator.plan.ledger().total());
+    let gpu = session.generator.gpu.adapter.name.clone();
     if !args.json {
-        let (gpu, context) = (&generator.gpu.adapter.name, generator.plan.max_positions());
         eprintln!("{gpu}: {} for a context of {context} tokens", bytes(gpu_bytes));
     }
     let mut answers = Vec::new();
     for job in jobs {
-        let name = job.adapter.map_or(BASE, |i| &names[i]);
         if !args.json && jobs.len() > 1 {
-            writeln!(out, "--- {name} ---")?;
+            writeln!(out, "--- {} ---", session.names.name(job.adapter))?;
         }
         if !args.json && !args.no_echo {
             write!(out, "{}", job.prompt)?;
             out.flush()?;
         }
-        let (generation, text) = answer(args, generator, tokenizer, job, settings, &mut out)?;
+        let answer = answer(args, session, job, settings, &mut out)?;
         if args.json {
-            let mut answer = report(job, name, &generation, &text);
+            let mut report = report(job, session.names.name(job.adapter), &answer);
             if args.logits {
-                answer["logits"] = pollster::block_on(generator.logits_after(&job.ids, job.adapter))?.into();
+                report["logits"] = pollster::block_on(session.generator.logits_after(&job.ids, job.adapter))?.into();
             }
-            answers.push(answer);
+            answers.push(report);
         } else {
             writeln!(out)?;
             out.flush()?;
-            eprintln!("{}", timing(&generation, generator.plan.max_positions(), tokenizer));
+            eprintln!("{}", timing(&answer.generation, context, &session.format.tokenizer));
         }
     }
     if args.json {
         let object = json!({
-            "model": base_name(&args.model),
-            "quant": args.base.quant_name(),
-            "gpu": generator.gpu.adapter.name,
+            "model": base_name(&session.model),
+            "quant": args.session.quant_name(),
+            "gpu": gpu,
             "gpu_bytes": gpu_bytes,
-            "context": generator.plan.max_positions(),
+            "context": context,
             "answers": answers,
         });
         writeln!(out, "{object}")?;
@@ -321,44 +234,21 @@ fn answer_all(
 /// Streams the answer to `out` unless it is to be JSON.
 fn answer(
     args: &GenerateArgs,
-    generator: &mut Generator,
-    tokenizer: &Tokenizer,
+    session: &mut Session,
     job: &Job,
     settings: &GenerationSettings,
     out: &mut impl Write,
-) -> Result<(Generation, String)> {
-    let mut stream = StreamDecoder::after(tokenizer, &job.ids)?;
-    let mut text = String::new();
-    let mut show = |piece: String| -> Result<()> {
-        text += &piece;
-        if !args.json {
-            out.write_all(piece.as_bytes())?;
-            out.flush()?;
+) -> Result<Answer> {
+    let mut written = Ok(());
+    let show = |piece: &str| {
+        if !args.json && written.is_ok() {
+            written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
         }
-        Ok(())
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let mut failure = None;
-    let on_token = |token| match stream.push(token).map_err(anyhow::Error::from).and_then(&mut show) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(e) => {
-            failure = Some(e);
-            ControlFlow::Break(())
-        }
-    };
-    let generation = pollster::block_on(generator.generate(&job.ids, job.adapter, settings, on_token))?;
-    if let Some(failure) = failure {
-        return Err(failure);
-    }
-    show(stream.finish()?)?;
-    Ok((generation, text))
-}
-
-fn print_profile(profile: &Profile) {
-    let total: f64 = profile.ops.values().map(|(seconds, _)| seconds).sum();
-    for (op, (seconds, dispatches)) in &profile.ops {
-        let share = 100.0 * seconds / total.max(1e-9);
-        eprintln!("{op:<28} {:>10.3} ms {share:>5.1} % {dispatches:>8} dispatches", seconds * 1e3);
-    }
+    let answer = pollster::block_on(session.answer(&job.ids, job.adapter, settings, show))?;
+    written?;
+    Ok(answer)
 }
 
 fn per_second(count: usize, seconds: f64) -> f64 {
@@ -380,7 +270,7 @@ fn timing(generation: &Generation, context: usize, tokenizer: &Tokenizer) -> Str
     )
 }
 
-fn report(job: &Job, adapter: &str, generation: &Generation, text: &str) -> serde_json::Value {
+fn report(job: &Job, adapter: &str, Answer { text, generation }: &Answer) -> serde_json::Value {
     let (prompt, tokens) = (generation.prompt_time.as_secs_f64(), generation.token_time.as_secs_f64());
     let stop = match generation.stop {
         Stop::EndToken(_) => "end_token",

@@ -19,6 +19,7 @@ mod eval;
 mod generate;
 mod info;
 mod inspect;
+mod interrupt;
 mod memory_bar;
 mod merge;
 mod quantize;
@@ -37,38 +38,46 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    Demo(demo::DemoArgs),
-    Train(Box<train::TrainArgs>),
-    Estimate(estimate::EstimateArgs),
-    Eval(eval::EvalArgs),
-    Generate(generate::GenerateArgs),
-    Chat(chat::ChatArgs),
-    Merge(merge::MergeArgs),
-    Quantize(quantize::QuantizeArgs),
-    Info(info::InfoArgs),
-    Inspect(inspect::InspectArgs),
-    Cache(cache::CacheCommandArgs),
-    Bench(bench::BenchArgs),
-    Completions(completions::CompletionsArgs),
+/// Makes the enum of the subcommands, each with its arguments, and calls the function of the one that was given.
+macro_rules! subcommands {
+    ($($name:ident($args:ty) => $run:path;)*) => {
+        #[derive(Subcommand)]
+        enum Command {
+            $($name(Box<$args>),)*
+        }
+
+        impl Command {
+            fn run(self) -> anyhow::Result<()> {
+                match self {
+                    $(Self::$name(args) => $run(*args),)*
+                }
+            }
+        }
+    };
+}
+
+// In the order in which `loraine --help` lists them.
+subcommands! {
+    Demo(demo::DemoArgs) => demo::run;
+    Train(train::TrainArgs) => train::run;
+    Estimate(estimate::EstimateArgs) => estimate::run;
+    Eval(eval::EvalArgs) => eval::run;
+    Generate(generate::GenerateArgs) => generate::run;
+    Chat(chat::ChatArgs) => chat::run;
+    Merge(merge::MergeArgs) => merge::run;
+    Quantize(quantize::QuantizeArgs) => quantize::run;
+    Info(info::InfoArgs) => info::run;
+    Inspect(inspect::InspectArgs) => inspect::run;
+    Cache(cache::CacheCommandArgs) => cache::run;
+    Bench(bench::BenchArgs) => bench::run;
+    Completions(completions::CompletionsArgs) => print_completions;
+}
+
+fn print_completions(args: completions::CompletionsArgs) -> anyhow::Result<()> {
+    completions::run(args, Cli::command())
 }
 
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     watchdog::watch_templates();
-    match cli.command {
-        Command::Demo(args) => demo::run(args),
-        Command::Train(args) => train::run(*args),
-        Command::Estimate(args) => estimate::run(args),
-        Command::Eval(args) => eval::run(args),
-        Command::Chat(args) => chat::run(args),
-        Command::Generate(args) => generate::run(args),
-        Command::Merge(args) => merge::run(args),
-        Command::Quantize(args) => quantize::run(args),
-        Command::Info(args) => info::run(args),
-        Command::Inspect(args) => inspect::run(args),
-        Command::Cache(args) => cache::run(&args),
-        Command::Bench(args) => bench::run(args),
-        Command::Completions(args) => completions::run(args, Cli::command()),
-    }
+    cli.command.run()
 }

@@ -1,8 +1,6 @@
 //! `loraine train`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
@@ -14,11 +12,10 @@ use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype};
 
-use super::args::cache::CacheArgs;
 use super::args::data::DataArgs;
-use super::args::gpu::GpuArgs;
+use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
-use super::args::tune::TuneArgs;
+use super::interrupt::Interrupt;
 use super::run_view::RunView;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
@@ -71,11 +68,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
-    gpu: GpuArgs,
-    #[command(flatten)]
-    tune: TuneArgs,
-    #[command(flatten)]
-    cache: CacheArgs,
+    device: DeviceArgs,
 }
 
 #[derive(Args)]
@@ -330,20 +323,20 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let model = settings.model.clone();
     settings.model = super::args::model::model_directory(&model, Extent::Everything)?;
     let mut prepared = run::prepare(settings)?;
-    args.cache.apply(&mut prepared.source);
+    args.device.cache.apply(&mut prepared.source);
     let mut view = RunView::new(args.json);
     view.data("data", &prepared.data);
     if let Some(eval) = &prepared.eval {
         view.data("eval", eval);
     }
     if args.dry_run {
-        let capabilities = args.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
+        let capabilities = args.device.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
         let plan = prepared.plan(capabilities)?;
         view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.source.config.num_layers, prepared.steps);
         view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
         return Ok(());
     }
-    let gpu = args.gpu.open_tuned(args.tune.options(args.cache.directory()))?;
+    let gpu = args.device.open()?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let out = prepared.settings.out.clone();
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
@@ -358,16 +351,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
 
 /// Trains and shows how it goes; Ctrl-C finishes the step and saves.
 pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start, view: &mut RunView) -> anyhow::Result<Outcome> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nstopping after this step and saving; press Ctrl-C again to leave at once");
-    })
-    .context("Ctrl-C cannot be watched")?;
-    let control = async || if stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue };
+    let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
+    let interrupt = Interrupt::watch(Some(notice))?;
+    let control = async || if interrupt.asked() { Control::Stop } else { Control::Continue };
     let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
     view.finish();
     Ok(outcome?)

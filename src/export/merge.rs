@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use super::OutputDirectory;
 use super::writer::{ModelWriter, Planned};
 use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, params_bytes};
-use crate::infer::generator::{Generator, LoadedAdapter};
+use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
-use crate::lora::adapter_file;
+use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::targets::LoraModule;
 use crate::model::model_directory::{copy_companions, dtype, float_bytes, write_config};
 use crate::model::packed::PackedWeight;
@@ -50,7 +50,7 @@ pub struct Merge {
 /// failing device.
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
     let source = Source::open(&settings.model)?;
-    let (_, modules, adapter) = adapter_file::load(&settings.adapter, &source.config)?;
+    let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load(&settings.adapter, &source.config)?;
     let place = |module: &LoraModule| projection_name(module.layer, module.projection);
     let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
     let stored = source.config.quantization;
@@ -160,11 +160,8 @@ pub async fn compare(settings: &MergeSettings, gpus: [Gpu; 2], prompt: &[u32]) -
 
 async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) -> Result<Vec<f32>> {
     let source = Source::open(model)?;
-    let load = |dir: &Path| -> Result<LoadedAdapter> {
-        let (_, modules, tensors) = adapter_file::load(dir, &source.config)?;
-        Ok(LoadedAdapter { modules, tensors })
-    };
-    let adapters: Vec<LoadedAdapter> = adapter.map(load).transpose()?.into_iter().collect();
+    let adapters: Vec<LoadedAdapter> =
+        adapter.map(|dir| adapter_file::load(dir, &source.config)).transpose()?.into_iter().collect();
     let plan =
         PlanSettings { base: BaseStorage::AsStored, max_positions: prompt.len(), rows_per_pass: DEFAULT_ROWS_PER_PASS };
     let mut generator = Generator::open(gpu, &source, &adapters, &plan, |_, _| ()).await?;

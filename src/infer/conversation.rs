@@ -1,26 +1,20 @@
-//! A conversation with a model: messages written by its chat template, as tokens to go on from.
+//! A conversation with a model: its messages, which each client keeps for itself.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::data::template::ChatTemplate;
-use crate::data::tokenizer::Tokenizer;
-use crate::{Error, Result};
+use super::text_format::{TextFormat, message};
+use crate::Result;
 
 /// The messages so far, the system's first where there is one.
-pub struct Conversation<'a> {
-    tokenizer: &'a Tokenizer,
-    template: &'a ChatTemplate,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversation {
     system: Option<String>,
     messages: Vec<Value>,
 }
 
-fn message(role: &str, content: &str) -> Value {
-    json!({ "role": role, "content": content })
-}
-
-impl<'a> Conversation<'a> {
-    pub fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, system: Option<String>) -> Self {
-        let mut conversation = Self { tokenizer, template, system, messages: Vec::new() };
+impl Conversation {
+    pub fn new(system: Option<String>) -> Self {
+        let mut conversation = Self { system, messages: Vec::new() };
         conversation.reset();
         conversation
     }
@@ -30,16 +24,17 @@ impl<'a> Conversation<'a> {
         self.messages = self.system.iter().map(|text| message("system", text)).collect();
     }
 
-    /// The tokens up to where the model answers `text`, which joins the conversation with [`Self::answered`] alone.
+    /// The tokens up to where the model answers `text`. The question joins the conversation with its answer only, by
+    /// [`Self::answered`].
     ///
     /// # Errors
-    /// What the template refuses: a system message it has no place for, for instance.
-    pub fn ask(&self, text: &str) -> Result<Vec<u32>> {
+    /// Those of [`TextFormat::chat`].
+    pub fn ask(&self, format: &TextFormat, text: &str) -> Result<Vec<u32>> {
         let messages: Vec<Value> = self.messages.iter().cloned().chain([message("user", text)]).collect();
-        let rendered = self.template.render(&messages, None, true).map_err(Error::Setting)?;
-        self.tokenizer.encode(&rendered, false)
+        format.chat(&messages)
     }
 
+    /// Adds a question and its answer.
     pub fn answered(&mut self, text: &str, answer: &str) {
         self.messages.extend([message("user", text), message("assistant", answer)]);
     }
@@ -54,42 +49,34 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// The special token with which the template ends the assistant's turns, where it is one.
-///
-/// # Errors
-/// A template that cannot write two plain turns.
-pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Option<u32>> {
-    const ANSWER: &str = "0123456789";
-    let rendered =
-        template.render(&[message("user", "a"), message("assistant", ANSWER)], None, false).map_err(Error::Setting)?;
-    let after = rendered.rfind(ANSWER).map(|at| &rendered[at + ANSWER.len()..]).unwrap_or_default();
-    let first = tokenizer.encode(after, false)?.first().copied();
-    Ok(first.filter(|id| tokenizer.is_special(*id)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::tests::stories;
+    use crate::infer::text_format::tests::plain_chat;
 
     #[test]
     fn turns_are_written_by_the_template_and_forgotten_on_request() {
-        let Some(tokenizer) = stories() else { return };
-        let special = tokenizer.special_tokens().unwrap();
-        let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
-                        {% if add_generation_prompt %}assistant:{% endif %}";
-        let template = ChatTemplate::new(template, "test".to_owned(), special).unwrap();
-        let mut talk = Conversation::new(&tokenizer, &template, Some("be kind".to_owned()));
-        let ids = |text: String| tokenizer.encode(&text, false).unwrap();
+        let Some(format) = plain_chat() else { return };
+        let mut talk = Conversation::new(Some("be kind".to_owned()));
+        let ids = |text: String| format.tokenizer.encode(&text, false).unwrap();
         let begin = "system: be kind</s>";
-        assert_eq!(talk.ask("hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
+        assert_eq!(talk.ask(&format, "hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
         assert!(talk.is_empty(), "asking alone changes nothing");
         talk.answered("hi", "hello");
         assert_eq!(talk.len(), 2);
         let next = ids(format!("{begin}user: hi</s>assistant: hello</s>user: more</s>assistant:"));
-        assert_eq!(talk.ask("more").unwrap(), next);
+        assert_eq!(talk.ask(&format, "more").unwrap(), next);
         talk.reset();
-        assert_eq!(talk.ask("hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
-        assert_eq!(end_of_turn(&tokenizer, &template).unwrap(), tokenizer.eos());
+        assert_eq!(talk.ask(&format, "hi").unwrap(), ids(format!("{begin}user: hi</s>assistant:")));
+    }
+
+    #[test]
+    fn two_clients_hold_conversations_of_their_own() {
+        let Some(format) = plain_chat() else { return };
+        let mut clients = [None, Some("be brief".to_owned())].map(Conversation::new);
+        clients[0].answered("hi", "hello");
+        let fresh = Conversation::new(Some("be brief".to_owned()));
+        assert_eq!(clients[1].ask(&format, "hi").unwrap(), fresh.ask(&format, "hi").unwrap());
+        assert_ne!(clients[0].ask(&format, "hi").unwrap(), fresh.ask(&format, "hi").unwrap());
     }
 }

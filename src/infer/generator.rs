@@ -1,28 +1,20 @@
 //! Generation on the device: prompts in pieces, then one row per token, over a cache of keys and values.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use web_time::{Duration, Instant};
 
 use super::plan::{GenerationPlan, PassShape, PlanSettings};
 use super::sampler::{SamplingSettings, next_token};
-use crate::gpu::{Buffers, Gpu, Prepared, Profile};
-use crate::lora::adapter_file::AdapterTensors;
+use crate::gpu::{Buffers, Gpu, Lists, Profile};
+use crate::lora::adapter_file::LoadedAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::load;
 use crate::{Error, Result, tune};
 
-/// Lists of this many shapes stay prepared; beyond it, all are made anew.
+/// Passes of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 64;
-
-/// An adapter as its directory was read.
-#[derive(Clone, Debug)]
-pub struct LoadedAdapter {
-    pub modules: Vec<LoraModule>,
-    pub tensors: AdapterTensors,
-}
 
 /// What one generated text is to be.
 #[derive(Clone, Debug, Default)]
@@ -65,10 +57,38 @@ pub struct Generator {
     pub buffers: Buffers,
     /// Filled by every pass when set.
     pub profile: Option<Profile>,
-    lists: HashMap<PassShape, Prepared>,
-    /// The text whose keys and values lie in the cache, and the adapter that made them.
-    cached: Vec<u32>,
-    cached_adapter: Option<usize>,
+    lists: Lists<PassShape>,
+    cached: CachedText,
+}
+
+/// The text whose keys and values the plan's cache holds.
+///
+/// A plan has one cache, so a generator knows one text: clients that take turns replace each other's, and each then pays for
+/// its whole prompt again, with the same results. A client gets its own by a further `KvCache` in the plan, its index in
+/// [`PassShape`], and a `CachedText` beside this one; nothing else knows which text is cached.
+#[derive(Default)]
+struct CachedText {
+    tokens: Vec<u32>,
+    /// Index of the adapter that computed them; None is the base.
+    adapter: Option<usize>,
+}
+
+impl CachedText {
+    /// How many of the first tokens of `text` need no computation under `adapter`. The last one always does: its logits
+    /// are what a caller asks for.
+    fn shared_with(&self, text: &[u32], adapter: Option<usize>) -> usize {
+        if adapter != self.adapter {
+            return 0;
+        }
+        let common = self.tokens.iter().zip(text).take_while(|(a, b)| a == b).count();
+        common.min(text.len().saturating_sub(1))
+    }
+
+    /// Keeps what `text` under `adapter` can use.
+    fn begin(&mut self, text: &[u32], adapter: Option<usize>) {
+        self.tokens.truncate(self.shared_with(text, adapter));
+        self.adapter = adapter;
+    }
 }
 
 impl Generator {
@@ -97,8 +117,8 @@ impl Generator {
             place.write(&gpu, &buffers, &adapter.tensors);
         }
         gpu.flush().await?;
-        let lists = HashMap::new();
-        Ok(Self { gpu, plan, buffers, profile: None, lists, cached: Vec::new(), cached_adapter: None })
+        let (lists, cached) = (Lists::new(MAX_LISTS), CachedText::default());
+        Ok(Self { gpu, plan, buffers, profile: None, lists, cached })
     }
 
     /// Logits `[vocabulary]` of the token after `text`, under an adapter (by its index) or the base alone. What the text
@@ -108,18 +128,13 @@ impl Generator {
     /// An empty text, one longer than the context, ids outside the vocabulary, an unknown adapter, or a failing device.
     pub async fn logits_after(&mut self, text: &[u32], adapter: Option<usize>) -> Result<Vec<f32>> {
         self.check(text, adapter)?;
-        if adapter != self.cached_adapter {
-            self.cached.clear();
-            self.cached_adapter = adapter;
-        }
-        // The last token's row is always computed: its logits are what is asked for.
-        self.cached.truncate(self.known(text, adapter));
-        while self.cached.len() < text.len() {
-            let first = self.cached.len();
+        self.cached.begin(text, adapter);
+        while self.cached.tokens.len() < text.len() {
+            let first = self.cached.tokens.len();
             let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
             let last = first + rows == text.len();
             self.pass(first, &text[first..first + rows], adapter, last).await?;
-            self.cached.extend_from_slice(&text[first..first + rows]);
+            self.cached.tokens.extend_from_slice(&text[first..first + rows]);
         }
         let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
@@ -140,7 +155,7 @@ impl Generator {
         mut on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         settings.sampling.check()?;
-        let prompt_computed = prompt.len().saturating_sub(self.known(prompt, adapter));
+        let prompt_computed = prompt.len().saturating_sub(self.cached.shared_with(prompt, adapter));
         let started = Instant::now();
         let mut logits = self.logits_after(prompt, adapter).await?;
         let prompt_time = started.elapsed();
@@ -167,15 +182,6 @@ impl Generator {
         let tokens = text.split_off(prompt.len());
         let token_time = started.elapsed() - prompt_time;
         Ok(Generation { tokens, stop, prompt_computed, prompt_time, token_time })
-    }
-
-    /// How many of the text's first tokens need no computation.
-    fn known(&self, text: &[u32], adapter: Option<usize>) -> usize {
-        if adapter != self.cached_adapter {
-            return 0;
-        }
-        let common = self.cached.iter().zip(text).take_while(|(a, b)| a == b).count();
-        common.min(text.len().saturating_sub(1))
     }
 
     fn check(&self, text: &[u32], adapter: Option<usize>) -> Result<()> {
@@ -215,19 +221,10 @@ impl Generator {
         }
         write(self.plan.last_row, &[rows - 1]);
         let shape = PassShape { rows, adapter, logits };
-        if !self.lists.contains_key(&shape) {
-            if self.lists.len() >= MAX_LISTS {
-                self.lists.clear();
-            }
+        let list = self.lists.get_or_prepare(shape, || {
             let uniform = self.plan.uniforms[usize::from(rows == 1)];
-            let commands = self.plan.record(shape).commands;
-            self.lists.insert(shape, self.gpu.prepare(&commands, &self.buffers, uniform)?);
-        }
-        let list = &self.lists[&shape];
-        match &mut self.profile {
-            Some(profile) => self.gpu.run_profiled(list, &mut self.buffers, profile).await?,
-            None => self.gpu.run(list, &mut self.buffers)?,
-        }
-        Ok(())
+            self.gpu.prepare(&self.plan.record(shape).commands, &self.buffers, uniform)
+        })?;
+        Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
     }
 }

@@ -25,6 +25,16 @@ pub struct AdapterTensors {
     pub tensors: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
+/// An adapter as its directory holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadedAdapter {
+    pub config: LoraConfig,
+    /// The modules that `config` means in the model that the adapter was loaded for.
+    pub modules: Vec<LoraModule>,
+    /// In the order of `modules`.
+    pub tensors: AdapterTensors,
+}
+
 /// The sizes of A and B: `([rank, in_features], [out_features, rank])`.
 pub fn shapes(module: &LoraModule, model: &ModelConfig) -> ([usize; 2], [usize; 2]) {
     let (rows, columns) = model.projection_shape(module.projection);
@@ -110,9 +120,12 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
     card + "Load it with `loraine generate --adapter DIR`, or with PEFT by `PeftModel.from_pretrained(model, DIR)`.\n"
 }
 
-/// Reads an adapter directory for `model`. A tensor that is missing, unexpected, wrong-shaped or not finite is an error
-/// that names it.
-pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModule>, AdapterTensors)> {
+/// Reads an adapter directory for `model`.
+///
+/// # Errors
+/// Files that are missing or cannot be read, and any tensor that is missing, unexpected, of another shape or not finite;
+/// the error names the tensor.
+pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
     let config_path = dir.join(CONFIG);
     if !files::is_file(&config_path) {
         return Err(Error::file(dir, format!("holds no {CONFIG}; it is not a PEFT adapter")));
@@ -158,7 +171,7 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Vec<LoraModu
         tensors.push((read(&a, a_shape)?, read(&b, b_shape)?));
     }
     match entries.into_keys().next() {
-        None => Ok((config, modules, AdapterTensors { tensors })),
+        None => Ok(LoadedAdapter { config, modules, tensors: AdapterTensors { tensors } }),
         Some(name) => {
             let problem = format!("is unexpected: {CONFIG} and the base model have no place for it");
             Err(Error::field(&weights, name, problem))
@@ -216,7 +229,8 @@ mod tests {
             assert!(!a.is_empty() && a == b);
         }
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 3);
-        assert_eq!(load(&dir.path().join("a"), &model()).unwrap(), (config, modules, adapter));
+        let loaded = LoadedAdapter { config, modules, tensors: adapter };
+        assert_eq!(load(&dir.path().join("a"), &model()).unwrap(), loaded);
     }
 
     #[test]
@@ -273,10 +287,10 @@ mod tests {
             return;
         }
         let model = ModelConfig::from_file(Path::new("../shared/models/stories260K/config.json")).unwrap();
-        let (config, modules, adapter) = load(dir, &model).unwrap();
+        let LoadedAdapter { config, modules, tensors } = load(dir, &model).unwrap();
         assert_eq!((modules.len(), modules[0].rank, modules[0].scale), (35, 8, 2.0));
         let out = tempfile::tempdir().unwrap();
-        save(out.path(), &config, &modules, &adapter).unwrap();
+        save(out.path(), &config, &modules, &tensors).unwrap();
         for file in [WEIGHTS, CONFIG] {
             assert!(fs::read(out.path().join(file)).unwrap() == fs::read(dir.join(file)).unwrap(), "{file} differs");
         }

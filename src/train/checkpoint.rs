@@ -173,12 +173,12 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
 pub fn load(dir: &Path, model: &ModelConfig, subject: Subject, storage: MomentStorage) -> Result<Checkpoint> {
     let values = match subject {
         Subject::Adapter { modules, .. } => {
-            let (_, found, adapter) = adapter_file::load(dir, model)?;
-            if found != modules {
+            let adapter = adapter_file::load(dir, model)?;
+            if adapter.modules != modules {
                 let problem = "adapts other modules, or with other ranks, than the settings of this run";
                 return Err(Error::file(dir, problem));
             }
-            Values::Adapter(adapter)
+            Values::Adapter(adapter.tensors)
         }
         Subject::Base { .. } => Values::Base(model_directory::load(dir, model)?),
     };

@@ -20,7 +20,7 @@ use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::{Capabilities, Gpu, Ledger, Profile};
 use crate::hub::base_name;
-use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::adapter_file::{self, AdapterTensors, LoadedAdapter};
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
@@ -150,7 +150,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
             (LoraConfig::default(), Vec::new(), AdapterTensors { tensors: Vec::new() })
         }
         Some(dir) => {
-            let (lora, modules, tensors) = adapter_file::load(dir, config)?;
+            let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load(dir, config)?;
             let base_model_name_or_path = Some(base_name(&settings.model));
             // What the run is recorded with is what it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);

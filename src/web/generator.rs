@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use js_sys::Function;
 use serde::{Deserialize, Serialize};
@@ -10,29 +10,17 @@ use tsify::Tsify;
 use wasm_bindgen::prelude::*;
 
 use super::{errors, from_js, open_gpu, to_js};
-use crate::data::template::ChatTemplate;
-use crate::data::tokenizer::{StreamDecoder, Tokenizer};
-use crate::infer::conversation::{Conversation, end_of_turn};
-use crate::infer::end_tokens;
-use crate::infer::generator::{self, GenerationSettings, LoadedAdapter, Stop};
-use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use crate::infer::conversation::Conversation;
+use crate::infer::generator::{GenerationSettings, Stop};
 use crate::infer::sampler::SamplingSettings;
-use crate::lora::adapter_file;
-use crate::model::source::Source;
+use crate::infer::session::{self, NamedAdapter, Session, SessionSettings};
+use crate::infer::text_format::{TemplateChoice, TextFormat};
 use crate::network::base::BaseStorage;
 use crate::train::settings::Quant;
 use crate::{Error, Result};
 
 /// Positions where nothing else is asked for.
 const DEFAULT_CONTEXT: usize = 1024;
-
-#[derive(Deserialize, Tsify)]
-pub struct NamedAdapter {
-    pub name: String,
-    /// A PEFT adapter directory of the engine's file system.
-    #[tsify(type = "string")]
-    pub dir: PathBuf,
-}
 
 /// How the base is held.
 #[derive(Default, Deserialize, Tsify)]
@@ -93,19 +81,11 @@ pub enum StopReason {
     Canceled,
 }
 
-struct Inner {
-    generator: generator::Generator,
-    tokenizer: Tokenizer,
-    /// None where the model has none: prompts are texts then.
-    template: Option<ChatTemplate>,
-    end_tokens: Vec<u32>,
-}
-
 /// A base with adapters to switch between.
 #[wasm_bindgen]
 pub struct Generator {
-    inner: RefCell<Option<Inner>>,
-    names: Vec<String>,
+    /// Taken while an answer is made.
+    session: RefCell<Option<Session>>,
     canceled: Cell<bool>,
 }
 
@@ -121,7 +101,7 @@ impl Generator {
             Function,
         >,
     ) -> Result<Generator, JsValue> {
-        open(Path::new(&model), adapters, settings, on_progress).await.map_err(|e| errors::to_js(&e))
+        open(model.into(), adapters, settings, on_progress).await.map_err(|e| errors::to_js(&e))
     }
 
     /// Answers `prompt` with an adapter, by its name, or with the base alone; `on_text` gets the text piece by piece.
@@ -133,10 +113,10 @@ impl Generator {
         #[wasm_bindgen(unchecked_param_type = "AnswerSettings")] settings: JsValue,
         #[wasm_bindgen(unchecked_param_type = "(text: string) => void")] on_text: Function,
     ) -> Result<JsValue, JsValue> {
-        let mut inner = self.take()?;
+        let mut session = self.take()?;
         self.canceled.set(false);
-        let answered = self.answer_with(&mut inner, &prompt, adapter, &settings, &on_text).await;
-        self.inner.replace(Some(inner));
+        let answered = self.answer_with(&mut session, &prompt, adapter, &settings, &on_text).await;
+        self.session.replace(Some(session));
         to_js(&answered.map_err(|e| errors::to_js(&e))?)
     }
 
@@ -147,9 +127,9 @@ impl Generator {
         adapter: Option<String>,
         #[wasm_bindgen(unchecked_param_type = "AnswerSettings")] settings: JsValue,
     ) -> Result<Vec<f32>, JsValue> {
-        let mut inner = self.take()?;
-        let logits = self.logits_with(&mut inner, &prompt, adapter, &settings).await;
-        self.inner.replace(Some(inner));
+        let mut session = self.take()?;
+        let logits = self.logits_with(&mut session, &prompt, adapter, &settings).await;
+        self.session.replace(Some(session));
         logits.map_err(|e| errors::to_js(&e))
     }
 
@@ -159,23 +139,14 @@ impl Generator {
     }
 }
 
-async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: Option<Function>) -> Result<Generator> {
+async fn open(
+    model: PathBuf,
+    adapters: JsValue,
+    settings: JsValue,
+    on_progress: Option<Function>,
+) -> Result<Generator> {
     let adapters: Vec<NamedAdapter> = from_js(&adapters, "the adapters")?;
     let settings: GeneratorSettings = from_js(&settings, "the settings")?;
-    let source = Source::open(model)?;
-    let config = &source.config;
-    let tokenizer = Tokenizer::from_dir(model, config)?;
-    let template = ChatTemplate::load(model, None, tokenizer.special_tokens()?)?;
-    let mut end_tokens = end_tokens::from_dir(model, config)?;
-    end_tokens.extend(tokenizer.eos());
-    if let Some(template) = &template {
-        end_tokens.extend(end_of_turn(&tokenizer, template)?);
-    }
-    let mut loaded = Vec::new();
-    for adapter in &adapters {
-        let (_, modules, tensors) = adapter_file::load(&adapter.dir, config)?;
-        loaded.push(LoadedAdapter { modules, tensors });
-    }
     let base = match settings.quant {
         Some(quant) => quant.base(settings.double_quant.unwrap_or(true), settings.quantize_embedding),
         None if settings.quantize_embedding => {
@@ -183,68 +154,59 @@ async fn open(model: &Path, adapters: JsValue, settings: JsValue, on_progress: O
         }
         None => BaseStorage::AsStored,
     };
-    let context = settings.context.unwrap_or(DEFAULT_CONTEXT).min(config.max_position_embeddings);
-    let plan = PlanSettings { base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
+    let prepared = session::prepare(&SessionSettings { model, adapters, base, template: TemplateChoice::Own })?;
+    let context = settings.context.unwrap_or(DEFAULT_CONTEXT).min(prepared.config().max_position_embeddings);
     let gpu = open_gpu().await?;
     let progress = |done: u64, total: u64| {
         if let Some(listener) = &on_progress {
             let _ = listener.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
         }
     };
-    let generator = generator::Generator::open(gpu, &source, &loaded, &plan, progress).await?;
-    let inner = Inner { generator, tokenizer, template, end_tokens };
-    let names = adapters.into_iter().map(|adapter| adapter.name).collect();
-    Ok(Generator { inner: RefCell::new(Some(inner)), names, canceled: Cell::new(false) })
+    let session = prepared.open(gpu, context, progress).await?;
+    Ok(Generator { session: RefCell::new(Some(session)), canceled: Cell::new(false) })
 }
 
-impl Inner {
-    fn encode(&self, prompt: &str, settings: &AnswerSettings) -> Result<Vec<u32>> {
-        match self.template.as_ref().filter(|_| !settings.raw) {
-            Some(template) => Conversation::new(&self.tokenizer, template, settings.system.clone()).ask(prompt),
-            None => self.tokenizer.encode(prompt, true),
-        }
+/// The tokens of `prompt`: a user's turn where the model has a template, unless `settings` want it raw.
+fn encode(format: &TextFormat, prompt: &str, settings: &AnswerSettings) -> Result<Vec<u32>> {
+    match settings.raw || format.template.is_none() {
+        true => format.continuation(prompt),
+        false => Conversation::new(settings.system.clone()).ask(format, prompt),
     }
+}
+
+fn index(session: &Session, adapter: Option<&str>) -> Result<Option<usize>> {
+    adapter.map_or(Ok(None), |name| session.names.index(name))
 }
 
 impl Generator {
-    fn take(&self) -> Result<Inner, JsValue> {
-        let busy = || errors::to_js(&Error::Setting("the generator is at another answer".to_owned()));
-        self.inner.take().ok_or_else(busy)
-    }
-
-    fn index(&self, adapter: Option<String>) -> Result<Option<usize>> {
-        let index = |name: String| {
-            let found = self.names.iter().position(|known| *known == name);
-            found.ok_or_else(|| {
-                Error::Setting(format!("there is no adapter `{name}`; there are: {}", self.names.join(", ")))
-            })
-        };
-        adapter.map(index).transpose()
+    fn take(&self) -> Result<Session, JsValue> {
+        let busy = || errors::to_js(&Error::Setting("the generator is busy with another answer".to_owned()));
+        self.session.take().ok_or_else(busy)
     }
 
     async fn logits_with(
         &self,
-        inner: &mut Inner,
+        session: &mut Session,
         prompt: &str,
         adapter: Option<String>,
         settings: &JsValue,
     ) -> Result<Vec<f32>> {
-        let ids = inner.encode(prompt, &from_js(settings, "the settings")?)?;
-        inner.generator.logits_after(&ids, self.index(adapter)?).await
+        let ids = encode(&session.format, prompt, &from_js(settings, "the settings")?)?;
+        let adapter = index(session, adapter.as_deref())?;
+        session.generator.logits_after(&ids, adapter).await
     }
 
     async fn answer_with(
         &self,
-        inner: &mut Inner,
+        session: &mut Session,
         prompt: &str,
         adapter: Option<String>,
         settings: &JsValue,
         on_text: &Function,
     ) -> Result<Answer> {
         let settings: AnswerSettings = from_js(settings, "the settings")?;
-        let adapter = self.index(adapter)?;
-        let ids = inner.encode(prompt, &settings)?;
-        let tokenizer = &inner.tokenizer;
+        let adapter = index(session, adapter.as_deref())?;
+        let ids = encode(&session.format, prompt, &settings)?;
         let sampling = SamplingSettings {
             temperature: settings.temperature,
             top_k: settings.top_k,
@@ -252,29 +214,16 @@ impl Generator {
             seed: settings.seed,
             ..SamplingSettings::default()
         };
-        let generation =
-            GenerationSettings { sampling, max_tokens: settings.max_tokens, end_tokens: inner.end_tokens.clone() };
-        let mut stream = StreamDecoder::after(tokenizer, &ids)?;
-        let (mut text, mut failure) = (String::new(), None);
-        let mut show = |piece: &str| {
-            text.push_str(piece);
+        let end_tokens = session.format.end_tokens.clone();
+        let generation = GenerationSettings { sampling, max_tokens: settings.max_tokens, end_tokens };
+        let show = |piece: &str| {
             if !piece.is_empty() {
                 // A page whose listener throws loses the piece, not the answer.
                 let _ = on_text.call1(&JsValue::NULL, &piece.into());
             }
+            if self.canceled.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let on_token = |token| {
-            match stream.push(token) {
-                Ok(piece) => show(&piece),
-                Err(e) => failure = Some(e),
-            }
-            if failure.is_some() || self.canceled.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let made = inner.generator.generate(&ids, adapter, &generation, on_token).await?;
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        show(&stream.finish()?);
+        let session::Answer { text, generation: made } = session.answer(&ids, adapter, &generation, show).await?;
         Ok(Answer {
             text,
             tokens: made.tokens.len(),

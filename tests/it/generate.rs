@@ -6,9 +6,10 @@ use std::path::Path;
 use crate::common::cli::{Shell, random_lines};
 use crate::common::*;
 use loraine::infer::end_tokens;
-use loraine::infer::generator::{GenerationSettings, Generator, LoadedAdapter, Stop};
+use loraine::infer::generator::{GenerationSettings, Generator, Stop};
 use loraine::infer::plan::PlanSettings;
 use loraine::infer::sampler::SamplingSettings;
+use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
@@ -19,10 +20,7 @@ const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Storage::Quantized { 
 
 fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
     let source = Source::open(model).unwrap();
-    let load = |dir: &&str| {
-        let (modules, tensors) = adapter(&model.join(dir), &source.config);
-        LoadedAdapter { modules, tensors }
-    };
+    let load = |dir: &&str| adapter_file::load(&model.join(dir), &source.config).expect("an adapter");
     let adapters: Vec<_> = adapters.iter().map(load).collect();
     let settings = PlanSettings { base, max_positions, rows_per_pass };
     let generator = pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
@@ -395,7 +393,7 @@ fn bad_requests_are_one_clear_error() {
     for (arguments, parts) in cases {
         check(model.path(), arguments, parts);
     }
-    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "no directory"]);
+    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "is not a directory"]);
     let config = model.path().join("config.json");
     let without_begin =
         std::fs::read_to_string(&config).unwrap().replace(r#""bos_token_id": 1"#, r#""bos_token_id": null"#);

@@ -469,8 +469,8 @@ fn parquet() -> Report {
 
 fn adapters() -> Report {
     fn read(dir: &Path) -> Result<()> {
-        let (config, ..) = adapter_file::load(dir, &llama())?;
-        targets::resolve(&config, &llama()).map(|_| ())
+        let adapter = adapter_file::load(dir, &llama())?;
+        targets::resolve(&adapter.config, &llama()).map(|_| ())
     }
     let prepare = |dir: &Path| copy_files(&fixture("llama_tied/adapter"), dir);
     let mut config = Capabilities::new("adapter_config.json", read, prepare);
@@ -532,8 +532,8 @@ fn adapters() -> Report {
 fn checkpoints() -> Report {
     fn read(dir: &Path) -> Result<()> {
         let model = llama();
-        let (config, modules, _) = adapter_file::load(&dir.join("checkpoints/step-1"), &model)?;
-        let subject = Subject::Adapter { config: &config, modules: &modules };
+        let adapter = adapter_file::load(&dir.join("checkpoints/step-1"), &model)?;
+        let subject = Subject::Adapter { config: &adapter.config, modules: &adapter.modules };
         checkpoint::load(&dir.join("checkpoints/step-1"), &model, subject, MomentStorage::F32).map(|_| ())
     }
     let shell = common::cli::Shell::new();

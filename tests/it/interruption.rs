@@ -32,8 +32,8 @@ fn newest_whole_step(shell: &Shell, config: &ModelConfig, storage: MomentStorage
     let mut newest = 0;
     for name in shell.names("killed/checkpoints").iter().filter(|name| !name.starts_with('.')) {
         let dir = shell.path(&format!("killed/checkpoints/{name}"));
-        let (lora, modules, _) = adapter_file::load(&dir, config).expect("a whole adapter");
-        let subject = Subject::Adapter { config: &lora, modules: &modules };
+        let adapter = adapter_file::load(&dir, config).expect("a whole adapter");
+        let subject = Subject::Adapter { config: &adapter.config, modules: &adapter.modules };
         let found = checkpoint::load(&dir, config, subject, storage).expect("a whole checkpoint");
         assert_eq!(*name, format!("step-{}", found.state.step));
         newest = newest.max(found.state.step);

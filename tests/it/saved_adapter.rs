@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::*;
-use loraine::lora::adapter_file;
+use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::ModelConfig;
 use loraine::network::base::BaseStorage;
@@ -96,7 +96,7 @@ fn record() {
     let out = out.path().join("run");
     train(&out);
     let config = ModelConfig::from_file(&fixture("llama_tied").join("config.json")).unwrap();
-    let (lora, modules, tensors) = adapter_file::load(&out, &config).unwrap();
+    let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load(&out, &config).unwrap();
     let dir = fixture("saved_adapter");
     let base_model_name_or_path = Some("llama_tied".to_owned());
     let lora = LoraConfig { base_model_name_or_path, ..lora };

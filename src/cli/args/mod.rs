@@ -3,7 +3,9 @@
 pub mod base;
 pub mod cache;
 pub mod data;
+pub mod device;
 pub mod gpu;
 pub mod memory;
 pub mod model;
+pub mod session;
 pub mod tune;

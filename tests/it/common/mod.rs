@@ -171,8 +171,8 @@ pub fn without_effect(tensors: &AdapterTensors) -> AdapterTensors {
 }
 
 pub fn adapter(dir: &Path, config: &ModelConfig) -> (Vec<LoraModule>, AdapterTensors) {
-    let (_, modules, tensors) = adapter_file::load(dir, config).expect("an adapter");
-    (modules, tensors)
+    let adapter = adapter_file::load(dir, config).expect("an adapter");
+    (adapter.modules, adapter.tensors)
 }
 
 /// Gradients or factors against reference tensors named `prefix` + PEFT's name.

@@ -1,0 +1,94 @@
+//! The flags that name a model and adapters to answer, and how they become a session.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use loraine::hub::fetch::Extent;
+use loraine::infer::session::{self, NamedAdapter, PreparedSession, Session, SessionSettings};
+use loraine::infer::text_format::TemplateChoice;
+use loraine::model::config::ModelConfig;
+
+use super::base::BaseArgs;
+use super::device::DeviceArgs;
+use super::model::model_directory;
+
+#[derive(Args)]
+pub struct SessionArgs {
+    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// PEFT adapter directory and the name to call it by [default name: the directory's]; may be given several times
+    #[arg(long = "adapter", value_name = "[NAME=]DIR")]
+    adapters: Vec<String>,
+    #[command(flatten)]
+    base: BaseArgs,
+}
+
+impl SessionArgs {
+    /// Reads and checks the files, those of a model on the hub once they are fetched.
+    pub fn prepare(&self, template: TemplateChoice, device: &DeviceArgs) -> Result<PreparedSession> {
+        let base = self.base.storage()?;
+        let adapters = self.adapters.iter().map(|text| named_adapter(text)).collect();
+        let model = model_directory(&self.model, Extent::Everything)?;
+        let mut prepared = session::prepare(&SessionSettings { model, adapters, base, template })?;
+        device.cache.apply(&mut prepared.source);
+        Ok(prepared)
+    }
+
+    /// The value of `--quant`.
+    pub fn quant_name(&self) -> &'static str {
+        self.base.quant_name()
+    }
+}
+
+/// Loads a session onto the GPU, with a bar on a terminal.
+pub fn open(prepared: PreparedSession, context: usize, device: &DeviceArgs) -> Result<Session> {
+    let gpu = device.open()?;
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
+    let session = pollster::block_on(prepared.open(gpu, context, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }));
+    bar.finish_and_clear();
+    Ok(session?)
+}
+
+/// The value of `--max-context`, refused beyond the model's own limit.
+pub fn checked_context(given: Option<usize>, config: &ModelConfig) -> Result<Option<usize>> {
+    let (limit, context) = (config.max_position_embeddings, given.unwrap_or(0));
+    ensure!(context <= limit, "--max-context {context} is beyond the model's own limit of {limit} positions");
+    Ok(given)
+}
+
+/// Name and directory of `[NAME=]DIR`; a directory with an equals sign in its own name is taken as it stands.
+fn named_adapter(text: &str) -> NamedAdapter {
+    let (name, dir) = match text.split_once('=') {
+        Some((name, dir)) if !Path::new(text).is_dir() => (Some(name.to_owned()), PathBuf::from(dir)),
+        _ => (None, PathBuf::from(text)),
+    };
+    let last_part = || dir.canonicalize().ok()?.file_name()?.to_str().map(str::to_owned);
+    let name = name.or_else(last_part).unwrap_or_else(|| text.to_owned());
+    NamedAdapter { name, dir }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_are_named_or_take_the_name_of_their_directory() {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["run1", "a=b"] {
+            std::fs::create_dir(place.path().join(name)).unwrap();
+        }
+        let dir = |name: &str| place.path().join(name);
+        let given = |text: String| named_adapter(&text);
+        let expected = |name: &str, dir: PathBuf| NamedAdapter { name: name.to_owned(), dir };
+        assert_eq!(given(dir("run1").display().to_string()), expected("run1", dir("run1")));
+        assert_eq!(given(dir("a=b").display().to_string()), expected("a=b", dir("a=b")));
+        assert_eq!(given(format!("poet={}", dir("run1").display())), expected("poet", dir("run1")));
+        assert_eq!(given("nowhere".to_owned()), expected("nowhere", PathBuf::from("nowhere")));
+    }
+}

@@ -1,0 +1,88 @@
+//! The names by which a session's adapters are called.
+
+use crate::{Error, Result};
+
+/// The name of the model without an adapter.
+pub const BASE: &str = "base";
+
+/// Names in the order in which the adapters were loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdapterNames(Vec<String>);
+
+impl AdapterNames {
+    /// # Errors
+    /// A name that is empty, that is [`BASE`], or that two adapters have.
+    pub fn new(names: impl IntoIterator<Item = String>) -> Result<Self> {
+        let mut known: Vec<String> = Vec::new();
+        for name in names {
+            if name.is_empty() {
+                return Err(Error::Setting("the name of an adapter is empty".to_owned()));
+            }
+            if name == BASE {
+                let problem = format!("`{BASE}` is the model without an adapter; give the adapter another name");
+                return Err(Error::Setting(problem));
+            }
+            if known.contains(&name) {
+                let problem = format!("two adapters are called `{name}`; give one of them another name");
+                return Err(Error::Setting(problem));
+            }
+            known.push(name);
+        }
+        Ok(Self(known))
+    }
+
+    /// The index of the adapter called `name`; None is the base.
+    ///
+    /// # Errors
+    /// A name that no adapter has; the error lists those that there are.
+    pub fn index(&self, name: &str) -> Result<Option<usize>> {
+        if name == BASE {
+            return Ok(None);
+        }
+        let found = self.0.iter().position(|known| known == name);
+        let unknown = || {
+            let known: Vec<&str> = self.with_base().collect();
+            Error::Setting(format!("there is no adapter `{name}`; there are: {}", known.join(", ")))
+        };
+        found.map(Some).ok_or_else(unknown)
+    }
+
+    /// The name of the adapter of this index; None is the base.
+    pub fn name(&self, adapter: Option<usize>) -> &str {
+        adapter.and_then(|index| self.0.get(index)).map_or(BASE, String::as_str)
+    }
+
+    /// The base, then every adapter.
+    pub fn with_base(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(BASE).chain(self.0.iter().map(String::as_str))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unlike_and_found_again() {
+        let named = |names: &[&str]| AdapterNames::new(names.iter().map(|name| (*name).to_owned()));
+        let names = named(&["poet", "clerk"]).unwrap();
+        assert_eq!((names.index("clerk").unwrap(), names.index(BASE).unwrap()), (Some(1), None));
+        assert_eq!((names.name(Some(0)), names.name(None)), ("poet", BASE));
+        let error = names.index("cook").unwrap_err().to_string();
+        assert!(error.contains("`cook`") && error.contains("base, poet, clerk"), "{error}");
+        for (names, says) in
+            [(&["", "b"], "empty"), (&["a", "base"], "without an adapter"), (&["a", "a"], "two adapters")]
+        {
+            let error = named(names).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

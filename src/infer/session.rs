@@ -1,0 +1,147 @@
+//! A model that answers: opened from its directory in one place, for every program that talks with it.
+//!
+//! [`prepare`] reads and checks the files, so that a program learns about wrong ones, and about the lengths of its prompts,
+//! before a GPU is asked for. [`PreparedSession::open`] loads the model onto a GPU.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use super::adapter_names::AdapterNames;
+use super::generator::{Generation, GenerationSettings, Generator};
+use super::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use super::text_format::{TemplateChoice, TextFormat};
+use crate::data::tokenizer::StreamDecoder;
+use crate::gpu::Gpu;
+use crate::lora::adapter_file::{self, LoadedAdapter};
+use crate::model::config::ModelConfig;
+use crate::model::source::Source;
+use crate::network::base::BaseStorage;
+use crate::{Error, Result, files};
+
+/// A PEFT adapter directory and the name that requests call it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(target_arch = "wasm32", derive(serde::Deserialize, tsify::Tsify))]
+pub struct NamedAdapter {
+    pub name: String,
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
+    pub dir: PathBuf,
+}
+
+/// The model, the adapters, and how both are held.
+#[derive(Clone, Debug)]
+pub struct SessionSettings {
+    /// A Hugging Face model directory.
+    pub model: PathBuf,
+    pub adapters: Vec<NamedAdapter>,
+    pub base: BaseStorage,
+    pub template: TemplateChoice,
+}
+
+/// A session whose files are read and checked, before a GPU is asked for.
+pub struct PreparedSession {
+    pub source: Source,
+    pub format: TextFormat,
+    pub names: AdapterNames,
+    base: BaseStorage,
+    adapters: Vec<LoadedAdapter>,
+}
+
+/// Reads the model's files and its adapters.
+///
+/// # Errors
+/// A model or adapter directory that cannot be read or is damaged, or adapter names that [`AdapterNames::new`] refuses.
+pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
+    let SessionSettings { model, adapters, base, template } = settings;
+    let names = AdapterNames::new(adapters.iter().map(|adapter| adapter.name.clone()))?;
+    if !files::is_dir(model) {
+        return Err(Error::file(model, "is not a directory; a Hugging Face model directory is wanted"));
+    }
+    let source = Source::open(model)?;
+    let format = TextFormat::load(model, &source.config, template)?;
+    let load = |adapter: &NamedAdapter| adapter_file::load(&adapter.dir, &source.config);
+    let adapters = adapters.iter().map(load).collect::<Result<_>>()?;
+    Ok(PreparedSession { source, format, names, base: *base, adapters })
+}
+
+impl PreparedSession {
+    /// What `config.json` says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.source.config
+    }
+
+    /// Loads the base and every adapter onto `gpu`, with a cache for `context` tokens of prompt and answer together.
+    /// `progress` learns how many bytes of the base are loaded, and how many there are.
+    ///
+    /// # Errors
+    /// Files that disagree with the model's configuration, a context that does not fit, out of memory, or a failing device.
+    pub async fn open(self, gpu: Gpu, context: usize, progress: impl FnMut(u64, u64)) -> Result<Session> {
+        let plan = PlanSettings { base: self.base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
+        let generator = Generator::open(gpu, &self.source, &self.adapters, &plan, progress).await?;
+        Ok(Session { model: self.source.dir, format: self.format, names: self.names, generator })
+    }
+}
+
+/// A model on a GPU, with its adapters, ready to answer.
+///
+/// It holds nothing of any client: each keeps its own [`super::conversation::Conversation`]. The generator's cache serves one
+/// text at a time, so clients take turns.
+pub struct Session {
+    /// The model's directory.
+    pub model: PathBuf,
+    pub format: TextFormat,
+    pub names: AdapterNames,
+    pub generator: Generator,
+}
+
+/// An answer as text, and as the tokens and times of its making.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub text: String,
+    pub generation: Generation,
+}
+
+impl Session {
+    pub fn config(&self) -> &ModelConfig {
+        &self.generator.plan.network.config
+    }
+
+    /// Tokens of prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.generator.plan.max_positions()
+    }
+
+    /// Continues the tokens of a prompt under an adapter (by its index) or the base alone. `on_text` gets the text of each
+    /// token, which is empty while a character is incomplete, and at the end what was held back; it may end the answer.
+    ///
+    /// # Errors
+    /// Those of [`Generator::generate`], or tokens that are no text.
+    pub async fn answer(
+        &mut self,
+        prompt: &[u32],
+        adapter: Option<usize>,
+        settings: &GenerationSettings,
+        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Answer> {
+        let mut stream = StreamDecoder::after(&self.format.tokenizer, prompt)?;
+        let (mut text, mut failure) = (String::new(), None);
+        let on_token = |token| match stream.push(token) {
+            Ok(piece) => {
+                text += &piece;
+                on_text(&piece)
+            }
+            Err(e) => {
+                failure = Some(e);
+                ControlFlow::Break(())
+            }
+        };
+        let generation = self.generator.generate(prompt, adapter, settings, on_token).await?;
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let rest = stream.finish()?;
+        text += &rest;
+        // The answer is over either way.
+        let _ = on_text(&rest);
+        Ok(Answer { text, generation })
+    }
+}

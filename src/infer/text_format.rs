@@ -1,0 +1,123 @@
+//! How one model's texts become tokens: its tokenizer, its chat template, and the tokens that end an answer.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::end_tokens;
+use crate::data::template::ChatTemplate;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::config::ModelConfig;
+use crate::{Error, Result};
+
+/// The chat template that prompts are written with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TemplateChoice {
+    /// None: every prompt is a text to continue, and the end of a turn is no end.
+    Without,
+    /// The model's own, if it has one.
+    #[default]
+    Own,
+    /// A file, or the name of a template.
+    Named(String),
+}
+
+/// What turns text into tokens and back, the same for every client of a model.
+pub struct TextFormat {
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+    /// An answer ends before the first of these: those of the model's files, of the tokenizer, and the template's end of turn.
+    pub end_tokens: Vec<u32>,
+}
+
+pub(super) fn message(role: &str, content: &str) -> Value {
+    json!({ "role": role, "content": content })
+}
+
+impl TextFormat {
+    /// Reads what the model directory `dir` says.
+    ///
+    /// # Errors
+    /// A tokenizer, `generation_config.json` or template that is missing where it is needed, damaged, or cannot write two
+    /// plain turns.
+    pub fn load(dir: &Path, config: &ModelConfig, choice: &TemplateChoice) -> Result<Self> {
+        let tokenizer = Tokenizer::from_dir(dir, config)?;
+        let template = match choice {
+            TemplateChoice::Without => None,
+            TemplateChoice::Own => ChatTemplate::load(dir, None, tokenizer.special_tokens()?)?,
+            TemplateChoice::Named(name) => ChatTemplate::load(dir, Some(name), tokenizer.special_tokens()?)?,
+        };
+        let mut end_tokens = end_tokens::from_dir(dir, config)?;
+        end_tokens.extend(tokenizer.eos());
+        if let Some(template) = &template {
+            end_tokens.extend(end_of_turn(&tokenizer, template)?);
+        }
+        Ok(Self { tokenizer, template, end_tokens })
+    }
+
+    /// The tokens of a text to continue, with the special tokens that the tokenizer adds; of an empty text, the token that
+    /// begins one. Empty where there is no such token.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
+    pub fn continuation(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode(text, true)?;
+        if ids.is_empty() {
+            ids.extend(self.tokenizer.bos());
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of `messages` up to where the model answers.
+    ///
+    /// # Errors
+    /// A model without a template, or messages that the template refuses: a system message it has no place for, for instance.
+    pub fn chat(&self, messages: &[Value]) -> Result<Vec<u32>> {
+        let missing = || Error::Setting("the model has no chat template, so it cannot hold a conversation".to_owned());
+        let template = self.template.as_ref().ok_or_else(missing)?;
+        let rendered = template.render(messages, None, true).map_err(Error::Setting)?;
+        self.tokenizer.encode(&rendered, false)
+    }
+}
+
+/// The special token with which the template ends the assistant's turns; None where the end is ordinary text.
+fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Option<u32>> {
+    const ANSWER: &str = "0123456789";
+    let rendered =
+        template.render(&[message("user", "a"), message("assistant", ANSWER)], None, false).map_err(Error::Setting)?;
+    let after = rendered.rfind(ANSWER).map(|at| &rendered[at + ANSWER.len()..]).unwrap_or_default();
+    let first = tokenizer.encode(after, false)?.first().copied();
+    Ok(first.filter(|id| tokenizer.is_special(*id)))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::data::tokenizer::tests::stories;
+
+    /// The small stories tokenizer with a template of the fewest words.
+    pub fn plain_chat() -> Option<TextFormat> {
+        let tokenizer = stories()?;
+        let special = tokenizer.special_tokens().unwrap();
+        let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+        let template = ChatTemplate::new(template, "test".to_owned(), special).unwrap();
+        Some(TextFormat { tokenizer, template: Some(template), end_tokens: Vec::new() })
+    }
+
+    #[test]
+    fn the_end_of_a_turn_is_found_in_the_template() {
+        let Some(format) = plain_chat() else { return };
+        let found = end_of_turn(&format.tokenizer, format.template.as_ref().unwrap()).unwrap();
+        assert!(found.is_some() && found == format.tokenizer.eos());
+    }
+
+    #[test]
+    fn without_a_template_there_is_no_conversation_and_an_empty_text_begins_with_its_token() {
+        let Some(format) = plain_chat() else { return };
+        let format = TextFormat { template: None, ..format };
+        let error = format.chat(&[message("user", "hi")]).unwrap_err().to_string();
+        assert!(error.contains("no chat template"), "{error}");
+        assert_eq!(format.continuation("").unwrap().first().copied(), format.tokenizer.bos());
+    }
+}
