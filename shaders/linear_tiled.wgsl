@@ -90,7 +90,7 @@ const W_BLOCKS = COLS_4 * (DEPTH / 8u);
 const SCALES = COLS;
 #else
 const W_BLOCKS = COLS / 8u * DEPTH;
-const SCALE_COLS = (COLS + 63u) / 64u;
+const SCALE_COLS = (COLS + QUANT_BLOCK - 1u) / QUANT_BLOCK;
 const SCALES = DEPTH * SCALE_COLS;
 #end
 
@@ -101,11 +101,11 @@ fn load_scales(depth: u32, first_col: u32, first_k: u32, slot: u32, lane: u32) {
         var scale = 0.0;
 #if FORWARD
         let row = first_col + i;
-        if row < params.cols && first_k < depth { scale = absmax_of((row * params.in_features + first_k) / 64u); }
+        if row < params.cols && first_k < depth { scale = absmax_of((row * params.in_features + first_k) / QUANT_BLOCK); }
 #else
         let row = first_k + i / SCALE_COLS;
-        let col = first_col + i % SCALE_COLS * 64u;
-        if row < depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / 64u); }
+        let col = first_col + i % SCALE_COLS * QUANT_BLOCK;
+        if row < depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / QUANT_BLOCK); }
 #end
         scale_tile[slot * SCALES + i] = scale;
     }
@@ -133,7 +133,7 @@ fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
     let col = first_col + col8 * 8u;
     var w = Octet();
     if n < depth && col < params.cols {
-        let scale = scale_tile[slot * SCALES + k * SCALE_COLS + col8 / 8u];
+        let scale = scale_tile[slot * SCALES + k * SCALE_COLS + col8 / (QUANT_BLOCK / 8u)];
         w = octet(n, col, params.in_features);
         w = Octet(w.h0 * scale, w.h1 * scale);
     }

@@ -1,4 +1,4 @@
-// 4-bit quantization: one invocation per block of 64 elements, eight codes a word, first element in the high nibble of its byte.
+// 4-bit quantization: one invocation per block of QUANT_BLOCK elements, eight codes a word, first element in the high nibble of its byte.
 // Elements are read from `weight` in the type it was stored in; `first_block` places a piece of a streamed tensor.
 
 struct Params { blocks: u32, elements: u32, first_block: u32, min_absmax_bits: u32 }
@@ -16,12 +16,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let block = (group.x + group.y * groups.x) * WG_SIZE + lane;
     if block >= params.blocks { return; }
-    let first = block * 64u;
-    let count = min(64u, params.elements - first);
+    let first = block * QUANT_BLOCK;
+    let count = min(QUANT_BLOCK, params.elements - first);
     var largest = 0.0;
     for (var i = 0u; i < count; i++) { largest = max(largest, abs(load_float(first + i))); }
     // bitsandbytes multiplies by the reciprocal in whole blocks and divides in a last, shorter one.
-    let whole = count == 64u;
+    let whole = count == QUANT_BLOCK;
     // Some adapters flush subnormal numbers, of which the floor for a zero block is one: it is written by its bits, never divided by.
     let zero = largest == 0.0;
     let divisor = select(largest, 1.0, zero);
@@ -40,6 +40,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             for (var b = 0u; b < 15u; b++) { interval += u32(bitcast<f32>(code_table[b]) < scaled); }
             codes |= code_table[15u + interval] << ((i / 2u) * 8u + (1u - i % 2u) * 4u);
         }
-        packed[(params.first_block + block) * 8u + word] = codes;
+        packed[(params.first_block + block) * (QUANT_BLOCK / 8u) + word] = codes;
     }
 }

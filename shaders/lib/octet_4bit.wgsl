@@ -11,7 +11,7 @@ fn packed(index: u32) -> Packed {
 }
 
 fn scale(index: u32) -> f32 {
-    return absmax[index / 64u];
+    return absmax[index / QUANT_BLOCK];
 }
 
 // The quad that has the element `at`, of those that `packed` has read, without their scale.

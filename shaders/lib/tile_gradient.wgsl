@@ -21,7 +21,7 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
 #for q in 0..4
     let index$q = min(k + $qu, sides.depth - 1u) * sides.in_features;
 #if SCALED
-    let in_left$q = (index$q + at) / 64u == (index$q + sides.first_col) / 64u;
+    let in_left$q = (index$q + at) / QUANT_BLOCK == (index$q + sides.first_col) / QUANT_BLOCK;
     let scale$q = select(subgroupBroadcast(scales, 4u + $qu), subgroupBroadcast(scales, $qu), in_left$q);
 #end
 #if PAIRS

@@ -102,7 +102,7 @@ impl MeasuredCase {
 
 /// The cases in the order of the report.
 pub(super) fn cases(quick: bool) -> Vec<Case> {
-    let nf4 = Storage::Quantized { code: Code4::Nf4, double: true };
+    let nf4 = Code4::Nf4.storage(true);
     let size = if quick { 1024 } else { 2048 };
     let mut cases = Vec::new();
     for (storage, names) in [

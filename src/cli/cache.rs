@@ -97,8 +97,8 @@ fn as_json(dir: &Path, contents: &Contents, cleared: bool) -> serde_json::Value 
             "bytes": copy.bytes,
             "unused_for_s": copy.unused_for.as_secs(),
             "model": copy.source.as_ref().map(|source| &source.model),
-            "quant": copy.source.as_ref().map(|source| source.code),
-            "double_quant": copy.source.as_ref().map(|source| source.double_quant),
+            "quant": copy.source.as_ref().map(|source| source.format.code.name()),
+            "double_quant": copy.source.as_ref().map(|source| source.format.double),
             "quantize_embedding": copy.source.as_ref().map(|source| source.embedding),
         })
     };
@@ -113,9 +113,9 @@ fn as_json(dir: &Path, contents: &Contents, cleared: bool) -> serde_json::Value 
 
 fn what(copy: &CachedCopy) -> String {
     let Some(source) = &copy.source else { return "of an unknown model".to_owned() };
-    let double = if source.double_quant { "" } else { " --no-double-quant" };
+    let double = if source.format.double { "" } else { " --no-double-quant" };
     let embedding = if source.embedding { " --quantize-embedding" } else { "" };
-    format!("{}  --quant {}{double}{embedding}", source.model.display(), source.code)
+    format!("{}  --quant {}{double}{embedding}", source.model.display(), source.format.code)
 }
 
 fn counted(count: usize, one: &str, many: &str) -> String {

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::gpu::{Capabilities, Gpu, GpuOptions, MatrixUnits};
 use loraine::hub::fetch::Extent;
 use loraine::memory::{self, Estimate};
 use loraine::model::config::ModelConfig;
 use loraine::model::shapes;
 use loraine::model::source::stored_embedding;
-use loraine::quant::format::Float;
-use loraine::train::settings::{Method, Quant, RunSettings};
+use loraine::quant::format::{Code4, Float};
+use loraine::train::settings::{Method, RunSettings};
 
 use super::args::memory::MemoryArgs;
 use super::memory_bar;
@@ -30,8 +30,8 @@ pub struct EstimateArgs {
     #[arg(long, value_enum)]
     method: Option<Method>,
     /// 4-bit code of the base
-    #[arg(long, value_enum, default_value = "nf4")]
-    quant: QuantArg,
+    #[arg(long, value_enum, default_value_t)]
+    quant: Code4,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -61,12 +61,6 @@ pub struct EstimateArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum QuantArg {
-    Nf4,
-    Fp4,
 }
 
 /// The model's sizes, and the type that its files hold where there are files; 16 bits otherwise.
@@ -125,7 +119,7 @@ fn estimates(
     let estimate = |method| {
         let mut settings = RunSettings {
             method,
-            quant: if args.quant == QuantArg::Fp4 { Quant::Fp4 } else { Quant::Nf4 },
+            quant: args.quant,
             double_quant: !args.no_double_quant,
             rank: args.rank,
             target_modules: args.target_modules.clone(),

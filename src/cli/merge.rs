@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::ProgressBar;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::export::DEFAULT_SHARD_BYTES;
@@ -31,7 +31,7 @@ pub struct MergeArgs {
     out: PathBuf,
     /// Type of the merged weights [default: the base's]
     #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    dtype: Option<Float>,
     /// Text after which the logits of the merged model are compared with those of base and adapter
     #[arg(long, value_name = "TEXT", default_value = "Once upon a time")]
     prompt: String,
@@ -48,24 +48,13 @@ pub struct MergeArgs {
     gpu: GpuArgs,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
-
 pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let settings = MergeSettings {
         model: args.model,
         adapter: args.adapter,
         out: args.out,
-        float: args.dtype.map(|dtype| match dtype {
-            Dtype::F32 => Float::F32,
-            Dtype::F16 => Float::F16,
-            Dtype::Bf16 => Float::Bf16,
-        }),
+        float: args.dtype,
         overwrite: args.overwrite,
         shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
@@ -85,7 +74,7 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
     let merged = merged?;
     let error = pollster::block_on(compare(&settings, [gpu, args.gpu.open()?], &prompt))
         .context("the merged model was written, but could not be compared")?;
-    let dtype = format!("{:?}", merged.float).to_lowercase();
+    let dtype = merged.float.name();
     if args.json {
         let report = json!({
             "out": settings.out, "matrices": merged.matrices, "dtype": dtype, "dequantized": merged.dequantized,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::ProgressBar;
 use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::quantize::{QuantizeSettings, quantize};
@@ -24,8 +24,8 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// 4-bit code
-    #[arg(long, value_enum, default_value = "nf4")]
-    quant: Quant,
+    #[arg(long, value_enum, default_value_t)]
+    quant: Code4,
     /// Keep the block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -40,19 +40,12 @@ pub struct QuantizeArgs {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Quant {
-    Nf4,
-    Fp4,
-}
-
 pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let settings = QuantizeSettings {
         model: args.model,
         out: args.out,
-        code: if matches!(args.quant, Quant::Fp4) { Code4::Fp4 } else { Code4::Nf4 },
-        double: !args.no_double_quant,
+        format: args.quant.format(!args.no_double_quant),
         overwrite: args.overwrite,
         shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
+use loraine::quant::format::{Code4, Float};
 use loraine::train::checkpoint;
 use loraine::train::output::Output;
 use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
 use loraine::train::schedule::Schedule;
-use loraine::train::settings::{Method, Quant, RunSettings, SavedDtype};
+use loraine::train::settings::{Method, RunSettings};
 
 use super::args::data::DataArgs;
 use super::args::device::DeviceArgs;
@@ -79,7 +80,7 @@ struct AdapterArgs {
     method: Option<Method>,
     /// 4-bit code of the base [default: nf4]
     #[arg(long, value_enum)]
-    quant: Option<QuantArg>,
+    quant: Option<Code4>,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -106,7 +107,7 @@ struct AdapterArgs {
     from_scratch: bool,
     /// With --method full: type of the saved weights [default: the base's]
     #[arg(long, value_enum)]
-    dtype: Option<DtypeArg>,
+    dtype: Option<Float>,
 }
 
 impl AdapterArgs {
@@ -194,19 +195,6 @@ struct WatchArgs {
     tensorboard: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DtypeArg {
-    F32,
-    F16,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum QuantArg {
-    Nf4,
-    Fp4,
-}
-
 impl TrainArgs {
     /// Where to go on from, and the run that a directory after `--resume` belongs to.
     fn resume(&self) -> anyhow::Result<(Option<Resume>, Option<PathBuf>)> {
@@ -258,15 +246,8 @@ impl TrainArgs {
             anyhow::bail!("{flag} is for an adapter, but --method full trains the model itself");
         }
         s.from_scratch |= a.from_scratch;
-        set_some(
-            &mut s.dtype,
-            a.dtype.map(|dtype| match dtype {
-                DtypeArg::F32 => SavedDtype::F32,
-                DtypeArg::F16 => SavedDtype::F16,
-                DtypeArg::Bf16 => SavedDtype::Bf16,
-            }),
-        );
-        set(&mut s.quant, a.quant.map(|q| if matches!(q, QuantArg::Fp4) { Quant::Fp4 } else { Quant::Nf4 }));
+        set_some(&mut s.dtype, a.dtype);
+        set(&mut s.quant, a.quant);
         s.double_quant &= !a.no_double_quant;
         set(&mut s.rank, a.rank);
         set(&mut s.alpha, a.alpha);

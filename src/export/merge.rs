@@ -10,7 +10,7 @@ use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::targets::LoraModule;
-use crate::model::model_directory::{copy_companions, dtype, float_bytes, write_config};
+use crate::model::model_directory::{copy_companions, float_bytes, write_config};
 use crate::model::packed::PackedWeight;
 use crate::model::source::Source;
 use crate::model::tensors::{self, TensorSpec, projection_name, tensors};
@@ -59,7 +59,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let expected = tensors(&source.config);
     let planned = expected
         .iter()
-        .map(|spec| Planned { name: spec.name.clone(), dtype: dtype(float), shape: spec.shape.clone() })
+        .map(|spec| Planned { name: spec.name.clone(), dtype: float.dtype(), shape: spec.shape.clone() })
         .collect();
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
     for (done, spec) in expected.iter().enumerate() {

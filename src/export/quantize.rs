@@ -11,11 +11,12 @@ use super::writer::{ModelWriter, Planned};
 use crate::files::write_atomically;
 use crate::model::config::CONFIG;
 use crate::model::listing::TensorInfo;
-use crate::model::model_directory::{copy_companions, dtype, float_bytes};
+use crate::model::model_directory::{copy_companions, float_bytes};
+use crate::model::packed::state_name;
 use crate::model::source::Source;
 use crate::model::tensors::tensors;
-use crate::quant::format::{BLOCK, Code4, Float, NESTED_BLOCK};
-use crate::quant::{self, Scales, code_table, dynamic_map};
+use crate::quant::format::{Format4, NESTED_BLOCK};
+use crate::quant::{self, Scales, dynamic_map};
 use crate::{Error, Result};
 
 /// What to make of which model.
@@ -23,9 +24,7 @@ use crate::{Error, Result};
 pub struct QuantizeSettings {
     pub model: PathBuf,
     pub out: PathBuf,
-    pub code: Code4,
-    /// Whether the block scales are quantized too.
-    pub double: bool,
+    pub format: Format4,
     pub overwrite: bool,
     /// Bytes of tensors in one file; more are cut into shards.
     pub shard_bytes: u64,
@@ -85,13 +84,6 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     Ok(sizes)
 }
 
-fn kind(code: Code4) -> &'static str {
-    match code {
-        Code4::Nf4 => "nf4",
-        Code4::Fp4 => "fp4",
-    }
-}
-
 /// The tensors that stand for one of the model's.
 fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec<Planned> {
     let part = |suffix: &str, dtype: Dtype, shape: Vec<usize>| Planned {
@@ -100,21 +92,20 @@ fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec
         shape,
     };
     if !quantized {
-        return vec![part("", dtype(info.dtype), info.shape.clone())];
+        return vec![part("", info.dtype.dtype(), info.shape.clone())];
     }
-    let elements: usize = info.shape.iter().product();
-    let blocks = elements.div_ceil(BLOCK as usize);
-    let mut all = vec![part("", Dtype::U8, vec![elements.div_ceil(2), 1])];
-    let absmax = if settings.double { Dtype::U8 } else { Dtype::F32 };
-    all.push(part(".absmax", absmax, vec![blocks]));
-    if settings.double {
-        all.push(part(".nested_absmax", Dtype::F32, vec![blocks.div_ceil(NESTED_BLOCK as usize)]));
-        all.push(part(".nested_quant_map", Dtype::F32, vec![256]));
+    let Format4 { code, double } = settings.format;
+    let elements = info.shape.iter().map(|size| *size as u64).product();
+    let mut all = vec![part("", Dtype::U8, vec![settings.format.packed_bytes(elements) as usize, 1])];
+    let absmax = if double { Dtype::U8 } else { Dtype::F32 };
+    all.push(part(".absmax", absmax, vec![elements.div_ceil(code.block()) as usize]));
+    if double {
+        all.push(part(".nested_absmax", Dtype::F32, vec![settings.format.nested_scales(elements) as usize]));
+        all.push(part(".nested_quant_map", Dtype::F32, vec![dynamic_map().len()]));
     }
-    all.push(part(".quant_map", Dtype::F32, vec![16]));
+    all.push(part(".quant_map", Dtype::F32, vec![code.spec().values.len()]));
     // The offset's digits decide the length of the JSON: it is padded to one that always suffices.
-    let suffix = format!(".quant_state.bitsandbytes__{}", kind(settings.code));
-    all.push(part(&suffix, Dtype::U8, vec![STATE_BYTES]));
+    all.push(Planned { name: state_name(&info.name, code), dtype: Dtype::U8, shape: vec![STATE_BYTES] });
     all
 }
 
@@ -127,15 +118,12 @@ fn put_quantized(
     settings: &QuantizeSettings,
     put: &mut impl FnMut(&str, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let quantized = quant::quantize(values, settings.code, settings.double);
+    let Format4 { code, double } = settings.format;
+    let quantized = quant::quantize(values, code, double);
     let name = |suffix: &str| format!("{}{suffix}", info.name);
-    let dtype = match info.dtype {
-        Float::F32 => "float32",
-        Float::F16 => "float16",
-        Float::Bf16 => "bfloat16",
-    };
-    let mut state =
-        json!({ "quant_type": kind(settings.code), "blocksize": BLOCK, "dtype": dtype, "shape": info.shape });
+    let mut state = json!({
+        "quant_type": code.name(), "blocksize": code.block(), "dtype": info.dtype.torch_name(), "shape": info.shape,
+    });
     put(&info.name, &quantized.packed)?;
     match &quantized.scales {
         Scales::Plain(absmax) => put(&name(".absmax"), bytemuck::cast_slice(absmax))?,
@@ -149,10 +137,10 @@ fn put_quantized(
             state["nested_offset"] = f64::from(*offset).into();
         }
     }
-    put(&name(".quant_map"), bytemuck::cast_slice(&code_table(settings.code).values))?;
+    put(&name(".quant_map"), bytemuck::cast_slice(&code.spec().values))?;
     let mut state = state.to_string().into_bytes();
     state.resize(STATE_BYTES, b' ');
-    put(&name(&format!(".quant_state.bitsandbytes__{}", kind(settings.code))), &state)
+    put(&state_name(&info.name, code), &state)
 }
 
 fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<()> {
@@ -164,8 +152,8 @@ fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<(
         "quant_method": "bitsandbytes",
         "load_in_4bit": true,
         "load_in_8bit": false,
-        "bnb_4bit_quant_type": kind(settings.code),
-        "bnb_4bit_use_double_quant": settings.double,
+        "bnb_4bit_quant_type": settings.format.code.name(),
+        "bnb_4bit_use_double_quant": settings.format.double,
         "bnb_4bit_compute_dtype": dtype,
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_skip_modules": ["lm_head"],

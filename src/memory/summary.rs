@@ -9,7 +9,7 @@ use crate::gpu::{Category, MemoryPlan};
 use crate::model::source::Source;
 use crate::model::tensors::{parameters, tensors};
 use crate::network::base::{self, BaseStorage};
-use crate::quant::format::{Code4, Storage};
+use crate::quant::format::Code4;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -31,7 +31,7 @@ pub struct ModelSummary {
     pub dtypes: Vec<String>,
     /// The base on the device, held as its files have it.
     pub stored_bytes: u64,
-    /// The base on the device, its layers' matrices in NF4 with double quantization.
+    /// The base on the device, its layers' matrices in the default 4-bit code with double quantization.
     pub nf4_bytes: u64,
 }
 
@@ -50,11 +50,9 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
         ledger.get(Category::Weights) + ledger.get(Category::QuantScales)
     };
     let tensors = tensors(config);
-    let mut dtypes: Vec<String> = tensors
-        .iter()
-        .filter_map(|spec| Some(format!("{:?}", source.tensors.float(&spec.name)?).to_lowercase()))
-        .collect();
-    dtypes.extend(config.quantization.map(|stored| format!("{:?}", stored.code).to_lowercase()));
+    let mut dtypes: Vec<String> =
+        tensors.iter().filter_map(|spec| Some(source.tensors.float(&spec.name)?.to_string())).collect();
+    dtypes.extend(config.quantization.map(|stored| stored.code.to_string()));
     dtypes.sort();
     dtypes.dedup();
     Ok(ModelSummary {
@@ -72,7 +70,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
         parameters: parameters(config),
         dtypes,
         stored_bytes: base_bytes(BaseStorage::AsStored),
-        nf4_bytes: base_bytes(BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true })),
+        nf4_bytes: base_bytes(BaseStorage::Quantized(Code4::default().storage(true))),
     })
 }
 

@@ -5,9 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::json_fields::{JsonFields, parse_object};
-use super::packed::Stored4Bit;
+use super::packed;
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::ops::glu::Activation;
+use crate::quant::format::Format4;
 use crate::{Error, Result, files};
 
 /// Name of the configuration's file.
@@ -125,7 +126,7 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     pub eos_token_ids: Vec<u32>,
     /// Where the layers' matrices lie in 4 bits in the files.
-    pub quantization: Option<Stored4Bit>,
+    pub quantization: Option<Format4>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
 }
@@ -148,7 +149,7 @@ impl ModelConfig {
         let fields = JsonFields::new(path, &object);
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
-        let quantization = quantization.map(|config| Stored4Bit::from_fields(&fields, config)).transpose()?;
+        let quantization = quantization.map(|config| packed::from_fields(&fields, config)).transpose()?;
         let activation = fields.text("hidden_act")?.map_or(Ok(Activation::Silu), Activation::parse);
         let activation = activation.map_err(|problem| fields.error("hidden_act", problem))?;
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, TensorView, serialize};
+use safetensors::tensor::{TensorView, serialize};
 use serde_json::Value;
 
 use super::config::{CONFIG, ModelConfig};
@@ -55,12 +55,7 @@ pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
     if let Some(fields) = config.as_object_mut() {
         // transformers 5 calls it `dtype`.
         let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        let name = match float {
-            Float::F32 => "float32",
-            Float::F16 => "float16",
-            Float::Bf16 => "bfloat16",
-        };
-        fields.insert(key.to_owned(), name.into());
+        fields.insert(key.to_owned(), float.torch_name().into());
         // What is written here is in full.
         fields.remove("quantization_config");
     }
@@ -73,14 +68,6 @@ pub fn float_bytes(values: &[f32], float: Float) -> Vec<u8> {
         Float::F32 => bytemuck::cast_slice(values).to_vec(),
         Float::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
         Float::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-    }
-}
-
-pub fn dtype(float: Float) -> Dtype {
-    match float {
-        Float::F32 => Dtype::F32,
-        Float::F16 => Dtype::F16,
-        Float::Bf16 => Dtype::BF16,
     }
 }
 
@@ -108,10 +95,9 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
     };
     if let Some(tensor) = tensors.iter().find(|t| !t.values.iter().all(|v| fits(*v))) {
         return Err(Error::Training(format!(
-            "{} came to a value that is not finite as {:?}, so the model is not saved; lower the learning rate, or save with \
+            "{} came to a value that is not finite as {float}, so the model is not saved; lower the learning rate, or save with \
              another --dtype",
-            tensor.name,
-            dtype(float)
+            tensor.name
         )));
     }
     files::create_dir_all(to).map_err(|e| Error::file(to, format!("cannot be made: {e}")))?;
@@ -121,7 +107,7 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
         .iter()
         .zip(&bytes)
         .map(|(t, bytes)| {
-            let view = TensorView::new(dtype(float), t.shape.clone(), bytes);
+            let view = TensorView::new(float.dtype(), t.shape.clone(), bytes);
             Ok((t.name.as_str(), view.map_err(|e| Error::field(&path, &t.name, e))?))
         })
         .collect::<Result<_>>()?;

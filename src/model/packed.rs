@@ -6,54 +6,40 @@ use serde_json::Value;
 use super::json_fields::JsonFields;
 use super::listing::RawTensor;
 use super::tensor_source::TensorSource;
-use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK, Storage};
-use crate::quant::{Quantized, Scales, code_table};
+use crate::quant::format::{Code4, Format4, NESTED_BLOCK};
+use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::{Error, Result};
 
-const SUPPORTED: &str =
-    "supported is bitsandbytes' load_in_4bit with nf4 or fp4; or give the original model in 16 or 32 bits";
-
-/// How the linear layers of a directory are quantized, as its `config.json` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stored4Bit {
-    pub code: Code4,
-    pub double: bool,
+/// Reads `quantization_config`: how the linear layers of a directory are quantized.
+///
+/// # Errors
+/// Another method than bitsandbytes' `load_in_4bit`, or a code that is not known.
+pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Format4> {
+    let error = |problem: String| {
+        let supported = format!(
+            "supported is bitsandbytes' load_in_4bit with {}; or give the original model in 16 or 32 bits",
+            Code4::names()
+        );
+        fields.error("quantization_config", format!("{problem}; {supported}"))
+    };
+    let text = |key: &str| config.get(key).and_then(Value::as_str);
+    let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let method = text("quant_method").unwrap_or("an unnamed method");
+    if method != "bitsandbytes" {
+        return Err(error(format!("the weights are already quantized ({method})")));
+    }
+    if !flag("load_in_4bit") {
+        return Err(error("the weights are already quantized, but not to 4 bits".to_owned()));
+    }
+    // transformers takes this code where the field is absent.
+    let name = text("bnb_4bit_quant_type").unwrap_or(Code4::Fp4.name());
+    let code: Code4 = name.parse().map_err(|_| error(format!("has the bnb_4bit_quant_type `{name}`")))?;
+    Ok(code.format(flag("bnb_4bit_use_double_quant")))
 }
 
-impl Stored4Bit {
-    pub fn storage(self) -> Storage {
-        Storage::Quantized { code: self.code, double: self.double }
-    }
-
-    /// The flags that ask for this form.
-    pub fn flags(self) -> &'static str {
-        match (self.code, self.double) {
-            (Code4::Nf4, true) => "--quant nf4",
-            (Code4::Nf4, false) => "--quant nf4 --no-double-quant",
-            (Code4::Fp4, true) => "--quant fp4",
-            (Code4::Fp4, false) => "--quant fp4 --no-double-quant",
-        }
-    }
-
-    /// Reads `quantization_config`.
-    pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Self> {
-        let error = |problem: String| fields.error("quantization_config", problem);
-        let text = |key: &str| config.get(key).and_then(Value::as_str);
-        let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
-        let method = text("quant_method").unwrap_or("an unnamed method");
-        if method != "bitsandbytes" {
-            return Err(error(format!("the weights are already quantized ({method}); {SUPPORTED}")));
-        }
-        if !flag("load_in_4bit") {
-            return Err(error(format!("the weights are already quantized, but not to 4 bits; {SUPPORTED}")));
-        }
-        let code = match text("bnb_4bit_quant_type").unwrap_or("fp4") {
-            "nf4" => Code4::Nf4,
-            "fp4" => Code4::Fp4,
-            other => return Err(error(format!("has the bnb_4bit_quant_type `{other}`; {SUPPORTED}"))),
-        };
-        Ok(Self { code, double: flag("bnb_4bit_use_double_quant") })
-    }
+/// The name of the tensor that has the JSON of a weight's quantization state.
+pub fn state_name(weight: &str, code: Code4) -> String {
+    format!("{weight}.quant_state.bitsandbytes__{code}")
 }
 
 /// One weight, checked and ready to be read.
@@ -68,33 +54,34 @@ impl PackedWeight {
     ///
     /// # Errors
     /// A part that is missing, or of another size, code or block size than bitsandbytes gives it.
-    pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Stored4Bit) -> Result<Self> {
+    pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Format4) -> Result<Self> {
         let elements = shape[0] as u64 * shape[1] as u64;
-        let blocks = elements.div_ceil(BLOCK);
+        let Format4 { code, double } = stored;
         let part = |suffix: &str, bytes: u64| source.require_bytes(&format!("{name}{suffix}"), bytes);
-        let packed = part("", elements.div_ceil(2))?;
-        let absmax = part(".absmax", if stored.double { blocks } else { 4 * blocks })?;
-        let kind = if stored.code == Code4::Nf4 { "nf4" } else { "fp4" };
-        let state_name = format!("{name}.quant_state.bitsandbytes__{kind}");
+        let packed = part("", stored.packed_bytes(elements))?;
+        let absmax = part(".absmax", stored.absmax_bytes(elements))?;
+        let state_name = state_name(name, code);
         let state_tensor = source.require_any_bytes(&state_name)?;
         let wrong = |problem: String| Error::field(&state_tensor.path, &state_name, problem);
         let state: Value =
             serde_json::from_slice(&state_tensor.read()?).map_err(|e| wrong(format!("is not JSON: {e}")))?;
         let count = |key: &str| state.get(key).and_then(Value::as_u64);
-        if count("blocksize") != Some(BLOCK) {
-            return Err(wrong(format!("has the blocksize {:?}; supported is {BLOCK}", state.get("blocksize"))));
+        if count("blocksize") != Some(code.block()) {
+            let has = state.get("blocksize");
+            return Err(wrong(format!("has the blocksize {has:?}; supported is {}", code.block())));
         }
         let listed: Option<Vec<u64>> =
             state.get("shape").and_then(Value::as_array).map(|s| s.iter().filter_map(Value::as_u64).collect());
         if listed.as_deref() != Some(&[shape[0] as u64, shape[1] as u64]) {
             return Err(wrong(format!("has the shape {listed:?}, but config.json asks for {shape:?}")));
         }
-        let map = part(".quant_map", 64)?.read_f32()?;
+        let values = &code.spec().values;
+        let map = part(".quant_map", 4 * values.len() as u64)?.read_f32()?;
         let differs = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-6;
-        if map.iter().zip(&code_table(stored.code).values).any(differs) {
-            return Err(Error::field(&packed.path, format!("{name}.quant_map"), format!("is not the code {kind}")));
+        if map.iter().zip(values).any(differs) {
+            return Err(Error::field(&packed.path, format!("{name}.quant_map"), format!("is not the code {code}")));
         }
-        let nested = match stored.double {
+        let nested = match double {
             false => None,
             true => {
                 if count("nested_blocksize") != Some(NESTED_BLOCK) {
@@ -103,12 +90,12 @@ impl PackedWeight {
                 }
                 let offset = state.get("nested_offset").and_then(Value::as_f64);
                 let offset = offset.ok_or_else(|| wrong("has no nested_offset, a number".to_owned()))? as f32;
-                let map = part(".nested_quant_map", 1024)?.read_f32()?;
-                if map.iter().zip(crate::quant::dynamic_map()).any(differs) {
+                let map = part(".nested_quant_map", 4 * dynamic_map().len() as u64)?.read_f32()?;
+                if map.iter().zip(dynamic_map()).any(differs) {
                     let problem = "is not bitsandbytes' dynamic map";
                     return Err(Error::field(&packed.path, format!("{name}.nested_quant_map"), problem));
                 }
-                Some((part(".nested_absmax", 4 * blocks.div_ceil(NESTED_BLOCK))?, offset))
+                Some((part(".nested_absmax", 4 * stored.nested_scales(elements))?, offset))
             }
         };
         Ok(Self { packed, absmax, nested })

@@ -97,6 +97,11 @@ pub enum BaseStorage {
 }
 
 impl BaseStorage {
+    /// A base whose layers' matrices are in `storage`; with `whole` embedding and head too.
+    pub fn quantized(storage: Storage, whole: bool) -> Self {
+        if whole { Self::QuantizedWhole(storage) } else { Self::Quantized(storage) }
+    }
+
     /// The storage for a base of this configuration: files that hold 4 bits already keep them.
     ///
     /// # Errors
@@ -104,11 +109,12 @@ impl BaseStorage {
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
         let Some(stored) = config.quantization else { return Ok(self) };
         match self {
-            Self::AsStored => Ok(Self::Quantized(stored.storage())),
-            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == stored.storage() => Ok(self),
+            Self::AsStored => Ok(Self::Quantized(Storage::Quantized(stored))),
+            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == Storage::Quantized(stored) => Ok(self),
             Self::Quantized(_) | Self::QuantizedWhole(_) => Err(Error::Setting(format!(
-                "the model's files hold its weights in 4 bits, in another form than asked for; take {}, or the original model",
-                stored.flags()
+                "the model's files hold its weights in 4 bits, in another form than asked for; take --quant {}{}, or the original model",
+                stored.code,
+                if stored.double { "" } else { " --no-double-quant" },
             ))),
             Self::Trained => Err(Error::Setting(
                 "the model's files hold its weights in 4 bits, which cannot be trained themselves; take the original model, or \

@@ -13,7 +13,7 @@ use crate::model::source::Source;
 use crate::model::tensors::{TensorKind, TensorSpec};
 use crate::ops::quantize;
 use crate::ops::weight::{Panel, Weight};
-use crate::quant::format::{BLOCK, Float, Storage};
+use crate::quant::format::{Float, Format4, Storage};
 use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::random::{Stream, uniform};
 use crate::{Error, Result};
@@ -38,15 +38,20 @@ impl Staging {
     pub fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network) -> Option<Self> {
         let packed = network.config.quantization.is_some();
         let quantized = |spec: &TensorSpec, w: &Weight| {
-            matches!(w.storage, Storage::Quantized { .. }) && !(packed && spec.is_projection())
+            matches!(w.storage, Storage::Quantized(_)) && !(packed && spec.is_projection())
         };
-        let elements = |w: &Weight| u64::from(w.panels[0].rows) * u64::from(w.in_features);
-        let largest = network.weights().filter(|(spec, w)| quantized(spec, w)).map(|(_, w)| elements(w)).max()?;
+        let sizes = network.weights().filter(|(spec, w)| quantized(spec, w)).filter_map(|(_, w)| {
+            let Storage::Quantized(format) = w.storage else { return None };
+            let elements = u64::from(w.panels[0].rows) * u64::from(w.in_features);
+            Some((elements, format.code.format(false).absmax_bytes(elements)))
+        });
+        // The matrices of a base are of one format: the largest has the most of both.
+        let (largest, absmax_bytes) = sizes.max()?;
         let loading = [through(Phase::Loading, Phase::Loading)];
         let mut buffer = |label: &str, bytes| arena.alloc(plan, label, bytes, &loading);
         Some(Self {
             source: buffer("upload staging", PIECE_BYTES.min(4 * largest)),
-            absmax: buffer("absmax staging", 4 * largest.div_ceil(BLOCK)),
+            absmax: buffer("absmax staging", absmax_bytes),
             code_table: buffer("4-bit code table", 4 * 31),
             code_map: buffer("8-bit code map", 4 * 511),
             uniform: buffer("loading parameters", 4 * PARAMS_STRIDE),
@@ -110,10 +115,10 @@ pub async fn load(
         };
         match (weight.storage, staging) {
             (Storage::Float(float), _) => load_float(gpu, buffers, info, weight, float, &mut advance).await?,
-            (Storage::Quantized { code, double }, Some(staging)) => {
-                gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(code)));
+            (Storage::Quantized(format), Some(staging)) => {
+                gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(format.code)));
                 gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
-                load_quantized(gpu, buffers, info, weight, double, staging, &recorder, &mut advance).await?;
+                load_quantized(gpu, buffers, info, weight, format, staging, &recorder, &mut advance).await?;
             }
             (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
         }
@@ -227,7 +232,7 @@ async fn load_quantized(
     buffers: &mut Buffers,
     info: &TensorInfo,
     weight: &Weight,
-    double: bool,
+    format: Format4,
     staging: &Staging,
     recorder: &impl Fn() -> Recorder,
     advance: &mut impl FnMut(u64),
@@ -237,7 +242,7 @@ async fn load_quantized(
     for panel in &weight.panels {
         let start = u64::from(panel.first_row) * row_bytes;
         let bytes = u64::from(panel.rows) * row_bytes;
-        load_quantized_panel(gpu, buffers, info, start, bytes, panel, double, staging, recorder, advance).await?;
+        load_quantized_panel(gpu, buffers, info, start, bytes, panel, format, staging, recorder, advance).await?;
     }
     Ok(())
 }
@@ -251,14 +256,14 @@ async fn load_quantized_panel(
     start: u64,
     bytes: u64,
     panel: &Panel,
-    double: bool,
+    format: Format4,
     staging: &Staging,
     recorder: &impl Fn() -> Recorder,
     advance: &mut impl FnMut(u64),
 ) -> Result<()> {
     let width = info.dtype.bytes();
     let absmax = match panel.absmax {
-        Some(absmax) if !double => absmax,
+        Some(absmax) if !format.double => absmax,
         _ => staging.absmax,
     };
     for (i, (offset, length)) in pieces(bytes, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
@@ -267,26 +272,22 @@ async fn load_quantized_panel(
         piece.resize(piece.len().next_multiple_of(4), 0);
         gpu.write(buffers, staging.source, &piece);
         let mut rec = recorder();
-        let (elements, first_block) = ((length / width) as u32, (offset / width / BLOCK) as u32);
-        quantize::blocks(
-            &mut rec,
-            staging.source,
-            info.dtype,
-            elements,
-            staging.code_table,
-            first_block,
-            panel.data,
-            absmax,
-        );
+        let piece = quantize::Piece {
+            source: staging.source,
+            from: info.dtype,
+            elements: (length / width) as u32,
+            first_block: (offset / width / format.code.block()) as u32,
+        };
+        quantize::blocks(&mut rec, piece, format.code, staging.code_table, panel.data, absmax);
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
         if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
             gpu.flush().await?;
         }
         advance(length);
     }
-    if double {
+    if format.double {
         let mut rec = recorder();
-        let count = (bytes / width).div_ceil(BLOCK) as u32;
+        let count = (bytes / width).div_ceil(format.code.block()) as u32;
         quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
         gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
     }

@@ -16,9 +16,10 @@ use crate::gpu::{Buffers, Gpu, View};
 use crate::model::source::{CacheSettings, Source};
 use crate::model::tensors::EMBEDDING;
 use crate::ops::weight::Weight;
+use crate::quant::format::{Format4, Storage};
 
 /// Changes whenever the same files would give other bytes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes on their way between disk and device.
 const PIECE_BYTES: u64 = 16 << 20;
 const EXTENSION: &str = "4bit";
@@ -43,8 +44,7 @@ pub struct CachedCopy {
 pub struct CopySource {
     /// The model's directory.
     pub model: PathBuf,
-    pub code: &'static str,
-    pub double_quant: bool,
+    pub format: Format4,
     /// Whether embedding and head are among the weights.
     pub embedding: bool,
 }
@@ -92,12 +92,10 @@ fn source(path: &Path) -> Option<CopySource> {
     let mut line = String::new();
     BufReader::new(File::open(path).ok()?.take(MAX_IDENTITY_BYTES)).read_line(&mut line).ok()?;
     let identity: serde_json::Value = serde_json::from_str(&line).ok()?;
-    let storage = identity["storage"].as_str()?;
-    let code = [("Nf4", "nf4"), ("Fp4", "fp4")].into_iter().find(|(name, _)| storage.contains(name))?.1;
+    let Ok(Storage::Quantized(format)) = identity["storage"].as_str()?.parse() else { return None };
     Some(CopySource {
         model: Path::new(identity["files"][0][0].as_str()?).parent()?.to_owned(),
-        code,
-        double_quant: storage.contains("double: true"),
+        format,
         embedding: identity["tensors"].as_array()?.iter().any(|name| name == EMBEDDING),
     })
 }
@@ -148,15 +146,16 @@ impl QuantizedCache {
         let panels = || weights.iter().flat_map(|(_, weight)| &weight.panels);
         let views: Vec<View> = panels().flat_map(|p| [Some(p.data), p.absmax, p.nested]).flatten().collect();
         let names: Vec<&str> = weights.iter().map(|(name, _)| name.as_str()).collect();
+        let storage = weights[0].1.storage.name();
         let identity = json!({
             "version": VERSION,
             "files": of_files,
-            "storage": format!("{:?}", weights[0].1.storage),
+            "storage": storage,
             "tensors": names,
             "bytes": views.iter().map(|view| view.bytes).collect::<Vec<_>>(),
         });
         // The file's name tells models and storages apart; the identity inside says whether it is still theirs.
-        let key = format!("{}\n{:?}\n{names:?}", of_files[0][0], weights[0].1.storage);
+        let key = format!("{}\n{storage}\n{names:?}", of_files[0][0]);
         let path = settings.dir.join(format!("{:016x}.{EXTENSION}", fnv1a(key.as_bytes())));
         Some(Self { settings: settings.clone(), path, identity: format!("{identity}\n").into_bytes(), views })
     }

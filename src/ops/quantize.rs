@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::weight::{Origin, Panel};
 use crate::gpu::{Kernel, Recorder, View};
-use crate::quant::format::{BLOCK, Code4, Float, NESTED_BLOCK};
+use crate::quant::format::{Code4, Float, NESTED_BLOCK};
 use crate::quant::{MIN_ABSMAX, code_table, dynamic_map, first_steps};
 
 const WG_SIZE: u32 = 64;
@@ -43,11 +43,9 @@ pub fn map_words() -> Vec<u32> {
     dynamic_map().iter().map(|v| v.to_bits()).chain(*first_steps()).collect()
 }
 
-fn blocks_kernel(from: Float) -> Kernel {
-    Origin::Fixed
-        .join(Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl")))
-        .part(from.part())
-        .constant("WG_SIZE", WG_SIZE)
+fn blocks_kernel(from: Float, code: Code4) -> Kernel {
+    let kernel = Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"));
+    code.join_block(Origin::Fixed.join(kernel)).part(from.part()).constant("WG_SIZE", WG_SIZE)
 }
 
 fn mean_kernel() -> Kernel {
@@ -59,28 +57,38 @@ fn absmax_kernel() -> Kernel {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let floats = [Float::F32, Float::F16, Float::Bf16];
-    floats.map(blocks_kernel).into_iter().chain([mean_kernel(), absmax_kernel()]).collect()
+    let mut all = vec![mean_kernel(), absmax_kernel()];
+    for kernel in Float::ALL.into_iter().flat_map(|from| Code4::ALL.map(|code| blocks_kernel(from, code))) {
+        // Codes of one block size share a text.
+        if !all.contains(&kernel) {
+            all.push(kernel);
+        }
+    }
+    all
 }
 
-/// Quantizes `elements` values of `source` into `panel`'s codes from block `first_block` on, and their scales into
-/// `absmax` (f32, one per block of the whole matrix). Pieces of one matrix begin at multiples of 64 elements.
-#[allow(clippy::too_many_arguments)]
-pub fn blocks(
-    rec: &mut Recorder,
-    source: View,
-    from: Float,
-    elements: u32,
-    code_table: View,
-    first_block: u32,
-    packed: View,
-    absmax: View,
-) {
-    let blocks = elements.div_ceil(BLOCK as u32);
+/// Elements of a float matrix that are quantized in one dispatch.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// The elements, as a file stores them.
+    pub source: View,
+    /// Their type.
+    pub from: Float,
+    /// Their count.
+    pub elements: u32,
+    /// The block of the matrix that they begin with; pieces of one matrix begin at whole blocks.
+    pub first_block: u32,
+}
+
+/// Quantizes `piece` into the codes `packed` and the scales `absmax` (f32, one for each block) of the whole matrix. `code_table` has
+/// the [`code_words`] of `code`.
+pub fn blocks(rec: &mut Recorder, piece: Piece, code: Code4, code_table: View, packed: View, absmax: View) {
+    let Piece { source, from, elements, first_block } = piece;
+    let blocks = elements.div_ceil(code.block() as u32);
     let params = BlockParams { blocks, elements, first_block, min_absmax_bits: MIN_ABSMAX.to_bits() };
     let groups = rec.fold(u64::from(blocks.div_ceil(WG_SIZE)));
     let views = [source, code_table, packed, absmax];
-    rec.dispatch("quantize_blocks", blocks_kernel(from), &views, &params, groups, 40 * u64::from(elements));
+    rec.dispatch("quantize_blocks", blocks_kernel(from, code), &views, &params, groups, 40 * u64::from(elements));
 }
 
 /// Double quantization: `absmax` (f32, `count` values) becomes the 8-bit codes and nested scales of `panel`.
@@ -103,13 +111,12 @@ mod tests {
     use crate::gpu::Category;
     use crate::ops::testing::Lab;
     use crate::ops::weight::Weight;
-    use crate::quant::format::Storage;
     use crate::quant::{Scales, quantize};
 
     /// The device's bytes of `values`, quantized in pieces of `piece` elements.
     fn on_device(values: &[f32], from: Float, code: Code4, double: bool, piece: usize) -> crate::quant::Quantized {
         let mut lab = Lab::new();
-        let storage = Storage::Quantized { code, double };
+        let storage = code.storage(double);
         let weight = Weight::plan(&mut lab.plan, "w", storage, [1, values.len() as u32], false, u64::MAX);
         let panel = weight.panels[0];
         let count = values.len().div_ceil(64);
@@ -124,8 +131,8 @@ mod tests {
                 Float::F16 => lab.halves(part.iter().map(|v| half::f16::from_f32(*v).to_bits())),
                 Float::Bf16 => lab.halves(part.iter().map(|v| half::bf16::from_f32(*v).to_bits())),
             };
-            let first = (i * piece / 64) as u32;
-            blocks(&mut rec, source, from, part.len() as u32, table, first, panel.data, scales);
+            let piece = Piece { source, from, elements: part.len() as u32, first_block: (i * piece / 64) as u32 };
+            blocks(&mut rec, piece, code, table, panel.data, scales);
         }
         if double {
             absmax(&mut rec, scales, count as u32, map, &panel);
@@ -147,7 +154,7 @@ mod tests {
     fn the_device_writes_the_twins_bytes() {
         for (count, piece) in [(64, 64), (1000, 192), (4097, 4097), (64 * 700 + 5, 64 * 100)] {
             let values: Vec<f32> = Lab::new().normal(count).iter().map(|v| *v as f32 * 0.02).collect();
-            for code in [Code4::Nf4, Code4::Fp4] {
+            for code in Code4::ALL {
                 for double in [false, true] {
                     assert_eq!(
                         on_device(&values, Float::F32, code, double, piece),

@@ -9,7 +9,7 @@ use crate::gpu::{
 };
 use crate::ops::Form;
 use crate::ops::weight::{Weight, twin};
-use crate::quant::format::Storage;
+use crate::quant::format::{Format4, Storage};
 use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
 
@@ -236,7 +236,7 @@ impl Stored {
                 let held = values.iter().map(|v| twin::rounded(float, *v)).collect();
                 return Self { data: twin::words(float, values), absmax, nested, held };
             }
-            Storage::Quantized { code, double } => (code, double),
+            Storage::Quantized(Format4 { code, double }) => (code, double),
         };
         let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
         let quantized = quant::quantize(&values, code, double);

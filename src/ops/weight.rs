@@ -1,10 +1,12 @@
 //! Frozen weight matrices `[out_features, in_features]`, row-major, in the storage they were loaded or quantized to.
 
+use std::sync::OnceLock;
+
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
-use crate::quant::format::{Code4, Float, NESTED_SCALES_AT, Storage};
+use crate::quant::format::{Code4, Float, Format4, NESTED_SCALES_AT, Storage};
 use crate::random::{Stream, bits};
 
-pub(super) const DECODE_4BIT: &str = include_str!("../../shaders/lib/decode_4bit.wgsl");
+const DECODE_4BIT: &str = include_str!("../../shaders/lib/decode_4bit.wgsl");
 
 impl Float {
     pub(super) fn part(self) -> &'static str {
@@ -17,11 +19,24 @@ impl Float {
 }
 
 impl Code4 {
-    pub(super) fn part(self) -> &'static str {
-        match self {
-            Self::Nf4 => include_str!("../../shaders/lib/code_nf4.wgsl"),
-            Self::Fp4 => include_str!("../../shaders/lib/code_fp4.wgsl"),
-        }
+    /// Joins the code's 16 values and `decode`, which takes them by index. They are constants of the text, since a table indexed at
+    /// run time leaves the registers.
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
+        static VALUES: OnceLock<[String; Code4::ALL.len()]> = OnceLock::new();
+        let texts = VALUES.get_or_init(|| Self::ALL.map(Self::values_text));
+        kernel.part(&texts[self as usize]).part(DECODE_4BIT)
+    }
+
+    /// `CODE_0` to `CODE_15` in WGSL.
+    fn values_text(self) -> String {
+        // Rust writes the shortest decimals that read back as the same f32.
+        let line = |(i, value): (usize, &f32)| format!("const CODE_{i}: f32 = {value:?};\n");
+        self.spec().values.iter().enumerate().map(line).collect()
+    }
+
+    /// Joins the elements that share one absmax, `QUANT_BLOCK`.
+    pub(super) fn join_block(self, kernel: Kernel) -> Kernel {
+        kernel.constant("QUANT_BLOCK", self.block() as u32)
     }
 }
 
@@ -54,17 +69,14 @@ impl Storage {
         let kernel = kernel.constant("ALIGNED", in_features.is_multiple_of(4));
         match self {
             Self::Float(float) => kernel.part(include_str!("../../shaders/lib/weight_float.wgsl")).part(float.part()),
-            Self::Quantized { code, double } => {
+            Self::Quantized(Format4 { code, double }) => {
                 let scales = if double {
                     include_str!("../../shaders/lib/absmax_nested.wgsl")
                 } else {
                     include_str!("../../shaders/lib/absmax_f32.wgsl")
                 };
-                kernel
-                    .part(code.part())
-                    .part(DECODE_4BIT)
-                    .part(include_str!("../../shaders/lib/weight_4bit.wgsl"))
-                    .part(scales)
+                let kernel = code.join(code.join_block(kernel));
+                kernel.part(include_str!("../../shaders/lib/weight_4bit.wgsl")).part(scales)
             }
         }
     }
@@ -172,7 +184,7 @@ impl Weight {
         let value = |i: usize| TENTH * (words[i % words.len()] as i64 as f64 / i64::MAX as f64) as f32;
         for panel in &self.panels {
             match self.storage {
-                Storage::Quantized { double, .. } => {
+                Storage::Quantized(Format4 { double, .. }) => {
                     fill(gpu, buffers, panel.data, random).await?;
                     if let Some(absmax) = panel.absmax {
                         let plain = vec![TENTH; 1 << 16];

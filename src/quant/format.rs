@@ -1,23 +1,68 @@
 //! The formats that weights are stored in: floats, and 4-bit codes with a scale for each block.
+//!
+//! Each format has one name, which settings, the command line, files, reports and caches share. A further 4-bit code is a variant of
+//! [`Code4`] with an entry in [`Code4::spec`]: the device's kernels take the block size and the 16 values from there.
 
-/// Elements per absmax in 4-bit storage (QLoRA, Dettmers et al. 2023).
-pub const BLOCK: u64 = 64;
-/// Absmax values per nested scale under double quantization.
+use std::fmt;
+use std::str::FromStr;
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+/// Elements that share one absmax: the default `blocksize` of bitsandbytes, and that of QLoRA (Dettmers et al. 2023, section 3).
+const BLOCK: u64 = 64;
+/// Absmax values that share one nested scale under double quantization (QLoRA, section 3; `nested_blocksize` of bitsandbytes).
 pub const NESTED_BLOCK: u64 = 256;
-/// `nested` holds the 256 code values, the offset, then the nested scales.
+/// Index of the first nested scale in a `nested` buffer of f32: the 256 values of the 8-bit code and the offset stand before it.
 pub const NESTED_SCALES_AT: u64 = 257;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A floating-point type of stored weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
 pub enum Float {
+    /// 32 bits
     F32,
+    /// 16 bits, 10 of them mantissa: largest value 65504
     F16,
+    /// 16 bits, 7 of them mantissa: the range of f32
     Bf16,
 }
 
 impl Float {
+    /// All types, in the order of their declaration.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
-    pub fn bytes(self) -> u64 {
+    /// The name in settings, reports and the autotune table's keys.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The name in `config.json` (`torch_dtype`) and in the quantization state of bitsandbytes.
+    pub const fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
+    /// The type of a tensor in a safetensors file.
+    pub const fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::BF16,
+        }
+    }
+
+    /// Bytes of one element.
+    pub const fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -25,60 +70,303 @@ impl Float {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A 4-bit code: each element is the index of one of 16 values in [-1, 1], times the absmax of its block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
 pub enum Code4 {
+    /// Quantiles of a normal distribution
+    #[default]
     Nf4,
+    /// A float with one sign bit, two exponent bits and one mantissa bit
     Fp4,
 }
 
+/// One 4-bit code as data.
+#[derive(Debug)]
+pub struct CodeSpec {
+    /// The name in settings, files and reports, and the value of `bnb_4bit_quant_type`.
+    pub name: &'static str,
+    /// The name of the code with double quantization, in the autotune table's keys and in caches.
+    pub nested_name: &'static str,
+    /// Elements of the flattened matrix that share one absmax; a multiple of 8, so that blocks begin at whole words.
+    pub block: u64,
+    /// The value of each index. The largest magnitude is 1.
+    pub values: [f32; 16],
+}
+
+/// `create_normal_map` of bitsandbytes (QLoRA, appendix E).
+const NF4: CodeSpec = CodeSpec {
+    name: "nf4",
+    nested_name: "nf4 nested",
+    block: BLOCK,
+    values: [
+        -1.0,
+        -0.6961928,
+        -0.52507305,
+        -0.3949175,
+        -0.28444138,
+        -0.18477343,
+        -0.091050036,
+        0.0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.562617,
+        0.72295684,
+        1.0,
+    ],
+};
+
+/// `get_4bit_type("fp4")` of bitsandbytes: bit 3 is the sign, and both zeros are +0.
+const FP4: CodeSpec = CodeSpec {
+    name: "fp4",
+    nested_name: "fp4 nested",
+    block: BLOCK,
+    values: [
+        0.0,
+        0.0052083335,
+        0.6666667,
+        1.0,
+        0.33333334,
+        0.5,
+        0.16666667,
+        0.25,
+        0.0,
+        -0.0052083335,
+        -0.6666667,
+        -1.0,
+        -0.33333334,
+        -0.5,
+        -0.16666667,
+        -0.25,
+    ],
+};
+
+impl Code4 {
+    /// All codes, in the order of their declaration.
+    pub const ALL: [Self; 2] = [Self::Nf4, Self::Fp4];
+
+    /// The code's entry.
+    pub const fn spec(self) -> &'static CodeSpec {
+        match self {
+            Self::Nf4 => &NF4,
+            Self::Fp4 => &FP4,
+        }
+    }
+
+    /// The name in settings, files and reports, and the value of `bnb_4bit_quant_type`.
+    pub const fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Elements that share one absmax.
+    pub const fn block(self) -> u64 {
+        self.spec().block
+    }
+
+    /// This code with or without double quantization.
+    pub const fn format(self, double: bool) -> Format4 {
+        Format4 { code: self, double }
+    }
+
+    /// The storage of weights in this code.
+    pub const fn storage(self, double: bool) -> Storage {
+        Storage::Quantized(self.format(double))
+    }
+
+    /// The names of all codes as a phrase: `a or b`.
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(" or ")
+    }
+}
+
+/// A 4-bit format: the code of the elements, and how their block scales are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Format4 {
+    /// The code of the elements.
+    pub code: Code4,
+    /// The absmax values are 8-bit codes (double quantization) instead of f32.
+    pub double: bool,
+}
+
+impl Format4 {
+    /// The name in the autotune table's keys and in caches.
+    pub const fn name(self) -> &'static str {
+        if self.double { self.code.spec().nested_name } else { self.code.spec().name }
+    }
+
+    /// Bytes of the packed codes of `elements` weights, two codes a byte.
+    pub const fn packed_bytes(self, elements: u64) -> u64 {
+        elements.div_ceil(2)
+    }
+
+    /// Bytes of the absmax values of `elements` weights: one for each block, 4 bytes, or 1 byte under double quantization.
+    pub const fn absmax_bytes(self, elements: u64) -> u64 {
+        elements.div_ceil(self.code.block()) * if self.double { 1 } else { 4 }
+    }
+
+    /// The f32 scales of the 8-bit absmax codes of `elements` weights: none without double quantization.
+    pub const fn nested_scales(self, elements: u64) -> u64 {
+        if self.double { elements.div_ceil(self.code.block()).div_ceil(NESTED_BLOCK) } else { 0 }
+    }
+}
+
+/// How a weight matrix is stored, in files and on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Storage {
+    /// One float for each element.
     Float(Float),
-    Quantized { code: Code4, double: bool },
+    /// 4-bit codes and their block scales.
+    Quantized(Format4),
 }
 
 impl Storage {
+    /// Every storage, for the tests that walk all variants.
+    pub const ALL: [Self; Float::ALL.len() + 2 * Code4::ALL.len()] = {
+        let mut all = [Self::Float(Float::F32); Float::ALL.len() + 2 * Code4::ALL.len()];
+        let mut i = 0;
+        while i < all.len() {
+            all[i] = match i.checked_sub(Float::ALL.len()) {
+                None => Self::Float(Float::ALL[i]),
+                Some(i) => Code4::ALL[i / 2].storage(i % 2 == 1),
+            };
+            i += 1;
+        }
+        all
+    };
+
+    /// The name in the autotune table's keys and in caches.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Float(float) => float.name(),
+            Self::Quantized(format) => format.name(),
+        }
+    }
+
     /// Bytes of the values and of the scales of `elements` weights.
     pub fn bytes(self, elements: u64) -> (u64, u64) {
         match self {
             Self::Float(float) => (elements * float.bytes(), 0),
-            Self::Quantized { .. } => (elements.div_ceil(2), self.scale_bytes(elements).into_iter().flatten().sum()),
-        }
-    }
-
-    /// Bytes of the block scales and of the nested scales of `elements` weights, where there are such.
-    pub fn scale_bytes(self, elements: u64) -> [Option<u64>; 2] {
-        let blocks = elements.div_ceil(BLOCK);
-        match self {
-            Self::Float(_) => [None, None],
-            Self::Quantized { double: false, .. } => [Some(4 * blocks), None],
-            Self::Quantized { double: true, .. } => {
-                [Some(blocks), Some(4 * (NESTED_SCALES_AT + blocks.div_ceil(NESTED_BLOCK)))]
+            Self::Quantized(format) => {
+                (format.packed_bytes(elements), self.scale_bytes(elements).into_iter().flatten().sum())
             }
         }
     }
 
-    /// The storage's name in the autotune table's keys.
-    pub fn name(self) -> &'static str {
+    /// Bytes of the `absmax` and `nested` buffers of `elements` weights; None where the storage has no such buffer.
+    pub fn scale_bytes(self, elements: u64) -> [Option<u64>; 2] {
         match self {
-            Self::Float(Float::F32) => "f32",
-            Self::Float(Float::F16) => "f16",
-            Self::Float(Float::Bf16) => "bf16",
-            Self::Quantized { code: Code4::Nf4, double: false } => "nf4",
-            Self::Quantized { code: Code4::Nf4, double: true } => "nf4 nested",
-            Self::Quantized { code: Code4::Fp4, double: false } => "fp4",
-            Self::Quantized { code: Code4::Fp4, double: true } => "fp4 nested",
+            Self::Float(_) => [None, None],
+            Self::Quantized(format) => {
+                let nested = 4 * (NESTED_SCALES_AT + format.nested_scales(elements));
+                [Some(format.absmax_bytes(elements)), format.double.then_some(nested)]
+            }
+        }
+    }
+}
+
+/// A name that no format has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is no format of weights; known are {known}")]
+pub struct UnknownFormat {
+    /// The name as it was given.
+    pub name: String,
+    /// The names that were looked through.
+    pub known: String,
+}
+
+fn find<T: Copy>(all: &[T], name_of: fn(T) -> &'static str, name: &str) -> Result<T, UnknownFormat> {
+    all.iter().copied().find(|format| name_of(*format) == name).ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|format| name_of(*format)).collect();
+        UnknownFormat { name: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+impl FromStr for Float {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        find(&Self::ALL, Self::name, name)
+    }
+}
+
+impl FromStr for Code4 {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        find(&Self::ALL, Self::name, name)
+    }
+}
+
+impl FromStr for Storage {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        find(&Self::ALL, Self::name, name)
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Code4 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_is_found_by_its_name_alone() {
+        for storage in Storage::ALL {
+            assert_eq!(storage.name().parse(), Ok(storage));
+            assert_eq!(Storage::ALL.iter().filter(|other| other.name() == storage.name()).count(), 1, "{storage:?}");
+        }
+        assert_eq!(Storage::ALL[0], Storage::Float(Float::F32));
+        assert_eq!(Storage::ALL.last().map(|storage| storage.name()), Some("fp4 nested"));
+        let unknown = "nf3".parse::<Code4>().unwrap_err();
+        assert_eq!(unknown.to_string(), "`nf3` is no format of weights; known are nf4, fp4");
+    }
+
+    #[test]
+    fn settings_and_the_command_line_use_the_same_names() {
+        for code in Code4::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.name());
+            #[cfg(feature = "cli")]
+            assert_eq!(clap::ValueEnum::to_possible_value(&code).unwrap().get_name(), code.name());
+        }
+        for float in Float::ALL {
+            assert_eq!(serde_json::to_value(float).unwrap(), float.name());
+            assert_eq!(format!("{:?}", float.dtype()).to_lowercase(), float.name());
+            #[cfg(feature = "cli")]
+            assert_eq!(clap::ValueEnum::to_possible_value(&float).unwrap().get_name(), float.name());
         }
     }
 
-    /// Every storage, for the tests that walk all variants.
-    pub const ALL: [Self; 7] = [
-        Self::Float(Float::F32),
-        Self::Float(Float::F16),
-        Self::Float(Float::Bf16),
-        Self::Quantized { code: Code4::Nf4, double: false },
-        Self::Quantized { code: Code4::Nf4, double: true },
-        Self::Quantized { code: Code4::Fp4, double: false },
-        Self::Quantized { code: Code4::Fp4, double: true },
-    ];
+    #[test]
+    fn codes_reach_one_and_their_blocks_are_whole_words() {
+        for code in Code4::ALL {
+            let largest = code.spec().values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            assert_eq!(largest, 1.0, "{code}: kernels take a block's absmax as its largest element");
+            assert!(code.block().is_multiple_of(8), "{code}");
+        }
+    }
+
+    #[test]
+    fn planes_have_the_bytes_of_bitsandbytes() {
+        assert_eq!(Code4::Nf4.storage(false).bytes(65), (33, 8));
+        let elements = 64 * 257;
+        assert_eq!(Code4::Nf4.storage(true).scale_bytes(elements), [Some(257), Some(4 * (257 + 2))]);
+        assert_eq!(Storage::Float(Float::Bf16).bytes(3), (6, 0));
+    }
 }

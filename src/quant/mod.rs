@@ -9,66 +9,28 @@ mod nested;
 
 pub use nested::{dynamic_map, first_steps, mean, unsigned_dynamic_map};
 
-use crate::quant::format::{BLOCK, Code4, NESTED_BLOCK};
-
-/// Values of the NF4 code by index.
-pub const NF4: [f32; 16] = [
-    -1.0,
-    -0.6961928,
-    -0.52507305,
-    -0.3949175,
-    -0.28444138,
-    -0.18477343,
-    -0.091050036,
-    0.0,
-    0.0795803,
-    0.1609302,
-    0.2461123,
-    0.33791524,
-    0.44070983,
-    0.562617,
-    0.72295684,
-    1.0,
-];
-
-/// Values of the FP4 code by index: bit 3 is the sign; both zeros are +0.
-pub const FP4: [f32; 16] = [
-    0.0,
-    0.0052083335,
-    0.6666667,
-    1.0,
-    0.33333334,
-    0.5,
-    0.16666667,
-    0.25,
-    0.0,
-    -0.0052083335,
-    -0.6666667,
-    -1.0,
-    -0.33333334,
-    -0.5,
-    -0.16666667,
-    -0.25,
-];
+use crate::quant::format::{Code4, NESTED_BLOCK};
 
 /// The smallest absmax that is divided by.
 pub const MIN_ABSMAX: f32 = 1e-38;
 
-/// What a code's kernels need: the 15 midpoints between neighboring values, and which index each interval means.
+/// How an element in [-1, 1] becomes the index of the nearest value of a code.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeTable {
+    /// The value of each index.
     pub values: [f32; 16],
-    /// An element takes the interval of as many bounds as it exceeds strictly.
+    /// The midpoints between neighboring values, ascending. An element lies in the interval of as many bounds as it exceeds strictly.
     pub bounds: [f32; 15],
+    /// The index of each interval.
     pub order: [u32; 16],
 }
 
+/// The table of `code`.
 pub fn code_table(code: Code4) -> CodeTable {
-    let (values, order) = match code {
-        Code4::Nf4 => (NF4, std::array::from_fn(|i| i as u32)),
-        // Ascending by value; of the two zeros, 0 lies below 8.
-        Code4::Fp4 => (FP4, [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]),
-    };
+    let values = code.spec().values;
+    let mut order: [u32; 16] = std::array::from_fn(|i| i as u32);
+    // The sort is stable: of two equal values the lower index takes the lower interval, as in bitsandbytes.
+    order.sort_by(|a, b| values[*a as usize].total_cmp(&values[*b as usize]));
     let bounds = std::array::from_fn(|i| (values[order[i] as usize] + values[order[i + 1] as usize]) / 2.0);
     CodeTable { values, bounds, order }
 }
@@ -106,9 +68,10 @@ pub fn quantize(values: &[f32], code: Code4, double: bool) -> Quantized {
     let table = code_table(code);
     let mut indices = Vec::with_capacity(values.len() + 1);
     let mut absmax = Vec::new();
-    for block in values.chunks(BLOCK as usize) {
+    let block_elements = code.block() as usize;
+    for block in values.chunks(block_elements) {
         let largest = block.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let whole = block.len() as u64 == BLOCK;
+        let whole = block.len() == block_elements;
         absmax.push(if whole { largest } else { largest.max(MIN_ABSMAX) });
         let divisor = largest.max(MIN_ABSMAX);
         let inverse = 1.0 / divisor;
@@ -132,7 +95,7 @@ pub fn dequantize(quantized: &Quantized, code: Code4, count: usize) -> Vec<f32> 
     let values = code_table(code).values;
     let absmax = quantized.scales.absmax();
     let index = |i: usize| quantized.packed[i / 2] >> (4 * (1 - i % 2)) & 15;
-    (0..count).map(|i| values[usize::from(index(i))] * absmax[i / BLOCK as usize]).collect()
+    (0..count).map(|i| values[usize::from(index(i))] * absmax[i / code.block() as usize]).collect()
 }
 
 #[cfg(test)]
@@ -141,7 +104,7 @@ mod tests {
 
     #[test]
     fn values_on_the_code_survive_and_others_go_to_the_nearest() {
-        for code in [Code4::Nf4, Code4::Fp4] {
+        for code in Code4::ALL {
             let table = code_table(code);
             let exact: Vec<f32> = (0..64).map(|i| 3.0 * table.values[i % 16]).collect();
             assert_eq!(dequantize(&quantize(&exact, code, false), code, 64), exact);
@@ -155,6 +118,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn intervals_ascend_and_equal_values_keep_their_order() {
+        assert_eq!(code_table(Code4::Nf4).order, std::array::from_fn(|i| i as u32));
+        assert_eq!(code_table(Code4::Fp4).order, [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]);
     }
 
     #[test]

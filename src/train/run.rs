@@ -404,7 +404,7 @@ pub async fn run(
         }
     }
     observer.drain(&mut engine).await?;
-    let float = prepared.settings.dtype.map_or_else(|| prepared.source.stored(EMBEDDING), |dtype| dtype.float());
+    let float = prepared.settings.dtype.unwrap_or_else(|| prepared.source.stored(EMBEDDING));
     prepared.subject().save(&out, &engine.read_values().await?, float)?;
     (observer.listen)(Event::Saved(&out));
     outcome.step = state.step;

@@ -11,7 +11,7 @@ use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::network::base::BaseStorage;
 use crate::ops::adamw::AdamW;
 use crate::ops::moments::MomentStorage;
-use crate::quant::format::{Code4, Float, Storage};
+use crate::quant::format::{Code4, Float};
 use crate::{Error, Result};
 
 /// What is trained, and how the base is held meanwhile.
@@ -26,50 +26,6 @@ pub enum Method {
     Lora,
     /// No adapter: every tensor of the model itself, in f32.
     Full,
-}
-
-/// Type of saved weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
-#[serde(rename_all = "kebab-case")]
-pub enum SavedDtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl SavedDtype {
-    pub fn float(self) -> Float {
-        match self {
-            Self::F32 => Float::F32,
-            Self::F16 => Float::F16,
-            Self::Bf16 => Float::Bf16,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
-#[serde(rename_all = "kebab-case")]
-pub enum Quant {
-    Nf4,
-    Fp4,
-}
-
-impl Quant {
-    pub fn storage(self, double: bool) -> Storage {
-        let code = match self {
-            Self::Nf4 => Code4::Nf4,
-            Self::Fp4 => Code4::Fp4,
-        };
-        Storage::Quantized { code, double }
-    }
-
-    /// A base in this code; with `whole` embedding and head too.
-    pub fn base(self, double: bool, whole: bool) -> BaseStorage {
-        let storage = self.storage(double);
-        if whole { BaseStorage::QuantizedWhole(storage) } else { BaseStorage::Quantized(storage) }
-    }
 }
 
 /// The optimizer.
@@ -131,7 +87,8 @@ pub struct RunSettings {
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub out: PathBuf,
     pub method: Method,
-    pub quant: Quant,
+    /// 4-bit code of the base under QLoRA.
+    pub quant: Code4,
     pub double_quant: bool,
     /// Embedding and head in 4 bits too, where the base is.
     pub quantize_embedding: bool,
@@ -182,7 +139,7 @@ pub struct RunSettings {
     pub from_scratch: bool,
     /// Type of the weights that full training saves; without it the one that the base has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dtype: Option<SavedDtype>,
+    pub dtype: Option<Float>,
     /// What the run may take on the device, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<u64>,
@@ -197,7 +154,7 @@ impl Default for RunSettings {
             data: PathBuf::new(),
             out: PathBuf::new(),
             method: Method::Qlora,
-            quant: Quant::Nf4,
+            quant: Code4::default(),
             double_quant: true,
             quantize_embedding: false,
             rank: 16,
@@ -264,7 +221,7 @@ impl RunSettings {
             steps: Some(1),
             epochs: Some(1.0),
             eval_data: path,
-            dtype: Some(SavedDtype::Bf16),
+            dtype: Some(Float::Bf16),
             gpu_memory: Some(1),
             ..Self::default()
         }
@@ -344,7 +301,7 @@ impl RunSettings {
 
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
-            Method::Qlora => self.quant.base(self.double_quant, self.quantize_embedding),
+            Method::Qlora => BaseStorage::quantized(self.quant.storage(self.double_quant), self.quantize_embedding),
             Method::Lora => BaseStorage::AsStored,
             Method::Full => BaseStorage::Trained,
         }

@@ -16,7 +16,7 @@ use crate::infer::sampler::SamplingSettings;
 use crate::infer::session::{self, NamedAdapter, Session, SessionSettings};
 use crate::infer::text_format::{TemplateChoice, TextFormat};
 use crate::network::base::BaseStorage;
-use crate::train::settings::Quant;
+use crate::quant::format::Code4;
 use crate::{Error, Result};
 
 /// Positions where nothing else is asked for.
@@ -27,7 +27,7 @@ const DEFAULT_CONTEXT: usize = 1024;
 #[serde(default)]
 pub struct GeneratorSettings {
     /// Without it as the files have it.
-    pub quant: Option<Quant>,
+    pub quant: Option<Code4>,
     #[tsify(optional)]
     pub double_quant: Option<bool>,
     /// Embedding and head in 4 bits too, where `quant` is given.
@@ -148,7 +148,9 @@ async fn open(
     let adapters: Vec<NamedAdapter> = from_js(&adapters, "the adapters")?;
     let settings: GeneratorSettings = from_js(&settings, "the settings")?;
     let base = match settings.quant {
-        Some(quant) => quant.base(settings.double_quant.unwrap_or(true), settings.quantize_embedding),
+        Some(quant) => {
+            BaseStorage::quantized(quant.storage(settings.double_quant.unwrap_or(true)), settings.quantize_embedding)
+        }
         None if settings.quantize_embedding => {
             return Err(Error::Setting("quantize_embedding is for a base in 4 bits; give quant too".to_owned()));
         }

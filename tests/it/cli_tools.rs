@@ -42,7 +42,7 @@ fn the_cache_is_shown_and_emptied() {
     std::fs::create_dir(&place).unwrap();
     let identity = serde_json::json!({
         "files": [["/models/large/model.safetensors", 1, "1"]],
-        "storage": "Quantized { code: Nf4, double: false }",
+        "storage": "nf4",
         "tensors": ["model.embed_tokens.weight"],
     });
     let mut copy = format!("{identity}\n").into_bytes();

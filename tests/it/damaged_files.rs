@@ -16,9 +16,10 @@ use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::ops::moments::MomentStorage;
+use loraine::quant::format::Code4;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use loraine::train::settings::{Quant, RunSettings};
+use loraine::train::settings::RunSettings;
 
 const DAMAGES: u64 = 300;
 
@@ -78,7 +79,7 @@ fn open_model(dir: &Path) -> Result<()> {
     let modules = targets::resolve(&RunSettings::default().lora_config(), config)?;
     let stored = |name: &str| source.stored(name);
     let settings = PlanSettings {
-        base: BaseStorage::Quantized(Quant::Nf4.storage(true)),
+        base: BaseStorage::Quantized(Code4::Nf4.storage(true)),
         max_rows: 64,
         max_positions: 32,
         recompute: RecomputePolicy::Keep(1),

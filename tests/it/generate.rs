@@ -13,10 +13,10 @@ use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::quant::format::{Code4, Storage};
+use loraine::quant::format::Code4;
 
-const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
-const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Storage::Quantized { code: Code4::Nf4, double: true });
+const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true));
+const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Code4::Nf4.storage(true));
 
 fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
     let source = Source::open(model).unwrap();

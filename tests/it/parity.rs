@@ -8,10 +8,10 @@ use loraine::model::tensors::NamedTensor;
 use loraine::network::base::BaseStorage;
 use loraine::network::trained::Part;
 use loraine::ops::adamw::AdamW;
-use loraine::quant::format::{Code4, Storage};
+use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
 
-const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true));
 
 /// Logits, gradients of the first step, and the losses of ten steps of one fixture.
 fn check_fixture(name: &str, adapter_dir: &str, reference: &str, base: BaseStorage, keep_layers: usize) {
@@ -86,8 +86,8 @@ macro_rules! fixture_tests {
     )*};
 }
 
-const NF4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: false });
-const FP4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Fp4, double: false });
+const NF4: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(false));
+const FP4: BaseStorage = BaseStorage::Quantized(Code4::Fp4.storage(false));
 
 fixture_tests! {
     llama_tied: "llama_tied", "adapter", "reference", BaseStorage::AsStored;

@@ -4,7 +4,7 @@ use crate::common::{Reference, adapter, fixture, open_engine, shared};
 use loraine::gpu::View;
 use loraine::model::config::{ModelConfig, Projection};
 use loraine::network::base::BaseStorage;
-use loraine::quant::format::{Code4, NESTED_SCALES_AT, Storage};
+use loraine::quant::format::{Code4, NESTED_SCALES_AT};
 use loraine::quant::{self, Scales};
 use loraine::train::engine::Engine;
 
@@ -25,7 +25,7 @@ fn the_loader_writes_bitsandbytes_bytes_on_the_device() {
     let config = ModelConfig::from_file(&model.join("config.json")).unwrap();
     let (modules, tensors) = adapter(&dir, &config);
     for double in [false, true] {
-        let base = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double });
+        let base = BaseStorage::Quantized(Code4::Nf4.storage(double));
         let engine = open_engine(&model, base, &modules, &tensors, 32, 5);
         for projection in Projection::ALL {
             let key = format!("model.layers.0.{}.weight.dq{}", projection.module(), u8::from(double));
@@ -76,7 +76,7 @@ fn the_host_twin_writes_bitsandbytes_bytes() {
             }
         }
         assert_eq!(quant::dynamic_map()[..], *reference.get("nested_quant_map"));
-        assert_eq!(quant::NF4[..], *reference.get("nf4.quant_map"));
-        assert_eq!(quant::FP4[..], *reference.get("fp4.quant_map"));
+        assert_eq!(Code4::Nf4.spec().values[..], *reference.get("nf4.quant_map"));
+        assert_eq!(Code4::Fp4.spec().values[..], *reference.get("fp4.quant_map"));
     }
 }

@@ -13,7 +13,7 @@ use loraine::quant::format::{Code4, Storage};
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 
-const NF4: Storage = Storage::Quantized { code: Code4::Nf4, double: true };
+const NF4: Storage = Code4::Nf4.storage(true);
 
 struct Model {
     place: tempfile::TempDir,
@@ -106,7 +106,7 @@ fn a_stale_copy_is_passed_over_and_replaced() {
     }
     assert_eq!(model.copies("cache").len(), 1);
     // Another storage of the same model has a copy of its own.
-    let fp4 = BaseStorage::Quantized(Storage::Quantized { code: Code4::Fp4, double: false });
+    let fp4 = BaseStorage::Quantized(Code4::Fp4.storage(false));
     assert_eq!(model.logits(fp4, Some("cache"), 0), model.logits(fp4, None, 0));
     assert_eq!(model.copies("cache").len(), 2);
 }
@@ -148,7 +148,7 @@ fn grow_old(path: &Path, hours: u64) {
 #[test]
 fn copies_unused_the_longest_make_room_for_new_ones() {
     let model = Model::new();
-    let fp4 = Storage::Quantized { code: Code4::Fp4, double: true };
+    let fp4 = Code4::Fp4.storage(true);
     let bases = [BaseStorage::Quantized(NF4), BaseStorage::Quantized(fp4), BaseStorage::QuantizedWhole(NF4)];
     let listed = || quantized_cache::copies(&model.path("cache"));
     // Each copy's file and bytes, made in a cache without a bound.
@@ -158,8 +158,8 @@ fn copies_unused_the_longest_make_room_for_new_ones() {
         let new = listed().into_iter().find(|copy| files.iter().all(|(path, _)| *path != copy.path)).unwrap();
         let source = new.source.clone().unwrap();
         assert_eq!(source.model, model.path("model").canonicalize().unwrap());
-        assert_eq!(source.code == "fp4", base == bases[1]);
-        assert_eq!((source.double_quant, source.embedding), (true, base == bases[2]));
+        assert_eq!(source.format.code == Code4::Fp4, base == bases[1]);
+        assert_eq!((source.format.double, source.embedding), (true, base == bases[2]));
         files.push((new.path, new.bytes));
     }
     let [first, second, whole] = <[(PathBuf, u64); 3]>::try_from(files).unwrap();

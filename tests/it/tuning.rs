@@ -15,12 +15,12 @@ use loraine::network::base::BaseStorage;
 use loraine::ops::adamw::AdamW;
 use loraine::ops::linear::Candidate;
 use loraine::ops::moments::MomentStorage;
-use loraine::quant::format::{Code4, Storage};
+use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 
 const MODEL: &str = "llama_untied";
-const NF4: BaseStorage = BaseStorage::Quantized(Storage::Quantized { code: Code4::Nf4, double: true });
+const NF4: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true));
 
 /// The tests' adapter, taken for a GPU.
 fn as_gpu(tune: Tune, cache: Option<&Path>) -> Gpu {

@@ -1,15 +1,18 @@
 //! How a command that trains nothing holds the base.
 
+use std::sync::OnceLock;
+
 use anyhow::{Result, ensure};
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use loraine::network::base::BaseStorage;
-use loraine::train::settings::Quant;
+use loraine::quant::format::Code4;
 
 #[derive(Args)]
 pub struct BaseArgs {
     /// Hold the base's linear layers in 4 bits, quantized as it is loaded
-    #[arg(long, value_enum, default_value_t = QuantArg::None)]
-    quant: QuantArg,
+    #[arg(long, value_enum, default_value_t)]
+    quant: OptionalCode,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -18,33 +21,40 @@ pub struct BaseArgs {
     quantize_embedding: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum QuantArg {
-    Nf4,
-    Fp4,
-    None,
+/// A 4-bit code, or none: the base stays as its files hold it.
+#[derive(Clone, Copy, Default)]
+struct OptionalCode(Option<Code4>);
+
+impl OptionalCode {
+    fn name(self) -> &'static str {
+        self.0.map_or("none", Code4::name)
+    }
+}
+
+impl ValueEnum for OptionalCode {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: OnceLock<Vec<OptionalCode>> = OnceLock::new();
+        ALL.get_or_init(|| Code4::ALL.into_iter().map(Some).chain([None]).map(Self).collect())
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
 }
 
 impl BaseArgs {
     pub fn storage(&self) -> Result<BaseStorage> {
-        let quant = match self.quant {
-            QuantArg::Nf4 => Quant::Nf4,
-            QuantArg::Fp4 => Quant::Fp4,
-            QuantArg::None => {
-                ensure!(!self.quantize_embedding, "--quantize-embedding is for --quant nf4 or fp4");
-                ensure!(!self.no_double_quant, "--no-double-quant is for --quant nf4 or fp4");
-                return Ok(BaseStorage::AsStored);
-            }
+        let Some(code) = self.quant.0 else {
+            let codes = Code4::names();
+            ensure!(!self.quantize_embedding, "--quantize-embedding is for --quant {codes}");
+            ensure!(!self.no_double_quant, "--no-double-quant is for --quant {codes}");
+            return Ok(BaseStorage::AsStored);
         };
-        Ok(quant.base(!self.no_double_quant, self.quantize_embedding))
+        Ok(BaseStorage::quantized(code.storage(!self.no_double_quant), self.quantize_embedding))
     }
 
     /// The value of `--quant`.
     pub fn quant_name(&self) -> &'static str {
-        match self.quant {
-            QuantArg::Nf4 => "nf4",
-            QuantArg::Fp4 => "fp4",
-            QuantArg::None => "none",
-        }
+        self.quant.name()
     }
 }

@@ -7,8 +7,8 @@ use super::{Contraction, Direction};
 use crate::gpu::{Capabilities, Constant, Kernel, Recorder, View};
 use crate::ops::Form;
 use crate::ops::lib_parts::KEEP;
-use crate::ops::weight::{DECODE_4BIT, Origin, Panel};
-use crate::quant::format::{BLOCK, Float, Storage};
+use crate::ops::weight::Origin;
+use crate::quant::format::{Code4, Float, Format4, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
 const LANES: u32 = Form::LANES;
@@ -22,6 +22,14 @@ const FEW_ROWS: u32 = 8;
 const MANY_ROWS: u32 = 128;
 /// Columns of a lane: the factors of LoRA have few.
 const WIDTHS: [u32; 3] = [8, 4, 2];
+// A workgroup's columns of an input gradient lie in two blocks of a row at most, see `tile_gradient.wgsl`.
+const _: () = {
+    let mut i = 0;
+    while i < Code4::ALL.len() {
+        assert!(Code4::ALL[i].block() >= (LANES * WIDTHS[0]) as u64);
+        i += 1;
+    }
+};
 /// Half of the second-level cache of a common core.
 const PART_BYTES: u64 = 512 << 10;
 const DECODE_WG_SIZE: u32 = 64;
@@ -110,8 +118,8 @@ impl Variant {
                     Float::Bf16 => include_str!("../../../shaders/lib/octet_bf16.wgsl"),
                 })
             }
-            Storage::Quantized { code, .. } => {
-                kernel.part(code.part()).part(DECODE_4BIT).part(include_str!("../../../shaders/lib/octet_4bit.wgsl"))
+            Storage::Quantized(Format4 { code, .. }) => {
+                code.join(code.join_block(kernel)).part(include_str!("../../../shaders/lib/octet_4bit.wgsl"))
             }
         }
     }
@@ -145,9 +153,9 @@ pub(super) fn applies(capabilities: &Capabilities, in_features: u32) -> bool {
     Form::of(capabilities) == Form::Broadcast && in_features.is_multiple_of(OCTET)
 }
 
-/// Scratch for the decoded scales of a weight.
-pub(super) fn scales_bytes(out_features: u32, in_features: u32) -> u64 {
-    4 * (u64::from(out_features) * u64::from(in_features)).div_ceil(BLOCK)
+/// Bytes of the decoded scales (f32) of a weight in `code`.
+pub(super) fn scales_bytes(code: Code4, out_features: u32, in_features: u32) -> u64 {
+    code.format(false).absmax_bytes(u64::from(out_features) * u64::from(in_features))
 }
 
 pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
@@ -156,7 +164,10 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     let [x_col4, y_col4] = contraction.first_quads();
     let [data, absmax, nested] = contraction.weight_views(rec);
     let absmax = match weight.storage {
-        Storage::Quantized { double: true, .. } => decode_scales(rec, panel, weight.in_features, absmax, nested),
+        Storage::Quantized(Format4 { code, double: true }) => {
+            let bytes = scales_bytes(code, panel.rows, weight.in_features);
+            decode_scales(rec, bytes, absmax, nested)
+        }
         _ => absmax,
     };
     let [bias, low_view, other] = contraction.term_views(rec);
@@ -245,8 +256,8 @@ fn part_depth(storage: Storage) -> u32 {
     (2 * PART_BYTES / (half_bytes * u64::from(8 * LANES))) as u32
 }
 
-fn decode_scales(rec: &mut Recorder, panel: &Panel, in_features: u32, absmax: View, nested: View) -> View {
-    let bytes = scales_bytes(panel.rows, in_features);
+/// Records the decoding of double quantized scales into `bytes` of scratch.
+fn decode_scales(rec: &mut Recorder, bytes: u64, absmax: View, nested: View) -> View {
     let scratch = rec.scratch.weight_panel;
     assert!(bytes <= scratch.bytes, "scratch for the scales of a weight");
     let scales = View { bytes, ..scratch };

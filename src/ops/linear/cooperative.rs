@@ -14,7 +14,7 @@ use super::{Contraction, Direction, MAX_TERMS, Sum};
 use crate::gpu::{Capabilities, Cooperative, Kernel, Matrix, ProblemSize, Recorder, Scratch, View};
 use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::Origin;
-use crate::quant::format::{BLOCK, Float, Storage};
+use crate::quant::format::{Float, Storage};
 
 /// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
 /// own products keep to f32 by this rule.
@@ -389,7 +389,7 @@ fn record_magnitudes(rec: &mut Recorder, contraction: &Contraction, weight_scale
     let kernel = magnitude_kernel(weight.storage);
     let read = match weight.storage {
         Storage::Float(_) => params.elements / 4,
-        Storage::Quantized { .. } => params.elements / BLOCK as u32,
+        Storage::Quantized(format) => params.elements / format.code.block() as u32,
     };
     let partials = read.max(params.others).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);
     rec.dispatch("linear_magnitude", kernel, &[other, data, absmax, nested, maxima], &params, [partials, 1, 1], work);

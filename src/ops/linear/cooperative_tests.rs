@@ -207,7 +207,7 @@ fn half(value: f64, exponent: i32) -> f64 {
 }
 
 const DIRECTIONS: [Direction; 2] = [Direction::Forward, Direction::InputGradient];
-const NF4: Storage = Storage::Quantized { code: Code4::Nf4, double: true };
+const NF4: Storage = Code4::Nf4.storage(true);
 const BF16: Storage = Storage::Float(Float::Bf16);
 
 #[test]

@@ -25,7 +25,7 @@ use tiled::Tile;
 use super::weight::{Panel, Weight};
 use crate::gpu::{Capabilities, Category, Command, Kernel, Matrix, MemoryPlan, ProblemSize, Recorder, View, round_up};
 use crate::ops::Form;
-use crate::quant::format::Storage;
+use crate::quant::format::{Code4, Storage};
 
 /// Which way a contraction reads the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,7 +342,7 @@ impl Operands {
 
 /// The direction and the storage that a problem names.
 fn operation(problem: &ProblemSize) -> Option<(Direction, Storage)> {
-    let storage = Storage::ALL.into_iter().find(|storage| storage.name() == problem.storage)?;
+    let storage = problem.storage.parse().ok()?;
     let named = |direction: &Direction| op_name(*direction, storage) == problem.op;
     Some(([Direction::Forward, Direction::InputGradient].into_iter().find(named)?, storage))
 }
@@ -454,8 +454,8 @@ pub struct Use {
 /// of any width, and [`broadcast`] for the decoded scales; with cooperative matrices the rows in f16.
 pub fn panel_bytes(capabilities: &Capabilities, uses: impl IntoIterator<Item = Use>) -> u64 {
     let one = |Use { out_features, in_features, rank, rows }: Use| {
-        let decoded =
-            rows::panel_bytes(out_features, in_features, rank).max(broadcast::scales_bytes(out_features, in_features));
+        let scales = Code4::ALL.map(|code| broadcast::scales_bytes(code, out_features, in_features));
+        let decoded = scales.into_iter().fold(rows::panel_bytes(out_features, in_features, rank), u64::max);
         let halves = cooperative::halves_bytes(rows, out_features.max(in_features), rank);
         let decoded = if capabilities.cpu { decoded } else { 16 };
         decoded.max(if capabilities.cooperative.is_some() { halves } else { 16 })

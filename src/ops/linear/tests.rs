@@ -174,7 +174,7 @@ fn odd_and_random_sizes_equal_the_formula() {
     }
     for case in cases {
         check_all(Storage::Float(Float::F32), case);
-        check_all(Storage::Quantized { code: Code4::Nf4, double: true }, case);
+        check_all(Code4::Nf4.storage(true), case);
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Contraction, Direction, MAX_TERMS, Sum};
 use crate::gpu::{Kernel, Matrix, Recorder};
 use crate::ops::lib_parts::KEEP;
 use crate::ops::weight::Origin;
-use crate::quant::format::{BLOCK, Storage};
+use crate::quant::format::Storage;
 
 /// How a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +56,15 @@ impl Tile {
         std::iter::once(first).chain(others).collect()
     }
 
+    fn lies_in_blocks(self, block: u64, in_features: u32) -> bool {
+        u64::from(in_features).is_multiple_of(block) && block.is_multiple_of(u64::from(self.depth))
+    }
+
     /// The text that adds up so many contractions at most.
     pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
-        let scaled = matches!(storage, Storage::Quantized { .. }) && u64::from(in_features).is_multiple_of(BLOCK);
+        let scaled =
+            matches!(storage, Storage::Quantized(format) if self.lies_in_blocks(format.code.block(), in_features));
         let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
             .part(KEEP)
             .constant("FORWARD", direction == Direction::Forward)
