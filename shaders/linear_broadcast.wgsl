@@ -1,15 +1,15 @@
-// y = x B (+ low C) (+ bias) for software adapters whose vectors exchange values: no workgroup memory and no barrier. A load costs
+// y = x B (+ product C) (+ bias) for software adapters whose vectors exchange values: no workgroup memory and no barrier. A load costs
 // these adapters far more than arithmetic, a narrow one about as much as a wide one: each lane loads four consecutive values of a row
 // of its own and hands them round, owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way
 // in.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; the joined part loads a tile of it.
-// `low` and C are the LoRA term. With NARROW a lane owns half a quad.
+// `product` and C are the LoRA term. With NARROW a lane owns half a quad.
 
 struct Params {
     // The contraction runs from `begin` to `depth`.
     rows: u32, cols: u32, begin: u32, depth: u32, in_features: u32,
     x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
-    rank: u32, low_ld4: u32, other_first: u32, scale: f32,
+    rank: u32, product_ld4: u32, factor_first: u32, scale: f32,
     first_col: u32,
     // Flags, not constants: another text would take longer to compile than it saves.
     bias: u32, accumulate: u32,
@@ -17,15 +17,15 @@ struct Params {
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> other: array<Other>;
+@group(0) @binding(5) var<storage, read> product: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> factor: array<Factor>;
 @group(0) @binding(7) var<storage, read_write> y: array<Out>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
 // The weights of one turn: row 4 h + q of the contraction, quad c of the lane's columns.
 struct Tile {
-#for h in 0..HALVES
+#for h in 0..OCTET_HALVES
 #for q in 0..4
 #for c in 0..QUADS
     w$h$q_$c: Cols,
@@ -45,7 +45,7 @@ struct LowRankTile {
 
 // What the loops need of the parameters: within a loop these adapters load a uniform as slowly as anything else.
 // The lane is not among it: all that decides how often a loop turns is the same for every lane, as Chrome's compiler asks of exchanges.
-struct Sides { cols: u32, depth: u32, in_features: u32, rank: u32, other_first: u32, first_col: u32 }
+struct Sides { cols: u32, depth: u32, in_features: u32, rank: u32, factor_first: u32, first_col: u32 }
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -55,7 +55,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_col = params.first_col + group.y * 8u * WIDTH * QUADS;
     let col = first_col + lane * WIDTH * QUADS;
     let sides = Sides(
-        params.cols, params.depth, params.in_features, params.rank, params.other_first, first_col,
+        params.cols, params.depth, params.in_features, params.rank, params.factor_first, first_col,
     );
     let last_quad = (sides.depth - 1u) / 4u;
 #for g in 0..GROUPS
@@ -67,14 +67,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
 #end
-    for (var k = params.begin; k < sides.depth; k += 4u * HALVES) {
+    for (var k = params.begin; k < sides.depth; k += 4u * OCTET_HALVES) {
         let tile = weight_tile(k, col, lane, sides);
 #for g in 0..GROUPS
-#for h in 0..HALVES
-        let x$g_$h = keep(x[x$g + min(k / 4u + $hu, last_quad)], k + $hu * 4u, sides.depth);
+#for h in 0..OCTET_HALVES
+        let x$g_$h = mask_tail(x[x$g + min(k / 4u + $hu, last_quad)], k + $hu * 4u, sides.depth);
 #end
 #for i in 0..8
-#for h in 0..HALVES
+#for h in 0..OCTET_HALVES
 #for q in 0..4
         let x$g_$h_$i_$q = subgroupBroadcast(x$g_$h[$q], $iu);
 #for c in 0..QUADS
@@ -86,23 +86,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
     }
 #for g in 0..GROUPS
-    let low$g = own$g * params.low_ld4;
+    let product$g = own$g * params.product_ld4;
 #end
     let scale = params.scale;
     // One column's accumulators after another's: the other way round a compiler spilled more of the loop above, too.
     for (var j = 0u; j < sides.rank; j += 4u) {
         let tile = low_rank_tile(j, col, sides);
 #for g in 0..GROUPS
-        let factors$g = scale * keep(low[low$g + j / 4u], j, sides.rank);
+        let products$g = scale * mask_tail(product[product$g + j / 4u], j, sides.rank);
 #for i in 0..8
 #for q in 0..4
-        let low$g$i_$q = subgroupBroadcast(factors$g[$q], $iu);
+        let product$g$i_$q = subgroupBroadcast(products$g[$q], $iu);
 #end
 #end
 #for c in 0..QUADS
 #for i in 0..8
 #for q in 0..4
-        acc$g$i_$c += low$g$i_$q * tile.w$q_$c;
+        acc$g$i_$c += product$g$i_$q * tile.w$q_$c;
 #end
 #end
 #end
@@ -113,7 +113,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var shift$c = Cols();
     if params.bias != 0u && col$c < params.cols {
         let count = min(WIDTH, params.cols - col$c);
-        for (var i = 0u; i < count; i++) { shift$c[i] = bias[params.other_first + col$c + i]; }
+        for (var i = 0u; i < count; i++) { shift$c[i] = bias[params.factor_first + col$c + i]; }
     }
 #for g in 0..GROUPS
 #for i in 0..8

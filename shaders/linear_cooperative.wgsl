@@ -1,5 +1,5 @@
-// y = sum of x B + low C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward direction and
-// weight[k, c] for the input gradient; `low` and C are the LoRA term, contracted by further turns of the same loop. x and low come
+// y = sum of x B + product C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward direction and
+// weight[k, c] for the input gradient; `product` and C are the LoRA term, contracted by further turns of the same loop. x and the product come
 // as linear_halves leaves them, the weight and C are scaled on the way in, and sums are brought back at the end. Input gradients of
 // layers that read the same input are one sum too, of TERMS such products at most.
 //
@@ -8,7 +8,7 @@
 // how many of them there are in a workgroup: with subgroups of varying size some own more units than others.
 
 struct Term {
-    depth: u32, first_quad: u32, rank: u32, other_first: u32,
+    depth: u32, first_quad: u32, rank: u32, factor_first: u32,
     weight_first: u32, absmax_first: u32, nested_first: u32, padding: u32,
 }
 
@@ -20,7 +20,7 @@ struct Params {
 }
 
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> other: array<f32>;
+@group(0) @binding(5) var<storage, read> factor: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<vec4<f32>>;
 
 @group(1) @binding(0) var<uniform> params: Params;
@@ -42,7 +42,7 @@ fn stage_x(first_row: u32, first_quad: u32, quads: u32, lane: u32) {
 }
 
 fn stage_w(at: u32, value: vec4<f32>) {
-    let half = halves(value);
+    let half = to_f16(value);
     w_tile[at] = half.x;
     w_tile[at + 1u] = half.y;
     w_tile[at + 2u] = half.z;
@@ -69,18 +69,18 @@ fn stage_weight(depth: u32, first_col: u32, first_k: u32, power_of_weight: f32, 
 #end
 }
 
-fn stage_other(term: Term, first_col: u32, first_k: u32, power_of_other: f32, lane: u32) {
+fn stage_factor(term: Term, first_col: u32, first_k: u32, power_of_factor: f32, lane: u32) {
 #if FORWARD
     for (var i = lane; i < TILE_COLS * K_QUADS; i += WG_SIZE) {
         let col = first_col + i / K_QUADS;
         let k = first_k + (i % K_QUADS) * 4u;
         var value = vec4<f32>();
         if col < params.cols {
-            let base = term.other_first + col * term.rank + k;
+            let base = term.factor_first + col * term.rank + k;
             let count = min(4u, max(term.rank, k) - k);
-            for (var j = 0u; j < count; j++) { value[j] = other[base + j]; }
+            for (var j = 0u; j < count; j++) { value[j] = factor[base + j]; }
         }
-        stage_w((i / K_QUADS) * W_STRIDE + (i % K_QUADS) * 4u, value * power_of_other);
+        stage_w((i / K_QUADS) * W_STRIDE + (i % K_QUADS) * 4u, value * power_of_factor);
     }
 #else
     for (var i = lane; i < DEPTH * TILE_COLS / 4u; i += WG_SIZE) {
@@ -89,9 +89,9 @@ fn stage_other(term: Term, first_col: u32, first_k: u32, power_of_other: f32, la
         var value = vec4<f32>();
         if n < term.rank {
             let count = min(4u, max(params.cols, col) - col);
-            for (var j = 0u; j < count; j++) { value[j] = other[term.other_first + n * params.cols + col + j]; }
+            for (var j = 0u; j < count; j++) { value[j] = factor[term.factor_first + n * params.cols + col + j]; }
         }
-        stage_w((i / (TILE_COLS / 4u)) * W_STRIDE + (i % (TILE_COLS / 4u)) * 4u, value * power_of_other);
+        stage_w((i / (TILE_COLS / 4u)) * W_STRIDE + (i % (TILE_COLS / 4u)) * 4u, value * power_of_factor);
     }
 #end
 }
@@ -143,18 +143,18 @@ fn contract(group: vec3<u32>, lane: u32, subgroup: u32, subgroups: u32) {
 #end
         let header = x_quad(t);
         let power_of_weight = power(i32(f32(header.y)));
-        let power_of_other = power(i32(f32(header.z)));
-        let first_low = term.first_quad + (term.depth + 3u) / 4u;
+        let power_of_factor = power(i32(f32(header.z)));
+        let first_product = term.first_quad + (term.depth + 3u) / 4u;
         let base_turns = (term.depth + DEPTH - 1u) / DEPTH;
         let turns = base_turns + (term.rank + DEPTH - 1u) / DEPTH;
         for (var turn = 0u; turn < turns; turn++) {
             if turn < base_turns {
-                stage_x(first_row, term.first_quad + turn * K_QUADS, first_low, lane);
+                stage_x(first_row, term.first_quad + turn * K_QUADS, first_product, lane);
                 stage_weight(term.depth, first_col, turn * DEPTH, power_of_weight, lane);
             } else {
                 let first_k = (turn - base_turns) * DEPTH;
-                stage_x(first_row, first_low + first_k / 4u, first_low + (term.rank + 3u) / 4u, lane);
-                stage_other(term, first_col, first_k, power_of_other, lane);
+                stage_x(first_row, first_product + first_k / 4u, first_product + (term.rank + 3u) / 4u, lane);
+                stage_factor(term, first_col, first_k, power_of_factor, lane);
             }
             workgroupBarrier();
             for (var k = 0u; k < DEPTH; k += SIDE) {

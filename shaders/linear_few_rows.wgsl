@@ -1,4 +1,4 @@
-// y = x W^T (+ low other^T) (+ bias) for a few rows on software adapters: each lane owns one output of all ROWS rows and walks its
+// y = x W^T (+ product factor^T) (+ bias) for a few rows on software adapters: each lane owns one output of all ROWS rows and walks its
 // row of the packed weight; the rows' values are loaded at addresses that all lanes share.
 
 @compute @workgroup_size(WG_SIZE)
@@ -9,7 +9,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     // Rows beyond the last repeat it: their results are dropped.
 #for i in 0..ROWS
     let x$i = min($iu, params.rows - 1u) * params.x_ld4;
-    let low$i = min($iu, params.rows - 1u) * params.low_ld4;
+    let product$i = min($iu, params.rows - 1u) * params.product_ld4;
     var acc$i = vec4<f32>();
     var sum$i = 0.0;
 #end
@@ -31,9 +31,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     let out = params.first + col;
     for (var j = 0u; j < params.rank; j++) {
-        let b = params.scale * other[out * params.rank + j];
+        let b = params.scale * factor[out * params.rank + j];
 #for i in 0..ROWS
-        sum$i += low[low$i + j / 4u][j % 4u] * b;
+        sum$i += product[product$i + j / 4u][j % 4u] * b;
 #end
     }
     var shift = 0.0;

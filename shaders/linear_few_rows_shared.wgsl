@@ -1,4 +1,4 @@
-// y = x W^T (+ low other^T) (+ bias) for a few rows on GPUs: a workgroup makes four outputs of all ROWS rows. Its lanes walk along the
+// y = x W^T (+ product factor^T) (+ bias) for a few rows on GPUs: a workgroup makes four outputs of all ROWS rows. Its lanes walk along the
 // four rows of the packed weight side by side, so that neighbors read neighbors' words, and add up in a fixed order.
 
 // Sums of a lane over what it read, for the four outputs of each row.
@@ -11,7 +11,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     // Columns and rows beyond the last repeat it: their results are dropped.
 #for c in 0..4
     let col$c = min(first_col + $cu, params.cols - 1u);
-    let other$c = (params.first + col$c) * params.rank;
+    let factor$c = (params.first + col$c) * params.rank;
 #end
 #for i in 0..ROWS
     let row$i = min($iu, params.rows - 1u);
@@ -22,14 +22,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let w$c = weight4(col$c, k, params.in_features);
 #end
 #for i in 0..ROWS
-        let x$i = keep(x[row$i * params.x_ld4 + k / 4u], k, params.in_features);
+        let x$i = mask_tail(x[row$i * params.x_ld4 + k / 4u], k, params.in_features);
         acc$i += vec4(dot(x$i, w0), dot(x$i, w1), dot(x$i, w2), dot(x$i, w3));
 #end
     }
     for (var j = lane; j < params.rank; j += WG_SIZE) {
-        let b = params.scale * vec4(other[other0 + j], other[other1 + j], other[other2 + j], other[other3 + j]);
+        let b = params.scale * vec4(factor[factor0 + j], factor[factor1 + j], factor[factor2 + j], factor[factor3 + j]);
 #for i in 0..ROWS
-        acc$i += low[row$i * params.low_ld4 + j / 4u][j % 4u] * b;
+        acc$i += product[row$i * params.product_ld4 + j / 4u][j % 4u] * b;
 #end
     }
 #for i in 0..ROWS

@@ -1,9 +1,9 @@
 // The largest magnitudes of a weight and of a LoRA factor, as one partial maximum of each per workgroup: bits of an f32 without
 // its sign, the weight's from maxima[0] on, the factor's from maxima[PARTIALS].
 
-struct Params { elements: u32, others: u32 }
+struct Params { elements: u32, factors: u32 }
 
-@group(0) @binding(0) var<storage, read> other: array<f32>;
+@group(0) @binding(0) var<storage, read> factor: array<f32>;
 @group(0) @binding(4) var<storage, read_write> maxima: array<u32>;
 
 @group(1) @binding(0) var<uniform> params: Params;
@@ -26,14 +26,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         of_weight = max(of_weight, magnitude(vec4<f32>(load_float(i))));
     }
 #end
-    var of_other = 0u;
-    for (var i = first; i < params.others; i += step) {
-        of_other = max(of_other, magnitude(vec4<f32>(other[i])));
+    var of_factor = 0u;
+    for (var i = first; i < params.factors; i += step) {
+        of_factor = max(of_factor, magnitude(vec4<f32>(factor[i])));
     }
     of_weight = workgroup_max_bits(of_weight, lane);
-    of_other = workgroup_max_bits(of_other, lane);
+    of_factor = workgroup_max_bits(of_factor, lane);
     if lane == 0u {
         maxima[group.x] = of_weight;
-        maxima[PARTIALS + group.x] = of_other;
+        maxima[PARTIALS + group.x] = of_factor;
     }
 }

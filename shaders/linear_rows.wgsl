@@ -1,16 +1,16 @@
-// y = x P (+ low P') (+ bias) for software adapters: no workgroup memory and no barrier. Each lane owns four columns of ROWS rows;
+// y = x P (+ product P') (+ bias) for software adapters: no workgroup memory and no barrier. Each lane owns four columns of ROWS rows;
 // the rows' values are loaded at addresses that all lanes share, the panel's strip at consecutive ones. Neighboring workgroups take
 // neighboring rows of the same strip, which then stays in the cache.
 
 struct Params {
     rows: u32, cols: u32, depth: u32, rank: u32,
     x_ld4: u32, x_col4: u32, y_ld4: u32, y_col4: u32,
-    low_ld4: u32, bias_first: u32,
+    product_ld4: u32, bias_first: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> panel: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> product: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var k = 0u; k < params.rank; k++) {
         let p = panel[strip + (params.depth + k) * WG_SIZE];
 #for i in 0..ROWS
-        acc$i += low[min(first + $iu, params.rows - 1u) * params.low_ld4 + k / 4u][k % 4u] * p;
+        acc$i += product[min(first + $iu, params.rows - 1u) * params.product_ld4 + k / 4u][k % 4u] * p;
 #end
     }
     var shift = vec4<f32>();

@@ -1,12 +1,12 @@
-// y = sum of x B + low C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
+// y = sum of x B + product C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed rows.
-// `low` and C are the LoRA term, contracted by further turns of the same loop. Every output is one sum in the order of k, whatever
+// `product` and C are the LoRA term, contracted by further turns of the same loop. Every output is one sum in the order of k, whatever
 // the sizes of the tile: all of them give the same bits. Input gradients of layers that read the same input are one sum too, of TERMS
 // such products at most.
 
 struct Term {
     depth: u32, x_first4: u32, x_ld4: u32,
-    rank: u32, low_first4: u32, low_ld4: u32, other_first: u32, scale: f32,
+    rank: u32, product_first4: u32, product_ld4: u32, factor_first: u32, scale: f32,
     weight_first: u32, absmax_first: u32, nested_first: u32, padding: u32,
 }
 
@@ -18,8 +18,8 @@ struct Params {
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> low: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read> other: array<f32>;
+@group(0) @binding(5) var<storage, read> product: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> factor: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>;
 
 @group(1) @binding(0) var<uniform> params: Params;
@@ -64,12 +64,12 @@ fn load_x(term: Term, block: u32, first_row: u32, first_k: u32) {
     let quad = term.x_first4 + at / 4u;
 #for i in 0..4
     var v$i = vec4<f32>();
-    if row + $iu < params.rows && at < term.depth { v$i = keep(x[(row + $iu) * term.x_ld4 + quad], at, term.depth); }
+    if row + $iu < params.rows && at < term.depth { v$i = mask_tail(x[(row + $iu) * term.x_ld4 + quad], at, term.depth); }
 #end
     store_x(row4, k, v0, v1, v2, v3);
 }
 
-fn load_low(term: Term, block: u32, first_row: u32, first_k: u32) {
+fn load_product(term: Term, block: u32, first_row: u32, first_k: u32) {
     let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
     let k = block / X_FAST % DEPTH_4 * 4u;
     let row = first_row + row4 * 4u;
@@ -77,7 +77,7 @@ fn load_low(term: Term, block: u32, first_row: u32, first_k: u32) {
 #for i in 0..4
     var v$i = vec4<f32>();
     if row + $iu < params.rows && at < term.rank {
-        v$i = term.scale * keep(low[term.low_first4 + (row + $iu) * term.low_ld4 + at / 4u], at, term.rank);
+        v$i = term.scale * mask_tail(product[term.product_first4 + (row + $iu) * term.product_ld4 + at / 4u], at, term.rank);
     }
 #end
     store_x(row4, k, v0, v1, v2, v3);
@@ -170,19 +170,19 @@ fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
 #end
 
 #if FORWARD
-const OTHER_BLOCKS = COLS_4 * DEPTH_4;
+const FACTOR_BLOCKS = COLS_4 * DEPTH_4;
 
 fn lora_b(term: Term, col: u32, at: u32) -> vec4<f32> {
     var w = vec4<f32>();
     if col < params.cols {
-        let base = term.other_first + col * term.rank + at;
+        let base = term.factor_first + col * term.rank + at;
         let count = min(4u, max(term.rank, at) - at);
-        for (var i = 0u; i < count; i++) { w[i] = other[base + i]; }
+        for (var i = 0u; i < count; i++) { w[i] = factor[base + i]; }
     }
     return w;
 }
 
-fn load_other(term: Term, block: u32, first_col: u32, first_k: u32) {
+fn load_factor(term: Term, block: u32, first_col: u32, first_k: u32) {
     let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
     let k = block / W_FAST % DEPTH_4 * 4u;
     let col = first_col + col4 * 4u;
@@ -190,16 +190,16 @@ fn load_other(term: Term, block: u32, first_col: u32, first_k: u32) {
     store_w_turned(col4, k, lora_b(term, col, at), lora_b(term, col + 1u, at), lora_b(term, col + 2u, at), lora_b(term, col + 3u, at));
 }
 #else
-const OTHER_BLOCKS = COLS_4 * DEPTH;
+const FACTOR_BLOCKS = COLS_4 * DEPTH;
 
 // Of lora_A.
-fn load_other(term: Term, block: u32, first_col: u32, first_k: u32) {
+fn load_factor(term: Term, block: u32, first_col: u32, first_k: u32) {
     let n = first_k + block / COLS_4;
     let col = first_col + block % COLS_4 * 4u;
     var w = vec4<f32>();
     if n < term.rank {
         let count = min(4u, max(params.cols, col) - col);
-        for (var i = 0u; i < count; i++) { w[i] = other[term.other_first + n * params.cols + col + i]; }
+        for (var i = 0u; i < count; i++) { w[i] = factor[term.factor_first + n * params.cols + col + i]; }
     }
     w_tile[block] = w;
 }
@@ -247,8 +247,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
             } else {
                 let first_k = (turn - base_turns) * DEPTH;
-                for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_low(term, block, first_row, first_k); }
-                for (var block = lane; block < OTHER_BLOCKS; block += WG_SIZE) { load_other(term, block, first_col, first_k); }
+                for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_product(term, block, first_row, first_k); }
+                for (var block = lane; block < FACTOR_BLOCKS; block += WG_SIZE) { load_factor(term, block, first_col, first_k); }
             }
             workgroupBarrier();
             for (var k = 0u; k < DEPTH; k++) {

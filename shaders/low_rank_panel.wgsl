@@ -4,7 +4,7 @@
 struct Params { first: u32, cols: u32, rank: u32, depth: u32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read_write> panel: array<f32>;
-@group(0) @binding(1) var<storage, read> other: array<f32>;
+@group(0) @binding(1) var<storage, read> factor: array<f32>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -17,5 +17,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let col = index % params.cols;
     var at = j * params.cols + col;
     if FORWARD { at = (params.first + col) * params.rank + j; }
-    panel[panel_index(params.depth - params.rank + j, col, params.depth)] = params.scale * other[at];
+    panel[panel_index(params.depth - params.rank + j, col, params.depth)] = params.scale * factor[at];
 }

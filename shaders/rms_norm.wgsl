@@ -25,7 +25,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             v += delta[base + i];
             sum[base + i] = v;
         }
-        v = keep(v, i * 4u, cols);
+        v = mask_tail(v, i * 4u, cols);
         squares += dot(v, v);
     }
     let scale = inverseSqrt(workgroup_sum(squares, lane) / f32(cols) + params.eps);

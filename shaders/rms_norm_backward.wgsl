@@ -20,9 +20,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var squares = 0.0;
     var products = 0.0;
     for (var i = lane; i < quads; i += WG_SIZE) {
-        let v = keep(x[base + i], i * 4u, cols);
+        let v = mask_tail(x[base + i], i * 4u, cols);
         squares += dot(v, v);
-        products += dot(v, keep(dy[base + i] * gain[i], i * 4u, cols));
+        products += dot(v, mask_tail(dy[base + i] * gain[i], i * 4u, cols));
     }
     let mean_square = workgroup_sum(squares, lane) / f32(cols) + params.eps;
     let product = workgroup_sum(products, lane);

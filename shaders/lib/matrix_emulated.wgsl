@@ -16,7 +16,7 @@ var<private> own: u32;
 
 fn x_quad(at: u32) -> vec4<f32> { return vec4<f32>(unpack2x16float(x[at].x), unpack2x16float(x[at].y)); }
 
-fn halves(value: vec4<f32>) -> vec4<f32> { return rounded(value); }
+fn to_f16(value: vec4<f32>) -> vec4<f32> { return rounded(value); }
 
 fn load_a(at: u32) -> MatrixA { return MatrixA(at); }
 

@@ -10,7 +10,7 @@ var<workgroup> block: array<f32, BLOCK>;
 
 fn x_quad(at: u32) -> vec4<f16> { return x[at]; }
 
-fn halves(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value); }
+fn to_f16(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value); }
 
 fn load_a(at: u32) -> MatrixA { return coopLoadT<MatrixA>(&x_tile[at], X_STRIDE); }
 

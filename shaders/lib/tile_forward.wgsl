@@ -12,7 +12,7 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
 #end
 #end
 #end
-#for h in 0..HALVES
+#for h in 0..OCTET_HALVES
 #for c in 0..QUADS
 #for j in 0..WIDTH
 #if OCTETS
@@ -43,13 +43,13 @@ fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
     var tile: LowRankTile;
 #for c in 0..QUADS
 #for i in 0..WIDTH
-    let row$c_$i = (sides.other_first + min(col + $cu * 4u + $iu, sides.cols - 1u)) * sides.rank + j;
+    let row$c_$i = (sides.factor_first + min(col + $cu * 4u + $iu, sides.cols - 1u)) * sides.rank + j;
 #if WHOLE_RANK
-    let values$c_$i = other[row$c_$i / 4u];
+    let values$c_$i = factor[row$c_$i / 4u];
 #else
     let values$c_$i = vec4(
-        other[row$c_$i], other[row$c_$i + min(1u, sides.rank - 1u - j)],
-        other[row$c_$i + min(2u, sides.rank - 1u - j)], other[row$c_$i + min(3u, sides.rank - 1u - j)],
+        factor[row$c_$i], factor[row$c_$i + min(1u, sides.rank - 1u - j)],
+        factor[row$c_$i + min(2u, sides.rank - 1u - j)], factor[row$c_$i + min(3u, sides.rank - 1u - j)],
     );
 #end
 #end

@@ -55,7 +55,7 @@ fn low_rank_tile(j: u32, col: u32, sides: Sides) -> LowRankTile {
 #for q in 0..4
 #for c in 0..QUADS
     let at$q_$c = min(j + $qu, sides.rank - 1u) * sides.cols + min(col + $cu * 4u, sides.cols - WIDTH);
-    tile.w$q_$c = own_columns(other[at$q_$c / 4u], at$q_$c);
+    tile.w$q_$c = own_columns(factor[at$q_$c / 4u], at$q_$c);
 #end
 #end
     return tile;

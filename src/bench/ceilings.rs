@@ -1,7 +1,7 @@
 //! What the adapter can do at best.
 
+use super::kernels::{self, FmaVariant};
 use crate::gpu::{Capabilities, Category, Cooperative, Gpu, Harness, PreparedHarness};
-use crate::ops::ceiling::{self, FmaForm};
 use crate::{Error, Result};
 
 use serde::{Deserialize, Serialize};
@@ -37,8 +37,8 @@ pub(super) struct Probe {
 impl Probe {
     pub async fn new(gpu: &Gpu) -> Result<Self> {
         let mut best: Option<(f64, f64, PreparedHarness)> = None;
-        for form in FmaForm::ALL {
-            let (flops, mut fma) = fma(gpu, form).await?;
+        for variant in FmaVariant::ALL {
+            let (flops, mut fma) = fma(gpu, variant).await?;
             let gflops = flops / fma.seconds(gpu, REPETITIONS).await? / 1e9;
             if best.as_ref().is_none_or(|(so_far, ..)| gflops > *so_far) {
                 best = Some((gflops, flops, fma));
@@ -61,11 +61,11 @@ impl Probe {
     }
 
     /// Times them again; a ceiling is the best that was seen.
-    pub async fn again(&mut self, gpu: &Gpu) -> Result<()> {
-        let gflops = self.flops / self.fma.once(gpu).await? / 1e9;
-        let gb_per_s = self.moved / self.copy.once(gpu).await? / 1e9;
+    pub async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
+        let gflops = self.flops / self.fma.measure(gpu).await? / 1e9;
+        let gb_per_s = self.moved / self.copy.measure(gpu).await? / 1e9;
         if let Some((products, flops)) = &mut self.matrices {
-            let gflops = *flops / products.once(gpu).await? / 1e9;
+            let gflops = *flops / products.measure(gpu).await? / 1e9;
             self.ceilings.matrix_gflops = self.ceilings.matrix_gflops.map(|best| best.max(gflops));
         }
         self.ceilings.fma_gflops = self.ceilings.fma_gflops.max(gflops);
@@ -75,25 +75,25 @@ impl Probe {
 }
 
 /// Invocations, and turns of each: of the first as many as fill the adapter and as one dispatch holds.
-fn chains(capabilities: &Capabilities, form: FmaForm) -> (u32, u32) {
+fn chains(capabilities: &Capabilities, variant: FmaVariant) -> (u32, u32) {
     let wanted = if capabilities.cpu { 4096 } else { 1 << 20 };
-    let held = u64::from(capabilities.max_workgroups) * u64::from(form.wg_size) / 256 * 256;
+    let held = u64::from(capabilities.max_workgroups) * u64::from(variant.wg_size) / 256 * 256;
     (wanted.min(u32::try_from(held).unwrap_or(u32::MAX)), 1024)
 }
 
-async fn fma(gpu: &Gpu, form: FmaForm) -> Result<(f64, PreparedHarness)> {
-    let (invocations, turns) = chains(&gpu.capabilities, form);
+async fn fma(gpu: &Gpu, variant: FmaVariant) -> Result<(f64, PreparedHarness)> {
+    let (invocations, turns) = chains(&gpu.capabilities, variant);
     let mut harness = Harness::new(gpu);
     let y = harness.plan.alloc(Category::Workspace, "sums", 16 * u64::from(invocations));
-    let flops = ceiling::fma(&mut harness.rec, form, invocations, turns, 0.999, 0.001, y);
+    let flops = kernels::fma(&mut harness.rec, variant, invocations, turns, 0.999, 0.001, y);
     Ok((flops, harness.ready(gpu).await?))
 }
 
 async fn products(gpu: &Gpu, cooperative: Cooperative) -> Result<(f64, PreparedHarness)> {
     let groups = if gpu.capabilities.cpu { 64 } else { 4096 };
     let mut harness = Harness::new(gpu);
-    let y = harness.plan.alloc(Category::Workspace, "sums", 4 * ceiling::matrix_sums(cooperative, groups));
-    let flops = ceiling::matrices(&mut harness.rec, cooperative, groups, 1024, 0.03, y);
+    let y = harness.plan.alloc(Category::Workspace, "sums", 4 * kernels::matrix_sums(cooperative, groups));
+    let flops = kernels::matrices(&mut harness.rec, cooperative, groups, 1024, 0.03, y);
     Ok((flops, harness.ready(gpu).await?))
 }
 
@@ -101,7 +101,7 @@ async fn copy(gpu: &Gpu) -> Result<(f64, PreparedHarness)> {
     let mut harness = Harness::new(gpu);
     let bytes = (64u64 << 20).min(gpu.capabilities.max_binding_bytes);
     let [x, y] = ["source", "target"].map(|label| harness.plan.alloc(Category::Workspace, label, bytes));
-    let moved = ceiling::copy(&mut harness.rec, x, y);
+    let moved = kernels::copy(&mut harness.rec, x, y);
     Ok((moved, harness.ready(gpu).await?))
 }
 
@@ -110,10 +110,10 @@ async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
     let mut harness = Harness::new(gpu);
     let small = ["x", "y"].map(|label| harness.plan.alloc(Category::Workspace, label, 256));
     for _ in 0..DISPATCHES {
-        ceiling::copy(&mut harness.rec, small[0], small[1]);
+        kernels::copy(&mut harness.rec, small[0], small[1]);
     }
     // By the host's clock: what a dispatch costs beside its own work is the question.
-    Ok(harness.ready(gpu).await?.by_clock(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
+    Ok(harness.ready(gpu).await?.wall_time(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
 }
 
 #[cfg(test)]
@@ -122,11 +122,11 @@ mod tests {
 
     #[test]
     fn every_form_fits_one_dispatch() {
-        for (cpu, form) in [false, true].into_iter().flat_map(|cpu| FmaForm::ALL.map(|form| (cpu, form))) {
+        for (cpu, variant) in [false, true].into_iter().flat_map(|cpu| FmaVariant::ALL.map(|variant| (cpu, variant))) {
             let capabilities = Capabilities { cpu, ..Capabilities::BASELINE };
-            let (invocations, _) = chains(&capabilities, form);
-            assert!(invocations.is_multiple_of(256) && invocations >= 4096, "{form:?}: {invocations}");
-            assert!(invocations / form.wg_size <= capabilities.max_workgroups, "{form:?}: {invocations}");
+            let (invocations, _) = chains(&capabilities, variant);
+            assert!(invocations.is_multiple_of(256) && invocations >= 4096, "{variant:?}: {invocations}");
+            assert!(invocations / variant.wg_size <= capabilities.max_workgroups, "{variant:?}: {invocations}");
         }
     }
 }

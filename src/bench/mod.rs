@@ -3,6 +3,7 @@
 
 mod ceilings;
 mod figures;
+mod kernels;
 mod lengths;
 mod operations;
 mod report;
@@ -14,6 +15,7 @@ use crate::train::settings::RunSettings;
 
 pub use ceilings::Ceilings;
 pub use figures::{Figure, Peer, figures};
+pub use kernels::kernels;
 pub use lengths::LengthResult;
 pub use operations::OperationResult;
 pub use report::Report;
@@ -47,7 +49,7 @@ pub async fn run(
         progress(&format!("training steps of {} {}", shape.name, shape.batch()));
         let step;
         (step, device) = steps::measure(device, shape, settings).await?;
-        probe.again(&device).await?;
+        probe.refresh(&device).await?;
         trained.push(step);
     }
     let ceilings = probe.ceilings;

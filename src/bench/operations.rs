@@ -72,8 +72,8 @@ impl Case {
         let mut measured = harness.ready(gpu).await?;
         let mut seconds = f64::INFINITY;
         for _ in 0..REPETITIONS {
-            seconds = seconds.min(measured.once(gpu).await?);
-            probe.again(gpu).await?;
+            seconds = seconds.min(measured.measure(gpu).await?);
+            probe.refresh(gpu).await?;
         }
         Ok(MeasuredCase { case: self, kernel, amount, seconds })
     }
@@ -177,12 +177,14 @@ fn attention_case(rows: u32, pass: Pass) -> Case {
         let product = f64::from(rows) * f64::from(rows) * f64::from(width);
         let mut flops = 0.0;
         let rec = &mut harness.rec;
+        let operands = attention::Operands { shape, scale: 0.125, q, k, v, key_ranges: keys, out, lse };
         if pass != Pass::Backward {
-            attention::forward(rec, shape, 0.125, q, k, v, keys, out, lse);
+            attention::forward(rec, &operands);
             flops += 2.0 * product;
         }
         if pass != Pass::Forward {
-            attention::backward(rec, shape, 0.125, q, k, v, keys, queries, out, lse, dout, scratch, dq, dk, dv);
+            let gradients = attention::Gradients { query_ranges: queries, dout, scratch, dq, dk, dv };
+            attention::backward(rec, &operands, &gradients);
             flops += 5.0 * product;
         }
         Amount::Flops(flops)

@@ -11,7 +11,7 @@ use super::memory::{Category, Matrix, MemoryPlan, View};
 pub type Lifetime = RangeInclusive<u8>;
 
 #[derive(Clone, Debug)]
-struct Place {
+struct SharedBuffer {
     view: View,
     taken: Vec<Lifetime>,
 }
@@ -20,31 +20,31 @@ struct Place {
 #[derive(Clone, Debug)]
 pub struct Arena {
     category: Category,
-    places: Vec<Place>,
+    buffers: Vec<SharedBuffer>,
 }
 
 impl Arena {
     pub fn new(category: Category) -> Self {
-        Self { category, places: Vec::new() }
+        Self { category, buffers: Vec::new() }
     }
 
     /// A place of `bytes` whose contents are kept through `lifetimes`, and are anything at their beginning. Asking for
     /// the largest first keeps the sum small.
     pub fn alloc(&mut self, plan: &mut MemoryPlan, label: &str, bytes: u64, lifetimes: &[Lifetime]) -> View {
-        let free = |place: &&mut Place| place.taken.iter().all(|a| lifetimes.iter().all(|b| !meet(a, b)));
+        let free = |shared: &&mut SharedBuffer| shared.taken.iter().all(|a| lifetimes.iter().all(|b| !meet(a, b)));
         // A place that grows takes fewer new bytes than one made anew; of those alike, the tightest.
-        let cost = |place: &&mut Place| {
-            let size = plan.bytes(place.view);
+        let cost = |shared: &&mut SharedBuffer| {
+            let size = plan.bytes(shared.view);
             (bytes.saturating_sub(size), size)
         };
-        let view = match self.places.iter_mut().filter(free).min_by_key(cost) {
-            Some(place) => {
-                place.taken.extend_from_slice(lifetimes);
-                plan.grow(place.view, label, bytes)
+        let view = match self.buffers.iter_mut().filter(free).min_by_key(cost) {
+            Some(shared) => {
+                shared.taken.extend_from_slice(lifetimes);
+                plan.grow(shared.view, label, bytes)
             }
             None => {
                 let view = plan.alloc(self.category, label, bytes);
-                self.places.push(Place { view, taken: lifetimes.to_vec() });
+                self.buffers.push(SharedBuffer { view, taken: lifetimes.to_vec() });
                 view
             }
         };

@@ -72,7 +72,7 @@ impl PreparedHarness {
     ///
     /// # Errors
     /// A failing device.
-    pub async fn once(&mut self, gpu: &Gpu) -> Result<f64, GpuError> {
+    pub async fn measure(&mut self, gpu: &Gpu) -> Result<f64, GpuError> {
         if gpu.adapter.timestamps && !gpu.capabilities.cpu {
             let mut profile = Profile::default();
             for _ in 0..self.times {
@@ -91,7 +91,7 @@ impl PreparedHarness {
     pub async fn seconds(&mut self, gpu: &Gpu, repetitions: usize) -> Result<f64, GpuError> {
         let mut shortest = f64::INFINITY;
         for _ in 0..repetitions {
-            shortest = shortest.min(self.once(gpu).await?);
+            shortest = shortest.min(self.measure(gpu).await?);
         }
         Ok(shortest)
     }
@@ -100,7 +100,7 @@ impl PreparedHarness {
     ///
     /// # Errors
     /// A failing device.
-    pub async fn by_clock(&mut self, gpu: &Gpu, repetitions: usize) -> Result<f64, GpuError> {
+    pub async fn wall_time(&mut self, gpu: &Gpu, repetitions: usize) -> Result<f64, GpuError> {
         let mut shortest = f64::INFINITY;
         for _ in 0..repetitions {
             shortest = shortest.min(gpu.time(&self.list, &mut self.buffers, 1).await?);

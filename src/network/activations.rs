@@ -8,7 +8,7 @@ use crate::model::config::{ModelConfig, Projection};
 use crate::network::adapter::DeviceAdapter;
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
-use crate::ops::linear;
+use crate::ops::linear::{self, WorkspaceQuery};
 use crate::ops::lora_gradient;
 use crate::ops::weight::Weight;
 
@@ -438,21 +438,25 @@ pub fn scratch_bytes(
     capabilities: &Capabilities,
 ) -> (u64, u64) {
     let rank = adapters.iter().map(DeviceAdapter::largest_rank).max().unwrap_or(0);
-    let of =
-        |w: &Weight, rank, rows| linear::Use { out_features: w.panels[0].rows, in_features: w.in_features, rank, rows };
+    let of = |w: &Weight, rank, rows| WorkspaceQuery {
+        out_features: w.panels[0].rows,
+        in_features: w.in_features,
+        rank,
+        rows,
+    };
     let vocabulary = [network.head(), &network.embedding];
     let of_base = |w| of(w, rank, if vocabulary.iter().any(|v| std::ptr::eq(*v, w)) { head_rows } else { rows });
-    let uses = network.weights().map(|(_, w)| of_base(w));
+    let queries = network.weights().map(|(_, w)| of_base(w));
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
-    let factor_uses = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
+    let factor_queries = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
     let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
     // Rows in f16 are those of all layers that read one input.
     let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
-        let attention = linear::together(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
-        let feed_forward = linear::together(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));
+        let attention = WorkspaceQuery::grouped(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
+        let feed_forward = WorkspaceQuery::grouped(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));
         [attention, feed_forward]
     });
-    let panel = linear::panel_bytes(capabilities, uses.chain(factor_uses).chain(sums));
+    let panel = linear::panel_bytes(capabilities, queries.chain(factor_queries).chain(sums));
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
         .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))

@@ -5,7 +5,7 @@ use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
 use crate::lora::adapter_file::{self, AdapterTensors};
 use crate::lora::targets::LoraModule;
 use crate::model::config::{ModelConfig, Projection};
-use crate::ops::moments::{HostMoment, MomentStorage, Moments};
+use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::weight::{Panel, Weight};
 use crate::quant::format::{Float, Storage};
 

@@ -10,7 +10,7 @@ use crate::gpu::{Matrix, Recorder, View};
 use crate::model::config::Projection;
 use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
-use crate::ops::linear::{self, Branch, LowRank};
+use crate::ops::linear::{self, GradientTerm, LowRank};
 use crate::ops::{
     bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, rms_norm, rope, weight_gradient,
 };
@@ -20,6 +20,29 @@ use crate::ops::{
 pub struct Dropout {
     pub p: f32,
     pub seed: View,
+}
+
+impl Dropout {
+    fn mask(self, module: &DeviceModule) -> dropout::Mask {
+        dropout::Mask { site: module.site, p: self.p, seed: self.seed }
+    }
+}
+
+/// A projection seen from the gradient of its output.
+#[derive(Clone, Copy)]
+struct ProjectionGradient {
+    projection: Projection,
+    dy: Matrix,
+    /// `dy B`, `[rows, rank]`, where the projection is adapted.
+    dyb: Option<Matrix>,
+}
+
+/// The operands of one layer's backward pass.
+#[derive(Clone, Copy)]
+struct LayerBackward<'a> {
+    index: usize,
+    acts: &'a LayerActivations,
+    ws: &'a BackwardWorkspace,
 }
 
 /// Keys and values of past positions, per layer `[max_positions, kv width]`.
@@ -154,8 +177,21 @@ impl Pass<'_> {
                 cached
             }
         };
-        let (scale, ranges) = (self.attention_scale(), self.ranges(index).keys);
-        attention::forward(rec, shape, scale, acts.q, keys, values, ranges, acts.attention, acts.lse);
+        attention::forward(rec, &attention::Operands { k: keys, v: values, ..self.attention(index, acts) });
+    }
+
+    /// The operands of a layer's attention over the pass's own keys and values.
+    fn attention(&self, index: usize, acts: &LayerActivations) -> attention::Operands {
+        attention::Operands {
+            shape: self.shape(),
+            scale: self.attention_scale(),
+            q: acts.q,
+            k: acts.k,
+            v: acts.v,
+            key_ranges: self.ranges(index).keys,
+            out: acts.attention,
+            lse: acts.lse,
+        }
     }
 
     /// `y = x W^T + b + s dropout(x) A^T B^T`; `x A^T` stays in the layer's activations.
@@ -183,17 +219,17 @@ impl Pass<'_> {
         acts: &LayerActivations,
     ) -> Option<LowRank> {
         let module = self.module(layer, projection)?;
-        let low = low_columns(acts.low[projection as usize], module);
+        let product = low_columns(acts.low[projection as usize], module);
         let x = self.dropped(rec, module, x);
-        linear::forward(rec, x, &module.a_weight, None, low, false);
-        Some(LowRank { low, other: module.b.values, scale: module.scale })
+        linear::forward(rec, x, &module.a_weight, None, product, false);
+        Some(LowRank { product, factor: module.b.values, scale: module.scale })
     }
 
     /// The input of A: x itself, or x with dropout applied in the workspace.
     fn dropped(&self, rec: &mut Recorder, module: &DeviceModule, x: Matrix) -> Matrix {
         let Some((dropout, workspace)) = self.dropout.zip(self.activations.workspace.dropped) else { return x };
         let dropped = columns(workspace.top(self.rows), x.cols);
-        dropout::forward(rec, x, dropped, module.site, dropout.p, dropout.seed);
+        dropout::forward(rec, x, dropped, dropout.mask(module));
         dropped
     }
 
@@ -220,7 +256,8 @@ impl Pass<'_> {
                 let act = self.activations.workspace.act.top(self.rows);
                 self.low_rank(rec, layer, Projection::Down, act, &acts);
             }
-            self.layer_backward(rec, layer, &acts, &ws, layer == lowest && self.trained.is_none());
+            let lowest = layer == lowest && self.trained.is_none();
+            self.layer_backward(rec, LayerBackward { index: layer, acts: &acts, ws: &ws }, lowest);
         }
         if let Some(trained) = self.trained {
             let (tokens, panels) = (self.inputs.tokens, &self.network.embedding.panels);
@@ -230,14 +267,8 @@ impl Pass<'_> {
 
     /// From the gradient of the layer's output in `d_hidden` to that of its input, in place. The lowest trained layer
     /// stops where nothing below needs a gradient.
-    fn layer_backward(
-        &self,
-        rec: &mut Recorder,
-        index: usize,
-        acts: &LayerActivations,
-        ws: &BackwardWorkspace,
-        lowest: bool,
-    ) {
+    fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
+        let LayerBackward { index, acts, ws } = pass;
         use Projection::{Down, Gate, K, O, Q, Up, V};
         let layer = &self.network.layers[index];
         let trained = |projections: &[Projection]| {
@@ -247,17 +278,17 @@ impl Pass<'_> {
         let [norm, act] = [workspace.norm, workspace.act].map(|m| m.top(self.rows));
 
         // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
-        let low = self.low_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
-        self.input_gradient(rec, index, [(Down, ws.d_hidden, low)], act);
+        let down = self.projection_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
+        self.input_gradient(rec, index, &[down], act);
         glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);
-        self.parameter_gradients(rec, index, Down, act, ws.d_hidden, acts, low);
+        self.parameter_gradients(rec, pass, act, down);
         if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
             return;
         }
         if trained(&[Gate, Up]) {
             rms_norm::forward(rec, acts.middle, layer.post_attention_norm, self.eps(), norm);
         }
-        self.branches_backward(rec, index, [(Gate, acts.gate), (Up, acts.up)], norm, acts, ws, Some(ws.d_norm));
+        self.projections_backward(rec, pass, [(Gate, acts.gate), (Up, acts.up)], norm, Some(ws.d_norm));
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
@@ -265,18 +296,18 @@ impl Pass<'_> {
         rms_norm::backward(rec, acts.middle, layer.post_attention_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
 
         // Attention.
-        let low = self.low_gradient(rec, index, O, ws.d_hidden, ws.low[0]);
-        self.input_gradient(rec, index, [(O, ws.d_hidden, low)], ws.d_attention);
-        self.parameter_gradients(rec, index, O, acts.attention, ws.d_hidden, acts, low);
+        let out = self.projection_gradient(rec, index, O, ws.d_hidden, ws.low[0]);
+        self.input_gradient(rec, index, &[out], ws.d_attention);
+        self.parameter_gradients(rec, pass, acts.attention, out);
         if lowest && !trained(&[Q, K, V]) {
             return;
         }
-        let [d_q, d_k] = self.attention_backward(rec, index, acts, ws);
+        let [d_q, d_k] = self.attention_backward(rec, pass);
         if trained(&[Q, K, V]) {
             rms_norm::forward(rec, self.hidden(index), layer.input_norm, self.eps(), norm);
         }
         let d_norm = (!lowest).then_some(ws.d_norm);
-        self.branches_backward(rec, index, [(Q, d_q), (K, d_k), (V, ws.d_v)], norm, acts, ws, d_norm);
+        self.projections_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], norm, d_norm);
         if !lowest {
             self.gain_gradient(rec, self.hidden(index), layer.input_norm, ws.d_norm);
             rms_norm::backward(rec, self.hidden(index), layer.input_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
@@ -284,31 +315,18 @@ impl Pass<'_> {
     }
 
     /// Gradients of the projections' outputs for queries and keys; that of values lies in `d_v`.
-    fn attention_backward(
-        &self,
-        rec: &mut Recorder,
-        index: usize,
-        acts: &LayerActivations,
-        ws: &BackwardWorkspace,
-    ) -> [Matrix; 2] {
-        let (shape, ranges) = (self.shape(), self.ranges(index));
-        attention::backward(
-            rec,
-            shape,
-            self.attention_scale(),
-            acts.q,
-            acts.k,
-            acts.v,
-            ranges.keys,
-            ranges.queries,
-            acts.attention,
-            acts.lse,
-            ws.d_attention,
-            ws.attention_scratch,
-            ws.d_q,
-            ws.d_k,
-            ws.d_v,
-        );
+    fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward) -> [Matrix; 2] {
+        let LayerBackward { index, acts, ws } = pass;
+        let shape = self.shape();
+        let gradients = attention::Gradients {
+            query_ranges: self.ranges(index).queries,
+            dout: ws.d_attention,
+            scratch: ws.attention_scratch,
+            dq: ws.d_q,
+            dk: ws.d_k,
+            dv: ws.d_v,
+        };
+        attention::backward(rec, &self.attention(index, acts), &gradients);
         for (dx, heads) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)] {
             rope::backward(rec, dx, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
         }
@@ -324,71 +342,65 @@ impl Pass<'_> {
         d_raw
     }
 
-    /// The backward pass of projections that read the same input x, from their outputs' gradients: that of x, where it is wanted,
-    /// and those of what is trained.
-    #[allow(clippy::too_many_arguments)]
-    fn branches_backward<const N: usize>(
+    /// The backward pass of projections that read the same input x, from their outputs' gradients: `dx`, where it is wanted, and
+    /// the gradients of what is trained.
+    fn projections_backward<const N: usize>(
         &self,
         rec: &mut Recorder,
-        layer: usize,
-        branches: [(Projection, Matrix); N],
+        pass: LayerBackward,
+        outputs: [(Projection, Matrix); N],
         x: Matrix,
-        acts: &LayerActivations,
-        ws: &BackwardWorkspace,
         dx: Option<Matrix>,
     ) {
-        let branches: [_; N] = std::array::from_fn(|i| {
-            let (projection, dy) = branches[i];
-            (projection, dy, self.low_gradient(rec, layer, projection, dy, ws.low[i]))
+        let gradients: [_; N] = std::array::from_fn(|i| {
+            let (projection, dy) = outputs[i];
+            self.projection_gradient(rec, pass.index, projection, dy, pass.ws.low[i])
         });
         if let Some(dx) = dx {
-            self.input_gradient(rec, layer, branches, dx);
+            self.input_gradient(rec, pass.index, &gradients, dx);
         }
-        for (projection, dy, low) in branches {
-            self.parameter_gradients(rec, layer, projection, x, dy, acts, low);
+        for gradient in gradients {
+            self.parameter_gradients(rec, pass, x, gradient);
         }
     }
 
-    /// `dy B`, `[rows, rank]`, where the projection is adapted.
-    fn low_gradient(
+    /// Computes `dy B` into `place`, where the projection is adapted.
+    fn projection_gradient(
         &self,
         rec: &mut Recorder,
         layer: usize,
         projection: Projection,
         dy: Matrix,
         place: Matrix,
-    ) -> Option<Matrix> {
-        let module = self.module(layer, projection)?;
-        let low = low_columns(Some(place), module);
-        linear::input_gradient(rec, dy, &module.b_weight, None, low, false);
-        Some(low)
+    ) -> ProjectionGradient {
+        let dyb = self.module(layer, projection).map(|module| {
+            let dyb = low_columns(Some(place), module);
+            linear::input_gradient(rec, dy, &module.b_weight, None, dyb, false);
+            dyb
+        });
+        ProjectionGradient { projection, dy, dyb }
     }
 
     /// The gradient of an input from those of its projections' outputs, `dx = sum of dy W + s dropout(dy B A)`.
-    fn input_gradient<const N: usize>(
-        &self,
-        rec: &mut Recorder,
-        layer: usize,
-        branches: [(Projection, Matrix, Option<Matrix>); N],
-        dx: Matrix,
-    ) {
+    fn input_gradient(&self, rec: &mut Recorder, layer: usize, gradients: &[ProjectionGradient], dx: Matrix) {
         let dropout = self.dropout.zip(self.activations.workspace.dropped);
-        let adapted = branches.map(|(projection, _, low)| self.module(layer, projection).zip(low));
-        let terms: [Branch; N] = std::array::from_fn(|i| {
-            let (projection, dy, _) = branches[i];
-            let low = adapted[i].filter(|_| dropout.is_none());
-            Branch {
-                dy,
-                weight: self.network.layers[layer].projection(projection),
-                low: low.map(|(module, low)| LowRank { low, other: module.a.values, scale: module.scale }),
-            }
-        });
+        let adapted = |gradient: &ProjectionGradient| self.module(layer, gradient.projection).zip(gradient.dyb);
+        let term = |gradient: &ProjectionGradient| GradientTerm {
+            dy: gradient.dy,
+            weight: self.network.layers[layer].projection(gradient.projection),
+            low_rank: adapted(gradient).filter(|_| dropout.is_none()).map(|(module, dyb)| LowRank {
+                product: dyb,
+                factor: module.a.values,
+                scale: module.scale,
+            }),
+        };
+        let terms: Vec<_> = gradients.iter().map(term).collect();
         linear::sum_of_input_gradients(rec, &terms, dx);
         let Some((dropout, workspace)) = dropout else { return };
         let term = columns(workspace.top(self.rows), dx.cols);
-        for (module, low) in adapted.into_iter().flatten() {
-            linear::input_gradient(rec, low, &module.a_weight, None, term, false);
-            dropout::backward_add(rec, term, dx, module.site, dropout.p, dropout.seed, module.scale);
+        for (module, dyb) in gradients.iter().filter_map(adapted) {
+            linear::input_gradient(rec, dyb, &module.a_weight, None, term, false);
+            dropout::backward_add(rec, term, dx, dropout.mask(module), module.scale);
         }
     }
 
@@ -400,25 +412,21 @@ impl Pass<'_> {
     }
 
     /// `dA += s (dy B)^T x`, `dB += s dy^T (x A^T)`; of a trained base `dW += dy^T x` and the sums of dy.
-    #[allow(clippy::too_many_arguments)]
     fn parameter_gradients(
         &self,
         rec: &mut Recorder,
-        layer: usize,
-        projection: Projection,
+        LayerBackward { index, acts, .. }: LayerBackward,
         x: Matrix,
-        dy: Matrix,
-        acts: &LayerActivations,
-        low: Option<Matrix>,
+        ProjectionGradient { projection, dy, dyb }: ProjectionGradient,
     ) {
         if let Some(trained) = self.trained {
-            let weight = self.network.layers[layer].projection(projection);
+            let weight = self.network.layers[index].projection(projection);
             weight_gradient::add(rec, dy, x, weight, |data| trained.gradient(data));
             if let Some(bias) = weight.bias {
                 column_gradient::bias(rec, dy, trained.gradient(bias));
             }
         }
-        let Some((module, dyb)) = self.module(layer, projection).zip(low) else { return };
+        let Some((module, dyb)) = self.module(index, projection).zip(dyb) else { return };
         let x = self.dropped(rec, module, x);
         let xa = low_columns(acts.low[projection as usize], module);
         if let (Some(da), Some(db)) = (module.a.gradient, module.b.gradient) {

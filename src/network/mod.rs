@@ -5,5 +5,6 @@ pub mod adapter;
 pub mod base;
 pub mod decoder;
 pub mod load;
+pub mod moments;
 pub mod quantized_cache;
 pub mod trained;

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use super::base::Network;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
 use crate::model::tensors::{EMBEDDING, NamedTensor};
+use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::column_gradient;
-use crate::ops::moments::{HostMoment, MomentStorage, Moments};
 
 /// A range of parameters within one binding, and what belongs to it.
 #[derive(Clone, Copy, Debug)]

@@ -52,8 +52,19 @@ pub fn keep(seed: u32, site: u32, index: u32, p: f32) -> bool {
     draw(seed, site, index) >= threshold(p)
 }
 
-#[allow(clippy::too_many_arguments)]
-fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed: View, factor: f32, add: bool) {
+/// What a mask is drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Mask {
+    /// The place in the network.
+    pub site: u32,
+    /// The probability that an element is dropped, in `[0, 1)`.
+    pub p: f32,
+    /// One u32 on the device, the seed of the step.
+    pub seed: View,
+}
+
+fn record(rec: &mut Recorder, x: Matrix, y: Matrix, mask: Mask, factor: f32, add: bool) {
+    let Mask { site, p, seed } = mask;
     elementwise::assert_alike(&[x, y]);
     assert!((0.0..1.0).contains(&p), "dropout with probability {p}");
     let params = Params {
@@ -65,17 +76,17 @@ fn record(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed
         scale: (f64::from(factor) / (1.0 - f64::from(p))) as f32,
     };
     let groups = elementwise::workgroups(rec, x);
-    rec.dispatch("dropout", kernel(add), &[x.view, step_seed, y.view], &params, groups, 4 * elementwise::elements(x));
+    rec.dispatch("dropout", kernel(add), &[x.view, seed, y.view], &params, groups, 4 * elementwise::elements(x));
 }
 
-/// `y = mask * x / (1 - p)`; x and y are `[rows, cols]`, `p` in `[0, 1)`, `step_seed` one u32 on the device.
-pub fn forward(rec: &mut Recorder, x: Matrix, y: Matrix, site: u32, p: f32, step_seed: View) {
-    record(rec, x, y, site, p, step_seed, 1.0, false);
+/// `y = mask * x / (1 - p)`; x and y are `[rows, cols]`.
+pub fn forward(rec: &mut Recorder, x: Matrix, y: Matrix, mask: Mask) {
+    record(rec, x, y, mask, 1.0, false);
 }
 
-/// `dx += factor * mask * dy / (1 - p)` with the mask that `forward` drew from the same site, probability and seed.
-pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, site: u32, p: f32, step_seed: View, factor: f32) {
-    record(rec, dy, dx, site, p, step_seed, factor, true);
+/// `dx += factor * mask * dy / (1 - p)` with the mask of the forward pass; dy and dx are `[rows, cols]`.
+pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, mask: Mask, factor: f32) {
+    record(rec, dy, dx, mask, factor, true);
 }
 
 /// The formula in plain loops, in f64; its gradient is the same function of `dy`.
@@ -100,10 +111,10 @@ mod tests {
                 let (x, before) = (lab.normal(rows * cols), lab.normal(rows * cols));
                 let (device_x, dx) = (lab.matrix(rows, cols, &x), lab.matrix(rows, cols, &before));
                 let y = lab.empty(rows, cols);
-                let step_seed = lab.words(&[seed]);
+                let mask = Mask { site, p, seed: lab.words(&[seed]) };
                 let mut rec = lab.recorder();
-                forward(&mut rec, device_x, y, site, p, step_seed);
-                backward_add(&mut rec, device_x, dx, site, p, step_seed, 0.5);
+                forward(&mut rec, device_x, y, mask);
+                backward_add(&mut rec, device_x, dx, mask, 0.5);
                 lab.run(&rec);
                 let want = twin::forward(&x, seed, site, p);
                 assert_close("y", &lab.read(y), &want, 1e-6);

@@ -1,4 +1,4 @@
 //! Shader parts that several kernels are joined with.
 
-pub const KEEP: &str = include_str!("../../shaders/lib/keep.wgsl");
+pub const MASK_TAIL: &str = include_str!("../../shaders/lib/mask_tail.wgsl");
 pub const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");

@@ -6,7 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Form;
+use super::VariantFamily;
 use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
 
 const SUM_WG_SIZE: u32 = 64;
@@ -36,29 +36,29 @@ struct SumParams {
 }
 
 /// A software adapter's vector is eight lanes; a GPU wants whole subgroups.
-fn lanes(form: Form) -> u32 {
-    if form == Form::Tiles { 64 } else { Form::LANES }
+fn lanes(family: VariantFamily) -> u32 {
+    if family == VariantFamily::Tiles { 64 } else { VariantFamily::LANES }
 }
 
 /// Software adapters have few threads to share the work, and storing sums costs them as much as loading.
-fn min_rows_per_split(form: Form) -> u32 {
-    if form == Form::Broadcast { 4 * MIN_ROWS_PER_SPLIT } else { MIN_ROWS_PER_SPLIT }
+fn min_rows_per_split(family: VariantFamily) -> u32 {
+    if family == VariantFamily::Broadcast { 4 * MIN_ROWS_PER_SPLIT } else { MIN_ROWS_PER_SPLIT }
 }
 
 /// Ranks of one invocation, in fours: evenly shared, where there are too many for one.
-fn quads(form: Form, rank: u32) -> u32 {
-    if form != Form::Broadcast {
+fn quads(family: VariantFamily, rank: u32) -> u32 {
+    if family != VariantFamily::Broadcast {
         return 2;
     }
     let quads = rank.div_ceil(4);
     quads.div_ceil(quads.div_ceil(MAX_QUADS))
 }
 
-fn kernel(form: Form, quads: u32) -> Kernel {
+fn kernel(family: VariantFamily, quads: u32) -> Kernel {
     Kernel::new("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
-        .constant("WG_SIZE", lanes(form))
+        .constant("WG_SIZE", lanes(family))
         .constant("QUADS", quads)
-        .constant("BROADCAST", form == Form::Broadcast)
+        .constant("BROADCAST", family == VariantFamily::Broadcast)
 }
 
 fn sum_kernel(transposed: bool) -> Kernel {
@@ -69,9 +69,9 @@ fn sum_kernel(transposed: bool) -> Kernel {
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let sums = [false, true].map(sum_kernel);
-    let broadcast = (1..=MAX_QUADS).map(|quads| kernel(Form::Broadcast, quads));
-    [Form::Tiles, Form::Lanes]
-        .map(|form| kernel(form, quads(form, 0)))
+    let broadcast = (1..=MAX_QUADS).map(|quads| kernel(VariantFamily::Broadcast, quads));
+    [VariantFamily::Tiles, VariantFamily::Lanes]
+        .map(|family| kernel(family, quads(family, 0)))
         .into_iter()
         .chain(broadcast)
         .chain(sums)
@@ -97,15 +97,15 @@ pub fn lora_b(rec: &mut Recorder, xa: Matrix, dy: Matrix, scale: f32, gradient: 
 fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient: View, transposed: bool) {
     assert_eq!(left.rows, right.rows, "rows of a LoRA gradient");
     let (rows, rank, cols) = (left.rows, left.cols, right.cols);
-    let form = Form::of(&rec.capabilities);
-    let (rows_per_split, splits) = splits_of(rows, min_rows_per_split(form));
+    let family = VariantFamily::of(&rec.capabilities);
+    let (rows_per_split, splits) = splits_of(rows, min_rows_per_split(family));
     let partials = View { bytes: partial_bytes(rank, cols, rows), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partials of a LoRA gradient");
     let params = Params { rows, cols, rank, left_ld4: left.ld / 4, right_ld4: right.ld / 4, rows_per_split };
-    let quads = quads(form, rank);
-    let groups = [cols.div_ceil(4 * lanes(form)), rank.div_ceil(4 * quads), splits];
+    let quads = quads(family, rank);
+    let groups = [cols.div_ceil(4 * lanes(family)), rank.div_ceil(4 * quads), splits];
     let work = u64::from(rows) * u64::from(rank) * u64::from(cols);
-    rec.dispatch("lora_gradient", kernel(form, quads), &[left.view, right.view, partials], &params, groups, work);
+    rec.dispatch("lora_gradient", kernel(family, quads), &[left.view, right.view, partials], &params, groups, work);
     sum_splits(rec, "lora_gradient", [rank, cols, splits], scale, partials, gradient, transposed);
 }
 
@@ -154,15 +154,15 @@ mod twin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
+    use crate::ops::testing::{Lab, assert_close, assert_gradient, families};
 
     #[test]
     fn both_factors_equal_the_formula_and_accumulate() {
-        for form in forms() {
+        for family in families() {
             for (rows, rank, cols) in
                 [(1, 1, 1), (63, 4, 64), (130, 16, 37), (2100, 5, 130), (300, 9, 301), (520, 33, 40), (70, 48, 72)]
             {
-                let mut lab = Lab::for_form(form);
+                let mut lab = Lab::for_family(family);
                 let (left, right) = (lab.normal(rows * rank), lab.normal(rows * cols));
                 let before = lab.normal(rank * cols);
                 let (gleft, gright) = (lab.matrix(rows, rank, &left), lab.matrix(rows, cols, &right));

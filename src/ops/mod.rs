@@ -6,29 +6,27 @@ pub mod adamw8bit;
 pub mod add;
 pub mod attention;
 pub mod bf16;
-pub mod ceiling;
 pub mod column_gradient;
 pub mod cross_entropy;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
-mod form;
 pub mod glu;
 pub mod kv_cache;
 pub(crate) mod lib_parts;
 pub mod linear;
 pub mod lora_gradient;
-pub mod moments;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
+mod variant_family;
 pub mod weight;
 pub mod weight_gradient;
 
-pub(crate) use form::Form;
+pub(crate) use variant_family::VariantFamily;
 
 use crate::gpu::Kernel;
 
@@ -40,7 +38,6 @@ pub fn kernels() -> Vec<Kernel> {
         add::kernels(),
         attention::kernels(),
         bf16::kernels(),
-        ceiling::kernels(),
         column_gradient::kernels(),
         cross_entropy::kernels(),
         dropout::kernels(),

@@ -5,7 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::assert_alike;
-use super::lib_parts::{KEEP, REDUCE};
+use super::lib_parts::{MASK_TAIL, REDUCE};
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 /// A software adapter runs a workgroup as vectors that take turns at each barrier; one vector has none to wait for.
@@ -24,7 +24,7 @@ struct Params {
 
 fn forward_kernel(cpu: bool, add: bool) -> Kernel {
     Kernel::new("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
-        .part(KEEP)
+        .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
         .constant("ADD", add)
@@ -32,7 +32,7 @@ fn forward_kernel(cpu: bool, add: bool) -> Kernel {
 
 fn backward_kernel(cpu: bool, accumulate: bool) -> Kernel {
     Kernel::new("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
-        .part(KEEP)
+        .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
         .constant("ACCUMULATE", accumulate)

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::gpu::{
     Buffers, Capabilities, Category, Gpu, GpuOptions, Matrix, MatrixUnits, MemoryPlan, Recorder, Scratch, View,
 };
-use crate::ops::Form;
+use crate::ops::VariantFamily;
 use crate::ops::weight::{Weight, twin};
 use crate::quant::format::{Format4, Storage};
 use crate::quant::{self, Scales};
@@ -31,12 +31,15 @@ pub fn gpu() -> &'static Gpu {
 }
 
 /// The forms that this adapter can run.
-pub fn forms() -> Vec<Form> {
-    if gpu().capabilities.subgroup_size == Form::LANES {
-        return vec![Form::Tiles, Form::Lanes, Form::Broadcast];
+pub fn families() -> Vec<VariantFamily> {
+    if gpu().capabilities.subgroup_size == VariantFamily::LANES {
+        return vec![VariantFamily::Tiles, VariantFamily::Lanes, VariantFamily::Broadcast];
     }
-    eprintln!("skipped: the form that exchanges values, since this adapter has no subgroups of {}", Form::LANES);
-    vec![Form::Tiles, Form::Lanes]
+    eprintln!(
+        "skipped: the form that exchanges values, since this adapter has no subgroups of {}",
+        VariantFamily::LANES
+    );
+    vec![VariantFamily::Tiles, VariantFamily::Lanes]
 }
 
 /// Named shapes, and a few drawn at random; the seed is fixed so that a failure repeats.
@@ -83,10 +86,10 @@ impl Lab {
         lab
     }
 
-    /// The variants of one form, which [`forms`] has named.
-    pub fn for_form(form: Form) -> Self {
-        let mut lab = Self::for_cpu(form != Form::Tiles);
-        lab.capabilities.subgroup_size = if form == Form::Broadcast { Form::LANES } else { 0 };
+    /// The variants of one form, which [`families`] has named.
+    pub fn for_family(family: VariantFamily) -> Self {
+        let mut lab = Self::for_cpu(family != VariantFamily::Tiles);
+        lab.capabilities.subgroup_size = if family == VariantFamily::Broadcast { VariantFamily::LANES } else { 0 };
         lab
     }
 

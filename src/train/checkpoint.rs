@@ -14,7 +14,7 @@ use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::model_directory;
-use crate::ops::moments::{HostMoment, MomentStorage};
+use crate::network::moments::{HostMoment, MomentStorage};
 use crate::quant::format::Float;
 use crate::{Error, Result};
 

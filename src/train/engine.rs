@@ -12,10 +12,10 @@ use crate::lora::adapter_file::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
 use crate::network::load;
+use crate::network::moments::HostMoment;
 use crate::network::trained::Part;
 use crate::ops::adamw::{AdamW, State};
 use crate::ops::adamw8bit;
-use crate::ops::moments::HostMoment;
 use crate::{Error, Result, tune};
 
 /// Passes of this many shapes stay prepared; beyond it, all are made anew.

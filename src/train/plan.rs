@@ -11,8 +11,8 @@ use crate::network::adapter::DeviceAdapter;
 use crate::network::base::{self, BaseStorage, Network};
 use crate::network::decoder::{Dropout, Pass};
 use crate::network::load::Staging;
+use crate::network::moments::{MomentStorage, Moments};
 use crate::network::trained::Trained;
-use crate::ops::moments::{MomentStorage, Moments};
 use crate::ops::{adamw, adamw8bit, cross_entropy, linear, weight_gradient};
 use crate::quant::format::Float;
 

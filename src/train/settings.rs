@@ -9,8 +9,8 @@ use crate::data::settings::DataSettings;
 use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
 use crate::network::base::BaseStorage;
+use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
-use crate::ops::moments::MomentStorage;
 use crate::quant::format::{Code4, Float};
 use crate::{Error, Result};
 

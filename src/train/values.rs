@@ -8,9 +8,9 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use crate::lora::adapter_file::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::tensors::NamedTensor;
+use crate::network::moments::{HostMoment, MomentStorage};
 use crate::network::trained::moment_storage;
 use crate::ops::adamw8bit;
-use crate::ops::moments::{HostMoment, MomentStorage};
 use crate::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq)]

@@ -13,7 +13,7 @@ use web_time::Instant;
 
 use crate::Result;
 use crate::gpu::{AutotuneKey, AutotuneTable, Gpu, ProblemSize, Tune};
-use crate::ops::linear::{self, Candidate};
+use crate::ops::linear::{self, Variant};
 
 /// A trial ends after the class in which this much time has passed. The classes that it did not come to keep the first choices; the
 /// next start goes on with them.
@@ -67,7 +67,7 @@ pub async fn choices(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Result<Autotun
 /// One problem for each class in which there is something to choose, those first in which most of the work lies.
 fn by_work(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Vec<(AutotuneKey, ProblemSize)> {
     let mut classes: BTreeMap<AutotuneKey, (u64, ProblemSize)> = BTreeMap::new();
-    for problem in problem_sizes.iter().filter(|problem| Candidate::all(&gpu.capabilities, problem).len() > 1) {
+    for problem in problem_sizes.iter().filter(|problem| Variant::all(&gpu.capabilities, problem).len() > 1) {
         let (work, largest) = classes.entry(problem.class()).or_insert((0, *problem));
         *work += problem.work();
         if problem.work() > largest.work() {
@@ -116,10 +116,8 @@ mod tests {
     fn a_trial_is_made_once_and_its_result_kept() {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("cache");
-        let names: Vec<_> = Candidate::all(&gpu(Tune::Off, None).capabilities, &PROBLEM)
-            .iter()
-            .map(|candidate| candidate.name())
-            .collect();
+        let names: Vec<_> =
+            Variant::all(&gpu(Tune::Off, None).capabilities, &PROBLEM).iter().map(|variant| variant.name()).collect();
         assert!(names.len() > 1, "{names:?}");
         let first = gpu(Tune::Auto, Some(&dir));
         let fastest = chosen(&first).unwrap();
@@ -146,7 +144,7 @@ mod tests {
         let mut software = gpu(Tune::Auto, None);
         software.capabilities.cpu = true;
         assert_eq!(chosen(&software), None);
-        // Nor is what no candidate can do.
+        // Nor is a problem that no variant can do.
         let unknown = ProblemSize { op: "no such operation", ..PROBLEM };
         let choices = pollster::block_on(choices(&gpu(Tune::On, None), &[unknown])).unwrap();
         assert_eq!(choices, AutotuneTable::default());

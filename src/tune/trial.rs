@@ -1,8 +1,8 @@
-//! Times every candidate for one problem.
+//! The trial of one problem: times every variant of the kernel for it.
 
 use crate::Result;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Harness, PARAMS_STRIDE, Prepared, ProblemSize, View};
-use crate::ops::linear::{self, Candidate, Operands};
+use crate::ops::linear::{self, Operands, Variant};
 use crate::random::{Stream, uniform};
 
 /// A larger problem is measured in part: this many multiply-adds fill any GPU, and take a slow one some hundredths of a second.
@@ -14,20 +14,20 @@ const LONG_DEPTH: u32 = 512;
 /// A measurement is repeated until it is as long as this, so that a browser's coarse clock sees it.
 const MIN_SECONDS: f64 = 2e-3;
 const MAX_DISPATCHES: u32 = 64;
-/// Measurements of each candidate, in turn; the shortest counts.
+/// Measurements of each variant, in turn; the shortest counts.
 const ROUNDS: usize = 3;
-/// One this much slower than the fastest is not measured again.
-const HOPELESS: f64 = 2.0;
+/// A variant that is this many times slower than the fastest leaves the trial.
+const DROP_RATIO: f64 = 2.0;
 /// Another than the first choice is faster by more than chance.
 const MARGIN: f64 = 0.97;
 
-struct Contender {
-    candidate: Candidate,
+struct TimedVariant {
+    variant: Variant,
     list: Prepared,
     seconds: f64,
 }
 
-/// The name of the fastest candidate, on random data; None where none runs, or the memory does not suffice. One that the driver
+/// The name of the fastest variant, on random data; None where none runs, or the memory does not suffice. One that the driver
 /// refuses is left out.
 ///
 /// # Errors
@@ -40,7 +40,7 @@ pub async fn fastest(gpu: &Gpu, problem: &ProblemSize) -> Result<Option<&'static
     let noise: &[u8] = bytemuck::cast_slice(&noise);
     let x = operands.x.view;
     harness.uploads.push((x, noise.iter().copied().cycle().take(x.bytes as usize).collect()));
-    let scratch = linear::panel_bytes(&gpu.capabilities, [operands.scratch_use()]);
+    let scratch = linear::panel_bytes(&gpu.capabilities, [operands.workspace_query()]);
     harness.rec.scratch.weight_panel = harness.plan.alloc(Category::Workspace, "trial scratch", scratch);
     let params = u64::from(MAX_DISPATCHES) * linear::DISPATCHES * PARAMS_STRIDE;
     let uniform = harness.plan.alloc(Category::Uploads, "dispatch parameters", params);
@@ -64,40 +64,39 @@ async fn race(
     buffers: &mut Buffers,
 ) -> Result<Option<&'static str>, GpuError> {
     operands.weight.fill_randomly(gpu, buffers, 0).await?;
-    let list = |candidate: Candidate, dispatches: u32, buffers: &Buffers| {
+    let list = |variant: Variant, dispatches: u32, buffers: &Buffers| {
         let mut rec = harness.rec.clone();
-        (0..dispatches).for_each(|_| operands.record(&mut rec, candidate));
+        (0..dispatches).for_each(|_| operands.record(&mut rec, variant));
         gpu.prepare(&rec.commands, buffers, uniform)
     };
-    let mut contenders = Vec::new();
-    for candidate in Candidate::all(&gpu.capabilities, problem) {
-        let ready = match list(candidate, 1, buffers) {
-            Ok(list) => seconds(gpu, &list, buffers).await.map(|seconds| Contender { candidate, list, seconds }),
+    let mut timed = Vec::new();
+    for variant in Variant::all(&gpu.capabilities, problem) {
+        let ready = match list(variant, 1, buffers) {
+            Ok(list) => seconds(gpu, &list, buffers).await.map(|seconds| TimedVariant { variant, list, seconds }),
             Err(e) => Err(e),
         };
         match ready {
-            Ok(contender) => contenders.push(contender),
+            Ok(one) => timed.push(one),
             Err(GpuError::Validation(_)) => {}
             Err(e) => return Err(e),
         }
     }
-    let shortest = |contenders: &[Contender]| contenders.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
-    let dispatches = (MIN_SECONDS / shortest(&contenders)).ceil().clamp(1.0, f64::from(MAX_DISPATCHES)) as u32;
-    for contender in &mut contenders {
+    let shortest = |timed: &[TimedVariant]| timed.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
+    let dispatches = (MIN_SECONDS / shortest(&timed)).ceil().clamp(1.0, f64::from(MAX_DISPATCHES)) as u32;
+    for one in &mut timed {
         // The first run was also the device's waking up.
-        contender.seconds = f64::INFINITY;
-        contender.list = list(contender.candidate, dispatches, buffers)?;
+        one.seconds = f64::INFINITY;
+        one.list = list(one.variant, dispatches, buffers)?;
     }
     for _ in 0..ROUNDS {
-        for contender in &mut contenders {
-            contender.seconds = contender.seconds.min(seconds(gpu, &contender.list, buffers).await?);
+        for one in &mut timed {
+            one.seconds = one.seconds.min(seconds(gpu, &one.list, buffers).await?);
         }
-        let limit = HOPELESS * shortest(&contenders);
-        contenders.retain(|contender| contender.seconds <= limit);
+        let limit = DROP_RATIO * shortest(&timed);
+        timed.retain(|one| one.seconds <= limit);
     }
-    let fastest =
-        contenders.iter().reduce(|best, other| if other.seconds < MARGIN * best.seconds { other } else { best });
-    Ok(fastest.map(|contender| contender.candidate.name()))
+    let fastest = timed.iter().reduce(|best, other| if other.seconds < MARGIN * best.seconds { other } else { best });
+    Ok(fastest.map(|one| one.variant.name()))
 }
 
 /// By the device's clock where it has one, save on software adapters, whose threads the host's clock sees better.

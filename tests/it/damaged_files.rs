@@ -15,7 +15,7 @@ use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::quant::format::Code4;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};

@@ -17,7 +17,7 @@ use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::{Source, check_shapes};
 use loraine::model::tensor_source::TensorSource;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::train::checkpoint::{self, Subject};
 use serde_json::{Value, json};
 use tempfile::TempDir;

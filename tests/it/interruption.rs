@@ -8,7 +8,7 @@ use crate::common::cli::{Shell, random_lines, train_on};
 use crate::common::fixture;
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::random::{Stream, uniform};
 use loraine::train::checkpoint::{self, Subject};
 

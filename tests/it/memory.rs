@@ -14,7 +14,7 @@ use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, TensorSpec, tensors};
 use loraine::network::activations::KeptAs;
 use loraine::network::base::BaseStorage;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::quant::format::Float;
 use loraine::train::budget::plan_within_budget;
 use loraine::train::engine::Engine;

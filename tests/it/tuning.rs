@@ -12,9 +12,9 @@ use loraine::infer::generator::Generator;
 use loraine::infer::plan;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::ops::adamw::AdamW;
-use loraine::ops::linear::Candidate;
-use loraine::ops::moments::MomentStorage;
+use loraine::ops::linear::Variant;
 use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -67,12 +67,12 @@ fn steps(engine: &mut Engine, steps: Range<u32>) {
     while pollster::block_on(engine.next_result()).unwrap().is_some() {}
 }
 
-/// For each problem the candidate at `index`, counted round and round.
-fn candidates_at(engine: &Engine, index: usize) -> AutotuneTable {
+/// For each problem the variant at `index`, counted round and round.
+fn variants_at(engine: &Engine, index: usize) -> AutotuneTable {
     let mut autotune = AutotuneTable::default();
     for problem in engine.plan.problem_sizes() {
-        let candidates = Candidate::all(&engine.plan.capabilities, &problem);
-        autotune.insert(problem.class(), candidates[index % candidates.len()].name());
+        let variants = Variant::all(&engine.plan.capabilities, &problem);
+        autotune.insert(problem.class(), variants[index % variants.len()].name());
     }
     autotune
 }
@@ -108,11 +108,11 @@ fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
     let usual = kernels(&begun.plan.record_pass(96, 96, true));
     for index in [1, 3] {
         let mut resumed = engine(as_gpu(Tune::Off, None));
-        resumed.plan.autotune = candidates_at(&resumed, index);
+        resumed.plan.autotune = variants_at(&resumed, index);
         assert_ne!(kernels(&resumed.plan.record_pass(96, 96, true)), usual);
         resumed.resume(2, &values, &moments);
         steps(&mut resumed, 2..4);
-        assert!(pollster::block_on(resumed.read_values()).unwrap() == want, "candidates at {index}");
+        assert!(pollster::block_on(resumed.read_values()).unwrap() == want, "variants at {index}");
     }
 }
 

@@ -15,12 +15,12 @@ pub mod twin;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Form;
+use super::VariantFamily;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
-const COMMON: &str = include_str!("../../../shaders/attention_common.wgsl");
-const SCRATCH: &str = include_str!("../../../shaders/attention_scratch.wgsl");
-const TILE_PART: &str = include_str!("../../../shaders/attention_tile.wgsl");
+const COMMON: &str = include_str!("../../../shaders/lib/attention_common.wgsl");
+const SCRATCH: &str = include_str!("../../../shaders/lib/attention_scratch.wgsl");
+const TILE_PART: &str = include_str!("../../../shaders/lib/attention_tile.wgsl");
 const FORWARD_LANES: &str = include_str!("../../../shaders/attention_forward_lanes.wgsl");
 const FORWARD_TILES: &str = include_str!("../../../shaders/attention_forward_tiles.wgsl");
 const DELTA: &str = include_str!("../../../shaders/attention_delta.wgsl");
@@ -30,7 +30,7 @@ const DKV_LANES: &str = include_str!("../../../shaders/attention_dkv_lanes.wgsl"
 const DKV_TILES: &str = include_str!("../../../shaders/attention_dkv_tiles.wgsl");
 
 /// Invocations of a workgroup of the variants for software adapters: one vector register of lanes.
-const LANES: u32 = Form::LANES;
+const LANES: u32 = VariantFamily::LANES;
 /// Rows of the other side that those variants read at a time, and with an exchange between the lanes: one a lane.
 const BLOCK: u32 = 2;
 /// The text for wider heads takes too long to compile, and for fewer items than `FEW_ITEMS` that of many a lane does.
@@ -76,32 +76,6 @@ impl Shape {
         8 * u64::from(rows) * (2 + u64::from(self.heads))
     }
 
-    fn params(self, scale: f32, q: Matrix, k: Matrix, v: Matrix, out: Matrix) -> Params {
-        assert!(
-            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads),
-            "query heads that do not divide among the key heads: {self:?}"
-        );
-        assert!(
-            self.head_dim > 0 && self.head_dim.is_multiple_of(4) && self.head_dim <= MAX_HEAD_DIM,
-            "a head dimension that is no multiple of 4 up to {MAX_HEAD_DIM}: {self:?}"
-        );
-        self.assert_queries(q.rows, &[q, out]);
-        self.assert_keys(k.rows, &[k, v]);
-        Params {
-            rows: q.rows,
-            keys: k.rows,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            q_ld: q.ld / 4,
-            k_ld: k.ld / 4,
-            v_ld: v.ld / 4,
-            out_ld: out.ld / 4,
-            scale,
-            score_scale: scale * std::f32::consts::LOG2_E,
-            ..Params::default()
-        }
-    }
-
     fn assert_queries(self, rows: u32, matrices: &[Matrix]) {
         let cols = self.heads * self.head_dim;
         assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
@@ -134,11 +108,11 @@ enum Owned {
 
 /// Rows that each lane owns. Every value loaded for all lanes serves each of them, which is what pays on these adapters; the
 /// text, and with it the time to compile it, grows with `head_dim * items`, and faster than it where values are exchanged.
-fn items_per_lane(form: Form, owned: Owned, head_dim: u32, items: u64) -> u32 {
-    let columns = match (form, owned) {
+fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64) -> u32 {
+    let columns = match (family, owned) {
         _ if items <= u64::from(LANES) => 1,
-        (Form::Broadcast, _) if items < FEW_ITEMS => 64,
-        (Form::Broadcast, Owned::Keys) => 128,
+        (VariantFamily::Broadcast, _) if items < FEW_ITEMS => 64,
+        (VariantFamily::Broadcast, Owned::Keys) => 128,
         _ => 256,
     };
     (columns / head_dim).clamp(1, 4)
@@ -148,14 +122,14 @@ fn items_per_lane(form: Form, owned: Owned, head_dim: u32, items: u64) -> u32 {
 fn lanes_kernel(
     name: &'static str,
     source: &'static str,
-    form: Form,
+    family: VariantFamily,
     owned: Owned,
     head_dim: u32,
     items: u64,
 ) -> (Kernel, u32) {
-    let form = if head_dim > MAX_BROADCAST_HEAD_DIM { Form::Lanes } else { form };
-    let broadcast = form == Form::Broadcast;
-    let items_per_lane = items_per_lane(form, owned, head_dim, items);
+    let family = if head_dim > MAX_BROADCAST_HEAD_DIM { VariantFamily::Lanes } else { family };
+    let broadcast = family == VariantFamily::Broadcast;
+    let items_per_lane = items_per_lane(family, owned, head_dim, items);
     let kernel = Kernel::new(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
@@ -182,25 +156,25 @@ fn tiles_kernel(name: &'static str, source: &'static str, owned: Owned, head_dim
     (kernel, TILE)
 }
 
-fn forward_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
-    match form {
-        Form::Tiles => tiles_kernel("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
-        _ => lanes_kernel("attention_forward_lanes", FORWARD_LANES, form, Owned::Queries, head_dim, items),
+fn forward_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
+    match family {
+        VariantFamily::Tiles => tiles_kernel("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
+        _ => lanes_kernel("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, head_dim, items),
     }
 }
 
-fn dq_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
-    let (kernel, each) = match form {
-        Form::Tiles => tiles_kernel("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
-        _ => lanes_kernel("attention_dq_lanes", DQ_LANES, form, Owned::Queries, head_dim, items),
+fn dq_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
+    let (kernel, each) = match family {
+        VariantFamily::Tiles => tiles_kernel("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
+        _ => lanes_kernel("attention_dq_lanes", DQ_LANES, family, Owned::Queries, head_dim, items),
     };
     (kernel.part(SCRATCH), each)
 }
 
-fn dkv_kernel(form: Form, head_dim: u32, items: u64) -> (Kernel, u32) {
-    let (kernel, each) = match form {
-        Form::Tiles => tiles_kernel("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
-        _ => lanes_kernel("attention_dkv_lanes", DKV_LANES, form, Owned::Keys, head_dim, items),
+fn dkv_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
+    let (kernel, each) = match family {
+        VariantFamily::Tiles => tiles_kernel("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
+        _ => lanes_kernel("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, head_dim, items),
     };
     (kernel.part(SCRATCH), each)
 }
@@ -213,79 +187,108 @@ pub(super) fn kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in [8, 64, 80, 96, 128, 256] {
         kernels.push(delta_kernel(head_dim));
-        let lanes = [Form::Lanes, Form::Broadcast].map(|form| [(form, 1), (form, 100), (form, u64::MAX)]);
-        for (form, items) in lanes.into_iter().flatten().chain([(Form::Tiles, 1)]) {
-            kernels.extend([forward_kernel, dq_kernel, dkv_kernel].map(|make| make(form, head_dim, items).0));
+        let lanes = [VariantFamily::Lanes, VariantFamily::Broadcast]
+            .map(|family| [(family, 1), (family, 100), (family, u64::MAX)]);
+        for (family, items) in lanes.into_iter().flatten().chain([(VariantFamily::Tiles, 1)]) {
+            kernels.extend([forward_kernel, dq_kernel, dkv_kernel].map(|make| make(family, head_dim, items).0));
         }
     }
     kernels
 }
 
-/// `out = softmax(scale q k^T) v` over each query's keys; q and out are `[rows, heads * head_dim]`, k and v
-/// `[keys, kv_heads * head_dim]`.
-///
-/// `key_ranges` holds per query row (first key, one past the last) as u32 pairs, within `keys`. `lse` takes f32
-/// `[heads][rows]`. A query with an empty range gets zeros and an `lse` of -1e30.
-#[expect(clippy::too_many_arguments, reason = "the operands of attention")]
-pub fn forward(
-    rec: &mut Recorder,
-    shape: Shape,
-    scale: f32,
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    key_ranges: View,
-    out: Matrix,
-    lse: View,
-) {
-    let params = shape.params(scale, q, k, v, out);
+/// The operands that both directions read. q and out are `[rows, heads * head_dim]`, k and v `[keys, kv_heads * head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// The heads.
+    pub shape: Shape,
+    /// The factor of the scores, `1 / sqrt(head_dim)` in most models.
+    pub scale: f32,
+    /// Queries.
+    pub q: Matrix,
+    /// Keys.
+    pub k: Matrix,
+    /// Values.
+    pub v: Matrix,
+    /// Per query row (first key, one past the last) as u32 pairs, within `keys`.
+    pub key_ranges: View,
+    /// The result of [`forward`].
+    pub out: Matrix,
+    /// The logarithm of each score sum, f32 `[heads][rows]`, a result of [`forward`].
+    pub lse: View,
+}
+
+/// The operands of the backward pass alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients {
+    /// Per key row the queries that may see it, as u32 pairs; of these, exactly those do whose key range holds it.
+    pub query_ranges: View,
+    /// The gradient of `out`.
+    pub dout: Matrix,
+    /// [`Shape::scratch_bytes`], of any content before and after.
+    pub scratch: View,
+    /// Takes the gradient of q.
+    pub dq: Matrix,
+    /// Takes the gradient of k.
+    pub dk: Matrix,
+    /// Takes the gradient of v.
+    pub dv: Matrix,
+}
+
+impl Operands {
+    /// The parameters of a forward pass, once the operands' shapes are checked.
+    fn params(&self) -> Params {
+        let Self { shape, scale, q, k, v, key_ranges, out, lse } = *self;
+        assert!(
+            shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+            "query heads that do not divide among the key heads: {shape:?}"
+        );
+        assert!(
+            shape.head_dim > 0 && shape.head_dim.is_multiple_of(4) && shape.head_dim <= MAX_HEAD_DIM,
+            "a head dimension that is no multiple of 4 up to {MAX_HEAD_DIM}: {shape:?}"
+        );
+        shape.assert_queries(q.rows, &[q, out]);
+        shape.assert_keys(k.rows, &[k, v]);
+        let rows = u64::from(q.rows);
+        assert!(key_ranges.bytes >= 8 * rows, "a range for each of {rows} rows: {key_ranges:?}");
+        assert!(lse.bytes >= 4 * rows * u64::from(shape.heads), "a value per row and head: {lse:?}");
+        Params {
+            rows: q.rows,
+            keys: k.rows,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            q_ld: q.ld / 4,
+            k_ld: k.ld / 4,
+            v_ld: v.ld / 4,
+            out_ld: out.ld / 4,
+            scale,
+            score_scale: scale * std::f32::consts::LOG2_E,
+            ..Params::default()
+        }
+    }
+}
+
+/// `out = softmax(scale q k^T) v` over each query's keys. A query with an empty range gets zeros and an `lse` of -1e30.
+pub fn forward(rec: &mut Recorder, operands: &Operands) {
+    let Operands { shape, q, k, v, key_ranges, out, lse, .. } = *operands;
+    let params = operands.params();
     let items = u64::from(q.rows) * u64::from(shape.heads / shape.kv_heads);
-    assert!(key_ranges.bytes >= 8 * u64::from(q.rows), "a range for each of {} rows: {key_ranges:?}", q.rows);
-    assert!(lse.bytes >= 4 * u64::from(q.rows) * u64::from(shape.heads), "a value per row and head: {lse:?}");
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let (kernel, each) = forward_kernel(Form::of(&rec.capabilities), shape.head_dim, items);
+    let (kernel, each) = forward_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
     let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
 
 /// Gradients of q, k and v from `dout`, with the `out` and `lse` of [`forward`]; as many keys as rows.
-///
-/// `query_ranges` holds per key row the queries that may see it; of these, exactly those do whose key range holds it.
-/// `scratch` takes [`Shape::scratch_bytes`]; its content before and after does not matter.
-#[expect(clippy::too_many_arguments, reason = "the operands of attention and their gradients")]
-pub fn backward(
-    rec: &mut Recorder,
-    shape: Shape,
-    scale: f32,
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    key_ranges: View,
-    query_ranges: View,
-    out: Matrix,
-    lse: View,
-    dout: Matrix,
-    scratch: View,
-    dq: Matrix,
-    dk: Matrix,
-    dv: Matrix,
-) {
-    let params = Params {
-        dout_ld: dout.ld / 4,
-        dq_ld: dq.ld / 4,
-        dk_ld: dk.ld / 4,
-        dv_ld: dv.ld / 4,
-        ..shape.params(scale, q, k, v, out)
-    };
+pub fn backward(rec: &mut Recorder, operands: &Operands, gradients: &Gradients) {
+    let Operands { shape, q, k, v, key_ranges, out, lse, .. } = *operands;
+    let Gradients { query_ranges, dout, scratch, dq, dk, dv } = *gradients;
+    let params =
+        Params { dout_ld: dout.ld / 4, dq_ld: dq.ld / 4, dk_ld: dk.ld / 4, dv_ld: dv.ld / 4, ..operands.params() };
     shape.assert_queries(q.rows, &[dout, dq]);
     shape.assert_keys(q.rows, &[k, dk, dv]);
     let rows = u64::from(q.rows);
     let cells = rows * u64::from(shape.heads);
-    assert!(
-        key_ranges.bytes >= 8 * rows && query_ranges.bytes >= 8 * rows,
-        "ranges for each of {rows} rows: {key_ranges:?}, {query_ranges:?}"
-    );
-    assert!(lse.bytes >= 4 * cells, "a value per row and head: {lse:?}");
+    assert!(query_ranges.bytes >= 8 * rows, "a range for each of {rows} rows: {query_ranges:?}");
     assert!(scratch.bytes >= shape.scratch_bytes(q.rows), "too little scratch for {rows} rows: {scratch:?}");
 
     let views = [out.view, dout.view, lse, key_ranges, query_ranges, scratch];
@@ -295,12 +298,12 @@ pub fn backward(
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
     let items = cells / u64::from(shape.kv_heads);
-    let (kernel, each) = dq_kernel(Form::of(&rec.capabilities), shape.head_dim, items);
+    let (kernel, each) = dq_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
     let groups = shape.workgroups(rec, items, each);
     rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let (kernel, each) = dkv_kernel(Form::of(&rec.capabilities), shape.head_dim, rows);
+    let (kernel, each) = dkv_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, rows);
     let groups = shape.workgroups(rec, rows, each);
     rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }

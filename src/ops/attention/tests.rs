@@ -1,6 +1,5 @@
-use super::twin::Operands;
 use super::*;
-use crate::ops::testing::{Lab, assert_close, assert_gradient, forms};
+use crate::ops::testing::{Lab, assert_close, assert_gradient, families};
 
 const BOUND: f64 = 1e-5;
 
@@ -37,8 +36,8 @@ struct Results {
 }
 
 /// Runs forward and backward, and holds them to the twin.
-fn check(form: Form, shape: Shape, segments: &[u32], window: u32) -> Results {
-    let mut lab = Lab::for_form(form);
+fn check(family: VariantFamily, shape: Shape, segments: &[u32], window: u32) -> Results {
+    let mut lab = Lab::for_family(family);
     let (key_ranges, query_ranges) = ranges(segments, window);
     let rows = key_ranges.len();
     let (q_cols, k_cols) = ((shape.heads * shape.head_dim) as usize, (shape.kv_heads * shape.head_dim) as usize);
@@ -54,17 +53,18 @@ fn check(form: Form, shape: Shape, segments: &[u32], window: u32) -> Results {
     let lse = lab.vector(&vec![f64::NAN; rows * shape.heads as usize]);
     let scratch = lab.vector(&vec![f64::NAN; shape.scratch_bytes(rows as u32) as usize / 4]);
     let mut rec = lab.recorder();
-    forward(&mut rec, shape, scale, gq, gk, gv, gkeys, out, lse);
-    backward(&mut rec, shape, scale, gq, gk, gv, gkeys, gqueries, out, lse, gdout, scratch, dq, dk, dv);
+    let operands = Operands { shape, scale, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse };
+    forward(&mut rec, &operands);
+    backward(&mut rec, &operands, &Gradients { query_ranges: gqueries, dout: gdout, scratch, dq, dk, dv });
     lab.run(&rec);
 
-    let operands = Operands { shape, scale: f64::from(scale), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+    let operands = twin::Operands { shape, scale: f64::from(scale), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
     let (want_out, want_lse) = operands.forward();
     let (want_dq, want_dk, want_dv) = operands.backward(&dout);
     let mut got_lse = lab.read_vector(lse);
     got_lse.truncate(want_lse.len());
     let got = Results { out: lab.read(out), lse: got_lse, dq: lab.read(dq), dk: lab.read(dk), dv: lab.read(dv) };
-    let case = format!("{form:?}, {shape:?}, {segments:?}, window {window}");
+    let case = format!("{family:?}, {shape:?}, {segments:?}, window {window}");
     assert_close(&format!("out, {case}"), &got.out, &want_out, BOUND);
     assert_close(&format!("lse, {case}"), &got.lse, &want_lse, BOUND);
     assert_close(&format!("dq, {case}"), &got.dq, &want_dq, BOUND);
@@ -81,9 +81,9 @@ fn shape(heads: u32, kv_heads: u32, head_dim: u32) -> Shape {
 
 #[test]
 fn every_head_dimension_equals_the_twin() {
-    for form in forms() {
+    for family in families() {
         for head_dim in [4, 8, 16, 20, 64, 80, 96, 128] {
-            check(form, shape(2, 1, head_dim), &[37], NO_WINDOW);
+            check(family, shape(2, 1, head_dim), &[37], NO_WINDOW);
         }
     }
 }
@@ -92,33 +92,33 @@ fn every_head_dimension_equals_the_twin() {
 /// give a lane one each, several segments, and a window.
 #[test]
 fn the_head_sizes_of_published_models_equal_the_twin() {
-    for form in forms() {
+    for family in families() {
         // Where lanes exchange values, from FEW_ITEMS rows on each has more of them.
-        let long = if form == Form::Broadcast { FEW_ITEMS as u32 + 5 } else { 71 };
+        let long = if family == VariantFamily::Broadcast { FEW_ITEMS as u32 + 5 } else { 71 };
         for head_dim in [64, 80, 96, 128, 256] {
-            check(form, shape(4, 2, head_dim), &[1], NO_WINDOW);
-            check(form, shape(6, 2, head_dim), &[5, 47, 1, 30], NO_WINDOW);
-            check(form, shape(3, 1, head_dim), &[33, long], 45);
+            check(family, shape(4, 2, head_dim), &[1], NO_WINDOW);
+            check(family, shape(6, 2, head_dim), &[5, 47, 1, 30], NO_WINDOW);
+            check(family, shape(3, 1, head_dim), &[33, long], 45);
         }
     }
 }
 
 #[test]
 fn groups_segments_and_windows_equal_the_twin() {
-    for form in forms() {
-        check(form, shape(3, 3, 16), &[7, 1, 41, 13], NO_WINDOW);
-        check(form, shape(8, 1, 16), &[5, 33], NO_WINDOW);
-        check(form, shape(4, 2, 16), &[150], NO_WINDOW);
-        check(form, shape(4, 2, 16), &[91, 3, 56], 17);
-        check(form, shape(2, 2, 8), &[70], 1);
-        check(form, shape(1, 1, 8), &[1], NO_WINDOW);
+    for family in families() {
+        check(family, shape(3, 3, 16), &[7, 1, 41, 13], NO_WINDOW);
+        check(family, shape(8, 1, 16), &[5, 33], NO_WINDOW);
+        check(family, shape(4, 2, 16), &[150], NO_WINDOW);
+        check(family, shape(4, 2, 16), &[91, 3, 56], 17);
+        check(family, shape(2, 2, 8), &[70], 1);
+        check(family, shape(1, 1, 8), &[1], NO_WINDOW);
     }
 }
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    for form in forms() {
-        let run = || check(form, shape(4, 2, 64), &[45, 30], NO_WINDOW);
+    for family in families() {
+        let run = || check(family, shape(4, 2, 64), &[45, 30], NO_WINDOW);
         let bits =
             |r: Results| [r.out, r.lse, r.dq, r.dk, r.dv].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
         assert!(bits(run()) == bits(run()));
@@ -129,10 +129,10 @@ fn two_runs_give_the_same_bits() {
 fn queries_read_a_cache_of_more_keys() {
     let sizes =
         [(1, 77, 32), (5, 130, 32), (1, 77, 64), (3, 41, 80), (1, 77, 96), (5, 130, 128), (1, 77, 256), (3, 41, 256)];
-    for (form, (rows, keys, head_dim)) in forms().into_iter().flat_map(|form| sizes.map(|size| (form, size))) {
+    for (family, (rows, keys, head_dim)) in families().into_iter().flat_map(|family| sizes.map(|size| (family, size))) {
         let shape = shape(4, 2, head_dim);
         let [q_cols, k_cols] = [shape.heads, shape.kv_heads].map(|heads| (heads * head_dim) as usize);
-        let mut lab = Lab::for_form(form);
+        let mut lab = Lab::for_family(family);
         let (q, mut k, mut v) = (lab.normal(rows * q_cols), lab.normal(keys * k_cols), lab.normal(keys * k_cols));
         // The cache beyond the newest key holds whatever was there.
         let filled = keys - 7;
@@ -143,9 +143,9 @@ fn queries_read_a_cache_of_more_keys() {
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(rows, q_cols), lab.vector(&vec![f64::NAN; rows * 4]));
         let mut rec = lab.recorder();
-        forward(&mut rec, shape, 0.2, gq, gk, gv, gkeys, out, lse);
+        forward(&mut rec, &Operands { shape, scale: 0.2, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
         lab.run(&rec);
-        let operands = Operands { shape, scale: f64::from(0.2f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands = twin::Operands { shape, scale: f64::from(0.2f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         assert_close("lse", &lab.read_vector(lse)[..want_lse.len()], &want_lse, BOUND);
@@ -154,18 +154,18 @@ fn queries_read_a_cache_of_more_keys() {
 
 #[test]
 fn a_query_without_keys_gives_zeros() {
-    for form in forms() {
+    for family in families() {
         let shape = shape(1, 1, 8);
-        let mut lab = Lab::for_form(form);
+        let mut lab = Lab::for_family(family);
         let (q, k, v) = (lab.normal(3 * 8), lab.normal(3 * 8), lab.normal(3 * 8));
         let key_ranges = [[0, 1], [2, 2], [1, 3]];
         let (gq, gk, gv) = (lab.matrix(3, 8, &q), lab.matrix(3, 8, &k), lab.matrix(3, 8, &v));
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(3, 8), lab.vector(&[f64::NAN; 3]));
         let mut rec = lab.recorder();
-        forward(&mut rec, shape, 0.3, gq, gk, gv, gkeys, out, lse);
+        forward(&mut rec, &Operands { shape, scale: 0.3, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
         lab.run(&rec);
-        let operands = Operands { shape, scale: f64::from(0.3f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands = twin::Operands { shape, scale: f64::from(0.3f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         let lse = lab.read_vector(lse);
@@ -181,10 +181,10 @@ fn the_twins_gradients_are_the_slopes_of_its_forward() {
     let (key_ranges, _) = ranges(&[3, 5], 3);
     let (q, k, v, dout) = (lab.normal(8 * 16), lab.normal(8 * 8), lab.normal(8 * 8), lab.normal(8 * 16));
     let at = |q: &[f64], k: &[f64], v: &[f64]| {
-        let (out, _) = Operands { shape, scale: 0.7, q, k, v, key_ranges: &key_ranges }.forward();
+        let (out, _) = twin::Operands { shape, scale: 0.7, q, k, v, key_ranges: &key_ranges }.forward();
         out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
     };
-    let operands = Operands { shape, scale: 0.7, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+    let operands = twin::Operands { shape, scale: 0.7, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
     let (dq, dk, dv) = operands.backward(&dout);
     assert_gradient(&q, &dq, |q| at(q, &k, &v));
     assert_gradient(&k, &dk, |k| at(&q, k, &v));

@@ -1,17 +1,17 @@
-//! The form for software adapters with subgroups of eight: values are loaded once by a lane and handed to the others, the weight is
+//! Variants for software adapters with subgroups of eight: one lane loads a value and hands it to the others, and the weight is
 //! decoded on the way in, see `shaders/linear_broadcast.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction};
+use super::contraction::{Contraction, Direction};
 use crate::gpu::{Capabilities, Constant, Kernel, Recorder, View};
-use crate::ops::Form;
-use crate::ops::lib_parts::KEEP;
+use crate::ops::VariantFamily;
+use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::{Code4, Float, Format4, Storage};
 
 /// Lanes of a workgroup, one subgroup; the shader names it too.
-const LANES: u32 = Form::LANES;
+const LANES: u32 = VariantFamily::LANES;
 /// Consecutive weights of a row that are decoded together.
 const OCTET: u32 = 8;
 /// Rows of a workgroup whose lanes own four columns and whose turns take four contracted values: with more, the text outgrows what
@@ -47,8 +47,8 @@ struct Params {
     y_ld4: u32,
     y_col4: u32,
     rank: u32,
-    low_ld4: u32,
-    other_first: u32,
+    product_ld4: u32,
+    factor_first: u32,
     scale: f32,
     first_col: u32,
     bias: u32,
@@ -71,7 +71,7 @@ struct Variant {
 impl Variant {
     /// Contracted values of one turn of the loop, in fours: both halves of an octet where unpacking them together saves more than
     /// twice the rows would.
-    fn halves(self) -> u32 {
+    fn octet_halves(self) -> u32 {
         match (self.direction, self.storage) {
             (Direction::Forward, Storage::Float(Float::F16 | Float::Bf16)) => 2,
             (Direction::Forward, Storage::Quantized { .. }) if !self.many => 2,
@@ -81,7 +81,7 @@ impl Variant {
 
     /// Rows of a workgroup.
     fn rows(self) -> u32 {
-        if self.many { MAX_ROWS / (self.width.div_ceil(4) * self.halves()) } else { FEW_ROWS }
+        if self.many { MAX_ROWS / (self.width.div_ceil(4) * self.octet_halves()) } else { FEW_ROWS }
     }
 
     fn kernel(self) -> Kernel {
@@ -95,7 +95,7 @@ impl Variant {
         let quads = self.direction == Direction::InputGradient || self.whole_rank;
         let narrow = self.width == 2;
         let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
-            .part(KEEP)
+            .part(MASK_TAIL)
             .part(tile)
             .constant("GROUPS", self.rows() / LANES)
             .constant("QUADS", self.width.div_ceil(4))
@@ -103,13 +103,13 @@ impl Variant {
             .constant("NARROW", narrow)
             .constant("Cols", Constant::Type(if narrow { "vec2<f32>" } else { "vec4<f32>" }))
             .constant("Out", Constant::Type(if narrow { "f32" } else { "vec4<f32>" }))
-            .constant("HALVES", self.halves())
-            .constant("OCTETS", self.halves() == 2)
+            .constant("OCTET_HALVES", self.octet_halves())
+            .constant("OCTETS", self.octet_halves() == 2)
             .constant("PACKED", packed)
             .constant("PAIRS", self.width == 8 && packed == OCTET)
             .constant("SCALED", quantized)
             .constant("WHOLE_RANK", quads)
-            .constant("Other", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
+            .constant("Factor", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
         match self.storage {
             Storage::Float(float) => {
                 kernel.part(include_str!("../../../shaders/lib/octet_float.wgsl")).part(match float {
@@ -150,7 +150,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 
 /// Octets of a row begin at whole words.
 pub(super) fn applies(capabilities: &Capabilities, in_features: u32) -> bool {
-    Form::of(capabilities) == Form::Broadcast && in_features.is_multiple_of(OCTET)
+    VariantFamily::of(capabilities) == VariantFamily::Broadcast && in_features.is_multiple_of(OCTET)
 }
 
 /// Bytes of the decoded scales (f32) of a weight in `code`.
@@ -159,7 +159,7 @@ pub(super) fn scales_bytes(code: Code4, out_features: u32, in_features: u32) -> 
 }
 
 pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
-    let Contraction { direction, x, weight, panel, low, y, accumulate } = contraction;
+    let Contraction { direction, x, weight, panel, low_rank, y, accumulate } = contraction;
     let (cols, depth) = (contraction.cols(), contraction.depth());
     let [x_col4, y_col4] = contraction.first_quads();
     let [data, absmax, nested] = contraction.weight_views(rec);
@@ -170,9 +170,9 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
         }
         _ => absmax,
     };
-    let [bias, low_view, other] = contraction.term_views(rec);
-    let views = [x.view, data, absmax, rec.unused, bias, low_view, other, y.view];
-    let whole_rank = low.is_none_or(|l| l.low.cols.is_multiple_of(4));
+    let [bias, product, factor] = contraction.term_views(rec);
+    let views = [x.view, data, absmax, rec.unused, bias, product, factor, y.view];
+    let whole_rank = low_rank.is_none_or(|term| term.product.cols.is_multiple_of(4));
     let part = part_depth(weight.storage);
     let many = x.rows >= MANY_ROWS;
     let widths = widths(direction, weight.storage, many);
@@ -196,8 +196,8 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
             y_ld4: y.ld / 4,
             y_col4,
             rank: if first { contraction.rank() } else { 0 },
-            low_ld4: contraction.low_ld4(),
-            other_first: panel.first_row,
+            product_ld4: contraction.product_ld4(),
+            factor_first: panel.first_row,
             scale: contraction.scale(),
             first_col,
             bias: u32::from(first && contraction.bias().is_some()),

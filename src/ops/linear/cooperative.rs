@@ -10,9 +10,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction, MAX_TERMS, Sum};
+use super::contraction::{Contraction, Direction, GroupedContraction, MAX_TERMS};
 use crate::gpu::{Capabilities, Cooperative, Kernel, Matrix, ProblemSize, Recorder, Scratch, View};
-use crate::ops::lib_parts::KEEP;
+use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::{Float, Storage};
 
@@ -28,7 +28,7 @@ pub(super) const NAME: &str = "linear_cooperative";
 /// Workgroups that look for the largest magnitudes at most, and their partial results.
 const PARTIALS: u32 = 256;
 const MAGNITUDE_WG_SIZE: u32 = 256;
-const HALVES_WG_SIZE: u32 = 64;
+const ROWS_F16_WG_SIZE: u32 = 64;
 const QUAD_BYTES: u64 = 8;
 
 /// Outputs of a workgroup, and the units in which its subgroups share them.
@@ -89,13 +89,13 @@ pub enum Matrices {
 
 /// One way to run the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct Variant {
     pub cooperative: Cooperative,
     pub tile: Tile,
     pub matrices: Matrices,
 }
 
-impl Way {
+impl Variant {
     /// Those of a device with matrices, first the one that is taken where none was measured.
     pub(super) fn all(capabilities: &Capabilities) -> impl Iterator<Item = Self> {
         capabilities.cooperative.into_iter().flat_map(|cooperative| {
@@ -109,19 +109,19 @@ impl Way {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct MagnitudeParams {
     elements: u32,
-    others: u32,
+    factors: u32,
 }
 
 /// One of the contractions that are added up: its rows, and where they go.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct HalvesTerm {
+struct RowsF16Term {
     depth: u32,
     x_first4: u32,
     x_ld4: u32,
     rank: u32,
-    low_first4: u32,
-    low_ld4: u32,
+    product_first4: u32,
+    product_ld4: u32,
     first_quad: u32,
     partials: u32,
     scale: f32,
@@ -130,12 +130,12 @@ struct HalvesTerm {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct HalvesParams {
+struct RowsF16Params {
     rows: u32,
     row_quads: u32,
     weight_scaled: u32,
     count: u32,
-    terms: [HalvesTerm; MAX_TERMS],
+    terms: [RowsF16Term; MAX_TERMS],
 }
 
 #[repr(C)]
@@ -144,7 +144,7 @@ struct Term {
     depth: u32,
     first_quad: u32,
     rank: u32,
-    other_first: u32,
+    factor_first: u32,
     weight_first: u32,
     absmax_first: u32,
     nested_first: u32,
@@ -177,17 +177,17 @@ fn magnitude_kernel(storage: Storage) -> Kernel {
     storage.join(kernel, 4)
 }
 
-fn halves_kernel() -> Kernel {
-    Kernel::new("linear_halves", include_str!("../../../shaders/linear_halves.wgsl"))
-        .part(KEEP)
+fn rows_f16_kernel() -> Kernel {
+    Kernel::new("linear_rows_f16", include_str!("../../../shaders/linear_rows_f16.wgsl"))
+        .part(MASK_TAIL)
         .part(include_str!("../../../shaders/lib/powers.wgsl"))
         .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
-        .constant("WG_SIZE", HALVES_WG_SIZE)
+        .constant("WG_SIZE", ROWS_F16_WG_SIZE)
         .constant("PARTIALS", PARTIALS)
         .constant("TERMS", MAX_TERMS as u32)
 }
 
-impl Way {
+impl Variant {
     /// The text that adds up so many contractions at most.
     pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         let Self { tile, cooperative: Cooperative { side, subgroups }, .. } = self;
@@ -233,15 +233,15 @@ impl Way {
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut all: Vec<Kernel> = Storage::ALL.into_iter().map(magnitude_kernel).collect();
-    all.push(halves_kernel());
+    all.push(rows_f16_kernel());
     for cooperative in Cooperative::KNOWN {
         let capabilities = Capabilities { cooperative: Some(cooperative), ..Capabilities::BASELINE };
-        for way in Way::all(&capabilities) {
+        for variant in Variant::all(&capabilities) {
             for storage in Storage::ALL {
                 for in_features in [64, 63] {
-                    all.push(way.kernel(Direction::Forward, storage, in_features, 1));
+                    all.push(variant.kernel(Direction::Forward, storage, in_features, 1));
                     for terms in [1, MAX_TERMS] {
-                        all.push(way.kernel(Direction::InputGradient, storage, in_features, terms));
+                        all.push(variant.kernel(Direction::InputGradient, storage, in_features, terms));
                     }
                 }
             }
@@ -255,7 +255,7 @@ pub(super) fn applies(capabilities: &Capabilities, problem: &ProblemSize) -> boo
     problem.rows >= MIN_ROWS
         && problem.cols >= MIN_COLS
         && problem.depth >= MIN_DEPTH
-        && Way::all(capabilities).next().is_some()
+        && Variant::all(capabilities).next().is_some()
 }
 
 /// What a contraction takes of a row of halves: its powers apart, its part of x and that of `low`.
@@ -264,7 +264,7 @@ fn quads(depth: u32, rank: u32) -> u32 {
 }
 
 /// Scratch for the rows of a contraction in f16.
-pub(super) fn halves_bytes(rows: u32, depth: u32, rank: u32) -> u64 {
+pub(super) fn rows_f16_bytes(rows: u32, depth: u32, rank: u32) -> u64 {
     QUAD_BYTES * u64::from(rows) * u64::from(1 + quads(depth, rank))
 }
 
@@ -274,16 +274,16 @@ const MAXIMA_BYTES: u64 = 2 * 4 * PARTIALS as u64;
 pub(super) const ALL_MAXIMA_BYTES: u64 = MAXIMA_BYTES * MAX_TERMS as u64;
 
 /// How the rows of a sum lie in f16: a quad of powers for each contraction, then what each takes.
-struct Rows {
+struct RowLayout {
     /// Where the part of each contraction begins.
     firsts: [u32; MAX_TERMS],
     quads: u32,
 }
 
-impl Rows {
-    fn of(sum: &Sum) -> Self {
-        let mut rows = Self { firsts: [0; MAX_TERMS], quads: sum.terms.len() as u32 };
-        for (first, term) in rows.firsts.iter_mut().zip(&sum.terms) {
+impl RowLayout {
+    fn of(grouped: &GroupedContraction) -> Self {
+        let mut rows = Self { firsts: [0; MAX_TERMS], quads: grouped.terms.len() as u32 };
+        for (first, term) in rows.firsts.iter_mut().zip(&grouped.terms) {
             *first = rows.quads;
             rows.quads += quads(term.depth(), term.rank());
         }
@@ -291,22 +291,22 @@ impl Rows {
     }
 }
 
-pub(super) fn record(rec: &mut Recorder, way: Way, sum: &Sum) {
-    let first = sum.first();
+pub(super) fn record(rec: &mut Recorder, variant: Variant, grouped: &GroupedContraction) {
+    let first = grouped.first();
     let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
-    let layout = Rows::of(sum);
-    let halves = scale_rows(rec, sum, &layout);
+    let layout = RowLayout::of(grouped);
+    let rows_f16 = scale_rows(rec, grouped, &layout);
     let mut terms = [Term::zeroed(); MAX_TERMS];
-    for ((term, contraction), first_quad) in terms.iter_mut().zip(&sum.terms).zip(layout.firsts) {
-        let place = sum.place(contraction);
+    for ((term, contraction), first_quad) in terms.iter_mut().zip(&grouped.terms).zip(layout.firsts) {
+        let offsets = grouped.offsets(contraction);
         *term = Term {
             depth: contraction.depth(),
             first_quad,
             rank: contraction.rank(),
-            other_first: place.other,
-            weight_first: place.data,
-            absmax_first: place.absmax,
-            nested_first: place.nested,
+            factor_first: offsets.factor,
+            weight_first: offsets.data,
+            absmax_first: offsets.absmax,
+            nested_first: offsets.nested,
             padding: 0,
         };
     }
@@ -321,77 +321,77 @@ pub(super) fn record(rec: &mut Recorder, way: Way, sum: &Sum) {
         bias_first: panel.first_row,
         bias: u32::from(first.bias().is_some()),
         accumulate: u32::from(accumulate),
-        count: sum.terms.len() as u32,
+        count: grouped.terms.len() as u32,
         padding: [0; 2],
         terms,
     };
-    let [absmax, nested, bias, other] =
-        [sum.absmax, sum.nested, first.bias(), sum.other].map(|view| view.unwrap_or(rec.unused));
-    let views = [halves, sum.data, absmax, nested, bias, other, y.view];
-    let kernel = way.kernel(direction, weight.storage, weight.in_features, sum.terms.len());
-    let groups = [cols.div_ceil(way.tile.cols), rows.div_ceil(way.tile.rows), 1];
-    rec.dispatch(first.op_name(), kernel, &views, &params, groups, sum.work());
+    let [absmax, nested, bias, factor] =
+        [grouped.absmax, grouped.nested, first.bias(), grouped.factor].map(|view| view.unwrap_or(rec.unused));
+    let views = [rows_f16, grouped.data, absmax, nested, bias, factor, y.view];
+    let kernel = variant.kernel(direction, weight.storage, weight.in_features, grouped.terms.len());
+    let groups = [cols.div_ceil(variant.tile.cols), rows.div_ceil(variant.tile.rows), 1];
+    rec.dispatch(first.op_name(), kernel, &views, &params, groups, grouped.work());
 }
 
 /// The rows of x, and of the low-rank terms, scaled and in f16.
-fn scale_rows(rec: &mut Recorder, sum: &Sum, layout: &Rows) -> View {
-    let Contraction { x: Matrix { rows, .. }, weight, .. } = *sum.first();
+fn scale_rows(rec: &mut Recorder, grouped: &GroupedContraction, layout: &RowLayout) -> View {
+    let Contraction { x: Matrix { rows, .. }, weight, .. } = *grouped.first();
     let bytes = QUAD_BYTES * u64::from(rows) * u64::from(layout.quads);
     let Scratch { weight_panel, partials } = rec.scratch;
     assert!(bytes <= weight_panel.bytes, "scratch for {rows} rows of {} quads in f16", layout.quads);
     assert!(ALL_MAXIMA_BYTES <= partials.bytes, "scratch for the largest magnitudes");
-    let (halves, maxima) = (View { bytes, ..weight_panel }, View { bytes: ALL_MAXIMA_BYTES, ..partials });
+    let (rows_f16, maxima) = (View { bytes, ..weight_panel }, View { bytes: ALL_MAXIMA_BYTES, ..partials });
 
     // What is in f16 already fits into it.
     let weight_scaled = weight.storage != Storage::Float(Float::F16);
-    let mut terms = [HalvesTerm::zeroed(); MAX_TERMS];
-    for (i, (term, contraction)) in terms.iter_mut().zip(&sum.terms).enumerate() {
+    let mut terms = [RowsF16Term::zeroed(); MAX_TERMS];
+    for (i, (term, contraction)) in terms.iter_mut().zip(&grouped.terms).enumerate() {
         let of_term = maxima.slice(i as u64 * MAXIMA_BYTES, MAXIMA_BYTES);
-        let place = sum.place(contraction);
-        *term = HalvesTerm {
+        let offsets = grouped.offsets(contraction);
+        *term = RowsF16Term {
             depth: contraction.depth(),
-            x_first4: place.x4,
+            x_first4: offsets.x4,
             x_ld4: contraction.x.ld / 4,
             rank: contraction.rank(),
-            low_first4: place.low4,
-            low_ld4: contraction.low_ld4(),
+            product_first4: offsets.product4,
+            product_ld4: contraction.product_ld4(),
             first_quad: layout.firsts[i],
             partials: record_magnitudes(rec, contraction, weight_scaled, of_term),
             scale: contraction.scale(),
             padding: [0; 3],
         };
     }
-    let params = HalvesParams {
+    let params = RowsF16Params {
         rows,
         row_quads: layout.quads,
         weight_scaled: u32::from(weight_scaled),
-        count: sum.terms.len() as u32,
+        count: grouped.terms.len() as u32,
         terms,
     };
-    let low = sum.low.unwrap_or(rec.unused);
+    let product = grouped.product.unwrap_or(rec.unused);
     let groups = rec.fold(u64::from(rows));
     let work = 4 * u64::from(rows) * u64::from(layout.quads);
-    rec.dispatch("linear_halves", halves_kernel(), &[sum.x, low, maxima, halves], &params, groups, work);
-    halves
+    rec.dispatch("linear_rows_f16", rows_f16_kernel(), &[grouped.x, product, maxima, rows_f16], &params, groups, work);
+    rows_f16
 }
 
 /// Looks for the largest magnitudes of a contraction's weight and LoRA factor; gives the count of partial maxima.
 fn record_magnitudes(rec: &mut Recorder, contraction: &Contraction, weight_scaled: bool, maxima: View) -> u32 {
     let Contraction { weight, panel, .. } = contraction;
-    let other_rows = if contraction.forward() { weight.out_features } else { weight.in_features };
+    let factor_rows = if contraction.forward() { weight.out_features } else { weight.in_features };
     let params = MagnitudeParams {
         elements: if weight_scaled { panel.rows * weight.in_features } else { 0 },
-        others: contraction.rank() * other_rows,
+        factors: contraction.rank() * factor_rows,
     };
     let [data, absmax, nested] = contraction.weight_views(rec);
-    let [_, _, other] = contraction.term_views(rec);
-    let work = u64::from(params.elements) + u64::from(params.others);
+    let [_, _, factor] = contraction.term_views(rec);
+    let work = u64::from(params.elements) + u64::from(params.factors);
     let kernel = magnitude_kernel(weight.storage);
     let read = match weight.storage {
         Storage::Float(_) => params.elements / 4,
         Storage::Quantized(format) => params.elements / format.code.block() as u32,
     };
-    let partials = read.max(params.others).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);
-    rec.dispatch("linear_magnitude", kernel, &[other, data, absmax, nested, maxima], &params, [partials, 1, 1], work);
+    let partials = read.max(params.factors).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);
+    rec.dispatch("linear_magnitude", kernel, &[factor, data, absmax, nested, maxima], &params, [partials, 1, 1], work);
     partials
 }

@@ -1,19 +1,19 @@
-//! The forward form where rows are few, as in generation, which reads the packed weight once and is bound by that: a tile of a GPU
-//! would be mostly empty, and a software adapter's panel would cost more to decode than it serves. See
+//! Variants of the forward pass for few rows, as in generation. They read the packed weight once, and their time is that of reading
+//! it: a GPU's tile would be mostly empty, and a software adapter would decode a panel for too few products. See
 //! `shaders/linear_few_rows_shared.wgsl` for GPUs, `shaders/linear_few_rows.wgsl` for software adapters.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Contraction;
+use super::contraction::Contraction;
 use crate::gpu::{Kernel, Recorder};
-use crate::ops::Form;
-use crate::ops::lib_parts::KEEP;
+use crate::ops::VariantFamily;
+use crate::ops::lib_parts::MASK_TAIL;
 use crate::quant::format::Storage;
 
 /// With more, the accumulators leave the registers.
 pub(super) const MAX_ROWS: u32 = 4;
 /// One vector of a software adapter, each of whose lanes makes one output.
-const LANES: u32 = Form::LANES;
+const LANES: u32 = VariantFamily::LANES;
 /// On a GPU the lanes of a workgroup share their outputs.
 const SHARING: u32 = 64;
 const SHARED_OUTPUTS: u32 = 4;
@@ -27,19 +27,26 @@ struct Params {
     rank: u32,
     x_ld4: u32,
     y_ld: u32,
-    low_ld4: u32,
+    product_ld4: u32,
     first: u32,
     scale: f32,
 }
 
-fn kernel(form: Form, storage: Storage, in_features: u32, rows: u32, bias: bool, accumulate: bool) -> Kernel {
-    let kernel = match form {
-        Form::Tiles => {
+fn kernel(
+    family: VariantFamily,
+    storage: Storage,
+    in_features: u32,
+    rows: u32,
+    bias: bool,
+    accumulate: bool,
+) -> Kernel {
+    let kernel = match family {
+        VariantFamily::Tiles => {
             Kernel::new("linear_few_rows_shared", include_str!("../../../shaders/linear_few_rows_shared.wgsl"))
-                .part(KEEP)
+                .part(MASK_TAIL)
                 .constant("WG_SIZE", SHARING)
         }
-        Form::Lanes | Form::Broadcast => {
+        VariantFamily::Lanes | VariantFamily::Broadcast => {
             Kernel::new("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
                 .constant("WG_SIZE", LANES)
         }
@@ -54,12 +61,12 @@ fn kernel(form: Form, storage: Storage, in_features: u32, rows: u32, bias: bool,
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = Vec::new();
-    for form in [Form::Tiles, Form::Lanes] {
+    for family in [VariantFamily::Tiles, VariantFamily::Lanes] {
         for storage in Storage::ALL {
             for in_features in [64, 63] {
                 for rows in [1, MAX_ROWS] {
                     for (bias, accumulate) in [(false, false), (true, true)] {
-                        all.push(kernel(form, storage, in_features, rows, bias, accumulate));
+                        all.push(kernel(family, storage, in_features, rows, bias, accumulate));
                     }
                 }
             }
@@ -77,16 +84,16 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
         rank: contraction.rank(),
         x_ld4: x.ld / 4,
         y_ld: y.ld,
-        low_ld4: contraction.low_ld4(),
+        product_ld4: contraction.product_ld4(),
         first: panel.first_row,
         scale: contraction.scale(),
     };
     let [data, absmax, nested] = contraction.weight_views(rec);
-    let [bias, low, other] = contraction.term_views(rec);
-    let views = [x.view, data, absmax, nested, bias, low, other, y.view];
-    let form = Form::of(&rec.capabilities);
-    let kernel = kernel(form, weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
-    let outputs = if form == Form::Tiles { SHARED_OUTPUTS } else { LANES };
+    let [bias, product, factor] = contraction.term_views(rec);
+    let views = [x.view, data, absmax, nested, bias, product, factor, y.view];
+    let family = VariantFamily::of(&rec.capabilities);
+    let kernel = kernel(family, weight.storage, weight.in_features, x.rows, weight.bias.is_some(), accumulate);
+    let outputs = if family == VariantFamily::Tiles { SHARED_OUTPUTS } else { LANES };
     let groups = rec.fold(u64::from(panel.rows.div_ceil(outputs)));
     rec.dispatch(contraction.op_name(), kernel, &views, &params, groups, contraction.work());
 }

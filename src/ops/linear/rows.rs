@@ -1,9 +1,9 @@
-//! The form for software adapters: decode a panel of the weight to f32, then multiply without workgroup memory,
-//! see `shaders/weight_panel.wgsl` and `shaders/linear_rows.wgsl`.
+//! Variants for software adapters: decode a panel of the weight to f32, then multiply without workgroup memory, see
+//! `shaders/weight_panel.wgsl` and `shaders/linear_rows.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction};
+use super::contraction::{Contraction, Direction};
 use crate::gpu::{Kernel, Recorder, View, round_up};
 use crate::ops::weight::Panel;
 use crate::quant::format::Storage;
@@ -27,7 +27,7 @@ struct DecodeParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct LowParams {
+struct FactorParams {
     first: u32,
     cols: u32,
     rank: u32,
@@ -46,7 +46,7 @@ struct Params {
     x_col4: u32,
     y_ld4: u32,
     y_col4: u32,
-    low_ld4: u32,
+    product_ld4: u32,
     bias_first: u32,
 }
 
@@ -59,7 +59,7 @@ fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Ke
     storage.join(kernel, in_features)
 }
 
-fn low_kernel(direction: Direction) -> Kernel {
+fn factor_kernel(direction: Direction) -> Kernel {
     Kernel::new("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
         .part(include_str!("../../../shaders/lib/panel.wgsl"))
         .constant("PANEL_COLS", STRIP)
@@ -85,7 +85,7 @@ fn multiply_kernel(rows: u32, bias: bool, accumulate: bool) -> Kernel {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let mut all = vec![low_kernel(Direction::Forward), low_kernel(Direction::InputGradient)];
+    let mut all = vec![factor_kernel(Direction::Forward), factor_kernel(Direction::InputGradient)];
     for storage in Storage::ALL {
         for in_features in [64, 63] {
             all.push(decode_kernel(Direction::Forward, storage, in_features));
@@ -133,11 +133,11 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
         let decoded = View { bytes: bytes(depth + rank, cols), ..scratch };
         assert!(decoded.bytes <= scratch.bytes, "scratch for a decoded panel");
         decode(rec, part, first, decoded);
-        if let Some(low) = part.low {
-            let params = LowParams { first: rows.first_row, cols, rank, depth: depth + rank, scale: low.scale };
+        if let Some(term) = part.low_rank {
+            let params = FactorParams { first: rows.first_row, cols, rank, depth: depth + rank, scale: term.scale };
             let count = u64::from(cols) * u64::from(rank);
             let groups = rec.fold(count.div_ceil(u64::from(DECODE_WG_SIZE)));
-            rec.dispatch("low_rank_panel", low_kernel(direction), &[decoded, low.other], &params, groups, count);
+            rec.dispatch("low_rank_panel", factor_kernel(direction), &[decoded, term.factor], &params, groups, count);
         }
         let [x_col4, y_col4] = part.first_quads();
         let params = Params {
@@ -149,13 +149,13 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
             x_col4,
             y_ld4: y.ld / 4,
             y_col4,
-            low_ld4: part.low_ld4(),
+            product_ld4: part.product_ld4(),
             bias_first: rows.first_row,
         };
-        let [bias, low, _] = part.term_views(rec);
+        let [bias, product, _] = part.term_views(rec);
         let groups = [x.rows.div_ceil(block_rows(x.rows)), cols.div_ceil(STRIP), 1];
         let kernel = multiply_kernel(x.rows, part.bias().is_some(), part.accumulate);
-        rec.dispatch(part.op_name(), kernel, &[x.view, decoded, low, bias, y.view], &params, groups, part.work());
+        rec.dispatch(part.op_name(), kernel, &[x.view, decoded, product, bias, y.view], &params, groups, part.work());
     }
 }
 

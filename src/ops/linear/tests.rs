@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gpu::{AutotuneTable, Command};
-use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient, forms};
+use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient, families};
 use crate::ops::weight::Rows;
 use crate::quant::format::{Code4, Float};
 
@@ -55,34 +55,34 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
 }
 
 /// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
-fn variants() -> Vec<(Form, &'static str)> {
+fn variants() -> Vec<(VariantFamily, &'static str)> {
     let problem = |cols| ProblemSize { op: "", storage: "", rows: 128, cols, depth: 64 };
-    let of_form = |form| {
-        let of_width = |cols| Candidate::all(&Lab::for_form(form).capabilities, &problem(cols));
-        let mut names: Vec<_> = [128, 16].into_iter().flat_map(of_width).map(Candidate::name).collect();
+    let of_family = |family| {
+        let of_width = |cols| Variant::all(&Lab::for_family(family).capabilities, &problem(cols));
+        let mut names: Vec<_> = [128, 16].into_iter().flat_map(of_width).map(Variant::name).collect();
         names.sort_unstable();
         names.dedup();
-        if names.is_empty() { vec![(form, "")] } else { names.into_iter().map(|name| (form, name)).collect() }
+        if names.is_empty() { vec![(family, "")] } else { names.into_iter().map(|name| (family, name)).collect() }
     };
-    forms().into_iter().flat_map(of_form).collect()
+    families().into_iter().flat_map(of_family).collect()
 }
 
-/// What `record` records where `candidate` is the fastest for all of it.
-fn recorded(lab: &Lab, candidate: &str, record: impl Fn(&mut Recorder)) -> Recorder {
+/// What `record` records where `variant` is the fastest for all of it.
+fn recorded(lab: &Lab, variant: &str, record: impl Fn(&mut Recorder)) -> Recorder {
     let mut rec = lab.recorder();
     record(&mut rec);
     let mut autotune = AutotuneTable::default();
-    rec.problem_sizes.iter().for_each(|problem| autotune.insert(problem.class(), candidate));
+    rec.problem_sizes.iter().for_each(|problem| autotune.insert(problem.class(), variant));
     let mut rec = lab.recorder().with_autotune(&autotune);
     record(&mut rec);
     rec
 }
 
 /// Compares with the twin, and gives the bits of all results.
-fn check((form, candidate): (Form, &str), storage: Storage, case: Case) -> Vec<u32> {
+fn check((family, variant): (VariantFamily, &str), storage: Storage, case: Case) -> Vec<u32> {
     let Case { rows, out, inp, rank, bias } = case;
-    let mut lab = Lab::for_form(form);
-    let what = format!("{form:?} {candidate}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
+    let mut lab = Lab::for_family(family);
+    let what = format!("{family:?} {variant}, {storage:?}, {rows} x {out} x {inp}, rank {rank}");
     let (weight, w, b) = weight(&mut lab, storage, out, inp, bias);
     let (x, dy) = (lab.normal(rows * inp), lab.normal(rows * out));
     let (xa, dyb) = (lab.normal(rows * rank), lab.normal(rows * rank));
@@ -92,16 +92,16 @@ fn check((form, candidate): (Form, &str), storage: Storage, case: Case) -> Vec<u
     let (gx, gdy) = (lab.matrix(rows, inp, &x), lab.matrix(rows, out, &dy));
     let (y, y_added) = (lab.empty(rows, out), lab.matrix(rows, out, &y0));
     let (dx, dx_added) = (lab.empty(rows, inp), lab.matrix(rows, inp, &dx0));
-    let (mut low_f, mut low_g) = (None, None);
+    let (mut term_forward, mut term_gradient) = (None, None);
     if rank > 0 {
-        low_f = Some(LowRank { low: lab.matrix(rows, rank, &xa), other: lab.vector(&lora_b), scale });
-        low_g = Some(LowRank { low: lab.matrix(rows, rank, &dyb), other: lab.vector(&lora_a), scale });
+        term_forward = Some(LowRank { product: lab.matrix(rows, rank, &xa), factor: lab.vector(&lora_b), scale });
+        term_gradient = Some(LowRank { product: lab.matrix(rows, rank, &dyb), factor: lab.vector(&lora_a), scale });
     }
-    let rec = recorded(&lab, candidate, |rec| {
-        forward(rec, gx, &weight, low_f, y, false);
-        forward(rec, gx, &weight, low_f, y_added, true);
-        input_gradient(rec, gdy, &weight, low_g, dx, false);
-        input_gradient(rec, gdy, &weight, low_g, dx_added, true);
+    let rec = recorded(&lab, variant, |rec| {
+        forward(rec, gx, &weight, term_forward, y, false);
+        forward(rec, gx, &weight, term_forward, y_added, true);
+        input_gradient(rec, gdy, &weight, term_gradient, dx, false);
+        input_gradient(rec, gdy, &weight, term_gradient, dx_added, true);
     });
     lab.run(&rec);
 
@@ -126,7 +126,7 @@ fn check_all(storage: Storage, case: Case) {
     let mut of_tiles: Option<Vec<u32>> = None;
     for variant in variants() {
         let bits = check(variant, storage, case);
-        if variant.0 == Form::Tiles {
+        if variant.0 == VariantFamily::Tiles {
             assert!(*of_tiles.get_or_insert_with(|| bits.clone()) == bits, "bits of {variant:?}, {storage:?}");
         }
     }
@@ -146,8 +146,8 @@ fn every_form_equals_the_formula_in_every_storage() {
             case(130, 40, 24, 12, false),
             case(130, 43, 16, 5, true),
         ] {
-            for form in forms() {
-                check((form, ""), storage, case);
+            for family in families() {
+                check((family, ""), storage, case);
             }
         }
     }
@@ -179,12 +179,12 @@ fn odd_and_random_sizes_equal_the_formula() {
 }
 
 #[test]
-fn the_candidate_that_was_measured_is_recorded() {
-    let kernels = |candidate: &str, rows: usize| -> Vec<_> {
-        let mut lab = Lab::for_form(Form::Tiles);
+fn the_variant_that_was_measured_is_recorded() {
+    let kernels = |variant: &str, rows: usize| -> Vec<_> {
+        let mut lab = Lab::for_family(VariantFamily::Tiles);
         let (weight, _, _) = weight(&mut lab, Storage::Float(Float::F32), 192, 64, false);
         let (x, y) = (lab.empty(rows, 64), lab.empty(rows, 192));
-        let rec = recorded(&lab, candidate, |rec| forward(rec, x, &weight, None, y, false));
+        let rec = recorded(&lab, variant, |rec| forward(rec, x, &weight, None, y, false));
         let kernel = |command: &Command| match command {
             Command::Dispatch(dispatch) => dispatch.kernel.wgsl(),
             other => panic!("{other:?}"),
@@ -209,7 +209,7 @@ fn the_candidate_that_was_measured_is_recorded() {
 pub(super) struct SharedInput {
     weights: [Weight; 3],
     dys: [Matrix; 3],
-    lows: [Option<LowRank>; 3],
+    low_ranks: [Option<LowRank>; 3],
     pub dx: Matrix,
     pub want: Vec<f64>,
     /// The sums of the products' magnitudes.
@@ -217,19 +217,19 @@ pub(super) struct SharedInput {
 }
 
 impl SharedInput {
-    /// `branches` are outputs and rank of each.
-    pub fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], branches: [[usize; 2]; 3]) -> Self {
-        let [outs, ranks] = [0, 1].map(|which| branches.map(|branch| branch[which] as u32));
+    /// `sizes` are the outputs and the rank of each.
+    pub fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], sizes: [[usize; 2]; 3]) -> Self {
+        let [outs, ranks] = [0, 1].map(|which| sizes.map(|size| size[which] as u32));
         let matrices = outs.map(|out_features| Rows { label: "w", out_features, bias: false });
         let limit = lab.capabilities.max_binding_bytes;
         let weights = Weight::plan_contiguous(&mut lab.plan, matrices, storage, inp as u32, limit);
         let dys = lab.plan.contiguous_matrices(Category::Workspace, "dy", rows as u32, outs);
-        let lows = lab.plan.contiguous_matrices(Category::Workspace, "dy B", rows as u32, ranks);
+        let products = lab.plan.contiguous_matrices(Category::Workspace, "dy B", rows as u32, ranks);
         let bytes = ranks.map(|rank| 4 * u64::from(rank) * inp as u64);
         let factors = lab.plan.alloc_contiguous(Category::Workspace, "lora_A", bytes);
         let (mut want, mut magnitudes) = (vec![0.0; rows * inp], vec![0.0; rows * inp]);
         let mut terms = [None; 3];
-        for (i, [out, rank]) in branches.into_iter().enumerate() {
+        for (i, [out, rank]) in sizes.into_iter().enumerate() {
             let stored = Stored::of(storage, &lab.normal(out * inp).iter().map(|v| 0.3 * v).collect::<Vec<_>>());
             let panel = weights[i].panels[0];
             lab.fill(panel.data, &stored.data);
@@ -237,7 +237,7 @@ impl SharedInput {
             panel.nested.iter().for_each(|view| lab.fill(*view, &stored.nested));
             let (dy, dyb, lora_a) = (lab.normal(rows * out), lab.normal(rows * rank), lab.normal(rank * inp));
             lab.fill_matrix(dys[i], &dy);
-            lab.fill_matrix(lows[i], &dyb);
+            lab.fill_matrix(products[i], &dyb);
             lab.fill(factors[i], &lora_a.iter().map(|v| (*v as f32).to_bits()).collect::<Vec<_>>());
             let scale = 0.75 / (1 + i) as f32;
             for (sums, of) in [(&mut want, (|v| v) as fn(f64) -> f64), (&mut magnitudes, f64::abs)] {
@@ -246,13 +246,13 @@ impl SharedInput {
                 let lora = twin::multiply(&each(&dyb), rows, rank, inp, |j, k| of(lora_a[j * inp + k]));
                 sums.iter_mut().zip(base.iter().zip(&lora)).for_each(|(sum, (b, l))| *sum += b + f64::from(scale) * l);
             }
-            terms[i] = (rank > 0).then_some(LowRank { low: lows[i], other: factors[i], scale });
+            terms[i] = (rank > 0).then_some(LowRank { product: products[i], factor: factors[i], scale });
         }
-        Self { weights, dys, lows: terms, dx: lab.empty(rows, inp), want, magnitudes }
+        Self { weights, dys, low_ranks: terms, dx: lab.empty(rows, inp), want, magnitudes }
     }
 
-    pub fn branches(&self) -> [Branch<'_>; 3] {
-        std::array::from_fn(|i| Branch { dy: self.dys[i], weight: &self.weights[i], low: self.lows[i] })
+    pub fn terms(&self) -> [GradientTerm<'_>; 3] {
+        std::array::from_fn(|i| GradientTerm { dy: self.dys[i], weight: &self.weights[i], low_rank: self.low_ranks[i] })
     }
 }
 
@@ -266,17 +266,17 @@ pub(super) const SHARED_INPUTS: [([usize; 2], [[usize; 2]; 3]); 3] = [
 #[test]
 fn the_gradient_of_a_shared_input_is_one_sum() {
     for storage in Storage::ALL {
-        for (sizes, branches) in SHARED_INPUTS {
+        for (input, layers) in SHARED_INPUTS {
             let mut of_tiles: Option<Vec<f32>> = None;
-            for (form, candidate) in variants() {
-                let what = format!("{form:?} {candidate}, {storage:?}, {sizes:?}, {branches:?}");
-                let mut lab = Lab::for_form(form);
-                let shared = SharedInput::new(&mut lab, storage, sizes, branches);
-                let rec = recorded(&lab, candidate, |rec| sum_of_input_gradients(rec, &shared.branches(), shared.dx));
+            for (family, variant) in variants() {
+                let what = format!("{family:?} {variant}, {storage:?}, {input:?}, {layers:?}");
+                let mut lab = Lab::for_family(family);
+                let shared = SharedInput::new(&mut lab, storage, input, layers);
+                let rec = recorded(&lab, variant, |rec| sum_of_input_gradients(rec, &shared.terms(), shared.dx));
                 lab.run(&rec);
                 let got = lab.read(shared.dx);
                 assert_close(&what, &got, &shared.want, 1e-5);
-                if form == Form::Tiles {
+                if family == VariantFamily::Tiles {
                     assert_eq!(rec.commands.len(), 1, "{what}");
                     assert!(*of_tiles.get_or_insert_with(|| got.clone()) == got, "bits of {what}");
                 }
@@ -286,14 +286,14 @@ fn the_gradient_of_a_shared_input_is_one_sum() {
 }
 
 #[test]
-fn branches_that_no_binding_covers_are_added_up_one_after_another() {
-    let mut lab = Lab::for_form(Form::Tiles);
+fn terms_that_no_binding_covers_are_added_up_one_after_another() {
+    let mut lab = Lab::for_family(VariantFamily::Tiles);
     let storage = Storage::Float(Float::F32);
     let matrices = [70, 24].map(|out_features| Rows { label: "w", out_features, bias: false });
     let products = |lab: &Lab, weights: &[Weight; 2], dys: [Matrix; 2], dx| {
-        let branch = |i: usize| Branch { dy: dys[i], weight: &weights[i], low: None };
+        let term = |i: usize| GradientTerm { dy: dys[i], weight: &weights[i], low_rank: None };
         let mut rec = lab.recorder();
-        sum_of_input_gradients(&mut rec, &[branch(0), branch(1)], dx);
+        sum_of_input_gradients(&mut rec, &[term(0), term(1)], dx);
         rec.commands.len()
     };
     let dx = lab.empty(5, 64);

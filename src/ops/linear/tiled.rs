@@ -1,19 +1,20 @@
-//! The GPU form: tiles of the output fed from workgroup memory, in several sizes, see `shaders/linear_tiled.wgsl`.
+//! Variants for GPUs: tiles of the output fed from workgroup memory, in several sizes, see `shaders/linear_tiled.wgsl`.
 //!
-//! Which size is fastest depends on the adapter and on the shape. All sum each output over k in the same order, with one accumulator,
-//! and so give the same bits: what a run computes does not depend on the choice.
+//! The fastest size depends on the adapter and on the shape. All sizes sum each output over k in the same order, with one
+//! accumulator, and so give the same bits: the results of a run do not depend on the choice.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Contraction, Direction, MAX_TERMS, Sum};
+use super::contraction::{Contraction, Direction, GroupedContraction, MAX_TERMS};
 use crate::gpu::{Kernel, Matrix, Recorder};
-use crate::ops::lib_parts::KEEP;
+use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::Storage;
 
-/// How a contraction is cut.
+/// The sizes in which a contraction is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
+    /// The name in the autotune table.
     pub name: &'static str,
     /// Outputs of a workgroup.
     rows: u32,
@@ -30,6 +31,7 @@ const fn tile(name: &'static str, [rows, cols, depth]: [u32; 3], [row_quads, col
 }
 
 impl Tile {
+    /// Every size.
     pub const ALL: [Self; 7] = [
         tile("64x64x16 by 8x4", [64, 64, 16], [2, 1]),
         tile("64x64x16 by 8x8", [64, 64, 16], [2, 2]),
@@ -41,7 +43,7 @@ impl Tile {
         tile("128x16x16 by 8x4", [128, 16, 16], [2, 1]),
     ];
 
-    /// Those that are not mostly empty, first the one that an adapter takes that was not measured.
+    /// The tiles that are not mostly empty for `rows` x `cols` outputs. The first one is taken where none was measured.
     pub fn fitting(rows: u32, cols: u32) -> Vec<Self> {
         let room = |n: u32, least: u32| n.clamp(least, 1 << 16).next_power_of_two() * 2;
         let holds_enough = |tile: &Self| cols <= 32 || tile.cols >= 32;
@@ -60,13 +62,13 @@ impl Tile {
         u64::from(in_features).is_multiple_of(block) && block.is_multiple_of(u64::from(self.depth))
     }
 
-    /// The text that adds up so many contractions at most.
+    /// The kernel that adds up at most `terms` contractions.
     pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled =
             matches!(storage, Storage::Quantized(format) if self.lies_in_blocks(format.code.block(), in_features));
         let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
-            .part(KEEP)
+            .part(MASK_TAIL)
             .constant("FORWARD", direction == Direction::Forward)
             .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
             .constant("SCALED", scaled)
@@ -82,7 +84,8 @@ impl Tile {
     }
 }
 
-/// One of the contractions that are added up: where its operands begin in their bindings, in the units in which those are read.
+/// One of the contractions that are added up, with the beginnings of its operands in their bindings, in the units in which the
+/// shader reads them.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Term {
@@ -90,9 +93,9 @@ struct Term {
     x_first4: u32,
     x_ld4: u32,
     rank: u32,
-    low_first4: u32,
-    low_ld4: u32,
-    other_first: u32,
+    product_first4: u32,
+    product_ld4: u32,
+    factor_first: u32,
     scale: f32,
     weight_first: u32,
     absmax_first: u32,
@@ -132,24 +135,24 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
-    let first = sum.first();
+pub(super) fn record(rec: &mut Recorder, tile: Tile, grouped: &GroupedContraction) {
+    let first = grouped.first();
     let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
     let mut terms = [Term::zeroed(); MAX_TERMS];
-    for (term, contraction) in terms.iter_mut().zip(&sum.terms) {
-        let place = sum.place(contraction);
+    for (term, contraction) in terms.iter_mut().zip(&grouped.terms) {
+        let offsets = grouped.offsets(contraction);
         *term = Term {
             depth: contraction.depth(),
-            x_first4: place.x4,
+            x_first4: offsets.x4,
             x_ld4: contraction.x.ld / 4,
             rank: contraction.rank(),
-            low_first4: place.low4,
-            low_ld4: contraction.low_ld4(),
-            other_first: place.other,
+            product_first4: offsets.product4,
+            product_ld4: contraction.product_ld4(),
+            factor_first: offsets.factor,
             scale: contraction.scale(),
-            weight_first: place.data,
-            absmax_first: place.absmax,
-            nested_first: place.nested,
+            weight_first: offsets.data,
+            absmax_first: offsets.absmax,
+            nested_first: offsets.nested,
             padding: 0,
         };
     }
@@ -162,16 +165,17 @@ pub(super) fn record(rec: &mut Recorder, tile: Tile, sum: &Sum) {
         bias_first: panel.first_row,
         bias: u32::from(first.bias().is_some()),
         accumulate: u32::from(accumulate),
-        count: sum.terms.len() as u32,
+        count: grouped.terms.len() as u32,
         padding: [0; 3],
         terms,
     };
-    let [absmax, nested, bias, low, other] =
-        [sum.absmax, sum.nested, first.bias(), sum.low, sum.other].map(|view| view.unwrap_or(rec.unused));
-    let views = [sum.x, sum.data, absmax, nested, bias, low, other, y.view];
-    let kernel = tile.kernel(direction, weight.storage, weight.in_features, sum.terms.len());
+    let [absmax, nested, bias, product, factor] =
+        [grouped.absmax, grouped.nested, first.bias(), grouped.product, grouped.factor]
+            .map(|view| view.unwrap_or(rec.unused));
+    let views = [grouped.x, grouped.data, absmax, nested, bias, product, factor, y.view];
+    let kernel = tile.kernel(direction, weight.storage, weight.in_features, grouped.terms.len());
     let groups = [params.cols.div_ceil(tile.cols), rows.div_ceil(tile.rows), 1];
-    rec.dispatch(first.op_name(), kernel, &views, &params, groups, sum.work());
+    rec.dispatch(first.op_name(), kernel, &views, &params, groups, grouped.work());
 }
 
 #[cfg(test)]

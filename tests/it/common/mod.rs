@@ -13,7 +13,7 @@ use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use safetensors::SafeTensors;

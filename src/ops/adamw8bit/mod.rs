@@ -8,7 +8,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Form;
+use super::VariantFamily;
 use super::lib_parts::REDUCE;
 use crate::gpu::{Kernel, Recorder, View};
 use crate::quant::format::NESTED_BLOCK;
@@ -38,25 +38,25 @@ struct Params {
     blocks: u32,
 }
 
-fn kernel(form: Form) -> Kernel {
-    let kernel = match form {
-        Form::Tiles => Kernel::new("adamw8bit_tiles", include_str!("../../shaders/adamw8bit_tiles.wgsl"))
+fn kernel(family: VariantFamily) -> Kernel {
+    let kernel = match family {
+        VariantFamily::Tiles => Kernel::new("adamw8bit_tiles", include_str!("../../../shaders/adamw8bit_tiles.wgsl"))
             .part(REDUCE)
             .constant("WG_SIZE", QUADS_PER_BLOCK),
-        Form::Lanes | Form::Broadcast => {
-            Kernel::new("adamw8bit_lanes", include_str!("../../shaders/adamw8bit_lanes.wgsl"))
-                .constant("WG_SIZE", Form::LANES)
+        VariantFamily::Lanes | VariantFamily::Broadcast => {
+            Kernel::new("adamw8bit_lanes", include_str!("../../../shaders/adamw8bit_lanes.wgsl"))
+                .constant("WG_SIZE", VariantFamily::LANES)
         }
     };
     kernel
-        .part(include_str!("../../shaders/lib/adamw8bit.wgsl"))
-        .part(include_str!("../../shaders/lib/optimizer.wgsl"))
-        .part(include_str!("../../shaders/lib/adamw.wgsl"))
-        .part(include_str!("../../shaders/lib/dynamic_code.wgsl"))
+        .part(include_str!("../../../shaders/lib/adamw8bit.wgsl"))
+        .part(include_str!("../../../shaders/lib/optimizer.wgsl"))
+        .part(include_str!("../../../shaders/lib/adamw.wgsl"))
+        .part(include_str!("../../../shaders/lib/dynamic_code.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![kernel(Form::Tiles), kernel(Form::Lanes)]
+    vec![kernel(VariantFamily::Tiles), kernel(VariantFamily::Lanes)]
 }
 
 /// What the `tables` view of [`step`] holds: the values of the signed codes and of the unsigned ones, then for each, but the last of
@@ -93,12 +93,12 @@ pub fn step(
     let CodedMoments { codes: [first, second], scales } = moments;
     assert!([first, second].iter().all(|codes| codes.bytes >= elements) && scales.bytes >= 8 * blocks(elements));
     let count = blocks(elements) as u32;
-    let form = Form::of(&rec.capabilities);
-    let per_group = if form == Form::Tiles { 1 } else { Form::LANES };
+    let family = VariantFamily::of(&rec.capabilities);
+    let per_group = if family == VariantFamily::Tiles { 1 } else { VariantFamily::LANES };
     let groups = rec.fold(u64::from(count.div_ceil(per_group)));
     let views = [grads, state, hyper, tables, params, first, second, scales];
     let params = Params { quads: (elements / 4) as u32, blocks: count };
-    rec.dispatch("adamw", kernel(form), &views, &params, groups, 32 * elements);
+    rec.dispatch("adamw", kernel(family), &views, &params, groups, 32 * elements);
 }
 
 /// The formulas in plain loops, in f64 where the device has f32; codes and scales are kept as the device keeps them.
@@ -164,5 +164,4 @@ pub mod twin {
 }
 
 #[cfg(test)]
-#[path = "adamw8bit_tests.rs"]
 mod tests;

@@ -1,15 +1,15 @@
-//! AdamW's moments of a flat range of parameters, in the form that a run keeps them in: where they lie on the device, and what they are
-//! on the host.
+//! AdamW's moments of a flat range of parameters, in f32 or in 8-bit codes: their buffers on the device, and their values on the host.
 
-use super::adamw;
-use super::adamw8bit::{self, BLOCK, CodedMoments, ZERO_CODES};
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, Recorder, VIEW_ALIGNMENT, View};
+use crate::ops::adamw;
+use crate::ops::adamw8bit::{self, BLOCK, CodedMoments, ZERO_CODES};
 
-/// How moments are kept.
+/// The storage of moments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MomentStorage {
+    /// 32-bit floats.
     F32,
-    /// 8-bit codes, see [`super::adamw8bit`].
+    /// 8-bit codes, see [`crate::ops::adamw8bit`].
     EightBit,
 }
 
@@ -17,7 +17,7 @@ impl MomentStorage {
     /// Smaller tensors keep f32 (bitsandbytes' `min_8bit_size`): there is little to save, and they are norms and biases.
     const MIN_ELEMENTS: usize = 4096;
 
-    /// What a tensor of this many elements has where this is asked for.
+    /// The storage of a tensor of this many elements, in a run with this storage.
     pub fn of_tensor(self, elements: usize) -> Self {
         if elements < Self::MIN_ELEMENTS { Self::F32 } else { self }
     }
@@ -34,15 +34,20 @@ impl MomentStorage {
 /// Both moments of a flat range on the device.
 #[derive(Clone, Copy, Debug)]
 pub enum Moments {
+    /// The first and the second moment.
     F32([View; 2]),
+    /// Codes and scales of both moments.
     EightBit(CodedMoments),
 }
 
 /// One moment of a tensor or a range on the host, with the bits that the device has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostMoment {
+    /// The values.
     F32(Vec<f32>),
+    /// The codes of the values, with the scales of their blocks.
     EightBit {
+        /// One for each value.
         codes: Vec<u8>,
         /// One for each block.
         scales: Vec<f32>,
@@ -62,6 +67,7 @@ impl Moments {
         }
     }
 
+    /// The storage of both moments.
     pub fn storage(&self) -> MomentStorage {
         match self {
             Self::F32(_) => MomentStorage::F32,
@@ -79,6 +85,9 @@ impl Moments {
     }
 
     /// Both moments of the whole range as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read(&self, gpu: &Gpu, buffers: &Buffers) -> Result<[HostMoment; 2], GpuError> {
         match self {
             Self::F32([m, v]) => Ok([
@@ -96,7 +105,7 @@ impl Moments {
         }
     }
 
-    /// Sets both moments of the range, of which [`HostMoment::zeros`] and its `place` made an image.
+    /// Sets both moments of the range. `values` covers the whole range.
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, values: &[HostMoment; 2]) {
         match (self, values) {
             (Self::F32(views), [HostMoment::F32(m), HostMoment::F32(v)]) => {
@@ -114,7 +123,7 @@ impl Moments {
                 let scales: Vec<[f32; 2]> = of_m.iter().zip(of_v).map(|(m, v)| [*m, *v]).collect();
                 gpu.write(buffers, to.scales, bytemuck::cast_slice(&scales));
             }
-            _ => unreachable!("moments come back in the form that they were read in"),
+            _ => unreachable!("moments are written in the storage that they were read from"),
         }
     }
 }
@@ -143,7 +152,7 @@ impl HostMoment {
         }
     }
 
-    /// Puts what [`Self::part`] gave back to its place from element `first` on.
+    /// Sets the elements from `first` on to `part`, which [`Self::part`] made.
     pub fn place(&mut self, first: usize, part: &Self) {
         match (self, part) {
             (Self::F32(values), Self::F32(part)) => values[first..first + part.len()].copy_from_slice(part),
@@ -152,11 +161,11 @@ impl HostMoment {
                 let block = first.div_ceil(BLOCK as usize);
                 scales[block..block + of_part.len()].copy_from_slice(of_part);
             }
-            _ => unreachable!("a part has the form of the whole"),
+            _ => unreachable!("a part has the storage of the whole"),
         }
     }
 
-    /// Lays the next range of a tensor behind the ones before.
+    /// Appends the next range of a tensor.
     pub fn append(&mut self, next: Self) {
         match (self, next) {
             (Self::F32(values), Self::F32(mut next)) => values.append(&mut next),
@@ -164,7 +173,7 @@ impl HostMoment {
                 codes.append(&mut next);
                 scales.append(&mut of_next);
             }
-            _ => unreachable!("a tensor's ranges have one form"),
+            _ => unreachable!("a tensor's ranges have one storage"),
         }
     }
 }

@@ -18,7 +18,7 @@ struct FmaParams {
 
 /// A form of the multiply-add kernel; which is fastest depends on the adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FmaForm {
+pub struct FmaVariant {
     pub wg_size: u32,
     /// Independent chains of vec4.
     pub accumulators: u32,
@@ -26,7 +26,7 @@ pub struct FmaForm {
     pub fused: bool,
 }
 
-impl FmaForm {
+impl FmaVariant {
     pub const ALL: [Self; 7] = [
         Self { wg_size: 8, accumulators: 8, fused: true },
         Self { wg_size: 8, accumulators: 4, fused: false },
@@ -38,11 +38,11 @@ impl FmaForm {
     ];
 }
 
-fn fma_kernel(form: FmaForm) -> Kernel {
+fn fma_kernel(variant: FmaVariant) -> Kernel {
     Kernel::new("bench_fma", include_str!("../../shaders/bench_fma.wgsl"))
-        .constant("WG_SIZE", form.wg_size)
-        .constant("ACCUMULATORS", form.accumulators)
-        .constant("FUSED", form.fused)
+        .constant("WG_SIZE", variant.wg_size)
+        .constant("ACCUMULATORS", variant.accumulators)
+        .constant("FUSED", variant.fused)
         .constant("UNROLLED", UNROLLED)
 }
 
@@ -91,23 +91,31 @@ fn copy_kernel() -> Kernel {
     Kernel::new("bench_copy", include_str!("../../shaders/bench_copy.wgsl")).constant("WG_SIZE", COPY_WG_SIZE)
 }
 
-pub(super) fn kernels() -> Vec<Kernel> {
+pub fn kernels() -> Vec<Kernel> {
     let matrices = Cooperative::KNOWN.map(matrix_kernel);
-    FmaForm::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).chain(matrices).collect()
+    FmaVariant::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).chain(matrices).collect()
 }
 
 /// `invocations` (a multiple of 256) chains of `steps` times (a multiple of 8) `a = a factor + term`; y takes four sums of each invocation.
 /// Returns the floating-point operations, two a multiply-add.
-pub fn fma(rec: &mut Recorder, form: FmaForm, invocations: u32, steps: u32, factor: f32, term: f32, y: View) -> f64 {
+pub fn fma(
+    rec: &mut Recorder,
+    variant: FmaVariant,
+    invocations: u32,
+    steps: u32,
+    factor: f32,
+    term: f32,
+    y: View,
+) -> f64 {
     assert!(
         invocations.is_multiple_of(256) && steps.is_multiple_of(UNROLLED) && y.bytes >= 16 * u64::from(invocations),
         "{invocations} into {y:?}"
     );
-    let work = 4 * u64::from(invocations) * u64::from(steps) * u64::from(form.accumulators);
-    let groups = [invocations / form.wg_size, 1, 1];
+    let work = 4 * u64::from(invocations) * u64::from(steps) * u64::from(variant.accumulators);
+    let groups = [invocations / variant.wg_size, 1, 1];
     rec.dispatch(
         "bench_fma",
-        fma_kernel(form),
+        fma_kernel(variant),
         &[y],
         &FmaParams { turns: steps / UNROLLED, factor, term },
         groups,
@@ -139,16 +147,16 @@ mod tests {
     }
 
     #[test]
-    fn every_form_computes_its_chains() {
-        for form in FmaForm::ALL {
+    fn every_variant_computes_its_chains() {
+        for variant in FmaVariant::ALL {
             let mut lab = Lab::new();
             let y = lab.vector(&[f64::NAN; 4 * 256]);
             let mut rec = lab.recorder();
-            let flops = fma(&mut rec, form, 256, 40, 0.9, 0.25, y);
+            let flops = fma(&mut rec, variant, 256, 40, 0.9, 0.25, y);
             lab.run(&rec);
-            let want: Vec<f64> = (0..256).flat_map(|_| twin(form.accumulators, 40, 0.9, 0.25)).collect();
+            let want: Vec<f64> = (0..256).flat_map(|_| twin(variant.accumulators, 40, 0.9, 0.25)).collect();
             assert_close("chains", &lab.read_vector(y), &want, 1e-6);
-            assert_eq!(flops, f64::from(256 * 40 * form.accumulators * 8));
+            assert_eq!(flops, f64::from(256 * 40 * variant.accumulators * 8));
         }
     }
 

@@ -4,7 +4,7 @@ use crate::gpu::Capabilities;
 
 /// The family of variants a device takes, where an operation has more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum VariantFamily {
     /// Real GPUs: tiles in workgroup memory.
     Tiles,
     /// Software adapters: neither workgroup memory nor barriers, a vector of lanes a workgroup.
@@ -14,7 +14,7 @@ pub(crate) enum Form {
     Broadcast,
 }
 
-impl Form {
+impl VariantFamily {
     /// Lanes of one vector of the software adapters that the last two were measured on.
     pub const LANES: u32 = 8;
 

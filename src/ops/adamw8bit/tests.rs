@@ -1,6 +1,6 @@
 use super::*;
 use crate::ops::adamw::{AdamW, State, grad_norm, partials_bytes};
-use crate::ops::testing::{Lab, assert_close, forms};
+use crate::ops::testing::{Lab, assert_close, families};
 
 const SETTINGS: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
 
@@ -87,9 +87,9 @@ fn the_maps_are_those_of_bitsandbytes() {
 #[test]
 fn every_form_makes_the_twins_step() {
     let drawn = |i: u64| 4 * (1 + (crate::random::uniform(7, crate::random::Stream::Split, 0, i) * 900.0) as usize);
-    for form in forms() {
+    for family in families() {
         for elements in [4, 252, 256, 260, 1020, 4096, 12_340, drawn(0), drawn(1), drawn(2)] {
-            let mut lab = Lab::for_form(form);
+            let mut lab = Lab::for_family(family);
             // Fewer than the range has blocks: the workgroups are folded.
             lab.capabilities.max_workgroups = 20;
             let params = lab.normal(elements);
@@ -110,7 +110,7 @@ fn every_form_makes_the_twins_step() {
             let got = read(&lab, &on, elements);
             twin::step(&mut want, &grads, clip(&grads), &SETTINGS, 0.02, 3);
 
-            let what = format!("{form:?}, {elements} elements");
+            let what = format!("{family:?}, {elements} elements");
             let single = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<_>>();
             assert_close(&format!("{what}: parameters"), &single(&got.params), &want.params, 1e-6);
             let moved = |after: &[f64]| -> Vec<f64> { after.iter().zip(&start.params).map(|(a, b)| a - b).collect() };
@@ -130,8 +130,8 @@ fn every_form_makes_the_twins_step() {
 
 #[test]
 fn the_first_step_starts_from_zeroed_buffers_and_keeps_zeros() {
-    for form in forms() {
-        let mut lab = Lab::for_form(form);
+    for family in families() {
+        let mut lab = Lab::for_family(family);
         let params = lab.normal(600);
         let start = twin::Range::new(&params);
         let on = device(&mut lab, &start);
@@ -146,12 +146,12 @@ fn the_first_step_starts_from_zeroed_buffers_and_keeps_zeros() {
         twin::step(&mut want, &grads, clip(&grads), &SETTINGS, 0.01, 1);
         for moment in [0, 1] {
             let decoded = got.decoded(moment);
-            assert!(decoded[256..512].iter().chain(&decoded[590..]).all(|value| *value == 0.0), "{form:?}");
+            assert!(decoded[256..512].iter().chain(&decoded[590..]).all(|value| *value == 0.0), "{family:?}");
             assert_close("moment", &decoded.iter().map(|v| *v as f32).collect::<Vec<_>>(), &want.decoded(moment), 1e-3);
         }
         let decay = 1.0 - 0.01 * SETTINGS.weight_decay;
         for (after, before) in got.params[256..512].iter().zip(&params[256..512]) {
-            assert!((after - before * decay).abs() < 1e-6, "{form:?}: {before} became {after}");
+            assert!((after - before * decay).abs() < 1e-6, "{family:?}: {before} became {after}");
         }
     }
 }
@@ -160,8 +160,8 @@ fn the_first_step_starts_from_zeroed_buffers_and_keeps_zeros() {
 /// no step may be longer than the learning rate.
 #[test]
 fn a_small_elements_step_stays_small() {
-    for form in forms() {
-        let mut lab = Lab::for_form(form);
+    for family in families() {
+        let mut lab = Lab::for_family(family);
         let start = twin::Range::new(&[0.0; 256]);
         let on = device(&mut lab, &start);
         let mut rec = lab.recorder();
@@ -174,15 +174,15 @@ fn a_small_elements_step_stays_small() {
         }
         lab.run(&rec);
         let moved = lab.read_vector(on.params)[9];
-        assert!(moved < 0.0 && moved.abs() <= 6.0 * 0.01, "{form:?}: {moved}");
+        assert!(moved < 0.0 && moved.abs() <= 6.0 * 0.01, "{family:?}: {moved}");
     }
 }
 
 #[test]
 fn steps_repeat_bit_by_bit_and_a_gradient_that_is_not_finite_moves_nothing() {
-    for form in forms() {
+    for family in families() {
         let run = |poison: Option<f64>| {
-            let mut lab = Lab::for_form(form);
+            let mut lab = Lab::for_family(family);
             let params = lab.normal(5000);
             let on = device(&mut lab, &twin::Range::new(&params));
             let mut rec = lab.recorder();
@@ -203,11 +203,11 @@ fn steps_repeat_bit_by_bit_and_a_gradient_that_is_not_finite_moves_nothing() {
             (got.params, got.codes, got.scales, state.finite)
         };
         let whole = run(None);
-        assert_eq!(whole, run(None), "{form:?}");
+        assert_eq!(whole, run(None), "{family:?}");
         // Two steps alone, against a third that is broken.
         let (params, codes, scales, _) = run(Some(0.0));
         for poison in [f64::NAN, f64::INFINITY, 1e30] {
-            assert_eq!(run(Some(poison)), (params.clone(), codes.clone(), scales.clone(), 0.0), "{form:?}");
+            assert_eq!(run(Some(poison)), (params.clone(), codes.clone(), scales.clone(), 0.0), "{family:?}");
         }
         assert_ne!(whole.1, codes);
     }

@@ -1,23 +1,23 @@
-// The rows of x, and of `low` after them, as f16 for linear_cooperative: each row is scaled by the power of two that brings its largest
+// The rows of x, and of `product` after them, as f16 for linear_cooperative: each row is scaled by the power of two that brings its largest
 // element just under 2^15, so that none overflows and as many of the small ones as can be keep their bits. One workgroup a row.
 //
-// With 2^w on the weight, 2^o on the LoRA factor and 2^r on the row, `low` takes 2^(r + w - o): all products of a row then carry
-// 2^(r + w). A row is scaled by less where its `low` would overflow, or where products with several weights are added up: all of them
+// With 2^w on the weight, 2^o on the LoRA factor and 2^r on the row, `product` takes 2^(r + w - o): all products of a row then carry
+// 2^(r + w). A row is scaled by less where its `product` would overflow, or where products with several weights are added up: all of them
 // carry the least of their powers. A row begins with four words of header for each product: -(r + w), w, o as f16.
 //
 // A value that is not finite, in the row or in what it is multiplied with, makes the whole row NaN.
 
 struct Term {
-    depth: u32, x_first4: u32, x_ld4: u32, rank: u32, low_first4: u32, low_ld4: u32, first_quad: u32, partials: u32, scale: f32,
+    depth: u32, x_first4: u32, x_ld4: u32, rank: u32, product_first4: u32, product_ld4: u32, first_quad: u32, partials: u32, scale: f32,
     @size(12) padding: u32,
 }
 
 struct Params { rows: u32, row_quads: u32, weight_scaled: u32, count: u32, terms: array<Term, TERMS> }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> product: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> maxima: array<u32>;
-@group(0) @binding(3) var<storage, read_write> halves: array<vec2<u32>>;
+@group(0) @binding(3) var<storage, read_write> rows_f16: array<vec2<u32>>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -25,16 +25,16 @@ const INFINITE = 0x7f800000u;
 const NAN = vec2<u32>(0x7e007e00u);
 
 fn x4(term: Term, row: u32, quad: u32) -> vec4<f32> {
-    return keep(x[term.x_first4 + row * term.x_ld4 + quad], quad * 4u, term.depth);
+    return mask_tail(x[term.x_first4 + row * term.x_ld4 + quad], quad * 4u, term.depth);
 }
 
-fn low4(term: Term, row: u32, quad: u32) -> vec4<f32> {
-    return term.scale * keep(low[term.low_first4 + row * term.low_ld4 + quad], quad * 4u, term.rank);
+fn product4(term: Term, row: u32, quad: u32) -> vec4<f32> {
+    return term.scale * mask_tail(product[term.product_first4 + row * term.product_ld4 + quad], quad * 4u, term.rank);
 }
 
 fn x_quads(term: Term) -> u32 { return (term.depth + 3u) / 4u; }
 
-fn low_quads(term: Term) -> u32 { return (term.rank + 3u) / 4u; }
+fn product_quads(term: Term) -> u32 { return (term.rank + 3u) / 4u; }
 
 // The exponent that brings a magnitude into 2^14 .. 2^15; for zero, and for what is close to it, the largest whose power is an f32.
 fn exponent(bits: u32) -> i32 {
@@ -47,44 +47,44 @@ fn packed(value: vec4<f32>, exponent: i32) -> vec2<u32> {
 }
 
 // The powers of a product: of its weight, of its LoRA factor, and the largest that its sums can carry.
-struct Powers { weight: i32, other: i32, sums: i32, finite: bool }
+struct Powers { weight: i32, factor: i32, sums: i32, finite: bool }
 
 fn powers_of(t: u32, row: u32, lane: u32) -> Powers {
     let term = params.terms[t];
     var of_x = 0u;
     for (var quad = lane; quad < x_quads(term); quad += WG_SIZE) { of_x = max(of_x, magnitude(x4(term, row, quad))); }
-    var of_low = 0u;
-    for (var quad = lane; quad < low_quads(term); quad += WG_SIZE) { of_low = max(of_low, magnitude(low4(term, row, quad))); }
+    var of_product = 0u;
+    for (var quad = lane; quad < product_quads(term); quad += WG_SIZE) { of_product = max(of_product, magnitude(product4(term, row, quad))); }
     var of_weight = 0u;
-    var of_other = 0u;
+    var of_factor = 0u;
     let first = t * 2u * PARTIALS;
     for (var i = lane; i < term.partials; i += WG_SIZE) {
         of_weight = max(of_weight, maxima[first + i]);
-        of_other = max(of_other, maxima[first + PARTIALS + i]);
+        of_factor = max(of_factor, maxima[first + PARTIALS + i]);
     }
     of_x = workgroup_max_bits(of_x, lane);
-    of_low = workgroup_max_bits(of_low, lane);
+    of_product = workgroup_max_bits(of_product, lane);
     of_weight = workgroup_max_bits(of_weight, lane);
-    of_other = workgroup_max_bits(of_other, lane);
+    of_factor = workgroup_max_bits(of_factor, lane);
     let w = select(0, exponent(of_weight), params.weight_scaled != 0u);
-    let o = exponent(of_other);
-    let sums = min(exponent(of_x) + w, exponent(of_low) + o);
-    return Powers(w, o, sums, max(max(of_x, of_low), max(of_weight, of_other)) < INFINITE);
+    let o = exponent(of_factor);
+    let sums = min(exponent(of_x) + w, exponent(of_product) + o);
+    return Powers(w, o, sums, max(max(of_x, of_product), max(of_weight, of_factor)) < INFINITE);
 }
 
 fn write(t: u32, row: u32, powers: Powers, sums: i32, finite: bool, lane: u32) {
     let term = params.terms[t];
     let base = row * params.row_quads;
     if lane == 0u {
-        let header = vec4<f32>(f32(clamp(-sums, -252, 254)), f32(powers.weight), f32(powers.other), 0.0);
-        halves[base + t] = vec2<u32>(pack2x16float(header.xy), pack2x16float(header.zw));
+        let header = vec4<f32>(f32(clamp(-sums, -252, 254)), f32(powers.weight), f32(powers.factor), 0.0);
+        rows_f16[base + t] = vec2<u32>(pack2x16float(header.xy), pack2x16float(header.zw));
     }
     let first = base + term.first_quad;
     for (var quad = lane; quad < x_quads(term); quad += WG_SIZE) {
-        halves[first + quad] = select(NAN, packed(x4(term, row, quad), sums - powers.weight), finite);
+        rows_f16[first + quad] = select(NAN, packed(x4(term, row, quad), sums - powers.weight), finite);
     }
-    for (var quad = lane; quad < low_quads(term); quad += WG_SIZE) {
-        halves[first + x_quads(term) + quad] = select(NAN, packed(low4(term, row, quad), sums - powers.other), finite);
+    for (var quad = lane; quad < product_quads(term); quad += WG_SIZE) {
+        rows_f16[first + x_quads(term) + quad] = select(NAN, packed(product4(term, row, quad), sums - powers.factor), finite);
     }
 }
 

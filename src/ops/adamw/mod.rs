@@ -95,22 +95,22 @@ struct Count {
 }
 
 fn kernel(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
-    Kernel::new(name, source).part(include_str!("../../shaders/lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
+    Kernel::new(name, source).part(include_str!("../../../shaders/lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
 }
 
 fn norm_kernel() -> Kernel {
-    kernel("grad_norm", include_str!("../../shaders/grad_norm.wgsl"), WG_SIZE)
+    kernel("grad_norm", include_str!("../../../shaders/grad_norm.wgsl"), WG_SIZE)
         .part(REDUCE)
         .constant("QUADS_PER_GROUP", QUADS_PER_GROUP)
 }
 
 fn clip_kernel() -> Kernel {
-    kernel("clip", include_str!("../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
+    kernel("clip", include_str!("../../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
 }
 
 fn step_kernel() -> Kernel {
-    kernel("adamw", include_str!("../../shaders/adamw.wgsl"), WG_SIZE)
-        .part(include_str!("../../shaders/lib/adamw.wgsl"))
+    kernel("adamw", include_str!("../../../shaders/adamw.wgsl"), WG_SIZE)
+        .part(include_str!("../../../shaders/lib/adamw.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -200,5 +200,4 @@ pub mod twin {
 }
 
 #[cfg(test)]
-#[path = "adamw_tests.rs"]
 mod tests;
