@@ -98,6 +98,7 @@ fixture_tests! {
     llama3_rope: "llama3_rope", "adapter", "reference", BaseStorage::AsStored;
     linear_rope: "linear_rope", "adapter", "reference", BaseStorage::AsStored;
     yarn_rope: "yarn_rope", "adapter", "reference", BaseStorage::AsStored;
+    gelu_tanh_activation: "llama_gelu", "adapter", "reference", BaseStorage::AsStored;
     head_size_128: "head128", "adapter", "reference", BaseStorage::AsStored;
     eight_heads_in_a_group: "grouped8", "adapter", "reference", BaseStorage::AsStored;
     odd_sizes: "odd_sizes", "adapter", "reference", BaseStorage::AsStored;
