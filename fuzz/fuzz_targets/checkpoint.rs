@@ -8,7 +8,7 @@ use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::config::LoraConfig;
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
-use loraine::ops::moments::MomentStorage;
+use loraine::network::moments::MomentStorage;
 use loraine::train::checkpoint::{self, RunState, Subject};
 use loraine::train::origin::Origin;
 use loraine::train::settings::RunSettings;
