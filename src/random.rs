@@ -31,6 +31,13 @@ pub fn uniform(seed: u64, stream: Stream, item: u64, index: u64) -> f32 {
     (bits(seed, stream, item, index) >> 40) as f32 / (1u32 << 24) as f32
 }
 
+/// The standard normal deviate `index` made of the uniform draws `2 index` and `2 index + 1` (Box and Muller 1958).
+pub fn normal(uniform: impl Fn(u64) -> f32, index: u64) -> f64 {
+    // 1 - u keeps the logarithm's argument above zero.
+    let radius = (-2.0 * (1.0 - f64::from(uniform(2 * index))).ln()).sqrt();
+    radius * (2.0 * std::f64::consts::PI * f64::from(uniform(2 * index + 1))).cos()
+}
+
 /// Fisher-Yates order of `0..len`.
 pub fn permutation(seed: u64, stream: Stream, item: u64, len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();

@@ -7,8 +7,8 @@ use super::Ceilings;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Capabilities, Category, Gpu, OperationShare, Profile};
-use crate::lora::adapter_file;
 use crate::lora::config::LoraInit;
+use crate::lora::factors;
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::{ModelConfig, Projection};
 use crate::model::shapes;
@@ -147,7 +147,7 @@ pub(super) fn plan(
 pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> Result<(StepResult, Gpu)> {
     let (modules, plan) = plan(gpu.capabilities, shape, settings)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
-    engine.write_adapter(&adapter_file::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
+    engine.write_adapter(&factors::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
     let batch = [shape.micro_batch()];
     let rows = batch[0].tokens.len();
 

@@ -9,6 +9,7 @@ use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, 
 use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::lora::adapter_file::{self, LoadedAdapter};
+use crate::lora::factors::{Factor, ModuleFactors};
 use crate::lora::targets::LoraModule;
 use crate::model::model_directory::{copy_companions, float_bytes, write_config};
 use crate::model::packed::PackedWeight;
@@ -66,8 +67,8 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
         let TensorSpec { name, shape, .. } = spec;
         let mut values = values(&source, spec)?;
         if let Some(i) = adapted.get(name) {
-            let (a, b) = &adapter.tensors[*i];
-            values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], a, b).await?;
+            let factors = &adapter.modules[*i];
+            values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], factors).await?;
         }
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
             let problem = "does not fit into f16; save with --dtype bf16 or f32";
@@ -101,10 +102,9 @@ async fn add_product(
     base: &[f32],
     [rows, cols]: [usize; 2],
     module: &LoraModule,
-    a: &[f32],
-    b: &[f32],
+    factors: &ModuleFactors,
 ) -> Result<Vec<f32>> {
-    let rank = module.rank;
+    let (rank, a, b) = (module.rank, &factors[Factor::A], &factors[Factor::B]);
     let mut memory = MemoryPlan::new();
     let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
     let scratch = Scratch { weight_panel: unused[0], partials: unused[1] };

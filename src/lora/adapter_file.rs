@@ -1,29 +1,21 @@
 //! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
 use std::collections::HashMap;
-use std::f64::consts::PI;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use super::config::{LoraConfig, LoraInit};
+use super::config::LoraConfig;
+use super::factors::{AdapterTensors, Factor, ModuleFactors, factors};
 use super::targets::{LoraModule, resolve};
 use crate::files::{self, write_atomically};
-use crate::model::config::{ModelConfig, Projection};
+use crate::model::config::ModelConfig;
 use crate::model::listing::Entry;
 use crate::model::safetensors_file::read_header;
-use crate::random::{Stream, uniform};
 use crate::{Error, Result};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
-
-/// The trained matrices of every module, in the modules' order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdapterTensors {
-    /// Pairs of A `[rank, in_features]` and B `[out_features, rank]`, row-major.
-    pub tensors: Vec<(Vec<f32>, Vec<f32>)>,
-}
 
 /// An adapter as its directory holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,58 +27,24 @@ pub struct LoadedAdapter {
     pub tensors: AdapterTensors,
 }
 
-/// The sizes of A and B: `([rank, in_features], [out_features, rank])`.
-pub fn shapes(module: &LoraModule, model: &ModelConfig) -> ([usize; 2], [usize; 2]) {
-    let (rows, columns) = model.projection_shape(module.projection);
-    ([module.rank, columns], [rows, module.rank])
-}
-
-/// New adapters, whose B is zero so that training starts at the base model. A module's draws depend on its place alone,
-/// so adding modules changes no other's start.
-pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraInit) -> AdapterTensors {
-    let start = |module: &LoraModule| {
-        let (a, b) = shapes(module, model);
-        let item = (module.layer * Projection::ALL.len() + module.projection as usize) as u64;
-        let bound = 1.0 / (a[1] as f32).sqrt();
-        let draw = |index: usize| {
-            let draw = |index: usize| uniform(seed, Stream::LoraInit, item, index as u64);
-            match kind {
-                LoraInit::KaimingUniform => (2.0 * draw(index) - 1.0) * bound,
-                LoraInit::Gaussian => {
-                    // Box and Muller's pair; 1 - u keeps the logarithm's argument above zero.
-                    let radius = (-2.0 * (1.0 - f64::from(draw(2 * index))).ln()).sqrt();
-                    let angle = 2.0 * PI * f64::from(draw(2 * index + 1));
-                    (radius * angle.cos() / module.rank as f64) as f32
-                }
-            }
-        };
-        ((0..a[0] * a[1]).map(draw).collect(), vec![0.0; b[0] * b[1]])
-    };
-    AdapterTensors { tensors: modules.iter().map(start).collect() }
-}
-
-fn tensor_names(module: &LoraModule) -> [String; 2] {
-    ["lora_A", "lora_B"].map(|part| format!("base_model.model.{}.{part}.weight", module.name()))
-}
-
 /// Writes the three files into `dir`, which is made if need be. The bytes depend on the arguments alone.
 ///
 /// # Errors
 /// A number that is not finite (files that are there stay as they are), or files that cannot be written.
 pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &AdapterTensors) -> Result<()> {
-    let broken = |values: &[f32]| values.iter().any(|v| !v.is_finite());
-    if let Some((module, _)) = modules.iter().zip(&adapter.tensors).find(|(_, (a, b))| broken(a) || broken(b)) {
+    let broken = |factors: &ModuleFactors| factors.0.iter().flatten().any(|v| !v.is_finite());
+    if let Some((module, _)) = modules.iter().zip(&adapter.modules).find(|(_, factors)| broken(factors)) {
         let problem = "came to a value that is not finite, so the adapter is not saved; lower the learning rate";
         return Err(Error::Training(format!("the adapter of {} {problem}", module.name())));
     }
     files::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
     let weights = dir.join(WEIGHTS);
     let mut views = Vec::new();
-    for (module, (a, b)) in modules.iter().zip(&adapter.tensors) {
-        let [a_name, b_name] = tensor_names(module);
-        let (a_shape, b_shape) = ([module.rank, a.len() / module.rank], [b.len() / module.rank, module.rank]);
-        for (name, shape, values) in [(a_name, a_shape, a), (b_name, b_shape, b)] {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values));
+    for (module, values) in modules.iter().zip(&adapter.modules) {
+        for (factor, values) in Factor::ALL.into_iter().zip(&values.0) {
+            let name = factor.tensor(module);
+            let shape = factor.shape_of(module.rank, values.len()).to_vec();
+            let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values));
             let view = view.map_err(|e| Error::field(&weights, &name, e))?;
             views.push((name, view));
         }
@@ -164,14 +122,13 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
             }
         }
     };
-    let mut tensors = Vec::with_capacity(modules.len());
-    for module in &modules {
-        let (a_shape, b_shape) = shapes(module, model);
-        let [a, b] = tensor_names(module);
-        tensors.push((read(&a, a_shape)?, read(&b, b_shape)?));
-    }
+    let mut read_module = |module: &LoraModule| -> Result<ModuleFactors> {
+        let values = factors(module, model).into_iter().map(|spec| read(&spec.tensor, spec.shape));
+        values.collect::<Result<_>>().map(ModuleFactors)
+    };
+    let tensors = AdapterTensors { modules: modules.iter().map(&mut read_module).collect::<Result<_>>()? };
     match entries.into_keys().next() {
-        None => Ok(LoadedAdapter { config, modules, tensors: AdapterTensors { tensors } }),
+        None => Ok(LoadedAdapter { config, modules, tensors }),
         Some(name) => {
             let problem = format!("is unexpected: {CONFIG} and the base model have no place for it");
             Err(Error::field(&weights, name, problem))
@@ -184,7 +141,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::lora::config::TargetModules;
+    use crate::lora::config::{LoraInit, TargetModules};
+    use crate::lora::factors::init;
     use crate::lora::targets::tests::model;
     use crate::model::safetensors_file::tests::file_bytes;
 
@@ -193,27 +151,6 @@ mod tests {
         let config = LoraConfig { r: 2, target_modules, ..LoraConfig::default() };
         let modules = resolve(&config, &model()).unwrap();
         (config, modules)
-    }
-
-    #[test]
-    fn new_adapters_have_pefts_distribution() {
-        let config = LoraConfig { r: 64, ..LoraConfig::default() };
-        let modules = resolve(&config, &model()).unwrap();
-        let statistics = |kind| {
-            let adapter = init(&modules, &model(), 3, kind);
-            assert!(adapter.tensors.iter().all(|(_, b)| b.iter().all(|x| *x == 0.0)));
-            let a: Vec<f32> = adapter.tensors[0].0.clone();
-            assert_eq!((a.len(), adapter.tensors[6].0.len(), adapter.tensors[6].1.len()), (64 * 16, 64 * 24, 16 * 64));
-            assert_ne!(a, adapter.tensors[1].0);
-            let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
-            (variance, a.iter().fold(0.0f32, |m, x| m.max(x.abs())))
-        };
-        let (variance, largest) = statistics(LoraInit::KaimingUniform);
-        assert!((variance * 3.0 * 16.0 - 1.0).abs() < 0.1 && largest <= 0.25 && largest > 0.24, "{variance} {largest}");
-        let (variance, largest) = statistics(LoraInit::Gaussian);
-        assert!((variance * 64.0 * 64.0 - 1.0).abs() < 0.15 && largest * 64.0 > 2.5, "{variance} {largest}");
-        let one = init(&modules[5..6], &model(), 3, LoraInit::Gaussian);
-        assert_eq!(one.tensors[0], init(&modules, &model(), 3, LoraInit::Gaussian).tensors[5]);
     }
 
     #[test]
@@ -240,7 +177,7 @@ mod tests {
         let mut adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
         let message = || load(dir.path(), &model()).unwrap_err().to_string();
         assert!(message().contains("not a PEFT adapter"));
-        save(dir.path(), &config, &modules[1..], &AdapterTensors { tensors: adapter.tensors[1..].into() }).unwrap();
+        save(dir.path(), &config, &modules[1..], &AdapterTensors { modules: adapter.modules[1..].into() }).unwrap();
         assert!(message().contains("layers.0.self_attn.k_proj.lora_A.weight`: is missing"));
         save(dir.path(), &config, &modules, &adapter).unwrap();
         for (changed, says) in [
@@ -257,7 +194,7 @@ mod tests {
         save(dir.path(), &config, &modules, &adapter).unwrap();
         let good = fs::read(dir.path().join(WEIGHTS)).unwrap();
         let marked = 1.5f32.to_le_bytes();
-        adapter.tensors[2].1[5] = 1.5;
+        adapter.modules[2][Factor::B][5] = 1.5;
         save(dir.path(), &config, &modules, &adapter).unwrap();
         let mut damaged = fs::read(dir.path().join(WEIGHTS)).unwrap();
         let at = damaged.windows(4).rposition(|word| word == marked).unwrap();
@@ -265,7 +202,7 @@ mod tests {
         fs::write(dir.path().join(WEIGHTS), damaged).unwrap();
         assert!(message().contains("layers.1.self_attn.k_proj.lora_B.weight`: holds NaN at element 5"));
         fs::write(dir.path().join(WEIGHTS), &good).unwrap();
-        adapter.tensors[2].1[5] = f32::NAN;
+        adapter.modules[2][Factor::B][5] = f32::NAN;
         let refused = save(dir.path(), &config, &modules, &adapter).unwrap_err().to_string();
         assert!(refused.contains("the adapter of model.layers.1.self_attn.k_proj came to"), "{refused}");
         assert!(fs::read(dir.path().join(WEIGHTS)).unwrap() == good);

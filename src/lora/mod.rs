@@ -2,4 +2,5 @@
 
 pub mod adapter_file;
 pub mod config;
+pub mod factors;
 pub mod targets;

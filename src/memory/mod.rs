@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::gpu::{Capabilities, Category, Cooperative, MatrixUnits};
-use crate::lora::{adapter_file, targets};
+use crate::lora::factors::factors;
+use crate::lora::targets;
 use crate::model::config::ModelConfig;
 use crate::model::tensors::parameters;
 use crate::network::activations::KeptAs;
@@ -93,8 +94,8 @@ pub fn estimate(
         trained_parameters: match settings.method {
             Method::Full => parameters(config),
             Method::Lora | Method::Qlora => {
-                let factors = modules.iter().map(|module| adapter_file::shapes(module, config));
-                factors.map(|(a, b)| (a[0] * a[1] + b[0] * b[1]) as u64).sum()
+                let factors = modules.iter().flat_map(|module| factors(module, config));
+                factors.map(|factor| factor.elements() as u64).sum()
             }
         },
         layers: config.num_layers,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::base::{Layer, Network};
 use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
+use crate::lora::factors::Factor;
 use crate::model::config::{ModelConfig, Projection};
 use crate::network::adapter::DeviceAdapter;
 use crate::ops::attention::Shape;
@@ -448,7 +449,7 @@ pub fn scratch_bytes(
     let of_base = |w| of(w, rank, if vocabulary.iter().any(|v| std::ptr::eq(*v, w)) { head_rows } else { rows });
     let queries = network.weights().map(|(_, w)| of_base(w));
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
-    let factor_queries = factors.flat_map(|m| [&m.a_weight, &m.b_weight]).map(|w| of(w, 0, rows));
+    let factor_queries = factors.flat_map(|m| &m.factors).map(|factor| of(&factor.weight, 0, rows));
     let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
     // Rows in f16 are those of all layers that read one input.
     let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
@@ -459,7 +460,10 @@ pub fn scratch_bytes(
     let panel = linear::panel_bytes(capabilities, queries.chain(factor_queries).chain(sums));
     let modules = adapters.iter().flat_map(DeviceAdapter::modules);
     let partials = modules
-        .map(|m| lora_gradient::partial_bytes(m.rank, m.a_weight.in_features.max(m.b_weight.out_features), rows))
+        .map(|m| {
+            let widest = m[Factor::A].weight.in_features.max(m[Factor::B].weight.out_features);
+            lora_gradient::partial_bytes(m.rank, widest, rows)
+        })
         .chain([linear::partials_bytes(capabilities)])
         .max()
         .unwrap_or(16);

@@ -1,8 +1,10 @@
 //! An adapter on the device: its factors as unpadded matrices in flat buffers, and for training their gradients and moments
 //! at the same places of buffers beside them, so that clipping and AdamW are one pass over each.
 
+use std::ops::Index;
+
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
-use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::factors::{AdapterTensors, Factor, FactorSpec, ModuleFactors, factors};
 use crate::lora::targets::LoraModule;
 use crate::model::config::{ModelConfig, Projection};
 use crate::network::moments::{HostMoment, MomentStorage, Moments};
@@ -22,13 +24,16 @@ pub struct TrainingState {
     pub moments: Moments,
 }
 
-/// A factor's place; the gradient only in training.
-#[derive(Clone, Copy, Debug)]
-pub struct Factor {
+/// One factor on the device.
+#[derive(Clone, Debug)]
+pub struct DeviceFactor {
+    /// The factor as the frozen weight of a contraction of its own: A is `[rank, in_features]`, B `[out_features, rank]`.
+    pub weight: Weight,
     pub values: View,
+    /// None outside training.
     pub gradient: Option<View>,
     segment: usize,
-    /// Of the segment's elements.
+    /// The place of its first element in the segment, in elements.
     first: usize,
     elements: usize,
 }
@@ -40,11 +45,49 @@ pub struct DeviceModule {
     pub scale: f32,
     /// Separates the dropout masks of modules.
     pub site: u32,
-    pub a: Factor,
-    pub b: Factor,
-    /// The factors as frozen weights of their own contractions: A `[rank, in]`, B `[out, rank]`.
-    pub a_weight: Weight,
-    pub b_weight: Weight,
+    /// In the order of [`factors`].
+    pub factors: Vec<DeviceFactor>,
+}
+
+impl Index<Factor> for DeviceModule {
+    type Output = DeviceFactor;
+
+    fn index(&self, factor: Factor) -> &Self::Output {
+        &self.factors[factor as usize]
+    }
+}
+
+/// Where a factor lies, before its segment has a buffer.
+struct Place {
+    spec: FactorSpec,
+    segment: usize,
+    /// From the segment's beginning, in bytes.
+    offset: u64,
+}
+
+impl Place {
+    fn on_device(self, segments: &[Segment]) -> DeviceFactor {
+        let Self { spec, segment, offset } = self;
+        let Segment { params, training } = segments[segment];
+        // Bindings cover whole vectors of 16 bytes; the bytes up to there are the factor's own padding.
+        let bytes = (4 * spec.elements() as u64).next_multiple_of(16).min(params.bytes - offset);
+        let values = params.slice(offset, bytes);
+        let [rows, cols] = spec.shape.map(|n| n as u32);
+        DeviceFactor {
+            weight: Weight {
+                storage: Storage::Float(Float::F32),
+                out_features: rows,
+                in_features: cols,
+                panels: vec![Panel { first_row: 0, rows, data: values, absmax: None, nested: None }],
+                bias: None,
+            },
+            values,
+            gradient: training.map(|t| t.grads.slice(offset, bytes)),
+            segment,
+            first: (offset / 4) as usize,
+            elements: spec.elements(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -70,25 +113,23 @@ impl DeviceAdapter {
         training: Option<MomentStorage>,
         max_segment_bytes: u64,
     ) -> Self {
-        // First the places, then the buffers: a segment is as long as the factors that it took, whose moments are all held alike.
-        let mut places = Vec::new();
+        // First the places, then the buffers: a segment is as long as the factors in it, whose moments are all held alike.
         let mut lengths: Vec<(MomentStorage, u64)> = Vec::new();
-        for module in modules {
-            let (a, b) = adapter_file::shapes(module, model);
-            for shape in [a, b] {
-                let elements = shape[0] * shape[1];
-                let bytes = 4 * elements as u64;
-                let moments = training.unwrap_or(MomentStorage::F32).of_tensor(elements);
-                let newest = lengths.iter().rposition(|(of, _)| *of == moments);
-                let open = newest.filter(|at| lengths[*at].1 + bytes <= max_segment_bytes);
-                let at = open.unwrap_or_else(|| {
-                    lengths.push((moments, 0));
-                    lengths.len() - 1
-                });
-                places.push((at, lengths[at].1, bytes, shape));
-                lengths[at].1 = (lengths[at].1 + bytes).next_multiple_of(moments.tensor_alignment());
-            }
-        }
+        let mut place = |spec: FactorSpec| {
+            let bytes = 4 * spec.elements() as u64;
+            let moments = training.unwrap_or(MomentStorage::F32).of_tensor(spec.elements());
+            let newest = lengths.iter().rposition(|(of, _)| *of == moments);
+            let open = newest.filter(|at| lengths[*at].1 + bytes <= max_segment_bytes);
+            let segment = open.unwrap_or_else(|| {
+                lengths.push((moments, 0));
+                lengths.len() - 1
+            });
+            let offset = lengths[segment].1;
+            lengths[segment].1 = (offset + bytes).next_multiple_of(moments.tensor_alignment());
+            Place { spec, segment, offset }
+        };
+        let places: Vec<Vec<Place>> =
+            modules.iter().map(|module| factors(module, model).into_iter().map(&mut place).collect()).collect();
         let segments: Vec<Segment> = lengths
             .iter()
             .map(|(moments, bytes)| Segment {
@@ -101,39 +142,13 @@ impl DeviceAdapter {
             .collect();
         let mut adapted = vec![None; model.num_layers * Projection::ALL.len()];
         let mut order = Vec::new();
-        for (i, module) in modules.iter().enumerate() {
-            let factor = |(segment, offset, bytes, shape): (usize, u64, u64, [usize; 2])| {
-                let Segment { params, training } = segments[segment];
-                // Bindings cover whole vectors of 16 bytes; what follows a factor up to there is padding of its own.
-                let bytes = u64::next_multiple_of(bytes, 16).min(params.bytes - offset);
-                Factor {
-                    values: params.slice(offset, bytes),
-                    gradient: training.map(|t| t.grads.slice(offset, bytes)),
-                    segment,
-                    first: (offset / 4) as usize,
-                    elements: shape[0] * shape[1],
-                }
-            };
-            let weight = |data: View, shape: [usize; 2]| {
-                let [rows, cols] = shape.map(|n| n as u32);
-                Weight {
-                    storage: Storage::Float(Float::F32),
-                    out_features: rows,
-                    in_features: cols,
-                    panels: vec![Panel { first_row: 0, rows, data, absmax: None, nested: None }],
-                    bias: None,
-                }
-            };
-            let (a, b) = (places[2 * i], places[2 * i + 1]);
+        for (module, places) in modules.iter().zip(places) {
             let at = slot(module.layer, module.projection);
             adapted[at] = Some(DeviceModule {
                 rank: module.rank as u32,
                 scale: module.scale,
                 site: at as u32,
-                a: factor(a),
-                b: factor(b),
-                a_weight: weight(factor(a).values, a.3),
-                b_weight: weight(factor(b).values, b.3),
+                factors: places.into_iter().map(|place| place.on_device(&segments)).collect(),
             });
             order.push(at);
         }
@@ -159,25 +174,24 @@ impl DeviceAdapter {
     }
 
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
-        for (module, (a, b)) in self.modules().zip(&tensors.tensors) {
-            for (factor, values) in [(&module.a, a), (&module.b, b)] {
-                gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
-            }
+        for (factor, values) in self.factors().zip(tensors.values()) {
+            gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
         }
     }
 
-    fn factors(&self) -> impl Iterator<Item = &Factor> {
-        self.modules().flat_map(|module| [&module.a, &module.b])
+    fn factors(&self) -> impl Iterator<Item = &DeviceFactor> {
+        self.modules().flat_map(|module| &module.factors)
     }
 
-    /// Both moments of every factor as they are on the device now, A and B in turn; none outside training.
+    /// Both moments of every factor as they are on the device now, module by module; none outside training.
     pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
         let mut segments = Vec::new();
         for segment in &self.segments {
             let Some(training) = segment.training else { return Ok(Vec::new()) };
             segments.push(training.moments.read(gpu, buffers).await?);
         }
-        let of = |factor: &Factor| segments[factor.segment].each_ref().map(|m| m.part(factor.first, factor.elements));
+        let of =
+            |factor: &DeviceFactor| segments[factor.segment].each_ref().map(|m| m.part(factor.first, factor.elements));
         Ok(self.factors().map(of).collect())
     }
 
@@ -210,22 +224,21 @@ impl DeviceAdapter {
         &self,
         gpu: &Gpu,
         buffers: &Buffers,
-        view: impl Fn(&Factor) -> Option<View>,
+        view: impl Fn(&DeviceFactor) -> Option<View>,
     ) -> Result<AdapterTensors, GpuError> {
-        let mut tensors = Vec::new();
+        let mut modules = Vec::new();
         for module in self.modules() {
-            let mut pair = [Vec::new(), Vec::new()];
-            for (values, (factor, weight)) in
-                pair.iter_mut().zip([(&module.a, &module.a_weight), (&module.b, &module.b_weight)])
-            {
+            let mut read = Vec::new();
+            for factor in &module.factors {
+                let mut values = Vec::new();
                 if let Some(view) = view(factor) {
-                    *values = gpu.read_f32(buffers, view).await?;
-                    values.truncate((weight.out_features * weight.in_features) as usize);
+                    values = gpu.read_f32(buffers, view).await?;
+                    values.truncate(factor.elements);
                 }
+                read.push(values);
             }
-            let [a, b] = pair;
-            tensors.push((a, b));
+            modules.push(ModuleFactors(read));
         }
-        Ok(AdapterTensors { tensors })
+        Ok(AdapterTensors { modules })
     }
 }

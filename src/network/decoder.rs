@@ -7,6 +7,7 @@ use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivation
 use super::base::Network;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
+use crate::lora::factors::Factor;
 use crate::model::config::Projection;
 use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
@@ -221,8 +222,8 @@ impl Pass<'_> {
         let module = self.module(layer, projection)?;
         let product = low_columns(acts.low[projection as usize], module);
         let x = self.dropped(rec, module, x);
-        linear::forward(rec, x, &module.a_weight, None, product, false);
-        Some(LowRank { product, factor: module.b.values, scale: module.scale })
+        linear::forward(rec, x, &module[Factor::A].weight, None, product, false);
+        Some(LowRank { product, factor: module[Factor::B].values, scale: module.scale })
     }
 
     /// The input of A: x itself, or x with dropout applied in the workspace.
@@ -375,7 +376,7 @@ impl Pass<'_> {
     ) -> ProjectionGradient {
         let dyb = self.module(layer, projection).map(|module| {
             let dyb = low_columns(Some(place), module);
-            linear::input_gradient(rec, dy, &module.b_weight, None, dyb, false);
+            linear::input_gradient(rec, dy, &module[Factor::B].weight, None, dyb, false);
             dyb
         });
         ProjectionGradient { projection, dy, dyb }
@@ -390,7 +391,7 @@ impl Pass<'_> {
             weight: self.network.layers[layer].projection(gradient.projection),
             low_rank: adapted(gradient).filter(|_| dropout.is_none()).map(|(module, dyb)| LowRank {
                 product: dyb,
-                factor: module.a.values,
+                factor: module[Factor::A].values,
                 scale: module.scale,
             }),
         };
@@ -399,7 +400,7 @@ impl Pass<'_> {
         let Some((dropout, workspace)) = dropout else { return };
         let term = columns(workspace.top(self.rows), dx.cols);
         for (module, dyb) in gradients.iter().filter_map(adapted) {
-            linear::input_gradient(rec, dyb, &module.a_weight, None, term, false);
+            linear::input_gradient(rec, dyb, &module[Factor::A].weight, None, term, false);
             dropout::backward_add(rec, term, dx, dropout.mask(module), module.scale);
         }
     }
@@ -429,7 +430,7 @@ impl Pass<'_> {
         let Some((module, dyb)) = self.module(index, projection).zip(dyb) else { return };
         let x = self.dropped(rec, module, x);
         let xa = low_columns(acts.low[projection as usize], module);
-        if let (Some(da), Some(db)) = (module.a.gradient, module.b.gradient) {
+        if let (Some(da), Some(db)) = (module[Factor::A].gradient, module[Factor::B].gradient) {
             lora_gradient::lora_a(rec, dyb, x, module.scale, da);
             lora_gradient::lora_b(rec, xa, dy, module.scale, db);
         }

@@ -15,7 +15,7 @@ use crate::ops::quantize;
 use crate::ops::weight::{Panel, Weight};
 use crate::quant::format::{Float, Format4, Storage};
 use crate::quant::{Quantized, Scales, dynamic_map};
-use crate::random::{Stream, uniform};
+use crate::random::{Stream, normal, uniform};
 use crate::{Error, Result};
 
 /// One piece of a tensor on its way; host memory stays at a few of these whatever the model.
@@ -303,13 +303,8 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
         let mut first = 0;
         for panel in &weight.panels {
             let count = u64::from(panel.rows) * u64::from(weight.in_features);
-            let normal = |i: u64| {
-                // Box and Muller's pair; 1 - u keeps the logarithm's argument above zero.
-                let radius = (-2.0 * (1.0 - f64::from(draw(2 * i))).ln()).sqrt();
-                let angle = 2.0 * std::f64::consts::PI * f64::from(draw(2 * i + 1));
-                config.initializer_range * (radius * angle.cos()) as f32
-            };
-            let values: Vec<f32> = (first..first + count).map(normal).collect();
+            let value = |i: u64| config.initializer_range * normal(draw, i) as f32;
+            let values: Vec<f32> = (first..first + count).map(value).collect();
             gpu.write(buffers, panel.data, bytemuck::cast_slice(&values));
             gpu.flush().await?;
             first += count;

@@ -8,7 +8,7 @@ use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
 use super::values::Values;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile};
-use crate::lora::adapter_file::AdapterTensors;
+use crate::lora::factors::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
 use crate::network::load;

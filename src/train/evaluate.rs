@@ -14,7 +14,8 @@ use crate::data::read;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
-use crate::lora::adapter_file::{self, AdapterTensors};
+use crate::lora::adapter_file;
+use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
@@ -59,7 +60,7 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     let config = &source.config;
     let (modules, tensors) = match &settings.adapter {
         Some(dir) => adapter_file::load(dir, config).map(|adapter| (adapter.modules, adapter.tensors))?,
-        None => (Vec::new(), AdapterTensors { tensors: Vec::new() }),
+        None => (Vec::new(), AdapterTensors::default()),
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
     let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;

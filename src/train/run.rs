@@ -20,8 +20,9 @@ use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::{Capabilities, Gpu, Ledger, Profile};
 use crate::hub::base_name;
-use crate::lora::adapter_file::{self, AdapterTensors, LoadedAdapter};
+use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::config::LoraConfig;
+use crate::lora::factors::{self, AdapterTensors};
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
 use crate::model::source::Source;
@@ -146,9 +147,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         ));
     }
     let (lora, modules, initial) = match &settings.init_adapter {
-        _ if settings.method == Method::Full => {
-            (LoraConfig::default(), Vec::new(), AdapterTensors { tensors: Vec::new() })
-        }
+        _ if settings.method == Method::Full => (LoraConfig::default(), Vec::new(), AdapterTensors::default()),
         Some(dir) => {
             let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load(dir, config)?;
             let base_model_name_or_path = Some(base_name(&settings.model));
@@ -159,7 +158,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         None => {
             let lora = settings.lora_config();
             let modules = targets::resolve(&lora, config)?;
-            let tensors = adapter_file::init(&modules, config, settings.seed, lora.init_lora_weights);
+            let tensors = factors::init(&modules, config, settings.seed, lora.init_lora_weights);
             (lora, modules, tensors)
         }
     };

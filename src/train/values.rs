@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use crate::lora::adapter_file::AdapterTensors;
+use crate::lora::factors::{AdapterTensors, Factor};
 use crate::lora::targets::LoraModule;
 use crate::model::tensors::NamedTensor;
 use crate::network::moments::{HostMoment, MomentStorage};
@@ -22,7 +22,7 @@ pub enum Values {
 impl Values {
     pub fn parameters(&self) -> u64 {
         match self {
-            Self::Adapter(adapter) => adapter.tensors.iter().map(|(a, b)| (a.len() + b.len()) as u64).sum(),
+            Self::Adapter(adapter) => adapter.parameters(),
             Self::Base(tensors) => tensors.iter().map(|t| t.values.len() as u64).sum(),
         }
     }
@@ -32,10 +32,13 @@ impl Values {
         match self {
             Self::Adapter(adapter) => modules
                 .iter()
-                .zip(&adapter.tensors)
-                .flat_map(|(module, (a, b))| {
-                    let name = |factor: &str| format!("{}.{factor}", module.name());
-                    [(name("lora_A"), a.as_slice()), (name("lora_B"), b.as_slice())]
+                .zip(&adapter.modules)
+                .flat_map(|(module, values)| {
+                    let name = |factor: Factor| format!("{}.{}", module.name(), factor.name());
+                    Factor::ALL
+                        .into_iter()
+                        .zip(&values.0)
+                        .map(move |(factor, values)| (name(factor), values.as_slice()))
                 })
                 .collect(),
             Self::Base(tensors) => tensors.iter().map(|t| (t.name.clone(), t.values.as_slice())).collect(),

@@ -5,8 +5,8 @@ use crate::common::cli::{Shell, random_lines, train_on};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
-use loraine::lora::adapter_file;
 use loraine::lora::config::LoraInit;
+use loraine::lora::factors;
 use loraine::lora::targets;
 use loraine::memory::{ASSUMED_CAPABILITIES, Estimate, estimate};
 use loraine::model::shapes;
@@ -173,7 +173,7 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
         pollster::block_on(engine.accumulate(&batch, 0)).unwrap();
         let found = pollster::block_on(engine.read_gradients()).unwrap();
-        let values: Vec<f32> = found.tensors.into_iter().flat_map(|(a, b)| [a, b].concat()).collect();
+        let values: Vec<f32> = found.values().flatten().copied().collect();
         (values, planned.get(Category::KeptActivations))
     };
     for model in ["llama_tied", "odd_sizes", "qwen3", "mistral_window"] {
@@ -244,7 +244,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
     let mut engine = pollster::block_on(Engine::with_random_weights(gpu, plan, 1)).unwrap();
     assert_eq!(*engine.buffers.ledger(), planned);
     assert!(planned.total() <= 4_600_000_000);
-    engine.write_adapter(&adapter_file::init(&modules, &config, 1, LoraInit::KaimingUniform));
+    engine.write_adapter(&factors::init(&modules, &config, 1, LoraInit::KaimingUniform));
     let input_ids: Vec<u32> = (0..513u32).map(|i| (i * 7919 + 11) % config.vocab_size as u32).collect();
     let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
     assert_eq!(batch[0].tokens.len(), 512);

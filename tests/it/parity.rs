@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use loraine::data::batches::MicroBatch;
-use loraine::lora::adapter_file::AdapterTensors;
+use loraine::lora::factors::AdapterTensors;
 use loraine::model::config::ModelConfig;
 use loraine::model::tensors::NamedTensor;
 use loraine::network::base::BaseStorage;
@@ -187,7 +187,7 @@ fn stories260k_qlora_equals_peft_and_bitsandbytes() {
 
 /// Gradients of every tensor of the base.
 fn full_gradients(model: &std::path::Path, batch: &MicroBatch) -> (Engine, Vec<NamedTensor>) {
-    let none = AdapterTensors { tensors: Vec::new() };
+    let none = AdapterTensors::default();
     let mut engine = open_engine(model, BaseStorage::Trained, &[], &none, batch.tokens.len(), 1);
     pollster::block_on(engine.accumulate(std::slice::from_ref(batch), 0)).unwrap();
     let gradients = pollster::block_on(engine.read_base(Part::Grads)).unwrap();

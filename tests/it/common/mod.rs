@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use loraine::data::Example;
 use loraine::data::batches::MicroBatch;
 use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
-use loraine::lora::adapter_file::{self, AdapterTensors};
+use loraine::lora::adapter_file;
+use loraine::lora::factors::{AdapterTensors, Factor, ModuleFactors};
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
@@ -166,8 +167,12 @@ pub fn whole_sequence(ids: &[u32]) -> MicroBatch {
 
 /// The same modules with B zero: the base alone.
 pub fn without_effect(tensors: &AdapterTensors) -> AdapterTensors {
-    let zero_b = |(a, b): &(Vec<f32>, Vec<f32>)| (a.clone(), vec![0.0; b.len()]);
-    AdapterTensors { tensors: tensors.tensors.iter().map(zero_b).collect() }
+    let zero_b = |module: &ModuleFactors| {
+        let mut module = module.clone();
+        module[Factor::B].fill(0.0);
+        module
+    };
+    AdapterTensors { modules: tensors.modules.iter().map(zero_b).collect() }
 }
 
 pub fn adapter(dir: &Path, config: &ModelConfig) -> (Vec<LoraModule>, AdapterTensors) {
@@ -185,9 +190,9 @@ pub fn assert_factors(
     suffix: &str,
     bound: f64,
 ) {
-    for (module, (a, b)) in modules.iter().zip(&got.tensors) {
-        for (factor, values) in [("lora_A", a), ("lora_B", b)] {
-            let name = format!("{prefix}base_model.model.{}.{factor}{suffix}", module.name());
+    for (module, got) in modules.iter().zip(&got.modules) {
+        for (factor, values) in Factor::ALL.into_iter().zip(&got.0) {
+            let name = format!("{prefix}base_model.model.{}.{}{suffix}", module.name(), factor.name());
             assert_close(&format!("{what}: {name}"), values, reference.get(&name), bound);
         }
     }

@@ -1,0 +1,169 @@
+//! The trained tensors of a LoRA module as a list: another variant of LoRA adds an entry to the list, not a new type.
+
+use std::ops::{Index, IndexMut};
+
+use super::config::LoraInit;
+use super::targets::LoraModule;
+use crate::model::config::{ModelConfig, Projection};
+use crate::random::{Stream, normal, uniform};
+
+/// A tensor that LoRA trains for one module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// `[rank, in_features]`: takes the module's input down to the rank.
+    A,
+    /// `[out_features, rank]`: takes it up to the module's output.
+    B,
+}
+
+impl Factor {
+    /// Every factor, in the order in which they are stored, trained and saved.
+    pub const ALL: [Self; 2] = [Self::A, Self::B];
+
+    /// PEFT's name of the factor in tensor names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "lora_A",
+            Self::B => "lora_B",
+        }
+    }
+
+    /// The name of the module's tensor in PEFT's files.
+    pub fn tensor(self, module: &LoraModule) -> String {
+        format!("base_model.model.{}.{}.weight", module.name(), self.name())
+    }
+
+    /// Rows and columns of the factor of a module of this rank and these features.
+    pub fn shape(self, rank: usize, [out_features, in_features]: [usize; 2]) -> [usize; 2] {
+        match self {
+            Self::A => [rank, in_features],
+            Self::B => [out_features, rank],
+        }
+    }
+
+    /// Rows and columns of a factor that has `elements` elements.
+    pub fn shape_of(self, rank: usize, elements: usize) -> [usize; 2] {
+        let features = elements / rank;
+        self.shape(rank, [features, features])
+    }
+}
+
+/// One factor of one module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FactorSpec {
+    pub factor: Factor,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// The tensor's name in PEFT's files.
+    pub tensor: String,
+}
+
+impl FactorSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+}
+
+/// The factors of a module, in the order in which they are stored, trained and saved.
+pub fn factors(module: &LoraModule, model: &ModelConfig) -> Vec<FactorSpec> {
+    let (out_features, in_features) = model.projection_shape(module.projection);
+    let spec = |factor: Factor| FactorSpec {
+        factor,
+        shape: factor.shape(module.rank, [out_features, in_features]),
+        tensor: factor.tensor(module),
+    };
+    Factor::ALL.map(spec).into()
+}
+
+/// The values of one module's factors, in the order of [`factors`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModuleFactors(pub Vec<Vec<f32>>);
+
+impl Index<Factor> for ModuleFactors {
+    type Output = Vec<f32>;
+
+    fn index(&self, factor: Factor) -> &Self::Output {
+        &self.0[factor as usize]
+    }
+}
+
+impl IndexMut<Factor> for ModuleFactors {
+    fn index_mut(&mut self, factor: Factor) -> &mut Self::Output {
+        &mut self.0[factor as usize]
+    }
+}
+
+/// The trained tensors of every module, in the modules' order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterTensors {
+    pub modules: Vec<ModuleFactors>,
+}
+
+impl AdapterTensors {
+    /// Every factor's values, module by module.
+    pub fn values(&self) -> impl Iterator<Item = &Vec<f32>> {
+        self.modules.iter().flat_map(|module| &module.0)
+    }
+
+    /// Number of trained parameters.
+    pub fn parameters(&self) -> u64 {
+        self.values().map(|values| values.len() as u64).sum()
+    }
+}
+
+/// New factors. B is zero, so that training starts at the base model. A module's draws depend on its place alone, so adding modules
+/// changes no other module's start.
+pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraInit) -> AdapterTensors {
+    let start = |module: &LoraModule| {
+        let item = (module.layer * Projection::ALL.len() + module.projection as usize) as u64;
+        let draw = |index: u64| uniform(seed, Stream::LoraInit, item, index);
+        let start = |spec: FactorSpec| -> Vec<f32> {
+            let indices = 0..spec.elements() as u64;
+            match (spec.factor, kind) {
+                (Factor::A, LoraInit::KaimingUniform) => {
+                    let bound = 1.0 / (spec.shape[1] as f32).sqrt();
+                    indices.map(|index| (2.0 * draw(index) - 1.0) * bound).collect()
+                }
+                (Factor::A, LoraInit::Gaussian) => {
+                    indices.map(|index| (normal(draw, index) / module.rank as f64) as f32).collect()
+                }
+                (Factor::B, _) => vec![0.0; spec.elements()],
+            }
+        };
+        ModuleFactors(factors(module, model).into_iter().map(start).collect())
+    };
+    AdapterTensors { modules: modules.iter().map(start).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::config::LoraConfig;
+    use crate::lora::targets::resolve;
+    use crate::lora::targets::tests::model;
+
+    #[test]
+    fn new_adapters_have_pefts_distribution() {
+        let config = LoraConfig { r: 64, ..LoraConfig::default() };
+        let modules = resolve(&config, &model()).unwrap();
+        let statistics = |kind| {
+            let adapter = init(&modules, &model(), 3, kind);
+            assert!(adapter.modules.iter().all(|module| module[Factor::B].iter().all(|x| *x == 0.0)));
+            let a = adapter.modules[0][Factor::A].clone();
+            assert_eq!(
+                (a.len(), adapter.modules[6][Factor::A].len(), adapter.modules[6][Factor::B].len()),
+                (64 * 16, 64 * 24, 16 * 64)
+            );
+            assert_ne!(a, adapter.modules[1][Factor::A]);
+            let variance = a.iter().map(|x| x * x).sum::<f32>() / a.len() as f32;
+            (variance, a.iter().fold(0.0f32, |m, x| m.max(x.abs())))
+        };
+        let (variance, largest) = statistics(LoraInit::KaimingUniform);
+        assert!((variance * 3.0 * 16.0 - 1.0).abs() < 0.1 && largest <= 0.25 && largest > 0.24, "{variance} {largest}");
+        let (variance, largest) = statistics(LoraInit::Gaussian);
+        assert!((variance * 64.0 * 64.0 - 1.0).abs() < 0.15 && largest * 64.0 > 2.5, "{variance} {largest}");
+        let one = init(&modules[5..6], &model(), 3, LoraInit::Gaussian);
+        assert_eq!(one.modules[0], init(&modules, &model(), 3, LoraInit::Gaussian).modules[5]);
+    }
+}
