@@ -1,4 +1,4 @@
-//! The built-in default: a tiny model that this project has trained itself, and data that teach it to talk like a pirate.
+//! The built-in demo: a tiny model that this project trained itself, and conversations that teach it to talk like a pirate.
 //!
 //! `examples/stories` made the tokenizer and the texts, `loraine train --method full` the weights; `src/demo/README.md` has the
 //! commands and what they printed.
@@ -22,7 +22,7 @@ pub const MODEL: [(&str, &[u8]); 5] = [
 pub const DATA: [(&str, &[u8]); 2] =
     [("train.jsonl", include_bytes!("data/train.jsonl")), ("valid.jsonl", include_bytes!("data/valid.jsonl"))];
 
-/// Asked before and after training; none of them stands in the data.
+/// Questions that are asked before and after training; none of them is in the data.
 pub const QUESTIONS: [&str; 4] = [
     "Tell me a story about a turtle and a horse.",
     "What is the opposite of big?",
@@ -30,10 +30,10 @@ pub const QUESTIONS: [&str; 4] = [
     "Who are you?",
 ];
 
-/// Writes the model to `dir/model` and the data to `dir/data`, over what stands there under the same names.
+/// Writes the model to `dir/model` and the data to `dir/data` and replaces files of the same names.
 ///
 /// # Errors
-/// A directory that cannot be written.
+/// The directory cannot be written.
 pub fn write(dir: &Path) -> Result<()> {
     for (name, contents) in [("model", &MODEL[..]), ("data", &DATA[..])] {
         let room = dir.join(name);
@@ -45,7 +45,7 @@ pub fn write(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// QLoRA on the model and the data of [`write`], into `dir/adapter`: under a minute on a software adapter.
+/// Settings that train QLoRA on the model and the data of [`write`] into `dir/adapter`, in under a minute on a software adapter.
 pub fn settings(dir: &Path) -> RunSettings {
     RunSettings {
         model: dir.join("model"),

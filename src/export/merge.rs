@@ -22,33 +22,33 @@ use crate::quant;
 use crate::quant::format::{Float, Storage};
 use crate::{Error, Result};
 
-/// What to merge.
+/// Settings of a merge.
 #[derive(Clone, Debug)]
 pub struct MergeSettings {
     pub model: PathBuf,
     pub adapter: PathBuf,
     pub out: PathBuf,
-    /// Type of the merged weights; without it that of the base's embedding.
+    /// Type of the merged weights; by default the type of the base's embedding.
     pub float: Option<Float>,
     pub overwrite: bool,
-    /// Bytes of tensors in one file; more are cut into shards.
+    /// Largest number of tensor bytes in one file; larger models are split into shards.
     pub shard_bytes: u64,
 }
 
-/// What came of it.
+/// Result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Merge {
     pub matrices: usize,
     pub float: Float,
-    /// Whether the base was in 4 bits and had to be decoded first.
+    /// True if the base was stored in 4 bits and was decoded first.
     pub dequantized: bool,
 }
 
-/// Writes the merged model; `progress` is told tensors done and in all.
+/// Writes the merged model. `progress` receives the number of tensors done and the total.
 ///
 /// # Errors
-/// A model or adapter that cannot be read or do not belong together, an output directory that is taken, a full disk, or a
-/// failing device.
+/// The model or the adapter cannot be read or they do not fit together, the output directory exists, the disk is full, or the device
+/// fails.
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
     let source = Source::open(&settings.model)?;
     let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load(&settings.adapter, &source.config)?;
@@ -84,7 +84,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     Ok(Merge { matrices: adapted.len(), float, dequantized: stored.is_some() })
 }
 
-/// A tensor of the base in f32, decoded where it is in 4 bits.
+/// Reads a tensor of the base in f32 and decodes 4-bit weights.
 fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
     let TensorSpec { name, shape, .. } = spec;
     match (source.config.quantization.filter(|_| spec.is_projection()), &shape[..]) {
@@ -96,7 +96,8 @@ fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
     }
 }
 
-/// `W + s B A` on the device: the product is a weight's gradient, with `s B^T` as the outputs' side and A as the inputs'.
+/// Computes `W + s B A` on the device with the kernel for weight gradients: `s B^T` takes the place of the output gradients and A
+/// that of the inputs.
 async fn add_product(
     gpu: &Gpu,
     base: &[f32],
@@ -144,11 +145,11 @@ fn write_matrix(gpu: &Gpu, buffers: &Buffers, matrix: Matrix, values: &[f32]) {
     gpu.write(buffers, matrix.view, bytemuck::cast_slice(&padded));
 }
 
-/// How far the logits after `prompt` of the merged model lie from those of base and adapter: the length of the difference
-/// over that of the latter. The devices come one after the other, so that only one model is loaded at a time.
+/// Returns the relative difference between the logits after `prompt` of the merged model and of base with adapter: the norm of the
+/// difference over the norm of the latter. Only one model is loaded at a time, each on its own device.
 ///
 /// # Errors
-/// Out of memory, or a failing device.
+/// The device is out of memory or fails.
 pub async fn compare(settings: &MergeSettings, gpus: [Gpu; 2], prompt: &[u32]) -> Result<f64> {
     let [first, second] = gpus;
     let separate = logits(&settings.model, Some(&settings.adapter), first, prompt).await?;

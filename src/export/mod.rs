@@ -1,5 +1,5 @@
-//! Model directories made from others: merged with an adapter, or quantized to 4 bits. Weights go from file to file one matrix at
-//! a time, and a directory that has its name is whole.
+//! Writes model directories made from other models: merged with an adapter, or quantized to 4 bits. Weights are copied one matrix at
+//! a time, and a directory gets its final name only when it is complete.
 
 pub mod merge;
 pub mod quantize;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::files::remove_if_there;
 use crate::{Error, Result};
 
-/// A directory in the making, beside its place.
+/// An output directory that is still being written, under a temporary name beside its final path.
 struct OutputDirectory {
     place: PathBuf,
     beside: PathBuf,
@@ -21,7 +21,7 @@ struct OutputDirectory {
 
 impl OutputDirectory {
     /// # Errors
-    /// A place that is taken, unless `overwrite`, that is the source's own, or where nothing can be written.
+    /// The path exists and `overwrite` is false, is the source itself, or cannot be written.
     fn create(place: &Path, source: &Path, overwrite: bool) -> Result<Self> {
         if let (Ok(from), Ok(to)) = (source.canonicalize(), place.canonicalize())
             && from == to
@@ -44,12 +44,12 @@ impl OutputDirectory {
         Ok(Self { place: place.to_owned(), beside })
     }
 
-    /// Where its files are to be written.
+    /// Directory for the files while they are written.
     fn path(&self) -> &Path {
         &self.beside
     }
 
-    /// Gives the filled directory its name.
+    /// Renames the complete directory to its final path.
     fn finish(self) -> Result<()> {
         let failed = |e: std::io::Error| Error::file(&self.place, format!("cannot be written: {e}"));
         if self.place.exists() {
@@ -60,7 +60,7 @@ impl OutputDirectory {
 }
 
 impl Drop for OutputDirectory {
-    /// Where something failed, nothing is left; a finished directory has another name by now.
+    /// Removes the temporary directory after an error; a finished one has been renamed.
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.beside);
     }

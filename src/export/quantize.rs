@@ -1,4 +1,5 @@
-//! A directory in bitsandbytes' 4-bit form, as transformers saves and loads it. The bytes are those that bitsandbytes computes.
+//! Writes model directories in bitsandbytes' 4-bit format, as transformers saves and loads them. The bytes equal those that
+//! bitsandbytes computes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,30 +20,30 @@ use crate::quant::format::{Format4, NESTED_BLOCK};
 use crate::quant::{self, Scales, dynamic_map};
 use crate::{Error, Result};
 
-/// What to make of which model.
+/// Settings of a quantization.
 #[derive(Clone, Debug)]
 pub struct QuantizeSettings {
     pub model: PathBuf,
     pub out: PathBuf,
     pub format: Format4,
     pub overwrite: bool,
-    /// Bytes of tensors in one file; more are cut into shards.
+    /// Largest number of tensor bytes in one file; larger models are split into shards.
     pub shard_bytes: u64,
 }
 
-/// Sizes of what was made.
+/// Result of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
     pub matrices: usize,
-    /// Bytes of all tensors before and after.
+    /// Bytes of all tensors before and after quantization.
     pub before: u64,
     pub after: u64,
 }
 
-/// Writes the quantized model; `progress` is told matrices done and in all.
+/// Writes the quantized model. `progress` receives the number of matrices done and the total.
 ///
 /// # Errors
-/// A model that cannot be read or is in 4 bits already, an output directory that is taken, a full disk.
+/// The model cannot be read or is stored in 4 bits already, the output directory exists, or the disk is full.
 pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usize)) -> Result<Quantization> {
     let source = Source::open(&settings.model)?;
     if source.config.quantization.is_some() {
@@ -84,7 +85,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     Ok(sizes)
 }
 
-/// The tensors that stand for one of the model's.
+/// The tensors that are written for one tensor of the model.
 fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec<Planned> {
     let part = |suffix: &str, dtype: Dtype, shape: Vec<usize>| Planned {
         name: format!("{}{suffix}", info.name),
@@ -104,12 +105,12 @@ fn parts(info: &TensorInfo, quantized: bool, settings: &QuantizeSettings) -> Vec
         all.push(part(".nested_quant_map", Dtype::F32, vec![dynamic_map().len()]));
     }
     all.push(part(".quant_map", Dtype::F32, vec![code.spec().values.len()]));
-    // The offset's digits decide the length of the JSON: it is padded to one that always suffices.
+    // The length of the JSON depends on the digits of the offset, so it is padded to a fixed length.
     all.push(Planned { name: state_name(&info.name, code), dtype: Dtype::U8, shape: vec![STATE_BYTES] });
     all
 }
 
-/// JSON of a quantization state, filled up with spaces.
+/// Length of a quantization state's JSON, padded with spaces.
 const STATE_BYTES: usize = 256;
 
 fn put_quantized(
@@ -133,7 +134,7 @@ fn put_quantized(
             put(&name(".nested_quant_map"), bytemuck::cast_slice(dynamic_map()))?;
             state["nested_blocksize"] = NESTED_BLOCK.into();
             state["nested_dtype"] = "float32".into();
-            // Python reads a double: one that has the f32's value exactly.
+            // Python reads a double that has exactly the value of the f32.
             state["nested_offset"] = f64::from(*offset).into();
         }
     }

@@ -1,5 +1,5 @@
-//! A model's safetensors written tensor by tensor: the sizes are known first, the values come one after another. Large models
-//! are cut into shards with an index, as transformers cuts them.
+//! Writes a model's safetensors file tensor by tensor: all sizes are known first, the values follow one after another. Large models
+//! are split into shards with an index, as transformers does.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use crate::files::write_atomically;
 use crate::{Error, Result};
 
-/// A file's tensors stay below this where nothing else is asked for.
+/// Default limit for the tensor bytes of one file.
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// A tensor to come.
+/// A tensor that will be written.
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub name: String,
@@ -28,21 +28,22 @@ impl Planned {
     }
 }
 
-/// `model.safetensors` of a directory, or its shards and their index.
+/// Writes `model.safetensors` of a directory, or its shards and their index.
 pub struct ModelWriter {
     dir: PathBuf,
-    /// Names and tensors of the files to come, the next one last.
+    /// Names and tensors of the files that are not written yet; the next file is last.
     coming: Vec<(String, Vec<Planned>)>,
     current: TensorWriter,
-    /// The text of the index, where there are shards.
+    /// Text of the index, if there are shards.
     index: Option<String>,
 }
 
 impl ModelWriter {
-    /// Tensors lie in the order of `tensors`; a file holds as many as stay within `shard_bytes`, but at least one.
+    /// Creates the first file. Tensors are stored in the order of `tensors`; each file holds as many as fit in `shard_bytes`, and at
+    /// least one.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn create(dir: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self> {
         let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
         let (mut filled, mut total) = (0, 0);
@@ -88,7 +89,7 @@ impl ModelWriter {
         self.current.write(name, bytes)
     }
 
-    /// Puts everything on disk.
+    /// Writes everything to disk.
     pub fn finish(self) -> Result<()> {
         assert!(self.coming.is_empty(), "{:?} were not written", self.coming);
         self.current.finish()?;
@@ -102,15 +103,15 @@ impl ModelWriter {
 struct TensorWriter {
     path: PathBuf,
     file: BufWriter<File>,
-    /// Those that have not been written yet, the next one last.
+    /// Tensors that are not written yet; the next one is last.
     left: Vec<Planned>,
 }
 
 impl TensorWriter {
-    /// Writes the header of `path`. Tensors lie in the order of `tensors`.
+    /// Writes the header of `path`. Tensors are stored in the order of `tensors`.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     fn create(path: &Path, tensors: Vec<Planned>) -> Result<Self> {
         let mut header = Map::from_iter([("__metadata__".to_owned(), json!({ "format": "pt" }))]);
         let mut offset = 0;
@@ -122,7 +123,7 @@ impl TensorWriter {
             offset = end;
         }
         let mut header = Value::Object(header).to_string().into_bytes();
-        // Readers that map the file want its data aligned.
+        // Readers that map the file into memory need aligned data.
         header.resize(header.len().next_multiple_of(8), b' ');
         let failed = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
         let mut file = BufWriter::new(File::create(path).map_err(failed)?);

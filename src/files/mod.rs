@@ -1,4 +1,5 @@
-//! Where the library reads and writes: the disk, or in a browser files that a page has mounted. Both have the same few functions.
+//! The file system that the library reads and writes: the disk, or in a browser the files that a page has mounted. Both provide the
+//! same functions.
 
 #[cfg(not(target_arch = "wasm32"))]
 mod disk;
@@ -15,7 +16,7 @@ pub use mounted::*;
 
 use crate::{Error, Result};
 
-/// Writes `bytes` to `path` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
+/// Writes `bytes` to `path` atomically: a reader, also after a crash, sees either the old file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(path, "is not a file name"))?;
     let beside = path.with_file_name(format!(".{name}.part"));
@@ -31,7 +32,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Removes a file, or a directory with all below it, that may not be there.
+/// Removes a file, or a directory with everything below it. A missing path is not an error.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match if is_dir(path) { remove_dir_all(path) } else { remove_file(path) } {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -1,5 +1,5 @@
-//! Files of a browser page: bytes in memory, or a reader that gives ranges of something the page holds. One store per thread,
-//! which in a page is the worker that trains. Paths are taken as they are written; there are no links.
+//! Files of a browser page: bytes in memory, or a reader that returns byte ranges of an object that the page holds. Each thread has
+//! its own store; in a page that thread is the worker that trains. Paths are not normalized and there are no links.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Fills a buffer from a byte offset on.
+/// Fills a buffer with the bytes from an offset on.
 pub type RangeReader = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
 
 #[derive(Clone)]
@@ -25,7 +25,7 @@ impl Content {
         }
     }
 
-    /// Fills as much of `buffer` as there is from `at` on.
+    /// Copies the bytes from `at` on into `buffer` and returns how many there were.
     fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.len().saturating_sub(at).min(buffer.len() as u64) as usize;
         let buffer = &mut buffer[..count];
@@ -63,17 +63,17 @@ fn mount(path: &Path, content: Content) {
     with(|store| store.files.insert(path.to_owned(), content));
 }
 
-/// Puts bytes at `path`, over what stands there.
+/// Stores bytes at `path` and replaces an existing file.
 pub fn mount_bytes(path: &Path, bytes: Vec<u8>) {
     mount(path, Content::Bytes(Rc::new(RefCell::new(bytes))));
 }
 
-/// Puts a file of `len` bytes at `path` whose content `read` gives when it is asked for.
+/// Mounts a file of `len` bytes at `path`. `read` provides its content on demand.
 pub fn mount_reader(path: &Path, len: u64, read: Rc<RangeReader>) {
     mount(path, Content::Ranges { len, read });
 }
 
-/// Every file below `dir` with its bytes, in the order of their paths.
+/// Every file below `dir` with its bytes, sorted by path.
 pub fn files_below(dir: &Path) -> Vec<(PathBuf, u64)> {
     with(|store| {
         let below = store.files.iter().filter(|(path, _)| path.starts_with(dir));
@@ -120,7 +120,7 @@ pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     })
 }
 
-/// Moves a file over what stands at `to`, or a directory to where none is.
+/// Renames a file and replaces `to`, or renames a directory where `to` does not exist.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     with(|store| {
         if let Some(content) = store.files.remove(from) {
@@ -144,7 +144,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// One thread alone writes here.
+/// Only one thread writes to the store, so any number is unique.
 pub fn writer_id() -> u32 {
     1
 }
@@ -165,27 +165,27 @@ pub fn canonicalize(path: &Path) -> io::Result<PathBuf> {
     if exists(path) { Ok(path.to_owned()) } else { Err(not_found()) }
 }
 
-/// Bytes of a file.
+/// Size of a file in bytes.
 pub fn len(path: &Path) -> io::Result<u64> {
     with(|store| store.files.get(path).map(Content::len)).ok_or_else(not_found)
 }
 
-/// What a page has mounted knows no time of change.
+/// Mounted files have no time of change.
 pub fn modified(_: &Path) -> io::Result<u128> {
     Err(ErrorKind::Unsupported.into())
 }
 
-/// The same of its age.
+/// Mounted files have no age.
 pub fn age(_: &Path) -> io::Result<Duration> {
     Err(ErrorKind::Unsupported.into())
 }
 
-/// There is no time to set.
+/// Does nothing: mounted files have no time of change.
 pub fn touch(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The names in a directory, in no order.
+/// Names of the entries of a directory, in no particular order.
 pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     if !is_dir(dir) {
         return Err(not_found());
@@ -196,19 +196,19 @@ pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     })
 }
 
-/// Opens a file, made if need be, to write at its end.
+/// Opens a file for appending and creates it where it is missing.
 pub fn append(path: &Path) -> io::Result<File> {
     let mut file = if is_file(path) { File::open(path)? } else { File::create(path)? };
     file.seek(SeekFrom::End(0))?;
     Ok(file)
 }
 
-/// There is no disk to wait for.
+/// Does nothing: the store has no disk to write to.
 pub fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// An open file; like one on disk it stays whole when its name is given to another.
+/// An open file. As on disk, it stays readable after its path is replaced by another file.
 pub struct File {
     content: Content,
     at: u64,

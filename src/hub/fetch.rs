@@ -1,4 +1,4 @@
-//! Fetching a model into the cache that Python's huggingface_hub uses too.
+//! Downloads models into the cache that Python's huggingface_hub uses too.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
-/// Taken along where the model has them.
+/// Files that are downloaded where the model has them.
 const SIDE_FILES: [&str; 6] = [
     "generation_config.json",
     TOKENIZER,
@@ -29,25 +29,25 @@ const SIDE_FILES: [&str; 6] = [
     "chat_template.json",
 ];
 const ATTEMPTS: u32 = 5;
-/// Before the second attempt; doubled before each further one.
+/// Wait before the second attempt; each further attempt waits twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// How much of a model.
+/// The part of a model to download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// `config.json` alone, for what needs no weights.
+    /// `config.json` alone.
     Config,
-    /// Without weights: what reading data needs.
+    /// Everything but the weights: enough to read and tokenize data.
     Tokenizer,
     Everything,
 }
 
-/// Where models come from and go to.
+/// The hub to download from and the cache to download to.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
     pub endpoint: String,
     pub token: Option<String>,
-    /// Take what the cache has, ask nobody.
+    /// Use the cache alone and make no request.
     pub offline: bool,
     pub cache: Cache,
 }
@@ -70,11 +70,12 @@ impl HubSettings {
     }
 }
 
-/// Fetches what of `model` is not in the cache yet, and returns its directory there. `progress` hears of each file its name, the
-/// bytes that are there and all its bytes.
+/// Downloads the files of `model` that the cache lacks, and returns the model's directory in the cache. `progress` receives the
+/// name of a file, the bytes downloaded so far and the file's size.
 ///
 /// # Errors
-/// A model that is not there or not open to us, files that do not arrive whole, a full disk: what arrived is gone on with next time.
+/// The model does not exist or is not accessible, a file does not arrive whole, or the disk is full. The next call resumes the
+/// download.
 pub fn fetch(
     model: &HubModel,
     settings: &HubSettings,
@@ -141,7 +142,7 @@ fn is_whole(dir: &Path, extent: Extent) -> bool {
     }
 }
 
-/// The files that an index names.
+/// The shard files that an index names.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let text = fs::read(index).map_err(|e| Error::file(index, format!("cannot be read: {e}")))?;
     let value: Value = serde_json::from_slice(&text).map_err(|e| Error::file(index, format!("is not JSON: {e}")))?;
@@ -172,7 +173,7 @@ impl Download<'_> {
         if extent == Extent::Config {
             return Ok(dir);
         }
-        // Known to fail before gigabytes are fetched.
+        // Fails before gigabytes are downloaded.
         if extent == Extent::Everything && !has(SINGLE) && !has(INDEX) {
             return Err(error(self.model, "has no safetensors; choose a model that has, or convert it"));
         }
@@ -196,7 +197,7 @@ impl Download<'_> {
         Ok(dir)
     }
 
-    /// Fetches one file, going on where an earlier attempt broke off.
+    /// Downloads one file and resumes an earlier, incomplete download of it.
     fn file(&self, name: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
         let pointer = self.cache.pointer_path(&self.info.sha).join(name);
         if pointer.exists() {
@@ -206,7 +207,7 @@ impl Download<'_> {
         let endpoint = &self.settings.endpoint;
         let url = format!("{endpoint}/{}/resolve/{}/{name}", self.model.id, self.info.sha);
         let found = patiently(|| self.transfer.find(&url)).map_err(|e| fail(e.to_string()))?;
-        // Both become names of files.
+        // Both become file names.
         if !is_plain(&found.etag) || found.commit != self.info.sha {
             return Err(fail(format!("changed on {endpoint} meanwhile; run the command again")));
         }
@@ -240,7 +241,7 @@ impl Download<'_> {
     }
 }
 
-/// What is wrong with a fetched file; for large files the tag is the SHA-256 of the content.
+/// Checks a downloaded file and returns the problem, if any. The ETag of a large file is the SHA-256 of its content.
 fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
     let length = fs::metadata(blob)?.len();
     if length != size {
@@ -255,7 +256,8 @@ fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
     Ok((!found.eq_ignore_ascii_case(etag)).then(|| format!("its SHA-256 is {found} instead of {etag}")))
 }
 
-/// Makes `pointer` stand for `blob`, as huggingface_hub does: by a relative link, or where links are not allowed by the file itself.
+/// Links `pointer` to `blob` as huggingface_hub does: by a relative symbolic link, or by moving the file where links are not
+/// allowed.
 fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
     if pointer.exists() {
         return Ok(());
@@ -272,7 +274,7 @@ fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
     linked.or_else(|_| fs::rename(blob, pointer))
 }
 
-/// Tries again what may work the next time.
+/// Retries errors that may be temporary.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..ATTEMPTS {

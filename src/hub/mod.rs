@@ -8,7 +8,7 @@ mod transfer;
 use std::fmt;
 use std::path::Path;
 
-/// The revision that a name without one means.
+/// The revision of a name that gives none.
 const MAIN: &str = "main";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct HubModel {
 }
 
 impl HubModel {
-    /// `owner/name` or `owner/name@revision`; None for what cannot be one.
+    /// Parses `owner/name` or `owner/name@revision`. Returns `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (owner, name) = id.split_once('/')?;
@@ -29,7 +29,7 @@ impl HubModel {
             .then(|| Self { id: id.to_owned(), revision: revision.to_owned() })
     }
 
-    /// The model whose snapshot in the cache `dir` is: `models--owner--name/snapshots/COMMIT`.
+    /// Returns the model whose cached snapshot is `dir`, from a path like `models--owner--name/snapshots/COMMIT`.
     pub fn of_snapshot(dir: &Path) -> Option<Self> {
         let mut parts = dir.iter().rev().map(|part| part.to_str());
         let commit = parts.next()??;
@@ -54,12 +54,12 @@ impl fmt::Display for HubModel {
     }
 }
 
-/// What files of a run call the model in `dir`: its hub's name without the revision, or the directory.
+/// Returns the name of the model in `dir` for the files of a run: the hub's name without a revision, or the directory.
 pub fn base_name(dir: &Path) -> String {
     HubModel::of_snapshot(dir).map_or_else(|| dir.display().to_string(), |model| model.id)
 }
 
-/// One name of a path, which cannot leave its directory.
+/// Checks that `name` is a single path component that cannot leave its directory.
 fn is_plain(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     !part.is_empty() && part.len() <= 128 && !part.starts_with('.') && part.chars().all(allowed)

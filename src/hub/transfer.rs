@@ -1,4 +1,4 @@
-//! Files of a hub over HTTP. The token goes to the hub alone: its answers lead to other hosts, which must not see it.
+//! Downloads files of a hub over HTTP. Only the hub receives the token; hosts that the hub redirects to do not.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use ureq::{Agent, Body};
 
 const MAX_REDIRECTS: usize = 10;
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// A model's list of files; the longest published ones are far shorter.
+/// Limit for a model's list of files; published lists are far shorter.
 const MAX_INFO_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,16 +21,16 @@ pub enum Failure {
     Connection(Box<ureq::Error>),
     #[error("{0}")]
     Broken(io::Error),
-    /// On our side: a full disk, for instance.
+    /// A local problem, such as a full disk.
     #[error("cannot be written: {0}")]
     Disk(io::Error),
-    /// An answer that no hub gives.
+    /// A response that does not come from a hub.
     #[error("{0}")]
     Answer(String),
 }
 
 impl Failure {
-    /// No answer, a broken one, or a server in trouble: another attempt may do.
+    /// No response, a broken response or a server error: another attempt may succeed.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Status(code) => *code >= 500 || *code == 429,
@@ -40,20 +40,20 @@ impl Failure {
     }
 }
 
-/// What the hub says of a file, and where its bytes lie.
+/// A file as the hub describes it.
 pub struct Remote {
     pub commit: String,
-    /// Of large files the SHA-256.
+    /// The SHA-256 of the content for large files.
     pub etag: String,
     pub size: u64,
     url: String,
 }
 
-/// What came at the end of all redirects, and from where.
+/// The last response after all redirects, and its URL.
 struct Answer {
     response: Response<Body>,
     url: String,
-    /// The headers that [`Remote`] is made of, each from the first answer that had it.
+    /// The headers that [`Remote`] needs, each from the first response that has it.
     said: [Option<String>; 4],
 }
 
@@ -76,7 +76,7 @@ impl Transfer {
     }
 
     fn once(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, Failure> {
-        // Parts of a compressed file are no parts of the file.
+        // Ranges count bytes of the compressed content, so compression must be off.
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some(range) = range {
             request = request.header(header::RANGE, format!("bytes={range}"));
@@ -103,7 +103,7 @@ impl Transfer {
                 url = target(&url, &to)?;
                 continue;
             }
-            // 416: the part that was asked for lies beyond the file, which may be empty.
+            // 416: the requested range starts at or after the end of the file, which may be empty.
             return match status.is_success() || status.as_u16() == 416 {
                 true => Ok(Answer { response, url, said }),
                 false => Err(Failure::Status(status.as_u16())),
@@ -136,7 +136,7 @@ impl Transfer {
         })
     }
 
-    /// Fills `part` up to the file's size, from where it ends now. `progress` hears how many bytes are there.
+    /// Appends to `part` until it has the file's size. `progress` receives the bytes downloaded so far.
     pub fn fill(&self, remote: &Remote, part: &Path, mut progress: impl FnMut(u64)) -> Result<(), Failure> {
         let mut file = OpenOptions::new().append(true).create(true).open(part).map_err(Failure::Disk)?;
         let mut there = file.metadata().map_err(Failure::Disk)?.len();
@@ -194,7 +194,7 @@ fn same_origin(a: &str, b: &str) -> bool {
     origin(a).is_some_and(|a| Some(a) == origin(b))
 }
 
-/// Where a redirect leads: to a whole URL, or to a path on the same host.
+/// Resolves a redirect: `to` is a full URL, or a path on the same host.
 fn target(from: &str, to: &str) -> Result<String, Failure> {
     let parsed = |url: &str| url.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
     if to.starts_with('/') && !to.starts_with("//") {

@@ -1,4 +1,4 @@
-//! What a run needs on a device, from sizes alone: the training plan itself, asked without a GPU.
+//! Estimates of a run's device memory: the training plan, made from sizes alone and without a GPU.
 
 pub mod picture;
 pub mod summary;
@@ -17,17 +17,17 @@ use crate::train::budget::{fits_within_budget, longest_below, plan_within_budget
 use crate::train::plan::TrainPlan;
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 
-/// A discrete GPU's limits, for estimates where none is at hand: no binding over 2 GiB, no decoded weights.
+/// Limits of a discrete GPU, for estimates without a device: bindings of up to 2 GiB.
 pub const ASSUMED_CAPABILITIES: Capabilities =
     Capabilities { max_binding_bytes: (1 << 31) - 1, max_buffer_bytes: (1 << 31) - 1, ..Capabilities::BASELINE };
 
-/// [`ASSUMED_CAPABILITIES`], with matrices of the common size where a run is to take them.
+/// [`ASSUMED_CAPABILITIES`], with matrix units of the most common size if `matrix_units` is on.
 pub fn assumed_target(matrix_units: MatrixUnits) -> Capabilities {
     let cooperative = (matrix_units == MatrixUnits::On).then_some(Cooperative { side: 16, subgroups: [32, 32] });
     Capabilities { cooperative, ..ASSUMED_CAPABILITIES }
 }
 
-/// One regime's bytes.
+/// Estimated bytes of one method.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
     pub method: Method,
@@ -35,20 +35,20 @@ pub struct Estimate {
     pub categories: Vec<(Category, u64)>,
     pub trained_parameters: u64,
     pub layers: usize,
-    /// Layers that keep their activations; the others make them again.
+    /// Layers that keep their activations; the others recompute them.
     pub kept_layers: usize,
-    /// Whether activations are kept in bf16.
+    /// True if activations are kept in bf16.
     pub bf16_activations: bool,
-    /// Against `gpu_memory` of the settings; None where that is absent.
+    /// True if the total fits in `gpu_memory` of the settings; `None` without such a setting.
     pub fits: Option<bool>,
-    /// The longest sequence that fits, where a budget is given.
+    /// Longest sequence that fits in `gpu_memory`; `None` without such a setting.
     pub longest_seq_len: Option<usize>,
 }
 
-/// Plans a run of `settings` with full micro-batches of `seq_len` tokens; `float` is the type that the files hold.
+/// Plans a run of `settings` with full micro-batches of `seq_len` tokens. `float` is the type of the model's files.
 ///
 /// # Errors
-/// Settings that adapt nothing, or a rank of 0.
+/// The settings adapt no module, or the rank is 0.
 pub fn estimate(
     settings: &RunSettings,
     config: &ModelConfig,
@@ -60,13 +60,13 @@ pub fn estimate(
         Method::Full => Vec::new(),
         Method::Lora | Method::Qlora => targets::resolve(&settings.lora_config(), config)?,
     };
-    // The question here is what it would take: the budget is compared with, not enforced.
+    // An estimate compares with the budget and does not enforce it.
     let plan = |seq_len: usize, settings: &RunSettings| -> Result<TrainPlan> {
         let rows = seq_len * settings.batch_size;
         plan_within_budget(settings, config, &modules, |_| float, rows, seq_len, capabilities)
     };
     let unlimited = RunSettings { gpu_memory: None, ..settings.clone() };
-    // Within a budget as many layers keep their activations as fit; where none of it fits, the smallest form is shown.
+    // As many layers keep their activations as fit in the budget. Where nothing fits, the smallest plan is shown.
     let activations = match settings.activations {
         ActivationsChoice::Auto => ActivationsChoice::Bf16,
         chosen => chosen,
@@ -106,8 +106,8 @@ pub fn estimate(
     })
 }
 
-/// A card's memory as `width` cells: how many each category takes, in the ledger's order, the rest free.
-/// Every category that holds anything shows.
+/// Divides a card's memory into `width` cells: the number of cells of each category, in the ledger's order; the rest is free. Every
+/// category that is not empty gets at least one cell.
 pub fn bar(ledger: &[(Category, u64)], card: u64, width: usize) -> Vec<(Category, usize)> {
     let cell = card as f64 / width as f64;
     let mut edge = 0.0;

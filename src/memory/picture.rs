@@ -1,4 +1,4 @@
-//! Estimates as a picture: one bar for each regime, its parts by category, against the memory of a card.
+//! Draws estimates as an SVG: one bar for each method with its categories, against the memory of a card.
 
 use std::fmt::Write;
 
@@ -25,17 +25,17 @@ fn color(category: Category) -> &'static str {
     }
 }
 
-/// Decimal gigabytes, two digits.
+/// Formats bytes as decimal gigabytes with two digits.
 fn gigabytes(bytes: u64) -> String {
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
-/// Text as XML.
+/// Escapes text for XML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// The picture of `estimates` with their names, against `card` bytes; light or dark as the viewer prefers.
+/// Draws named `estimates` against a card of `card` bytes. Colors follow the viewer's light or dark mode.
 pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> String {
     let largest = estimates.iter().map(|(_, e)| e.total).chain(card).max().unwrap_or(1).max(1) as f64;
     let x = |bytes: f64| (WIDTH - 2.0 * LEFT) * bytes / largest;
@@ -133,7 +133,7 @@ mod tests {
             .filter_map(|part| part.split('"').next()?.parse().ok())
             .filter(|width| *width != 12.0 && *width != WIDTH && *width != 2.0)
             .collect();
-        // Card and the two parts of each bar, in 688 pixels for 16 GB.
+        // The card and the two parts of each bar, with 688 pixels for 16 GB.
         assert_eq!(widths, [344.0, 43.0, 129.0, 344.0, 172.0, 516.0], "{picture}");
     }
 }

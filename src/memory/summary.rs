@@ -1,4 +1,4 @@
-//! What a model directory holds, for a person who wonders whether it fits.
+//! A summary of a model directory: its sizes, and the memory that it needs.
 
 use std::path::{Path, PathBuf};
 
@@ -27,18 +27,18 @@ pub struct ModelSummary {
     pub tied_head: bool,
     pub context: usize,
     pub parameters: u64,
-    /// The types that its tensors are stored in.
+    /// Types of the stored tensors.
     pub dtypes: Vec<String>,
-    /// The base on the device, held as its files have it.
+    /// Bytes of the base on the device in the types of its files.
     pub stored_bytes: u64,
-    /// The base on the device, its layers' matrices in the default 4-bit code with double quantization.
+    /// Bytes of the base on the device with its linear layers in NF4 and double quantization.
     pub nf4_bytes: u64,
 }
 
 /// Describes a model directory without reading a weight.
 ///
 /// # Errors
-/// Files that are missing, damaged, or disagree with each other.
+/// Files are missing or damaged, or they disagree with each other.
 pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let source = Source::open(dir)?;
     let config = &source.config;
