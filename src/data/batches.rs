@@ -1,17 +1,17 @@
-//! The order of training: which examples make a step, and a step's examples as one stream of rows.
+//! The order of training: the examples of each step, and micro-batches as streams of rows.
 
 use super::Example;
 use crate::random::{Stream, bits, permutation};
 use crate::{Error, Result};
 
-/// Which examples each optimizer step takes. Every epoch takes each example once; its last step may be smaller.
+/// Assigns examples to optimizer steps. Every epoch takes each example once; its last step may be smaller.
 #[derive(Clone, Debug)]
 pub struct BatchOrder {
     examples: usize,
     examples_per_step: usize,
     seed: u64,
     shuffle: bool,
-    /// The epoch last asked for and its order, so that a step does not shuffle anew.
+    /// The last requested epoch and its order, so that steps of one epoch shuffle only once.
     epoch_order: Option<(usize, Vec<usize>)>,
 }
 
@@ -29,12 +29,12 @@ impl BatchOrder {
         self.examples.div_ceil(self.examples_per_step)
     }
 
-    /// The epoch of a step; both count from 0.
+    /// Epoch of a step; both count from 0.
     pub fn epoch_of(&self, step: usize) -> usize {
         step / self.steps_per_epoch()
     }
 
-    /// The indices of the examples of `step`, which depend on the arguments of [`Self::new`] and `step` alone.
+    /// Indices of the examples of `step`. They depend only on the arguments of [`Self::new`] and `step`.
     pub fn batch_for_step(&mut self, step: usize) -> &[usize] {
         let epoch = self.epoch_of(step);
         let start = (step % self.steps_per_epoch()) * self.examples_per_step;
@@ -50,8 +50,8 @@ impl BatchOrder {
     }
 }
 
-/// Takes about `fraction` of the examples out for evaluation, at least one, chosen by `seed`: (training, held out),
-/// each in the data's order.
+/// Splits off about `fraction` of the examples for evaluation, at least one, chosen by `seed`. Returns (training, held out), each in
+/// the order of the data.
 pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec<Example>, Vec<Example>)> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::Setting(format!("the held-out fraction is {fraction}, but must be above 0 and below 1")));
@@ -74,15 +74,15 @@ pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MicroBatch {
     pub tokens: Vec<u32>,
-    /// Of each row inside its own sequence.
+    /// Position of each row in its own sequence.
     pub positions: Vec<u32>,
-    /// Per row: the first key row it may attend to, the start of its segment.
+    /// First row of the segment of each row: the first key that it may attend to.
     pub segment_start: Vec<u32>,
-    /// Per row: one past the last row of its segment.
+    /// End (exclusive) of the segment of each row.
     pub segment_end: Vec<u32>,
-    /// The rows that have a label, ascending.
+    /// Rows with a label, ascending.
     pub label_rows: Vec<u32>,
-    /// The label of each of `label_rows`: the token after it.
+    /// Label of each row of `label_rows`: the next token.
     pub labels: Vec<u32>,
 }
 
@@ -109,7 +109,7 @@ impl MicroBatch {
     }
 }
 
-/// The rows that an example takes in a stream: those up to the last that has a label.
+/// Number of rows of an example in a stream: all up to the last row with a label.
 pub fn rows_of(Example { input_ids, trained }: &Example) -> usize {
     trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1))
 }

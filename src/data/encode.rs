@@ -1,4 +1,4 @@
-//! One record to tokens and a mask, with the checks that keep a mistake from being trained in.
+//! Turns one record into token ids and labels, and refuses records that would train a mistake.
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -11,28 +11,28 @@ use super::tokenizer::Tokenizer;
 use super::turns::assistant_turns;
 use crate::Result;
 
-/// An example with what it was made from.
+/// An example together with its source text.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     pub example: Example,
-    /// Empty for examples of tokens.
+    /// Rendered text; empty for records of token ids.
     pub text: String,
-    /// Per token the bytes of `text` that it stands for; of examples of tokens none.
+    /// Byte range in `text` of each token; empty for records of token ids.
     pub ranges: Vec<Range<usize>>,
-    /// Where the tokens stand that are trained on and end a turn or a completion.
+    /// Positions of the trained tokens that end a turn or a completion.
     pub ends: Vec<usize>,
 }
 
-/// Why a record cannot be trained on.
+/// Reasons to refuse a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// Its fields or its template are wrong; the detail says how.
+    /// The fields or the chat template are wrong; the text says how.
     Readable,
-    /// The loss needs a token.
+    /// No token has a label.
     TrainsSomething,
-    /// A trained turn must end in a special token, or the model never learns to stop.
+    /// A trained turn does not end in a special token, so the model would never learn to stop.
     EndsItsTurns,
-    /// The begin token never stands twice in a row.
+    /// The begin token stands twice in a row.
     BeginsOnce,
 }
 
@@ -73,12 +73,12 @@ impl<'a> Encoder<'a> {
         Self { tokenizer, settings, vocab_size, template: OnceCell::new() }
     }
 
-    /// Where the template came from, if one was used.
+    /// Source of the chat template, if one was used.
     pub fn template_source(&self) -> Option<String> {
         self.template.get().and_then(Option::as_ref).map(|template| template.source().to_owned())
     }
 
-    /// The record's shape and example; no example of an empty text.
+    /// Returns the shape and the example of a record. An empty text gives no example.
     pub fn encode(&self, record: &Record) -> Result<(Shape, Option<Encoded>), Refusal> {
         let shape = shape_of(record, self.settings).ok_or_else(|| unknown_shape(record))?;
         check_train_on(shape, self.settings.train_on)?;
@@ -118,7 +118,7 @@ impl<'a> Encoder<'a> {
         Ok(self.template.get().and_then(Option::as_ref))
     }
 
-    /// A text with the tokenizer's begin token, if it adds one, and the end token; every token trained on.
+    /// Encodes a text with the tokenizer's begin token, if it adds one, and the end token. Every token is trained on.
     fn text(&self, text: String) -> Result<Encoded, Refusal> {
         let tokenizer = self.tokenizer()?;
         let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&text, true)?;
@@ -127,8 +127,7 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends: Vec::new() })
     }
 
-    /// The two parts are encoded separately, as TRL does, so that the prompt has the same tokens as without a
-    /// completion.
+    /// Encodes prompt and completion separately, as TRL does, so that the prompt has the same tokens as without a completion.
     fn completion(&self, prompt: String, completion: &str) -> Result<Encoded, Refusal> {
         let tokenizer = self.tokenizer()?;
         let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&prompt, true)?;
@@ -146,7 +145,7 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
     }
 
-    /// The template writes every special token itself, so the tokenizer adds none, as in transformers.
+    /// Encodes a conversation. The template writes every special token itself, so the tokenizer adds none, as in transformers.
     fn conversation(&self, conversation: &Conversation) -> Result<Encoded, Refusal> {
         let tokenizer = self.tokenizer()?;
         let no_template = || {
@@ -198,7 +197,7 @@ impl<'a> Encoder<'a> {
         Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
     }
 
-    /// A text that spells out the begin token gets it twice, which no model has seen.
+    /// Refuses a text that spells out the begin token and so gets it twice, which no model has seen in pretraining.
     fn refuse_two_begins(&self, example: &Example) -> Result<(), Refusal> {
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };
         let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.eos() != Some(*bos)) else { return Ok(()) };
@@ -216,8 +215,8 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// The tokens that stand for a part of `turn`, from the first to the last. Of a token across its edge the whole counts,
-/// as in transformers; an empty range counts inside the turn.
+/// Returns the range of tokens that overlap the byte range `turn`. A token across the edge counts as a whole, as in transformers;
+/// an empty token counts if it lies inside the turn.
 fn tokens_of(ranges: &[Range<usize>], turn: &Range<usize>) -> Range<usize> {
     let inside = |range: &Range<usize>| match range.is_empty() {
         true => range.start > turn.start && range.start < turn.end,

@@ -1,4 +1,4 @@
-//! A look at a data set before training: its first examples token by token, and how long all of them are.
+//! Shows a data set before training: its first examples token by token, and the lengths of all examples.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::Result;
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownToken {
     pub id: u32,
-    /// The text that it stands for, or if that is none of its own, its name in the vocabulary.
+    /// Text of the token, or its spelling in the vocabulary if it has no text of its own.
     pub text: String,
     pub trained: bool,
 }
@@ -23,10 +23,10 @@ pub struct ShownToken {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownExample {
-    /// The line, record or row that it comes from.
+    /// Line, record or row of the source.
     pub number: usize,
     pub shape: Shape,
-    /// The whole text, as the chat template made it.
+    /// The whole text, as the chat template rendered it.
     pub text: String,
     pub tokens: Vec<ShownToken>,
 }
@@ -35,16 +35,16 @@ pub struct ShownExample {
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Inspection {
     pub examples: Vec<ShownExample>,
-    /// Tokens of every example that could be encoded, before any cutting.
+    /// Number of tokens of every example that could be encoded, before truncation.
     pub lengths: Vec<usize>,
-    /// What training would read.
+    /// Report of the data that training would read.
     pub report: Option<DataReport>,
-    /// Why training would refuse the data.
+    /// The error with which training would refuse the data.
     pub refusal: Option<String>,
 }
 
-/// Encodes the data set as training would and keeps the first `count` examples with their text. What training would
-/// refuse is told in the answer; only a file that cannot be read at all is an error.
+/// Encodes the data set as training would and keeps the first `count` examples with their text. The result also reports data that
+/// training would refuse; only an unreadable file is an error.
 pub fn inspect(
     path: &Path,
     tokenizer: &Tokenizer,

@@ -1,4 +1,4 @@
-//! Training data: text to tokens, files to examples, examples to micro-batches.
+//! Training data: turns text into tokens, files into examples, and examples into micro-batches.
 
 pub mod batches;
 pub mod encode;
@@ -16,16 +16,16 @@ mod template_functions;
 pub mod tokenizer;
 pub mod turns;
 
-/// One sequence and which of its tokens are trained on.
+/// One sequence of token ids, and the tokens that are trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     pub input_ids: Vec<u32>,
-    /// Of the same length. The first token has nothing before it that could predict it, so its entry has no effect.
+    /// True for each token that is trained on; as long as `input_ids`. The first entry has no effect, since no token precedes it.
     pub trained: Vec<bool>,
 }
 
 impl Example {
-    /// How many tokens the loss is taken over.
+    /// Number of tokens in the loss.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|trained| **trained).count()
     }

@@ -1,11 +1,11 @@
-//! Packing: several short examples share one slot of a batch. A micro-batch is a stream of rows with segment
-//! boundaries, so packed examples never see each other and a slot is only a bound on rows.
+//! Packing: several short examples share one slot of a batch. A micro-batch is a stream of rows with segment boundaries, so packed
+//! examples never see each other, and a slot only limits the number of rows.
 
 use super::Example;
 use super::batches::rows_of;
 
-/// Puts the examples, in order, each into the first slot with room for its rows; slots hold at most `max_rows`.
-/// A micro-batch of `n` slots then has at most `n * max_rows` rows. An example of more rows gets a slot of its own.
+/// Puts each example, in order, into the first slot with room for its rows (first fit). A slot holds at most `max_rows` rows, so a
+/// micro-batch of `n` slots has at most `n * max_rows`. A longer example gets a slot of its own.
 pub fn pack(examples: &[Example], max_rows: usize) -> Vec<Vec<usize>> {
     first_fit(examples.iter().map(rows_of), max_rows)
 }
@@ -23,8 +23,8 @@ fn first_fit(rows: impl ExactSizeIterator<Item = usize>, max_rows: usize) -> Vec
     slots
 }
 
-/// The room left in each slot as leaves of a tree whose nodes hold the largest room below, so that the first slot with
-/// enough room is found in logarithmic time.
+/// A tree over the free rows of each slot. Every node holds the largest free room below it, so the first slot with enough room is
+/// found in logarithmic time.
 struct RoomTree {
     leaves: usize,
     /// Node 1 is the root, the children of `i` are `2i` and `2i + 1`.
@@ -37,8 +37,8 @@ impl RoomTree {
         Self { leaves, largest: vec![room; 2 * leaves] }
     }
 
-    /// Takes `rows`, at most a slot's whole room, out of the first slot that has them. There is one slot per example,
-    /// so an untouched one is always left.
+    /// Takes `rows`, at most one whole slot, from the first slot with enough room. There is one slot per example, so an empty slot
+    /// is always left.
     fn take_first(&mut self, rows: usize) -> usize {
         let mut node = 1;
         while node < self.leaves {

@@ -1,4 +1,4 @@
-//! Rows of a Parquet file as records.
+//! Reads the rows of a Parquet file as records.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use super::records::Records;
 use super::sample::Record;
 use crate::{Error, Result};
 
-/// The rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.
+/// Iterates over the rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.
 pub fn rows(path: &Path, file: File) -> Result<Records> {
     let broken = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a Parquet file that can be read: {e}"));
     let opened = guarded(|| {
@@ -40,7 +40,7 @@ pub fn rows(path: &Path, file: File) -> Result<Records> {
     })))
 }
 
-/// The parquet crate gives up on some damaged files by a panic, which is an error like any other here.
+/// The parquet crate panics on some damaged files; such a panic becomes an ordinary error.
 fn guarded<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(result) => result.map_err(|e| e.to_string()),

@@ -1,4 +1,4 @@
-//! The records of a JSON file: one object a line, or one list of objects.
+//! Reads the records of JSON files: one object per line, or one list of objects.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use super::sample::Record;
 use crate::files::{self, File};
 use crate::{Error, Result};
 
-/// The extensions of the files that hold records.
+/// Extensions of files that hold records.
 pub const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
 
-/// Records, each with its number in the file: the line, the place in the list, or the row.
+/// Records with their numbers in the file: the line, the place in the list, or the row.
 pub type Records = Box<dyn Iterator<Item = Result<(usize, Record)>>>;
 
-/// A data file and the word for one of its records in messages.
+/// A data file, and the word for its records in messages.
 #[derive(Clone, Debug)]
 pub struct Place {
     pub path: PathBuf,
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// An error about one record.
+    /// Makes an error about one record.
     pub fn error(&self, number: usize, problem: impl std::fmt::Display) -> Error {
         match self.unit {
             "line" => Error::line(&self.path, number, problem),
@@ -32,7 +32,7 @@ impl Place {
         }
     }
 
-    /// `lines 1, 2 and more`, with at most `listed` numbers.
+    /// Formats record numbers as `lines 1, 2 and more`, with at most `listed` numbers.
     pub fn list(&self, numbers: &[usize], listed: usize) -> String {
         let plural = if numbers.len() == 1 { "" } else { "s" };
         let more = if numbers.len() > listed { " and more" } else { "" };
@@ -41,7 +41,7 @@ impl Place {
     }
 }
 
-/// The objects of a file of JSON lines, numbered from 1; blank lines count and are passed over.
+/// Iterates over the objects of a JSON lines file, numbered from 1. Blank lines count and are skipped.
 pub fn lines(path: &Path, file: File) -> Records {
     let path = path.to_owned();
     let parse = move |(index, line): (usize, std::io::Result<String>)| {
@@ -64,10 +64,10 @@ pub fn lines(path: &Path, file: File) -> Records {
     Box::new(BufReader::new(file).lines().enumerate().filter_map(parse))
 }
 
-/// The objects of a JSON list, numbered from 1.
+/// Iterates over the objects of a JSON list, numbered from 1.
 ///
 /// # Errors
-/// A file that cannot be read or is no JSON list.
+/// The file cannot be read or is not a JSON list.
 pub fn list(path: &Path) -> Result<Records> {
     let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let list: Vec<Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))

@@ -1,4 +1,4 @@
-//! What became of a data set, for the person who starts a run and for its record.
+//! Reports what became of a data set, for the user and for the record of a run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,19 +8,19 @@ use serde::Serialize;
 
 use super::settings::Shape;
 
-/// Of how many records a report or an error lists the numbers.
+/// Number of records that a report or an error lists.
 pub const LISTED: usize = 10;
 
-/// Why records left no example.
+/// Reasons to drop a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum DropReason {
     EmptyText,
     TooLong,
-    /// Cut to the longest sequence, it had no trained token left.
+    /// No trained token was left after truncation.
     NothingTrainedLeft,
-    /// The last sequence of a text had one token.
+    /// The last sequence of a text had only one token.
     LastToken,
 }
 
@@ -39,7 +39,7 @@ impl DropReason {
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Dropped {
     pub count: usize,
-    /// The numbers of the first of them.
+    /// Numbers of the first dropped records.
     pub first: Vec<usize>,
 }
 
@@ -48,28 +48,28 @@ pub struct Dropped {
 pub struct DataReport {
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub source: PathBuf,
-    /// Where the chat template came from, if one was used.
+    /// Source of the chat template, if one was used.
     pub chat_template: Option<String>,
-    /// How many records had each shape.
+    /// Number of records of each shape.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<Shape, number>>"))]
     pub shapes: BTreeMap<Shape, usize>,
-    /// Records, or for `.txt` the sequences that the text was cut into.
+    /// Number of records, or for a `.txt` file of the sequences that it was cut into.
     pub read: usize,
-    /// Examples. Splitting makes them more than the records.
+    /// Number of examples; more than the records if long records were split.
     pub kept: usize,
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<DropReason, Dropped>>"))]
     pub dropped: BTreeMap<DropReason, Dropped>,
-    /// Examples whose end was cut off.
+    /// Number of truncated examples.
     pub truncated: usize,
-    /// Records that became several examples.
+    /// Number of records that were split into several examples.
     pub split: usize,
-    /// Of the kept examples.
+    /// Tokens of the kept examples.
     pub tokens: usize,
-    /// Those that the loss is taken over.
+    /// Tokens in the loss.
     pub trained_tokens: usize,
-    /// Tokens of the longest record before any cutting.
+    /// Tokens of the longest record before truncation.
     pub longest: usize,
-    /// With packing: the slots that the examples fill.
+    /// Slots that the examples fill, with packing.
     pub slots: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! A record's fields to a sample: which shape it has, and what of it is text, prompt, completion or conversation.
+//! Turns the fields of a record into a sample: detects its shape and extracts text, prompt, completion or conversation.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 pub type Record = Map<String, Value>;
 
-/// What one record holds, in one of four forms.
+/// Content of one record, in one of four forms.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sample {
     Tokens { input_ids: Vec<u32>, trained: Vec<bool> },
@@ -16,25 +16,25 @@ pub enum Sample {
     Chat(Conversation),
 }
 
-/// Messages of `role` and `content`, in the form that chat templates take.
+/// Messages with `role` and `content`, as chat templates expect them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
     pub messages: Vec<Value>,
-    /// How many of the messages come before the completion.
+    /// Number of messages before the completion.
     pub prompt_len: usize,
-    /// Whether the record itself told prompt and completion apart.
+    /// True if the record itself separates prompt and completion.
     pub is_completion: bool,
     pub tools: Option<Value>,
 }
 
 impl Conversation {
-    /// How many turns of the assistant the completion has.
+    /// Number of assistant turns in the completion.
     pub fn assistant_turns_after_prompt(&self) -> usize {
         self.messages.iter().skip(self.prompt_len).filter(|message| is_assistant(message)).count()
     }
 }
 
-/// The shape that the settings name, or that the record's fields show; none if they show none.
+/// Returns the shape that the settings name or that the record's fields show; `None` if they show none.
 pub fn shape_of(record: &Record, settings: &DataSettings) -> Option<Shape> {
     let named = |field: &Option<String>, shape: Shape| field.is_some().then_some(shape);
     let has = |field: &str| record.get(field).is_some_and(|value| !value.is_null());
@@ -57,7 +57,7 @@ pub fn shape_of(record: &Record, settings: &DataSettings) -> Option<Shape> {
         })
 }
 
-/// A setting that the shape cannot follow.
+/// Checks the settings against a shape and returns the conflict, if any.
 pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
     match (shape, train_on) {
         (Shape::Text | Shape::Tokens, Some(TrainOn::Completion | TrainOn::Assistant)) => Err(Error::Setting(format!(
@@ -68,7 +68,7 @@ pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
     }
 }
 
-/// The sample of a record of that shape. `chat` says whether an instruction becomes a conversation or the classic text.
+/// Makes the sample of a record of that shape. `chat` turns an instruction into a conversation instead of the Alpaca prompt.
 pub fn sample_of(
     record: &Record,
     shape: Shape,
@@ -95,7 +95,7 @@ pub fn sample_of(
     }
 }
 
-/// What to say of a record whose fields make no example.
+/// Error text for a record whose fields make no example.
 pub fn unknown_shape(record: &Record) -> String {
     let supported = "{messages}, {conversations}, {prompt, completion}, {instruction, output}, {text} and {input_ids}";
     let fields: Vec<_> = record.keys().map(String::as_str).collect();
@@ -115,7 +115,7 @@ fn text<'a>(record: &'a Record, field: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Tokens as they are; labels of -100 are not trained on, the others must repeat the token at their place.
+/// Takes token ids as they are. A label of -100 is not trained on; every other label must equal the token at its place.
 fn tokens(ids: &Value, labels: Option<&Value>, vocab_size: usize) -> Result<Sample, String> {
     let list = |name: &str, value: &Value| -> Result<Vec<i64>, String> {
         let numbers = value.as_array().and_then(|list| list.iter().map(Value::as_i64).collect());
@@ -165,7 +165,7 @@ fn completion(record: &Record, prompt_field: &str, completion_field: &str) -> Re
     }
 }
 
-/// An instruction with its output: a conversation, or the prompt that the Alpaca models were trained with.
+/// Makes a conversation of an instruction and its output, or the prompt that the Alpaca models were trained with.
 fn alpaca(record: &Record, chat: bool) -> Result<Sample, String> {
     let instruction = text(record, "instruction")?;
     let output = text(record, "output")?;
@@ -207,7 +207,7 @@ fn conversation(record: &Record, field: &str) -> Result<Sample, String> {
     Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: false, tools: tools(record)? }))
 }
 
-/// Messages in the form of templates: `role` and `content`, without fields that are null.
+/// Normalizes messages for templates: `role` and `content`, without null fields.
 fn list_of_messages(list: &[Value], field: &str) -> Result<Vec<Value>, String> {
     let one = |(at, value): (usize, &Value)| {
         let wrong = |problem: &str| format!("`{field}`, message {}: {problem}", at + 1);
@@ -239,7 +239,7 @@ fn list_of_messages(list: &[Value], field: &str) -> Result<Vec<Value>, String> {
     list.iter().enumerate().map(one).collect()
 }
 
-/// The role that templates know for a name that data sets use; unknown names stay, the template judges them.
+/// Maps a data set's role name to the name that templates use. Unknown names stay; the template decides about them.
 fn usual_role(name: &str) -> &str {
     match name {
         "human" => "user",
@@ -253,7 +253,7 @@ fn message(role: &str, content: String) -> Value {
     Value::Object([("role".to_owned(), role.into()), ("content".to_owned(), content.into())].into_iter().collect())
 }
 
-/// Whether the message is one that the model writes.
+/// True for a message of the assistant.
 pub fn is_assistant(message: &Value) -> bool {
     message.get("role").is_some_and(|role| role == "assistant")
 }
@@ -262,7 +262,7 @@ fn starts_with_system(messages: &[Value]) -> bool {
     messages.first().and_then(|message| message.get("role")).is_some_and(|role| role == "system")
 }
 
-/// The tools of a conversation, which some files hold as JSON inside a string.
+/// Returns the tools of a conversation, which some files hold as JSON in a string.
 fn tools(record: &Record) -> Result<Option<Value>, String> {
     match record.get("tools") {
         None | Some(Value::Null) => Ok(None),

@@ -1,8 +1,8 @@
-//! How data is read: plain settings that the command line, a TOML file and a page fill in.
+//! Settings for reading data, filled in by the command line, a TOML file or the page.
 
 use serde::{Deserialize, Serialize};
 
-/// The fields that make an example.
+/// Shape of a record: the fields that make an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -23,7 +23,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// As settings and reports name it.
+    /// Name in settings and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -36,13 +36,13 @@ impl Shape {
     }
 }
 
-/// Which tokens the loss is taken over.
+/// Tokens in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainOn {
-    /// The completion alone; of a conversation its last assistant turn.
+    /// The completion alone; in a conversation the last assistant turn.
     Completion,
     /// Every assistant turn.
     Assistant,
@@ -50,44 +50,44 @@ pub enum TrainOn {
     All,
 }
 
-/// What happens to an example longer than the longest sequence.
+/// Treatment of examples longer than `max_seq_len`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnLong {
-    /// Nothing is trained; the error says how many and which.
+    /// Stop with an error that lists the long examples.
     #[default]
     Refuse,
-    /// Its end is cut off.
+    /// Cut off the end.
     Truncate,
-    /// It is left out.
+    /// Leave the example out.
     Drop,
-    /// It becomes several examples, the later ones without what stood before them.
+    /// Split into several examples; the later ones do not see the earlier ones.
     Split,
 }
 
-/// How a data file becomes examples.
+/// Settings that turn a data file into examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct DataSettings {
-    /// The shape of every example; without it the fields of each decide.
+    /// Shape of every record; by default the fields of each record decide.
     pub shape: Option<Shape>,
-    /// Names of fields that differ from the usual ones. Naming one also says what shape the examples have.
+    /// Names of fields that differ from the usual names. Setting one also determines the shape.
     pub text_field: Option<String>,
     pub prompt_field: Option<String>,
     pub completion_field: Option<String>,
     pub messages_field: Option<String>,
-    /// A template file, or the name of one of the model's or of the built-in ones; without it the model's own.
+    /// Template file, or the name of one of the model's or built-in templates; by default the model's own template.
     pub chat_template: Option<String>,
-    /// Without it the assistant turns of conversations, completions, whole texts, and what `labels` say.
+    /// By default assistant turns, completions, whole texts, and the tokens that `labels` select.
     pub train_on: Option<TrainOn>,
     pub on_long: OnLong,
-    /// In tokens; of a run, its own setting.
+    /// Longest sequence in tokens; a run replaces it by its own setting.
     #[serde(skip)]
     pub max_seq_len: usize,
-    /// Whether several short examples share one slot of a batch.
+    /// True to let several short examples share one slot of a batch.
     pub packing: bool,
 }
 

@@ -11,7 +11,7 @@ use super::template_functions as functions;
 use crate::model::json_fields::parse_object;
 use crate::{Error, Result, files};
 
-/// Templates that loraine knows by name, for models that bring none.
+/// Built-in templates by name, for models without one.
 const BUILT_IN: [(&str, &str); 6] = [
     ("chatml", include_str!("templates/chatml.jinja")),
     ("gemma", include_str!("templates/gemma.jinja")),
@@ -20,40 +20,40 @@ const BUILT_IN: [(&str, &str); 6] = [
     ("plain", include_str!("templates/plain.jinja")),
     ("zephyr", include_str!("templates/zephyr.jinja")),
 ];
-/// Instructions that one rendering may take: thousands of turns need far less, a template without end stops here.
+/// Limit of instructions for one rendering. Thousands of turns need far fewer; an endless template stops here.
 const FUEL: u64 = 5_000_000;
-/// Bytes of a template; published ones stay below a third of it.
+/// Largest template in bytes; published ones have less than a third of it.
 const MAX_BYTES: usize = 128 << 10;
-/// The parser calls itself for each operator of a chain such as `- - - 1`, of which a template may be full.
+/// Stack for the template parser, which recurses for each operator of a chain such as `- - - 1`.
 #[cfg(not(target_arch = "wasm32"))]
 const COMPILER_STACK: usize = 512 << 20;
 const NAME: &str = "chat template";
-/// The name that lists of templates give to the one for conversations without tools, and to the one for tools.
+/// Names in lists of templates: the template for conversations without tools, and the one with tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
-/// Characters of a private plane that stand in a rendered text where a region of the assistant begins and ends.
+/// Private-use characters that mark the beginning and the end of an assistant region in the rendered text.
 const REGION_BEGIN: char = '\u{10fff0}';
 const REGION_END: char = '\u{10fff1}';
 
-/// A compiled template with the special tokens it may name.
+/// A compiled template with the special tokens that it may use.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// A template of its own for conversations with tools, as some models have.
+    /// Separate template for conversations with tools, which some models have.
     for_tools: Option<Environment<'static>>,
     special_tokens: Map<String, Value>,
     source: String,
     marks_regions: bool,
 }
 
-/// A text and the byte ranges that `{% generation %}` regions made.
+/// A rendered text and the byte ranges of its `{% generation %}` regions.
 pub struct Rendered {
     pub text: String,
     pub regions: Vec<std::ops::Range<usize>>,
 }
 
 impl ChatTemplate {
-    /// The template that `choice` names (a `.jinja` or `.json` file, one of the model's named templates, or a built-in
-    /// name), or without a choice the model's own; none if the model has none.
+    /// Finds the template that `choice` names: a `.jinja` or `.json` file, one of the model's named templates, or a built-in name.
+    /// Without a choice it returns the model's own template, or `None` if the model has none.
     ///
     /// `special_tokens` maps `bos_token`, `eos_token` and the like to their text.
     pub fn load(model_dir: &Path, choice: Option<&str>, special_tokens: Map<String, Value>) -> Result<Option<Self>> {
@@ -90,13 +90,13 @@ impl ChatTemplate {
         Err(Error::Setting(format!("the chat template `{choice}` is neither a file nor one of {known}")))
     }
 
-    /// Compiles `template`; `source` says in messages where it came from.
+    /// Compiles `template`. Messages name its `source`.
     pub fn new(template: &str, source: String, special_tokens: Map<String, Value>) -> Result<Self> {
         let (environment, marks_regions) = compile(template, &source)?;
         Ok(Self { environment, for_tools: None, special_tokens, source, marks_regions })
     }
 
-    /// Where the template came from.
+    /// Source of the template, for messages.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -106,12 +106,12 @@ impl ChatTemplate {
         self.special_tokens.get("eos_token").and_then(Value::as_str)
     }
 
-    /// Whether the template says itself, by `{% generation %}`, what the assistant writes.
+    /// True if the template marks the assistant's text by `{% generation %}`.
     pub fn marks_regions(&self) -> bool {
         self.marks_regions
     }
 
-    /// The text of `messages`, with `add_generation_prompt` up to where the assistant goes on.
+    /// Renders `messages`; `add_generation_prompt` adds the beginning of an assistant turn.
     pub fn render(
         &self,
         messages: &[Value],
@@ -121,7 +121,7 @@ impl ChatTemplate {
         self.render_regions(messages, tools, add_generation_prompt).map(|rendered| rendered.text)
     }
 
-    /// As [`Self::render`], with the regions that the template marks.
+    /// Like [`Self::render`], with the regions that the template marks.
     pub fn render_regions(
         &self,
         messages: &[Value],
@@ -157,21 +157,22 @@ impl ChatTemplate {
     }
 }
 
-/// Counted up where a rendering begins and where it ends.
+/// Incremented at the beginning and at the end of each rendering, so it is odd during a rendering.
 static RENDERINGS: AtomicU64 = AtomicU64::new(0);
 
-/// The number of the rendering that is under way, for one who watches how long it takes. For programs that render in one thread.
+/// Returns the number of the current rendering, so that a watchdog can measure its time. Only for programs that render on one
+/// thread.
 pub fn rendering() -> Option<u64> {
     let count = RENDERINGS.load(Ordering::Relaxed);
     (count % 2 == 1).then_some(count)
 }
 
-/// The names of the built-in templates, for messages.
+/// Names of the built-in templates, for messages.
 pub fn built_in_names() -> String {
     names(BUILT_IN.iter().map(|(name, _)| *name))
 }
 
-/// The compiled template, and whether it has generation regions.
+/// Compiles a template. Also returns whether it has generation regions.
 fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)> {
     if template.len() > MAX_BYTES {
         let problem = format!("has {} bytes; a chat template may have {MAX_BYTES}", template.len());
@@ -202,7 +203,7 @@ fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)>
     Ok((environment, marks_regions))
 }
 
-/// `{% generation %}` and `{% endgeneration %}` as blocks that every Jinja knows, around marks in the text.
+/// Replaces `{% generation %}` and `{% endgeneration %}` by standard Jinja blocks around marks in the text.
 fn with_marks(template: &str) -> (String, bool) {
     let mut marks = false;
     let mut replaced = template.to_owned();
@@ -231,7 +232,7 @@ fn take_out_marks(marked: &str) -> Option<Rendered> {
     begin.is_none().then_some(Rendered { text, regions })
 }
 
-/// The templates in a model's files: (name, template, file). A `chat_template.jinja` goes before the settings' entry.
+/// Lists the templates of a model's files as (name, template, file). `chat_template.jinja` comes before `tokenizer_config.json`.
 fn own_templates(model_dir: &Path) -> Result<Vec<(String, String, String)>> {
     let own = model_dir.join("chat_template.jinja");
     if files::is_file(&own) {
@@ -245,7 +246,7 @@ fn own_templates(model_dir: &Path) -> Result<Vec<(String, String, String)>> {
     Ok(templates.into_iter().map(|(name, template)| (name, template, settings.display().to_string())).collect())
 }
 
-/// The `chat_template` of a JSON file: one template, or a list of named ones.
+/// Reads `chat_template` of a JSON file: one template, or a list of named templates.
 fn templates_of_settings(path: &Path) -> Result<Vec<(String, String)>> {
     let wrong = || Error::field(path, "chat_template", "must be a template, or a list of {\"name\", \"template\"}");
     match parse_object(path, &read(path)?)?.remove("chat_template") {

@@ -1,4 +1,4 @@
-//! What chat templates call and how values print, as in the Python they were written for.
+//! The functions that chat templates call and the way values are printed, as in Python, for which templates are written.
 
 use std::cell::Cell;
 use std::fmt::Write;
@@ -22,17 +22,17 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 const SECONDS_PER_DAY: u64 = 86_400;
-/// What one rendering may print: many times the longest context. A hostile template would else fill the memory.
+/// Bytes that one rendering may print: many times the longest context. Without a limit a hostile template could fill the memory.
 const MAX_PRINTED: usize = 64 << 20;
-/// Blanks of one level of indentation.
+/// Largest number of spaces for one level of indentation.
 const MAX_INDENT: usize = 1000;
 
 thread_local! {
-    /// Bytes that the rendering of this thread has printed, also where it keeps them in a variable.
+    /// Bytes printed so far by the rendering on this thread, including text that is kept in variables.
     static PRINTED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts anew what is printed.
+/// Resets the count of printed bytes.
 pub fn begin_rendering() {
     PRINTED.set(0);
 }
@@ -41,7 +41,7 @@ fn refused<T>(problem: String) -> Result<T, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, problem))
 }
 
-/// Adds to what is printed, within its limit.
+/// Adds to the count of printed bytes and fails beyond the limit.
 fn count_printed(bytes: usize) -> Result<(), Error> {
     PRINTED.set(PRINTED.get().saturating_add(bytes));
     match PRINTED.get() <= MAX_PRINTED {
@@ -61,7 +61,7 @@ pub fn register(environment: &mut Environment<'static>) {
     });
     environment.add_filter("tojson", to_json);
     environment.add_filter("indent", indent);
-    // They make as many parts as they are told to, and no model's template has a use for them.
+    // These filters create as many parts as a template asks for, and no model's template uses them.
     environment.remove_filter("batch");
     environment.remove_filter("slice");
     environment.add_filter("string", |value: &Value| python_text(value));
@@ -147,7 +147,7 @@ fn python_float(number: f64) -> String {
     format!("{number:?}")
 }
 
-/// Jinja's `indent`: blanks before every line but the first, and before no empty one, unless asked otherwise.
+/// Jinja's `indent`: by default indents every line except the first and empty lines.
 fn indent(text: &str, width: Option<Value>, first: Option<bool>, options: Kwargs) -> Result<String, Error> {
     let blanks = match options.get::<Option<Value>>("width")?.or(width) {
         None => " ".repeat(4),

@@ -1,4 +1,4 @@
-//! A model's tokenizer: `tokenizer.json`, and which tokens begin and end a text.
+//! A model's tokenizer: `tokenizer.json` and the tokens that begin and end a text.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::model::json_fields::parse_object;
 use crate::{Error, Result, files};
 
 const FILE: &str = "tokenizer.json";
-/// The tokens that a chat template may name as variables.
+/// Special tokens that chat templates use as variables.
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -40,13 +40,13 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// As [`Self::from_dir`] for a directory without a model: nothing is known but what the tokenizer's files say.
+    /// Like [`Self::from_dir`] for a directory without `config.json`.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
         let mut inner =
             parse(text).map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
-        // Some files carry the limits of another use, which would cut or pad every text without a word.
+        // Some files hold truncation or padding settings, which would silently cut or pad every text.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
         let id = |key: &str| match special_token(dir, key)? {
@@ -72,15 +72,15 @@ impl Tokenizer {
         self.path.parent().unwrap_or(Path::new("."))
     }
 
-    /// The ids of `text`; with `add_special` also those that the tokenizer puts around a text (mostly a begin token).
+    /// Encodes `text`; `add_special` adds the special tokens that the tokenizer puts around a text, usually a begin token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// As [`Self::encode`], with the bytes of `text` that each token stands for; a token that stands for none has an
-    /// empty range, and the parts of one character all have that character's range.
+    /// Like [`Self::encode`], with the byte range in `text` of each token. A token without text has an empty range; tokens that are
+    /// parts of one character all have the range of that character.
     pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = self.inner.encode(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
@@ -88,27 +88,27 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), ranges))
     }
 
-    /// The text of `ids`, special tokens left out.
+    /// Decodes `ids` without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
 
-    /// The text of `ids`, special tokens too.
+    /// Decodes `ids` with special tokens.
     pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
 
-    /// The token's own text, as the vocabulary has it.
+    /// The token as the vocabulary spells it.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether the token is a sign of its own and never a part of ordinary text.
+    /// True for a special token, which is never part of ordinary text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id) || self.eos == Some(id) || self.bos == Some(id)
     }
 
-    /// The text of `bos_token`, `eos_token` and the like, under these names, for chat templates.
+    /// Special tokens by name (`bos_token`, `eos_token`, ...) for chat templates.
     pub fn special_tokens(&self) -> Result<Map<String, Value>> {
         let mut tokens = Map::new();
         for name in NAMED_TOKENS {
@@ -134,14 +134,14 @@ impl Tokenizer {
         self.eos
     }
 
-    /// [`Self::eos`], or an error that says where one is missing.
+    /// Returns [`Self::eos`], or an error that says which file lacks it.
     pub fn require_eos(&self) -> Result<u32> {
         let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
         self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))
     }
 }
 
-/// The tokenizer of a JSON text. The library that reads it panics on some damaged files, mostly on broken JSON.
+/// Parses a tokenizer from JSON. The tokenizers crate panics on some damaged files; such a panic becomes an ordinary error.
 fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
     serde_json::from_str::<IgnoredAny>(&text).map_err(|e| e.to_string())?;
     match catch_unwind(|| tokenizers::Tokenizer::from_bytes(text)) {
@@ -150,7 +150,7 @@ fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
     }
 }
 
-/// A token named as a string, or as an object with `content`, and the file that names it.
+/// A special token given as a string or as an object with `content`, and the file that gives it.
 fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let path = dir.join(file);
@@ -171,24 +171,24 @@ fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
     Ok(None)
 }
 
-/// Turns tokens into text as they come: no character is shown in parts, and spaces are those of the whole text.
+/// Decodes tokens one by one: characters appear only when they are complete, and spaces equal those of the whole text.
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// The tokens last shown, which decide on the space before the next, then those that wait.
+    /// The tokens shown last, which decide about the space before the next token, followed by the tokens that wait.
     window: Vec<u32>,
-    /// How many tokens of the window have been shown, and their text.
+    /// Number of shown tokens in the window, and their text.
     shown_tokens: usize,
     shown: String,
 }
 
 impl<'a> StreamDecoder<'a> {
-    /// A stream that goes on after `context`, the prompt's tokens.
+    /// Starts a stream after `context`, the tokens of the prompt.
     pub fn after(tokenizer: &'a Tokenizer, context: &[u32]) -> Result<Self> {
         let shown = tokenizer.decode(context)?;
         Ok(Self { tokenizer, window: context.to_vec(), shown_tokens: context.len(), shown })
     }
 
-    /// The text that `token` completes; empty while a character lacks bytes.
+    /// Adds `token` and returns the text that it completes; empty while a character lacks bytes.
     pub fn push(&mut self, token: u32) -> Result<String> {
         self.window.push(token);
         let text = self.tokenizer.decode(&self.window)?;
@@ -202,7 +202,7 @@ impl<'a> StreamDecoder<'a> {
         Ok(new)
     }
 
-    /// The text of the tokens that still wait, with replacement characters for bytes that never became one.
+    /// Returns the text of the waiting tokens, with replacement characters for incomplete ones.
     pub fn finish(self) -> Result<String> {
         let text = self.tokenizer.decode(&self.window)?;
         Ok(text.get(self.shown.len()..).unwrap_or_default().to_owned())

@@ -1,11 +1,11 @@
-//! Which parts of a rendered conversation the assistant wrote, found by rendering ever longer beginnings of it.
+//! Finds the assistant's parts of a rendered conversation by rendering longer and longer prefixes of it.
 
 use std::ops::Range;
 
 use super::sample::{Conversation, is_assistant};
 use super::template::ChatTemplate;
 
-/// A conversation as one text, and the bytes of each assistant turn: from where the model goes on to the turn's end.
+/// A rendered conversation and the byte range of each assistant turn, from the end of the generation prompt to the end of the turn.
 pub struct RenderedTurns {
     pub text: String,
     pub turns: Vec<Range<usize>>,
@@ -13,9 +13,9 @@ pub struct RenderedTurns {
 
 /// Renders the conversation and finds its assistant turns.
 ///
-/// A template that marks them with `{% generation %}` is believed. Of any other, the text of the messages before a turn
-/// (with the prompt to go on) and the text up to its end must both be beginnings of the whole text; a template that
-/// writes earlier turns differently later, as some do with reasoning, is an error. The turn's end includes its end token.
+/// The marks of a template with `{% generation %}` are used as they are. For other templates, the text before a turn (with the
+/// generation prompt) and the text up to its end must both be prefixes of the whole text. A template that renders earlier turns
+/// differently later, as some do with reasoning, is an error. A turn includes its end token.
 pub fn assistant_turns(template: &ChatTemplate, conversation: &Conversation) -> Result<RenderedTurns, String> {
     let Conversation { messages, tools, .. } = conversation;
     let render = |count: usize, prompt: bool| template.render(&messages[..count], tools.as_ref(), prompt);
@@ -66,7 +66,7 @@ fn beginning(text: &str, part: &str) -> Option<usize> {
     text.starts_with(part).then_some(part.len())
 }
 
-/// `through` without the end token that some templates put after the last turn, whichever that is.
+/// Returns `through` without the end token that some templates add after the last turn, whoever wrote it.
 fn without_closing<'a>(template: &ChatTemplate, text: &str, through: &'a str) -> &'a str {
     match template.eos_token() {
         Some(end) if !text.starts_with(through) && text.ends_with(end) => through.strip_suffix(end).unwrap_or(through),

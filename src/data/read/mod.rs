@@ -1,4 +1,4 @@
-//! Data files to examples: every shape and file type, cut or refused by length, with an account of what became of each.
+//! Reads data files of every shape and type into examples, applies the length limit, and reports what became of each record.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
@@ -21,12 +21,12 @@ pub struct Dataset {
     pub report: DataReport,
 }
 
-/// [`read_with`] with the usual settings but this `max_seq_len`.
+/// [`read_with`] with default settings and this `max_seq_len`.
 pub fn read(path: &Path, tokenizer: Option<&Tokenizer>, max_seq_len: usize, vocab_size: usize) -> Result<Dataset> {
     read_with(path, tokenizer, &DataSettings { max_seq_len, ..Default::default() }, vocab_size)
 }
 
-/// [`read_split_with`] with the usual settings but this `max_seq_len`.
+/// [`read_split_with`] with default settings and this `max_seq_len`.
 pub fn read_split(
     dir: &Path,
     split: &str,
@@ -39,12 +39,13 @@ pub fn read_split(
 
 /// Reads a `.txt`, `.jsonl`, `.json` or `.parquet` file, or the `train.*` of a directory.
 ///
-/// A `.txt` is encoded whole, without special tokens, and cut into sequences. The other files hold records, of the
-/// [`Shape`] that `settings` or their fields say. Only `input_ids` can do without `tokenizer`, beside whose files a chat
-/// template is looked for. Token ids must be below `vocab_size`.
+/// A `.txt` file is encoded as a whole, without special tokens, and cut into sequences. Other files hold records, whose [`Shape`]
+/// comes from `settings` or from their fields. Records of `input_ids` need no `tokenizer`. The chat template is searched beside the
+/// tokenizer's files. Token ids must be below `vocab_size`.
 ///
-/// Refused, with the numbers of the records: examples without a trained token, assistant turns that do not end in a
-/// special token, begin tokens twice in a row, and with [`OnLong::Refuse`] examples beyond `settings.max_seq_len`.
+/// # Errors
+/// Lists the numbers of refused records: examples without a trained token, assistant turns that do not end in a special token,
+/// two begin tokens in a row, and with [`OnLong::Refuse`] examples longer than `settings.max_seq_len`.
 pub fn read_with(
     path: &Path,
     tokenizer: Option<&Tokenizer>,
@@ -80,7 +81,7 @@ pub fn read_with(
     Ok(dataset)
 }
 
-/// Reads `split` (`train`, `valid` or `test`) of a directory, if it has one. The arguments are those of [`read_with`].
+/// Reads `split` (`train`, `valid` or `test`) of a directory, if it exists. The other arguments are those of [`read_with`].
 pub fn read_split_with(
     dir: &Path,
     split: &str,
@@ -94,7 +95,7 @@ pub fn read_split_with(
     }
 }
 
-/// The file itself, or of a directory its `train.*`.
+/// Returns the file itself, or the `train.*` file of a directory.
 pub(super) fn data_file(path: &Path) -> Result<PathBuf> {
     if !files::is_dir(path) {
         return Ok(path.to_owned());
@@ -123,10 +124,11 @@ pub(super) fn is_text(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "txt")
 }
 
-/// The records of a file by its extension, read one at a time where the format allows it. Lines and rows count from 1.
+/// Opens the records of a file by its extension and reads them one at a time where the format allows it. Lines and rows count
+/// from 1.
 ///
 /// # Errors
-/// A file that cannot be opened, or whose extension is none of [`EXTENSIONS`].
+/// The file cannot be opened, or its extension is not one of [`EXTENSIONS`].
 pub(super) fn records(path: &Path) -> Result<(Place, Records)> {
     let place = |unit| Place { path: path.to_owned(), unit };
     let open = || File::open(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")));
@@ -142,13 +144,13 @@ pub(super) fn records(path: &Path) -> Result<(Place, Records)> {
     }
 }
 
-/// The first byte that is neither blank nor part of a byte order mark.
+/// Returns the first byte that is neither white space nor part of a byte order mark.
 fn first_character(file: File) -> Option<u8> {
     let bytes = BufReader::new(file).bytes().map_while(Result::<u8, _>::ok);
     bytes.take(1 << 16).find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte))
 }
 
-/// Sequences of one text, each token trained on.
+/// Cuts one text into sequences whose tokens are all trained on.
 fn read_text(path: &Path, tokenizer: Option<&Tokenizer>, max_seq_len: usize) -> Result<Dataset> {
     let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let problem = "holds text, but there is no tokenizer: tokenizer.json is missing";
@@ -236,7 +238,7 @@ fn read_records(
     Ok(Dataset { examples, report })
 }
 
-/// What became of an example by its length; the counts are of the trained ends that it keeps.
+/// Outcome of the length limit for one example, with the number of trained end tokens that it keeps.
 enum Fitted {
     Whole(Example),
     Cut(Example, usize),
@@ -268,7 +270,7 @@ fn fit(encoded: Encoded, settings: &DataSettings) -> Fitted {
             let pieces: Vec<_> = pieces.map(piece).filter(|piece| piece.trained_tokens() > 0).collect();
             match pieces.is_empty() {
                 true => Fitted::NothingLeft,
-                // The first token of a piece has nothing before it that could predict it.
+                // No token precedes the first token of a piece, so it cannot be predicted.
                 false => Fitted::Split(pieces, ends.iter().filter(|&&at| at % limit != 0).count()),
             }
         }
