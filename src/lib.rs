@@ -37,9 +37,10 @@ pub mod network;
 pub mod ops;
 pub mod quant;
 pub mod random;
+pub mod setting;
 pub mod train;
 pub mod tune;
 #[cfg(target_arch = "wasm32")]
 pub mod web;
 
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};

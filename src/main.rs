@@ -5,6 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use loraine::setting::{as_flag, written};
 
 fn main() -> ExitCode {
     // Without it, Mesa's software driver prints lines that read as errors of ours; nothing is put there.
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
     match cli::run(cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", written(&format!("{error:#}"), as_flag));
             ExitCode::FAILURE
         }
     }

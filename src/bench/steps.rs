@@ -15,6 +15,7 @@ use crate::model::shapes;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::Float;
 use crate::random::{Stream, bits};
+use crate::setting::SHAPE;
 use crate::train::budget::plan_within_budget;
 use crate::train::engine::Engine;
 use crate::train::plan::TrainPlan;
@@ -55,14 +56,14 @@ impl Shape {
             Some(batch) => {
                 let sides = batch.split_once('x').and_then(|(s, l)| Some([s.parse().ok()?, l.parse().ok()?]));
                 let problem = || format!("`{batch}` in `{text}` is no batch such as 4x256, of at least 1x1");
-                sides.filter(|sides| !sides.contains(&0)).ok_or_else(|| Error::Setting(problem()))?
+                sides.filter(|sides| !sides.contains(&0)).ok_or_else(|| Error::setting(SHAPE, problem()))?
             }
         };
         let config = match SMALL.iter().find(|small| small.0 == name) {
             Some(small) => small_config(small)?,
             None => shapes::by_name(name).map_err(|_| {
                 let known: Vec<_> = SMALL.iter().map(|small| small.0).chain(shapes::names()).collect();
-                Error::Setting(format!("`{name}` is not known; there are {}", known.join(", ")))
+                Error::setting(SHAPE, format!("`{name}` is not known; there are {}", known.join(", ")))
             })?,
         };
         Ok(Self { name: name.to_owned(), config, sequences, length })

@@ -8,6 +8,7 @@ use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
 use loraine::data::tokenizer::Tokenizer;
 use loraine::hub::fetch::Extent;
 use loraine::model::config::{CONFIG, ModelConfig};
+use loraine::setting::{as_flag, written};
 
 use super::args::data::DataArgs;
 
@@ -56,7 +57,8 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     };
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(512));
     let settings = args.data_args.settings(max_seq_len);
-    let inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
+    let mut inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
+    inspection.refusal = inspection.refusal.map(|refusal| written(&refusal, as_flag));
     if args.json {
         out!("{}", serde_json::to_string(&inspection)?);
     } else {

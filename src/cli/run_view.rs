@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
 use loraine::gpu::{Ledger, Profile};
+use loraine::setting::{as_flag, written};
 use loraine::train::output::{EvalMetrics, StepMetrics};
 use loraine::train::run::{Event, Outcome};
 use serde_json::{Value, json};
@@ -80,6 +81,7 @@ impl RunView {
                 self.say(format!("train   {trained_parameters} parameters, {steps} steps"));
             }
             Event::Resumed { step, from, changed } => {
+                let changed: Vec<_> = changed.iter().map(|sentence| written(sentence, as_flag)).collect();
                 if self.json {
                     return self.object("resumed", json!({ "step": step, "from": from, "changed": changed }));
                 }

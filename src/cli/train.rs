@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use loraine::Error;
 use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
 use loraine::quant::format::{Code4, Float};
+use loraine::setting::{as_toml, written};
 use loraine::train::checkpoint;
 use loraine::train::output::Output;
 use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
@@ -211,10 +213,8 @@ impl TrainArgs {
     /// The settings file, or those of the run to resume, or the defaults, with every given flag on top.
     fn settings(&self, resumed_run: Option<&Path>) -> anyhow::Result<RunSettings> {
         let recorded = resumed_run.map(|run| run.join("run.toml"));
-        let mut s = match self.config.as_ref().or(recorded.as_ref()) {
-            Some(path) => read_config(path)?,
-            None => RunSettings::default(),
-        };
+        let file = self.config.as_ref().or(recorded.as_ref()).map(|path| SettingsFile::read(path)).transpose()?;
+        let mut s = file.as_ref().map_or_else(RunSettings::default, |file| file.settings.clone());
         if let Some(run) = resumed_run {
             let same = |out: &PathBuf| out.canonicalize().ok() == run.canonicalize().ok();
             anyhow::ensure!(
@@ -282,19 +282,41 @@ impl TrainArgs {
         for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
             anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
         }
+        s.check()
+            .map_err(|error| file.as_ref().and_then(|file| file.problem(&error, &s)).unwrap_or_else(|| error.into()))?;
         Ok(s)
     }
 }
 
-/// A settings file; the record of a run.toml is passed over.
-fn read_config(path: &PathBuf) -> anyhow::Result<RunSettings> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut table: toml::Table = toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        anyhow::anyhow!("{}, line {line}: is not valid TOML: {}", path.display(), e.message())
-    })?;
-    table.remove("record");
-    RunSettings::from_table(table).with_context(|| path.display().to_string())
+/// A file of settings, such as the run.toml of an earlier run.
+struct SettingsFile {
+    path: PathBuf,
+    /// The settings that the file gives.
+    keys: Vec<String>,
+    settings: RunSettings,
+}
+
+impl SettingsFile {
+    /// The record of a run.toml is passed over.
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let mut table: toml::Table = toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            anyhow::anyhow!("{}, line {line}: is not valid TOML: {}", path.display(), e.message())
+        })?;
+        table.remove("record");
+        let keys = table.keys().cloned().collect();
+        let settings = RunSettings::from_table(table).with_context(|| path.display().to_string())?;
+        Ok(Self { path: path.to_owned(), keys, settings })
+    }
+
+    /// `error` with the file and its key instead of a flag, where it is about a value that the file gives and no flag replaced.
+    fn problem(&self, error: &Error, now: &RunSettings) -> Option<anyhow::Error> {
+        let Error::Setting { key, problem } = error else { return None };
+        let value = |settings: &RunSettings| Some(serde_json::to_value(settings).ok()?.get(*key)?.clone());
+        let from_file = self.keys.iter().any(|given| given == key) && value(&self.settings) == value(now);
+        from_file.then(|| anyhow::anyhow!("{}: {}", self.path.display(), written(problem, as_toml)))
+    }
 }
 
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {

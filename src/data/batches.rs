@@ -2,6 +2,7 @@
 
 use super::Example;
 use crate::random::{Stream, bits, permutation};
+use crate::setting::EVAL_FRACTION;
 use crate::{Error, Result};
 
 /// Assigns examples to optimizer steps. Every epoch takes each example once; its last step may be smaller.
@@ -20,7 +21,7 @@ impl BatchOrder {
     pub fn new(examples: usize, examples_per_step: usize, seed: u64, shuffle: bool) -> Result<Self> {
         if examples == 0 || examples_per_step == 0 {
             let problem = format!("{examples} examples in steps of {examples_per_step} make no training");
-            return Err(Error::Setting(format!("{problem}; both must be at least 1")));
+            return Err(Error::Argument(format!("{problem}; both must be at least 1")));
         }
         Ok(Self { examples, examples_per_step, seed, shuffle, epoch_order: None })
     }
@@ -54,11 +55,13 @@ impl BatchOrder {
 /// the order of the data.
 pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec<Example>, Vec<Example>)> {
     if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Error::Setting(format!("the held-out fraction is {fraction}, but must be above 0 and below 1")));
+        let problem = format!("{EVAL_FRACTION} is {fraction}; it must be above 0 and below 1");
+        return Err(Error::setting(EVAL_FRACTION, problem));
     }
     let count = examples.len();
     if count < 2 {
-        return Err(Error::Setting(format!("holding out a part needs 2 examples or more, but there are {count}")));
+        let problem = format!("holding out a part needs 2 examples or more, but there are {count}");
+        return Err(Error::setting(EVAL_FRACTION, problem));
     }
     let held = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
     let mut by_draw: Vec<usize> = (0..count).collect();

@@ -10,6 +10,7 @@ use super::template::{ChatTemplate, built_in_names};
 use super::tokenizer::Tokenizer;
 use super::turns::assistant_turns;
 use crate::Result;
+use crate::setting::CHAT_TEMPLATE;
 
 /// An example together with its source text.
 #[derive(Clone, Debug)]
@@ -149,7 +150,7 @@ impl<'a> Encoder<'a> {
     fn conversation(&self, conversation: &Conversation) -> Result<Encoded, Refusal> {
         let tokenizer = self.tokenizer()?;
         let no_template = || {
-            let name = format!("name one with --chat-template (built in: {})", built_in_names());
+            let name = format!("name one with {CHAT_TEMPLATE} (built in: {})", built_in_names());
             Refusal::from(format!("is a conversation, but the model has no chat template; {name}"))
         };
         let template = self.template()?.ok_or_else(no_template)?;
@@ -186,7 +187,7 @@ impl<'a> Encoder<'a> {
                         format!(
                             "ends a trained turn with {last:?}, which is no special token of this tokenizer: the model \
                              would never learn to stop; the chat template ({}) does not fit the model, choose another \
-                             with --chat-template",
+                             with {CHAT_TEMPLATE}",
                             template.source()
                         ),
                     ));

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::settings::{DataSettings, Shape, TrainOn};
+use crate::setting::TRAIN_ON;
 use crate::{Error, Result};
 
 pub type Record = Map<String, Value>;
@@ -60,10 +61,14 @@ pub fn shape_of(record: &Record, settings: &DataSettings) -> Option<Shape> {
 /// Checks the settings against a shape and returns the conflict, if any.
 pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
     match (shape, train_on) {
-        (Shape::Text | Shape::Tokens, Some(TrainOn::Completion | TrainOn::Assistant)) => Err(Error::Setting(format!(
-            "examples of {} have no completion and no assistant turn; leave --train-on out or say all",
-            shape.name()
-        ))),
+        (Shape::Text | Shape::Tokens, Some(TrainOn::Completion | TrainOn::Assistant)) => {
+            let problem = "have no completion and no assistant turn";
+            let (shape, all) = (shape.name(), TRAIN_ON.is("all"));
+            Err(Error::setting(
+                TRAIN_ON,
+                format!("examples of {shape} {problem}; leave {TRAIN_ON} out or choose {all}"),
+            ))
+        }
         _ => Ok(()),
     }
 }

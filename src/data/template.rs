@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::template_functions as functions;
 use crate::model::json_fields::parse_object;
+use crate::setting::CHAT_TEMPLATE;
 use crate::{Error, Result, files};
 
 /// Built-in templates by name, for models without one.
@@ -63,11 +64,13 @@ impl ChatTemplate {
             let Some((_, template, source)) = find(DEFAULT) else {
                 return match own.is_empty() {
                     true => Ok(None),
-                    false => Err(Error::Setting(format!(
-                        "{} has the chat templates {}, but none is named default; choose one with --chat-template",
-                        model_dir.display(),
-                        names(own.iter().map(|(name, ..)| name.as_str()))
-                    ))),
+                    false => {
+                        let names = names(own.iter().map(|(name, ..)| name.as_str()));
+                        let problem = format!(
+                            "has the chat templates {names}, but none is named default; choose one with {CHAT_TEMPLATE}"
+                        );
+                        Err(Error::file(model_dir, problem))
+                    }
                 };
             };
             let mut loaded = Self::new(template, source.clone(), special_tokens)?;
@@ -87,7 +90,8 @@ impl ChatTemplate {
             return Self::new(template, format!("built-in {name}"), special_tokens).map(Some);
         }
         let known = names(own.iter().map(|(name, ..)| name.as_str()).chain(BUILT_IN.map(|(name, _)| name)));
-        Err(Error::Setting(format!("the chat template `{choice}` is neither a file nor one of {known}")))
+        let problem = format!("the chat template `{choice}` is neither a file nor one of {known}");
+        Err(Error::setting(CHAT_TEMPLATE, problem))
     }
 
     /// Compiles `template`. Messages name its `source`.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::sample::{Conversation, is_assistant};
 use super::template::ChatTemplate;
+use crate::setting::TRAIN_ON;
 
 /// A rendered conversation and the byte range of each assistant turn, from the end of the generation prompt to the end of the turn.
 pub struct RenderedTurns {
@@ -81,10 +82,11 @@ fn inconsistent(template: &ChatTemplate, at: usize, what: &str, text: &str, part
     format!(
         "the chat template ({}) writes the text {what} message {} differently when more follows: {:?} alone, {:?} in the \
          whole, so which tokens the assistant wrote is unknown; use a template that marks them with {{% generation %}}, \
-         or --train-on all",
+         or {}",
         template.source(),
         at + 1,
         from(part),
-        from(text)
+        from(text),
+        TRAIN_ON.is("all")
     )
 }

@@ -20,6 +20,7 @@ use crate::ops::weight::Weight;
 use crate::ops::weight_gradient;
 use crate::quant;
 use crate::quant::format::{Float, Storage};
+use crate::setting::DTYPE;
 use crate::{Error, Result};
 
 /// Settings of a merge.
@@ -71,7 +72,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
             values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], factors).await?;
         }
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
-            let problem = "does not fit into f16; save with --dtype bf16 or f32";
+            let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
             return Err(Error::field(&settings.model, name, problem));
         }
         writer.write(name, &float_bytes(&values, float))?;

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::files::remove_if_there;
+use crate::setting::{OUT, OVERWRITE};
 use crate::{Error, Result};
 
 /// An output directory that is still being written, under a temporary name beside its final path.
@@ -26,14 +27,15 @@ impl OutputDirectory {
         if let (Ok(from), Ok(to)) = (source.canonicalize(), place.canonicalize())
             && from == to
         {
-            return Err(Error::file(place, "is the model's own directory; choose another for --out"));
+            return Err(Error::file(place, format!("is the model's own directory; choose another for {OUT}")));
         }
         let empty = fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_none());
         if place.exists() && !empty && !overwrite {
-            return Err(Error::file(place, "is there already; choose a new directory, or --overwrite to replace it"));
+            let problem = format!("exists already; choose a new directory, or {OVERWRITE} to replace it");
+            return Err(Error::file(place, problem));
         }
         if place.exists() && !empty && !place.join("config.json").is_file() {
-            return Err(Error::file(place, "is there and holds no model; it is not replaced"));
+            return Err(Error::file(place, "exists and holds no model; it is not replaced"));
         }
         let name =
             place.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(place, "is no directory name"))?;

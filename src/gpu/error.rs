@@ -1,4 +1,6 @@
-//! What can go wrong on the device, each with what to do about it.
+//! Errors of the device, each with what to do about it.
+
+use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, RECOMPUTE};
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,11 +14,16 @@ pub enum GpuError {
     #[error("the device of `{adapter}` could not be opened: {problem}")]
     Open { adapter: String, problem: String },
     #[error(
-        "out of GPU memory while allocating {bytes} bytes for {what}: lower --batch-size or --max-seq-len, or choose --recompute all"
+        "out of GPU memory while allocating {bytes} bytes for {what}: lower {} or {}, or choose {}",
+        BATCH_SIZE,
+        MAX_SEQ_LEN,
+        RECOMPUTE.is("all")
     )]
     OutOfMemory { bytes: u64, what: String },
     #[error(
-        "{what} needs {needed} bytes in one {limit}, the adapter allows {allowed}: lower --batch-size or --max-seq-len"
+        "{what} needs {needed} bytes in one {limit}, the adapter allows {allowed}: lower {} or {}",
+        BATCH_SIZE,
+        MAX_SEQ_LEN
     )]
     LimitTooSmall { what: String, limit: &'static str, needed: u64, allowed: u64 },
     #[error(

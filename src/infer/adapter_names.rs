@@ -1,5 +1,6 @@
 //! The names by which a session's adapters are called.
 
+use crate::setting::ADAPTER;
 use crate::{Error, Result};
 
 /// The name of the model without an adapter.
@@ -16,15 +17,15 @@ impl AdapterNames {
         let mut known: Vec<String> = Vec::new();
         for name in names {
             if name.is_empty() {
-                return Err(Error::Setting("the name of an adapter is empty".to_owned()));
+                return Err(Error::setting(ADAPTER, "the name of an adapter is empty"));
             }
             if name == BASE {
                 let problem = format!("`{BASE}` is the model without an adapter; give the adapter another name");
-                return Err(Error::Setting(problem));
+                return Err(Error::setting(ADAPTER, problem));
             }
             if known.contains(&name) {
                 let problem = format!("two adapters are called `{name}`; give one of them another name");
-                return Err(Error::Setting(problem));
+                return Err(Error::setting(ADAPTER, problem));
             }
             known.push(name);
         }
@@ -42,7 +43,7 @@ impl AdapterNames {
         let found = self.0.iter().position(|known| known == name);
         let unknown = || {
             let known: Vec<&str> = self.with_base().collect();
-            Error::Setting(format!("there is no adapter `{name}`; there are: {}", known.join(", ")))
+            Error::setting(ADAPTER, format!("there is no adapter `{name}`; there are: {}", known.join(", ")))
         };
         found.map(Some).ok_or_else(unknown)
     }

@@ -185,7 +185,7 @@ impl Generator {
     }
 
     fn check(&self, text: &[u32], adapter: Option<usize>) -> Result<()> {
-        let refuse = |problem| Err(Error::Setting(problem));
+        let refuse = |problem| Err(Error::Argument(problem));
         if text.is_empty() {
             return refuse(
                 "there is no token to continue from: the prompt is empty and adds no begin token".to_owned(),

@@ -13,6 +13,7 @@ use crate::network::decoder::{KvCache, Pass};
 use crate::network::load::Staging;
 use crate::ops::{linear, rows};
 use crate::quant::format::Float;
+use crate::setting::MAX_CONTEXT;
 use crate::{Error, Result};
 
 /// Rows of one pass over a prompt, where nothing else is wanted: a weight is read once per pass.
@@ -180,13 +181,16 @@ fn cache_shape(config: &ModelConfig, max_positions: usize, max_binding: u64) -> 
     let width = config.projection_shape(Projection::K).0 as u32;
     let fitting = (max_binding / (4 * u64::from(width))).min(u64::from(u32::MAX));
     if max_positions == 0 {
-        return Err(Error::Setting("a context of 0 positions holds no text; give at least 1".to_owned()));
+        return Err(Error::setting(MAX_CONTEXT, "a context of 0 positions holds no text; give at least 1"));
     }
     match u32::try_from(max_positions) {
         Ok(positions) if u64::from(positions) <= fitting => Ok((positions, width)),
-        _ => Err(Error::Setting(format!(
-            "a context of {max_positions} positions does not fit into one binding of this GPU; at most {fitting} do"
-        ))),
+        _ => Err(Error::setting(
+            MAX_CONTEXT,
+            format!(
+                "a context of {max_positions} positions does not fit into one binding of this GPU; at most {fitting} do"
+            ),
+        )),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::random::{Stream, uniform};
+use crate::setting::{Key, REPETITION_PENALTY, TEMPERATURE, TOP_P};
 use crate::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,15 +31,16 @@ impl SamplingSettings {
     /// # Errors
     /// A setting out of its range.
     pub fn check(&self) -> Result<()> {
-        let refuse = |name, value: f32, range| Err(Error::Setting(format!("{name} is {value}, but must be {range}")));
+        let refuse =
+            |key: Key, value: f32, range| Err(Error::setting(key, format!("{key} is {value}, but must be {range}")));
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return refuse("the temperature", self.temperature, "0 (greedy) or a number above 0");
+            return refuse(TEMPERATURE, self.temperature, "0 (greedy) or a number above 0");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top-p", self.top_p, "above 0 and at most 1 (off)");
+            return refuse(TOP_P, self.top_p, "above 0 and at most 1 (off)");
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return refuse("the repetition penalty", self.repetition_penalty, "a number above 0; 1 is off");
+            return refuse(REPETITION_PENALTY, self.repetition_penalty, "a number above 0; 1 is off");
         }
         Ok(())
     }

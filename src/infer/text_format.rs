@@ -8,6 +8,7 @@ use super::end_tokens;
 use crate::data::template::ChatTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::ModelConfig;
+use crate::setting::CHAT_TEMPLATE;
 use crate::{Error, Result};
 
 /// The chat template that prompts are written with.
@@ -73,18 +74,24 @@ impl TextFormat {
     /// # Errors
     /// A model without a template, or messages that the template refuses: a system message it has no place for, for instance.
     pub fn chat(&self, messages: &[Value]) -> Result<Vec<u32>> {
-        let missing = || Error::Setting("the model has no chat template, so it cannot hold a conversation".to_owned());
+        let missing =
+            || Error::setting(CHAT_TEMPLATE, "the model has no chat template, so it cannot hold a conversation");
         let template = self.template.as_ref().ok_or_else(missing)?;
-        let rendered = template.render(messages, None, true).map_err(Error::Setting)?;
+        let rendered = template.render(messages, None, true).map_err(refused)?;
         self.tokenizer.encode(&rendered, false)
     }
+}
+
+/// The error of a template that refuses its messages, in its own words.
+fn refused(problem: String) -> Error {
+    Error::setting(CHAT_TEMPLATE, problem)
 }
 
 /// The special token with which the template ends the assistant's turns; None where the end is ordinary text.
 fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Option<u32>> {
     const ANSWER: &str = "0123456789";
     let rendered =
-        template.render(&[message("user", "a"), message("assistant", ANSWER)], None, false).map_err(Error::Setting)?;
+        template.render(&[message("user", "a"), message("assistant", ANSWER)], None, false).map_err(refused)?;
     let after = rendered.rfind(ANSWER).map(|at| &rendered[at + ANSWER.len()..]).unwrap_or_default();
     let first = tokenizer.encode(after, false)?.first().copied();
     Ok(first.filter(|id| tokenizer.is_special(*id)))

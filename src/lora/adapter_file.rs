@@ -12,6 +12,7 @@ use crate::files::{self, write_atomically};
 use crate::model::config::ModelConfig;
 use crate::model::listing::Entry;
 use crate::model::safetensors_file::read_header;
+use crate::setting::written;
 use crate::{Error, Result};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -90,7 +91,8 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
     }
     let config = LoraConfig::from_file(&config_path)?;
     let modules = resolve(&config, model).map_err(|e| match e {
-        Error::Setting(problem) => Error::file(&config_path, problem),
+        // PEFT writes its keys with underscores.
+        Error::Setting { problem, .. } => Error::file(&config_path, written(&problem, |key, _| key.replace('-', "_"))),
         other => other,
     })?;
     let weights = dir.join(WEIGHTS);

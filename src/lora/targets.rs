@@ -4,6 +4,7 @@ use regex::Regex;
 
 use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
 use crate::model::config::{ModelConfig, Projection};
+use crate::setting::{ALPHA, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, TARGET_MODULES};
 use crate::{Error, Result};
 
 /// One adapted linear layer.
@@ -35,13 +36,13 @@ enum Matcher {
 }
 
 impl Matcher {
-    fn expression(field: &str, text: &str) -> Result<Self> {
+    fn expression(field: Key, text: &str) -> Result<Self> {
         let problem = |e: regex::Error| {
             let supported = "look-around and back-references are not supported";
-            Error::Setting(format!(
-                "{field}: `{text}` is not a regular expression this program can run ({supported}): {}",
-                one_line(&e)
-            ))
+            let cause = one_line(&e);
+            let problem =
+                format!("{field}: `{text}` is not a regular expression this program can run ({supported}): {cause}");
+            Error::setting(field, problem)
         };
         Regex::new(text).map_err(problem)?;
         Regex::new(&format!(r"\A(?:{text})\z")).map(Self::Regex).map_err(problem)
@@ -64,11 +65,12 @@ fn one_line(e: &regex::Error) -> String {
 }
 
 /// PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: an expression that ends the module's name.
-fn patterns<T: Copy>(field: &str, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
+fn patterns<T: Copy>(field: Key, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     let compile = |(key, value): &(String, T)| {
         let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z"));
-        let regex = regex
-            .map_err(|e| Error::Setting(format!("{field}: `{key}` is not a regular expression: {}", one_line(&e))))?;
+        let regex = regex.map_err(|e| {
+            Error::setting(field, format!("{field}: `{key}` is not a regular expression: {}", one_line(&e)))
+        })?;
         Ok((regex, *value))
     };
     patterns.iter().map(compile).collect()
@@ -84,20 +86,20 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
     let target = match &lora.target_modules {
         TargetModules::AllLinear => None,
         TargetModules::Names(names) => Some(Matcher::Names(names.clone())),
-        TargetModules::Regex(text) => Some(Matcher::expression("target_modules", text)?),
+        TargetModules::Regex(text) => Some(Matcher::expression(TARGET_MODULES, text)?),
     };
     let exclude = match &lora.exclude_modules {
         None => None,
         Some(ExcludeModules::Names(names)) => Some(Matcher::Names(names.clone())),
-        Some(ExcludeModules::Regex(text)) => Some(Matcher::expression("exclude_modules", text)?),
+        Some(ExcludeModules::Regex(text)) => Some(Matcher::expression(EXCLUDE_MODULES, text)?),
     };
     let excluded = |module: &str| exclude.as_ref().is_some_and(|m| m.matches(module));
     if let Some(target) = &target {
         refuse_other_modules(model, |module| target.matches(module) && !excluded(module))?;
     }
     check_layers(lora, model)?;
-    let ranks = patterns("rank_pattern", &lora.rank_pattern)?;
-    let alphas = patterns("alpha_pattern", &lora.alpha_pattern)?;
+    let ranks = patterns(Key("rank-pattern"), &lora.rank_pattern)?;
+    let alphas = patterns(Key("alpha-pattern"), &lora.alpha_pattern)?;
     let mut modules = Vec::new();
     for layer in 0..model.num_layers {
         if lora.layers_to_transform.as_ref().is_some_and(|layers| !layers.contains(&layer)) {
@@ -111,10 +113,12 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             let rank = first_match(&ranks, &name).unwrap_or(lora.r);
             let alpha = first_match(&alphas, &name).unwrap_or(lora.lora_alpha);
             if !(1..=MAX_RANK).contains(&rank) {
-                return Err(Error::Setting(format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}")));
+                let problem = format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}");
+                return Err(Error::setting(RANK, problem));
             }
             if !(alpha.is_finite() && alpha > 0.0) {
-                return Err(Error::Setting(format!("the alpha of {name} is {alpha}, but must be a number above 0")));
+                let problem = format!("the alpha of {name} is {alpha}, but must be a number above 0");
+                return Err(Error::setting(ALPHA, problem));
             }
             let divisor = if lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             modules.push(LoraModule { layer, projection, rank, alpha: alpha as f32, scale: (alpha / divisor) as f32 });
@@ -122,12 +126,13 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
     }
     if modules.is_empty() {
         let exist = Projection::ALL.map(Projection::name).join(", ");
-        return Err(Error::Setting(format!(
-            "target_modules {}matches no module; each of the {} layers has {exist}, with full names like {}",
+        let problem = format!(
+            "{TARGET_MODULES} {}matches no module; each of the {} layers has {exist}, with full names like {}",
             describe(&lora.target_modules),
             model.num_layers,
             module_name(0, Projection::Q)
-        )));
+        );
+        return Err(Error::setting(TARGET_MODULES, problem));
     }
     Ok(modules)
 }
@@ -142,17 +147,18 @@ fn describe(target: &TargetModules) -> String {
 
 fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
     if lora.layers_to_transform.is_some() && matches!(lora.target_modules, TargetModules::Regex(_)) {
-        let rule = "cannot stand beside a regular expression in target_modules; name the layers in the expression";
-        return Err(Error::Setting(format!("layers_to_transform {rule}")));
+        let problem = format!(
+            "{LAYERS_TO_TRANSFORM} cannot stand beside a regular expression in {TARGET_MODULES}; name the layers in the expression"
+        );
+        return Err(Error::setting(LAYERS_TO_TRANSFORM, problem));
     }
     let beyond = lora.layers_to_transform.iter().flatten().find(|layer| **layer >= model.num_layers);
     match beyond {
         None => Ok(()),
         Some(layer) => {
             let last = model.num_layers - 1;
-            Err(Error::Setting(format!(
-                "layers_to_transform names layer {layer}, but the model has layers 0 to {last}"
-            )))
+            let problem = format!("{LAYERS_TO_TRANSFORM} names layer {layer}, but the model has layers 0 to {last}");
+            Err(Error::setting(LAYERS_TO_TRANSFORM, problem))
         }
     }
 }
@@ -161,7 +167,7 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -> Result<()> {
     if let Some(frozen) = ["lm_head", "model.embed_tokens"].into_iter().find(|m| is_target(m)) {
         let problem = "adapters on it are not supported, the embedding and the head stay frozen";
-        return Err(Error::Setting(format!("target_modules matches {frozen}: {problem}")));
+        return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {problem}")));
     }
     let mut others = vec!["model".to_owned(), "model.layers".to_owned(), "model.norm".to_owned()];
     let norms = ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| model.qk_norm);
@@ -171,9 +177,11 @@ fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -
     match others.iter().find(|module| is_target(module)) {
         None => Ok(()),
         Some(module) => {
-            let problem =
-                "which is not a linear layer; name the linear layers, or leave this one out by exclude_modules";
-            Err(Error::Setting(format!("target_modules matches {module}, {problem}")))
+            let problem = format!(
+                "{TARGET_MODULES} matches {module}, which is not a linear layer; name the linear layers, or leave this one out by \
+                 {EXCLUDE_MODULES}"
+            );
+            Err(Error::setting(TARGET_MODULES, problem))
         }
     }
 }

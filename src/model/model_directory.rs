@@ -11,6 +11,7 @@ use super::config::{CONFIG, ModelConfig};
 use super::tensor_source::TensorSource;
 use super::tensors::{NamedTensor, TensorSpec, matrices_then_vectors};
 use crate::quant::format::Float;
+use crate::setting::{DTYPE, LR};
 use crate::{Error, Result, files};
 
 pub const WEIGHTS: &str = "model.safetensors";
@@ -95,9 +96,8 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
     };
     if let Some(tensor) = tensors.iter().find(|t| !t.values.iter().all(|v| fits(*v))) {
         return Err(Error::Training(format!(
-            "{} came to a value that is not finite as {float}, so the model is not saved; lower the learning rate, or save with \
-             another --dtype",
-            tensor.name
+            "{} has a value that is not finite as {float}, so the model is not saved; lower {LR}, or save with another {DTYPE}",
+            tensor.name,
         )));
     }
     files::create_dir_all(to).map_err(|e| Error::file(to, format!("cannot be made: {e}")))?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::config::ModelConfig;
+use crate::setting::MODEL;
 use crate::{Error, Result};
 
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
@@ -43,7 +44,10 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         SHAPES.into_iter().find(|shape| shape.0.eq_ignore_ascii_case(name))
     else {
         let known: Vec<_> = names().collect();
-        return Err(Error::Setting(format!("`{name}` is neither a model directory nor one of {}", known.join(", "))));
+        return Err(Error::setting(
+            MODEL,
+            format!("`{name}` is neither a model directory nor one of {}", known.join(", ")),
+        ));
     };
     let json = serde_json::json!({
         "model_type": model_type, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,

@@ -5,6 +5,7 @@ use crate::model::config::{ModelConfig, Projection};
 use crate::model::tensors::{EMBEDDING, HEAD, Norm, TensorKind, TensorSpec, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Float, Storage};
+use crate::setting::{DOUBLE_QUANT, METHOD, QUANT};
 use crate::{Error, Result};
 
 /// One decoder layer's frozen tensors. Gains and biases are f32.
@@ -110,16 +111,24 @@ impl BaseStorage {
         let Some(stored) = config.quantization else { return Ok(self) };
         match self {
             Self::AsStored => Ok(Self::Quantized(Storage::Quantized(stored))),
-            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == Storage::Quantized(stored) => Ok(self),
-            Self::Quantized(_) | Self::QuantizedWhole(_) => Err(Error::Setting(format!(
-                "the model's files hold its weights in 4 bits, in another form than asked for; take --quant {}{}, or the original model",
-                stored.code,
-                if stored.double { "" } else { " --no-double-quant" },
-            ))),
-            Self::Trained => Err(Error::Setting(
-                "the model's files hold its weights in 4 bits, which cannot be trained themselves; take the original model, or \
-                 --method qlora"
-                    .to_owned(),
+            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == Storage::Quantized(stored) => {
+                Ok(self)
+            }
+            Self::Quantized(_) | Self::QuantizedWhole(_) => Err(Error::setting(
+                QUANT,
+                format!(
+                    "the model's files hold its weights in 4 bits, in another form than asked for; take {}{}, or the original model",
+                    QUANT.is(stored.code),
+                    if stored.double { String::new() } else { format!(" {}", DOUBLE_QUANT.is(false)) }
+                ),
+            )),
+            Self::Trained => Err(Error::setting(
+                METHOD,
+                format!(
+                    "the model's files hold its weights in 4 bits, which cannot be trained themselves; take the original model, \
+                     or {}",
+                    METHOD.is("qlora")
+                ),
             )),
         }
     }

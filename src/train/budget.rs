@@ -8,6 +8,7 @@ use crate::model::config::ModelConfig;
 use crate::network::activations::KeptAs;
 use crate::network::base::BaseStorage;
 use crate::quant::format::Float;
+use crate::setting::{BATCH_SIZE, GPU_MEMORY, MAX_SEQ_LEN, RANK};
 use crate::{Error, Result};
 
 /// Without a stated budget, kept activations stop here and deeper layers are recomputed.
@@ -65,12 +66,15 @@ pub fn plan_within_budget(
             .unwrap_or(false)
     };
     let advice = match longest_below(max_positions, fits) {
-        0 => "nothing that fits is left by shortening sequences alone: lower --batch-size or --rank, or take a smaller model".to_owned(),
-        length => format!("with these settings sequences of up to {length} tokens fit (--max-seq-len {length})"),
+        0 => {
+            format!("shorter sequences alone do not make it fit: lower {BATCH_SIZE} or {RANK}, or take a smaller model")
+        }
+        length => {
+            format!("with these settings sequences of up to {length} tokens fit ({})", MAX_SEQ_LEN.is(length))
+        }
     };
-    Err(Error::Setting(format!(
-        "the run needs {needed} bytes on the device, --gpu-memory allows {total_bytes}; {advice}"
-    )))
+    let problem = format!("the run needs {needed} bytes on the device, {GPU_MEMORY} allows {total_bytes}; {advice}");
+    Err(Error::setting(GPU_MEMORY, problem))
 }
 
 /// The longest length under `end` for which `fits` holds, by bisection; 0 where there is none of two tokens or more.

@@ -260,7 +260,7 @@ impl Engine {
         let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
         if batch.tokens.len() > self.plan.max_rows as usize {
             let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
-            return Err(Error::Setting(problem));
+            return Err(Error::Argument(problem));
         }
         self.upload(batch, rows as usize, labels as usize);
         let list = self.passes.get_or_prepare((rows, labels, training), || {

@@ -19,6 +19,7 @@ use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
+use crate::setting::BATCH_SIZE;
 use crate::{Error, Result, files};
 
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub struct PreparedEval {
 /// The first thing that is wrong, by file and field.
 pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     if settings.batch_size == 0 {
-        return Err(Error::Setting("--batch-size is 0; it must be at least 1".to_owned()));
+        return Err(Error::setting(BATCH_SIZE, format!("{BATCH_SIZE} is 0; it must be at least 1")));
     }
     let source = Source::open(&settings.model)?;
     let config = &source.config;

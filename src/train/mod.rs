@@ -11,6 +11,7 @@ pub mod plan;
 pub mod plot;
 pub mod run;
 pub mod schedule;
+mod setting_spec;
 pub mod settings;
 pub mod tensorboard;
 pub mod values;

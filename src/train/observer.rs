@@ -9,6 +9,7 @@ use super::output::{EvalMetrics, Output, StepMetrics};
 use super::run::Event;
 use super::settings::RunSettings;
 use crate::data::batches::MicroBatch;
+use crate::setting::LR;
 use crate::{Error, Result};
 
 /// A run whose numbers stay broken for so many steps on end will not recover.
@@ -62,7 +63,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             if self.skipped_in_a_row == MAX_SKIPPED {
                 return Err(Error::Training(format!(
                     "loss or gradient were not finite in {MAX_SKIPPED} steps on end, up to step {}: nothing of these steps was \
-                     applied; lower --lr, or look for damaged weights or data",
+                     applied; lower {LR}, or look for damaged weights or data",
                     result.step
                 )));
             }
@@ -107,7 +108,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         let eval_loss = sum / count as f64;
         if !eval_loss.is_finite() {
             return Err(Error::Training(format!(
-                "the held-out loss is not finite after step {step}: lower --lr, or look for damaged weights or data"
+                "the held-out loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"
             )));
         }
         let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };

@@ -1,32 +1,16 @@
-//! What a run's numbers follow from beside its step: with other data, another base or other settings it is another run.
+//! The origin of a run: the data, the base and the settings that its numbers follow from. A run that goes on from a checkpoint must
+//! have the same origin.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schedule::Schedule;
-use super::settings::RunSettings;
+use super::setting_spec::{OnResume, Setting};
+use super::settings::{RunSettings, SETTINGS};
 use crate::Result;
 use crate::data::Example;
 use crate::model::tensor_source::TensorSource;
-
-/// Settings without which a checkpoint's moments and its place in the data mean nothing.
-const FIXED: [&str; 13] = [
-    "seed",
-    "method",
-    "optim",
-    "quant",
-    "double-quant",
-    "quantize-embedding",
-    "activations",
-    "alpha",
-    "rslora",
-    "dropout",
-    "batch-size",
-    "grad-accum",
-    "shuffle",
-];
-/// Settings that a run may go on with changed, though not as the run that it was.
-const STEERING: [&str; 5] = ["lr", "schedule", "warmup-steps", "weight-decay", "max-grad-norm"];
+use crate::setting::{DATA, INIT_ADAPTER, MODEL};
 
 /// Kept in a checkpoint, and compared when a run goes on from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,41 +50,44 @@ impl Origin {
         Ok(Self { data: data.text(), base: weights.text(), settings: settings.clone(), steps })
     }
 
-    /// Whether a run of origin `now` can go on from a checkpoint of this one. What it changes though it may, as sentences.
+    /// Checks that a run of origin `now` can go on from a checkpoint of this one. The answer lists, as sentences, the settings that
+    /// `now` changes and may change.
     ///
     /// # Errors
-    /// What it must not change, as a sentence.
+    /// A sentence that names what `now` must not change.
     pub fn goes_on_as(&self, now: &Self) -> Result<Vec<String>, String> {
         let [old, new] = [self, now].map(|origin| match serde_json::to_value(&origin.settings) {
             Ok(Value::Object(fields)) => fields,
             _ => Map::new(),
         });
-        let changed = |key: &&&str| old.get(**key) != new.get(**key);
         let shown = |value: Option<&Value>| match value {
             Some(Value::String(text)) => text.clone(),
             Some(value) => value.to_string(),
             None => "none".to_owned(),
         };
-        if let Some(key) = FIXED.iter().find(changed) {
-            let (was, is) = (shown(old.get(*key)), shown(new.get(*key)));
-            return Err(match new.get(*key) {
-                Some(Value::Bool(_)) => format!("was made with {key} = {was}, not {is}"),
-                _ => format!("was made with --{key} {was}, not {is}"),
+        let changed = SETTINGS.iter().filter(|setting| old.get(setting.key.0) != new.get(setting.key.0));
+        if let Some(Setting { key, .. }) = changed.clone().find(|setting| setting.on_resume == OnResume::Fixed) {
+            let (was, is) = (shown(old.get(key.0)), shown(new.get(key.0)));
+            return Err(match new.get(key.0) {
+                Some(Value::Bool(_)) => format!("was made with {} = {was}, not {is}", key.0),
+                _ => format!("was made with {}, not {is}", key.is(was)),
             });
         }
         if self.base != now.base {
-            let [was, is] = [self, now].map(|origin| origin.settings.model.display());
-            return Err(format!("was made with other base weights (--model {was}) than those of {is}"));
+            let [was, is] = [self, now].map(|origin| MODEL.is(origin.settings.model.display()));
+            return Err(format!("was made with other base weights ({was}) than those of {is}"));
         }
         if self.data != now.data {
             return Err(format!(
                 "was made with other training examples than {} gives now; take the data and its settings back as they were, \
-                 or begin a new run from the adapter with --init-adapter",
-                now.settings.data.display()
+                 or begin a new run from the adapter with {INIT_ADAPTER}",
+                DATA.is(now.settings.data.display())
             ));
         }
-        let mut changes: Vec<String> =
-            STEERING.iter().filter(changed).map(|key| format!("--{key} was {}", shown(old.get(*key)))).collect();
+        let mut changes: Vec<String> = changed
+            .filter(|setting| setting.on_resume == OnResume::Steering)
+            .map(|Setting { key, .. }| format!("{key} was {}", shown(old.get(key.0))))
+            .collect();
         if self.steps != now.steps && now.settings.schedule != Schedule::Constant {
             changes.push(format!("the run had {} steps", self.steps));
         }
@@ -147,14 +134,14 @@ mod tests {
         let watched = origin(|s| (s.save_every, s.keep, s.log_every) = (1, 7, 3), &[1, 2, 3], 9);
         assert_eq!(first.goes_on_as(&watched), Ok(Vec::new()));
         let refusal = |change: fn(&mut RunSettings)| first.goes_on_as(&origin(change, &[1, 2, 3], 9)).unwrap_err();
-        assert_eq!(refusal(|s| s.batch_size = 2), "was made with --batch-size 4, not 2");
+        assert_eq!(refusal(|s| s.batch_size = 2), "was made with ⟨batch-size=4⟩, not 2");
         assert_eq!(refusal(|s| s.shuffle = false), "was made with shuffle = true, not false");
         let other_data = first.goes_on_as(&origin(|_| (), &[1, 2, 4], 9)).unwrap_err();
         assert!(other_data.contains("other training examples"), "{other_data}");
         let steered = origin(|s| s.lr = 1.0, &[1, 2, 3], 12);
         assert_eq!(
             first.goes_on_as(&steered),
-            Ok(vec!["--lr was 0.0002".to_owned(), "the run had 9 steps".to_owned()])
+            Ok(vec!["⟨lr⟩ was 0.0002".to_owned(), "the run had 9 steps".to_owned()])
         );
     }
 }

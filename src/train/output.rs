@@ -11,6 +11,7 @@ use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
 use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
+use crate::setting::{OVERWRITE, RESUME};
 use crate::{Error, Result};
 
 const METRICS: &str = "metrics.jsonl";
@@ -69,8 +70,9 @@ impl Output {
     /// A directory that holds a run already, unless `may_hold_run`, or where nothing can be written.
     pub fn check(dir: &Path, may_hold_run: bool) -> Result<()> {
         if !may_hold_run && holds_run(dir) {
-            let problem =
-                "holds another run; choose a new directory, --resume to go on with it, or --overwrite to replace it";
+            let problem = format!(
+                "holds another run; choose a new directory, {RESUME} to go on with it, or {OVERWRITE} to replace it"
+            );
             return Err(Error::file(dir, problem));
         }
         check_writable(dir)

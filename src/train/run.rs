@@ -27,6 +27,7 @@ use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
 use crate::model::source::Source;
 use crate::model::tensors::{EMBEDDING, parameters};
+use crate::setting::{MAX_SEQ_LEN, METHOD, OUT, RESUME};
 use crate::{Error, Result, files};
 
 /// Longest sequence where neither the user nor the model says less.
@@ -133,7 +134,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if let (Ok(model), Ok(out)) = (files::canonicalize(&settings.model), files::canonicalize(&settings.out))
         && model == out
     {
-        return Err(Error::file(&settings.out, "is the model's own directory; choose another for --out"));
+        return Err(Error::file(&settings.out, format!("is the model's own directory; choose another for {OUT}")));
     }
     let source = match settings.from_scratch {
         true => Source::without_weights(&settings.model)?,
@@ -141,10 +142,9 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     };
     let config = &source.config;
     if settings.method == Method::Lora && config.quantization.is_some() {
-        return Err(Error::Setting(
-            "the model's files hold its weights in 4 bits: that is --method qlora; --method lora wants 16 or 32 bits"
-                .to_owned(),
-        ));
+        let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4";
+        let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));
+        return Err(Error::setting(METHOD, format!("{asked} {problem}; choose {fits}")));
     }
     let (lora, modules, initial) = match &settings.init_adapter {
         _ if settings.method == Method::Full => (LoraConfig::default(), Vec::new(), AdapterTensors::default()),
@@ -209,9 +209,12 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
 pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usize> {
     let has = config.max_position_embeddings;
     match asked {
-        Some(asked) if asked > has => Err(Error::Setting(format!(
-            "--max-seq-len is {asked}, but the model has {has} positions (max_position_embeddings of its config.json)"
-        ))),
+        Some(asked) if asked > has => Err(Error::setting(
+            MAX_SEQ_LEN,
+            format!(
+                "{MAX_SEQ_LEN} is {asked}, but the model has {has} positions (max_position_embeddings of its config.json)"
+            ),
+        )),
         Some(asked) => Ok(asked),
         None => Ok(DEFAULT_SEQ_LEN.min(has)),
     }
@@ -280,7 +283,8 @@ pub async fn run(
     let origin = prepared.origin()?;
     let resumed = match &start.resume {
         Some(resume) => {
-            let missing = || Error::file(&out, "holds no checkpoint to resume from; start anew without --resume");
+            let missing =
+                || Error::file(&out, format!("holds no checkpoint to resume from; start anew without {RESUME}"));
             let dir = match resume {
                 Resume::Newest => checkpoint::newest(&out).ok_or_else(missing)?,
                 Resume::At(dir) => dir.clone(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
+use super::setting_spec::{OnResume, Range, Setting};
 use crate::data::settings::DataSettings;
 use crate::hub::base_name;
 use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
@@ -12,6 +13,7 @@ use crate::network::base::BaseStorage;
 use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::{Code4, Float};
+use crate::setting::{DTYPE, FROM_SCRATCH, INIT_ADAPTER, METHOD, QUANTIZE_EMBEDDING};
 use crate::{Error, Result};
 
 /// What is trained, and how the base is held meanwhile.
@@ -147,6 +149,51 @@ pub struct RunSettings {
     pub data_format: DataSettings,
 }
 
+/// Every setting once, in the order of [`RunSettings`]: the values that it may have, and whether a run may go on with another.
+pub const SETTINGS: &[Setting] = &[
+    Setting::new("model", OnResume::Free),
+    Setting::new("data", OnResume::Free),
+    Setting::new("out", OnResume::Free),
+    Setting::new("method", OnResume::Fixed),
+    Setting::new("quant", OnResume::Fixed),
+    Setting::new("double-quant", OnResume::Fixed),
+    Setting::new("quantize-embedding", OnResume::Fixed),
+    Setting::new("rank", OnResume::Free).count(1, |s| Some(s.rank as u64)),
+    Setting::new("alpha", OnResume::Fixed).number(Range::Positive, |s| Some(s.alpha)),
+    Setting::new("dropout", OnResume::Fixed).number(Range::Share, |s| Some(s.dropout)),
+    Setting::new("target-modules", OnResume::Free),
+    Setting::new("rslora", OnResume::Fixed),
+    Setting::new("init-adapter", OnResume::Free),
+    Setting::new("batch-size", OnResume::Fixed).count(1, |s| Some(s.batch_size as u64)),
+    Setting::new("grad-accum", OnResume::Fixed).count(1, |s| Some(s.grad_accum as u64)),
+    // A token and the one that it predicts.
+    Setting::new("max-seq-len", OnResume::Free).count(2, |s| s.max_seq_len.map(|n| n as u64)),
+    Setting::new("steps", OnResume::Free).count(1, |s| s.steps.map(|n| n as u64)),
+    Setting::new("epochs", OnResume::Free).number(Range::Positive, |s| s.epochs),
+    Setting::new("optim", OnResume::Fixed),
+    Setting::new("lr", OnResume::Steering).number(Range::Positive, |s| Some(s.lr)),
+    Setting::new("schedule", OnResume::Steering),
+    Setting::new("warmup-steps", OnResume::Steering).count(0, |s| Some(s.warmup_steps as u64)),
+    Setting::new("weight-decay", OnResume::Steering).number(Range::NotNegative, |s| Some(s.weight_decay)),
+    Setting::new("max-grad-norm", OnResume::Steering).number(Range::NotNegative, |s| Some(s.max_grad_norm)),
+    Setting::new("seed", OnResume::Fixed).count(0, |s| Some(s.seed)),
+    Setting::new("shuffle", OnResume::Fixed),
+    Setting::new("eval-data", OnResume::Free),
+    Setting::new("eval-fraction", OnResume::Free).number(Range::Share, |s| Some(s.eval_fraction)),
+    Setting::new("eval-every", OnResume::Free).count(0, |s| Some(s.eval_every as u64)),
+    Setting::new("save-every", OnResume::Free).count(0, |s| Some(s.save_every as u64)),
+    Setting::new("keep", OnResume::Free).count(0, |s| Some(s.keep as u64)),
+    Setting::new("log-every", OnResume::Free).count(1, |s| Some(s.log_every as u64)),
+    Setting::new("recompute", OnResume::Free),
+    Setting::new("activations", OnResume::Fixed),
+    Setting::new("tensorboard", OnResume::Free),
+    Setting::new("from-scratch", OnResume::Free),
+    Setting::new("dtype", OnResume::Free),
+    Setting::new("gpu-memory", OnResume::Free).count(0, |s| s.gpu_memory),
+    // Other examples are found by their fingerprint.
+    Setting::new("data-format", OnResume::Free),
+];
+
 impl Default for RunSettings {
     fn default() -> Self {
         Self {
@@ -199,104 +246,41 @@ impl RunSettings {
     /// # Errors
     /// A key that there is not, with the nearest one that there is, or a value of the wrong kind.
     pub fn from_table(table: toml::Table) -> Result<Self> {
-        let known = toml::Table::try_from(Self::filled()).map_err(|e| Error::Setting(e.to_string()))?;
-        if let Some(key) = table.keys().find(|key| !known.contains_key(*key)) {
-            let nearest = known.keys().min_by_key(|k| edit_distance(k, key)).cloned().unwrap_or_default();
-            return Err(Error::Setting(format!("`{key}` is no setting; the nearest is `{nearest}`")));
+        let known = || SETTINGS.iter().map(|setting| setting.key.0);
+        if let Some(key) = table.keys().find(|key| !known().any(|known| known == *key)) {
+            let nearest = known().min_by_key(|known| strsim::levenshtein(known, key)).unwrap_or_default();
+            return Err(Error::Argument(format!("`{key}` is not a setting; the nearest is `{nearest}`")));
         }
         for (key, value) in &table {
             let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
-            let problem = |e: toml::de::Error| Error::Setting(format!("`{key}`: {}", e.message()));
+            let problem = |e: toml::de::Error| Error::Argument(format!("`{key}`: {}", e.message()));
             alone.try_into::<Self>().map_err(problem)?;
         }
-        table.try_into().map_err(|e: toml::de::Error| Error::Setting(e.message().to_owned()))
-    }
-
-    /// The defaults with a value in every optional field, so that each key shows.
-    fn filled() -> Self {
-        let path = Some(PathBuf::new());
-        Self {
-            init_adapter: path.clone(),
-            max_seq_len: Some(2),
-            steps: Some(1),
-            epochs: Some(1.0),
-            eval_data: path,
-            dtype: Some(Float::Bf16),
-            gpu_memory: Some(1),
-            ..Self::default()
-        }
+        table.try_into().map_err(|e: toml::de::Error| Error::Argument(e.message().to_owned()))
     }
 
     /// # Errors
     /// The first setting that cannot work, with what would be right.
     pub fn check(&self) -> Result<()> {
-        let bad = |problem: String| Err(Error::Setting(problem));
+        let full = METHOD.is("full");
         if self.method == Method::Full && self.init_adapter.is_some() {
-            return bad("--init-adapter starts an adapter, but --method full trains the model itself".to_owned());
+            let problem = format!("{INIT_ADAPTER} starts an adapter, but {full} trains the model itself");
+            return Err(Error::setting(INIT_ADAPTER, problem));
         }
-        for (flag, given) in [("--from-scratch", self.from_scratch), ("--dtype", self.dtype.is_some())] {
+        for (key, given) in [(FROM_SCRATCH, self.from_scratch), (DTYPE, self.dtype.is_some())] {
             if given && self.method != Method::Full {
-                return bad(format!("{flag} is for --method full; LoRA and QLoRA leave the model as it is"));
+                let problem = format!("{key} is for {full}; LoRA and QLoRA leave the model as it is");
+                return Err(Error::setting(key, problem));
             }
         }
         if self.quantize_embedding && self.method != Method::Qlora {
-            return bad(
-                "--quantize-embedding is for --method qlora; the other methods hold the base unquantized".to_owned()
+            let problem = format!(
+                "{QUANTIZE_EMBEDDING} is for {}; the other methods hold the base unquantized",
+                METHOD.is("qlora")
             );
+            return Err(Error::setting(QUANTIZE_EMBEDDING, problem));
         }
-        if self.rank == 0 {
-            return bad("--rank is 0; a LoRA adapter needs a rank of at least 1".to_owned());
-        }
-        for (flag, value) in [("--batch-size", self.batch_size), ("--grad-accum", self.grad_accum)] {
-            if value == 0 {
-                return bad(format!("{flag} is 0; it must be at least 1"));
-            }
-        }
-        // TOML's integers end there, and run.toml must hold every setting.
-        let largest = i64::MAX as u64;
-        for (flag, value) in [
-            ("--seed", self.seed),
-            ("--batch-size", self.batch_size as u64),
-            ("--grad-accum", self.grad_accum as u64),
-            ("--steps", self.steps.unwrap_or(1) as u64),
-            ("--warmup-steps", self.warmup_steps as u64),
-            ("--eval-every", self.eval_every as u64),
-            ("--save-every", self.save_every as u64),
-            ("--log-every", self.log_every as u64),
-            ("--keep", self.keep as u64),
-            ("--gpu-memory", self.gpu_memory.unwrap_or(1)),
-        ] {
-            if value > largest {
-                return bad(format!("{flag} is {value}; it must be at most {largest}"));
-            }
-        }
-        if self.steps == Some(0) {
-            return bad("--steps is 0; training needs at least 1".to_owned());
-        }
-        if self.max_seq_len.is_some_and(|n| n < 2) {
-            return bad("--max-seq-len must be at least 2: a token and the one it predicts".to_owned());
-        }
-        if self.log_every == 0 {
-            return bad("--log-every is 0; it must be at least 1".to_owned());
-        }
-        for (flag, value, below) in [("--dropout", self.dropout, 1.0), ("--eval-fraction", self.eval_fraction, 1.0)] {
-            if !(0.0..below).contains(&value) {
-                return bad(format!("{flag} is {value}; it must be at least 0 and below {below}"));
-            }
-        }
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        for (flag, value, fine) in [
-            ("--alpha", self.alpha, positive(self.alpha)),
-            ("--lr", self.lr, positive(self.lr)),
-            ("--epochs", self.epochs.unwrap_or(1.0), self.epochs.is_none_or(positive)),
-            ("--weight-decay", self.weight_decay, self.weight_decay == 0.0 || positive(self.weight_decay)),
-            ("--max-grad-norm", self.max_grad_norm, self.max_grad_norm == 0.0 || positive(self.max_grad_norm)),
-        ] {
-            if !fine {
-                return bad(format!("{flag} is {value}; it must be a positive number"));
-            }
-        }
-        Ok(())
+        SETTINGS.iter().try_for_each(|setting| setting.check(self))
     }
 
     pub fn base_storage(&self) -> BaseStorage {
@@ -325,48 +309,58 @@ impl RunSettings {
     }
 }
 
-/// Levenshtein's distance.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut corner = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.iter().enumerate() {
-            let changed = corner + usize::from(from != *to);
-            corner = std::mem::replace(&mut row[j + 1], 0);
-            row[j + 1] = changed.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The defaults with a value in every optional field, so that each key shows.
+    fn filled() -> RunSettings {
+        let path = Some(PathBuf::new());
+        RunSettings {
+            init_adapter: path.clone(),
+            max_seq_len: Some(2),
+            steps: Some(1),
+            epochs: Some(1.0),
+            eval_data: path,
+            dtype: Some(Float::Bf16),
+            gpu_memory: Some(1),
+            ..RunSettings::default()
+        }
+    }
+
     #[test]
-    fn settings_that_cannot_work_name_their_flag() {
+    fn settings_that_cannot_work_are_named() {
         let fine = RunSettings::default();
         fine.check().unwrap();
         type Change = fn(&mut RunSettings);
-        let cases: [(&str, Change); 10] = [
-            ("--rank", |s| s.rank = 0),
-            ("--batch-size", |s| s.batch_size = 0),
-            ("--steps", |s| s.steps = Some(0)),
-            ("--dropout", |s| s.dropout = 1.0),
-            ("--lr", |s| s.lr = f64::NAN),
-            ("--epochs", |s| s.epochs = Some(-1.0)),
-            ("--max-seq-len", |s| s.max_seq_len = Some(1)),
-            ("--weight-decay", |s| s.weight_decay = -0.1),
-            ("--seed", |s| s.seed = u64::MAX),
-            ("--gpu-memory", |s| s.gpu_memory = Some(u64::MAX)),
+        let cases: [(&str, Change); 12] = [
+            ("rank", |s| s.rank = 0),
+            ("batch-size", |s| s.batch_size = 0),
+            ("steps", |s| s.steps = Some(0)),
+            ("dropout", |s| s.dropout = 1.0),
+            ("lr", |s| s.lr = f64::NAN),
+            ("epochs", |s| s.epochs = Some(-1.0)),
+            ("max-seq-len", |s| s.max_seq_len = Some(1)),
+            ("weight-decay", |s| s.weight_decay = -0.1),
+            ("seed", |s| s.seed = u64::MAX),
+            ("weight-decay", |s| s.weight_decay = f64::INFINITY),
+            ("max-grad-norm", |s| s.max_grad_norm = f64::NAN),
+            ("gpu-memory", |s| s.gpu_memory = Some(u64::MAX)),
         ];
-        for (flag, change) in cases {
+        for (name, change) in cases {
             let mut settings = fine.clone();
             change(&mut settings);
-            let message = settings.check().unwrap_err().to_string();
-            assert!(message.starts_with(flag), "{message}");
+            let error = settings.check().unwrap_err();
+            assert!(error.to_string().starts_with(&format!("⟨{name}⟩ is ")), "{error}");
+            assert!(matches!(error, Error::Setting { key, .. } if key == name), "{error}");
         }
+    }
+
+    #[test]
+    fn every_setting_has_one_row() {
+        let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key.0).collect();
+        let serialized = serde_json::to_value(filled()).unwrap();
+        assert_eq!(keys, serialized.as_object().unwrap().keys().collect::<Vec<_>>());
     }
 
     #[test]
@@ -375,7 +369,7 @@ mod tests {
         let text = toml::to_string(&settings).unwrap();
         assert_eq!(toml::from_str::<RunSettings>(&text).unwrap(), settings);
         let message = RunSettings::from_table(toml::from_str("rnak = 3").unwrap()).unwrap_err().to_string();
-        assert_eq!(message, "`rnak` is no setting; the nearest is `rank`");
+        assert_eq!(message, "`rnak` is not a setting; the nearest is `rank`");
         let message = RunSettings::from_table(toml::from_str("eval_data = 'x'").unwrap()).unwrap_err().to_string();
         assert!(message.ends_with("`eval-data`"), "{message}");
         let optim = |name: &str| RunSettings::from_table(toml::from_str(&format!("optim = '{name}'")).unwrap());

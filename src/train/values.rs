@@ -11,6 +11,7 @@ use crate::model::tensors::NamedTensor;
 use crate::network::moments::{HostMoment, MomentStorage};
 use crate::network::trained::moment_storage;
 use crate::ops::adamw8bit;
+use crate::setting::OPTIM;
 use crate::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -91,9 +92,10 @@ pub(super) fn deserialize_moments(
         if tensor.dtype() == dtype && tensor.shape() == [length] {
             return Ok(tensor);
         }
+        let moments_of = |was, is| format!("is of {}, but the run has {}", OPTIM.is(was), OPTIM.is(is));
         let problem = match (tensor.dtype(), dtype) {
-            (Dtype::F32, Dtype::U8) => "is of --optim adamw (F32), but the run has --optim adamw8bit".to_owned(),
-            (Dtype::U8, Dtype::F32) => "is of --optim adamw8bit (U8), but the run has --optim adamw".to_owned(),
+            (Dtype::F32, Dtype::U8) => moments_of("adamw", "adamw8bit"),
+            (Dtype::U8, Dtype::F32) => moments_of("adamw8bit", "adamw"),
             (found, wanted) => format!("is {found:?} {:?}, not {wanted:?} [{length}]", tensor.shape()),
         };
         Err(Error::field(path, name, problem))

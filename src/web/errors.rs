@@ -4,50 +4,51 @@ use js_sys::Reflect;
 use wasm_bindgen::prelude::*;
 
 use crate::Error;
-use crate::gpu::GpuError;
 
 #[wasm_bindgen(typescript_custom_section)]
 const TYPES: &str = r#"
-/** What every call here throws or rejects with. */
+/**
+ * What every call here throws or rejects with. Where a text names a setting, it holds a placeholder, `⟨batch-size⟩` or with a value
+ * `⟨method=qlora⟩`, so that a page can write its own label.
+ */
 export interface LoraineError extends Error {
     name: "LoraineError";
-    kind: "no-adapter" | "gpu-lost" | "out-of-memory" | "gpu" | "file" | "setting" | "training" | "hub";
+    kind: "no-adapter" | "gpu-lost" | "out-of-memory" | "gpu" | "file" | "setting" | "argument" | "busy" | "training" | "hub";
     /** The file that is wrong, where it is one. */
     path?: string;
     /** The JSON key or tensor that is wrong, where it is one. */
     field?: string;
+    /** The line of the file that is wrong, from 1, where it is one. */
+    line?: number;
+    /** The setting that is wrong, where it is one. */
+    key?: string;
+    /** The message without path, field and line. */
+    problem: string;
 }
 "#;
-
-fn kind(error: &Error) -> &'static str {
-    match error {
-        Error::File { .. } | Error::Field { .. } | Error::Line { .. } => "file",
-        Error::Hub { .. } => "hub",
-        Error::Setting(_) => "setting",
-        Error::Training(_) => "training",
-        Error::Gpu(GpuError::NoAdapter | GpuError::Open { .. } | GpuError::UnknownAdapter { .. }) => "no-adapter",
-        Error::Gpu(GpuError::Lost(_)) => "gpu-lost",
-        Error::Gpu(GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. }) => "out-of-memory",
-        Error::Gpu(_) => "gpu",
-    }
-}
 
 pub fn to_js(error: &Error) -> JsValue {
     let thrown = js_sys::Error::new(&error.to_string());
     thrown.set_name("LoraineError");
-    let set = |key: &str, value: &str| {
+    let set = |key: &str, value: JsValue| {
         // A fresh object takes any property.
-        let _ = Reflect::set(&thrown, &key.into(), &value.into());
+        let _ = Reflect::set(&thrown, &key.into(), &value);
     };
-    set("kind", kind(error));
+    set("kind", error.kind().name().into());
+    if let Error::File { path, .. } | Error::Line { path, .. } | Error::Field { path, .. } = error {
+        set("path", path.display().to_string().into());
+    }
     match error {
-        Error::File { path, .. } | Error::Line { path, .. } => set("path", &path.display().to_string()),
-        Error::Field { path, field, .. } => {
-            set("path", &path.display().to_string());
-            set("field", field);
-        }
+        Error::Field { field, .. } => set("field", field.into()),
+        Error::Line { line, .. } => set("line", (*line as f64).into()),
+        Error::Setting { key, .. } => set("key", (*key).into()),
         _ => {}
     }
+    let problem = match error {
+        Error::File { problem, .. } | Error::Field { problem, .. } | Error::Line { problem, .. } => problem.clone(),
+        other => other.to_string(),
+    };
+    set("problem", problem.into());
     thrown.into()
 }
 

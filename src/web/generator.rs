@@ -17,6 +17,7 @@ use crate::infer::session::{self, NamedAdapter, Session, SessionSettings};
 use crate::infer::text_format::{TemplateChoice, TextFormat};
 use crate::network::base::BaseStorage;
 use crate::quant::format::Code4;
+use crate::setting::{QUANT, QUANTIZE_EMBEDDING};
 use crate::{Error, Result};
 
 /// Positions where nothing else is asked for.
@@ -152,7 +153,8 @@ async fn open(
             BaseStorage::quantized(quant.storage(settings.double_quant.unwrap_or(true)), settings.quantize_embedding)
         }
         None if settings.quantize_embedding => {
-            return Err(Error::Setting("quantize_embedding is for a base in 4 bits; give quant too".to_owned()));
+            let problem = format!("{QUANTIZE_EMBEDDING} is for a base in 4 bits; give {QUANT} too");
+            return Err(Error::setting(QUANTIZE_EMBEDDING, problem));
         }
         None => BaseStorage::AsStored,
     };
@@ -182,7 +184,7 @@ fn index(session: &Session, adapter: Option<&str>) -> Result<Option<usize>> {
 
 impl Generator {
     fn take(&self) -> Result<Session, JsValue> {
-        let busy = || errors::to_js(&Error::Setting("the generator is busy with another answer".to_owned()));
+        let busy = || errors::to_js(&Error::Busy("the generator is busy with another answer"));
         self.session.take().ok_or_else(busy)
     }
 

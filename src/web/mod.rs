@@ -53,8 +53,8 @@ fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {
 
 /// `what` names the value in messages. Over JSON, which tells of unknown keys.
 fn from_js<T: DeserializeOwned>(value: &JsValue, what: &str) -> Result<T> {
-    let text = js_sys::JSON::stringify(value).map(String::from).map_err(|e| Error::Setting(errors::text(&e)))?;
-    serde_json::from_str(&text).map_err(|e| Error::Setting(format!("{what}: {e}")))
+    let text = js_sys::JSON::stringify(value).map(String::from).map_err(|e| Error::Argument(errors::text(&e)))?;
+    serde_json::from_str(&text).map_err(|e| Error::Argument(format!("{what}: {e}")))
 }
 
 /// Puts bytes at an absolute path of the engine's own file system, over what stands there.

@@ -181,7 +181,7 @@ fn a_template_without_end_ends_the_program() {
 fn settings_that_cannot_work() {
     let shell = shell();
     let cases: [(&str, &[&str]); 21] = [
-        ("--rank 0", &["--rank is 0; a LoRA adapter needs a rank of at least 1"]),
+        ("--rank 0", &["--rank is 0; it must be at least 1"]),
         ("--rank 70000", &["is 70000, but must be in 1..=65536"]),
         ("--alpha 0", &["--alpha is 0; it must be a positive number"]),
         ("--alpha inf", &["--alpha is inf"]),
@@ -194,13 +194,13 @@ fn settings_that_cannot_work() {
         ("--max-grad-norm -1", &["--max-grad-norm is -1"]),
         ("--log-every 0", &["--log-every is 0"]),
         ("--seed 18446744073709551615", &["--seed is 18446744073709551615; it must be at most 9223372036854775807"]),
-        ("--max-seq-len 1", &["--max-seq-len must be at least 2"]),
+        ("--max-seq-len 1", &["--max-seq-len is 1; it must be at least 2"]),
         ("--max-seq-len 129", &["--max-seq-len is 129, but the model has 128 positions"]),
         ("--eval-fraction 1", &["--eval-fraction is 1"]),
-        ("--target-modules c_attn", &["target_modules (c_attn) matches no module", "q_proj, k_proj", "down_proj"]),
+        ("--target-modules c_attn", &["--target-modules (c_attn) matches no module", "q_proj, k_proj", "down_proj"]),
         ("--target-modules q_proj,lm_head", &["lm_head", "the embedding and the head stay frozen"]),
         ("--target-modules ((", &["`((` is not a regular expression"]),
-        ("--target-modules ,", &["target_modules"]),
+        ("--target-modules ,", &["--target-modules"]),
         ("--resume", &["run: holds no checkpoint to resume from"]),
     ];
     for (args, says) in cases {
@@ -239,20 +239,24 @@ fn words_that_the_command_line_does_not_know() {
 fn settings_files_that_cannot_be_used() {
     let shell = shell();
     for (text, says) in [
-        ("rnak = 3", "`rnak` is no setting; the nearest is `rank`"),
+        ("rnak = 3", "`rnak` is not a setting; the nearest is `rank`"),
         ("eval_every = 3", "the nearest is `eval-every`"),
-        ("[lora]\nrank = 3", "`lora` is no setting"),
+        ("[lora]\nrank = 3", "`lora` is not a setting"),
         ("rank = \"three\"", "three"),
         ("rank = -3", "rank"),
         ("method = \"fast\"", "fast"),
         ("rank = 3\nrank = 4", "line 2"),
         ("rank =", "line 1"),
-        ("rank = 0", "--rank is 0"),
-        ("lr = nan", "--lr is NaN"),
+        ("rank = 0", "run.toml: `rank` is 0"),
+        ("lr = nan", "run.toml: `lr` is NaN"),
+        ("dtype = \"f16\"", "run.toml: `dtype` is for `method = \"full\"`"),
     ] {
         shell.write("run.toml", text);
         refuses(&shell, "--config run.toml", &[says]);
     }
+    shell.write("run.toml", "rank = 0");
+    refuses(&shell, "--config run.toml --lr 0", &["run.toml: `rank` is 0"]);
+    refuses(&shell, "--config run.toml --rank 3 --lr 0", &["error: --lr is 0"]);
     refuses(&shell, "--config gone.toml", &["gone.toml cannot be read"]);
 }
 
@@ -300,7 +304,7 @@ fn memory_that_does_not_suffice_names_the_length_that_fits() {
     assert!(shell.metrics("run")[0]["gpu_bytes"].as_u64().unwrap() <= allowed);
 
     let shell = self::shell();
-    refuses(&shell, "--gpu-memory 1kB", &["--gpu-memory allows 1000; nothing that fits", "lower --batch-size"]);
+    refuses(&shell, "--gpu-memory 1kB", &["--gpu-memory allows 1000; shorter sequences alone", "lower --batch-size"]);
     let all = "--batch-size 9223372036854775807 --gpu-memory 1kB";
     refuses(&shell, all, &["--gpu-memory allows 1000"]);
 }
@@ -400,7 +404,7 @@ fn a_checkpoint_of_another_run_is_not_gone_on_from() {
     shell.fail(&format!("{resume} --batch-size 2"), &["run/checkpoints/step-2", "with --batch-size 4, not 2"]);
     shell.fail(&format!("{resume} --no-shuffle"), &["run/checkpoints/step-2", "with shuffle = true, not false"]);
     shell.write("data.jsonl", random_lines(8, 96, 2));
-    shell.fail(&resume, &["run/checkpoints/step-2", "other training examples than data.jsonl gives now"]);
+    shell.fail(&resume, &["run/checkpoints/step-2", "other training examples than --data data.jsonl gives now"]);
     shell.write("data.jsonl", data);
     let good = shell.read("model/model.safetensors");
     let mut weights = Weights::read(&shell.path("model/model.safetensors"));

@@ -117,7 +117,7 @@ fn what_cannot_be_exported_is_refused_and_leaves_nothing() {
     let shell = shell();
     shell.succeed("quantize --model model --out nf4");
     let before = shell.read("nf4/model.safetensors");
-    shell.fail("quantize --model model --out nf4", &["nf4", "is there already", "--overwrite"]);
+    shell.fail("quantize --model model --out nf4", &["nf4", "exists already", "--overwrite"]);
     shell.fail("quantize --model model --out model", &["is the model's own directory"]);
     shell.fail("quantize --model nf4 --out again", &["nf4"]);
     shell.fail("merge --model model --adapter absent --out merged", &["absent"]);

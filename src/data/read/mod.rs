@@ -13,6 +13,7 @@ use super::report::{DropReason, LISTED};
 use super::settings::{DataSettings, OnLong, Shape};
 use super::tokenizer::Tokenizer;
 use crate::files::{self, File};
+use crate::setting::{MAX_SEQ_LEN, ON_LONG};
 use crate::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +55,8 @@ pub fn read_with(
 ) -> Result<Dataset> {
     let max_seq_len = settings.max_seq_len;
     if max_seq_len < 2 {
-        return Err(Error::Setting(format!("the maximal sequence length is {max_seq_len}, but must be at least 2")));
+        let problem = format!("{MAX_SEQ_LEN} is {max_seq_len}; it must be at least 2");
+        return Err(Error::setting(MAX_SEQ_LEN, problem));
     }
     let path = data_file(path)?;
     let mut dataset = match is_text(&path) {
@@ -231,9 +233,9 @@ fn read_records(
         return Err(Error::file(path, too_long_sentence(&place, &too_long, &report, settings.max_seq_len)));
     }
     if ends > 0 && ends_kept == 0 && !examples.is_empty() {
-        let problem =
-            "cutting to --max-seq-len leaves no example its end of turn, so the model would never learn to stop";
-        return Err(Error::file(path, format!("{problem}; raise it to {}", report.longest)));
+        let problem = "leaves no example its end of turn, so the model would never learn to stop";
+        let raise = MAX_SEQ_LEN.is(report.longest);
+        return Err(Error::file(path, format!("cutting to {MAX_SEQ_LEN} {problem}; raise it: {raise}")));
     }
     Ok(Dataset { examples, report })
 }
@@ -298,9 +300,10 @@ fn too_long_sentence(place: &Place, numbers: &[usize], report: &DataReport, limi
     let longest = report.longest;
     format!(
         "{} of {} examples are longer than {limit} tokens, the longest has {longest} ({list}); nothing is cut without \
-         being asked: raise --max-seq-len to {longest}, or choose --on-long truncate, drop or split",
+         being asked: raise {MAX_SEQ_LEN} to {longest}, or choose {}, drop or split",
         numbers.len(),
-        report.read
+        report.read,
+        ON_LONG.is("truncate")
     )
 }
 

@@ -107,6 +107,7 @@ pub fn assert_fails(command: &mut Command, args: &str, says: &[&str]) {
     let (shown, problems) = texts(&output);
     assert_eq!(output.status.code(), Some(1), "loraine {args}\n{shown}{problems}");
     assert!(!problems.contains("panicked"), "loraine {args}\n{problems}");
+    assert!(!problems.contains('⟨'), "loraine {args}: a placeholder is not written as a flag:\n{problems}");
     let errors: Vec<&str> = problems.lines().filter(|line| line.starts_with("error: ")).collect();
     let [error] = errors[..] else { panic!("loraine {args}: not one error line:\n{problems}") };
     assert!(problems.trim_end().ends_with(error), "loraine {args}: the error is not the last line:\n{problems}");

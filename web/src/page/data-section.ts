@@ -1,5 +1,6 @@
 import type { App } from "../app";
 import { h, show } from "./dom";
+import { LABELS } from "./labels";
 import * as format from "./format";
 import { button, checkbox, choice, dropPlace, field, noticePlace, section, select } from "./parts";
 import type { DataFormat } from "../types";
@@ -133,11 +134,11 @@ function reading(app: App): HTMLElement {
     ...["chatml", "llama-2", "llama-3", "gemma", "zephyr", "plain"].map((name): [string, string] => [name, name]),
   ];
   const template = field(
-    "Chat template",
+    LABELS["chat-template"],
     select(templates, (value) => (value === "" ? without("chat-template") : set({ "chat-template": value }))),
   );
   const trainOn = field(
-    "Train on",
+    LABELS["train-on"],
     select(
       [
         ["", "Answers"],
@@ -149,7 +150,7 @@ function reading(app: App): HTMLElement {
     ),
   );
   const onLong = field(
-    "Longer examples",
+    LABELS["on-long"],
     select(
       [
         ["refuse", "Stop with an error"],

@@ -3,6 +3,7 @@
 import type { Failure } from "../types";
 import * as format from "./format";
 import { h, newId, setText, show } from "./dom";
+import { withLabels } from "./labels";
 import type { Progress } from "../protocol";
 
 export function button(label: string, onclick: () => void, kind: "primary" | "plain" | "quiet" = "plain"): HTMLButtonElement {
@@ -127,25 +128,11 @@ export function noticePlace(): NoticePlace {
   };
 }
 
-/** The engine speaks of flags and of its own directories; the page has neither. */
-const FLAGS: Record<string, string> = {
-  "--max-seq-len": "the sequence length",
-  "--batch-size": "the batch size",
-  "--grad-accum": "gradient accumulation",
-  "--gpu-memory": "the memory budget",
-  "--lr": "the learning rate",
-  "--target-modules": "the targets",
-  "--on-long": "“Longer examples”",
-  "--chat-template": "“Chat template”",
-  "--train-on": "“Train on”",
-  "--warmup-steps": "the warm-up steps",
-};
-
+/** A failure as a sentence of the page: with its labels, without the directories of the engine's own file system. */
 export function readable(failure: Failure): string {
-  const text = failure.message
+  const text = withLabels(failure.message)
     .replace(/\/(models|data|runs)\/(?:[^\s/:]+\/)?(?=[^\s/:]+)/g, "")
-    .replace(/\/models--[^/\s]+\/snapshots\/[0-9a-f]{40}\//g, "")
-    .replace(/--[a-z][a-z-]+/g, (flag) => FLAGS[flag] ?? flag.slice(2).replaceAll("-", " "));
+    .replace(/\/models--[^/\s]+\/snapshots\/[0-9a-f]{40}\//g, "");
   // A sentence begins large, a file's name stays as it is.
   const first = /^[a-z]+ /.test(text) ? text.slice(0, 1).toUpperCase() + text.slice(1) : text;
   const advice = failure.kind === "out-of-memory" ? " Try a smaller batch size, shorter sequences or a smaller rank." : "";

@@ -2,6 +2,7 @@ import type { App } from "../app";
 import { numberProblem, type NumberSetting } from "../recipe";
 import type { RunSettings } from "../types";
 import { h, show } from "./dom";
+import { LABELS } from "./labels";
 import { memoryPicture } from "./memory-picture";
 import { type Field, field, section, select } from "./parts";
 
@@ -17,12 +18,12 @@ export function settingsSection(app: App): HTMLElement {
   const main = h(
     "div",
     { class: "fields settings" },
-    slider(app, "rank", "Rank", "Size of the adapter", [1, 2, 4, 8, 16, 32, 64, 128, 256]),
-    slider(app, "max-seq-len", "Sequence length", "Tokens of the longest example", [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]),
-    slider(app, "batch-size", "Batch size", "Examples per micro-batch", [1, 2, 4, 8, 16, 32, 64]),
-    number(app, "alpha", "Alpha", "Strength: the adapter is scaled by alpha ÷ rank").element,
-    number(app, "lr", "Learning rate", "Highest learning rate").element,
-    number(app, "steps", "Steps", "Number of optimizer steps").element,
+    slider(app, "rank", "Size of the adapter", [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+    slider(app, "max-seq-len", "Tokens of the longest example", [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]),
+    slider(app, "batch-size", "Examples per micro-batch", [1, 2, 4, 8, 16, 32, 64]),
+    number(app, "alpha", "Strength: the adapter is scaled by alpha ÷ rank").element,
+    number(app, "lr", "Highest learning rate").element,
+    number(app, "steps", "Number of optimizer steps").element,
     targets(app),
   );
   const more = h(
@@ -32,24 +33,24 @@ export function settingsSection(app: App): HTMLElement {
     h(
       "div",
       { class: "fields settings" },
-      picked(app, "method", "Base weights", [
+      picked(app, "method", [
         ["qlora", "In 4 bits (QLoRA)"],
         ["lora", "As stored (LoRA)"],
       ]),
-      picked(app, "schedule", "Schedule", [
+      picked(app, "schedule", [
         ["linear", "Linear"],
         ["cosine", "Cosine"],
         ["constant", "Constant"],
       ]),
-      picked(app, "optim", "Optimizer", [
+      picked(app, "optim", [
         ["adamw", "AdamW"],
         ["adamw8bit", "AdamW, moments in 8 bits"],
       ]),
-      number(app, "warmup-steps", "Warm-up steps", "The learning rate rises over these steps").element,
-      number(app, "grad-accum", "Gradient accumulation", "Micro-batches per step").element,
-      number(app, "dropout", "Dropout", "On the adapter’s input").element,
-      number(app, "weight-decay", "Weight decay", "").element,
-      number(app, "seed", "Seed", "The same seed repeats a run").element,
+      number(app, "warmup-steps", "The learning rate rises over these steps").element,
+      number(app, "grad-accum", "Micro-batches per step").element,
+      number(app, "dropout", "On the adapter’s input").element,
+      number(app, "weight-decay", "").element,
+      number(app, "seed", "The same seed repeats a run").element,
     ),
   );
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Settings of the run"), main, more);
@@ -60,9 +61,9 @@ export function settingsSection(app: App): HTMLElement {
     .element;
 }
 
-function number(app: App, name: NumberSetting, label: string, hint: string): Field<HTMLInputElement> {
+function number(app: App, name: NumberSetting, hint: string): Field<HTMLInputElement> {
   const input = h("input", { type: "text", inputMode: "decimal", autocomplete: "off", spellcheck: false });
-  const made = field(label, input, hint);
+  const made = field(LABELS[name], input, hint);
   input.oninput = () => {
     const value = input.value.trim() === "" ? Number.NaN : Number(input.value.trim().replace(",", "."));
     const problem = numberProblem(name, value);
@@ -82,15 +83,15 @@ function number(app: App, name: NumberSetting, label: string, hint: string): Fie
 }
 
 /** A number with a slider over its usual values. */
-function slider(app: App, name: NumberSetting, label: string, hint: string, stops: number[]): HTMLElement {
+function slider(app: App, name: NumberSetting, hint: string, stops: number[]): HTMLElement {
   const range = h("input", {
     type: "range",
     min: "0",
     max: String(stops.length - 1),
     step: "1",
-    aria: { label: `${label}, usual values` },
+    aria: { label: `${LABELS[name]}, usual values` },
   });
-  const made = number(app, name, label, hint);
+  const made = number(app, name, hint);
   made.input.after(range);
   made.element.classList.add("with-slider");
   range.oninput = () => app.set({ [name]: stops[Number(range.value)] as number });
@@ -106,11 +107,10 @@ function slider(app: App, name: NumberSetting, label: string, hint: string, stop
 function picked<Name extends "method" | "schedule" | "optim">(
   app: App,
   name: Name,
-  label: string,
   options: [RunSettings[Name], string][],
 ): HTMLElement {
   const made = field(
-    label,
+    LABELS[name],
     select(options, (value) => app.set({ [name]: value } as Partial<RunSettings>)),
   );
   app.on(["settings"], () => {
@@ -135,7 +135,7 @@ function targets(app: App): HTMLElement {
     const value = own.input.value.trim();
     if (value !== "") app.set({ "target-modules": value });
   };
-  const made = field("Target modules", list, "Layers with an adapter");
+  const made = field(LABELS["target-modules"], list, "Layers with an adapter");
   app.on(["settings"], () => {
     const value = app.settings["target-modules"];
     const known = TARGETS.some(([name]) => name === value && name !== "");
