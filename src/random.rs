@@ -1,6 +1,6 @@
-//! Counter-based random numbers: a value depends on (seed, stream, index) alone, so a resumed run draws what it would have drawn.
+//! Counter-based random numbers: a value depends only on (seed, stream, item, index), so a resumed run draws the same values.
 
-/// The streams of one run; each use has its own, so that adding draws to one never moves another.
+/// Streams of random numbers. Each use has its own, so that more draws in one stream never change another.
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub enum Stream {
@@ -19,26 +19,26 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// 64 random bits of draw `index` in `stream`; `item` separates sequences inside one stream (a tensor, an epoch).
+/// Returns 64 random bits: draw `index` of `stream`. `item` separates sequences in one stream, such as tensors or epochs.
 pub fn bits(seed: u64, stream: Stream, item: u64, index: u64) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let key = mix(mix(seed.wrapping_add(GOLDEN)) ^ (stream as u64).wrapping_mul(GOLDEN));
     mix(mix(key ^ item.wrapping_mul(GOLDEN)).wrapping_add(index.wrapping_mul(GOLDEN)))
 }
 
-/// Uniform in [0, 1), 24 bits.
+/// Returns a uniform number in [0, 1) with 24 random bits.
 pub fn uniform(seed: u64, stream: Stream, item: u64, index: u64) -> f32 {
     (bits(seed, stream, item, index) >> 40) as f32 / (1u32 << 24) as f32
 }
 
-/// The standard normal deviate `index` made of the uniform draws `2 index` and `2 index + 1` (Box and Muller 1958).
+/// Returns standard normal number `index`, made of the uniform draws `2 index` and `2 index + 1` (Box and Muller 1958).
 pub fn normal(uniform: impl Fn(u64) -> f32, index: u64) -> f64 {
     // 1 - u keeps the logarithm's argument above zero.
     let radius = (-2.0 * (1.0 - f64::from(uniform(2 * index))).ln()).sqrt();
     radius * (2.0 * std::f64::consts::PI * f64::from(uniform(2 * index + 1))).cos()
 }
 
-/// Fisher-Yates order of `0..len`.
+/// Returns a random permutation of `0..len` (Fisher and Yates).
 pub fn permutation(seed: u64, stream: Stream, item: u64, len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     for i in (1..len).rev() {

@@ -1,4 +1,4 @@
-//! The names by which a session's adapters are called.
+//! Names of a session's adapters.
 
 use crate::setting::ADAPTER;
 use crate::{Error, Result};
@@ -6,13 +6,13 @@ use crate::{Error, Result};
 /// The name of the model without an adapter.
 pub const BASE: &str = "base";
 
-/// Names in the order in which the adapters were loaded.
+/// Names in the order of loading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterNames(Vec<String>);
 
 impl AdapterNames {
     /// # Errors
-    /// A name that is empty, that is [`BASE`], or that two adapters have.
+    /// A name is empty, is [`BASE`], or belongs to two adapters.
     pub fn new(names: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut known: Vec<String> = Vec::new();
         for name in names {
@@ -32,10 +32,10 @@ impl AdapterNames {
         Ok(Self(known))
     }
 
-    /// The index of the adapter called `name`; None is the base.
+    /// Returns the index of the adapter called `name`; `None` means the base.
     ///
     /// # Errors
-    /// A name that no adapter has; the error lists those that there are.
+    /// No adapter has this name; the error lists the names.
     pub fn index(&self, name: &str) -> Result<Option<usize>> {
         if name == BASE {
             return Ok(None);
@@ -48,12 +48,12 @@ impl AdapterNames {
         found.map(Some).ok_or_else(unknown)
     }
 
-    /// The name of the adapter of this index; None is the base.
+    /// Returns the name of an adapter by its index; `None` means the base.
     pub fn name(&self, adapter: Option<usize>) -> &str {
         adapter.and_then(|index| self.0.get(index)).map_or(BASE, String::as_str)
     }
 
-    /// The base, then every adapter.
+    /// Names of the base and of every adapter.
     pub fn with_base(&self) -> impl Iterator<Item = &str> {
         std::iter::once(BASE).chain(self.0.iter().map(String::as_str))
     }

@@ -1,11 +1,11 @@
-//! A conversation with a model: its messages, which each client keeps for itself.
+//! A conversation with a model: the messages, which each client keeps for itself.
 
 use serde_json::Value;
 
 use super::text_format::{TextFormat, message};
 use crate::Result;
 
-/// The messages so far, the system's first where there is one.
+/// The messages so far; a system message comes first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     system: Option<String>,
@@ -19,16 +19,16 @@ impl Conversation {
         conversation
     }
 
-    /// Forgets everything but the system's message.
+    /// Removes all messages except the system message.
     pub fn reset(&mut self) {
         self.messages = self.system.iter().map(|text| message("system", text)).collect();
     }
 
-    /// The tokens up to where the model answers `text`. The question joins the conversation with its answer only, by
+    /// Returns the tokens of the prompt for the answer to `text`. The question joins the conversation together with its answer, by
     /// [`Self::answered`].
     ///
     /// # Errors
-    /// Those of [`TextFormat::chat`].
+    /// The errors of [`TextFormat::chat`].
     pub fn ask(&self, format: &TextFormat, text: &str) -> Result<Vec<u32>> {
         let messages: Vec<Value> = self.messages.iter().cloned().chain([message("user", text)]).collect();
         format.chat(&messages)
@@ -39,7 +39,7 @@ impl Conversation {
         self.messages.extend([message("user", text), message("assistant", answer)]);
     }
 
-    /// Messages of user and assistant.
+    /// Number of messages of user and assistant.
     pub fn len(&self) -> usize {
         self.messages.len() - usize::from(self.system.is_some())
     }

@@ -1,4 +1,4 @@
-//! Which tokens end a generated text.
+//! The tokens that end a generated text.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::{Error, Result, files};
 
 const FILE: &str = "generation_config.json";
 
-/// The end tokens of `config.json` and, where the directory has one, of `generation_config.json` (one id or a list of them;
-/// anything else under its `eos_token_id` is passed over).
+/// Returns the end tokens of `config.json` and of `generation_config.json`, if the directory has one. Its `eos_token_id` is one id or
+/// a list of ids; any other value is ignored.
 ///
 /// # Errors
-/// A `generation_config.json` that cannot be read or is no JSON object.
+/// `generation_config.json` cannot be read or is not a JSON object.
 pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
     let mut ids = config.eos_token_ids.clone();
     let path = model_dir.join(FILE);

@@ -1,4 +1,4 @@
-//! Generation on the device: prompts in pieces, then one row per token, over a cache of keys and values.
+//! Generates text on the device: the prompt in pieces, then one row per token, with a cache of keys and values.
 
 use std::ops::ControlFlow;
 
@@ -13,49 +13,49 @@ use crate::model::source::Source;
 use crate::network::load;
 use crate::{Error, Result, tune};
 
-/// Passes of this many shapes stay prepared; beyond it, all are made anew.
+/// Number of pass shapes that stay prepared; beyond it, all are prepared again.
 const MAX_LISTS: usize = 64;
 
-/// What one generated text is to be.
+/// Settings of one generated text.
 #[derive(Clone, Debug, Default)]
 pub struct GenerationSettings {
     pub sampling: SamplingSettings,
     pub max_tokens: usize,
-    /// The text ends before the first of these; none lets it run on.
+    /// Tokens that end the text; they are not part of it. Without any, the text does not stop by itself.
     pub end_tokens: Vec<u32>,
 }
 
-/// Why a text ended.
+/// Reason for the end of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model gave an end token, which is not part of the text.
+    /// The model generated an end token, which is not part of the text.
     EndToken(u32),
     MaxTokens,
-    /// The cache holds no further position.
+    /// The cache is full.
     Context,
-    /// `on_token` asked for it.
+    /// `on_token` ended it.
     Caller,
 }
 
 #[derive(Clone, Debug)]
 pub struct Generation {
-    /// Without the prompt.
+    /// Generated tokens, without the prompt.
     pub tokens: Vec<u32>,
     pub stop: Stop,
-    /// Tokens of the prompt that had to be computed: those that the cache held already are left out.
+    /// Tokens of the prompt that were computed; tokens in the cache do not count.
     pub prompt_computed: usize,
-    /// Until the first logits.
+    /// Time until the first logits.
     pub prompt_time: Duration,
-    /// From there to the end.
+    /// Time from the first logits to the end.
     pub token_time: Duration,
 }
 
-/// A base with any number of adapters, ready to continue texts.
+/// A base with any number of adapters on the device, ready to continue texts.
 pub struct Generator {
     pub gpu: Gpu,
     pub plan: GenerationPlan,
     pub buffers: Buffers,
-    /// Filled by every pass when set.
+    /// GPU times of every pass, if set.
     pub profile: Option<Profile>,
     lists: Lists<PassShape>,
     cached: CachedText,
@@ -63,19 +63,19 @@ pub struct Generator {
 
 /// The text whose keys and values the plan's cache holds.
 ///
-/// A plan has one cache, so a generator knows one text: clients that take turns replace each other's, and each then pays for
-/// its whole prompt again, with the same results. A client gets its own by a further `KvCache` in the plan, its index in
-/// [`PassShape`], and a `CachedText` beside this one; nothing else knows which text is cached.
+/// A plan has one cache, so a generator caches one text. Clients that take turns replace each other's text and compute their whole
+/// prompt again, with the same results. To give each client a cache of its own, add another `KvCache` to the plan, its index to
+/// [`PassShape`] and a `CachedText` beside this one; no other code depends on the cached text.
 #[derive(Default)]
 struct CachedText {
     tokens: Vec<u32>,
-    /// Index of the adapter that computed them; None is the base.
+    /// Index of the adapter that computed the cache; `None` means the base.
     adapter: Option<usize>,
 }
 
 impl CachedText {
-    /// How many of the first tokens of `text` need no computation under `adapter`. The last one always does: its logits
-    /// are what a caller asks for.
+    /// Number of leading tokens of `text` that are in the cache of `adapter`. The last token is always computed, since the caller needs
+    /// its logits.
     fn shared_with(&self, text: &[u32], adapter: Option<usize>) -> usize {
         if adapter != self.adapter {
             return 0;
@@ -84,7 +84,7 @@ impl CachedText {
         common.min(text.len().saturating_sub(1))
     }
 
-    /// Keeps what `text` under `adapter` can use.
+    /// Keeps the part of the cache that `text` can use with `adapter`.
     fn begin(&mut self, text: &[u32], adapter: Option<usize>) {
         self.tokens.truncate(self.shared_with(text, adapter));
         self.adapter = adapter;
@@ -92,10 +92,10 @@ impl CachedText {
 }
 
 impl Generator {
-    /// Plans, allocates and loads.
+    /// Plans and allocates the memory, and loads the model.
     ///
     /// # Errors
-    /// A base that the files cannot give, a context that does not fit, out of memory, or a failing device.
+    /// The files do not have the requested base, the context does not fit, or the device is out of memory or fails.
     pub async fn open(
         gpu: Gpu,
         source: &Source,
@@ -121,11 +121,11 @@ impl Generator {
         Ok(Self { gpu, plan, buffers, profile: None, lists, cached })
     }
 
-    /// Logits `[vocabulary]` of the token after `text`, under an adapter (by its index) or the base alone. What the text
-    /// has in common with the last one under the same adapter is not computed again.
+    /// Computes the logits `[vocabulary]` of the token after `text`, with an adapter (by its index) or with the base alone. A prefix that
+    /// `text` shares with the last text of the same adapter is not computed again.
     ///
     /// # Errors
-    /// An empty text, one longer than the context, ids outside the vocabulary, an unknown adapter, or a failing device.
+    /// The text is empty or longer than the context, a token is outside the vocabulary, the adapter does not exist, or the device fails.
     pub async fn logits_after(&mut self, text: &[u32], adapter: Option<usize>) -> Result<Vec<f32>> {
         self.check(text, adapter)?;
         self.cached.begin(text, adapter);
@@ -143,10 +143,10 @@ impl Generator {
         Ok(logits)
     }
 
-    /// Continues `prompt` token by token; `on_token` sees each as it comes and may end the text.
+    /// Continues `prompt` token by token. `on_token` receives each token and may end the text.
     ///
     /// # Errors
-    /// Those of [`Self::logits_after`] for the prompt, settings out of range, or logits that are not finite.
+    /// The errors of [`Self::logits_after`] for the prompt, settings out of range, or logits that are not finite.
     pub async fn generate(
         &mut self,
         prompt: &[u32],
@@ -207,7 +207,7 @@ impl Generator {
         }
     }
 
-    /// Runs `tokens` at positions `first ..`, whose keys and values join the cache.
+    /// Runs `tokens` at positions `first ..` and adds their keys and values to the cache.
     async fn pass(&mut self, first: usize, tokens: &[u32], adapter: Option<usize>, logits: bool) -> Result<()> {
         let rows = tokens.len() as u32;
         let positions = first as u32..first as u32 + rows;

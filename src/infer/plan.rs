@@ -1,4 +1,4 @@
-//! What generation needs on the device, planned from sizes alone: base, any number of adapters, cache, workspace.
+//! The device memory of generation, planned from sizes alone: base, any number of adapters, cache, workspace.
 
 use crate::gpu::params_bytes;
 use crate::gpu::{
@@ -16,20 +16,20 @@ use crate::quant::format::Float;
 use crate::setting::MAX_CONTEXT;
 use crate::{Error, Result};
 
-/// Rows of one pass over a prompt, where nothing else is wanted: a weight is read once per pass.
+/// Default number of rows in one pass over a prompt. Each pass reads every weight once.
 pub const DEFAULT_ROWS_PER_PASS: usize = 128;
 
-/// The sizes and autotune that a plan follows from.
+/// The sizes and choices that determine a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanSettings {
     pub base: BaseStorage,
-    /// Positions of the cache: the longest text, prompt included.
+    /// Positions of the cache: the longest text including the prompt.
     pub max_positions: usize,
-    /// Prompts go through the network in pieces of this many rows.
+    /// Rows of one pass over a prompt; longer prompts take several passes.
     pub rows_per_pass: usize,
 }
 
-/// One recorded pass: how many rows, which adapter, and whether the last row's logits are wanted.
+/// Shape of a recorded pass: its rows, its adapter, and whether it computes logits of the last row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PassShape {
     pub rows: u32,
@@ -37,23 +37,23 @@ pub struct PassShape {
     pub logits: bool,
 }
 
-/// Every buffer of generation and how its passes are recorded.
+/// All buffers of generation; records its passes.
 #[derive(Clone, Debug)]
 pub struct GenerationPlan {
     pub memory: MemoryPlan,
     pub capabilities: Capabilities,
-    /// Neither the memory nor the results follow from these.
+    /// Measured kernel choices; they change neither memory nor results.
     pub autotune: AutotuneTable,
     pub network: Network,
     pub adapters: Vec<DeviceAdapter>,
     pub staging: Option<Staging>,
     pub inputs: Inputs,
-    /// u32: the row whose logits are wanted.
+    /// Row whose logits are computed, u32.
     pub last_row: View,
     /// `[1, vocabulary]`.
     pub logits: Matrix,
     pub logits_read: View,
-    /// Parameters of the passes over prompts, and of the steps of one row.
+    /// Dispatch parameters of the passes over prompts, and of the passes of one row.
     pub uniforms: [View; 2],
     pub rows_per_pass: u32,
     cache: KvCache,
@@ -64,10 +64,10 @@ pub struct GenerationPlan {
 }
 
 impl GenerationPlan {
-    /// `stored` tells the type in which the files hold a tensor, `adapters` the modules of each adapter.
+    /// Plans generation. `stored` returns the type of a tensor in the files; `adapters` holds the modules of each adapter.
     ///
     /// # Errors
-    /// A context of no positions, or one whose cache does not fit into the adapter's bindings.
+    /// The context has no positions, or its cache does not fit in one binding of the device.
     pub fn new(
         capabilities: Capabilities,
         config: &ModelConfig,
@@ -122,7 +122,7 @@ impl GenerationPlan {
             unused,
             scratch,
         };
-        // A list of all rows is the longest: fewer rows take no more dispatches.
+        // The list of all rows is the longest: fewer rows never take more dispatches.
         plan.uniforms = [rows_per_pass, 1].map(|rows| {
             let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands)).max().unwrap_or(0);
             plan.memory.alloc(Category::Uploads, "dispatch parameters", bytes)
@@ -143,18 +143,18 @@ impl GenerationPlan {
         Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch).with_autotune(&self.autotune)
     }
 
-    /// The pass of `rows` rows over the base, and over each adapter.
+    /// Records the pass of `rows` rows with the base, and with each adapter.
     fn lists_of(&self, rows: u32) -> impl Iterator<Item = Recorder> {
         let adapters = std::iter::once(None).chain((0..self.adapters.len()).map(Some));
         adapters.map(move |adapter| self.record(PassShape { rows, adapter, logits: true }))
     }
 
-    /// What the passes of a prompt ask of the kernels that there are autotune between; those of one token find none.
+    /// Problem sizes for the autotuner: the contractions of the passes over prompts. Passes of one token have only one kernel to choose.
     pub fn problem_sizes(&self) -> Vec<ProblemSize> {
         self.lists_of(self.rows_per_pass).flat_map(|list| list.problem_sizes).collect()
     }
 
-    /// The forward pass of `shape`; with `logits`, those of the row that `last_row` names.
+    /// Records the forward pass of `shape`. With `logits`, it ends with the logits of the row that `last_row` holds.
     pub fn record(&self, shape: PassShape) -> Recorder {
         let mut rec = self.recorder();
         let pass = Pass {
@@ -176,7 +176,7 @@ impl GenerationPlan {
     }
 }
 
-/// (positions, width) of a layer's keys, within one binding.
+/// Returns the shape (positions, width) of a layer's cached keys, which must fit in one binding.
 fn cache_shape(config: &ModelConfig, max_positions: usize, max_binding: u64) -> Result<(u32, u32)> {
     let width = config.projection_shape(Projection::K).0 as u32;
     let fitting = (max_binding / (4 * u64::from(width))).min(u64::from(u32::MAX));

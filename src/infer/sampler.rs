@@ -1,4 +1,5 @@
-//! The next token from logits, with transformers' meaning and order of the settings: repetition penalty, temperature, top-k, top-p.
+//! Samples the next token from logits. Settings have the meaning and order of transformers: repetition penalty, temperature, top-k,
+//! top-p.
 
 use std::collections::BTreeSet;
 
@@ -8,20 +9,20 @@ use crate::{Error, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingSettings {
-    /// Logits are divided by it; 0 always takes the likeliest token.
+    /// Divisor of the logits; 0 always takes the most likely token.
     pub temperature: f32,
-    /// Only tokens as likely as the k-th likeliest; 0 is off.
+    /// Number of most likely tokens to sample from (ties with the last one stay); 0 is off.
     pub top_k: usize,
-    /// Only the likeliest tokens that together reach this probability; 1 is off.
+    /// Samples from the most likely tokens that together reach this probability; 1 is off.
     pub top_p: f32,
-    /// The logits of tokens that occurred are divided by it where positive, multiplied where negative; 1 is off.
+    /// Penalty of tokens that occurred before: positive logits are divided by it, negative ones multiplied; 1 is off.
     pub repetition_penalty: f32,
-    /// The same seed repeats the text.
+    /// Seed of the draws; an equal seed repeats the text.
     pub seed: u64,
 }
 
 impl Default for SamplingSettings {
-    /// Greedy: every filter off.
+    /// Greedy: all filters are off.
     fn default() -> Self {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
     }
@@ -29,7 +30,7 @@ impl Default for SamplingSettings {
 
 impl SamplingSettings {
     /// # Errors
-    /// A setting out of its range.
+    /// A setting is out of range.
     pub fn check(&self) -> Result<()> {
         let refuse =
             |key: Key, value: f32, range| Err(Error::setting(key, format!("{key} is {value}, but must be {range}")));
@@ -46,11 +47,11 @@ impl SamplingSettings {
     }
 }
 
-/// The token that follows `text` (prompt and generated), whose logits `[vocabulary]` are given. The draw depends on the
-/// seed and the length of the text alone.
+/// Samples the token after `text` (prompt and generated tokens) from its `logits` `[vocabulary]`. The draw depends only on the seed
+/// and the length of the text.
 ///
 /// # Errors
-/// Settings out of range, no logits, or logits that are NaN or infinite.
+/// Settings are out of range, or logits are missing, NaN or infinite.
 pub fn next_token(logits: &[f32], text: &[u32], settings: &SamplingSettings) -> Result<u32> {
     settings.check()?;
     if let Some(at) = logits.iter().position(|l| !l.is_finite()) {
@@ -69,7 +70,7 @@ pub fn next_token(logits: &[f32], text: &[u32], settings: &SamplingSettings) -> 
     token.ok_or_else(|| Error::Training("the model gave no logits".to_owned()))
 }
 
-/// Keskar et al. 2019 (CTRL): every token that occurs in `text` becomes less likely, once however often it occurs.
+/// Applies the repetition penalty of Keskar et al. 2019 (CTRL) once to every token that occurs in `text`.
 fn penalize(logits: &mut [f64], text: &[u32], penalty: f64) {
     if penalty == 1.0 {
         return;
@@ -81,13 +82,13 @@ fn penalize(logits: &mut [f64], text: &[u32], penalty: f64) {
     }
 }
 
-/// The first of the largest.
+/// Returns the index of the largest logit; of equal ones the first.
 fn likeliest(logits: &[f64]) -> Option<u32> {
     let first_largest = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
     (0..logits.len()).reduce(first_largest).map(|at| at as u32)
 }
 
-/// The tokens left by temperature, top-k and top-p with their probabilities (which sum to 1), likeliest first.
+/// Returns the tokens that remain after temperature, top-k and top-p with their probabilities, most likely first. They sum to 1.
 fn candidates(logits: &[f64], settings: &SamplingSettings) -> Vec<(u32, f64)> {
     let temperature = f64::from(settings.temperature);
     let mut kept: Vec<(u32, f64)> = logits.iter().enumerate().map(|(i, l)| (i as u32, l / temperature)).collect();
@@ -95,12 +96,12 @@ fn candidates(logits: &[f64], settings: &SamplingSettings) -> Vec<(u32, f64)> {
     if settings.top_k > 0
         && let Some((_, lowest)) = kept.get(settings.top_k - 1).copied()
     {
-        // Tokens exactly as likely as the k-th stay, as in transformers.
+        // Tokens exactly as likely as the k-th token stay, as in transformers.
         kept.retain(|(_, logit)| *logit >= lowest);
     }
     softmax(&mut kept);
     if settings.top_p < 1.0 {
-        // A token goes when those from it to the least likely hold at most 1 - top_p together; the likeliest always stays.
+        // Top-p drops a token if it and all less likely tokens together have at most 1 - top_p. The most likely token always stays.
         let mut before = 0.0;
         let reached = kept.iter().position(|(_, p)| {
             before += p;
@@ -113,7 +114,7 @@ fn candidates(logits: &[f64], settings: &SamplingSettings) -> Vec<(u32, f64)> {
     kept
 }
 
-/// Of logits in falling order.
+/// Computes the softmax of logits in descending order.
 fn softmax(values: &mut [(u32, f64)]) {
     let highest = values.first().map_or(0.0, |(_, logit)| *logit);
     values.iter_mut().for_each(|(_, v)| *v = (*v - highest).exp());
@@ -121,14 +122,14 @@ fn softmax(values: &mut [(u32, f64)]) {
     values.iter_mut().for_each(|(_, v)| *v /= total);
 }
 
-/// The candidate in whose share of [0, 1) the draw lies.
+/// Returns the candidate whose part of [0, 1) contains the draw.
 fn pick(candidates: &[(u32, f64)], draw: f64) -> Option<u32> {
     let mut below = 0.0;
     let found = candidates.iter().find(|(_, p)| {
         below += p;
         draw < below
     });
-    // Rounding may leave the shares' sum a hair under 1.
+    // Rounding may leave the sum of the probabilities slightly below 1.
     found.or(candidates.last()).map(|(token, _)| *token)
 }
 

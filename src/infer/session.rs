@@ -1,7 +1,7 @@
-//! A model that answers: opened from its directory in one place, for every program that talks with it.
+//! A session: a model with its adapters, opened in one place for every program that generates text.
 //!
-//! [`prepare`] reads and checks the files, so that a program learns about wrong ones, and about the lengths of its prompts,
-//! before a GPU is asked for. [`PreparedSession::open`] loads the model onto a GPU.
+//! [`prepare`] reads and checks the files, so that a program reports wrong files and knows the lengths of its prompts before it opens
+//! a GPU. [`PreparedSession::open`] loads the model onto the GPU.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::model::source::Source;
 use crate::network::base::BaseStorage;
 use crate::{Error, Result, files};
 
-/// A PEFT adapter directory and the name that requests call it by.
+/// A PEFT adapter directory and its name in requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(target_arch = "wasm32", derive(serde::Deserialize, tsify::Tsify))]
 pub struct NamedAdapter {
@@ -27,7 +27,7 @@ pub struct NamedAdapter {
     pub dir: PathBuf,
 }
 
-/// The model, the adapters, and how both are held.
+/// Settings of a session.
 #[derive(Clone, Debug)]
 pub struct SessionSettings {
     /// A Hugging Face model directory.
@@ -37,7 +37,7 @@ pub struct SessionSettings {
     pub template: TemplateChoice,
 }
 
-/// A session whose files are read and checked, before a GPU is asked for.
+/// A session whose files are read and checked, without a GPU.
 pub struct PreparedSession {
     pub source: Source,
     pub format: TextFormat,
@@ -49,7 +49,7 @@ pub struct PreparedSession {
 /// Reads the model's files and its adapters.
 ///
 /// # Errors
-/// A model or adapter directory that cannot be read or is damaged, or adapter names that [`AdapterNames::new`] refuses.
+/// A model or adapter directory cannot be read or is damaged, or [`AdapterNames::new`] refuses the names.
 pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     let SessionSettings { model, adapters, base, template } = settings;
     let names = AdapterNames::new(adapters.iter().map(|adapter| adapter.name.clone()))?;
@@ -64,16 +64,16 @@ pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
 }
 
 impl PreparedSession {
-    /// What `config.json` says.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.source.config
     }
 
     /// Loads the base and every adapter onto `gpu`, with a cache for `context` tokens of prompt and answer together.
-    /// `progress` learns how many bytes of the base are loaded, and how many there are.
+    /// `progress` receives the loaded bytes of the base and the total.
     ///
     /// # Errors
-    /// Files that disagree with the model's configuration, a context that does not fit, out of memory, or a failing device.
+    /// The files disagree with the model's configuration, the context does not fit, or the device is out of memory or fails.
     pub async fn open(self, gpu: Gpu, context: usize, progress: impl FnMut(u64, u64)) -> Result<Session> {
         let plan = PlanSettings { base: self.base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
         let generator = Generator::open(gpu, &self.source, &self.adapters, &plan, progress).await?;
@@ -83,7 +83,7 @@ impl PreparedSession {
 
 /// A model on a GPU, with its adapters, ready to answer.
 ///
-/// It holds nothing of any client: each keeps its own [`super::conversation::Conversation`]. The generator's cache serves one
+/// It holds no state of a client: each client keeps its own [`super::conversation::Conversation`]. The generator's cache serves one
 /// text at a time, so clients take turns.
 pub struct Session {
     /// The model's directory.
@@ -93,7 +93,7 @@ pub struct Session {
     pub generator: Generator,
 }
 
-/// An answer as text, and as the tokens and times of its making.
+/// An answer as text, with its tokens and times.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub text: String,
@@ -105,16 +105,16 @@ impl Session {
         &self.generator.plan.network.config
     }
 
-    /// Tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.generator.plan.max_positions()
     }
 
-    /// Continues the tokens of a prompt under an adapter (by its index) or the base alone. `on_text` gets the text of each
-    /// token, which is empty while a character is incomplete, and at the end what was held back; it may end the answer.
+    /// Continues the tokens of a prompt with an adapter (by its index) or with the base alone. `on_text` receives the text of each token,
+    /// which is empty while a character is incomplete, and at the end the remaining text. It may end the answer.
     ///
     /// # Errors
-    /// Those of [`Generator::generate`], or tokens that are no text.
+    /// The errors of [`Generator::generate`], or tokens that cannot be decoded.
     pub async fn answer(
         &mut self,
         prompt: &[u32],

@@ -1,4 +1,4 @@
-//! How one model's texts become tokens: its tokenizer, its chat template, and the tokens that end an answer.
+//! The text format of a model: its tokenizer, its chat template, and the tokens that end an answer.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::model::config::ModelConfig;
 use crate::setting::CHAT_TEMPLATE;
 use crate::{Error, Result};
 
-/// The chat template that prompts are written with.
+/// Choice of the chat template for prompts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TemplateChoice {
-    /// None: every prompt is a text to continue, and the end of a turn is no end.
+    /// No template: every prompt is a text to continue, and the end of a turn does not end it.
     Without,
     /// The model's own, if it has one.
     #[default]
@@ -23,11 +23,11 @@ pub enum TemplateChoice {
     Named(String),
 }
 
-/// What turns text into tokens and back, the same for every client of a model.
+/// Turns text into tokens and back; all clients of a model share it.
 pub struct TextFormat {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
-    /// An answer ends before the first of these: those of the model's files, of the tokenizer, and the template's end of turn.
+    /// Tokens that end an answer: from the model's files, from the tokenizer, and the template's end of turn.
     pub end_tokens: Vec<u32>,
 }
 
@@ -36,11 +36,10 @@ pub(super) fn message(role: &str, content: &str) -> Value {
 }
 
 impl TextFormat {
-    /// Reads what the model directory `dir` says.
+    /// Reads the text format of the model directory `dir`.
     ///
     /// # Errors
-    /// A tokenizer, `generation_config.json` or template that is missing where it is needed, damaged, or cannot write two
-    /// plain turns.
+    /// The tokenizer, `generation_config.json` or the template is missing or damaged, or the template cannot render two plain turns.
     pub fn load(dir: &Path, config: &ModelConfig, choice: &TemplateChoice) -> Result<Self> {
         let tokenizer = Tokenizer::from_dir(dir, config)?;
         let template = match choice {
@@ -56,11 +55,11 @@ impl TextFormat {
         Ok(Self { tokenizer, template, end_tokens })
     }
 
-    /// The tokens of a text to continue, with the special tokens that the tokenizer adds; of an empty text, the token that
-    /// begins one. Empty where there is no such token.
+    /// Encodes a text to continue, with the special tokens that the tokenizer adds. An empty text gives the begin token, or nothing if
+    /// there is none.
     ///
     /// # Errors
-    /// A text that the tokenizer refuses.
+    /// The tokenizer refuses the text.
     pub fn continuation(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(text, true)?;
         if ids.is_empty() {
@@ -69,10 +68,10 @@ impl TextFormat {
         Ok(ids)
     }
 
-    /// The tokens of `messages` up to where the model answers.
+    /// Encodes `messages` up to the beginning of the model's answer.
     ///
     /// # Errors
-    /// A model without a template, or messages that the template refuses: a system message it has no place for, for instance.
+    /// The model has no template, or the template refuses the messages, for example a system message that it does not support.
     pub fn chat(&self, messages: &[Value]) -> Result<Vec<u32>> {
         let missing =
             || Error::setting(CHAT_TEMPLATE, "the model has no chat template, so it cannot hold a conversation");
@@ -82,12 +81,12 @@ impl TextFormat {
     }
 }
 
-/// The error of a template that refuses its messages, in its own words.
+/// Makes the error of a template that refuses the messages.
 fn refused(problem: String) -> Error {
     Error::setting(CHAT_TEMPLATE, problem)
 }
 
-/// The special token with which the template ends the assistant's turns; None where the end is ordinary text.
+/// Returns the special token with which the template ends assistant turns, or `None` if ordinary text ends them.
 fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Option<u32>> {
     const ANSWER: &str = "0123456789";
     let rendered =

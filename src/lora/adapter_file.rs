@@ -22,16 +22,16 @@ const CONFIG: &str = "adapter_config.json";
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadedAdapter {
     pub config: LoraConfig,
-    /// The modules that `config` means in the model that the adapter was loaded for.
+    /// Modules that `config` selects in the model.
     pub modules: Vec<LoraModule>,
-    /// In the order of `modules`.
+    /// Values in the order of `modules`.
     pub tensors: AdapterTensors,
 }
 
-/// Writes the three files into `dir`, which is made if need be. The bytes depend on the arguments alone.
+/// Writes the three files into `dir` and creates it where it is missing. The bytes depend only on the arguments.
 ///
 /// # Errors
-/// A number that is not finite (files that are there stay as they are), or files that cannot be written.
+/// A value is not finite (existing files then stay as they are), or a file cannot be written.
 pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &AdapterTensors) -> Result<()> {
     let broken = |factors: &ModuleFactors| factors.0.iter().flatten().any(|v| !v.is_finite());
     if let Some((module, _)) = modules.iter().zip(&adapter.modules).find(|(_, factors)| broken(factors)) {
@@ -61,7 +61,7 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
     let mut card = String::from("---\n");
     let base = config.base_model_name_or_path.as_deref();
     if let Some(base) = base {
-        // A JSON string is a YAML string, whatever the path holds.
+        // Every JSON string is a YAML string, so any path can be quoted as JSON.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         card += &format!("base_model: {}\nlibrary_name: peft\npipeline_tag: text-generation\n", quoted(base));
         card += &format!("tags:\n- {}\n", quoted(&format!("base_model:adapter:{base}")));

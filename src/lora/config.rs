@@ -8,25 +8,25 @@ use serde_json::{Map, Value, json};
 use crate::model::json_fields::{JsonFields, parse_object};
 use crate::{Error, Result, files};
 
-/// Beyond every useful rank; it keeps the sizes that a hostile file asks for in bounds.
+/// Largest rank. It is beyond every useful rank and bounds the sizes that a hostile file can ask for.
 pub const MAX_RANK: usize = 1 << 16;
 
-/// The PEFT version whose key set the written file has.
+/// PEFT version whose keys the written file has.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// Which linear layers get an adapter.
+/// Selection of the linear layers that get an adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TargetModules {
-    /// Whole names or endings after a point: `q_proj`, `self_attn.q_proj`, `model.layers.0.self_attn.q_proj`.
+    /// Whole names, or endings after a dot: `q_proj`, `self_attn.q_proj`, `model.layers.0.self_attn.q_proj`.
     Names(Vec<String>),
     /// One regular expression that must match a module's whole name.
     Regex(String),
-    /// Every linear layer but the head.
+    /// Every linear layer except the head.
     AllLinear,
 }
 
 impl TargetModules {
-    /// From a command line: `all-linear`, names with commas between, or (with any other character) an expression.
+    /// Parses an argument: `all-linear`, names separated by commas, or a regular expression (if it has any other character).
     pub fn from_argument(text: &str) -> Self {
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | ',' | ' ');
         if text.chars().all(is_name) {
@@ -45,19 +45,19 @@ impl TargetModules {
     }
 }
 
-/// Modules left out although they are targets.
+/// Modules that are left out although `target_modules` selects them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExcludeModules {
     Names(Vec<String>),
     Regex(String),
 }
 
-/// How new adapters start; B is zero either way.
+/// Initialization of A; B always starts at zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoraInit {
-    /// A uniform in ±1/sqrt(in_features), as PyTorch's linear layers.
+    /// Uniform in ±1/sqrt(in_features), like PyTorch's linear layers.
     KaimingUniform,
-    /// A normal with standard deviation 1/r.
+    /// Normal with standard deviation 1/r.
     Gaussian,
 }
 
@@ -66,25 +66,26 @@ pub enum LoraInit {
 pub struct LoraConfig {
     pub r: usize,
     pub lora_alpha: f64,
-    /// In 0..1, on the input of A while training.
+    /// Dropout probability of the input of A during training, from 0 to below 1.
     pub lora_dropout: f64,
     pub target_modules: TargetModules,
     /// Scale by alpha / sqrt(r) instead of alpha / r.
     pub use_rslora: bool,
-    /// Ranks of modules whose name ends in a match of the pattern, in place of `r`. The first match counts.
+    /// Pairs of a pattern and a rank: a module whose name ends in a match of the pattern has that rank instead of `r`. The first match
+    /// counts.
     pub rank_pattern: Vec<(String, usize)>,
-    /// The same for `lora_alpha`.
+    /// Pairs of a pattern and an alpha, used like `rank_pattern` instead of `lora_alpha`.
     pub alpha_pattern: Vec<(String, f64)>,
     pub layers_to_transform: Option<Vec<usize>>,
     pub exclude_modules: Option<ExcludeModules>,
     pub base_model_name_or_path: Option<String>,
     pub init_lora_weights: LoraInit,
-    /// Keys of the file that were set but have no effect here; for a warning.
+    /// Keys of the file that are set but have no effect, for a warning.
     pub ignored: Vec<String>,
 }
 
 impl Default for LoraConfig {
-    /// PEFT's defaults, but for `target_modules`, which here is every linear layer.
+    /// PEFT's defaults, except that `target_modules` selects every linear layer.
     fn default() -> Self {
         Self {
             r: 8,
@@ -103,7 +104,7 @@ impl Default for LoraConfig {
     }
 }
 
-/// Settings of PEFT that change what an adapter computes and are not supported.
+/// PEFT's settings that change the computation and are not supported.
 const REFUSED: [&str; 16] = [
     "use_dora",
     "modules_to_save",
@@ -123,7 +124,7 @@ const REFUSED: [&str; 16] = [
     "ensure_weight_tying",
 ];
 
-/// Keys that are read, or that tell nothing about what the adapter computes.
+/// Keys that are read, or that do not affect the computation.
 const KNOWN: [&str; 25] = [
     "peft_type",
     "peft_version",
@@ -158,7 +159,7 @@ impl LoraConfig {
         Self::from_json(path, &text)
     }
 
-    /// Parses the text of an `adapter_config.json`, of which only `peft_type` and `target_modules` must be there.
+    /// Parses the text of `adapter_config.json`. Only `peft_type` and `target_modules` are required.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let object = parse_object(path, text)?;
         let fields = JsonFields::new(path, &object);
@@ -199,7 +200,7 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// The text of `adapter_config.json` as PEFT writes it: every key, sorted, indented by two.
+    /// Writes `adapter_config.json` as PEFT does: every key, sorted, indented by two spaces.
     pub fn to_json(&self) -> String {
         let target_modules = match &self.target_modules {
             TargetModules::Names(list) => json!(list),
@@ -266,7 +267,7 @@ impl LoraConfig {
     }
 }
 
-/// A whole number without a point, as PEFT writes the usual alpha.
+/// Writes a whole number without a decimal point, as PEFT does.
 fn number(x: f64) -> Value {
     match x.fract() == 0.0 && x.abs() < 1e15 {
         true => json!(x as i64),
@@ -274,7 +275,7 @@ fn number(x: f64) -> Value {
     }
 }
 
-/// PEFT's "off" for any setting.
+/// True for PEFT's ways to switch a setting off.
 fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -311,7 +312,7 @@ fn exclude_modules(fields: &JsonFields) -> Result<Option<ExcludeModules>> {
     }
 }
 
-/// One layer or a list; an empty list means all. The only pattern of layer names that these models have is `layers`.
+/// Parses one layer or a list of layers; an empty list means all layers. These models have one pattern of layer names: `layers`.
 fn layers_to_transform(fields: &JsonFields) -> Result<Option<Vec<usize>>> {
     let names = match fields.value("layers_pattern") {
         Some(Value::String(name)) => vec![name.clone()],
@@ -348,7 +349,7 @@ fn init_lora_weights(fields: &JsonFields) -> Result<LoraInit> {
         None | Some(Value::Bool(_)) => Ok(LoraInit::KaimingUniform),
         Some(Value::String(kind)) => match kind.to_lowercase().as_str() {
             "gaussian" => Ok(LoraInit::Gaussian),
-            // These only choose the start of A and B, which the file's tensors replace.
+            // These only choose the initial A and B, which the file's tensors replace.
             "eva" | "orthogonal" => Ok(LoraInit::KaimingUniform),
             _ => {
                 let problem =

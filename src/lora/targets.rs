@@ -1,4 +1,4 @@
-//! Which linear layers an adapter touches, with what rank and scale: PEFT's matching rules.
+//! Selects the linear layers of an adapter with their rank and scale, by PEFT's matching rules.
 
 use regex::Regex;
 
@@ -14,12 +14,12 @@ pub struct LoraModule {
     pub projection: Projection,
     pub rank: usize,
     pub alpha: f32,
-    /// The factor on `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilised scaling.
+    /// Factor of `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling.
     pub scale: f32,
 }
 
 impl LoraModule {
-    /// The module's name in the base model, `model.layers.N.self_attn.q_proj` and the like.
+    /// Name of the module in the base model, such as `model.layers.N.self_attn.q_proj`.
     pub fn name(&self) -> String {
         module_name(self.layer, self.projection)
     }
@@ -29,7 +29,7 @@ fn module_name(layer: usize, projection: Projection) -> String {
     format!("model.layers.{layer}.{}", projection.module())
 }
 
-/// A list of names, or an expression, that a module's name may answer to.
+/// A list of names or a regular expression that selects modules.
 enum Matcher {
     Names(Vec<String>),
     Regex(Regex),
@@ -57,14 +57,14 @@ impl Matcher {
     }
 }
 
-/// The cause alone: the whole message repeats the expression over several lines.
+/// Returns the cause of a regular expression's error; the full message repeats the expression over several lines.
 fn one_line(e: &regex::Error) -> String {
     let text = e.to_string();
     let last = text.lines().last().unwrap_or_default();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }
 
-/// PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: an expression that ends the module's name.
+/// Compiles a key of `rank_pattern` or `alpha_pattern` by PEFT's rule: it must match the end of the module's name.
 fn patterns<T: Copy>(field: Key, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
     let compile = |(key, value): &(String, T)| {
         let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z"));
@@ -80,8 +80,10 @@ fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
 }
 
-/// The adapted modules in order of layer and [`Projection::ALL`]. Settings that match nothing, or more than linear
-/// layers, are errors.
+/// Returns the adapted modules, ordered by layer and [`Projection::ALL`].
+///
+/// # Errors
+/// The settings match nothing, or match modules that are not linear layers.
 pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>> {
     let target = match &lora.target_modules {
         TargetModules::AllLinear => None,
@@ -163,7 +165,7 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// PEFT fails on targets that are no linear layers, and here the embedding and the head stay frozen.
+/// Refuses target modules that are not linear layers, as PEFT does, and the embedding and the head, which stay frozen.
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -> Result<()> {
     if let Some(frozen) = ["lm_head", "model.embed_tokens"].into_iter().find(|m| is_target(m)) {
         let problem = "adapters on it are not supported, the embedding and the head stay frozen";
