@@ -13,10 +13,10 @@ use super::args::memory::MemoryArgs;
 use super::args::tune::TuneArgs;
 use super::show::{bytes, profile_table};
 
-/// Operations of a smaller share of a step are left out of its table.
+/// Smallest share of a step's time for an operation in its table.
 const SHOWN_SHARE: f64 = 0.005;
 
-/// Measure this device: its ceilings, the operations, whole training steps
+/// Measure this device: ceilings, operations and whole training steps
 #[derive(Args)]
 #[command(
     after_help = "Shares are of what the adapter itself reached in the same run, so that they can be compared across machines.
@@ -33,16 +33,16 @@ pub struct BenchArgs {
     /// Leave out the larger shapes
     #[arg(long)]
     quick: bool,
-    /// Models for whole training steps, of random weights, with their batch [default: stories260k:8x128,stories15m:4x256]
+    /// Models (with random weights) and batches for whole training steps [default: stories260k:8x128,stories15m:4x256]
     #[arg(long, value_name = "NAME[:SEQUENCESxLENGTH]", value_delimiter = ',')]
     shape: Vec<String>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Print ratios against an earlier --json result
+    /// Print the ratios to an earlier --json result
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Print the project's figures too, with what the programs of examples/peers printed into this file
+    /// Also print the project's figures, with the results of the programs in examples/peers from this file
     #[arg(long, value_name = "FILE")]
     peers: Option<PathBuf>,
     #[command(flatten)]
@@ -59,7 +59,7 @@ fn shapes(names: &[String], quick: bool) -> anyhow::Result<Vec<Shape>> {
     names.into_iter().map(|name| Shape::named(name).with_context(|| format!("--shape {name}"))).collect()
 }
 
-/// One JSON object a line.
+/// Prints one JSON object per line.
 fn peers(path: &Path) -> anyhow::Result<Vec<Peer>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
@@ -161,7 +161,7 @@ fn print_figures(report: &Report, peers: &[Peer]) {
     }
 }
 
-/// Where a step's memory and time went.
+/// Prints the memory and the time of a step.
 fn print_details(step: &StepResult) {
     let memory: Vec<String> = step.memory.iter().map(|(c, count)| format!("{} {}", c.name(), bytes(*count))).collect();
     out!("\n{} {}: {}", step.model, step.batch, memory.join(", "));
@@ -174,7 +174,7 @@ fn print_details(step: &StepResult) {
     }
 }
 
-/// Ratios of this run to an earlier one, over 1 where this one is faster.
+/// Prints the ratios of this run to an earlier one; above 1 means that this run is faster.
 fn compare(now: &Report, earlier: &Report) {
     out!("\nagainst the earlier result ({}), over 1 is faster now:", earlier.gpu);
     out!("{:<66} {:>6.2}", "multiply-add ceiling", now.ceilings.fma_gflops / earlier.ceilings.fma_gflops);

@@ -12,14 +12,14 @@ use serde_json::json;
 use super::args::cache as cache_args;
 use super::show::bytes;
 
-/// Show what is kept between runs, 4-bit copies of large models and kernel measurements, or remove it
+/// Show or remove the cache: 4-bit copies of large models, and measurements of kernels
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine cache
   loraine cache --clear
   LORAINE_CACHE=/scratch/loraine loraine cache --json")]
 pub struct CacheCommandArgs {
-    /// Remove all of it; runs make it again
+    /// Remove everything in the cache; later runs make it again
     #[arg(long)]
     clear: bool,
     /// Print one JSON object
@@ -27,10 +27,10 @@ pub struct CacheCommandArgs {
     json: bool,
 }
 
-/// What lies in the cache's directory.
+/// Contents of the cache directory.
 struct Contents {
     copies: Vec<CachedCopy>,
-    /// Parts of copies whose process was killed, with their bytes.
+    /// Incomplete copies of killed processes, with their bytes.
     abandoned: Vec<(PathBuf, u64)>,
     measurements: Vec<PathBuf>,
 }
@@ -44,7 +44,7 @@ impl Contents {
         }
     }
 
-    /// Of the copies, whole or not; measurements take a few kB.
+    /// Bytes of all copies, complete or not; measurements take only a few kB.
     fn bytes(&self) -> u64 {
         let of_copies = self.copies.iter().map(|copy| copy.bytes);
         of_copies.chain(self.abandoned.iter().map(|(_, bytes)| *bytes)).sum()
@@ -60,7 +60,7 @@ impl Contents {
     }
 }
 
-/// (directory, bytes of copies, count of copies), for `loraine info`.
+/// Returns (directory, bytes of copies, number of copies) for `loraine info`.
 pub fn summary() -> Option<(PathBuf, u64, usize)> {
     let dir = cache_args::directory()?;
     let contents = Contents::of(&dir);

@@ -27,10 +27,10 @@ const COMMANDS: &str = "  /adapter NAME   let this adapter answer; without a nam
   /quit           leave (or Ctrl-D)
   Ctrl-C          stop an answer";
 
-/// Positions of the cache where neither the user nor the model says less.
+/// Default number of positions of the cache, unless the model has fewer.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// Talk with a model, and switch between its adapters as you go
+/// Chat with a model and switch between its adapters
 #[derive(Args)]
 #[command(after_help = "In the chat:
   /adapter NAME   let this adapter answer; without a name, list them
@@ -50,28 +50,28 @@ pub struct ChatArgs {
     /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
     #[arg(long, value_name = "FILE|NAME")]
     chat_template: Option<String>,
-    /// Message that stands before the conversation
+    /// System message of the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Largest number of tokens in one answer
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
-    /// Largest number of tokens in the conversation [default: 4096, or what the model has]
+    /// Largest number of tokens in the conversation [default: 4096, or the model's limit]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
-    /// Randomness of the choice; 0 always takes the likeliest token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.7, help_heading = "Sampling")]
     temperature: f32,
-    /// Choose among the K likeliest tokens (0 = off)
+    /// Sample from the K most likely tokens (0 = off)
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Sampling")]
     top_k: usize,
-    /// Choose among the likeliest tokens that together reach probability P (1 = off)
+    /// Sample from the most likely tokens that together reach probability P (1 = off)
     #[arg(long, value_name = "P", default_value_t = 0.95, help_heading = "Sampling")]
     top_p: f32,
-    /// Make tokens that occurred less likely (1 = off, 1.1 is mild)
+    /// Make repeated tokens less likely (1 = off, 1.1 is mild)
     #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Sampling")]
     repetition_penalty: f32,
-    /// Another seed gives other answers, the same one repeats them
+    /// Seed of the sampling; the same seed repeats the answers
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
     #[command(flatten)]
@@ -98,7 +98,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let given = session::checked_context(args.max_context, prepared.config())?;
     let context = given.unwrap_or(DEFAULT_CONTEXT.min(prepared.config().max_position_embeddings));
     let conversation = Conversation::new(args.system);
-    // Refused now rather than at the first question.
+    // Refused here, not only at the first question.
     conversation.ask(&prepared.format, "")?;
     let end_tokens = prepared.format.end_tokens.clone();
     let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
@@ -111,13 +111,13 @@ struct Chat {
     session: Session,
     conversation: Conversation,
     settings: GenerationSettings,
-    /// The adapter that answers; None is the base.
+    /// Index of the adapter that answers; `None` means the base.
     adapter: Option<usize>,
     interrupt: Interrupt,
 }
 
 impl Chat {
-    /// Until the user leaves or the input ends.
+    /// Chats until the user leaves or the input ends.
     fn talk(&mut self) -> Result<()> {
         if !io::stdin().is_terminal() {
             for line in io::stdin().lock().lines() {
@@ -151,7 +151,7 @@ impl Chat {
         self.session.names.name(self.adapter)
     }
 
-    /// One line of the user's.
+    /// Handles one line of input.
     fn take(&mut self, line: &str) -> Result<ControlFlow<()>> {
         let line = line.trim();
         let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));

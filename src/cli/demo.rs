@@ -1,4 +1,4 @@
-//! `loraine demo`: the whole of it in a minute, with nothing but the program.
+//! `loraine demo`: trains and tries the built-in model in about a minute.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -21,14 +21,14 @@ use super::memory_bar;
 use super::run_view::RunView;
 use super::show::{bytes, shell_word};
 
-/// QLoRA on a built-in tiny model: its answers before and after, the loss curve, the memory, an adapter to keep
+/// Train QLoRA on a tiny built-in model and show answers before and after, loss curve and memory
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine demo
   loraine demo --out /tmp/demo --steps 100
   loraine chat --model loraine-demo/model --adapter pirate=loraine-demo/adapter     talk with what came of it")]
 pub struct DemoArgs {
-    /// Directory for the model, the data and the adapter; an earlier demo there is replaced
+    /// Directory for the model, the data and the adapter; replaces an earlier demo
     #[arg(long, value_name = "DIR", default_value = "loraine-demo")]
     out: PathBuf,
     /// Optimizer steps [default: enough to hear the difference]
@@ -95,7 +95,7 @@ fn show(view: &RunView, when: &str, answers: &[String]) {
     }
 }
 
-/// The model's answers to [`demo::QUESTIONS`], the likeliest token each time.
+/// Returns the model's answers to [`demo::QUESTIONS`], with greedy sampling.
 fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String>> {
     let adapter = || NamedAdapter { name: "demo".to_owned(), dir: settings.out.clone() };
     let prepared = session::prepare(&SessionSettings {

@@ -16,17 +16,17 @@ use super::args::memory::MemoryArgs;
 use super::memory_bar;
 use super::show::bytes;
 
-/// What a training run needs on the GPU, before anything is downloaded
+/// Estimate the GPU memory of a training run before anything is downloaded
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine estimate
   loraine estimate --model llama-2-7b --batch-size 1 --gpu-memory 12GB --svg memory.svg
   loraine estimate --model models/SmolLM2-135M --max-seq-len 2048 --json")]
 pub struct EstimateArgs {
-    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b [default: a table of them all]
+    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b [default: a table of all]
     #[arg(long, value_name = "DIR|FILE|NAME")]
     model: Option<String>,
-    /// One regime [default: full, lora and qlora side by side]
+    /// Method [default: full, lora and qlora side by side]
     #[arg(long, value_enum)]
     method: Option<Method>,
     /// 4-bit code of the base
@@ -41,7 +41,7 @@ pub struct EstimateArgs {
     /// all-linear, names separated by commas, or a regular expression
     #[arg(long, default_value = "all-linear")]
     target_modules: String,
-    /// Examples in a micro-batch
+    /// Examples per micro-batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
     /// Longest sequence in tokens
@@ -49,13 +49,13 @@ pub struct EstimateArgs {
     max_seq_len: usize,
     #[command(flatten)]
     memory: MemoryArgs,
-    /// Take the limits of this GPU instead of a typical card's
+    /// Use the limits of this GPU instead of those of a typical card
     #[arg(long, value_name = "NAME|INDEX")]
     gpu: Option<String>,
-    /// For a run with --matrix-units on, which takes room for rows in f16
+    /// Estimate a run with --matrix-units on, which takes more memory
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS")]
     matrix_units: MatrixUnits,
-    /// Draw the bars into this file
+    /// Draw the bars into this SVG file
     #[arg(long, value_name = "FILE", requires = "model")]
     svg: Option<PathBuf>,
     /// Print JSON
@@ -63,7 +63,7 @@ pub struct EstimateArgs {
     json: bool,
 }
 
-/// The model's sizes, and the type that its files hold where there are files; 16 bits otherwise.
+/// Returns the model's configuration and the type of its files; bf16 where there are no files.
 fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
     let path = &*match shapes::by_name(argument) {
@@ -108,7 +108,7 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Estimates of the chosen regime, or of all, the largest first.
+/// Returns the estimate of the chosen method, or of all methods, the largest first.
 fn estimates(
     args: &EstimateArgs,
     config: &ModelConfig,
@@ -128,7 +128,7 @@ fn estimates(
             ..RunSettings::default()
         };
         args.memory.apply(&mut settings);
-        // Side by side, each regime takes the flags that are for it.
+        // Side by side, each method uses the flags that apply to it.
         settings.quantize_embedding &= method == Method::Qlora || args.method.is_some();
         settings.check()?;
         Ok(memory::estimate(&settings, config, float, args.max_seq_len, capabilities)?)
@@ -136,7 +136,7 @@ fn estimates(
     methods.into_iter().map(estimate).collect()
 }
 
-/// Every model that has a name, and what each regime takes.
+/// Prints a table of all named models with the memory of each method.
 fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for name in shapes::names() {

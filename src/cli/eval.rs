@@ -10,7 +10,7 @@ use super::args::base::BaseArgs;
 use super::args::data::DataArgs;
 use super::args::device::DeviceArgs;
 
-/// Loss and perplexity of a model, with or without an adapter, on a data set
+/// Compute loss and perplexity of a model on a data set, with or without an adapter
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine eval --model models/SmolLM2-135M --data data/
@@ -27,10 +27,10 @@ pub struct EvalArgs {
     data: PathBuf,
     #[command(flatten)]
     base: BaseArgs,
-    /// Examples in a batch
+    /// Examples per batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
-    /// Longest sequence in tokens [default: 512, or what the model has]
+    /// Longest sequence in tokens [default: 512, or the model's limit]
     #[arg(long)]
     max_seq_len: Option<usize>,
     /// Print one JSON object

@@ -34,44 +34,44 @@ Examples:
   loraine generate --model DIR --adapter poet=out/a --adapter clerk=out/b \\
       --prompt 'A rose' --use poet --prompt 'An invoice' --use clerk";
 
-/// Continue prompts, with or without adapters
+/// Generate text from prompts, with or without adapters
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 #[group(id = "prompts", required = true, multiple = true, args = ["prompt", "prompt_file"])]
 pub struct GenerateArgs {
     #[command(flatten)]
     session: SessionArgs,
-    /// Which adapter answers, or `base`; see below
+    /// Adapter for the answers, or `base`; see below
     #[arg(long = "use", value_name = "NAME")]
     uses: Vec<String>,
-    /// Text to continue; may be given several times
+    /// Prompt; may be given several times
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     prompt: Vec<String>,
-    /// File with a text to continue (its last line break is left out), `-` for standard input; after any --prompt
+    /// File with a prompt (without its last line break), `-` for standard input; comes after any --prompt
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     prompt_file: Vec<PathBuf>,
     /// Largest number of tokens in one answer
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Text")]
     max_tokens: usize,
-    /// Largest number of tokens of prompt and answer together [default: what the longest needs, up to the model's own limit]
+    /// Largest number of tokens of prompt and answer together [default: enough for the longest, up to the model's limit]
     #[arg(long, value_name = "N", help_heading = "Text")]
     max_context: Option<usize>,
-    /// Continue past the token by which the model ends a text
+    /// Continue after the model's end token
     #[arg(long, help_heading = "Text")]
     ignore_eos: bool,
-    /// Randomness of the choice; 0 always takes the likeliest token, so that the same command gives the same text
+    /// Sampling temperature; 0 always takes the most likely token, so that a command repeats its text
     #[arg(long, value_name = "T", default_value_t = 0.0, help_heading = "Sampling")]
     temperature: f32,
-    /// Choose among the K likeliest tokens (0 = off)
+    /// Sample from the K most likely tokens (0 = off)
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Sampling")]
     top_k: usize,
-    /// Choose among the likeliest tokens that together reach probability P (1 = off)
+    /// Sample from the most likely tokens that together reach probability P (1 = off)
     #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Sampling")]
     top_p: f32,
-    /// Make tokens that occurred less likely (1 = off, 1.1 is mild)
+    /// Make repeated tokens less likely (1 = off, 1.1 is mild)
     #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Sampling")]
     repetition_penalty: f32,
-    /// Another seed gives another text, the same one repeats it
+    /// Seed of the sampling; the same seed repeats the text
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     seed: u64,
     /// Print the answers without the prompts
@@ -80,17 +80,17 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end: texts, token ids, counts and times
     #[arg(long, help_heading = "Output")]
     json: bool,
-    /// With --json: also the logits of the token after each prompt, one for each of the vocabulary
+    /// With --json: also print the logits of the token after each prompt
     #[arg(long, requires = "json", help_heading = "Output")]
     logits: bool,
-    /// Print GPU time by operation at the end; slower, since each dispatch is timed
+    /// Print GPU time per operation at the end; slows generation down
     #[arg(long, help_heading = "Output")]
     profile: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// One answer to be made.
+/// One answer to generate.
 struct Job {
     prompt: String,
     ids: Vec<u32>,
@@ -111,7 +111,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
         eprint!("{}", profile_table(&profile.shares()));
     }
     match result {
-        // A reader that has seen enough (`| head`) is no failure.
+        // A closed pipe (`| head`) is not an error.
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
         result => result,
     }
@@ -134,7 +134,7 @@ fn sampling(args: &GenerateArgs) -> Result<SamplingSettings> {
     Ok(settings)
 }
 
-/// The answers to make: every prompt by every adapter that answers it.
+/// Lists the answers to generate: every prompt with every adapter for it.
 fn jobs(args: &GenerateArgs, prepared: &PreparedSession) -> Result<Vec<Job>> {
     let adapter_of = |name: &String| prepared.names.index(name).with_context(|| format!("--use {name}"));
     let uses: Vec<Option<usize>> = args.uses.iter().map(adapter_of).collect::<Result<_>>()?;
@@ -176,7 +176,7 @@ fn read_prompt(file: &Path) -> Result<String> {
     Ok(without.unwrap_or(&text).to_owned())
 }
 
-/// Positions of the cache.
+/// Returns the number of positions of the cache.
 fn context(args: &GenerateArgs, config: &ModelConfig, jobs: &[Job]) -> Result<usize> {
     let limit = config.max_position_embeddings;
     let longest = jobs.iter().map(|job| job.ids.len()).max().unwrap_or(0);
@@ -231,7 +231,7 @@ fn answer_all(args: &GenerateArgs, session: &mut Session, jobs: &[Job], settings
     Ok(())
 }
 
-/// Streams the answer to `out` unless it is to be JSON.
+/// Streams the answer to `out`, except with `--json`.
 fn answer(
     args: &GenerateArgs,
     session: &mut Session,

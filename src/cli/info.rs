@@ -27,7 +27,7 @@ pub struct InfoArgs {
 #[derive(Serialize)]
 struct Info {
     gpus: Vec<AdapterSummary>,
-    /// Index of the GPU that is taken without --gpu.
+    /// Index of the default GPU.
     default_gpu: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<Cache>,
@@ -35,7 +35,7 @@ struct Info {
     model: Option<ModelSummary>,
 }
 
-/// Where 4-bit copies of large models are kept.
+/// The cache of 4-bit copies of large models.
 #[derive(Serialize)]
 struct Cache {
     dir: PathBuf,

@@ -19,11 +19,11 @@ const TRAINED: &str = "\x1b[1;32m";
 const MASKED: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// Show what training would see of a data set: tokens, which are trained on, and lengths
+/// Show a data set as training sees it: tokens, trained tokens, and lengths
 #[derive(Args)]
 #[command(after_help = "Example:\n  loraine inspect --model Qwen2.5-0.5B-Instruct --data train.jsonl --n 2")]
 pub struct InspectArgs {
-    /// Model directory, or owner/name on the hub; its tokenizer and chat template suffice
+    /// Model directory, or owner/name on the hub; only its tokenizer and chat template are needed
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Data: .txt, .jsonl, .json, .parquet, or a directory (train.*)
@@ -32,7 +32,7 @@ pub struct InspectArgs {
     /// Examples to show
     #[arg(long, short, default_value_t = 3, value_name = "COUNT")]
     n: usize,
-    /// Longest sequence in tokens [default: 512, or what the model has]
+    /// Longest sequence in tokens [default: 512, or the model's limit]
     #[arg(long, value_name = "TOKENS")]
     max_seq_len: Option<usize>,
     /// Print one JSON object
@@ -83,8 +83,7 @@ fn page(inspection: &Inspection, max_seq_len: usize, colors: bool) -> String {
     page
 }
 
-/// The text as the template made it, then the tokens in rows above their ids. Trained tokens are green, or have a line
-/// of `^` below them.
+/// Shows the rendered text, then the tokens in rows above their ids. Trained tokens are green, or underlined with `^`.
 fn example_text(example: &ShownExample, colors: bool) -> String {
     let trained = example.tokens.iter().skip(1).filter(|token| token.trained).count();
     let (number, shape, tokens) = (example.number, example.shape.name(), example.tokens.len());
@@ -130,7 +129,7 @@ fn token_row(row: &[(String, &ShownToken)], colors: bool) -> String {
     out + &format!("{}\n", ids.trim_end())
 }
 
-/// A token's text with its blanks and control characters made visible.
+/// Returns a token's text with visible white space and control characters.
 fn visible(text: &str) -> String {
     let shown = |character| match character {
         ' ' => '\u{b7}',
@@ -143,7 +142,7 @@ fn visible(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// How many examples have which length, in buckets of one width; those beyond the longest sequence are marked.
+/// Draws a histogram of the lengths in buckets of equal width, and marks those beyond the longest sequence.
 fn histogram(lengths: &[usize], max_seq_len: usize) -> String {
     let Some(longest) = lengths.iter().max() else { return String::new() };
     let width = (longest / BUCKETS + 1).next_multiple_of(if *longest >= 10 * BUCKETS { 10 } else { 1 });

@@ -1,18 +1,18 @@
-//! Ctrl-C: the first asks the program to stop where it can, the second ends it at once.
+//! Handles Ctrl-C: the first asks the program to stop, the second ends it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 
-/// Exit status of a program that Ctrl-C ended, as shells count it: 128 and the number of SIGINT.
+/// Exit status after Ctrl-C, by the convention of shells: 128 plus the number of SIGINT.
 const ENDED: i32 = 130;
 
-/// Whether Ctrl-C was pressed.
+/// Records whether Ctrl-C was pressed.
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Watches Ctrl-C until the program ends; the first one prints `notice`. A program can do so once.
+    /// Watches Ctrl-C until the program ends; the first one prints `notice`. Call it once per program.
     pub fn watch(notice: Option<&'static str>) -> Result<Self> {
         let asked = Arc::new(AtomicBool::new(false));
         let interrupt = Self(asked.clone());
@@ -32,7 +32,7 @@ impl Interrupt {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Forgets the Ctrl-C that was served: the next one is the first again.
+    /// Resets the state after Ctrl-C was handled: the next one counts as the first again.
     pub fn clear(&self) {
         self.0.store(false, Ordering::Relaxed);
     }

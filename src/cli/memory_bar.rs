@@ -1,11 +1,11 @@
-//! A card's memory as one line of the terminal.
+//! Draws a card's memory as one line of the terminal.
 
 use loraine::gpu::Category;
 use loraine::memory;
 
 const WIDTH: usize = 64;
 
-/// A letter for each category, so that the bar reads without colors.
+/// A letter for each category, so that the bar is readable without colors.
 pub fn letter(category: Category) -> char {
     match category {
         Category::Weights => 'W',
@@ -20,7 +20,7 @@ pub fn letter(category: Category) -> char {
     }
 }
 
-/// The used part in the ledger's order, the rest of `whole` bytes as dots; colored on a terminal.
+/// Draws the used categories in the ledger's order and the rest of `whole` bytes as dots; colored on a terminal.
 pub fn drawn(categories: &[(Category, u64)], whole: u64) -> String {
     let mut cells: Vec<(char, u8)> = Vec::new();
     for (category, count) in memory::bar(categories, whole, WIDTH) {

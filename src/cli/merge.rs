@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::args::gpu::GpuArgs;
 
-/// Merge an adapter into its base: a model directory that needs no adapter any more
+/// Merge an adapter into its base and write a model directory that needs no adapter
 #[derive(Args)]
 #[command(after_help = "Example:
   loraine merge --model models/SmolLM2-135M --adapter run --out merged")]
@@ -29,16 +29,16 @@ pub struct MergeArgs {
     /// Directory for the merged model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the merged weights [default: the base's]
+    /// Type of the merged weights [default: type of the base]
     #[arg(long, value_enum)]
     dtype: Option<Float>,
-    /// Text after which the logits of the merged model are compared with those of base and adapter
+    /// Prompt for comparing the logits of the merged model with those of base and adapter
     #[arg(long, value_name = "TEXT", default_value = "Once upon a time")]
     prompt: String,
-    /// Replace the model that the output directory holds
+    /// Replace an existing model in the output directory
     #[arg(long)]
     overwrite: bool,
-    /// Largest file of weights; larger models are cut into shards [default: 5GB]
+    /// Largest weights file; larger models are split into shards [default: 5GB]
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_bytes)]
     max_shard_size: Option<u64>,
     /// Print one JSON object

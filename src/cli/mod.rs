@@ -1,6 +1,6 @@
-//! One file per subcommand: parse, call the library, show.
+//! The terminal program: one file per subcommand parses arguments, calls the library and shows the result.
 
-/// A line on standard output. A reader that has gone away (`| head`) does not end a run.
+/// Prints a line on standard output. A closed pipe (`| head`) does not end a run.
 macro_rules! out {
     ($($argument:tt)*) => {{
         use std::io::Write;
@@ -38,7 +38,7 @@ pub struct Cli {
     command: Command,
 }
 
-/// Makes the enum of the subcommands, each with its arguments, and calls the function of the one that was given.
+/// Declares the enum of subcommands with their arguments, and the function that runs the given one.
 macro_rules! subcommands {
     ($($name:ident($args:ty) => $run:path;)*) => {
         #[derive(Subcommand)]

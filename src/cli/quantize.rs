@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::show::bytes;
 
-/// Write a model in bitsandbytes' 4-bit form, which transformers and loraine load
+/// Write a model in bitsandbytes' 4-bit format, which transformers and loraine load
 #[derive(Args)]
 #[command(after_help = "Example:
   loraine quantize --model models/SmolLM2-135M --out models/SmolLM2-135M-nf4")]
@@ -29,10 +29,10 @@ pub struct QuantizeArgs {
     /// Keep the block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
-    /// Replace the model that the output directory holds
+    /// Replace an existing model in the output directory
     #[arg(long)]
     overwrite: bool,
-    /// Largest file of weights; larger models are cut into shards [default: 5GB]
+    /// Largest weights file; larger models are split into shards [default: 5GB]
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_bytes)]
     max_shard_size: Option<u64>,
     /// Print one JSON object

@@ -1,4 +1,4 @@
-//! What a run shows: lines and a progress bar for people, or one JSON object per line for programs.
+//! Shows a run: lines and a progress bar for people, or one JSON object per line for programs.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::show::{bytes, profile_table, shell_word};
 pub struct RunView {
     json: bool,
     bar: Option<ProgressBar>,
-    /// Whether there is a terminal for a bar.
+    /// True if a terminal can show a progress bar.
     interactive: bool,
     smoothed: Option<f64>,
     loading: bool,
@@ -56,7 +56,7 @@ impl RunView {
         }
     }
 
-    /// A line that is for people alone.
+    /// Prints a line for people; nothing with `--json`.
     pub fn say(&self, line: String) {
         match &self.bar {
             _ if self.json => {}
@@ -65,7 +65,7 @@ impl RunView {
         }
     }
 
-    /// One line of JSON: what happened, then its fields.
+    /// Prints one line of JSON: the name of the event, then its fields.
     fn object(&self, event: &str, fields: Value) {
         let mut object = serde_json::Map::from_iter([("event".to_owned(), json!(event))]);
         if let Value::Object(fields) = fields {
@@ -159,14 +159,14 @@ impl RunView {
         ));
     }
 
-    /// The bar stays where it is.
+    /// Ends the progress bar and leaves it on the screen.
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.abandon();
         }
     }
 
-    /// For programs alone.
+    /// Prints the memory plan for programs.
     pub fn answer(&self, when: &str, question: &str, answer: &str) {
         if self.json {
             self.object("answer", json!({ "when": when, "question": question, "answer": answer }));
@@ -184,7 +184,7 @@ impl RunView {
         self.object("profile", json!({ "operations": operations }));
     }
 
-    /// What came of it, and what to type next. `model` is as the user calls it.
+    /// Prints the result and the next command. `model` is the user's name of the model.
     pub fn summary(&self, outcome: &Outcome, out: &Path, model: &Path, full: bool) {
         if self.json {
             let end = json!({

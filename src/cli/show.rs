@@ -1,11 +1,11 @@
-//! How sizes, paths and tables are written, and how sizes are read.
+//! Formats sizes, paths and tables, and parses sizes.
 
 use std::io::IsTerminal;
 use std::path::Path;
 
 use loraine::gpu::OperationShare;
 
-/// Bytes as people read them: decimal units, three digits.
+/// Formats bytes with decimal units and three digits.
 pub fn bytes(count: u64) -> String {
     let (unit, name) = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")]
         .into_iter()
@@ -16,12 +16,12 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.digits$} {name}")
 }
 
-/// Whether standard output is to be colored: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+/// True if standard output is a terminal and `NO_COLOR` is not set (no-color.org).
 pub fn colored() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty())
 }
 
-/// A path as a word of a command to type, in quotes where a shell would take it apart.
+/// Formats a path for a shell command, with quotes where the shell needs them.
 pub fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "-_./\\:@+=,".contains(c);
@@ -31,7 +31,7 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// GPU time by operation, in the order given; every line ends in a line break.
+/// Formats GPU time per operation as a table, in the given order; every line ends in a line break.
 pub fn profile_table(operations: &[OperationShare]) -> String {
     let mut table = format!("{:<28} {:>10} {:>12} {:>7}\n", "operation", "dispatches", "ms", "share");
     for OperationShare { operation, dispatches, ms, share } in operations {
@@ -40,7 +40,7 @@ pub fn profile_table(operations: &[OperationShare]) -> String {
     table
 }
 
-/// `12GB`, `500MB`, `8GiB` or plain bytes.
+/// Parses `12GB`, `500MB`, `8GiB` or plain bytes.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

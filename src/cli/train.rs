@@ -42,22 +42,22 @@ pub struct TrainArgs {
     /// Directory for the adapter, metrics and checkpoints
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Settings from a TOML file, such as the run.toml of an earlier run; flags win over it
+    /// Settings from a TOML file, such as run.toml of an earlier run; flags override them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Replace the run that the output directory holds
+    /// Replace an earlier run in the output directory
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Go on from the newest checkpoint of the output directory, or of run DIR with its settings, or from checkpoint DIR
+    /// Resume from the newest checkpoint of --out, or of the run in DIR with its settings, or from checkpoint DIR
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
     resume: Option<Option<PathBuf>>,
-    /// Check everything and print the memory plan, then stop
+    /// Check everything, print the memory plan, and stop
     #[arg(long)]
     dry_run: bool,
-    /// Print GPU time per operation at the end (slower)
+    /// Print GPU time per operation at the end; slows the run down
     #[arg(long)]
     profile: bool,
-    /// Print one JSON object per line: data, plan, steps, evaluations, what was saved, the end
+    /// Print one JSON object per line: data, plan, steps, evaluations, saved files, end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -77,7 +77,7 @@ pub struct TrainArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Adapter")]
 struct AdapterArgs {
-    /// qlora holds the base in 4 bits, lora as its files have it, full trains the model itself [default: qlora]
+    /// qlora keeps the base in 4 bits, lora in the type of its files, full trains the model itself [default: qlora]
     #[arg(long, value_enum)]
     method: Option<Method>,
     /// 4-bit code of the base [default: nf4]
@@ -98,22 +98,22 @@ struct AdapterArgs {
     /// all-linear, names separated by commas (q_proj,v_proj), or a regular expression [default: all-linear]
     #[arg(long, value_name = "NAMES|REGEX")]
     target_modules: Option<String>,
-    /// Rank-stabilised scaling: alpha / sqrt(rank)
+    /// Rank-stabilized scaling: alpha / sqrt(rank)
     #[arg(long)]
     rslora: bool,
-    /// Start from this PEFT adapter, with its rank and labels
+    /// Start from this PEFT adapter, with its rank and target modules
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
-    /// With --method full: start from new weights; the model directory needs config.json and tokenizer.json alone
+    /// With --method full: start from random weights; the model directory needs only config.json and tokenizer.json
     #[arg(long)]
     from_scratch: bool,
-    /// With --method full: type of the saved weights [default: the base's]
+    /// With --method full: type of the saved weights [default: type of the base]
     #[arg(long, value_enum)]
     dtype: Option<Float>,
 }
 
 impl AdapterArgs {
-    /// The first flag that only an adapter or a 4-bit base has a use for.
+    /// Returns the first given flag that applies only to an adapter or a 4-bit base.
     fn given_of_an_adapter(&self) -> Option<&'static str> {
         [
             ("--quant", self.quant.is_some()),
@@ -133,16 +133,16 @@ impl AdapterArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Training")]
 struct StepArgs {
-    /// Examples in a micro-batch [default: 4]
+    /// Examples per micro-batch [default: 4]
     #[arg(long)]
     batch_size: Option<usize>,
-    /// Micro-batches in an optimizer step [default: 1]
+    /// Micro-batches per optimizer step (gradient accumulation) [default: 1]
     #[arg(long)]
     grad_accum: Option<usize>,
-    /// Longest sequence in tokens [default: 512, or what the model has]
+    /// Longest sequence in tokens [default: 512, or the model's limit]
     #[arg(long)]
     max_seq_len: Option<usize>,
-    /// Optimizer steps
+    /// Number of optimizer steps
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<usize>,
     /// Passes over the data [default: 1]
@@ -151,10 +151,10 @@ struct StepArgs {
     /// Peak learning rate [default: 2e-4]
     #[arg(long)]
     lr: Option<f64>,
-    /// Fall of the learning rate after warm-up [default: linear]
+    /// Learning rate schedule after warmup [default: linear]
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
-    /// Steps over which the learning rate rises from 0 [default: 0]
+    /// Steps of linear warmup from 0 [default: 0]
     #[arg(long)]
     warmup_steps: Option<usize>,
     /// AdamW weight decay [default: 0]
@@ -166,7 +166,7 @@ struct StepArgs {
     /// Seed of initialization, shuffling and dropout [default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// Take the examples in the order of the file
+    /// Keep the examples in the order of the file
     #[arg(long)]
     no_shuffle: bool,
 }
@@ -174,19 +174,19 @@ struct StepArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Evaluation and files")]
 struct WatchArgs {
-    /// Held-out data
+    /// Data for evaluation
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
-    /// Share of the data to hold out where there is no --eval-data [default: 0]
+    /// Fraction of the data to hold out for evaluation, without --eval-data [default: 0]
     #[arg(long, value_name = "SHARE")]
     eval_fraction: Option<f64>,
-    /// Evaluate every N steps; 0 at start and end alone [default: 0]
+    /// Evaluate every N steps; 0 evaluates only at the start and the end [default: 0]
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
-    /// Write a checkpoint every N steps; 0 never [default: 0]
+    /// Write a checkpoint every N steps; 0 writes none [default: 0]
     #[arg(long, value_name = "N")]
     save_every: Option<usize>,
-    /// Checkpoints that stay [default: 2]
+    /// Number of checkpoints to keep [default: 2]
     #[arg(long, value_name = "N")]
     keep: Option<usize>,
     /// Log every N steps [default: 1]
@@ -198,7 +198,7 @@ struct WatchArgs {
 }
 
 impl TrainArgs {
-    /// Where to go on from, and the run that a directory after `--resume` belongs to.
+    /// Returns the checkpoint to resume from, and the run of the directory after `--resume`.
     fn resume(&self) -> anyhow::Result<(Option<Resume>, Option<PathBuf>)> {
         Ok(match &self.resume {
             None => (None, None),
@@ -210,7 +210,7 @@ impl TrainArgs {
         })
     }
 
-    /// The settings file, or those of the run to resume, or the defaults, with every given flag on top.
+    /// Returns the settings: those of `--config`, else of the resumed run, else the defaults, with every given flag on top.
     fn settings(&self, resumed_run: Option<&Path>) -> anyhow::Result<RunSettings> {
         let recorded = resumed_run.map(|run| run.join("run.toml"));
         let file = self.config.as_ref().or(recorded.as_ref()).map(|path| SettingsFile::read(path)).transpose()?;
@@ -288,16 +288,16 @@ impl TrainArgs {
     }
 }
 
-/// A file of settings, such as the run.toml of an earlier run.
+/// A settings file, such as run.toml of an earlier run.
 struct SettingsFile {
     path: PathBuf,
-    /// The settings that the file gives.
+    /// Keys that the file sets.
     keys: Vec<String>,
     settings: RunSettings,
 }
 
 impl SettingsFile {
-    /// The record of a run.toml is passed over.
+    /// Reads a settings file and ignores the record of a run.toml.
     fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
         let mut table: toml::Table = toml::from_str(&text).map_err(|e| {
@@ -310,7 +310,7 @@ impl SettingsFile {
         Ok(Self { path: path.to_owned(), keys, settings })
     }
 
-    /// `error` with the file and its key instead of a flag, where it is about a value that the file gives and no flag replaced.
+    /// Writes `error` with the file and its key instead of a flag, if it concerns a value of the file that no flag replaced.
     fn problem(&self, error: &Error, now: &RunSettings) -> Option<anyhow::Error> {
         let Error::Setting { key, problem } = error else { return None };
         let value = |settings: &RunSettings| Some(serde_json::to_value(settings).ok()?.get(*key)?.clone());
@@ -352,7 +352,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Trains and shows how it goes; Ctrl-C finishes the step and saves.
+/// Trains and shows the progress. Ctrl-C finishes the step and saves.
 pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start, view: &mut RunView) -> anyhow::Result<Outcome> {
     let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
     let interrupt = Interrupt::watch(Some(notice))?;

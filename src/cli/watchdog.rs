@@ -1,16 +1,16 @@
-//! Ends the program where a chat template takes time or memory without end. Its instructions are counted and so is what it
-//! prints, but a text doubled forty times, or a list repeated beyond all bounds and joined, is one instruction each.
+//! Ends the program when a chat template takes too much time or memory. The limits on instructions and printed text do not cover
+//! everything: a text that is doubled forty times takes only forty instructions.
 
 use std::time::{Duration, Instant};
 
 use loraine::data::template::rendering;
 
-/// Of one conversation, for which a template takes milliseconds.
+/// Time limit for one conversation, which normally takes milliseconds.
 const LONGEST: Duration = Duration::from_secs(20);
 const MOST_MEMORY: u64 = 512 << 20;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Watches every rendering from now on.
+/// Starts to watch every rendering.
 pub fn watch_templates() {
     std::thread::spawn(|| {
         let mut watched = None;
@@ -35,7 +35,7 @@ pub fn watch_templates() {
     });
 }
 
-/// Memory of this process, where the system tells; 0 elsewhere.
+/// Memory of this process in bytes; 0 where the system does not report it.
 fn resident_bytes() -> u64 {
     const SMALLEST_PAGE: u64 = 4096;
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();

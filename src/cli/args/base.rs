@@ -1,4 +1,4 @@
-//! How a command that trains nothing holds the base.
+//! Flags for the storage of the base in commands that do not train.
 
 use std::sync::OnceLock;
 
@@ -10,18 +10,18 @@ use loraine::quant::format::Code4;
 
 #[derive(Args)]
 pub struct BaseArgs {
-    /// Hold the base's linear layers in 4 bits, quantized as it is loaded
+    /// Quantize the base's linear layers to 4 bits while loading
     #[arg(long, value_enum, default_value_t)]
     quant: OptionalCode,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
-    /// With --quant: embedding and head in 4 bits too, as `train --quantize-embedding` has them
+    /// With --quant: quantize embedding and head too, like `train --quantize-embedding`
     #[arg(long)]
     quantize_embedding: bool,
 }
 
-/// A 4-bit code, or none: the base stays as its files hold it.
+/// A 4-bit code, or none for the types of the files.
 #[derive(Clone, Copy, Default)]
 struct OptionalCode(Option<Code4>);
 

@@ -1,4 +1,4 @@
-//! The flags that say how data is read, shared by every subcommand that reads some.
+//! Flags for reading data, shared by every subcommand that reads data.
 
 use clap::Args;
 use loraine::data::settings::{DataSettings, OnLong, Shape, TrainOn};
@@ -6,31 +6,31 @@ use loraine::data::settings::{DataSettings, OnLong, Shape, TrainOn};
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Shape of every example [default: seen from the fields]
+    /// Shape of the records [default: detected from their fields]
     #[arg(long, value_enum)]
     pub shape: Option<Shape>,
-    /// Field that holds texts
+    /// Name of the field with the text
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Field that holds prompts
+    /// Name of the field with the prompt
     #[arg(long, value_name = "NAME")]
     pub prompt_field: Option<String>,
-    /// Field that holds completions
+    /// Name of the field with the completion
     #[arg(long, value_name = "NAME")]
     pub completion_field: Option<String>,
-    /// Field that holds lists of messages
+    /// Name of the field with the list of messages
     #[arg(long, value_name = "NAME")]
     pub messages_field: Option<String>,
     /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
-    /// Tokens that the loss is taken over [default: assistant turns, completions, whole texts]
+    /// Tokens to train on [default: assistant turns, completions, whole texts]
     #[arg(long, value_enum)]
     pub train_on: Option<TrainOn>,
-    /// What happens to examples longer than the longest sequence [default: refuse]
+    /// Treatment of examples longer than --max-seq-len [default: refuse]
     #[arg(long, value_enum)]
     pub on_long: Option<OnLong>,
-    /// Let short examples share a slot of the batch
+    /// Pack short examples into shared slots of the batch
     #[arg(long)]
     pub packing: bool,
 }
@@ -42,7 +42,7 @@ impl DataArgs {
         settings
     }
 
-    /// Puts the given flags on top of `settings`.
+    /// Applies the given flags to `settings`.
     pub fn apply(&self, settings: &mut DataSettings) {
         fn set<T: Clone>(field: &mut Option<T>, flag: &Option<T>) {
             if flag.is_some() {

@@ -1,4 +1,4 @@
-//! The flags of every command that computes on a GPU and may keep what it prepared for it.
+//! Flags of commands that compute on a GPU: the GPU, autotuning and the cache.
 
 use anyhow::Result;
 use clap::Args;
@@ -19,7 +19,7 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The chosen GPU, with kernels measured as `--tune` says and remembered in the cache.
+    /// Opens the chosen GPU with the settings of `--tune` and of the cache.
     pub fn open(&self) -> Result<Gpu> {
         self.gpu.open_tuned(self.tune.options(self.cache.directory()))
     }

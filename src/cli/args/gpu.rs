@@ -1,24 +1,23 @@
-//! The flags that choose a GPU.
+//! Flags that choose a GPU.
 
 use clap::Args;
 use loraine::gpu::{Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 
 use super::cache;
 
-/// Which GPU to run on.
+/// Choice of the GPU.
 #[derive(Args, Clone)]
 pub struct GpuArgs {
     /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
     #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
     pub gpu: Option<String>,
-    /// on multiplies linear layers by the GPU's matrix units where it has them, with factors in f16 (scaled, sums in f32); off keeps
-    /// every product in f32
+    /// on uses the GPU's matrix units for linear layers, with scaled factors in f16 and sums in f32; off computes everything in f32
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
     pub matrix_units: MatrixUnits,
 }
 
 impl GpuArgs {
-    /// With the kernels of earlier runs.
+    /// Opens the GPU and uses the cached kernel choices of earlier runs.
     pub fn open(&self) -> anyhow::Result<Gpu> {
         self.open_tuned(TuneOptions { tune: Tune::Auto, cache: cache::directory() })
     }

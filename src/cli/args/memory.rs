@@ -1,4 +1,4 @@
-//! The flags that trade time or digits for device memory.
+//! Flags that trade time or precision for device memory.
 
 use clap::Args;
 use loraine::train::settings::{ActivationsChoice, Optim, RecomputeChoice, RunSettings};
@@ -8,25 +8,25 @@ use crate::cli::show::parse_bytes;
 #[derive(Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
-    /// adamw8bit holds the optimizer's moments in 8 bits, in blocks of 256, as bitsandbytes does [default: adamw]
+    /// Optimizer; adamw8bit keeps its moments in 8 bits like bitsandbytes [default: adamw]
     #[arg(long, value_enum)]
     optim: Option<Optim>,
-    /// auto recomputes the layers whose activations do not fit, none keeps everything, all keeps layer inputs alone
+    /// Recompute activations in the backward pass: auto for layers that do not fit, none, or all (keeps only layer inputs)
     #[arg(long, value_enum)]
     recompute: Option<RecomputeChoice>,
-    /// auto keeps activations in f32 unless only bf16 fits; bf16 halves what layer inputs and kept layers take [default: auto]
+    /// Type of kept activations: auto uses f32 unless only bf16 fits; bf16 takes half the memory [default: auto]
     #[arg(long, value_enum)]
     activations: Option<ActivationsChoice>,
-    /// With --method qlora: embedding and head in 4 bits too
+    /// With --method qlora: quantize embedding and head too
     #[arg(long)]
     quantize_embedding: bool,
-    /// Device memory that the run may take, such as 12GB: what is kept follows it
+    /// Limit for the device memory of the run, such as 12GB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub gpu_memory: Option<u64>,
 }
 
 impl MemoryArgs {
-    /// The given flags over `settings`.
+    /// Applies the given flags to `settings`.
     pub fn apply(&self, settings: &mut RunSettings) {
         settings.optim = self.optim.unwrap_or(settings.optim);
         settings.recompute = self.recompute.unwrap_or(settings.recompute);

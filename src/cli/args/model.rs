@@ -1,4 +1,4 @@
-//! The directory that `--model` names, fetched from the hub if need be.
+//! Resolves `--model` to a directory and downloads models of the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use loraine::hub::HubModel;
 use loraine::hub::fetch::{Extent, HubSettings, fetch};
 
-/// The directory of `--model`: what it says, or where a model of the hub lies in the cache, fetched if need be.
+/// Returns the directory of `--model`. A model of the hub is downloaded into the cache first.
 pub fn model_directory(model: &Path, extent: Extent) -> anyhow::Result<PathBuf> {
     let hub_model = model.to_str().and_then(HubModel::parse);
-    // What begins with a directory of this place is a path, though nothing may lie there.
+    // A name whose first part is an existing directory is a path, even if the path does not exist.
     let is_path = model.exists() || model.parent().is_some_and(|owner| owner.is_dir() && owner != Path::new(""));
     let Some(name) = hub_model.filter(|_| !is_path) else { return Ok(model.to_owned()) };
     let bar = ProgressBar::new(0).with_style(

@@ -1,4 +1,4 @@
-//! The flags that name a model and adapters to answer, and how they become a session.
+//! Flags that name a model and its adapters, and the session that they open.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub struct SessionArgs {
     /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory and the name to call it by [default name: the directory's]; may be given several times
+    /// PEFT adapter directory with an optional name [default: the directory's name]; may be given several times
     #[arg(long = "adapter", value_name = "[NAME=]DIR")]
     adapters: Vec<String>,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct SessionArgs {
 }
 
 impl SessionArgs {
-    /// Reads and checks the files, those of a model on the hub once they are fetched.
+    /// Reads and checks the files, after downloading a model of the hub.
     pub fn prepare(&self, template: TemplateChoice, device: &DeviceArgs) -> Result<PreparedSession> {
         let base = self.base.storage()?;
         let adapters = self.adapters.iter().map(|text| named_adapter(text)).collect();
@@ -43,7 +43,7 @@ impl SessionArgs {
     }
 }
 
-/// Loads a session onto the GPU, with a bar on a terminal.
+/// Loads a session onto the GPU, with a progress bar on a terminal.
 pub fn open(prepared: PreparedSession, context: usize, device: &DeviceArgs) -> Result<Session> {
     let gpu = device.open()?;
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
@@ -55,14 +55,14 @@ pub fn open(prepared: PreparedSession, context: usize, device: &DeviceArgs) -> R
     Ok(session?)
 }
 
-/// The value of `--max-context`, refused beyond the model's own limit.
+/// Returns the value of `--max-context` and refuses values beyond the model's limit.
 pub fn checked_context(given: Option<usize>, config: &ModelConfig) -> Result<Option<usize>> {
     let (limit, context) = (config.max_position_embeddings, given.unwrap_or(0));
     ensure!(context <= limit, "--max-context {context} is beyond the model's own limit of {limit} positions");
     Ok(given)
 }
 
-/// Name and directory of `[NAME=]DIR`; a directory with an equals sign in its own name is taken as it stands.
+/// Parses `[NAME=]DIR`. An existing directory with an equals sign in its name is taken as a directory.
 fn named_adapter(text: &str) -> NamedAdapter {
     let (name, dir) = match text.split_once('=') {
         Some((name, dir)) if !Path::new(text).is_dir() => (Some(name.to_owned()), PathBuf::from(dir)),

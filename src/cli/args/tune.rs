@@ -1,4 +1,4 @@
-//! Whether kernels are measured before they are used.
+//! Flags for autotuning kernels.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,8 @@ use loraine::gpu::{Tune, TuneOptions};
 
 #[derive(Args)]
 pub struct TuneArgs {
-    /// Measure which kernels are the fastest here, for two seconds at most, and remember it (auto: on GPUs; off: the usual ones). The
-    /// results are the same to the bit
+    /// Measure the fastest kernels for at most two seconds and remember them (auto: on GPUs only; off: default kernels). Results do not
+    /// change, to the bit
     #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
     tune: Tune,
 }
