@@ -1,4 +1,4 @@
-.PHONY: help demo test web serve page bench fmt
+.PHONY: help demo test check web serve page bench fmt deny typos dist
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -14,8 +14,10 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 test: export LP_NUM_THREADS = 0
 test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in Chromium
 	-@scripts/setup vulkan chromium wasm node debootstrap
+	scripts/typos
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
 	cargo test
 	LORAINE_FORMS=gpu cargo test --test it parity::
 	@if [ -e $(SWIFTSHADER) ]; then \
@@ -27,6 +29,10 @@ test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in 
 	scripts/newer-mesa-test
 	scripts/wasm-cargo clippy -- -D warnings
 	scripts/page-test
+
+check: ## compile, lint and run the tests that need no GPU, on any system
+	cargo clippy --all-targets -- -D warnings
+	cargo test --test it -- architecture:: project::
 
 web: ## build the page and its npm package; installs what they need
 	-@scripts/setup wasm node
@@ -47,3 +53,15 @@ bench: ## ceilings, operations, whole steps, and the figures of BENCHMARKS.md be
 
 fmt: ## format the code
 	cargo fmt --all
+	@[ ! -e web/node_modules ] || npm --prefix web run --silent format
+
+deny: ## licenses, sources and advisories of dependencies; needs cargo-deny
+	cargo deny check
+
+typos: ## spelling
+	scripts/typos
+
+# The program for one system, in an archive with its documents. TARGET is a Rust target, by default this machine's.
+TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
+dist: ## the program as an archive in target/dist
+	scripts/dist $(TARGET)

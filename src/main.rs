@@ -1,5 +1,7 @@
 //! The terminal program: parses arguments, prints errors, nothing else.
 
+#![expect(unreachable_pub, reason = "nobody uses a program from outside")]
+
 mod cli;
 
 use std::process::ExitCode;
@@ -11,7 +13,10 @@ fn main() -> ExitCode {
     // Without it, Mesa's software driver prints lines that read as errors of ours; nothing is put there.
     if cfg!(unix) && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: no other thread runs yet.
-        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+        #[expect(unsafe_code, reason = "the environment may change only while no other thread reads it")]
+        unsafe {
+            std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir());
+        }
     }
     match cli::run(cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,

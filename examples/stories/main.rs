@@ -8,6 +8,8 @@
 //!
 //! The same seed writes the same bytes.
 
+#![expect(unreachable_pub, reason = "nobody uses a program from outside")]
+
 mod facts;
 mod pirate;
 mod plots;

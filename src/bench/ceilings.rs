@@ -35,7 +35,7 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    pub async fn new(gpu: &Gpu) -> Result<Self> {
+    pub(super) async fn new(gpu: &Gpu) -> Result<Self> {
         let mut best: Option<(f64, f64, PreparedHarness)> = None;
         for variant in FmaVariant::ALL {
             let (flops, mut fma) = fma(gpu, variant).await?;
@@ -61,7 +61,7 @@ impl Probe {
     }
 
     /// Times them again; a ceiling is the best that was seen.
-    pub async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
+    pub(super) async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
         let gflops = self.flops / self.fma.measure(gpu).await? / 1e9;
         let gb_per_s = self.moved / self.copy.measure(gpu).await? / 1e9;
         if let Some((products, flops)) = &mut self.matrices {

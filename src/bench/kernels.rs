@@ -18,7 +18,7 @@ struct FmaParams {
 
 /// A form of the multiply-add kernel; which is fastest depends on the adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FmaVariant {
+pub(super) struct FmaVariant {
     pub wg_size: u32,
     /// Independent chains of vec4.
     pub accumulators: u32,
@@ -27,7 +27,7 @@ pub struct FmaVariant {
 }
 
 impl FmaVariant {
-    pub const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 7] = [
         Self { wg_size: 8, accumulators: 8, fused: true },
         Self { wg_size: 8, accumulators: 4, fused: false },
         Self { wg_size: 64, accumulators: 4, fused: true },
@@ -72,14 +72,21 @@ fn matrix_kernel(cooperative: Cooperative) -> Kernel {
 }
 
 /// f32 sums that [`matrices`] writes in `groups` workgroups.
-pub fn matrix_sums(cooperative: Cooperative, groups: u32) -> u64 {
+pub(super) fn matrix_sums(cooperative: Cooperative, groups: u32) -> u64 {
     let most = u64::from(matrix_wg_size(cooperative) / cooperative.subgroups[0]);
     u64::from(groups) * most * u64::from(cooperative.side * cooperative.side)
 }
 
 /// `groups` workgroups of chains of `turns` products of matrices whose elements all are `factor`; y takes [`matrix_sums`] values.
 /// Returns the floating-point operations, two a multiply-add.
-pub fn matrices(rec: &mut Recorder, cooperative: Cooperative, groups: u32, turns: u32, factor: f32, y: View) -> f64 {
+pub(super) fn matrices(
+    rec: &mut Recorder,
+    cooperative: Cooperative,
+    groups: u32,
+    turns: u32,
+    factor: f32,
+    y: View,
+) -> f64 {
     assert!(y.bytes >= 4 * matrix_sums(cooperative, groups), "{groups} workgroups into {y:?}");
     let work = u64::from(groups * MATRIX_ACCUMULATORS) * u64::from(turns) * u64::from(cooperative.side).pow(3);
     let params = MatrixParams { turns, factor };
@@ -98,7 +105,7 @@ pub fn kernels() -> Vec<Kernel> {
 
 /// `invocations` (a multiple of 256) chains of `steps` times (a multiple of 8) `a = a factor + term`; y takes four sums of each invocation.
 /// Returns the floating-point operations, two a multiply-add.
-pub fn fma(
+pub(super) fn fma(
     rec: &mut Recorder,
     variant: FmaVariant,
     invocations: u32,
@@ -125,7 +132,7 @@ pub fn fma(
 }
 
 /// Copies x over y, which lie in different buffers. Returns the bytes read and written.
-pub fn copy(rec: &mut Recorder, x: View, y: View) -> f64 {
+pub(super) fn copy(rec: &mut Recorder, x: View, y: View) -> f64 {
     assert_eq!(x.bytes, y.bytes, "copy between views of unlike size");
     let count = (x.bytes / 16) as u32;
     let groups = rec.fold(u64::from(count.div_ceil(COPY_WG_SIZE)));

@@ -56,7 +56,7 @@ pub(super) struct MeasuredCase {
 
 impl Case {
     /// Times the operation and the ceilings in turn.
-    pub async fn measure(self, gpu: &Gpu, probe: &mut Probe) -> Result<MeasuredCase> {
+    pub(super) async fn measure(self, gpu: &Gpu, probe: &mut Probe) -> Result<MeasuredCase> {
         let mut harness = Harness::new(gpu);
         (self.record)(&mut harness);
         let problem_sizes = std::mem::take(&mut harness.rec.problem_sizes);
@@ -80,7 +80,7 @@ impl Case {
 }
 
 impl MeasuredCase {
-    pub fn result(self, ceilings: &Ceilings) -> OperationResult {
+    pub(super) fn result(self, ceilings: &Ceilings) -> OperationResult {
         let (amount, ceiling, unit) = match self.amount {
             Amount::Flops(flops) => (flops, ceilings.fma_gflops, "GFLOP/s"),
             Amount::MatrixFlops(flops) => (flops, ceilings.matrix_gflops.unwrap_or(f64::NAN), "GFLOP/s"),

@@ -13,7 +13,7 @@ use super::sample::Record;
 use crate::{Error, Result};
 
 /// Iterates over the rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.
-pub fn rows(path: &Path, file: File) -> Result<Records> {
+pub(super) fn rows(path: &Path, file: File) -> Result<Records> {
     let broken = |e: &dyn std::fmt::Display| Error::file(path, format!("is not a Parquet file that can be read: {e}"));
     let opened = guarded(|| {
         let reader = SerializedFileReader::new(file)?;

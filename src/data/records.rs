@@ -10,14 +10,14 @@ use crate::files::{self, File};
 use crate::{Error, Result};
 
 /// Extensions of files that hold records.
-pub const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
+pub(super) const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
 
 /// Records with their numbers in the file: the line, the place in the list, or the row.
-pub type Records = Box<dyn Iterator<Item = Result<(usize, Record)>>>;
+pub(super) type Records = Box<dyn Iterator<Item = Result<(usize, Record)>>>;
 
 /// A data file, and the word for its records in messages.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub(super) struct Place {
     pub path: PathBuf,
     /// `line`, `record` or `row`.
     pub unit: &'static str,
@@ -25,7 +25,7 @@ pub struct Place {
 
 impl Place {
     /// Makes an error about one record.
-    pub fn error(&self, number: usize, problem: impl std::fmt::Display) -> Error {
+    pub(super) fn error(&self, number: usize, problem: impl std::fmt::Display) -> Error {
         match self.unit {
             "line" => Error::line(&self.path, number, problem),
             unit => Error::file(&self.path, format!("{unit} {number}: {problem}")),
@@ -33,7 +33,7 @@ impl Place {
     }
 
     /// Formats record numbers as `lines 1, 2 and more`, with at most `listed` numbers.
-    pub fn list(&self, numbers: &[usize], listed: usize) -> String {
+    pub(super) fn list(&self, numbers: &[usize], listed: usize) -> String {
         let plural = if numbers.len() == 1 { "" } else { "s" };
         let more = if numbers.len() > listed { " and more" } else { "" };
         let numbers: Vec<_> = numbers.iter().take(listed).map(usize::to_string).collect();
@@ -42,7 +42,7 @@ impl Place {
 }
 
 /// Iterates over the objects of a JSON lines file, numbered from 1. Blank lines count and are skipped.
-pub fn lines(path: &Path, file: File) -> Records {
+pub(super) fn lines(path: &Path, file: File) -> Records {
     let path = path.to_owned();
     let parse = move |(index, line): (usize, std::io::Result<String>)| {
         let number = index + 1;
@@ -68,7 +68,7 @@ pub fn lines(path: &Path, file: File) -> Records {
 ///
 /// # Errors
 /// The file cannot be read or is not a JSON list.
-pub fn list(path: &Path) -> Result<Records> {
+pub(super) fn list(path: &Path) -> Result<Records> {
     let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let list: Vec<Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|e| Error::file(path, format!("is not valid JSON: {e}")))?;

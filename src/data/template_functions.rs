@@ -33,7 +33,7 @@ thread_local! {
 }
 
 /// Resets the count of printed bytes.
-pub fn begin_rendering() {
+pub(super) fn begin_rendering() {
     PRINTED.set(0);
 }
 
@@ -51,7 +51,7 @@ fn count_printed(bytes: usize) -> Result<(), Error> {
 }
 
 /// Adds `raise_exception`, `strftime_now` and `tojson`, and prints values as Python's `str`.
-pub fn register(environment: &mut Environment<'static>) {
+pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });

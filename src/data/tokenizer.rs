@@ -216,7 +216,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// The tokenizer of the small model in `../shared`, or none, with a word of why.
-    pub fn stories() -> Option<Tokenizer> {
+    pub(crate) fn stories() -> Option<Tokenizer> {
         let dir = Path::new("../shared/models/stories260K");
         if !dir.is_dir() {
             eprintln!("skipped: {} is not there", dir.display());
@@ -227,7 +227,7 @@ pub(crate) mod tests {
     }
 
     /// A directory with a tokenizer of the words `<s> </s> a b`, with ids from 0 on.
-    pub fn tiny_dir() -> (tempfile::TempDir, ModelConfig) {
+    pub(crate) fn tiny_dir() -> (tempfile::TempDir, ModelConfig) {
         let dir = tempfile::tempdir().unwrap();
         let special = |id: u32, text: &str| {
             format!(

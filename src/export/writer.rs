@@ -16,7 +16,7 @@ pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A tensor that will be written.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub(super) struct Planned {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -29,7 +29,7 @@ impl Planned {
 }
 
 /// Writes `model.safetensors` of a directory, or its shards and their index.
-pub struct ModelWriter {
+pub(super) struct ModelWriter {
     dir: PathBuf,
     /// Names and tensors of the files that are not written yet; the next file is last.
     coming: Vec<(String, Vec<Planned>)>,
@@ -44,7 +44,7 @@ impl ModelWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn create(dir: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self> {
+    pub(super) fn create(dir: &Path, tensors: Vec<Planned>, shard_bytes: u64) -> Result<Self> {
         let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
         let (mut filled, mut total) = (0, 0);
         for tensor in tensors {
@@ -79,7 +79,7 @@ impl ModelWriter {
     }
 
     /// Writes the next tensor, which must be `name`.
-    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         if self.current.left.is_empty()
             && let Some((file, tensors)) = self.coming.pop()
         {
@@ -90,7 +90,7 @@ impl ModelWriter {
     }
 
     /// Writes everything to disk.
-    pub fn finish(self) -> Result<()> {
+    pub(super) fn finish(self) -> Result<()> {
         assert!(self.coming.is_empty(), "{:?} were not written", self.coming);
         self.current.finish()?;
         match self.index {

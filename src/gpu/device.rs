@@ -248,8 +248,11 @@ impl Gpu {
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if capabilities.cooperative.is_some() {
             features |= COOPERATIVE_FEATURES;
-            // SAFETY: what may go wrong with experimental features is what the tests of the kernels that use this one are for.
-            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+            // SAFETY: wgpu does not check cooperative matrices in full. The tests run each kernel that uses them.
+            #[expect(unsafe_code, reason = "wgpu asks for it before it offers an experimental feature")]
+            unsafe {
+                experimental_features = wgpu::ExperimentalFeatures::enabled();
+            }
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("loraine"),
@@ -341,7 +344,10 @@ impl Gpu {
             self.device.create_shader_module(descriptor)
         } else {
             // SAFETY: every kernel bounds its own indices and loops; the tests run the checked form of each too.
-            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+            #[expect(unsafe_code, reason = "the driver's bounds checks would slow every kernel down")]
+            unsafe {
+                self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            }
         };
         let entries: Vec<_> = kernel
             .accesses()

@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_INFO_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
+pub(super) enum Failure {
     #[error("the server answers with status {0}")]
     Status(u16),
     #[error("{0}")]
@@ -31,7 +31,7 @@ pub enum Failure {
 
 impl Failure {
     /// No response, a broken response or a server error: another attempt may succeed.
-    pub fn may_pass(&self) -> bool {
+    pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Status(code) => *code >= 500 || *code == 429,
             Self::Connection(_) | Self::Broken(_) => true,
@@ -41,7 +41,7 @@ impl Failure {
 }
 
 /// A file as the hub describes it.
-pub struct Remote {
+pub(super) struct Remote {
     pub commit: String,
     /// The SHA-256 of the content for large files.
     pub etag: String,
@@ -57,14 +57,14 @@ struct Answer {
     said: [Option<String>; 4],
 }
 
-pub struct Transfer {
+pub(super) struct Transfer {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
 }
 
 impl Transfer {
-    pub fn new(endpoint: &str, token: Option<&str>) -> Self {
+    pub(super) fn new(endpoint: &str, token: Option<&str>) -> Self {
         let config = Agent::config_builder()
             .max_redirects(0)
             .http_status_as_error(false)
@@ -112,7 +112,7 @@ impl Transfer {
         Err(Failure::Answer(format!("the server leads from one place to the next, {MAX_REDIRECTS} times")))
     }
 
-    pub fn json<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, Failure> {
+    pub(super) fn json<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, Failure> {
         let mut response = self.get(url, None)?.response;
         let mut bytes = Vec::new();
         let mut body = response.body_mut().as_reader().take(MAX_INFO_BYTES);
@@ -120,7 +120,7 @@ impl Transfer {
         serde_json::from_slice(&bytes).map_err(|e| Failure::Answer(format!("its answer is not a hub's: {e}")))
     }
 
-    pub fn find(&self, url: &str) -> Result<Remote, Failure> {
+    pub(super) fn find(&self, url: &str) -> Result<Remote, Failure> {
         let Answer { response, url, said: [commit, linked_etag, linked_size, etag] } = self.get(url, Some("0-0"))?;
         let missing = |name: &str| Failure::Answer(format!("the answer has no {name}, so it is not a hub's"));
         let range = text(&response, "content-range");
@@ -137,7 +137,7 @@ impl Transfer {
     }
 
     /// Appends to `part` until it has the file's size. `progress` receives the bytes downloaded so far.
-    pub fn fill(&self, remote: &Remote, part: &Path, mut progress: impl FnMut(u64)) -> Result<(), Failure> {
+    pub(super) fn fill(&self, remote: &Remote, part: &Path, mut progress: impl FnMut(u64)) -> Result<(), Failure> {
         let mut file = OpenOptions::new().append(true).create(true).open(part).map_err(Failure::Disk)?;
         let mut there = file.metadata().map_err(Failure::Disk)?.len();
         if there > remote.size {

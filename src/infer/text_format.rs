@@ -102,7 +102,7 @@ pub(super) mod tests {
     use crate::data::tokenizer::tests::stories;
 
     /// The small stories tokenizer with a template of the fewest words.
-    pub fn plain_chat() -> Option<TextFormat> {
+    pub(crate) fn plain_chat() -> Option<TextFormat> {
         let tokenizer = stories()?;
         let special = tokenizer.special_tokens().unwrap();
         let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\

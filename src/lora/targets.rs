@@ -193,7 +193,7 @@ pub(crate) mod tests {
     use super::*;
     use std::path::Path;
 
-    pub fn model() -> ModelConfig {
+    pub(crate) fn model() -> ModelConfig {
         let text = r#"{"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
             "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}"#;
         ModelConfig::from_json(Path::new("config.json"), text).unwrap()

@@ -24,12 +24,12 @@ pub(crate) fn parse_object(path: &Path, text: &str) -> Result<Map<String, Value>
 }
 
 impl<'a> JsonFields<'a> {
-    pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+    pub(crate) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
         Self { path, prefix: "", object }
     }
 
     /// The object under `key`, with `prefix` (the key and a point) put before the keys in messages.
-    pub fn object(&self, key: &'static str, prefix: &'static str) -> Result<Option<Self>> {
+    pub(crate) fn object(&self, key: &'static str, prefix: &'static str) -> Result<Option<Self>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(object)) => Ok(Some(Self { path: self.path, prefix, object })),
@@ -37,24 +37,24 @@ impl<'a> JsonFields<'a> {
         }
     }
 
-    pub fn error(&self, key: &str, problem: impl std::fmt::Display) -> Error {
+    pub(crate) fn error(&self, key: &str, problem: impl std::fmt::Display) -> Error {
         Error::field(self.path, format!("{}{key}", self.prefix), problem)
     }
 
-    pub fn keys(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
         self.object.iter()
     }
 
-    pub fn contains(&self, key: &str) -> bool {
+    pub(crate) fn contains(&self, key: &str) -> bool {
         self.object.contains_key(key)
     }
 
-    pub fn value(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn value(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|v| !v.is_null())
     }
 
     /// A whole number in `1..=max`.
-    pub fn count(&self, key: &str, max: usize) -> Result<Option<usize>> {
+    pub(crate) fn count(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let in_range = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
         in_range
@@ -62,22 +62,22 @@ impl<'a> JsonFields<'a> {
             .ok_or_else(|| self.error(key, format!("is {value}, but must be a whole number in 1..={max}")))
     }
 
-    pub fn required_count(&self, key: &str, max: usize) -> Result<usize> {
+    pub(crate) fn required_count(&self, key: &str, max: usize) -> Result<usize> {
         self.count(key, max)?.ok_or_else(|| self.error(key, "is missing; it must be a whole number"))
     }
 
     /// A finite number above zero.
-    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
         number.map(Some).ok_or_else(|| self.error(key, format!("is {value}, but must be a number above 0")))
     }
 
-    pub fn required_positive(&self, key: &str) -> Result<f64> {
+    pub(crate) fn required_positive(&self, key: &str) -> Result<f64> {
         self.positive(key)?.ok_or_else(|| self.error(key, "is missing; it must be a number above 0"))
     }
 
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.value(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -85,7 +85,7 @@ impl<'a> JsonFields<'a> {
         }
     }
 
-    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -93,7 +93,7 @@ impl<'a> JsonFields<'a> {
         }
     }
 
-    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let texts = value.as_array().and_then(|a| a.iter().map(|v| v.as_str().map(str::to_owned)).collect());
         texts.map(Some).ok_or_else(|| self.error(key, "must be a list of strings"))

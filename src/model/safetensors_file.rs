@@ -133,7 +133,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// The bytes of a file with this header and `data_len` zero bytes of data.
-    pub fn file_bytes(header: &str, data_len: usize) -> Vec<u8> {
+    pub(crate) fn file_bytes(header: &str, data_len: usize) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header.as_bytes());
         bytes.resize(bytes.len() + data_len, 0);

@@ -129,7 +129,7 @@ pub(super) struct QuantizedCache {
 impl QuantizedCache {
     /// None where no copies are kept, or none of weights as small as these. `weights` are those that the device quantizes, with
     /// their names.
-    pub fn of(source: &Source, weights: &[(String, &Weight)]) -> Option<Self> {
+    pub(super) fn of(source: &Source, weights: &[(String, &Weight)]) -> Option<Self> {
         let settings = source.cache.as_ref()?;
         let sources = weights.iter().map(|(name, _)| source.tensors.get(name)).collect::<Option<Vec<_>>>()?;
         if weights.is_empty() || sources.iter().map(|info| info.byte_len).sum::<u64>() < settings.min_bytes {
@@ -172,7 +172,7 @@ impl QuantizedCache {
     ///
     /// # Errors
     /// A failing device.
-    pub async fn restore(&self, gpu: &Gpu, buffers: &Buffers, mut advance: impl FnMut(f64)) -> Result<bool> {
+    pub(super) async fn restore(&self, gpu: &Gpu, buffers: &Buffers, mut advance: impl FnMut(f64)) -> Result<bool> {
         let Ok((mut file, checksums)) = self.open() else { return Ok(false) };
         let mut done = 0;
         for (view, checksum) in self.views.iter().zip(checksums) {
@@ -221,7 +221,7 @@ impl QuantizedCache {
     ///
     /// # Errors
     /// A failing device; a full disk only leaves no copy, and so does a bound that the copy alone exceeds.
-    pub async fn store(&self, gpu: &Gpu, buffers: &Buffers) -> Result<()> {
+    pub(super) async fn store(&self, gpu: &Gpu, buffers: &Buffers) -> Result<()> {
         if self.file_bytes() > self.settings.max_bytes {
             return Ok(());
         }

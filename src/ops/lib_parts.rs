@@ -1,4 +1,4 @@
 //! Shader parts that several kernels are joined with.
 
-pub const MASK_TAIL: &str = include_str!("../../shaders/lib/mask_tail.wgsl");
-pub const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");
+pub(crate) const MASK_TAIL: &str = include_str!("../../shaders/lib/mask_tail.wgsl");
+pub(crate) const REDUCE: &str = include_str!("../../shaders/lib/reduce.wgsl");

@@ -140,7 +140,7 @@ pub(super) fn sum_splits(
 #[cfg(test)]
 mod twin {
     /// `left^T right`, `[rank, cols]`.
-    pub fn contract(left: &[f64], right: &[f64], rank: usize, cols: usize) -> Vec<f64> {
+    pub(super) fn contract(left: &[f64], right: &[f64], rank: usize, cols: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; rank * cols];
         for (left, right) in left.chunks_exact(rank).zip(right.chunks_exact(cols)) {
             for (at, sum) in gradient.iter_mut().enumerate() {

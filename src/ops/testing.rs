@@ -16,7 +16,7 @@ use crate::random::{Stream, uniform};
 static GPU: OnceLock<Gpu> = OnceLock::new();
 
 /// The device that all tests of this process share.
-pub fn gpu() -> &'static Gpu {
+pub(crate) fn gpu() -> &'static Gpu {
     GPU.get_or_init(|| {
         let options = GpuOptions {
             adapter: std::env::var("LORAINE_ADAPTER").ok(),
@@ -31,7 +31,7 @@ pub fn gpu() -> &'static Gpu {
 }
 
 /// The forms that this adapter can run.
-pub fn families() -> Vec<VariantFamily> {
+pub(crate) fn families() -> Vec<VariantFamily> {
     if gpu().capabilities.subgroup_size == VariantFamily::LANES {
         return vec![VariantFamily::Tiles, VariantFamily::Lanes, VariantFamily::Broadcast];
     }
@@ -43,13 +43,13 @@ pub fn families() -> Vec<VariantFamily> {
 }
 
 /// Named shapes, and a few drawn at random; the seed is fixed so that a failure repeats.
-pub fn shapes(named: &[(usize, usize)]) -> Vec<(usize, usize)> {
+pub(crate) fn shapes(named: &[(usize, usize)]) -> Vec<(usize, usize)> {
     let draw = |i: u64| 1 + (uniform(99, Stream::Split, named.len() as u64, i) * 90.0) as usize;
     named.iter().copied().chain((0..3).map(|i| (draw(2 * i), draw(2 * i + 1)))).collect()
 }
 
 /// One experiment: a memory plan, what to upload, and the results.
-pub struct Lab {
+pub(crate) struct Lab {
     pub plan: MemoryPlan,
     pub capabilities: Capabilities,
     uploads: Vec<(View, Vec<u8>)>,
@@ -60,7 +60,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut plan = MemoryPlan::new();
         let unused = [(); 2].map(|()| plan.alloc(Category::Workspace, "unused", 16));
         let scratch = Scratch {
@@ -79,7 +79,7 @@ impl Lab {
     }
 
     /// The variants for software adapters (true) or for real GPUs (false), whatever this adapter is.
-    pub fn for_cpu(cpu: bool) -> Self {
+    pub(crate) fn for_cpu(cpu: bool) -> Self {
         let mut lab = Self::new();
         lab.capabilities.cpu = cpu;
         lab.capabilities.cooperative = None;
@@ -87,19 +87,19 @@ impl Lab {
     }
 
     /// The variants of one form, which [`families`] has named.
-    pub fn for_family(family: VariantFamily) -> Self {
+    pub(crate) fn for_family(family: VariantFamily) -> Self {
         let mut lab = Self::for_cpu(family != VariantFamily::Tiles);
         lab.capabilities.subgroup_size = if family == VariantFamily::Broadcast { VariantFamily::LANES } else { 0 };
         lab
     }
 
     /// Scratch for weight panels beyond the small one that [`Lab::new`] plans.
-    pub fn reserve_panel(&mut self, bytes: u64) {
+    pub(crate) fn reserve_panel(&mut self, bytes: u64) {
         self.scratch.weight_panel = self.plan.alloc(Category::Workspace, "weight panel", bytes);
     }
 
     /// Standard normal draws, rounded to f32 so that twin and device start from the same values.
-    pub fn normal(&mut self, count: usize) -> Vec<f64> {
+    pub(crate) fn normal(&mut self, count: usize) -> Vec<f64> {
         let mut draw = || {
             self.draws += 1;
             f64::from(uniform(1, Stream::Sampling, 0, self.draws))
@@ -113,12 +113,12 @@ impl Lab {
     }
 
     /// An integer in `0..below`.
-    pub fn index(&mut self, below: usize) -> usize {
+    pub(crate) fn index(&mut self, below: usize) -> usize {
         self.draws += 1;
         (uniform(1, Stream::Sampling, 1, self.draws) * below as f32) as usize
     }
 
-    pub fn vector(&mut self, values: &[f64]) -> View {
+    pub(crate) fn vector(&mut self, values: &[f64]) -> View {
         let view = self.plan.alloc(Category::Workspace, "vector", 4 * values.len() as u64);
         let data: Vec<f32> = values.iter().map(|v| *v as f32).collect();
         self.uploads.push((view, bytemuck::cast_slice(&data).to_vec()));
@@ -126,25 +126,25 @@ impl Lab {
     }
 
     /// Uploads into a view that is planned already.
-    pub fn fill(&mut self, view: View, values: &[u32]) {
+    pub(crate) fn fill(&mut self, view: View, values: &[u32]) {
         self.uploads.push((view, bytemuck::cast_slice(values).to_vec()));
     }
 
-    pub fn words(&mut self, values: &[u32]) -> View {
+    pub(crate) fn words(&mut self, values: &[u32]) -> View {
         let view = self.plan.alloc(Category::Workspace, "words", 4 * values.len() as u64);
         self.uploads.push((view, bytemuck::cast_slice(values).to_vec()));
         view
     }
 
     /// 16-bit values, two a word.
-    pub fn halves(&mut self, values: impl Iterator<Item = u16>) -> View {
+    pub(crate) fn halves(&mut self, values: impl Iterator<Item = u16>) -> View {
         let values: Vec<u16> = values.collect();
         let word = |pair: &[u16]| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16;
         self.words(&values.chunks(2).map(word).collect::<Vec<_>>())
     }
 
     /// A matrix whose padding is NaN, so that a kernel that uses it is seen.
-    pub fn matrix(&mut self, rows: usize, cols: usize, values: &[f64]) -> Matrix {
+    pub(crate) fn matrix(&mut self, rows: usize, cols: usize, values: &[f64]) -> Matrix {
         assert_eq!(values.len(), rows * cols);
         let matrix = self.plan.matrix(Category::Workspace, "matrix", rows as u32, cols as u32);
         self.fill_matrix(matrix, values);
@@ -152,7 +152,7 @@ impl Lab {
     }
 
     /// The same of one that is planned already.
-    pub fn fill_matrix(&mut self, matrix: Matrix, values: &[f64]) {
+    pub(crate) fn fill_matrix(&mut self, matrix: Matrix, values: &[f64]) {
         let Matrix { rows, cols, ld, view } = matrix;
         let mut data = vec![f32::NAN; (rows * ld) as usize];
         for (row, values) in data.chunks_mut(ld as usize).zip(values.chunks(cols.max(1) as usize)) {
@@ -162,12 +162,12 @@ impl Lab {
     }
 
     /// A matrix of NaN, to be written by the kernel.
-    pub fn empty(&mut self, rows: usize, cols: usize) -> Matrix {
+    pub(crate) fn empty(&mut self, rows: usize, cols: usize) -> Matrix {
         self.matrix(rows, cols, &vec![f64::NAN; rows * cols])
     }
 
     /// A weight in `panels` panels of whole rows, and the values that it holds.
-    pub fn weight(
+    pub(crate) fn weight(
         &mut self,
         storage: Storage,
         [rows, cols]: [usize; 2],
@@ -188,12 +188,12 @@ impl Lab {
         (weight, held)
     }
 
-    pub fn recorder(&self) -> Recorder {
+    pub(crate) fn recorder(&self) -> Recorder {
         Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch)
     }
 
     /// Allocates, uploads and runs; panics on any device error.
-    pub fn run(&mut self, rec: &Recorder) {
+    pub(crate) fn run(&mut self, rec: &Recorder) {
         let gpu = gpu();
         let uniform = self.plan.alloc(Category::Workspace, "params", crate::gpu::params_bytes(&rec.commands));
         pollster::block_on(gpu.allocate(&self.plan, &mut self.buffers)).expect("allocate");
@@ -205,16 +205,16 @@ impl Lab {
         gpu.wait().expect("wait");
     }
 
-    pub fn read_vector(&self, view: View) -> Vec<f32> {
+    pub(crate) fn read_vector(&self, view: View) -> Vec<f32> {
         pollster::block_on(gpu().read_f32(&self.buffers, view)).expect("read")
     }
 
-    pub fn read_words(&self, view: View) -> Vec<u32> {
+    pub(crate) fn read_words(&self, view: View) -> Vec<u32> {
         self.read_vector(view).into_iter().map(f32::to_bits).collect()
     }
 
     /// The matrix without its padding.
-    pub fn read(&self, matrix: Matrix) -> Vec<f32> {
+    pub(crate) fn read(&self, matrix: Matrix) -> Vec<f32> {
         let rows = self.read_vector(matrix.view);
         rows.chunks(matrix.ld as usize)
             .take(matrix.rows as usize)
@@ -224,7 +224,7 @@ impl Lab {
 }
 
 /// A matrix as the device stores it, and the values that are left of it.
-pub struct Stored {
+pub(crate) struct Stored {
     pub data: Vec<u32>,
     pub absmax: Vec<u32>,
     pub nested: Vec<u32>,
@@ -232,7 +232,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    pub fn of(storage: Storage, values: &[f64]) -> Self {
+    pub(crate) fn of(storage: Storage, values: &[f64]) -> Self {
         let (absmax, nested) = (Vec::new(), Vec::new());
         let (code, double) = match storage {
             Storage::Float(float) => {
@@ -262,7 +262,7 @@ fn byte_words(bytes: &[u8]) -> Vec<u32> {
 }
 
 /// `||got - want|| / ||want||` must stay under `bound`, and no element may be off alone.
-pub fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
+pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
     assert_eq!(got.len(), want.len(), "{what}: length");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let scale = norm(&mut want.iter().copied()).max(1e-12);
@@ -275,7 +275,7 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f64], bound: f64) {
 }
 
 /// `gradient` against central differences of `f` at `x`, in f64.
-pub fn assert_gradient(x: &[f64], gradient: &[f64], f: impl Fn(&[f64]) -> f64) {
+pub(crate) fn assert_gradient(x: &[f64], gradient: &[f64], f: impl Fn(&[f64]) -> f64) {
     const STEP: f64 = 1e-5;
     assert_eq!(x.len(), gradient.len());
     let mut moved = x.to_vec();

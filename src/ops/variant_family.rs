@@ -16,10 +16,10 @@ pub(crate) enum VariantFamily {
 
 impl VariantFamily {
     /// Lanes of one vector of the software adapters that the last two were measured on.
-    pub const LANES: u32 = 8;
+    pub(crate) const LANES: u32 = 8;
 
     /// An adapter with narrower subgroups (SwiftShader) takes what it takes in a browser, where there are none.
-    pub fn of(capabilities: &Capabilities) -> Self {
+    pub(crate) fn of(capabilities: &Capabilities) -> Self {
         match (capabilities.cpu, capabilities.subgroup_size) {
             (false, _) => Self::Tiles,
             (true, Self::LANES) => Self::Broadcast,

@@ -30,7 +30,7 @@ struct Device {
 
 /// The fastest kernel of a class, among kernels of these texts.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Entry {
+pub(super) struct Entry {
     #[serde(flatten)]
     class: AutotuneKey,
     /// Checksum of the texts of all that were measured.
@@ -39,7 +39,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub fn new(class: AutotuneKey, kernels: u32, fastest: &str) -> Self {
+    pub(super) fn new(class: AutotuneKey, kernels: u32, fastest: &str) -> Self {
         Self { class, kernels, fastest: fastest.to_owned() }
     }
 }
@@ -52,30 +52,30 @@ struct Contents {
 
 /// What a file holds.
 #[derive(Debug, Default)]
-pub struct Kept(Vec<Entry>);
+pub(super) struct Kept(Vec<Entry>);
 
 impl Kept {
     /// The fastest kernel of a class, if it was measured among these texts.
-    pub fn get(&self, class: &AutotuneKey, kernels: u32) -> Option<&str> {
+    pub(super) fn get(&self, class: &AutotuneKey, kernels: u32) -> Option<&str> {
         let found = self.0.iter().find(|entry| entry.class == *class && entry.kernels == kernels);
         found.map(|entry| entry.fastest.as_str())
     }
 }
 
 /// Every device's file in a directory.
-pub fn files_in(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn files_in(dir: &Path) -> Vec<PathBuf> {
     let names = files::names(dir).unwrap_or_default().into_iter();
     names.filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)).map(|name| dir.join(name)).collect()
 }
 
 /// The file of one device.
-pub struct Cache {
+pub(super) struct Cache {
     path: PathBuf,
     device: Device,
 }
 
 impl Cache {
-    pub fn of(dir: &Path, adapter: &AdapterSummary) -> Self {
+    pub(super) fn of(dir: &Path, adapter: &AdapterSummary) -> Self {
         let device = Device {
             adapter: adapter.name.clone(),
             kind: adapter.kind.to_owned(),
@@ -90,7 +90,7 @@ impl Cache {
         Self { path: dir.join(format!("{PREFIX}{:08x}{SUFFIX}", crc32c::crc32c(key.as_bytes()))), device }
     }
 
-    pub fn read(&self) -> Kept {
+    pub(super) fn read(&self) -> Kept {
         self.contents().unwrap_or_default()
     }
 
@@ -102,7 +102,7 @@ impl Cache {
     }
 
     /// Adds what was measured to what the file holds by now, in place of what it says of the same classes.
-    pub fn add(&self, measured: Vec<Entry>) {
+    pub(super) fn add(&self, measured: Vec<Entry>) {
         let mut entries = self.read().0;
         entries.retain(|old| measured.iter().all(|new| new.class != old.class));
         entries.extend(measured);

@@ -32,7 +32,7 @@ struct TimedVariant {
 ///
 /// # Errors
 /// A lost device.
-pub async fn fastest(gpu: &Gpu, problem: &ProblemSize) -> Result<Option<&'static str>> {
+pub(super) async fn fastest(gpu: &Gpu, problem: &ProblemSize) -> Result<Option<&'static str>> {
     let problem = bounded(*problem);
     let mut harness = Harness::new(gpu);
     let Some(operands) = Operands::plan(&mut harness.plan, &problem) else { return Ok(None) };

@@ -1,6 +1,9 @@
 //! The integration tests, in one program: each program that links wgpu, tokenizers and parquet takes seconds to link.
 //! `cargo test --test it parity::` runs the tests of one file.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at what is not as expected")]
+#![expect(unreachable_pub, reason = "nobody uses a program from outside")]
+
 mod attacks;
 mod common;
 
@@ -23,8 +26,10 @@ mod invariants;
 mod long_run;
 mod memory;
 mod parity;
+mod project;
 mod quant_parity;
 mod quantized_cache;
+mod readme;
 mod saved_adapter;
 mod tokenizers;
 mod tuning;

@@ -106,7 +106,7 @@ fixture_tests! {
     odd_sizes_nf4: "odd_sizes", "adapter", "reference_nf4", NF4;
     odd_sizes_fp4: "odd_sizes", "adapter", "reference_fp4", FP4;
     rank_pattern: "llama_tied", "adapter_rank_pattern", "reference_rank_pattern", BaseStorage::AsStored;
-    rank_stabilised: "llama_tied", "adapter_rslora", "reference_rslora", BaseStorage::AsStored;
+    rank_stabilized: "llama_tied", "adapter_rslora", "reference_rslora", BaseStorage::AsStored;
     target_regex: "llama_tied", "adapter_regex", "reference_regex", BaseStorage::AsStored;
     some_layers: "llama_tied", "adapter_layers", "reference_layers", BaseStorage::AsStored;
 }

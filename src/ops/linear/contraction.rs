@@ -50,7 +50,7 @@ pub(super) struct Contraction<'a> {
 impl<'a> Contraction<'a> {
     /// The contractions with all panels. The gradient contracts over rows of W: the first panel's contraction writes y with the
     /// LoRA term, and the others add to it.
-    pub fn of_panels(
+    pub(super) fn of_panels(
         direction: Direction,
         x: Matrix,
         weight: &'a Weight,
@@ -65,68 +65,68 @@ impl<'a> Contraction<'a> {
     }
 
     /// The contraction alone, added to y, which holds the LoRA term and the bias already.
-    pub fn added(self) -> Self {
+    pub(super) fn added(self) -> Self {
         Self { low_rank: None, accumulate: true, ..self }
     }
 
-    pub fn forward(&self) -> bool {
+    pub(super) fn forward(&self) -> bool {
         self.direction == Direction::Forward
     }
 
     /// Columns of y that the panel makes.
-    pub fn cols(&self) -> u32 {
+    pub(super) fn cols(&self) -> u32 {
         if self.forward() { self.panel.rows } else { self.weight.in_features }
     }
 
     /// Columns of x that the panel takes.
-    pub fn depth(&self) -> u32 {
+    pub(super) fn depth(&self) -> u32 {
         if self.forward() { self.weight.in_features } else { self.panel.rows }
     }
 
-    pub fn rank(&self) -> u32 {
+    pub(super) fn rank(&self) -> u32 {
         self.low_rank.map_or(0, |term| term.product.cols)
     }
 
-    pub fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         self.low_rank.map_or(0.0, |term| term.scale)
     }
 
     /// Quads between two rows of the LoRA term's product.
-    pub fn product_ld4(&self) -> u32 {
+    pub(super) fn product_ld4(&self) -> u32 {
         self.low_rank.map_or(0, |term| term.product.ld / 4)
     }
 
     /// The quads of x and of y at which the panel's columns begin.
-    pub fn first_quads(&self) -> [u32; 2] {
+    pub(super) fn first_quads(&self) -> [u32; 2] {
         let first = self.panel.first_row / 4;
         if self.forward() { [0, first] } else { [first, 0] }
     }
 
-    pub fn bias(&self) -> Option<View> {
+    pub(super) fn bias(&self) -> Option<View> {
         self.weight.bias.filter(|_| self.forward())
     }
 
     /// Packed values, scales, nested scales.
-    pub fn weight_views(&self, rec: &Recorder) -> [View; 3] {
+    pub(super) fn weight_views(&self, rec: &Recorder) -> [View; 3] {
         [self.panel.data, self.panel.absmax.unwrap_or(rec.unused), self.panel.nested.unwrap_or(rec.unused)]
     }
 
     /// The bias, and the product and the factor of the LoRA term.
-    pub fn term_views(&self, rec: &Recorder) -> [View; 3] {
+    pub(super) fn term_views(&self, rec: &Recorder) -> [View; 3] {
         let (product, factor) = self.low_rank.map_or((rec.unused, rec.unused), |term| (term.product.view, term.factor));
         [self.bias().unwrap_or(rec.unused), product, factor]
     }
 
-    pub fn op_name(&self) -> &'static str {
+    pub(super) fn op_name(&self) -> &'static str {
         op_name(self.direction, self.weight.storage)
     }
 
     /// Multiply-adds.
-    pub fn work(&self) -> u64 {
+    pub(super) fn work(&self) -> u64 {
         u64::from(self.x.rows) * u64::from(self.cols()) * u64::from(self.depth() + self.rank())
     }
 
-    pub fn problem(&self) -> ProblemSize {
+    pub(super) fn problem(&self) -> ProblemSize {
         let storage = self.weight.storage.name();
         ProblemSize { op: self.op_name(), storage, rows: self.x.rows, cols: self.cols(), depth: self.depth() }
     }
@@ -160,7 +160,7 @@ pub(super) struct TermOffsets {
 
 impl<'a> GroupedContraction<'a> {
     /// A contraction by itself.
-    pub fn one(term: Contraction<'a>) -> Self {
+    pub(super) fn one(term: Contraction<'a>) -> Self {
         let Contraction { x, panel, low_rank, .. } = term;
         Self {
             terms: vec![term],
@@ -175,7 +175,7 @@ impl<'a> GroupedContraction<'a> {
 
     /// The sum of several layers' input gradients. None where the weights are unlike each other, or where the terms' views of an
     /// operand lie in several buffers or reach beyond one binding.
-    pub fn of_gradients(max_binding_bytes: u64, gradients: &[GradientTerm<'a>], dx: Matrix) -> Option<Self> {
+    pub(super) fn of_gradients(max_binding_bytes: u64, gradients: &[GradientTerm<'a>], dx: Matrix) -> Option<Self> {
         let first = gradients.first()?.weight;
         let alike = |gradient: &GradientTerm| {
             let Weight { storage, in_features, panels, .. } = gradient.weight;
@@ -211,12 +211,12 @@ impl<'a> GroupedContraction<'a> {
     }
 
     /// The first contraction: all share its direction, storage, rows, columns and y.
-    pub fn first(&self) -> &Contraction<'a> {
+    pub(super) fn first(&self) -> &Contraction<'a> {
         &self.terms[0]
     }
 
     /// The beginnings of the operands of one of the contractions.
-    pub fn offsets(&self, term: &Contraction) -> TermOffsets {
+    pub(super) fn offsets(&self, term: &Contraction) -> TermOffsets {
         let Contraction { x, panel, low_rank, .. } = term;
         let words = |view: Option<View>, of: Option<View>| view.zip(of).map_or(0, |(view, of)| view.words_from(of));
         // Rows of lora_B go with those of the weight, all of lora_A with each panel.
@@ -231,11 +231,11 @@ impl<'a> GroupedContraction<'a> {
         }
     }
 
-    pub fn work(&self) -> u64 {
+    pub(super) fn work(&self) -> u64 {
         self.terms.iter().map(Contraction::work).sum()
     }
 
-    pub fn problem(&self) -> ProblemSize {
+    pub(super) fn problem(&self) -> ProblemSize {
         ProblemSize { depth: self.terms.iter().map(Contraction::depth).sum(), ..self.first().problem() }
     }
 }

@@ -96,7 +96,7 @@ pub(crate) struct Operands {
 
 impl Operands {
     /// Plans the operands. None where the problem is no contraction of this module.
-    pub fn plan(plan: &mut MemoryPlan, problem: &ProblemSize) -> Option<Self> {
+    pub(crate) fn plan(plan: &mut MemoryPlan, problem: &ProblemSize) -> Option<Self> {
         let (direction, storage) = operation(problem)?;
         let shape = match direction {
             Direction::Forward => [problem.cols, problem.depth],
@@ -109,12 +109,12 @@ impl Operands {
     }
 
     /// The query for the scratch that the trial needs.
-    pub fn workspace_query(&self) -> WorkspaceQuery {
+    pub(crate) fn workspace_query(&self) -> WorkspaceQuery {
         let Weight { out_features, in_features, .. } = self.weight;
         WorkspaceQuery { out_features, in_features, rank: 0, rows: self.x.rows }
     }
 
-    pub fn record(&self, rec: &mut Recorder, variant: Variant) {
+    pub(crate) fn record(&self, rec: &mut Recorder, variant: Variant) {
         for contraction in Contraction::of_panels(self.direction, self.x, &self.weight, None, self.y, false) {
             variant.record(rec, GroupedContraction::one(contraction));
         }

@@ -9,7 +9,7 @@ use crate::quant::format::{Code4, Float};
 /// The formulas in plain loops.
 pub(super) mod twin {
     /// `a [m, k] b [k, n]` with b given by index.
-    pub fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    pub(crate) fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
         (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b(i, at % n)).sum()).collect()
     }
 }
@@ -218,7 +218,7 @@ pub(super) struct SharedInput {
 
 impl SharedInput {
     /// `sizes` are the outputs and the rank of each.
-    pub fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], sizes: [[usize; 2]; 3]) -> Self {
+    pub(super) fn new(lab: &mut Lab, storage: Storage, [rows, inp]: [usize; 2], sizes: [[usize; 2]; 3]) -> Self {
         let [outs, ranks] = [0, 1].map(|which| sizes.map(|size| size[which] as u32));
         let matrices = outs.map(|out_features| Rows { label: "w", out_features, bias: false });
         let limit = lab.capabilities.max_binding_bytes;
@@ -251,7 +251,7 @@ impl SharedInput {
         Self { weights, dys, low_ranks: terms, dx: lab.empty(rows, inp), want, magnitudes }
     }
 
-    pub fn terms(&self) -> [GradientTerm<'_>; 3] {
+    pub(super) fn terms(&self) -> [GradientTerm<'_>; 3] {
         std::array::from_fn(|i| GradientTerm { dy: self.dys[i], weight: &self.weights[i], low_rank: self.low_ranks[i] })
     }
 }

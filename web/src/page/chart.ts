@@ -21,7 +21,13 @@ function color(name: string): string {
 export function lossChart(run: RunState): Chart {
   const place = h("div", { class: "chart-place", role: "img" });
   const key = (name: string, text: string) => h("li", {}, h("span", { class: `key ${name}`, aria: { hidden: "true" } }), text);
-  const legend = h("ul", { class: "chart-legend" }, key("loss", "each step"), key("smoothed", "smoothed"), key("held-out", "held-out data"));
+  const legend = h(
+    "ul",
+    { class: "chart-legend" },
+    key("loss", "each step"),
+    key("smoothed", "smoothed"),
+    key("held-out", "held-out data"),
+  );
   const element = h("figure", { class: "chart" }, legend, place);
   let plot: uPlot | undefined;
   let drawn = 0;

@@ -15,11 +15,7 @@ function pastedName(text: string, kind: string): string {
 
 export function dataSection(app: App): HTMLElement {
   const openExample = () => void app.openData({ kind: "example" }, null);
-  const example = h(
-    "div",
-    {},
-    h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."),
-  );
+  const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."));
   const paste = pastePanel(app);
   const input = h("input", { type: "file", accept: ".jsonl,.json,.txt,.parquet" });
   const take = (file: File | undefined | null) => {

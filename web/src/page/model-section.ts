@@ -106,8 +106,7 @@ function folderPanel(app: App): { element: HTMLElement; input: HTMLInputElement 
     if (input.files !== null) take(chosenFolder(input.files));
     input.value = "";
   };
-  const text =
-    "Drop a model folder here, with config.json, tokenizer.json and the .safetensors files. Nothing is uploaded.";
+  const text = "Drop a model folder here, with config.json, tokenizer.json and the .safetensors files. Nothing is uploaded.";
   const element = dropPlace(text, "Choose a folder", input, (transfer) => void droppedFolder(transfer).then(take));
   return { element, input };
 }
@@ -137,11 +136,7 @@ function hubPanel(app: App): { element: HTMLElement; fill(base: string, name: st
   const element = h(
     "div",
     {},
-    h(
-      "p",
-      {},
-      "The page downloads the files into this browser’s storage and keeps them there. It contacts no other address.",
-    ),
+    h("p", {}, "The page downloads the files into this browser’s storage and keeps them there. It contacts no other address."),
     h("div", { class: "fields hub" }, base.element, name.element, h("div", { class: "field-button" }, button("Fetch", fetchModel))),
     kept,
   );

@@ -83,7 +83,9 @@ export function choice(
 ): Choice {
   const group = newId("choice");
   const inputs = new Map<string, HTMLInputElement>();
-  const showPanel = (name: string) => ways.forEach(([other, , panel]) => show(panel, other === name));
+  const showPanel = (name: string) => {
+    for (const [other, , panel] of ways) show(panel, other === name);
+  };
   const labels = ways.map(([name, label]) => {
     const input = h("input", { type: "radio", name: group, value: name });
     input.onchange = () => {

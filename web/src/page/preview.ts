@@ -20,12 +20,7 @@ export function preview(app: App): HTMLElement {
   };
   const earlier = button("Previous", () => move(-1), "quiet");
   const later = button("Next", () => move(1), "quiet");
-  const legend = h(
-    "p",
-    { class: "legend" },
-    h("span", { class: "token trained" }, "trained on"),
-    h("span", { class: "token" }, "context"),
-  );
+  const legend = h("p", { class: "legend" }, h("span", { class: "token trained" }, "trained on"), h("span", { class: "token" }, "context"));
   const totals = h("p", { class: "totals" });
   const lengths = h("div", { class: "lengths" });
   const element = h(

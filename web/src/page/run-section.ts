@@ -37,7 +37,7 @@ export function runSection(app: App): HTMLElement {
       last === undefined ? "–" : format.rate(last.tokens_per_s),
       run.phase === "training" ? format.duration(run.timeLeft) : "–",
     ];
-    numbers.forEach(({ value }, at) => setText(value, values[at] as string));
+    for (const [at, { value }] of numbers.entries()) setText(value, values[at] as string);
     chart.update();
   };
 
@@ -101,7 +101,9 @@ function told(app: App): string {
     case "starting":
       return "Getting ready: loading the model and compiling the GPU programs. The first step takes the longest.";
     case "training":
-      return run.skipped === 0 ? "Training." : `Training. ${format.counted(run.skipped, "step")} skipped, because the loss or the gradient was not finite.`;
+      return run.skipped === 0
+        ? "Training."
+        : `Training. ${format.counted(run.skipped, "step")} skipped, because the loss or the gradient was not finite.`;
     case "pausing":
       return "Pausing after this step…";
     case "paused":

@@ -57,8 +57,14 @@ export function settingsSection(app: App): HTMLElement {
   app.on(["run"], () => {
     inputs.disabled = app.run.active;
   });
-  return section(3, "settings", "Settings", "The main settings of a run. The bar shows the GPU memory they need.", inputs, memoryPicture(app))
-    .element;
+  return section(
+    3,
+    "settings",
+    "Settings",
+    "The main settings of a run. The bar shows the GPU memory they need.",
+    inputs,
+    memoryPicture(app),
+  ).element;
 }
 
 function number(app: App, name: NumberSetting, hint: string): Field<HTMLInputElement> {

@@ -47,8 +47,7 @@ export function noGpu(app: App): HTMLElement {
   app.on(["gpu"], () => {
     show(element, app.gpu.status === "none");
     const insecure = "The page was opened over an insecure connection. Browsers offer WebGPU on https and on localhost only.";
-    const noAdapter =
-      "The browser supports WebGPU but found no GPU. The graphics driver may be too old or blocked. WebGPU works in:";
+    const noAdapter = "The browser supports WebGPU but found no GPU. The graphics driver may be too old or blocked. WebGPU works in:";
     const unknown = "WebGPU works in:";
     setText(reason, !isSecureContext ? insecure : "gpu" in navigator ? noAdapter : unknown);
   });

@@ -203,7 +203,7 @@ export class Download {
   /** Tries again what may work the next time; attempts that brought bytes do not count. */
   private async patiently<T>(name: string, attempt: (moved: () => void) => Promise<T>): Promise<T> {
     let pause = FIRST_PAUSE_MS;
-    for (let failed = 0; ;) {
+    for (let failed = 0; ; ) {
       let progressed = false;
       try {
         return await attempt(() => (progressed = true));
