@@ -13,6 +13,7 @@ use crate::files::write_atomically;
 use crate::model::config::CONFIG;
 use crate::model::listing::TensorInfo;
 use crate::model::model_directory::{copy_companions, float_bytes};
+use crate::model::modules::HEAD;
 use crate::model::packed::state_name;
 use crate::model::source::Source;
 use crate::model::tensors::tensors;
@@ -157,7 +158,7 @@ fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<(
         "bnb_4bit_use_double_quant": settings.format.double,
         "bnb_4bit_compute_dtype": dtype,
         "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": ["lm_head"],
+        "llm_int8_skip_modules": [HEAD],
     });
     write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
 }

@@ -5,7 +5,8 @@ use crate::gpu::{
     Arena, AutotuneTable, Capabilities, Category, Ledger, Matrix, MemoryPlan, ProblemSize, Recorder, Scratch, View,
 };
 use crate::lora::targets::LoraModule;
-use crate::model::config::{ModelConfig, Projection};
+use crate::model::config::ModelConfig;
+use crate::model::modules::Projection;
 use crate::network::activations::{Activations, Inputs, scratch_bytes};
 use crate::network::adapter::DeviceAdapter;
 use crate::network::base::{self, BaseStorage, Network};

@@ -4,7 +4,8 @@ use std::ops::{Index, IndexMut};
 
 use super::config::LoraInit;
 use super::targets::LoraModule;
-use crate::model::config::{ModelConfig, Projection};
+use crate::model::config::ModelConfig;
+use crate::model::modules::Projection;
 use crate::random::{Stream, normal, uniform};
 
 /// A tensor that LoRA trains for one module.

@@ -3,7 +3,9 @@
 use regex::Regex;
 
 use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
-use crate::model::config::{ModelConfig, Projection};
+use crate::model::config::ModelConfig;
+use crate::model::modules::{self, Projection};
+use crate::model::tensors::modules_without_projections;
 use crate::setting::{ALPHA, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, TARGET_MODULES};
 use crate::{Error, Result};
 
@@ -26,7 +28,7 @@ impl LoraModule {
 }
 
 fn module_name(layer: usize, projection: Projection) -> String {
-    format!("model.layers.{layer}.{}", projection.module())
+    modules::in_layer(layer, projection.module())
 }
 
 /// A list of names or a regular expression that selects modules.
@@ -167,16 +169,11 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
 
 /// Refuses target modules that are not linear layers, as PEFT does, and the embedding and the head, which stay frozen.
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -> Result<()> {
-    if let Some(frozen) = ["lm_head", "model.embed_tokens"].into_iter().find(|m| is_target(m)) {
+    if let Some(frozen) = [modules::HEAD, modules::EMBEDDING].into_iter().find(|module| is_target(module)) {
         let problem = "adapters on it are not supported, the embedding and the head stay frozen";
         return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {problem}")));
     }
-    let mut others = vec!["model".to_owned(), "model.layers".to_owned(), "model.norm".to_owned()];
-    let norms = ["self_attn.q_norm", "self_attn.k_norm"].into_iter().filter(|_| model.qk_norm);
-    let parts =
-        ["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"].into_iter().chain(norms);
-    others.extend(parts.map(|part| format!("model.layers.0.{part}")));
-    match others.iter().find(|module| is_target(module)) {
+    match modules_without_projections(model).iter().find(|module| is_target(module)) {
         None => Ok(()),
         Some(module) => {
             let problem = format!(

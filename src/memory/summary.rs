@@ -57,7 +57,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     dtypes.dedup();
     Ok(ModelSummary {
         path: dir.to_owned(),
-        family: config.family.model_type().to_owned(),
+        family: config.family.model_type.to_owned(),
         layers: config.num_layers,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,

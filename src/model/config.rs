@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::families::{FAMILIES, supported};
+use super::family::{Bias, Family, SlidingWindows};
 use super::json_fields::{JsonFields, parse_object};
+use super::modules::{Norm, Projection};
 use super::packed;
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::ops::glu::Activation;
@@ -18,90 +21,10 @@ const MAX_DIMENSION: usize = 1 << 24;
 /// Published models stay under 200 layers; a hostile file must not make us allocate per layer without end.
 const MAX_LAYERS: usize = 4096;
 
-const SUPPORTED: &str = "supported are LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), \
-     MistralForCausalLM (mistral), Qwen2ForCausalLM (qwen2) and Qwen3ForCausalLM (qwen3)";
-
-/// The decoder families, which differ in biases, query/key norms, windows and defaults.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Family {
-    Llama,
-    Mistral,
-    Qwen2,
-    Qwen3,
-}
-
-impl Family {
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
-
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
-}
-
-/// The linear layers of one decoder layer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Projection {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
-}
-
-impl Projection {
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Those that read the same input: the gradient of that is one sum over them.
-    pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
-    pub const OF_FEED_FORWARD_INPUT: [Self; 2] = [Self::Gate, Self::Up];
-
-    /// The path below `model.layers.N`.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Q => "self_attn.q_proj",
-            Self::K => "self_attn.k_proj",
-            Self::V => "self_attn.v_proj",
-            Self::O => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    /// The last part of [`Self::module`].
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-}
-
 /// A decoder's shape. Every size is at least 1 and `num_heads` is a multiple of `num_kv_heads`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub family: Family,
+    pub family: &'static Family,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -118,8 +41,10 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     pub o_bias: bool,
     pub mlp_bias: bool,
-    /// RMSNorm over each head of queries and keys (Qwen3).
-    pub qk_norm: bool,
+    /// The norms of every layer.
+    pub norms: &'static [Norm],
+    /// The factor on a query's product with a key, before the softmax.
+    pub attention_scale: f32,
     pub max_position_embeddings: usize,
     /// Per layer: how many positions a query sees, itself included; `None` is all before it.
     pub sliding_windows: Vec<Option<usize>>,
@@ -150,7 +75,7 @@ impl ModelConfig {
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
         let quantization = quantization.map(|config| packed::from_fields(&fields, config)).transpose()?;
-        let activation = fields.text("hidden_act")?.map_or(Ok(Activation::Silu), Activation::parse);
+        let activation = fields.text("hidden_act")?.map_or(Ok(family.activation), Activation::parse);
         let activation = activation.map_err(|problem| fields.error("hidden_act", problem))?;
 
         let hidden_size = fields.required_count("hidden_size", MAX_DIMENSION)?;
@@ -158,15 +83,6 @@ impl ModelConfig {
         let num_heads = fields.required_count("num_attention_heads", MAX_DIMENSION)?;
         let num_kv_heads = kv_heads(&fields, family, num_heads)?;
         let head_dim = head_dim(&fields, family, hidden_size, num_heads)?;
-        let attention_bias = match family {
-            Family::Llama | Family::Qwen3 => fields.flag("attention_bias", false)?,
-            Family::Mistral | Family::Qwen2 => false,
-        };
-        let default_positions = match family {
-            Family::Llama => 2048,
-            Family::Mistral => 131_072,
-            Family::Qwen2 | Family::Qwen3 => 32_768,
-        };
         Ok(Self {
             family,
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
@@ -180,16 +96,17 @@ impl ModelConfig {
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope: RopeConfig::from_fields(&fields)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-            qkv_bias: attention_bias || family == Family::Qwen2,
-            o_bias: attention_bias,
-            mlp_bias: family == Family::Llama && fields.flag("mlp_bias", false)?,
-            qk_norm: family == Family::Qwen3,
+            qkv_bias: bias(&fields, family.qkv_bias)?,
+            o_bias: bias(&fields, family.o_bias)?,
+            mlp_bias: bias(&fields, family.mlp_bias)?,
+            norms: family.norms,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
             max_position_embeddings: fields
                 .count("max_position_embeddings", MAX_POSITIONS)?
-                .unwrap_or(default_positions),
-            sliding_windows: sliding_windows(&fields, family, num_layers)?,
-            bos_token_id: token_ids(&fields, "bos_token_id", family, 1)?.first().copied(),
-            eos_token_ids: token_ids(&fields, "eos_token_id", family, 2)?,
+                .unwrap_or(family.max_position_embeddings),
+            sliding_windows: sliding_windows(&fields, family.sliding_windows, num_layers)?,
+            bos_token_id: token_ids(&fields, "bos_token_id", family.bos_token_id)?.first().copied(),
+            eos_token_ids: token_ids(&fields, "eos_token_id", family.eos_token_id)?,
             quantization,
             initializer_range: fields.positive("initializer_range")?.unwrap_or(0.02) as f32,
         })
@@ -207,6 +124,19 @@ impl ModelConfig {
         }
     }
 
+    /// Whether a layer has a norm at this place.
+    pub fn has_norm(&self, norm: Norm) -> bool {
+        self.norms.contains(&norm)
+    }
+
+    /// Number of a norm's gains.
+    pub fn norm_length(&self, norm: Norm) -> usize {
+        match norm {
+            Norm::Input | Norm::PostAttention => self.hidden_size,
+            Norm::Query | Norm::Key => self.head_dim,
+        }
+    }
+
     pub fn projection_has_bias(&self, projection: Projection) -> bool {
         match projection {
             Projection::Q | Projection::K | Projection::V => self.qkv_bias,
@@ -216,37 +146,35 @@ impl ModelConfig {
     }
 }
 
-fn family(fields: &JsonFields) -> Result<Family> {
+fn family(fields: &JsonFields) -> Result<&'static Family> {
     let architectures = fields.texts("architectures")?.unwrap_or_default();
-    let model_type = fields.text("model_type")?;
-    let family =
-        match model_type {
-            Some(name) => Family::ALL
-                .into_iter()
-                .find(|f| f.model_type() == name)
-                .ok_or_else(|| fields.error("model_type", format!("`{name}` is not supported; {SUPPORTED}")))?,
-            None => Family::ALL.into_iter().find(|f| architectures.iter().any(|a| a == f.architecture())).ok_or_else(
-                || match architectures.first() {
-                    Some(name) => fields.error("architectures", format!("`{name}` is not supported; {SUPPORTED}")),
-                    None => fields.error("model_type", format!("is missing; {SUPPORTED}")),
-                },
-            )?,
-        };
+    let unsupported = |key: &str, name: &str| fields.error(key, format!("`{name}` is not supported; {}", supported()));
+    let of = |matches: &dyn Fn(&Family) -> bool| FAMILIES.into_iter().find(|family| matches(family));
+    let family = match (fields.text("model_type")?, architectures.first()) {
+        (Some(name), _) => of(&|f| f.model_type == name).ok_or_else(|| unsupported("model_type", name))?,
+        (None, Some(name)) => of(&|f| architectures.iter().any(|a| a == f.architecture))
+            .ok_or_else(|| unsupported("architectures", name))?,
+        (None, None) => return Err(fields.error("model_type", format!("is missing; {}", supported()))),
+    };
     match architectures.first() {
-        Some(name) if !architectures.iter().any(|a| a == family.architecture()) => {
-            Err(fields.error("architectures", format!("`{name}` is not supported; {SUPPORTED}")))
+        Some(name) if !architectures.iter().any(|a| a == family.architecture) => {
+            Err(unsupported("architectures", name))
         }
         _ => Ok(family),
     }
 }
 
-fn kv_heads(fields: &JsonFields, family: Family, num_heads: usize) -> Result<usize> {
-    let absent = match family {
-        _ if fields.contains("num_key_value_heads") => num_heads,
-        Family::Llama => num_heads,
-        Family::Mistral => 8,
-        Family::Qwen2 | Family::Qwen3 => 32,
-    };
+fn bias(fields: &JsonFields, bias: Bias) -> Result<bool> {
+    match bias {
+        Bias::Never => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Key(key) => fields.flag(key, false),
+    }
+}
+
+fn kv_heads(fields: &JsonFields, family: &Family, num_heads: usize) -> Result<usize> {
+    // A key that is null means the same in every family.
+    let absent = family.num_kv_heads.filter(|_| !fields.contains("num_key_value_heads")).unwrap_or(num_heads);
     let heads = fields.count("num_key_value_heads", MAX_DIMENSION)?.unwrap_or(absent);
     if !num_heads.is_multiple_of(heads) {
         let problem = format!("is {heads}, which does not divide num_attention_heads, {num_heads}");
@@ -255,10 +183,9 @@ fn kv_heads(fields: &JsonFields, family: Family, num_heads: usize) -> Result<usi
     Ok(heads)
 }
 
-fn head_dim(fields: &JsonFields, family: Family, hidden_size: usize, num_heads: usize) -> Result<usize> {
-    let head_dim = match fields.count("head_dim", MAX_DIMENSION)? {
+fn head_dim(fields: &JsonFields, family: &Family, hidden_size: usize, num_heads: usize) -> Result<usize> {
+    let head_dim = match fields.count("head_dim", MAX_DIMENSION)?.or(family.head_dim) {
         Some(given) => given,
-        None if family == Family::Qwen3 => 128,
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
             let problem = format!("is {num_heads}, which does not divide hidden_size, {hidden_size}");
@@ -275,50 +202,69 @@ fn head_dim(fields: &JsonFields, family: Family, hidden_size: usize, num_heads: 
     Ok(head_dim)
 }
 
-fn sliding_windows(fields: &JsonFields, family: Family, num_layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = match fields.count("sliding_window", MAX_POSITIONS)? {
-        None if !fields.contains("sliding_window") => Some(4096),
-        given => given,
+/// Per layer: how many positions a query sees, itself included; None is all before it.
+fn sliding_windows(fields: &JsonFields, rule: SlidingWindows, num_layers: usize) -> Result<Vec<Option<usize>>> {
+    // A key that is null turns the window off; an absent one means the default.
+    let window = |default: usize| -> Result<Option<usize>> {
+        let absent = !fields.contains("sliding_window");
+        Ok(fields.count("sliding_window", MAX_POSITIONS)?.or(absent.then_some(default)))
     };
-    match family {
-        Family::Llama => Ok(vec![None; num_layers]),
-        Family::Mistral => Ok(vec![window; num_layers]),
-        Family::Qwen2 | Family::Qwen3 => {
-            let window = if fields.flag("use_sliding_window", false)? { window } else { None };
-            let Some(kinds) = fields.texts("layer_types")? else {
-                let first_windowed = match fields.value("max_window_layers").map(|v| (v, v.as_u64())) {
-                    None => 28,
-                    Some((_, Some(layers))) => usize::try_from(layers).unwrap_or(usize::MAX),
-                    Some((value, None)) => {
-                        let problem = format!("is {value}, but must be a whole number of at least 0");
-                        return Err(fields.error("max_window_layers", problem));
-                    }
-                };
-                return Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first_windowed)).collect());
-            };
-            if kinds.len() != num_layers {
-                let problem = format!("lists {} layers, but num_hidden_layers is {num_layers}", kinds.len());
-                return Err(fields.error("layer_types", problem));
-            }
-            let window_of = |kind: &String| match (kind.as_str(), window) {
-                ("full_attention", _) => Ok(None),
-                ("sliding_attention", Some(window)) => Ok(Some(window)),
-                ("sliding_attention", None) => Err(fields.error(
-                    "layer_types",
-                    "names sliding_attention, but use_sliding_window is not true or sliding_window is null",
-                )),
-                (other, _) => {
-                    let problem = format!("`{other}` is not supported; use full_attention or sliding_attention");
-                    Err(fields.error("layer_types", problem))
+    match rule {
+        SlidingWindows::Never => Ok(vec![None; num_layers]),
+        SlidingWindows::EveryLayer { default } => Ok(vec![window(default)?; num_layers]),
+        SlidingWindows::Chosen { default, default_first } => {
+            let given = window(default)?;
+            let window = if fields.flag("use_sliding_window", false)? { given } else { None };
+            match fields.texts("layer_types")? {
+                Some(kinds) => windows_by_name(fields, &kinds, window, num_layers),
+                None => {
+                    let first = first_windowed_layer(fields, default_first)?;
+                    Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first)).collect())
                 }
-            };
-            kinds.iter().map(window_of).collect()
+            }
         }
     }
 }
 
-/// A token id or a list of them; absent, Llama and Mistral have `default`, Qwen none.
-fn token_ids(fields: &JsonFields, key: &str, family: Family, default: u32) -> Result<Vec<u32>> {
+fn first_windowed_layer(fields: &JsonFields, default: usize) -> Result<usize> {
+    let Some(value) = fields.value("max_window_layers") else { return Ok(default) };
+    match value.as_u64() {
+        Some(layers) => Ok(usize::try_from(layers).unwrap_or(usize::MAX)),
+        None => {
+            let problem = format!("is {value}, but must be a whole number of at least 0");
+            Err(fields.error("max_window_layers", problem))
+        }
+    }
+}
+
+/// The windows of layers whose kinds `layer_types` names.
+fn windows_by_name(
+    fields: &JsonFields,
+    kinds: &[String],
+    window: Option<usize>,
+    num_layers: usize,
+) -> Result<Vec<Option<usize>>> {
+    if kinds.len() != num_layers {
+        let problem = format!("lists {} layers, but num_hidden_layers is {num_layers}", kinds.len());
+        return Err(fields.error("layer_types", problem));
+    }
+    let window_of = |kind: &String| match (kind.as_str(), window) {
+        ("full_attention", _) => Ok(None),
+        ("sliding_attention", Some(window)) => Ok(Some(window)),
+        ("sliding_attention", None) => Err(fields.error(
+            "layer_types",
+            "names sliding_attention, but use_sliding_window is not true or sliding_window is null",
+        )),
+        (other, _) => {
+            let problem = format!("`{other}` is not supported; use full_attention or sliding_attention");
+            Err(fields.error("layer_types", problem))
+        }
+    };
+    kinds.iter().map(window_of).collect()
+}
+
+/// A token id or a list of them; where the key is absent, `default`.
+fn token_ids(fields: &JsonFields, key: &str, default: Option<u32>) -> Result<Vec<u32>> {
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.ok_or_else(|| fields.error(key, format!("is {value}, but must be a token id, a list of them, or null")))
@@ -326,7 +272,7 @@ fn token_ids(fields: &JsonFields, key: &str, family: Family, default: u32) -> Re
     match fields.value(key) {
         Some(Value::Array(ids)) => ids.iter().map(id).collect(),
         Some(value) => Ok(vec![id(value)?]),
-        None if !fields.contains(key) && matches!(family, Family::Llama | Family::Mistral) => Ok(vec![default]),
+        None if !fields.contains(key) => Ok(default.into_iter().collect()),
         None => Ok(Vec::new()),
     }
 }
@@ -377,7 +323,7 @@ mod tests {
             r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 3"#;
         assert_eq!(of("Qwen2", windows).sliding_windows, [None, None, None, Some(16), Some(16)]);
         let qwen3 = of("Qwen3", r#""num_key_value_heads": 2"#);
-        assert!(qwen3.qk_norm && !qwen3.qkv_bias);
+        assert!(qwen3.has_norm(Norm::Query) && !qwen3.qkv_bias && !qwen2.has_norm(Norm::Query));
         assert_eq!(qwen3.projection_shape(Projection::K), (256, 64));
         let layers = r#""num_key_value_heads": 2, "sliding_window": 16, "use_sliding_window": true,
             "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention",

@@ -1,9 +1,12 @@
 //! The model's files: `config.json`, the weights, and the rotary position table.
 
 pub mod config;
+pub mod families;
+pub mod family;
 pub(crate) mod json_fields;
 pub mod listing;
 pub mod model_directory;
+pub mod modules;
 pub mod packed;
 pub mod rope;
 pub(crate) mod safetensors_file;

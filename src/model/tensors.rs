@@ -1,11 +1,10 @@
 //! The tensors of a model: the one list from which planning, checking, counting, loading and initializing follow.
 
-use super::config::{ModelConfig, Projection};
+use super::config::ModelConfig;
+use super::modules::{self, Norm, Projection, in_layer};
 
 /// Name of the embedding's tensor.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Where the names of the layers' tensors begin; the layer's number follows.
-const LAYERS: &str = "model.layers.";
 /// Name of the output head's tensor, where it is not the embedding.
 pub const HEAD: &str = "lm_head.weight";
 
@@ -17,21 +16,6 @@ pub struct NamedTensor {
     pub values: Vec<f32>,
 }
 
-/// Where in the network a norm stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Norm {
-    /// Before attention.
-    Input,
-    /// Before the feed-forward part.
-    PostAttention,
-    /// Of each head of the queries (Qwen3).
-    Query,
-    /// Of each head of the keys (Qwen3).
-    Key,
-    /// After the last layer.
-    Final,
-}
-
 /// The part that a tensor plays in the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorKind {
@@ -40,6 +24,7 @@ pub enum TensorKind {
     Projection(Projection),
     Bias(Projection),
     Norm(Norm),
+    FinalNorm,
 }
 
 /// One tensor that a model of some configuration has.
@@ -72,37 +57,35 @@ impl TensorSpec {
 }
 
 /// Every tensor of a model of this configuration, from the embedding up. A tied model has
-/// no head of its own; a `lm_head.weight` that its files hold all the same is not read.
+/// no head of its own; the files may hold one all the same, which is not read.
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let hidden = config.hidden_size;
-    let spec = |name: String, shape: Vec<usize>, kind, layer| TensorSpec { name, shape, kind, layer };
-    let mut all = vec![spec(EMBEDDING.to_owned(), vec![config.vocab_size, hidden], TensorKind::Embedding, None)];
-    for layer in 0..config.num_layers {
-        let mut push = |module: &str, suffix: &str, shape: Vec<usize>, kind| {
-            all.push(spec(format!("{LAYERS}{layer}.{module}.{suffix}"), shape, kind, Some(layer)));
-        };
-        push("input_layernorm", "weight", vec![hidden], TensorKind::Norm(Norm::Input));
-        push("post_attention_layernorm", "weight", vec![hidden], TensorKind::Norm(Norm::PostAttention));
-        if config.qk_norm {
-            push("self_attn.q_norm", "weight", vec![config.head_dim], TensorKind::Norm(Norm::Query));
-            push("self_attn.k_norm", "weight", vec![config.head_dim], TensorKind::Norm(Norm::Key));
+    let mut all = Vec::new();
+    let mut push = |module: &str, suffix: &str, shape: Vec<usize>, kind, layer: Option<usize>| {
+        let module = layer.map_or_else(|| module.to_owned(), |layer| in_layer(layer, module));
+        all.push(TensorSpec { name: format!("{module}.{suffix}"), shape, kind, layer });
+    };
+    push(modules::EMBEDDING, "weight", vec![config.vocab_size, hidden], TensorKind::Embedding, None);
+    for layer in (0..config.num_layers).map(Some) {
+        for norm in config.norms {
+            push(norm.module(), "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
         }
         for projection in Projection::ALL {
             let (rows, columns) = config.projection_shape(projection);
-            push(projection.module(), "weight", vec![rows, columns], TensorKind::Projection(projection));
+            push(projection.module(), "weight", vec![rows, columns], TensorKind::Projection(projection), layer);
             if config.projection_has_bias(projection) {
-                push(projection.module(), "bias", vec![rows], TensorKind::Bias(projection));
+                push(projection.module(), "bias", vec![rows], TensorKind::Bias(projection), layer);
             }
         }
     }
-    all.push(spec("model.norm.weight".to_owned(), vec![hidden], TensorKind::Norm(Norm::Final), None));
+    push(modules::FINAL_NORM, "weight", vec![hidden], TensorKind::FinalNorm, None);
     if !config.tie_word_embeddings {
-        all.push(spec(HEAD.to_owned(), vec![config.vocab_size, hidden], TensorKind::Head, None));
+        push(modules::HEAD, "weight", vec![config.vocab_size, hidden], TensorKind::Head, None);
     }
     all
 }
 
-/// The same list in the order in which training reads and writes a whole model: first the matrices, then the vectors.
+/// The list of [`tensors`] in the order in which training reads and writes a whole model: the matrices, then the vectors.
 pub fn matrices_then_vectors(config: &ModelConfig) -> Vec<TensorSpec> {
     let (matrices, vectors): (Vec<_>, Vec<_>) = tensors(config).into_iter().partition(TensorSpec::is_matrix);
     matrices.into_iter().chain(vectors).collect()
@@ -115,10 +98,72 @@ pub fn parameters(config: &ModelConfig) -> u64 {
 
 /// Name of the weight of a layer's projection.
 pub fn projection_name(layer: usize, projection: Projection) -> String {
-    format!("{LAYERS}{layer}.{}.weight", projection.module())
+    format!("{}.weight", in_layer(layer, projection.module()))
 }
 
 /// Whether `name` is that of a layer's weight or bias.
 pub fn is_layer_tensor(name: &str) -> bool {
-    name.starts_with(LAYERS) && (name.ends_with(".weight") || name.ends_with(".bias"))
+    let of_layer = name.strip_prefix(modules::LAYERS).is_some_and(|rest| rest.starts_with('.'));
+    of_layer && (name.ends_with(".weight") || name.ends_with(".bias"))
+}
+
+/// The names of the modules that an adapter cannot stand on, those of layer 0 for all layers: every module of the tensors that is no
+/// projection, the modules above them, and the activation.
+pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
+    let mut names = vec![in_layer(0, modules::ACTIVATION)];
+    for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(|layer| layer == 0)) {
+        let mut module = tensor.name.as_str();
+        let mut own = true;
+        while let Some((above, _)) = module.rsplit_once('.') {
+            module = above;
+            let linear = own && matches!(tensor.kind, TensorKind::Projection(_) | TensorKind::Bias(_));
+            own = false;
+            if !linear && !names.iter().any(|name| name == module) {
+                names.push(module.to_owned());
+            }
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn qwen3() -> ModelConfig {
+        let text = r#"{"model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}"#;
+        ModelConfig::from_json(Path::new("config.json"), text).unwrap()
+    }
+
+    #[test]
+    fn the_list_has_the_names_of_transformers() {
+        let all = tensors(&qwen3());
+        let names: Vec<&str> = all.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!((names[0], names[names.len() - 1]), (EMBEDDING, HEAD));
+        assert_eq!(names.len(), 3 + 2 * 11);
+        for name in ["model.layers.1.self_attn.k_norm.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
+        {
+            assert!(names.contains(&name), "{name}");
+        }
+        let layers = all.iter().filter(|tensor| tensor.layer.is_some());
+        assert!(layers.clone().all(|tensor| is_layer_tensor(&tensor.name)) && layers.count() == 22);
+        assert!(!is_layer_tensor(EMBEDDING));
+        assert_eq!(projection_name(1, Projection::Up), "model.layers.1.mlp.up_proj.weight");
+    }
+
+    #[test]
+    fn modules_without_projections_are_all_others() {
+        let mut names = modules_without_projections(&qwen3());
+        names.sort();
+        let of_layer = ["", ".input_layernorm", ".mlp", ".mlp.act_fn", ".post_attention_layernorm", ".self_attn"];
+        let norms = [".self_attn.k_norm", ".self_attn.q_norm"];
+        let mut expected: Vec<String> =
+            of_layer.into_iter().chain(norms).map(|module| format!("model.layers.0{module}")).collect();
+        expected.extend(["lm_head", "model", "model.embed_tokens", "model.layers", "model.norm"].map(str::to_owned));
+        expected.sort();
+        assert_eq!(names, expected);
+    }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::base::{Layer, Network};
 use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::factors::Factor;
-use crate::model::config::{ModelConfig, Projection};
+use crate::model::config::ModelConfig;
+use crate::model::modules::{Norm, Projection};
 use crate::network::adapter::DeviceAdapter;
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
@@ -178,7 +179,7 @@ impl LayerActivations {
         let k = matrix("k", width(Projection::K), qkv.clone());
         let v = matrix("v", width(Projection::V), qkv);
         let raw = through(ProjectQkv, HeadNormBackward);
-        let raw_qk = config.qk_norm.then(|| {
+        let raw_qk = config.has_norm(Norm::Query).then(|| {
             [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
         });
         let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
@@ -394,8 +395,9 @@ impl BackwardWorkspace {
         let d_norm = matrix("norm gradient", config.hidden_size, &d_norm);
         let d_attention = matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]);
         // Those of the projections' own outputs lie one behind the other.
-        let through_norm =
-            config.qk_norm.then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
+        let through_norm = config
+            .has_norm(Norm::Query)
+            .then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
         let of_outputs =
             arena.contiguous_matrices(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
         let [d_q, d_k, d_v] = of_outputs;

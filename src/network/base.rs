@@ -1,8 +1,9 @@
 //! The frozen base on the device: which matrices a decoder has, in which storage, planned without reading a weight.
 
 use crate::gpu::{Category, MemoryPlan, View};
-use crate::model::config::{ModelConfig, Projection};
-use crate::model::tensors::{EMBEDDING, HEAD, Norm, TensorKind, TensorSpec, projection_name, tensors};
+use crate::model::config::ModelConfig;
+use crate::model::modules::{FINAL_NORM, Norm, Projection};
+use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Float, Storage};
 use crate::setting::{DOUBLE_QUANT, METHOD, QUANT};
@@ -11,15 +12,19 @@ use crate::{Error, Result};
 /// One decoder layer's frozen tensors. Gains and biases are f32.
 #[derive(Clone, Debug)]
 pub struct Layer {
-    pub input_norm: View,
-    pub post_attention_norm: View,
-    /// Gains of the per-head norms of queries and keys (Qwen3), `[head_dim]` each.
-    pub qk_norm: Option<[View; 2]>,
+    /// Gains by place, in the order of [`Norm::ALL`]; None where the model has no such norm.
+    norms: [Option<View>; Norm::ALL.len()],
     /// In the order of [`Projection::ALL`].
     pub projections: Vec<Weight>,
 }
 
 impl Layer {
+    /// The gains of the norm at this place, `[hidden_size]`, or `[head_dim]` for queries and keys; None where the model has no such
+    /// norm.
+    pub fn norm(&self, norm: Norm) -> Option<View> {
+        self.norms[norm as usize]
+    }
+
     pub fn projection(&self, projection: Projection) -> &Weight {
         &self.projections[projection as usize]
     }
@@ -66,18 +71,15 @@ impl Network {
             TensorKind::Embedding => Some(&self.embedding),
             TensorKind::Head => self.untied_head.as_ref(),
             TensorKind::Projection(projection) => Some(self.layers[tensor.layer?].projection(projection)),
-            TensorKind::Bias(_) | TensorKind::Norm(_) => None,
+            TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::FinalNorm => None,
         }
     }
 
     fn vector(&self, tensor: &TensorSpec) -> Option<View> {
         let layer = tensor.layer.map(|layer| &self.layers[layer]);
         match tensor.kind {
-            TensorKind::Norm(Norm::Input) => Some(layer?.input_norm),
-            TensorKind::Norm(Norm::PostAttention) => Some(layer?.post_attention_norm),
-            TensorKind::Norm(Norm::Query) => Some(layer?.qk_norm?[0]),
-            TensorKind::Norm(Norm::Key) => Some(layer?.qk_norm?[1]),
-            TensorKind::Norm(Norm::Final) => Some(self.final_norm),
+            TensorKind::Norm(norm) => layer?.norm(norm),
+            TensorKind::FinalNorm => Some(self.final_norm),
             TensorKind::Bias(projection) => layer?.projection(projection).bias,
             TensorKind::Embedding | TensorKind::Head | TensorKind::Projection(_) => None,
         }
@@ -167,13 +169,12 @@ pub fn plan(
         let [down] = matrices(plan, config, i, [Projection::Down], storage, max_binding_bytes);
         let projections = vec![q, k, v, o, gate, up, down];
         layers.push(Layer {
-            input_norm: vector(plan, "input_layernorm", config.hidden_size),
-            post_attention_norm: vector(plan, "post_attention_layernorm", config.hidden_size),
-            qk_norm: config.qk_norm.then(|| ["q_norm", "k_norm"].map(|name| vector(plan, name, config.head_dim))),
+            norms: Norm::ALL
+                .map(|norm| config.has_norm(norm).then(|| vector(plan, norm.module(), config.norm_length(norm)))),
             projections,
         });
     }
-    let final_norm = vector(plan, "model.norm", config.hidden_size);
+    let final_norm = vector(plan, FINAL_NORM, config.hidden_size);
     let untied_head = (!config.tie_word_embeddings).then(|| of_vocabulary(plan, HEAD));
     let table_bytes = 4 * (max_positions * config.head_dim) as u64;
     let rope_table = plan.alloc(Category::Workspace, "rope table", table_bytes);

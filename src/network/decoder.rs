@@ -8,7 +8,7 @@ use super::base::Network;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
-use crate::model::config::Projection;
+use crate::model::modules::{Norm, Projection};
 use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, GradientTerm, LowRank};
@@ -75,10 +75,6 @@ impl Pass<'_> {
         self.inputs.ranges(self.network.config.sliding_windows[layer])
     }
 
-    fn attention_scale(&self) -> f32 {
-        1.0 / (self.network.config.head_dim as f32).sqrt()
-    }
-
     fn eps(&self) -> f32 {
         self.network.config.rms_norm_eps
     }
@@ -91,9 +87,15 @@ impl Pass<'_> {
         self.adapter?.module(layer, projection)
     }
 
-    /// The gain of the norm that reads the residual stream before `layer`; after the last layer, the final norm's.
+    /// The gains of a norm that this network has in each layer.
+    fn gain(&self, layer: usize, norm: Norm) -> View {
+        let gains = self.network.layers[layer].norm(norm);
+        gains.unwrap_or_else(|| unreachable!("a pass reads only the norms of its network, not {norm:?}"))
+    }
+
+    /// The gains of the norm that reads the residual stream before `layer`; after the last layer, the final norm's.
     fn input_gain(&self, layer: usize) -> View {
-        self.network.layers.get(layer).map_or(self.network.final_norm, |l| l.input_norm)
+        if layer < self.network.layers.len() { self.gain(layer, Norm::Input) } else { self.network.final_norm }
     }
 
     /// The whole network up to the final norm, whose result is returned.
@@ -139,13 +141,12 @@ impl Pass<'_> {
 
     /// The layer up to down's input: all that its backward pass reads but down's `x A^T`.
     fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
-        let layer = &self.network.layers[index];
         let workspace = &self.activations.workspace;
         let [norm, out] = [workspace.norm, workspace.out].map(|m| m.top(self.rows));
         self.attention_forward(rec, index, norm, acts);
         self.project(rec, index, Projection::O, acts.attention, acts, out);
         let hidden = self.hidden(index);
-        rms_norm::forward_add(rec, hidden, out, layer.post_attention_norm, self.eps(), acts.middle, norm);
+        rms_norm::forward_add(rec, hidden, out, self.gain(index, Norm::PostAttention), self.eps(), acts.middle, norm);
 
         self.project(rec, index, Projection::Gate, norm, acts, acts.gate);
         self.project(rec, index, Projection::Up, norm, acts, acts.up);
@@ -160,7 +161,7 @@ impl Pass<'_> {
         self.project(rec, index, Projection::Q, norm, acts, raw_q);
         self.project(rec, index, Projection::K, norm, acts, raw_k);
         self.project(rec, index, Projection::V, norm, acts, acts.v);
-        if let Some([q_gain, k_gain]) = layer.qk_norm {
+        if let (Some(q_gain), Some(k_gain)) = (layer.norm(Norm::Query), layer.norm(Norm::Key)) {
             let heads = [(raw_q, acts.q, q_gain, shape.heads), (raw_k, acts.k, k_gain, shape.kv_heads)];
             for (raw, normed, gain, heads) in heads {
                 rms_norm::forward(rec, raw.split_heads(heads), gain, self.eps(), normed.split_heads(heads));
@@ -185,7 +186,7 @@ impl Pass<'_> {
     fn attention(&self, index: usize, acts: &LayerActivations) -> attention::Operands {
         attention::Operands {
             shape: self.shape(),
-            scale: self.attention_scale(),
+            scale: self.network.config.attention_scale,
             q: acts.q,
             k: acts.k,
             v: acts.v,
@@ -271,7 +272,7 @@ impl Pass<'_> {
     fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
         let LayerBackward { index, acts, ws } = pass;
         use Projection::{Down, Gate, K, O, Q, Up, V};
-        let layer = &self.network.layers[index];
+        let [input_gain, middle_gain] = [Norm::Input, Norm::PostAttention].map(|norm| self.gain(index, norm));
         let trained = |projections: &[Projection]| {
             self.trained.is_some() || projections.iter().any(|p| self.module(index, *p).is_some())
         };
@@ -287,14 +288,14 @@ impl Pass<'_> {
             return;
         }
         if trained(&[Gate, Up]) {
-            rms_norm::forward(rec, acts.middle, layer.post_attention_norm, self.eps(), norm);
+            rms_norm::forward(rec, acts.middle, middle_gain, self.eps(), norm);
         }
         self.projections_backward(rec, pass, [(Gate, acts.gate), (Up, acts.up)], norm, Some(ws.d_norm));
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
-        self.gain_gradient(rec, acts.middle, layer.post_attention_norm, ws.d_norm);
-        rms_norm::backward(rec, acts.middle, layer.post_attention_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
+        self.gain_gradient(rec, acts.middle, middle_gain, ws.d_norm);
+        rms_norm::backward(rec, acts.middle, middle_gain, self.eps(), ws.d_norm, ws.d_hidden, true);
 
         // Attention.
         let out = self.projection_gradient(rec, index, O, ws.d_hidden, ws.low[0]);
@@ -305,13 +306,13 @@ impl Pass<'_> {
         }
         let [d_q, d_k] = self.attention_backward(rec, pass);
         if trained(&[Q, K, V]) {
-            rms_norm::forward(rec, self.hidden(index), layer.input_norm, self.eps(), norm);
+            rms_norm::forward(rec, self.hidden(index), input_gain, self.eps(), norm);
         }
         let d_norm = (!lowest).then_some(ws.d_norm);
         self.projections_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], norm, d_norm);
         if !lowest {
-            self.gain_gradient(rec, self.hidden(index), layer.input_norm, ws.d_norm);
-            rms_norm::backward(rec, self.hidden(index), layer.input_norm, self.eps(), ws.d_norm, ws.d_hidden, true);
+            self.gain_gradient(rec, self.hidden(index), input_gain, ws.d_norm);
+            rms_norm::backward(rec, self.hidden(index), input_gain, self.eps(), ws.d_norm, ws.d_hidden, true);
         }
     }
 
@@ -331,10 +332,8 @@ impl Pass<'_> {
         for (dx, heads) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)] {
             rope::backward(rec, dx, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
         }
-        let (Some(gains), Some(raw), Some(d_raw)) = (self.network.layers[index].qk_norm, acts.raw_qk, ws.d_raw_qk)
-        else {
-            return [ws.d_q, ws.d_k];
-        };
+        let (Some(raw), Some(d_raw)) = (acts.raw_qk, ws.d_raw_qk) else { return [ws.d_q, ws.d_k] };
+        let gains = [Norm::Query, Norm::Key].map(|norm| self.gain(index, norm));
         for (i, (d_normed, heads)) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)].into_iter().enumerate() {
             let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| m.split_heads(heads));
             self.gain_gradient(rec, raw, gains[i], d_normed);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::base::Network;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
+use crate::model::modules::Norm;
 use crate::model::tensors::{EMBEDDING, NamedTensor};
 use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::column_gradient;
@@ -83,7 +84,7 @@ impl Trained {
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();
         let gradients = tensors.iter().flat_map(places).collect();
-        let heads = if network.config.qk_norm { network.config.num_heads as u64 } else { 1 };
+        let heads = if network.config.has_norm(Norm::Query) { network.config.num_heads as u64 } else { 1 };
         let words = 4 * u64::from(rows);
         Self {
             tensors,

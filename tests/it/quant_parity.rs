@@ -2,7 +2,8 @@
 
 use crate::common::{Reference, adapter, fixture, open_engine, shared};
 use loraine::gpu::View;
-use loraine::model::config::{ModelConfig, Projection};
+use loraine::model::config::ModelConfig;
+use loraine::model::modules::Projection;
 use loraine::network::base::BaseStorage;
 use loraine::quant::format::{Code4, NESTED_SCALES_AT};
 use loraine::quant::{self, Scales};

@@ -16,7 +16,7 @@ const ORDER: [&str; 21] = [
 ];
 
 /// Folders whose circles are being cut.
-const OPEN: [&str; 3] = ["model/", "quant/", "train/"];
+const OPEN: [&str; 2] = ["quant/", "train/"];
 
 fn read_sources(dir: &Path, prefix: &str, sources: &mut Vec<(String, String)>) {
     let mut entries: Vec<_> =

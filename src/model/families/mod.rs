@@ -1,0 +1,45 @@
+//! The decoder families, one file each. A family whose formulas are there is added by a file beside this one and its entry in
+//! [`FAMILIES`].
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use super::family::Family;
+
+/// Every supported family.
+pub static FAMILIES: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+
+/// The supported families as a part of a sentence.
+pub(super) fn supported() -> String {
+    let describe = |family: &&Family| match family.members {
+        [] => format!("{} ({})", family.architecture, family.model_type),
+        members => {
+            format!("{} ({}; {} among them)", family.architecture, family.model_type, members.join(" and "))
+        }
+    };
+    let described: Vec<String> = FAMILIES.iter().map(describe).collect();
+    match described.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("supported are {} and {last}", rest.join(", ")),
+        _ => format!("supported is {}", described.concat()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_given_and_differ() {
+        for (i, family) in FAMILIES.iter().enumerate() {
+            assert!(!family.model_type.is_empty() && family.architecture.ends_with("ForCausalLM"), "{family:?}");
+            let same =
+                |other: &&Family| other.model_type == family.model_type || other.architecture == family.architecture;
+            assert!(!FAMILIES[..i].iter().any(same), "{family:?}");
+        }
+        let text = supported();
+        assert!(text.contains("LlamaForCausalLM (llama; SmolLM2 and TinyLlama among them), Mistral"), "{text}");
+        assert!(text.ends_with(" and Qwen3ForCausalLM (qwen3)"), "{text}");
+    }
+}

@@ -1,0 +1,17 @@
+//! Qwen 3: norms over each head of queries and keys, and heads of a size of their own.
+
+use crate::model::family::{Bias, Family, PLAIN, SlidingWindows};
+use crate::model::modules::Norm;
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3",
+    architecture: "Qwen3ForCausalLM",
+    num_kv_heads: Some(32),
+    head_dim: Some(128),
+    max_position_embeddings: 32_768,
+    qkv_bias: Bias::Key("attention_bias"),
+    o_bias: Bias::Key("attention_bias"),
+    norms: &[Norm::Input, Norm::PostAttention, Norm::Query, Norm::Key],
+    sliding_windows: SlidingWindows::Chosen { default: 4096, default_first: 28 },
+    ..PLAIN
+};

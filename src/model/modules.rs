@@ -1,0 +1,84 @@
+//! The modules of a decoder, by the names that transformers gives them. No other file spells one.
+
+/// Name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens";
+/// Name of the list of layers; a layer's number follows it.
+pub const LAYERS: &str = "model.layers";
+/// Name of the norm after the last layer.
+pub const FINAL_NORM: &str = "model.norm";
+/// Name of the output head.
+pub const HEAD: &str = "lm_head";
+/// The activation of the feed-forward block, which has no tensor: its path below a layer.
+pub const ACTIVATION: &str = "mlp.act_fn";
+
+/// The linear layers of one decoder layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Projection {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Projection {
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The projections that read the input of attention: the gradient of that input is one sum over them.
+    pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
+    /// The projections that read the input of the feed-forward block.
+    pub const OF_FEED_FORWARD_INPUT: [Self; 2] = [Self::Gate, Self::Up];
+
+    /// The path below a layer.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The last part of [`Self::module`].
+    pub fn name(self) -> &'static str {
+        let module = self.module();
+        module.rsplit_once('.').map_or(module, |(_, name)| name)
+    }
+}
+
+/// The place of an RMSNorm in a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// Before attention.
+    Input,
+    /// Before the feed-forward block.
+    PostAttention,
+    /// Over each head of the queries.
+    Query,
+    /// Over each head of the keys.
+    Key,
+}
+
+impl Norm {
+    pub const ALL: [Self; 4] = [Self::Input, Self::PostAttention, Self::Query, Self::Key];
+
+    /// The path below a layer.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Input => "input_layernorm",
+            Self::PostAttention => "post_attention_layernorm",
+            Self::Query => "self_attn.q_norm",
+            Self::Key => "self_attn.k_norm",
+        }
+    }
+}
+
+/// The full name of a module of layer `layer` from its path below the layer.
+pub fn in_layer(layer: usize, module: &str) -> String {
+    format!("{LAYERS}.{layer}.{module}")
+}
