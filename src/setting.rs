@@ -1,8 +1,8 @@
 //! Names of settings inside messages.
 //!
-//! The library knows a setting by its key, which is the key of a settings file: kebab-case, `batch-size`. A terminal has a flag for
-//! it, a page a control with a label. So a message holds a placeholder, `⟨batch-size⟩`, or with a value `⟨method=qlora⟩`, and
-//! whoever shows the message writes each placeholder by [`written`].
+//! The library names a setting by its key in settings files, in kebab-case: `batch-size`. A terminal has a flag for it, a page a
+//! control with a label. So messages hold placeholders, `⟨batch-size⟩` or with a value `⟨method=qlora⟩`, and the program that shows a
+//! message replaces them by [`written`].
 
 use std::fmt;
 
@@ -60,7 +60,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// `text` with every placeholder replaced by what `write` makes of its key and value.
+/// Replaces every placeholder in `text` by the result of `write` for its key and value.
 pub fn written(text: &str, write: impl Fn(&str, Option<&str>) -> String) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -72,14 +72,14 @@ pub fn written(text: &str, write: impl Fn(&str, Option<&str>) -> String) -> Stri
                 shown.push_str(&write(key, value));
                 rest = left;
             }
-            // A bracket of a quoted text.
+            // A bracket that is part of a quoted text.
             None => shown.push('⟨'),
         }
     }
     shown + rest
 }
 
-/// Key, value and what follows, where `text` goes on a placeholder after its opening bracket.
+/// Parses a placeholder after its opening bracket and returns its key, its value and the rest of `text`.
 fn placeholder(text: &str) -> Option<(&str, Option<&str>, &str)> {
     let (inner, rest) = text.split_once('⟩')?;
     let (key, value) = match inner.split_once('=') {
@@ -90,7 +90,7 @@ fn placeholder(text: &str) -> Option<(&str, Option<&str>, &str)> {
     plain.then_some((key, value, rest))
 }
 
-/// As a command line has it: `--key value`, and `--key` or `--no-key` for what is on or off.
+/// Writes a setting for a command line: `--key value`, or `--key` and `--no-key` for true and false.
 pub fn as_flag(key: &str, value: Option<&str>) -> String {
     match value {
         None | Some("true") => format!("--{key}"),
@@ -99,7 +99,7 @@ pub fn as_flag(key: &str, value: Option<&str>) -> String {
     }
 }
 
-/// As a settings file has it: `key`, or `key = value`.
+/// Writes a setting for a settings file: `key`, or `key = value`.
 pub fn as_toml(key: &str, value: Option<&str>) -> String {
     let plain = |value: &str| value.parse::<f64>().is_ok() || matches!(value, "true" | "false");
     match value {

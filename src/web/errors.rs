@@ -1,4 +1,4 @@
-//! Errors as a page sees them: JavaScript errors with a kind to choose by.
+//! Converts errors to JavaScript errors with a `kind`.
 
 use js_sys::Reflect;
 use wasm_bindgen::prelude::*;
@@ -31,7 +31,7 @@ pub fn to_js(error: &Error) -> JsValue {
     let thrown = js_sys::Error::new(&error.to_string());
     thrown.set_name("LoraineError");
     let set = |key: &str, value: JsValue| {
-        // A fresh object takes any property.
+        // Setting a property of a new object cannot fail.
         let _ = Reflect::set(&thrown, &key.into(), &value);
     };
     set("kind", error.kind().name().into());
@@ -52,7 +52,7 @@ pub fn to_js(error: &Error) -> JsValue {
     thrown.into()
 }
 
-/// What a page's own function threw, as text.
+/// Returns the text of an exception from a function of the page.
 pub fn text(thrown: &JsValue) -> String {
     match thrown.dyn_ref::<js_sys::Error>() {
         Some(error) => String::from(error.message()),

@@ -1,4 +1,4 @@
-//! Answers from a base and its adapters, streamed to a page.
+//! Generates answers with a base and its adapters and streams them to a page.
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
@@ -20,21 +20,21 @@ use crate::quant::format::Code4;
 use crate::setting::{QUANT, QUANTIZE_EMBEDDING};
 use crate::{Error, Result};
 
-/// Positions where nothing else is asked for.
+/// Default number of positions of the cache.
 const DEFAULT_CONTEXT: usize = 1024;
 
-/// How the base is held.
+/// Settings of a generator.
 #[derive(Default, Deserialize, Tsify)]
 #[serde(default)]
 pub struct GeneratorSettings {
-    /// Without it as the files have it.
+    /// 4-bit code of the base; by default the types of the files.
     pub quant: Option<Code4>,
     #[tsify(optional)]
     pub double_quant: Option<bool>,
-    /// Embedding and head in 4 bits too, where `quant` is given.
+    /// True to quantize embedding and head too, with `quant`.
     #[tsify(optional)]
     pub quantize_embedding: bool,
-    /// Most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub context: Option<usize>,
 }
 
@@ -51,9 +51,9 @@ pub struct AnswerSettings {
     pub top_p: f32,
     #[tsify(optional)]
     pub seed: u64,
-    /// A message that stands before the prompt.
+    /// System message before the prompt.
     pub system: Option<String>,
-    /// The prompt is a text to go on from, not a user's turn.
+    /// True if the prompt is a text to continue instead of a user's turn.
     #[tsify(optional)]
     pub raw: bool,
 }
@@ -82,10 +82,10 @@ pub enum StopReason {
     Canceled,
 }
 
-/// A base with adapters to switch between.
+/// A base with its adapters, for a page.
 #[wasm_bindgen]
 pub struct Generator {
-    /// Taken while an answer is made.
+    /// `None` during an answer.
     session: RefCell<Option<Session>>,
     canceled: Cell<bool>,
 }
@@ -105,7 +105,7 @@ impl Generator {
         open(model.into(), adapters, settings, on_progress).await.map_err(|e| errors::to_js(&e))
     }
 
-    /// Answers `prompt` with an adapter, by its name, or with the base alone; `on_text` gets the text piece by piece.
+    /// Answers `prompt` with an adapter (by its name) or with the base alone. `on_text` receives the text piece by piece.
     #[wasm_bindgen(unchecked_return_type = "Answer")]
     pub async fn answer(
         &self,
@@ -121,7 +121,7 @@ impl Generator {
         to_js(&answered.map_err(|e| errors::to_js(&e))?)
     }
 
-    /// Logits of the token after `prompt`, one for each of the vocabulary; of the settings `system` and `raw` count.
+    /// Computes the logits `[vocabulary]` of the token after `prompt`. Only `system` and `raw` of the settings apply.
     pub async fn logits(
         &self,
         prompt: String,
@@ -134,7 +134,7 @@ impl Generator {
         logits.map_err(|e| errors::to_js(&e))
     }
 
-    /// Ends the answer in the making.
+    /// Ends the current answer.
     pub fn cancel(&self) {
         self.canceled.set(true);
     }
@@ -170,7 +170,7 @@ async fn open(
     Ok(Generator { session: RefCell::new(Some(session)), canceled: Cell::new(false) })
 }
 
-/// The tokens of `prompt`: a user's turn where the model has a template, unless `settings` want it raw.
+/// Encodes `prompt` as a user's turn if the model has a chat template and `settings` do not ask for raw text.
 fn encode(format: &TextFormat, prompt: &str, settings: &AnswerSettings) -> Result<Vec<u32>> {
     match settings.raw || format.template.is_none() {
         true => format.continuation(prompt),
@@ -222,7 +222,7 @@ impl Generator {
         let generation = GenerationSettings { sampling, max_tokens: settings.max_tokens, end_tokens };
         let show = |piece: &str| {
             if !piece.is_empty() {
-                // A page whose listener throws loses the piece, not the answer.
+                // An exception in the page's listener loses this piece of text, not the answer.
                 let _ = on_text.call1(&JsValue::NULL, &piece.into());
             }
             if self.canceled.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

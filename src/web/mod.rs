@@ -1,5 +1,5 @@
-//! The surface for a browser page, as thin as the command line: files are mounted, the library is called, events are passed on.
-//! It lives in one worker; nothing here blocks longer than a read of the page's own files.
+//! The interface for browser pages, as thin as the command line: it mounts files, calls the library and passes events on. It runs in
+//! one worker and blocks only for reads of mounted files.
 
 mod errors;
 mod generator;
@@ -30,7 +30,7 @@ use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 
 thread_local! {
-    /// Of the adapter that was looked at; plans before that assume a common GPU.
+    /// Capabilities of the adapter that [`adapter`] found; plans before that assume a common GPU.
     static TARGET: Cell<Capabilities> = const { Cell::new(memory::ASSUMED_CAPABILITIES) };
 }
 
@@ -39,7 +39,7 @@ fn start() {
     console_error_panic_hook::set_once();
 }
 
-/// Where the engine leaves what its next start can use; a page that keeps these files gives them back before.
+/// Directory for files that the next start can use. A page may store these files and mount them again.
 const CACHE: &str = "/cache";
 
 async fn open_gpu() -> Result<Gpu> {
@@ -51,19 +51,19 @@ fn to_js(value: &impl Serialize) -> Result<JsValue, JsValue> {
     value.serialize(&serde_wasm_bindgen::Serializer::new().serialize_maps_as_objects(true)).map_err(JsValue::from)
 }
 
-/// `what` names the value in messages. Over JSON, which tells of unknown keys.
+/// Converts a JavaScript value through JSON, which reports unknown keys. `what` names the value in messages.
 fn from_js<T: DeserializeOwned>(value: &JsValue, what: &str) -> Result<T> {
     let text = js_sys::JSON::stringify(value).map(String::from).map_err(|e| Error::Argument(errors::text(&e)))?;
     serde_json::from_str(&text).map_err(|e| Error::Argument(format!("{what}: {e}")))
 }
 
-/// Puts bytes at an absolute path of the engine's own file system, over what stands there.
+/// Stores bytes at an absolute path of the engine's file system and replaces an existing file.
 #[wasm_bindgen(js_name = mountBytes)]
 pub fn mount_bytes(path: &str, bytes: Vec<u8>) {
     mounted::mount_bytes(Path::new(path), bytes);
 }
 
-/// Puts a file at `path` whose bytes `read(offset, length)` gives when they are asked for; it must answer at once.
+/// Mounts a file at `path`. `read(offset, length)` provides its bytes on demand and must return synchronously.
 #[wasm_bindgen(js_name = mountReader)]
 pub fn mount_reader(
     path: &str,
@@ -85,14 +85,14 @@ pub fn mount_reader(
     mounted::mount_reader(Path::new(path), size as u64, Rc::new(range));
 }
 
-/// Takes a file away, or a directory with all below it; what is not there is no error.
+/// Removes a file, or a directory with everything below it. A missing path is not an error.
 #[wasm_bindgen]
 pub fn unmount(path: &str) -> Result<(), JsValue> {
     let path = Path::new(path);
     files::remove_if_there(path).map_err(|e| errors::to_js(&Error::file(path, e)))
 }
 
-/// Every file below `dir`, in the order of their paths.
+/// Lists every file below `dir`, sorted by path.
 #[wasm_bindgen(js_name = listFiles, unchecked_return_type = "FileEntry[]")]
 pub fn list_files(dir: &str) -> Result<JsValue, JsValue> {
     let entry =
@@ -106,7 +106,7 @@ pub fn read_file(path: &str) -> Result<Vec<u8>, JsValue> {
     files::read(path).map_err(|e| errors::to_js(&Error::file(path, format!("cannot be read: {e}"))))
 }
 
-/// What a model directory holds, without reading a weight.
+/// Describes a model directory without reading weights.
 #[wasm_bindgen(js_name = describeModel, unchecked_return_type = "ModelSummary")]
 pub fn describe_model(dir: &str) -> Result<JsValue, JsValue> {
     to_js(&summary::describe(Path::new(dir)).map_err(|e| errors::to_js(&e))?)
@@ -117,7 +117,7 @@ pub fn default_settings() -> Result<JsValue, JsValue> {
     to_js(&RunSettings::default())
 }
 
-/// The first `count` examples token by token, and what training would make of the whole data set.
+/// Returns the first `count` examples token by token, and a report on the whole data set.
 #[wasm_bindgen(js_name = inspectData, unchecked_return_type = "Inspection")]
 pub fn inspect_data(
     #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
@@ -134,7 +134,7 @@ pub fn inspect_data(
     to_js(&inspection().map_err(|e| errors::to_js(&e))?)
 }
 
-/// What a run of these settings would take, and all that would be refused: reads the model's headers and the data.
+/// Plans a run of these settings and reports everything that would be refused. Reads the model's headers and the data.
 #[wasm_bindgen(unchecked_return_type = "PlanReport")]
 pub fn plan(
     #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
@@ -156,7 +156,7 @@ pub fn plan(
     to_js(&planned().map_err(|e| errors::to_js(&e))?)
 }
 
-/// The same from `config.json` alone for full batches of `seq_len` tokens: quick enough to follow a slider.
+/// Estimates a run from `config.json` alone, for full batches of `seq_len` tokens. Fast enough to follow a slider.
 #[wasm_bindgen(unchecked_return_type = "PlanReport")]
 pub fn estimate(
     #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
@@ -174,7 +174,7 @@ pub fn estimate(
     to_js(&estimated().map_err(|e| errors::to_js(&e))?)
 }
 
-/// The adapter that runs will open; undefined where the browser has none. Plans are made for it from then on.
+/// Finds the adapter that runs will use; undefined if the browser has none. Later plans are made for it.
 #[wasm_bindgen(unchecked_return_type = "AdapterSummary | undefined")]
 pub async fn adapter() -> Result<JsValue, JsValue> {
     let adapters = gpu::adapters().await;

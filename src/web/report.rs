@@ -1,4 +1,4 @@
-//! What is told to a page, as plain objects; their TypeScript types are made from these.
+//! Plain objects for a page; their TypeScript types are generated from these structs.
 
 use serde::Serialize;
 use tsify::Tsify;
@@ -14,7 +14,7 @@ pub struct FileEntry {
     pub bytes: u64,
 }
 
-/// One part of what a run takes on the device.
+/// Device memory of one category.
 #[derive(Serialize, Tsify)]
 pub struct Part {
     pub name: Category,
@@ -29,7 +29,7 @@ pub struct PlanReport {
     pub categories: Vec<Part>,
     pub trained_parameters: u64,
     pub layers: usize,
-    /// Layers that keep their activations; the others make them again.
+    /// Layers that keep their activations; the others recompute them.
     pub kept_layers: usize,
     pub steps: Option<usize>,
     pub data: Option<DataReport>,
@@ -65,7 +65,7 @@ pub struct StepReport {
     pub steps: usize,
 }
 
-/// What happens in a run, as it happens.
+/// An event of a run.
 #[derive(Serialize, Tsify)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum RunEvent {
@@ -78,12 +78,12 @@ pub enum RunEvent {
         total: u64,
     },
     Step(StepReport),
-    /// Loss or gradient were not finite; the step changed nothing.
+    /// Loss or gradient were not finite, so the step changed nothing.
     Skipped {
         step: usize,
     },
     Evaluated(EvalMetrics),
-    /// A directory of the engine's file system: a checkpoint, or at the end the run's own.
+    /// Directory in the engine's file system: a checkpoint, or at the end the output directory.
     Saved {
         path: String,
     },

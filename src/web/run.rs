@@ -1,4 +1,4 @@
-//! A training run that a page starts, pauses and stops.
+//! A training run that a page can start, pause and stop.
 
 use std::cell::{Cell, RefCell};
 
@@ -15,12 +15,12 @@ use crate::{Error, Result};
 enum Wish {
     Go,
     Pause,
-    /// Saved, and waiting for [`Run::resume`].
+    /// Saved and waiting for [`Run::resume`].
     Paused,
     Stop,
 }
 
-/// One run: made once, trained once.
+/// One run, which trains once.
 #[wasm_bindgen]
 pub struct Run {
     prepared: RefCell<Option<PreparedRun>>,
@@ -32,7 +32,7 @@ pub struct Run {
 
 #[wasm_bindgen]
 impl Run {
-    /// Reads and checks settings, model and data. With `resume` the run goes on from the newest checkpoint below `settings.out`.
+    /// Reads and checks settings, model and data. With `resume`, the run resumes from the newest checkpoint below `settings.out`.
     #[wasm_bindgen(constructor)]
     pub fn new(
         #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
@@ -63,7 +63,7 @@ impl Run {
         })
     }
 
-    /// After the step in flight: a checkpoint is saved, and the run waits for [`Run::resume`] or [`Run::stop`].
+    /// Saves a checkpoint after the current step and waits for [`Run::resume`] or [`Run::stop`].
     pub fn pause(&self) {
         if self.wish.get() == Wish::Go {
             self.wish.set(Wish::Pause);
@@ -76,13 +76,13 @@ impl Run {
         }
     }
 
-    /// After the step in flight: a checkpoint and the adapter are saved, and the run ends.
+    /// Saves a checkpoint and the adapter after the current step and ends the run.
     pub fn stop(&self) {
         self.set_and_wake(Wish::Stop);
     }
 }
 
-/// A page whose listener throws loses the event, not its run.
+/// Sends an event. An exception in the page's listener loses this event, not the run.
 fn emit(on_event: &Function, event: RunEvent) {
     let _ = to_js(&event).and_then(|event| on_event.call1(&JsValue::NULL, &event));
 }
