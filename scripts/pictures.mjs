@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { openPage, startBrowser, startServer, waitForText } from "../tests/page/browser.mjs";
+import { fill, openPage, startBrowser, startServer, waitForText } from "../tests/page/browser.mjs";
 import { ready, start } from "../tests/page/steps.mjs";
 
 /** The built-in run takes a minute on a quiet machine. */
@@ -54,6 +54,7 @@ async function terminal(browser) {
 async function trainedPage(browser) {
   const site = await startServer();
   const { page, profile } = await openPage(browser, site.url, { viewport: { width: 1180, height: 900 }, deviceScaleFactor: 1.5 });
+  await fill(page, { Steps: 60 });
   await ready(page);
   await start(page);
   await waitForText(page, ".run-status", /Finished/, WAIT_MS);
@@ -62,9 +63,11 @@ async function trainedPage(browser) {
   await ask.click();
   await ask.and(page.locator(":disabled")).waitFor();
   await ask.and(page.locator(":enabled")).waitFor({ timeout: WAIT_MS });
-  const run = await page.locator("#run").boundingBox();
-  const answers = await page.locator(".answers").boundingBox();
-  const clip = { x: 0, y: run.y, width: 1180, height: answers.y + answers.height + 32 - run.y };
+  const [top, bottom] = await page.evaluate(() => {
+    const place = (selector) => document.querySelector(selector).getBoundingClientRect();
+    return [place("#run").top + scrollY, place(".answers").bottom + scrollY + 32];
+  });
+  const clip = { x: 0, y: top, width: 1180, height: bottom - top };
   await page.screenshot({ path: join(directory, "page.png"), clip, fullPage: true });
   await profile.close();
   site.server.close();
