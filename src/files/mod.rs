@@ -3,6 +3,7 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod disk;
+mod fingerprint;
 #[cfg(any(target_arch = "wasm32", test))]
 pub mod mounted;
 
@@ -13,6 +14,8 @@ use std::path::Path;
 pub use disk::*;
 #[cfg(target_arch = "wasm32")]
 pub use mounted::*;
+
+pub use fingerprint::Fingerprint;
 
 use crate::{Error, Result};
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::Result;
-use crate::files::{self, File};
+use crate::files::{self, File, Fingerprint};
 use crate::gpu::{Buffers, Gpu, View};
 use crate::model::source::{CacheSettings, Source};
 use crate::model::tensors::EMBEDDING;
@@ -156,7 +156,7 @@ impl QuantizedCache {
         });
         // The file's name tells models and storages apart; the identity inside says whether it is still theirs.
         let key = format!("{}\n{storage}\n{names:?}", of_files[0][0]);
-        let path = settings.dir.join(format!("{:016x}.{EXTENSION}", fnv1a(key.as_bytes())));
+        let path = settings.dir.join(format!("{}.{EXTENSION}", Fingerprint::of(key.as_bytes()).text()));
         Some(Self { settings: settings.clone(), path, identity: format!("{identity}\n").into_bytes(), views })
     }
 
@@ -266,9 +266,4 @@ impl QuantizedCache {
 fn pieces(view: View) -> impl Iterator<Item = View> {
     (0..view.bytes.div_ceil(PIECE_BYTES))
         .map(move |i| view.slice(i * PIECE_BYTES, PIECE_BYTES.min(view.bytes - i * PIECE_BYTES)))
-}
-
-/// Fowler, Noll and Vo's hash: the same on every machine and in every version.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

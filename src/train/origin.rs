@@ -9,6 +9,7 @@ use super::setting_spec::{OnResume, Setting};
 use super::settings::{RunSettings, SETTINGS};
 use crate::Result;
 use crate::data::Example;
+use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
 use crate::setting::{DATA, INIT_ADAPTER, MODEL};
 
@@ -92,25 +93,6 @@ impl Origin {
             changes.push(format!("the run had {} steps", self.steps));
         }
         Ok(changes)
-    }
-}
-
-/// FNV-1a: tells changed files apart, and is no defense against someone who wants it fooled.
-struct Fingerprint(u64);
-
-impl Default for Fingerprint {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fingerprint {
-    fn add(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    }
-
-    fn text(&self) -> String {
-        format!("{:016x}", self.0)
     }
 }
 
