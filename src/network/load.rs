@@ -1,5 +1,6 @@
 //! Weights from disk to the device in bounded pieces; 4-bit storage is quantized on the device as the pieces arrive.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::activations::{Phase, through};
@@ -70,7 +71,7 @@ pub async fn load(
     network: &Network,
     staging: Option<&Staging>,
     recorder: impl Fn() -> Recorder,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let config = &network.config;
     let quantized = |weight: &Weight| matches!(weight.storage, Storage::Quantized { .. });
@@ -92,39 +93,28 @@ pub async fn load(
     let cache = QuantizedCache::of(source, &to_quantize);
     let of_packed: u64 = packed.iter().map(|(packed, _)| packed.bytes()).sum();
     let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
-    let mut done = 0;
+    let mut loader = Loader { gpu, buffers, recorder, progress, done: 0, total };
     for (packed, weight) in packed {
-        load_packed(gpu, buffers, &packed.read()?, &weight.panels[0]).await?;
-        done += packed.bytes();
-        progress(done, total);
+        loader.load_packed(&packed.read()?, &weight.panels[0]).await?;
+        loader.advance(packed.bytes());
     }
     let mut cached = false;
     if let Some(cache) = &cache {
         let of_cached: u64 = tensors.iter().filter(|(_, w)| quantized(w)).map(|(info, _)| info.byte_len).sum();
-        let show = |share: f64| progress(done + (share * of_cached as f64) as u64, total);
-        cached = cache.restore(gpu, buffers, show).await?;
+        cached = loader.restore(cache, of_cached).await?;
         if cached {
-            done += of_cached;
             tensors.retain(|(_, weight)| !quantized(weight));
         }
     }
     for (info, weight) in tensors {
-        let mut advance = |bytes| {
-            done += bytes;
-            progress(done, total);
-        };
         match (weight.storage, staging) {
-            (Storage::Float(float), _) => load_float(gpu, buffers, info, weight, float, &mut advance).await?,
-            (Storage::Quantized(format), Some(staging)) => {
-                gpu.write(buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(format.code)));
-                gpu.write(buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
-                load_quantized(gpu, buffers, info, weight, format, staging, &recorder, &mut advance).await?;
-            }
-            (Storage::Quantized { .. }, None) => unreachable!("a network with 4-bit weights is loaded with staging"),
+            (Storage::Float(float), _) => loader.load_float(info, weight, float).await?,
+            (Storage::Quantized(format), Some(staging)) => loader.quantize(info, weight, format, staging).await?,
+            (Storage::Quantized(_), None) => unreachable!("a network with 4-bit weights is loaded with staging"),
         }
     }
     if let Some(cache) = cache.filter(|_| !cached) {
-        cache.store(gpu, buffers).await?;
+        cache.store(gpu, loader.buffers).await?;
     }
     for (spec, view) in network.vectors() {
         let info = source.tensors.require(&spec.name, &spec.shape)?;
@@ -175,123 +165,143 @@ fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..bytes.div_ceil(piece)).map(move |i| (i * piece, piece.min(bytes - i * piece)))
 }
 
-async fn load_float(
-    gpu: &Gpu,
-    buffers: &Buffers,
-    info: &TensorInfo,
-    weight: &Weight,
-    float: Float,
-    advance: &mut impl FnMut(u64),
-) -> Result<()> {
-    let width = info.dtype.bytes();
-    let row_bytes = u64::from(weight.in_features) * width;
-    for Panel { first_row, rows, data, .. } in &weight.panels {
-        let start = u64::from(*first_row) * row_bytes;
-        for (i, (offset, length)) in pieces(u64::from(*rows) * row_bytes, PIECE_BYTES).enumerate() {
-            let mut piece = vec![0; length as usize];
-            read_piece(info, start + offset, &mut piece)?;
-            let at = offset / width * float.bytes();
-            if info.dtype != float {
-                piece = bytemuck::cast_slice(&widened(&piece, info.dtype)).to_vec();
-            }
-            // The queue writes whole words; a 16-bit tensor may end in half of one.
-            piece.resize(piece.len().next_multiple_of(4), 0);
-            gpu.write(buffers, data.slice(at, data.bytes - at), &piece);
-            if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
-                gpu.flush().await?;
-            }
-            advance(length);
+/// One network on its way to the device.
+struct Loader<'a, R, P> {
+    gpu: &'a Gpu,
+    buffers: &'a mut Buffers,
+    /// An empty list of commands.
+    recorder: R,
+    /// Told the bytes done and in all.
+    progress: P,
+    done: u64,
+    total: u64,
+}
+
+impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        (self.progress)(self.done, self.total);
+    }
+
+    /// Waits, after every few pieces, until the queue has taken those that were written.
+    async fn drain(&self, piece: usize) -> Result<()> {
+        if piece % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
+            self.gpu.flush().await?;
         }
+        Ok(())
     }
-    Ok(gpu.flush().await?)
-}
 
-/// Bytes that are in 4 bits already go to the device as they are.
-async fn load_packed(gpu: &Gpu, buffers: &Buffers, weight: &Quantized, panel: &Panel) -> Result<()> {
-    let write = |view: View, bytes: &[u8]| {
-        let mut bytes = bytes.to_vec();
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        gpu.write(buffers, view, &bytes);
-    };
-    write(panel.data, &weight.packed);
-    match (&weight.scales, panel.absmax, panel.nested) {
-        (Scales::Plain(absmax), Some(view), _) => write(view, bytemuck::cast_slice(absmax)),
-        (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
-            write(view, codes);
-            let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
-            write(nested, bytemuck::cast_slice(&values));
+    /// Fills the 4-bit weights from their copy, in place of `bytes` of files; false where there is no copy of them.
+    async fn restore(&mut self, cache: &QuantizedCache, bytes: u64) -> Result<bool> {
+        let (done, total, progress) = (self.done, self.total, &mut self.progress);
+        let show = |share: f64| progress(done + (share * bytes as f64) as u64, total);
+        let restored = cache.restore(self.gpu, self.buffers, show).await?;
+        if restored {
+            self.done += bytes;
         }
-        _ => unreachable!("a 4-bit panel has places for its scales"),
+        Ok(restored)
     }
-    Ok(gpu.flush().await?)
-}
 
-#[allow(clippy::too_many_arguments)]
-async fn load_quantized(
-    gpu: &Gpu,
-    buffers: &mut Buffers,
-    info: &TensorInfo,
-    weight: &Weight,
-    format: Format4,
-    staging: &Staging,
-    recorder: &impl Fn() -> Recorder,
-    advance: &mut impl FnMut(u64),
-) -> Result<()> {
-    let width = info.dtype.bytes();
-    let row_bytes = u64::from(weight.in_features) * width;
-    for panel in &weight.panels {
-        let start = u64::from(panel.first_row) * row_bytes;
-        let bytes = u64::from(panel.rows) * row_bytes;
-        load_quantized_panel(gpu, buffers, info, start, bytes, panel, format, staging, recorder, advance).await?;
+    async fn load_float(&mut self, info: &TensorInfo, weight: &Weight, float: Float) -> Result<()> {
+        let width = info.dtype.bytes();
+        let row_bytes = u64::from(weight.in_features) * width;
+        for Panel { first_row, rows, data, .. } in &weight.panels {
+            let start = u64::from(*first_row) * row_bytes;
+            for (i, (offset, length)) in pieces(u64::from(*rows) * row_bytes, PIECE_BYTES).enumerate() {
+                let mut piece = vec![0; length as usize];
+                read_piece(info, start + offset, &mut piece)?;
+                let at = offset / width * float.bytes();
+                if info.dtype != float {
+                    piece = bytemuck::cast_slice(&widened(&piece, info.dtype)).to_vec();
+                }
+                // The queue writes whole words; a 16-bit tensor may end in half of one.
+                piece.resize(piece.len().next_multiple_of(4), 0);
+                self.gpu.write(self.buffers, data.slice(at, data.bytes - at), &piece);
+                self.drain(i).await?;
+                self.advance(length);
+            }
+        }
+        Ok(self.gpu.flush().await?)
     }
-    Ok(())
-}
 
-/// `bytes` of the tensor from `start` on, which are the panel's.
-#[allow(clippy::too_many_arguments)]
-async fn load_quantized_panel(
-    gpu: &Gpu,
-    buffers: &mut Buffers,
-    info: &TensorInfo,
-    start: u64,
-    bytes: u64,
-    panel: &Panel,
-    format: Format4,
-    staging: &Staging,
-    recorder: &impl Fn() -> Recorder,
-    advance: &mut impl FnMut(u64),
-) -> Result<()> {
-    let width = info.dtype.bytes();
-    let absmax = match panel.absmax {
-        Some(absmax) if !format.double => absmax,
-        _ => staging.absmax,
-    };
-    for (i, (offset, length)) in pieces(bytes, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
-        let mut piece = vec![0; length as usize];
-        read_piece(info, start + offset, &mut piece)?;
-        piece.resize(piece.len().next_multiple_of(4), 0);
-        gpu.write(buffers, staging.source, &piece);
-        let mut rec = recorder();
-        let piece = quantize::Piece {
-            source: staging.source,
-            from: info.dtype,
-            elements: (length / width) as u32,
-            first_block: (offset / width / format.code.block()) as u32,
+    /// Bytes that are in 4 bits already go to the device as they are.
+    async fn load_packed(&self, weight: &Quantized, panel: &Panel) -> Result<()> {
+        let write = |view: View, bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            self.gpu.write(self.buffers, view, &bytes);
         };
-        quantize::blocks(&mut rec, piece, format.code, staging.code_table, panel.data, absmax);
-        gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
-        if i % PIECES_IN_FLIGHT == PIECES_IN_FLIGHT - 1 {
-            gpu.flush().await?;
+        write(panel.data, &weight.packed);
+        match (&weight.scales, panel.absmax, panel.nested) {
+            (Scales::Plain(absmax), Some(view), _) => write(view, bytemuck::cast_slice(absmax)),
+            (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
+                write(view, codes);
+                let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
+                write(nested, bytemuck::cast_slice(&values));
+            }
+            _ => unreachable!("a 4-bit panel has places for its scales"),
         }
-        advance(length);
+        Ok(self.gpu.flush().await?)
     }
-    if format.double {
-        let mut rec = recorder();
-        let count = (bytes / width).div_ceil(format.code.block()) as u32;
-        quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
-        gpu.run(&gpu.prepare(&rec.commands, buffers, staging.uniform)?, buffers)?;
+
+    /// Quantizes a float tensor on the device, panel by panel.
+    async fn quantize(&mut self, info: &TensorInfo, weight: &Weight, format: Format4, staging: &Staging) -> Result<()> {
+        self.gpu.write(self.buffers, staging.code_table, bytemuck::cast_slice(&quantize::code_words(format.code)));
+        self.gpu.write(self.buffers, staging.code_map, bytemuck::cast_slice(&quantize::map_words()));
+        let row_bytes = u64::from(weight.in_features) * info.dtype.bytes();
+        for panel in &weight.panels {
+            let start = u64::from(panel.first_row) * row_bytes;
+            let bytes = start..start + u64::from(panel.rows) * row_bytes;
+            self.quantize_panel(info, bytes, panel, format, staging).await?;
+        }
+        Ok(())
     }
-    Ok(gpu.flush().await?)
+
+    /// `bytes` are those of the tensor that the panel holds.
+    async fn quantize_panel(
+        &mut self,
+        info: &TensorInfo,
+        bytes: Range<u64>,
+        panel: &Panel,
+        format: Format4,
+        staging: &Staging,
+    ) -> Result<()> {
+        let width = info.dtype.bytes();
+        let absmax = match panel.absmax {
+            Some(absmax) if !format.double => absmax,
+            _ => staging.absmax,
+        };
+        let length = bytes.end - bytes.start;
+        for (i, (offset, length)) in pieces(length, staging.source.bytes.min(PIECE_BYTES)).enumerate() {
+            let mut piece = vec![0; length as usize];
+            read_piece(info, bytes.start + offset, &mut piece)?;
+            piece.resize(piece.len().next_multiple_of(4), 0);
+            self.gpu.write(self.buffers, staging.source, &piece);
+            let mut rec = (self.recorder)();
+            let piece = quantize::Piece {
+                source: staging.source,
+                from: info.dtype,
+                elements: (length / width) as u32,
+                first_block: (offset / width / format.code.block()) as u32,
+            };
+            quantize::blocks(&mut rec, piece, format.code, staging.code_table, panel.data, absmax);
+            self.run(&rec, staging)?;
+            self.drain(i).await?;
+            self.advance(length);
+        }
+        if format.double {
+            let mut rec = (self.recorder)();
+            let count = (length / width).div_ceil(format.code.block()) as u32;
+            quantize::absmax(&mut rec, absmax, count, staging.code_map, panel);
+            self.run(&rec, staging)?;
+        }
+        Ok(self.gpu.flush().await?)
+    }
+
+    fn run(&mut self, rec: &Recorder, staging: &Staging) -> Result<()> {
+        let list = self.gpu.prepare(&rec.commands, self.buffers, staging.uniform)?;
+        Ok(self.gpu.run(&list, self.buffers)?)
+    }
 }
 
 /// New weights as Hugging Face draws them: matrices from a normal distribution with the deviation of `initializer_range`,
