@@ -64,6 +64,16 @@ mod tests {
     }
 
     #[test]
+    fn normal_has_the_mean_and_variance_of_a_normal() {
+        let n = 100_000;
+        let draws: Vec<f64> = (0..n).map(|i| normal(|draw| uniform(7, Stream::LoraInit, 3, draw), i)).collect();
+        let mean = draws.iter().sum::<f64>() / n as f64;
+        let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
+        assert!(draws.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
     fn uniform_has_the_mean_and_variance_of_a_uniform() {
         let n = 100_000;
         let draws: Vec<f64> = (0..n).map(|i| f64::from(uniform(7, Stream::LoraInit, 3, i))).collect();
