@@ -1,4 +1,4 @@
-// The block scales of rows under double quantization as f32, so that a kernel which needs one for every few weights loads it once.
+// Decodes the block scales of double quantization to f32. A kernel that needs a scale for every few weights then loads one value.
 
 struct Params { count: u32 }
 

@@ -1,4 +1,4 @@
-// AdamW with decoupled decay over a flat range; nothing moves when the gradient was not finite.
+// AdamW with decoupled decay over a flat range; nothing changes if the gradient is not finite.
 
 struct Params { count: u32 }
 

@@ -1,5 +1,5 @@
 // AdamW with moments in 8 bits over a flat range: one invocation per block of 256 elements, without barriers. The moments are
-// computed twice: for the new scale, then to be stored by it.
+// computed twice: first to find the new scale, then to store them by it.
 
 fn table(at: u32) -> f32 { return tables[at]; }
 

@@ -1,4 +1,4 @@
-// AdamW with moments in 8 bits over a flat range: one workgroup per block of 256 elements, four of them an invocation.
+// AdamW with moments in 8 bits over a flat range: one workgroup per block of 256 elements, four elements per invocation.
 
 var<workgroup> near_tables: array<f32, 1024>;
 

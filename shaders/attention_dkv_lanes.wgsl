@@ -1,5 +1,5 @@
-// Attention's key and value gradients for software adapters: ITEMS keys per lane, queries of the whole group of heads read as
-// keys are in attention_forward_lanes.
+// Attention's key and value gradients for software adapters: ITEMS keys per lane, The queries of the whole group of heads are
+// read as attention_forward_lanes reads keys.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;

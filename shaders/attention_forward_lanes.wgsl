@@ -1,5 +1,5 @@
 // Attention forward for software adapters: ITEMS items per lane, no workgroup memory. Keys are read a BLOCK at a time: with
-// BROADCAST each lane reads one and hands it round, otherwise at addresses all lanes share.
+// BROADCAST each lane reads one and hands it to the others, otherwise all lanes read the same addresses.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;

@@ -1,4 +1,4 @@
-// Attention forward: a workgroup owns 32 items and walks the keys in tiles of 32, softmax rescaled as it goes.
+// Attention forward: a workgroup owns 32 items and walks the keys in tiles of 32. The softmax is rescaled on the way.
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;

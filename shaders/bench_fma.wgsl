@@ -1,5 +1,5 @@
-// The adapter's own ceiling: chains of multiply-adds that live in registers. ACCUMULATORS chains of vec4 hide each other's latency, and
-// UNROLLED steps a turn the cost of the loop, through which some software adapters carry values in memory.
+// The ceiling of an adapter's arithmetic: chains of multiply-adds in registers. ACCUMULATORS chains of vec4 hide each other's latency.
+// UNROLLED steps per turn hide the cost of the loop, which some software adapters carry values through in memory.
 
 struct Params { turns: u32, factor: f32, term: f32 }
 

@@ -1,5 +1,5 @@
-// The ceiling of an adapter's cooperative matrices: chains of products that live in registers, f16 factors and f32 sums. The subgroups
-// of a workgroup share its turns, so that its work does not depend on how many they are.
+// The ceiling of an adapter's cooperative matrices: chains of products in registers, with f16 factors and f32 sums. The
+// subgroups of a workgroup share its turns, so that its work does not depend on their number.
 
 struct Params { turns: u32, factor: f32 }
 
@@ -10,7 +10,7 @@ struct Params { turns: u32, factor: f32 }
 const ELEMENTS = SIDE * SIDE;
 
 var<workgroup> factors: array<f16, ELEMENTS>;
-// Chains begin unlike each other, or a compiler would make one of them.
+// Each chain begins with another value: a compiler would merge equal chains.
 var<workgroup> starts: array<f32, ACCUMULATORS * ELEMENTS>;
 
 @compute @workgroup_size(WG_SIZE)

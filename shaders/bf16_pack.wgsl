@@ -1,4 +1,4 @@
-// f32 to bf16, two a word: rounded to the nearest, to the even one of two.
+// f32 to bf16, two in a word: rounded to nearest, ties to even.
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
@@ -7,7 +7,7 @@ struct Params { rows: u32, cols: u32, ld: u32 }
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// The upper halves of f32 bits. What is not finite stays so: rounding would carry a NaN's digits into its sign.
+// The upper halves of f32 bits. Infinities and NaNs are not rounded: a carry would change a NaN's exponent and sign.
 fn rounded(bits: vec4<u32>) -> vec4<u32> {
     let exponent = vec4<u32>(0x7f800000u);
     let upper = bits >> vec4<u32>(16u);

@@ -1,4 +1,4 @@
-// bf16, two a word, to f32: a bf16 is the upper half of the f32 that it equals.
+// bf16, two in a word, to f32: a bf16 is the upper half of the f32 of the same value.
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 

@@ -1,4 +1,4 @@
-// The gradient norm from its partial sums, and what the optimizer's step makes of it; one workgroup.
+// The gradient norm from its partial sums, and the factor by which the optimizer's step clips gradients. One workgroup.
 
 struct Params { count: u32 }
 

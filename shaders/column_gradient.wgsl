@@ -1,5 +1,5 @@
-// Partial sums over a range of rows, one for each column: of dy, the gradient of a bias, or with GAIN of dy * x * scale, that of
-// RMSNorm's gain. Each invocation owns four columns.
+// Partial sums over a range of rows, one for each column: of dy (the gradient of a bias), or with GAIN of dy * x * scale (the
+// gradient of RMSNorm's gain). Each invocation owns four columns.
 
 struct Params { rows: u32, cols: u32, ld4: u32, rows_per_split: u32 }
 

@@ -1,5 +1,5 @@
 // Softmax cross-entropy: one workgroup per row reads the logits once for the loss and, with GRADIENT, writes their
-// gradient over them. Targets beyond the vocabulary have neither loss nor gradient.
+// gradient over them. Labels beyond the vocabulary have neither loss nor gradient.
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
@@ -10,7 +10,7 @@ struct Params { rows: u32, cols: u32, ld: u32 }
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// Stands for the columns past the last: below any logit, and its exponential is 0.
+// The value of columns beyond the last one: below any logit, with an exponential of 0.
 const LOWEST: f32 = -1e30;
 
 fn load(base: u32, quad: u32) -> vec4<f32> {

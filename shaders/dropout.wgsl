@@ -1,4 +1,4 @@
-// Dropout: y = mask * x * scale; with ADD, the same is added to what y holds.
+// Dropout: y = mask * x * scale; with ADD the result is added to y.
 
 struct Params { rows: u32, cols: u32, ld: u32, site: u32, threshold: u32, scale: f32 }
 

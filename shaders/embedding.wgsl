@@ -1,4 +1,4 @@
-// Embedding: rows of a table in any storage, those of one panel of it.
+// Embedding: rows of one panel of a table, in any storage.
 
 struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32 }
 

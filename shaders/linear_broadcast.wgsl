@@ -1,9 +1,9 @@
-// y = x B (+ product C) (+ bias) for software adapters whose vectors exchange values: no workgroup memory and no barrier. A load costs
-// these adapters far more than arithmetic, a narrow one about as much as a wide one: each lane loads four consecutive values of a row
-// of its own and hands them round, owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes the weights of its columns on the way
-// in.
+// y = x B (+ product * C) (+ bias) for software adapters whose lanes exchange values, without workgroup memory and barriers. A load
+// costs these adapters far more than arithmetic, and a narrow load about as much as a wide one. Each lane therefore loads four
+// consecutive values of a row of its own and hands them to the others. It owns WIDTH * QUADS columns of 8 * GROUPS rows, and decodes
+// the weights of its columns on the way in.
 // B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; the joined part loads a tile of it.
-// `product` and C are the LoRA term. With NARROW a lane owns half a quad.
+// `product * C` is the LoRA term, where C is the LoRA factor. With NARROW a lane owns half a quad.
 
 struct Params {
     // The contraction runs from `begin` to `depth`.
@@ -34,7 +34,7 @@ struct Tile {
 #end
 }
 
-// The same of the LoRA term, four values of the rank a turn.
+// The LoRA factor of one turn, four values of the rank.
 struct LowRankTile {
 #for q in 0..4
 #for c in 0..QUADS
@@ -43,14 +43,14 @@ struct LowRankTile {
 #end
 }
 
-// What the loops need of the parameters: within a loop these adapters load a uniform as slowly as anything else.
-// The lane is not among it: all that decides how often a loop turns is the same for every lane, as Chrome's compiler asks of exchanges.
+// The parameters that the loops read: within a loop these adapters load a uniform as slowly as any other value.
+// The lane is not among them: the number of turns must be the same for every lane, as Chrome's compiler demands around exchanges.
 struct Sides { cols: u32, depth: u32, in_features: u32, rank: u32, factor_first: u32, first_col: u32 }
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    // Lanes beyond the last column repeat it, rows beyond the last row too: every lane takes part in the exchange, and what is not
-    // to be stored is dropped.
+    // Lanes beyond the last column repeat it, and so do rows beyond the last row: every lane must take part in the exchange. Their
+    // results are not stored.
     let first = group.x * 8u * GROUPS;
     let first_col = params.first_col + group.y * 8u * WIDTH * QUADS;
     let col = first_col + lane * WIDTH * QUADS;
@@ -89,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let product$g = own$g * params.product_ld4;
 #end
     let scale = params.scale;
-    // One column's accumulators after another's: the other way round a compiler spilled more of the loop above, too.
+    // Column by column: in the other order a compiler spilled more registers, also in the loop above.
     for (var j = 0u; j < sides.rank; j += 4u) {
         let tile = low_rank_tile(j, col, sides);
 #for g in 0..GROUPS

@@ -1,11 +1,11 @@
-// y = sum of x B + product C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward direction and
-// weight[k, c] for the input gradient; `product` and C are the LoRA term, contracted by further turns of the same loop. x and the product come
-// as linear_halves leaves them, the weight and C are scaled on the way in, and sums are brought back at the end. Input gradients of
-// layers that read the same input are one sum too, of TERMS such products at most.
+// y = sum of x B + product * C (+ bias) by matrices that a subgroup multiplies as a whole. B(k, c) is weight[c, k] in the forward
+// direction and weight[k, c] for the input gradient. `product * C` is the LoRA term, where C is the LoRA factor; further turns of the
+// same loop contract it. linear_rows_f16 has scaled x and the product. The weight and C are scaled on the way in, and the sums are
+// scaled back at the end. The input gradients of layers that read the same input are one sum of at most TERMS such products.
 //
-// A workgroup makes TILE_ROWS x TILE_COLS outputs in UNITS units, OWNED of them a subgroup; a unit is HIGH x WIDE matrices, dealt
-// out so that the ones of the same index lie side by side over the units. Nothing depends on which lanes make up a subgroup, or on
-// how many of them there are in a workgroup: with subgroups of varying size some own more units than others.
+// A workgroup computes TILE_ROWS x TILE_COLS outputs in UNITS units, OWNED of them per subgroup. A unit is HIGH x WIDE matrices.
+// Matrices of one index lie side by side over the units. The result depends neither on the lanes that form a subgroup nor on the count
+// of subgroups in a workgroup: where subgroups vary in size, some own more units than others.
 
 struct Term {
     depth: u32, first_quad: u32, rank: u32, factor_first: u32,

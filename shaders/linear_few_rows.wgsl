@@ -1,12 +1,12 @@
-// y = x W^T (+ product factor^T) (+ bias) for a few rows on software adapters: each lane owns one output of all ROWS rows and walks its
-// row of the packed weight; the rows' values are loaded at addresses that all lanes share.
+// y = x W^T (+ product * factor^T) (+ bias) for a few rows on software adapters. Each lane owns one output of all ROWS rows and walks
+// its row of the packed weight. All lanes load the values of x at the same addresses.
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let col = (group.x + group.y * groups.x) * WG_SIZE + lane;
     if col >= params.cols { return; }
-    // Rows beyond the last repeat it: their results are dropped.
+    // Rows beyond the last one repeat it, and their results are dropped.
 #for i in 0..ROWS
     let x$i = min($iu, params.rows - 1u) * params.x_ld4;
     let product$i = min($iu, params.rows - 1u) * params.product_ld4;
@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     }
     if whole * 4u < params.in_features {
-        // The padding of x is not to be read as values.
+        // The padding of x holds no values.
         let w = weight4(col, whole * 4u, params.in_features);
         for (var k = whole * 4u; k < params.in_features; k++) {
 #for i in 0..ROWS

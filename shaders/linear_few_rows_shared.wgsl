@@ -1,14 +1,14 @@
-// y = x W^T (+ product factor^T) (+ bias) for a few rows on GPUs: a workgroup makes four outputs of all ROWS rows. Its lanes walk along the
-// four rows of the packed weight side by side, so that neighbors read neighbors' words, and add up in a fixed order.
+// y = x W^T (+ product * factor^T) (+ bias) for a few rows on GPUs. A workgroup computes four outputs of all ROWS rows. Its lanes walk
+// along the four rows of the packed weight side by side, so that neighbors read neighboring words, and add up in a fixed order.
 
-// Sums of a lane over what it read, for the four outputs of each row.
+// The partial sums of each lane, for the four outputs of each row.
 var<workgroup> sums: array<vec4<f32>, WG_SIZE * ROWS>;
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
     let first_col = (group.x + group.y * groups.x) * 4u;
-    // Columns and rows beyond the last repeat it: their results are dropped.
+    // Columns and rows beyond the last one repeat it, and their results are dropped.
 #for c in 0..4
     let col$c = min(first_col + $cu, params.cols - 1u);
     let factor$c = (params.first + col$c) * params.rank;

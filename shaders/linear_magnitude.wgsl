@@ -1,5 +1,5 @@
-// The largest magnitudes of a weight and of a LoRA factor, as one partial maximum of each per workgroup: bits of an f32 without
-// its sign, the weight's from maxima[0] on, the factor's from maxima[PARTIALS].
+// The largest magnitudes of a weight and of a LoRA factor, one partial maximum of each per workgroup, as the bits of an f32 without
+// its sign. The weight's begin at maxima[0], the factor's at maxima[PARTIALS].
 
 struct Params { elements: u32, factors: u32 }
 

@@ -1,6 +1,6 @@
-// y = x P (+ product P') (+ bias) for software adapters: no workgroup memory and no barrier. Each lane owns four columns of ROWS rows;
-// the rows' values are loaded at addresses that all lanes share, the panel's strip at consecutive ones. Neighboring workgroups take
-// neighboring rows of the same strip, which then stays in the cache.
+// y = x P (+ product * P') (+ bias) for software adapters, without workgroup memory and barriers. P is the decoded panel and P' its rows
+// for LoRA. Each lane owns four columns of ROWS rows. All lanes load the values of x at the same addresses, and the panel's strip at
+// consecutive ones. Neighboring workgroups take neighboring rows of the same strip, which then stays in the cache.
 
 struct Params {
     rows: u32, cols: u32, depth: u32, rank: u32,
@@ -22,7 +22,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = group.x * ROWS;
     let strip = group.y * (params.depth + params.rank) * WG_SIZE + lane;
     if col4 * 4u >= params.cols { return; }
-    // Rows beyond the last repeat it: their results are dropped.
+    // Rows beyond the last one repeat it, and their results are dropped.
 #for i in 0..ROWS
     let x$i = min(first + $iu, params.rows - 1u) * params.x_ld4 + params.x_col4;
     var acc$i = vec4<f32>();

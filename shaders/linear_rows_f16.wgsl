@@ -1,11 +1,11 @@
-// The rows of x, and of `product` after them, as f16 for linear_cooperative: each row is scaled by the power of two that brings its largest
-// element just under 2^15, so that none overflows and as many of the small ones as can be keep their bits. One workgroup a row.
+// The rows of x, followed by those of `product`, as f16 for linear_cooperative. Each row is scaled by the power of two that brings its
+// largest element just under 2^15: no element overflows, and as few as possible lose bits. One workgroup per row.
 //
-// With 2^w on the weight, 2^o on the LoRA factor and 2^r on the row, `product` takes 2^(r + w - o): all products of a row then carry
-// 2^(r + w). A row is scaled by less where its `product` would overflow, or where products with several weights are added up: all of them
-// carry the least of their powers. A row begins with four words of header for each product: -(r + w), w, o as f16.
+// With 2^w on the weight, 2^o on the LoRA factor and 2^r on the row, `product` takes 2^(r + w - o), so that all products of a row carry
+// 2^(r + w). A row takes a smaller power where its `product` would overflow. Where products with several weights are added up, all of
+// them carry the smallest of their powers. A row begins with a header of four f16 words per term: -(r + w), w, o.
 //
-// A value that is not finite, in the row or in what it is multiplied with, makes the whole row NaN.
+// A value that is not finite, in the row or in its weight or factor, makes the whole row NaN.
 
 struct Term {
     depth: u32, x_first4: u32, x_ld4: u32, rank: u32, product_first4: u32, product_ld4: u32, first_quad: u32, partials: u32, scale: f32,
@@ -36,7 +36,7 @@ fn x_quads(term: Term) -> u32 { return (term.depth + 3u) / 4u; }
 
 fn product_quads(term: Term) -> u32 { return (term.rank + 3u) / 4u; }
 
-// The exponent that brings a magnitude into 2^14 .. 2^15; for zero, and for what is close to it, the largest whose power is an f32.
+// The exponent that brings a magnitude into 2^14 .. 2^15. For zero and values close to it, the largest exponent whose power is an f32.
 fn exponent(bits: u32) -> i32 {
     return min(14 + 127 - i32(bits >> 23u), 126);
 }

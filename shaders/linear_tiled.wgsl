@@ -1,8 +1,8 @@
-// y = sum of x B + product C (+ bias), ROWS x COLS outputs per workgroup, operands staged in workgroup memory DEPTH contracted values at a time.
-// B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed rows.
-// `product` and C are the LoRA term, contracted by further turns of the same loop. Every output is one sum in the order of k, whatever
-// the sizes of the tile: all of them give the same bits. Input gradients of layers that read the same input are one sum too, of TERMS
-// such products at most.
+// y = sum of x B + product * C (+ bias), ROWS x COLS outputs per workgroup. Operands are staged in workgroup memory, DEPTH contracted
+// values at a time. B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed
+// rows. `product * C` is the LoRA term, where C is the LoRA factor; further turns of the same loop contract it. Every output is one sum
+// in the order of k, so that tiles of all sizes give the same bits. The input gradients of layers that read the same input are one sum
+// of at most TERMS such products.
 
 struct Term {
     depth: u32, x_first4: u32, x_ld4: u32,
@@ -24,8 +24,8 @@ struct Params {
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// An invocation owns ROW_QUADS quads of neighboring rows by COL_QUADS quads of columns, these COLS_AT quads apart: neighboring
-// invocations then read neighboring quads of workgroup memory.
+// An invocation owns ROW_QUADS quads of neighboring rows by COL_QUADS quads of columns, which are COLS_AT quads apart, so that
+// neighboring invocations read neighboring quads of workgroup memory.
 const ROWS_4 = ROWS / 4u;
 const COLS_4 = COLS / 4u;
 const DEPTH_4 = DEPTH / 4u;
@@ -36,8 +36,8 @@ const WG_SIZE = COLS_AT * (ROWS_4 / ROW_QUADS);
 var<workgroup> x_tile: array<vec4<f32>, DEPTH * ROWS_4>;
 var<workgroup> w_tile: array<vec4<f32>, DEPTH * COLS_4>;
 
-// Operands are loaded by blocks of 4 rows by 4 contracted values, turned round in registers. Of neighboring lanes eight (or all)
-// hold neighboring quads of rows, so that their stores meet in no bank of workgroup memory; the next ones go on along the rows.
+// Operands are loaded in blocks of 4 rows by 4 contracted values and transposed in registers. Eight neighboring lanes (or all) hold
+// neighboring quads of rows, so that their stores use different banks of workgroup memory. The next lanes go on along the rows.
 const X_FAST = min(8u, ROWS_4);
 const W_FAST = min(8u, COLS_4);
 const X_BLOCKS = ROWS_4 * DEPTH_4;
@@ -84,7 +84,7 @@ fn load_product(term: Term, block: u32, first_row: u32, first_k: u32) {
 }
 
 #if SCALED
-// Each block scale of a 4-bit tile is decoded once: those of the next turn while this one is loaded.
+// Each block scale of a 4-bit tile is decoded once, for the next turn while this one is loaded.
 #if FORWARD
 const W_BLOCKS = COLS_4 * (DEPTH / 8u);
 const SCALES = COLS;

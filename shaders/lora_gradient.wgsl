@@ -1,6 +1,6 @@
 // Partial sums of left^T right over a range of rows: the gradient of a LoRA factor, [rank, cols], before it is summed over ranges.
 // Each invocation owns four columns of 4 * QUADS ranks; a range of rows is one split. With BROADCAST each of eight lanes loads the
-// left side of one of eight rows and hands it round.
+// left side of one of eight rows and hands it to the others.
 
 struct Params { rows: u32, cols: u32, rank: u32, left_ld4: u32, right_ld4: u32, rows_per_split: u32 }
 
@@ -17,10 +17,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_rank = group.y * 4u * QUADS;
     let begin = group.z * params.rows_per_split;
     let end = min(begin + params.rows_per_split, params.rows);
-    // Within a loop software adapters load a uniform as slowly as anything else.
+    // Within a loop software adapters load a uniform as slowly as any other value.
     let left_ld4 = params.left_ld4;
     let right_ld4 = params.right_ld4;
-    // Lanes beyond the last column repeat it: every lane takes part in an exchange.
+    // Lanes beyond the last column repeat it, since every lane must take part in an exchange.
     let at4 = min(col4, cols4 - 1u);
 #for q in 0..QUADS
     let left$q = min(first_rank / 4u + $qu, left_ld4 - 1u);

@@ -1,4 +1,4 @@
-// Double quantization of the block scales: one invocation per 256 of them, four 8-bit codes a word, see quant/nested.rs.
+// Double quantization of the block scales: one invocation per 256 scales, four 8-bit codes in a word, see quant/nested.rs.
 
 struct Params { count: u32, nested_blocks: u32 }
 

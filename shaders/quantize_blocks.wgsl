@@ -1,4 +1,5 @@
-// 4-bit quantization: one invocation per block of QUANT_BLOCK elements, eight codes a word, first element in the high nibble of its byte.
+// 4-bit quantization: one invocation per block of QUANT_BLOCK elements, eight codes in a word, the
+// first element in the high nibble of its byte.
 // Elements are read from `weight` in the type it was stored in; `first_block` places a piece of a streamed tensor.
 
 struct Params { blocks: u32, elements: u32, first_block: u32, min_absmax_bits: u32 }
@@ -22,7 +23,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var i = 0u; i < count; i++) { largest = max(largest, abs(load_float(first + i))); }
     // bitsandbytes multiplies by the reciprocal in whole blocks and divides in a last, shorter one.
     let whole = count == QUANT_BLOCK;
-    // Some adapters flush subnormal numbers, of which the floor for a zero block is one: it is written by its bits, never divided by.
+    // Some adapters flush subnormal numbers. The scale of a zero block is subnormal: it is written by its bits, and never a divisor.
     let zero = largest == 0.0;
     let divisor = select(largest, 1.0, zero);
     let inverse = 1.0 / divisor;

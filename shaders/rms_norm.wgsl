@@ -1,4 +1,4 @@
-// RMSNorm forward: one workgroup per row; with ADD, the row is first summed with `delta` and the sum kept.
+// RMSNorm forward: one workgroup per row; with ADD, `delta` is added to the row first, and the sum is kept.
 
 struct Params { rows: u32, cols: u32, ld4: u32, eps: f32 }
 

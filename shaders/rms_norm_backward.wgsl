@@ -1,4 +1,4 @@
-// RMSNorm input gradient: one workgroup per row; with ACCUMULATE it is added to what dx holds.
+// RMSNorm input gradient: one workgroup per row; with ACCUMULATE it is added to dx.
 
 struct Params { rows: u32, cols: u32, ld4: u32, eps: f32 }
 

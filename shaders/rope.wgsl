@@ -1,4 +1,4 @@
-// Rotary positions in place: each invocation turns PAIRS neighboring pairs (i, i + head_dim / 2) of one head, as one Pairs of values.
+// Rotary positions in place: each invocation rotates PAIRS neighboring pairs (i, i + head_dim / 2) of one head, as one value of type Pairs.
 
 struct Params { rows: u32, heads: u32, half_dim: u32, ld: u32 }
 
@@ -13,7 +13,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let index = (group.x + group.y * groups.x) * WG_SIZE + lane;
     let per_head = params.half_dim / PAIRS;
-    // Two divisions, which cost software adapters more than all else here.
+    // Only two divisions: they cost software adapters more than the rest of the kernel.
     let of_heads = index / per_head;
     let at = index - of_heads * per_head;
     let row = of_heads / params.heads;

@@ -1,5 +1,5 @@
-// gradient += left^T right for software adapters: each lane owns four columns of 16 outputs, without workgroup memory. The outputs'
-// values are loaded at addresses that all lanes share, those of the columns at consecutive ones.
+// gradient += left^T right for software adapters: each lane owns four columns of 16 outputs, without workgroup memory. All lanes
+// load the outputs' values at the same addresses, and the columns' values at consecutive ones.
 
 struct Params { rows: u32, outs: u32, cols: u32, left_ld4: u32, left_col4: u32, right_ld4: u32 }
 
@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col4 = group.y * WG_SIZE + lane;
     let first = group.x * 16u;
     if col4 * 4u >= params.cols { return; }
-    // Outputs beyond the last repeat a vector that there is: their sums are dropped.
+    // Outputs beyond the last one repeat a vector, and their sums are dropped.
 #for j in 0..4
     let left$j = min(params.left_col4 + first / 4u + $ju, params.left_ld4 - 1u);
 #for c in 0..4

@@ -1,5 +1,5 @@
-// gradient += left^T right, 64 outputs by 64 columns per workgroup, 8 x 4 per invocation. Both operands lie with the contracted
-// index outermost already, so that their tiles are copied as they are.
+// gradient += left^T right, 64 outputs by 64 columns per workgroup, 8 x 4 per invocation. The contracted index is
+// the outermost one of both operands, so that tiles are copied unchanged.
 
 struct Params { rows: u32, outs: u32, cols: u32, left_ld4: u32, left_col4: u32, right_ld4: u32 }
 

@@ -1,4 +1,4 @@
-// AdamW's formulas on four elements, see adamw.rs; the kernel declares `hyper`.
+// AdamW's formulas on four elements, see ops/adamw/mod.rs; the kernel declares `hyper`.
 
 fn first_moment(m: vec4<f32>, g: vec4<f32>) -> vec4<f32> { return m + (g - m) * hyper.one_minus_beta1; }
 

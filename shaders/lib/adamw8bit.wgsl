@@ -1,4 +1,4 @@
-// What both forms of AdamW with moments in 8 bits are given.
+// The bindings and parameters of both variants of AdamW with moments in 8 bits.
 
 struct Params { quads: u32, blocks: u32 }
 

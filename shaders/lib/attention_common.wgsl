@@ -1,5 +1,5 @@
-// What the attention kernels share. Strides are in vec4s, and D4 is the head dimension in vec4s. An item is one (row, head of the
-// group) pair: items of one key head lie side by side, so that a workgroup reads each key once for the whole group.
+// The common part of the attention kernels. Strides are in vec4s, and D4 is the head dimension in vec4s. An item is a pair (row, head
+// of the group). Items of one key head are neighbors, so that a workgroup reads each key once for the whole group.
 
 struct Params {
     rows: u32, keys: u32, heads: u32, kv_heads: u32,

@@ -13,7 +13,7 @@ fn dots(a: vec4<f32>, b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>
     return vec4(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
 }
 
-// Which of the thread's four other rows, the first being `at`, lie in `range`.
+// True for each of the thread's four other rows, from `at` on, that lies in `range`.
 fn within(at: u32, range: vec2<u32>) -> vec4<bool> {
     let rows = vec4(at) + vec4(0u, 8u, 16u, 24u);
     return (rows >= vec4(range.x)) & (rows < vec4(range.y));

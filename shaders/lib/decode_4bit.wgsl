@@ -1,5 +1,5 @@
-// The value of the code in the lowest four bits: a tree of selects, since a table indexed at run time leaves the registers; one code at a time, since four
-// trees side by side leave them too.
+// The value of the code in the lowest four bits: a tree of selects, since a table that is indexed at run time leaves the registers.
+// One code at a time, since four trees side by side leave them too.
 fn decode(code: u32) -> f32 {
     let b0 = (code & 1u) != 0u;
     let b1 = (code & 2u) != 0u;

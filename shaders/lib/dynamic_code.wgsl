@@ -1,5 +1,5 @@
-// 8-bit codes of a dynamic map, four a word; the kernel defines `table`: 256 signed values ascending and 256 unsigned ones, then where
-// each value's interval ends.
+// 8-bit codes of a dynamic map, four in a word. The kernel defines `table`: 256 signed values in ascending order, 256 unsigned ones,
+// then the end of each value's interval.
 
 const SIGNED: u32 = 0u;
 const UNSIGNED: u32 = 256u;
@@ -20,7 +20,7 @@ fn estimated(map: u32, magnitudes: vec4<f32>) -> vec4<u32> {
     return select(128u, 0u, map == UNSIGNED) + vec4<u32>(steps + step) - 1u;
 }
 
-// The nearest value's code, of two that are equally near the lower one; counted on from `estimate`, usually by none or one.
+// The code of the nearest value, of two equally near ones the lower. The search begins at `estimate` and usually takes no step or one.
 fn nearest(map: u32, value: f32, scale: f32, estimate: u32) -> u32 {
     var code = min(estimate, 255u);
     // Not divided by the scale: a product has the same bits everywhere.
@@ -30,7 +30,7 @@ fn nearest(map: u32, value: f32, scale: f32, estimate: u32) -> u32 {
 }
 
 fn encoded(map: u32, values: vec4<f32>, scale: f32) -> u32 {
-    // Of subnormal scales there may be no reciprocal.
+    // A subnormal scale may have no reciprocal.
     let inverse = select(0.0, 1.0 / scale, scale > 1e-37);
     let magnitude = estimated(map, min(abs(values) * inverse, vec4<f32>(1.0)));
     let estimate = select(magnitude, 254u - magnitude, values < vec4<f32>(0.0));
@@ -40,7 +40,7 @@ fn encoded(map: u32, values: vec4<f32>, scale: f32) -> u32 {
         nearest(map, values.z, scale, estimate.z),
         nearest(map, values.w, scale, estimate.w),
     );
-    // A second moment that became 0 would leave its first one to be divided by eps alone.
+    // With a second moment of 0 the first moment would be divided by eps alone.
     let floors = select(vec4<u32>(0u), vec4<u32>(1u), (values > vec4<f32>(0.0)) & vec4<bool>(map == UNSIGNED));
     let kept = max(codes, floors);
     return kept.x | (kept.y << 8u) | (kept.z << 16u) | (kept.w << 24u);

@@ -1,4 +1,4 @@
-// What both forms of a contraction of a few rows are given.
+// The bindings and parameters of both variants of a contraction of a few rows.
 
 struct Params {
     rows: u32, cols: u32, in_features: u32, rank: u32,

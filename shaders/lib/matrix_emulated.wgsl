@@ -1,5 +1,5 @@
-// The matrices of linear_cooperative in plain f32 with factors rounded as f16, for tests on any adapter: LANES invocations take
-// the part of a subgroup, each holds every LANES-th element of a sum.
+// The matrices of linear_cooperative in plain f32 with factors rounded as f16, for tests on any adapter. LANES invocations act
+// as a subgroup, and each holds every LANES-th element of a sum.
 
 alias Half = f32;
 

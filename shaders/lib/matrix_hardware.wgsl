@@ -1,4 +1,4 @@
-// The matrices of linear_cooperative as subgroups have them: SIDE by SIDE, f16 factors, f32 sums.
+// The matrices of linear_cooperative by the device: SIDE by SIDE, f16 factors, f32 sums.
 
 alias Half = f16;
 
@@ -22,7 +22,7 @@ fn load_b(at: u32) -> MatrixB {
 #end
 }
 
-// Read from zeros in workgroup memory: a matrix made of nothing is not zero in every language below.
+// The zeros are loaded from workgroup memory: not every driver's language has a zero matrix.
 fn zero_c() -> MatrixC { return coopLoadT<MatrixC>(&block[0], BLOCK_STRIDE); }
 
 fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, c); }

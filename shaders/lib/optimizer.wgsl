@@ -1,4 +1,4 @@
-// What the kernels of the optimizer share; the structs stand in adamw.rs too.
+// The common part of the optimizer's kernels. ops/adamw/mod.rs has the structs too.
 
 const EXPONENT: u32 = 0x7f800000u;
 

@@ -2,7 +2,7 @@
 
 var<workgroup> reduce_scratch: array<f32, WG_SIZE>;
 
-// The sum over all invocations, given to each of them. Needs uniform control flow.
+// The sum over all invocations, which each of them gets. Needs uniform control flow.
 fn workgroup_sum(value: f32, lane: u32) -> f32 {
     reduce_scratch[lane] = value;
     workgroupBarrier();

@@ -1,5 +1,5 @@
-// The largest magnitude over a workgroup, as the bits of an f32 without its sign: these order as integers, with infinity and NaN above
-// every finite value, whatever a compiler assumes of them.
+// The largest magnitude over a workgroup, as the bits of an f32 without its sign. The bits order as integers, with infinity and NaN
+// above every finite value, whatever a compiler assumes about them.
 
 var<workgroup> reduce_scratch: array<u32, WG_SIZE>;
 
@@ -8,7 +8,7 @@ fn magnitude(value: vec4<f32>) -> u32 {
     return max(max(bits.x, bits.y), max(bits.z, bits.w));
 }
 
-// Given to each invocation. Needs uniform control flow.
+// Every invocation gets the result. Needs uniform control flow.
 fn workgroup_max_bits(value: u32, lane: u32) -> u32 {
     reduce_scratch[lane] = value;
     workgroupBarrier();

@@ -1,4 +1,4 @@
-// 4 * HALVES contracted values by WIDTH * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read
+// 4 * OCTET_HALVES contracted values by WIDTH * QUADS columns of linear_broadcast, forward: each column is a row of the weight, read
 // along it.
 
 fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {

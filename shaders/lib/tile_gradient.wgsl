@@ -1,6 +1,6 @@
 // Four contracted values by WIDTH * QUADS columns of linear_broadcast, input gradient: four rows of the weight, read across.
 
-// Those of a lane, from `at`, in the quad that has them.
+// A lane's own columns, from `at` on, in the quad that has them.
 fn own_columns(quad: vec4<f32>, at: u32) -> Cols {
 #if NARROW
     return select(quad.xy, quad.zw, at % 4u >= 2u);
@@ -13,7 +13,7 @@ fn weight_tile(k: u32, col: u32, lane: u32, sides: Sides) -> Tile {
     var tile: Tile;
     let at = min(col, sides.cols - WIDTH * QUADS);
 #if SCALED
-    // The columns of a workgroup lie in two blocks of a row at most: each lane loads one of the scales, and they are handed round.
+    // The columns of a workgroup lie in two blocks of a row at most: each lane loads one of the scales and hands it to the others.
     let last_col = min(sides.first_col + 8u * WIDTH * QUADS, sides.cols) - 1u;
     let own = min(k + lane % 4u, sides.depth - 1u) * sides.in_features;
     let scales = scale(own + select(sides.first_col, last_col, lane >= 4u));

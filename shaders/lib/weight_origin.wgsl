@@ -1,5 +1,5 @@
-// Where the weight begins in its three bindings, in words: a kernel that adds up the products with several of
-// them moves on from one to the next.
+// The beginnings of the weight in its three bindings, in words. A kernel that adds up products with several weights moves them from one
+// weight to the next.
 
 struct Origin { weight: u32, absmax: u32, nested: u32 }
 

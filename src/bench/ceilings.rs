@@ -1,4 +1,4 @@
-//! What the adapter can do at best.
+//! The measured ceilings of an adapter.
 
 use super::kernels::{self, FmaVariant};
 use crate::gpu::{Capabilities, Category, Cooperative, Gpu, Harness, PreparedHarness};
@@ -9,22 +9,22 @@ use serde::{Deserialize, Serialize};
 /// Repetitions of each measurement; the shortest counts.
 pub(super) const REPETITIONS: usize = 7;
 
-/// What the adapter can do at best.
+/// The best rates of an adapter, of which operations reach a share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ceilings {
-    /// Multiply-adds in f32 registers, two operations each.
+    /// Multiply-adds in f32 registers, two operations each, in GFLOP/s.
     pub fma_gflops: f64,
-    /// Products of cooperative matrices in registers, f16 factors and f32 sums; None where the device multiplies none.
+    /// Products of cooperative matrices in registers, with f16 factors and f32 sums, in GFLOP/s. None where the device has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matrix_gflops: Option<f64>,
-    /// Bytes read and written by a copy.
+    /// Bytes read and written by a copy, in GB/s.
     pub copy_gb_per_s: f64,
-    /// One small dispatch in a prepared list.
+    /// The time of one small dispatch in a prepared list, in microseconds.
     pub dispatch_us: f64,
 }
 
-/// The multiply-add and the copy kernel made ready, to be timed again beside every operation: on a machine that has other things to
-/// do, a ceiling measured once may be that of a busier or a quieter moment.
+/// The prepared kernels of the ceilings. They are timed again beside every operation: on a machine with other work, a ceiling that was
+/// measured once may be that of a busier or a quieter time.
 pub(super) struct Probe {
     fma: PreparedHarness,
     flops: f64,
@@ -60,7 +60,7 @@ impl Probe {
         Ok(Self { fma, flops, matrices, copy, moved, ceilings })
     }
 
-    /// Times them again; a ceiling is the best that was seen.
+    /// Times the kernels again. A ceiling is the best rate that was seen.
     pub(super) async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
         let gflops = self.flops / self.fma.measure(gpu).await? / 1e9;
         let gb_per_s = self.moved / self.copy.measure(gpu).await? / 1e9;
@@ -74,7 +74,7 @@ impl Probe {
     }
 }
 
-/// Invocations, and turns of each: of the first as many as fill the adapter and as one dispatch holds.
+/// The invocations that fill the adapter within one dispatch, and the turns of each.
 fn chains(capabilities: &Capabilities, variant: FmaVariant) -> (u32, u32) {
     let wanted = if capabilities.cpu { 4096 } else { 1 << 20 };
     let held = u64::from(capabilities.max_workgroups) * u64::from(variant.wg_size) / 256 * 256;
@@ -112,7 +112,7 @@ async fn dispatch_us(gpu: &Gpu) -> Result<f64> {
     for _ in 0..DISPATCHES {
         kernels::copy(&mut harness.rec, small[0], small[1]);
     }
-    // By the host's clock: what a dispatch costs beside its own work is the question.
+    // The host's clock sees the cost of a dispatch beside its own work.
     Ok(harness.ready(gpu).await?.wall_time(gpu, REPETITIONS).await? / DISPATCHES as f64 * 1e6)
 }
 

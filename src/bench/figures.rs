@@ -1,10 +1,10 @@
-//! The figures that the project holds itself to, read off a report and the results of its peers.
+//! The project's own targets, compared with a report and the results of its peers.
 
 use serde::Deserialize;
 
 use super::report::Report;
 
-/// What a program of `examples/peers` printed.
+/// The result of a program of `examples/peers`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "peer", rename_all = "lowercase")]
 pub enum Peer {
@@ -14,18 +14,21 @@ pub enum Peer {
     PyTorch { tokens_per_s: f64 },
 }
 
-/// One figure: what it is, what was measured, and what it should be.
+/// A figure with its measured value and its target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
+    /// The name of the figure.
     pub name: String,
+    /// The measured value, with its unit.
     pub measured: String,
+    /// The target.
     pub aim: &'static str,
 }
 
 const MATRIX: &str = "1024 x 2048 x 2048";
 const MODELS: [&str; 3] = ["stories15m", "llama-60m", "smollm2-135m"];
 
-/// Those of the figures that the report and the peers have what it takes for.
+/// The figures for which the report and the peers have the data.
 pub fn figures(report: &Report, peers: &[Peer]) -> Vec<Figure> {
     let mut figures = Vec::new();
     let mut add = |name: String, measured: String, aim| figures.push(Figure { name, measured, aim });

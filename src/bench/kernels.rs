@@ -1,32 +1,32 @@
-//! What an adapter can do at best, measured by kernels that do nothing else: multiply-adds in registers, and copies.
+//! The kernels that measure an adapter's ceilings and do nothing else: multiply-adds in registers, matrix products, and copies.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::gpu::{Cooperative, Kernel, Recorder, View};
+use crate::gpu::{Cooperative, Kernel, Recorder, View, params};
 
 const COPY_WG_SIZE: u32 = 64;
 /// Steps of a chain in one turn of the loop.
 const UNROLLED: u32 = 8;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct FmaParams {
-    turns: u32,
-    factor: f32,
-    term: f32,
+params! {
+    struct FmaParams {
+        turns: u32,
+        factor: f32,
+        term: f32,
+    }
 }
 
-/// A form of the multiply-add kernel; which is fastest depends on the adapter.
+/// A variant of the multiply-add kernel. The fastest one depends on the adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FmaVariant {
+    /// Invocations of a workgroup.
     pub wg_size: u32,
     /// Independent chains of vec4.
     pub accumulators: u32,
-    /// Says `fma(a, b, c)`, not `a * b + c`: some drivers join the two of the second but not of the first, others the reverse.
+    /// True for `fma(a, b, c)`, false for `a * b + c`. Some drivers fuse only the first, others only the second.
     pub fused: bool,
 }
 
 impl FmaVariant {
+    /// Every variant.
     pub(super) const ALL: [Self; 7] = [
         Self { wg_size: 8, accumulators: 8, fused: true },
         Self { wg_size: 8, accumulators: 4, fused: false },
@@ -39,7 +39,7 @@ impl FmaVariant {
 }
 
 fn fma_kernel(variant: FmaVariant) -> Kernel {
-    Kernel::new("bench_fma", include_str!("../../shaders/bench_fma.wgsl"))
+    Kernel::new::<FmaParams>("bench_fma", include_str!("../../shaders/bench_fma.wgsl"))
         .constant("WG_SIZE", variant.wg_size)
         .constant("ACCUMULATORS", variant.accumulators)
         .constant("FUSED", variant.fused)
@@ -49,11 +49,11 @@ fn fma_kernel(variant: FmaVariant) -> Kernel {
 /// Chains of products by each subgroup.
 const MATRIX_ACCUMULATORS: u32 = 8;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MatrixParams {
-    turns: u32,
-    factor: f32,
+params! {
+    struct MatrixParams {
+        turns: u32,
+        factor: f32,
+    }
 }
 
 /// Workgroups of four of the smallest subgroups, or of one of the largest.
@@ -63,7 +63,7 @@ fn matrix_wg_size(cooperative: Cooperative) -> u32 {
 }
 
 fn matrix_kernel(cooperative: Cooperative) -> Kernel {
-    let kernel = Kernel::new("bench_matrices", include_str!("../../shaders/bench_matrices.wgsl"))
+    let kernel = Kernel::new::<MatrixParams>("bench_matrices", include_str!("../../shaders/bench_matrices.wgsl"))
         .constant("SIDE", cooperative.side)
         .constant("WG_SIZE", matrix_wg_size(cooperative))
         .constant("MOST_SUBGROUPS", matrix_wg_size(cooperative) / cooperative.subgroups[0])
@@ -71,7 +71,7 @@ fn matrix_kernel(cooperative: Cooperative) -> Kernel {
     cooperative.join(kernel)
 }
 
-/// f32 sums that [`matrices`] writes in `groups` workgroups.
+/// The count of f32 sums that [`matrices`] writes in `groups` workgroups.
 pub(super) fn matrix_sums(cooperative: Cooperative, groups: u32) -> u64 {
     let most = u64::from(matrix_wg_size(cooperative) / cooperative.subgroups[0]);
     u64::from(groups) * most * u64::from(cooperative.side * cooperative.side)
@@ -94,10 +94,18 @@ pub(super) fn matrices(
     2.0 * work as f64
 }
 
-fn copy_kernel() -> Kernel {
-    Kernel::new("bench_copy", include_str!("../../shaders/bench_copy.wgsl")).constant("WG_SIZE", COPY_WG_SIZE)
+params! {
+    struct CopyParams {
+        count: u32,
+    }
 }
 
+fn copy_kernel() -> Kernel {
+    Kernel::new::<CopyParams>("bench_copy", include_str!("../../shaders/bench_copy.wgsl"))
+        .constant("WG_SIZE", COPY_WG_SIZE)
+}
+
+/// Every kernel of the bench, for the tests that validate their texts.
 pub fn kernels() -> Vec<Kernel> {
     let matrices = Cooperative::KNOWN.map(matrix_kernel);
     FmaVariant::ALL.map(fma_kernel).into_iter().chain([copy_kernel()]).chain(matrices).collect()
@@ -136,7 +144,7 @@ pub(super) fn copy(rec: &mut Recorder, x: View, y: View) -> f64 {
     assert_eq!(x.bytes, y.bytes, "copy between views of unlike size");
     let count = (x.bytes / 16) as u32;
     let groups = rec.fold(u64::from(count.div_ceil(COPY_WG_SIZE)));
-    rec.dispatch("bench_copy", copy_kernel(), &[x, y], &count, groups, u64::from(count));
+    rec.dispatch("bench_copy", copy_kernel(), &[x, y], &CopyParams { count }, groups, u64::from(count));
     2.0 * x.bytes as f64
 }
 

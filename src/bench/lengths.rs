@@ -1,5 +1,5 @@
-//! What longer sequences take: the plan of a training step at several lengths. A run allocates what its plan says, so that no device
-//! is needed to know.
+//! The memory of longer sequences, from the plan of a training step at several lengths. A run allocates exactly its plan, so that no
+//! device is needed.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,14 +11,16 @@ use crate::train::settings::{RecomputeChoice, RunSettings};
 const MODEL: &str = "smollm2-135m";
 const LENGTHS: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
 
-/// One sequence of `tokens` in a training step.
+/// The memory of a training step on one sequence of `tokens`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LengthResult {
+    /// The model.
     pub model: String,
+    /// The length of the sequence.
     pub tokens: usize,
-    /// Kept activations, workspace and uploads: all that a length has a say in.
+    /// Bytes that depend on the length: kept activations, workspace and uploads.
     pub bytes: u64,
-    /// Above the line through the shortest and the longest, as a share of it.
+    /// The distance from the straight line through the shortest and the longest sequence, as a share of the line.
     pub off_the_line: f64,
 }
 

@@ -1,5 +1,5 @@
 //! The bench: an adapter's ceilings, the operations at real shapes as shares of them, and whole training steps on models of random
-//! weights. Everything is measured in one go on one adapter, so that the ratios hold whatever else the machine is doing.
+//! weights. Everything is measured in one run on one adapter, so that the ratios hold even on a busy machine.
 
 mod ceilings;
 mod figures;
@@ -21,8 +21,8 @@ pub use operations::OperationResult;
 pub use report::Report;
 pub use steps::{Shape, StepResult};
 
-/// Runs the whole bench; `progress` hears what is measured next. `quick` leaves out the larger shapes, `settings` are
-/// those of the training steps.
+/// Runs the whole bench. `progress` is called with the name of each measurement before it begins. `quick` leaves out the larger
+/// shapes. `settings` apply to the training steps.
 ///
 /// # Errors
 /// A failing device, or too little memory for a shape.
@@ -43,7 +43,7 @@ pub async fn run(
     let (name, driver) = (gpu.adapter.name.clone(), format!("{} {}", gpu.adapter.driver, gpu.adapter.driver_info));
     let lengths = lengths::measure(gpu.capabilities)?;
     let mut trained = Vec::new();
-    // Each model has its own engine, which gives the device back when it is done.
+    // Each model has its own engine, which returns the device when it is done.
     let mut device = gpu;
     for shape in shapes {
         progress(&format!("training steps of {} {}", shape.name, shape.batch()));

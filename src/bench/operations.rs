@@ -1,4 +1,4 @@
-//! The operations at real shapes.
+//! The measurements of operations at the shapes of real models.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,29 +11,34 @@ use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm};
 use crate::quant::format::{Code4, Float, Storage};
 use crate::{Result, tune};
 
-/// One operation at one shape.
+/// The measurement of one operation at one shape.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OperationResult {
+    /// The name of the operation.
     pub name: String,
+    /// The shape of its operands.
     pub shape: String,
+    /// The time of one run in milliseconds.
     pub ms: f64,
     /// GFLOP/s for operations bound by arithmetic, GB/s for those bound by memory.
     pub achieved: f64,
+    /// The unit of `achieved`.
     pub unit: String,
+    /// The share of the adapter's ceiling, 0 to 1.
     pub share_of_ceiling: f64,
-    /// The ceiling is that of cooperative matrices.
+    /// True if the ceiling is that of cooperative matrices.
     #[serde(default)]
     pub by_matrices: bool,
-    /// Which kernel a trial has chosen; empty where there was none.
+    /// The kernel that a trial chose; empty without a trial.
     #[serde(default)]
     pub kernel: String,
 }
 
-/// What an operation is limited by.
+/// The amount of the resource that limits an operation.
 #[derive(Clone, Copy)]
 enum Amount {
     Flops(f64),
-    /// By cooperative matrices.
+    /// Operations of cooperative matrices.
     MatrixFlops(f64),
     Bytes(f64),
 }
@@ -46,7 +51,7 @@ pub(super) struct Case {
     record: Record,
 }
 
-/// A case with its time; its share is known when the ceilings are.
+/// A case with its time. Its share of a ceiling is computed once all ceilings are known.
 pub(super) struct MeasuredCase {
     case: Case,
     kernel: String,
@@ -173,7 +178,7 @@ fn attention_case(rows: u32, pass: Pass) -> Case {
         };
         let keys = ranges("key ranges", &|row| [0, row + 1]);
         let queries = ranges("query ranges", &|row| [row, rows]);
-        // Causal: half of the square. Forward is two products, backward five; those made again are not counted.
+        // Causal attention computes half of the square. Forward takes two products, backward five without the recomputed ones.
         let product = f64::from(rows) * f64::from(rows) * f64::from(width);
         let mut flops = 0.0;
         let rec = &mut harness.rec;

@@ -1,16 +1,22 @@
-//! The results of one bench, as its JSON file holds them.
+//! The report of a bench, which is its JSON file.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Ceilings, LengthResult, OperationResult, StepResult};
 
+/// The results of one bench.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
+    /// The adapter.
     pub gpu: String,
+    /// Its driver.
     pub driver: String,
+    /// The best rates of the adapter.
     pub ceilings: Ceilings,
+    /// The operations at real shapes.
     pub operations: Vec<OperationResult>,
+    /// Whole training steps.
     pub steps: Vec<StepResult>,
-    /// What sequences of several lengths take, by plan.
+    /// The memory of sequences of several lengths, by plan.
     pub lengths: Vec<LengthResult>,
 }

@@ -30,26 +30,30 @@ const SMALL: [Small; 3] = [
     ("stories15m", [288, 768, 6], [6, 6], 32000, true),
     ("llama-60m", [512, 1376, 8], [8, 8], 32000, false),
 ];
-/// Sequences and length where none are given.
+/// The default batch: sequences and their length.
 const BATCH: [usize; 2] = [1, 512];
-/// Steps that count, fewer where they would take longer than `MAX_SECONDS`.
+/// Measured steps; fewer where they would take longer than `MAX_SECONDS`.
 const STEPS: usize = 5;
 const MAX_SECONDS: f64 = 15.0;
 
-/// A model by its sizes, and the batch that it is measured with.
+/// The sizes of a model, and the batch of its measurement.
 #[derive(Clone, Debug)]
 pub struct Shape {
+    /// The name of the model.
     pub name: String,
+    /// Its configuration.
     pub config: ModelConfig,
+    /// Sequences of the batch.
     pub sequences: usize,
+    /// Tokens of each sequence.
     pub length: usize,
 }
 
 impl Shape {
-    /// `NAME`, or `NAME:SEQUENCESxLENGTH`.
+    /// Parses `NAME` or `NAME:SEQUENCESxLENGTH`.
     ///
     /// # Errors
-    /// A name that there is not, with those that there are; a batch that is none.
+    /// An unknown name, with the known ones in the message, or a malformed batch.
     pub fn named(text: &str) -> Result<Self> {
         let (name, batch) = text.split_once(':').map_or((text, None), |(name, batch)| (name, Some(batch)));
         let [sequences, length] = match batch {
@@ -70,11 +74,12 @@ impl Shape {
         Ok(Self { name: name.to_owned(), config, sequences, length })
     }
 
+    /// The batch as the report shows it.
     pub fn batch(&self) -> String {
         format!("{} x {}", self.sequences, self.length)
     }
 
-    /// Operations per row of a QLoRA step: forward and input gradient through every matrix and the head, and causal attention.
+    /// Operations per row of a QLoRA step: forward pass and input gradient through every matrix and the head, and causal attention.
     fn flops_per_row(&self) -> f64 {
         let config = &self.config;
         let shape = |p: Projection| config.projection_shape(p);
@@ -84,7 +89,7 @@ impl Shape {
         4.0 * matrices + 7.0 * attention
     }
 
-    /// Sequences of random tokens, every one of them trained.
+    /// Sequences of random tokens, all of which are trained.
     fn micro_batch(&self) -> MicroBatch {
         let token = |i: usize| (bits(1, Stream::Sampling, 0, i as u64) % self.config.vocab_size as u64) as u32;
         let sequence = |s: usize| {
@@ -104,25 +109,32 @@ fn small_config((name, [hidden, ffn, layers], [heads, kv_heads], vocabulary, tie
     ModelConfig::from_json(name.as_ref(), &json.to_string())
 }
 
-/// Training steps of one model.
+/// The measurement of training steps of one model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepResult {
+    /// The model.
     pub model: String,
+    /// The batch, as sequences x tokens.
     pub batch: String,
+    /// The time of a step in milliseconds.
     pub ms: f64,
+    /// Tokens per second.
     pub tokens_per_s: f64,
-    /// Operations of the model alone, recomputation and adapter aside, per second.
+    /// GFLOP/s of the model itself, without recomputation and adapter.
     pub gflops: f64,
+    /// The share of the multiply-add ceiling, 0 to 1.
     pub share_of_ceiling: f64,
-    /// Time in which the host made ready and submitted a step; on a software adapter, which runs it in the submits, made ready.
+    /// Milliseconds in which the host prepared and submitted a step. Submits do not count on a software adapter, which runs the step in
+    /// them.
     pub host_ms: f64,
+    /// The bytes allocated on the device.
     pub gpu_bytes: u64,
-    /// The same by category.
+    /// The bytes by category.
     pub memory: Vec<(Category, u64)>,
-    /// Which kernels a trial has chosen, by operation and shape.
+    /// The kernels that a trial chose, by operation and shape.
     #[serde(default)]
     pub kernels: Vec<String>,
-    /// Where the time of one more step went, the longest first.
+    /// The operations of one more step with their share of its time, the longest first.
     pub operations: Vec<OperationShare>,
 }
 
@@ -132,7 +144,7 @@ impl StepResult {
     }
 }
 
-/// The plan of steps as a run with these settings would take them.
+/// The plan of a run with these settings.
 pub(super) fn plan(
     capabilities: Capabilities,
     shape: &Shape,
@@ -145,7 +157,7 @@ pub(super) fn plan(
     Ok((modules, plan))
 }
 
-/// Measures steps; the device comes back for the next shape.
+/// Measures training steps, and returns the device for the next shape.
 pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> Result<(StepResult, Gpu)> {
     let (modules, plan) = plan(gpu.capabilities, shape, settings)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
@@ -153,7 +165,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
     let batch = [shape.micro_batch()];
     let rows = batch[0].tokens.len();
 
-    // The first step compiles; it counts where another would take too long.
+    // The first step compiles. It counts only if another one would take too long.
     let mut best = step(&mut engine, &batch).await?;
     let mut spent = 0.0;
     for _ in 0..STEPS {
@@ -189,7 +201,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
     Ok((result, engine.gpu))
 }
 
-/// Seconds of a step, and those in which the host made it ready.
+/// Seconds of a step, and the seconds in which the host prepared it.
 async fn step(engine: &mut Engine, batch: &[MicroBatch]) -> Result<(f64, f64)> {
     engine.gpu.flush().await?;
     let (started, in_submits) = (Instant::now(), engine.gpu.seconds_in_submits());

@@ -1,22 +1,23 @@
-//! Buffers shared by what is never needed at the same time.
+//! Buffers that several values share in turn, because no two of them are needed at the same time.
 //!
-//! WebGPU tracks whole buffers, and one may not be bound for reading and for writing in one dispatch: so those that share
-//! a place in turn get a buffer of their own, as large as the largest of them, instead of ranges of one.
+//! WebGPU tracks whole buffers, and a dispatch may not bind one buffer both for reading and for writing. Values that share memory
+//! therefore get a buffer of their own, as large as the largest of them, and not ranges of one large buffer.
 
 use std::ops::RangeInclusive;
 
 use super::memory::{Category, Matrix, MemoryPlan, View};
 
-/// Moments, in an order that the owner of the arena sets, during which contents are needed.
+/// The phases during which a buffer's contents are needed. The owner of the arena numbers the phases.
 pub type Lifetime = RangeInclusive<u8>;
 
+/// A buffer, and the lifetimes of the views into it.
 #[derive(Clone, Debug)]
 struct SharedBuffer {
     view: View,
     taken: Vec<Lifetime>,
 }
 
-/// Hands out places whose lifetimes do not meet from the same few buffers.
+/// Hands out views into a few buffers. Views whose lifetimes do not overlap may share a buffer.
 #[derive(Clone, Debug)]
 pub struct Arena {
     category: Category,
@@ -24,15 +25,16 @@ pub struct Arena {
 }
 
 impl Arena {
+    /// An arena without buffers. Its buffers will count in `category`.
     pub fn new(category: Category) -> Self {
         Self { category, buffers: Vec::new() }
     }
 
-    /// A place of `bytes` whose contents are kept through `lifetimes`, and are anything at their beginning. Asking for
-    /// the largest first keeps the sum small.
+    /// A view of `bytes`. Its contents are kept during `lifetimes` and are undefined when a lifetime begins. Asking for the largest
+    /// views first keeps the sum small.
     pub fn alloc(&mut self, plan: &mut MemoryPlan, label: &str, bytes: u64, lifetimes: &[Lifetime]) -> View {
         let free = |shared: &&mut SharedBuffer| shared.taken.iter().all(|a| lifetimes.iter().all(|b| !meet(a, b)));
-        // A place that grows takes fewer new bytes than one made anew; of those alike, the tightest.
+        // A buffer that grows takes fewer new bytes than a new one. Among buffers that need as many, the smallest is taken.
         let cost = |shared: &&mut SharedBuffer| {
             let size = plan.bytes(shared.view);
             (bytes.saturating_sub(size), size)
@@ -51,7 +53,7 @@ impl Arena {
         View { bytes: bytes.max(4).next_multiple_of(16), ..view }
     }
 
-    /// [`MemoryPlan::matrix`] in a shared place.
+    /// [`MemoryPlan::matrix`] in a shared buffer.
     pub fn matrix(
         &mut self,
         plan: &mut MemoryPlan,
@@ -63,7 +65,7 @@ impl Arena {
         Matrix::padded(rows, cols, |bytes| self.alloc(plan, label, bytes, lifetimes))
     }
 
-    /// [`MemoryPlan::contiguous_matrices`] in a shared place.
+    /// [`MemoryPlan::contiguous_matrices`] in a shared buffer.
     pub fn contiguous_matrices<const N: usize>(
         &mut self,
         plan: &mut MemoryPlan,

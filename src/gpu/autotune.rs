@@ -1,4 +1,4 @@
-//! Which of several kernels for one problem is taken: as plain data, so that lists are recorded without a GPU.
+//! The choice among several kernels for one problem, as plain data, so that lists are recorded without a GPU.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,22 +10,30 @@ use serde::{Deserialize, Serialize};
 /// A contraction of `depth` values for each of `rows` x `cols` outputs, by operands of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProblemSize {
-    /// The operation and how its operands are stored.
+    /// The operation.
     pub op: &'static str,
+    /// The storage of its weight.
     pub storage: &'static str,
+    /// Rows of the result.
     pub rows: u32,
+    /// Columns of the result.
     pub cols: u32,
+    /// Values that each output sums.
     pub depth: u32,
 }
 
-/// Problems that are taken to be alike: the same operation, sizes up to the same powers of two.
+/// The key of problems that are taken to be alike: one operation, and sizes rounded up to the same powers of two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct AutotuneKey {
+    /// The operation.
     pub op: String,
+    /// The storage of its weight.
     pub storage: String,
+    /// Values that each output sums, rounded up.
     pub depth: u32,
+    /// Columns of the result, rounded up.
     pub cols: u32,
-    /// Last, so that the classes of one weight are neighbors.
+    /// Rows of the result, rounded up. They stand last, so that the keys of one weight are neighbors in the order.
     pub rows: u32,
 }
 
@@ -37,6 +45,7 @@ impl fmt::Display for AutotuneKey {
 }
 
 impl ProblemSize {
+    /// The key of the problem.
     pub fn class(&self) -> AutotuneKey {
         let size = |n: u32| n.checked_next_power_of_two().unwrap_or(u32::MAX);
         AutotuneKey {
@@ -54,22 +63,22 @@ impl ProblemSize {
     }
 }
 
-/// The kernel of each class that was measured, by name. Empty is what an adapter takes that was not measured: the operations'
-/// own first autotune.
+/// The name of the fastest kernel for each key that was measured. For other keys the operations take their first variant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AutotuneTable(Arc<BTreeMap<AutotuneKey, String>>);
 
 impl AutotuneTable {
+    /// Sets the kernel of a key.
     pub fn insert(&mut self, class: AutotuneKey, kernel: impl Into<String>) {
         Arc::make_mut(&mut self.0).insert(class, kernel.into());
     }
 
-    /// What was measured for this class alone.
+    /// The kernel that was measured for this key itself.
     pub fn measured(&self, class: &AutotuneKey) -> Option<&str> {
         self.0.get(class).map(String::as_str)
     }
 
-    /// The kernel for a class: its own, else that of the same weight for the next larger count of rows, else for the largest.
+    /// The kernel for a key: its own, else that of the same weight for the next larger count of rows, else for the largest.
     pub fn get(&self, class: &AutotuneKey) -> Option<&str> {
         let of_weight = |rows| AutotuneKey { rows, ..class.clone() };
         let mut larger = self.0.range(class.clone()..=of_weight(u32::MAX));
@@ -77,31 +86,32 @@ impl AutotuneTable {
         larger.next().or_else(|| smaller.next_back()).map(|(_, kernel)| kernel.as_str())
     }
 
-    /// For people: one line for each class.
+    /// One readable line for each key.
     pub fn lines(&self) -> Vec<String> {
         self.0.iter().map(|(class, kernel)| format!("{class}: {kernel}")).collect()
     }
 }
 
-/// Whether kernels are measured before a run.
+/// The devices on which kernels are measured before a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Tune {
-    /// On GPUs. Software adapters compile longer than they would win.
+    /// Measure on GPUs. Software adapters would spend more time on compiling than they would win.
     #[default]
     Auto,
-    /// On every adapter.
+    /// Measure on every adapter.
     On,
-    /// Every operation takes its own first choice.
+    /// Measure nothing: every operation takes its first variant.
     Off,
 }
 
-/// How a device's kernels are chosen. Nothing that a run computes follows from it: those to choose from give the same bits.
+/// The choice of a device's kernels. It does not change the results of a run: all kernels to choose from give the same bits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TuneOptions {
+    /// The devices that are measured.
     pub tune: Tune,
-    /// Where autotune are kept for the next start.
+    /// The directory in which measurements are kept for the next start.
     pub cache: Option<PathBuf>,
 }
 

@@ -11,31 +11,44 @@ use super::commands::{Capabilities, Cooperative, PARAMS_STRIDE};
 use super::error::GpuError;
 use super::kernel::{Access, Kernel};
 
-/// What a user wants to know of an adapter before choosing it.
+/// The description of an adapter, from which a user chooses one.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct AdapterSummary {
+    /// The index in `loraine info`.
     pub index: usize,
+    /// The name that the driver gives.
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub kind: &'static str,
+    /// The graphics API.
     pub backend: String,
+    /// The driver's name.
     pub driver: String,
+    /// The driver's version.
     pub driver_info: String,
+    /// The largest range of one binding.
     pub max_binding_bytes: u64,
+    /// The largest buffer.
     pub max_buffer_bytes: u64,
+    /// Memory of a workgroup.
     pub workgroup_memory_bytes: u32,
+    /// The most invocations of a workgroup.
     pub max_invocations: u32,
+    /// The smallest and the largest subgroup.
     pub subgroup_sizes: [u32; 2],
+    /// True if shaders may compute in f16.
     pub shader_f16: bool,
+    /// True if shaders may use subgroup operations.
     pub subgroups: bool,
+    /// True if the device can time its own work.
     pub timestamps: bool,
-    /// None where the adapter has none that the kernels can use.
+    /// The cooperative matrices; None where the adapter has none that the kernels can use.
     pub cooperative_matrix: Option<Cooperative>,
 }
 
-/// Whether linear layers are multiplied by cooperative matrices where an adapter has them. Their factors are f16, which moves logits
-/// further from the reference than the engine's bounds allow: a run has to ask for it.
+/// The use of cooperative matrices for linear layers, where an adapter has them. Their factors are f16, which moves logits further
+/// from the reference than the engine's bounds allow. A run therefore has to ask for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum MatrixUnits {
@@ -46,18 +59,21 @@ pub enum MatrixUnits {
     On,
 }
 
-/// How the device is opened.
+/// The options for opening a device.
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
     /// Part of an adapter's name (any case), or its index in `loraine info`. None takes the most capable.
     pub adapter: Option<String>,
-    /// Keep the driver's bounds and loop checks in shaders. Off by default natively: every kernel bounds its own indices.
+    /// Keeps the driver's bounds and loop checks in shaders. They are off by default outside a browser: every kernel bounds its own
+    /// indices.
     pub checked_shaders: bool,
+    /// The choice of kernels.
     pub tuning: TuneOptions,
+    /// The use of cooperative matrices.
     pub matrix_units: MatrixUnits,
 }
 
-/// What kernels with cooperative matrices are made of.
+/// The device features that kernels with cooperative matrices need.
 const COOPERATIVE_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
@@ -77,10 +93,13 @@ pub struct Gpu {
     pub(super) in_submits: AtomicU64,
     /// Multiply-adds per second seen so far; sizes the submits.
     pub(super) rate: AtomicU64,
+    /// The adapter that was opened.
     pub adapter: AdapterSummary,
+    /// The properties that decide on variants.
     pub capabilities: Capabilities,
+    /// The choice of kernels.
     pub tuning: TuneOptions,
-    /// What has been measured, or read from the cache, so far.
+    /// The kernels that were measured or read from the cache so far.
     tuned: Mutex<AutotuneTable>,
     checked_shaders: bool,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
@@ -88,7 +107,7 @@ pub struct Gpu {
     lost: Arc<Mutex<Option<String>>>,
 }
 
-/// A poisoned lock only says that another thread panicked; the maps behind ours stay whole.
+/// Locks a mutex, poisoned or not: a poisoned lock only says that another thread panicked, and the maps in it stay whole.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -133,7 +152,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// What stands between a page and the GPU is the browser, in the version that it gives itself.
+/// The browser's own name and version, which stand in for the driver's.
 #[cfg(target_arch = "wasm32")]
 fn browser() -> String {
     let of = |object: &js_sys::Object, name: &str| js_sys::Reflect::get(object, &name.into()).unwrap_or_default();
@@ -180,7 +199,7 @@ pub async fn adapters() -> Vec<AdapterSummary> {
     found_adapters().await.into_iter().map(|(summary, _)| summary).collect()
 }
 
-/// Index of the adapter that is opened where none is asked for: the most capable kind, the first of its like.
+/// The index of the adapter that is opened when none is named: the first of the most capable kind.
 pub fn preferred(adapters: &[AdapterSummary]) -> Option<usize> {
     adapters.iter().min_by_key(|adapter| rank(adapter.kind)).map(|adapter| adapter.index)
 }
@@ -196,7 +215,7 @@ fn rank(kind: &str) -> u8 {
 }
 
 impl Capabilities {
-    /// What a device of this adapter, opened by [`Gpu::open`], can do.
+    /// The capabilities of a device that [`Gpu::open`] opens on this adapter.
     pub fn of(adapter: &AdapterSummary, matrix_units: MatrixUnits) -> Self {
         Self {
             cpu: adapter.kind == "cpu",
@@ -307,7 +326,10 @@ impl Gpu {
         })
     }
 
-    /// The first error that the device reported on its own, if any.
+    /// Reports the first error that the device raised outside a call.
+    ///
+    /// # Errors
+    /// That error.
     pub fn check(&self) -> Result<(), GpuError> {
         if let Some(message) = locked(&self.lost).clone() {
             return Err(GpuError::Lost(message));
@@ -318,11 +340,12 @@ impl Gpu {
         }
     }
 
-    /// The kernels that are known to be the fastest of this device.
+    /// The kernels that are known to be the fastest on this device.
     pub fn tuned(&self) -> AutotuneTable {
         locked(&self.tuned).clone()
     }
 
+    /// Replaces the kernels that are known to be the fastest.
     pub fn set_tuned(&self, autotune: AutotuneTable) {
         *locked(&self.tuned) = autotune;
     }
@@ -386,13 +409,13 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// The uniform binding of one dispatch is this long, whatever its parameters.
+    /// The size of each dispatch's uniform binding, the same for all kernels.
     pub(super) fn uniform_size() -> Option<wgpu::BufferSize> {
         wgpu::BufferSize::new(PARAMS_STRIDE)
     }
 }
 
-/// A browser frees what a device holds when its garbage is collected, which may be long after; a destroyed device holds nothing.
+/// Frees the device's memory at once: a browser would wait for its garbage collection.
 #[cfg(target_arch = "wasm32")]
 impl Drop for Gpu {
     fn drop(&mut self) {

@@ -1,18 +1,23 @@
-//! Errors of the device, each with what to do about it.
+//! The errors of a device. Each message says what to do about it.
 
 use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, RECOMPUTE};
 
+/// An error of the device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GpuError {
+    /// The machine has no adapter.
     #[error(
         "no GPU adapter was found: install a Vulkan, Metal or DX12 driver (a machine without a GPU can use Mesa's software driver: `apt install mesa-vulkan-drivers`)"
     )]
     NoAdapter,
+    /// No adapter has the wanted name.
     #[error("no adapter matches `{wanted}`; there are: {available}")]
     UnknownAdapter { wanted: String, available: String },
+    /// The adapter's device cannot be opened.
     #[error("the device of `{adapter}` could not be opened: {problem}")]
     Open { adapter: String, problem: String },
+    /// An allocation failed.
     #[error(
         "out of GPU memory while allocating {bytes} bytes for {what}: lower {} or {}, or choose {}",
         BATCH_SIZE,
@@ -20,16 +25,19 @@ pub enum GpuError {
         RECOMPUTE.is("all")
     )]
     OutOfMemory { bytes: u64, what: String },
+    /// A buffer or binding is over a limit of the adapter.
     #[error(
         "{what} needs {needed} bytes in one {limit}, the adapter allows {allowed}: lower {} or {}",
         BATCH_SIZE,
         MAX_SEQ_LEN
     )]
     LimitTooSmall { what: String, limit: &'static str, needed: u64, allowed: u64 },
+    /// The device is gone.
     #[error(
         "the GPU device was lost ({0}): save what you can and start again; a driver time-out or an unplugged device does this"
     )]
     Lost(String),
+    /// The driver refused a command or a shader.
     #[error("the GPU reported an error: {0}")]
     Validation(String),
 }

@@ -1,4 +1,4 @@
-//! Planned memory made real, and recorded lists run: in few submits, each short enough for a driver's watchdog.
+//! Allocation of planned memory, and execution of recorded lists in few submits, each short enough for a driver's watchdog.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,21 +17,22 @@ use super::profile::Profile;
 /// GPU time that one submit may take: well under the 2 s of Windows' watchdog, short enough for a responsive desktop.
 const SUBMIT_BUDGET: Duration = Duration::from_millis(100);
 
-/// The allocated buffers of a [`MemoryPlan`], and what they really took.
+/// The allocated buffers of a [`MemoryPlan`], with the bytes that they take.
 #[derive(Default)]
 pub struct Buffers {
     buffers: Vec<wgpu::Buffer>,
     ledger: Ledger,
-    /// Which list's parameters lie in each uniform arena.
+    /// The list whose parameters each uniform buffer holds.
     params_of: HashMap<BufferId, u64>,
 }
 
 impl Buffers {
+    /// The bytes that are allocated, by category.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Gives the memory back now; a browser waits with that of a dropped buffer until its garbage is collected.
+    /// Frees the memory at once. A browser frees that of a dropped buffer only when its garbage is collected.
     pub fn destroy(self) {
         self.buffers.iter().for_each(wgpu::Buffer::destroy);
     }
@@ -50,7 +51,7 @@ enum Item {
 struct ReadyDispatch {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
-    /// Offset of its parameters among those of the list.
+    /// The offset of the dispatch's parameters among those of the list.
     params_at: u32,
     workgroups: [u32; 3],
     work: u64,
@@ -66,7 +67,7 @@ impl ReadyDispatch {
     }
 }
 
-/// A command list with its pipelines and bind groups made: replayed without creating anything.
+/// A command list with its pipelines and bind groups. Replaying it creates nothing.
 pub struct Prepared {
     id: u64,
     items: Vec<Item>,
@@ -83,7 +84,7 @@ pub struct PendingRead {
 }
 
 impl Gpu {
-    /// Allocates the buffers that `plan` has beyond those in `buffers`.
+    /// Allocates the buffers of `plan` that `buffers` does not have yet.
     ///
     /// # Errors
     /// A buffer over the adapter's limit, or out of memory; both name the buffer.
@@ -307,8 +308,8 @@ impl Gpu {
         self.check()
     }
 
-    /// Runs the dispatches of a list in one submit; seconds from the first's begin to the last's end by the device's own clock, None
-    /// where it has none.
+    /// Runs the dispatches of a list in one submit. Returns the seconds from the beginning of the first to the end of the last by the
+    /// device's own clock, or None where it has no clock.
     ///
     /// # Errors
     /// A failing device.
@@ -341,7 +342,7 @@ impl Gpu {
         self.device.create_query_set(&descriptor)
     }
 
-    /// Submits what `encoder` holds; the first `count` times of `queries` in seconds from the first of them.
+    /// Submits the commands of `encoder`, and returns the first `count` times of `queries` in seconds from the first of them.
     async fn submit_timed(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -383,7 +384,7 @@ impl Gpu {
             .and_then(|_| self.check())
     }
 
-    /// Submits what was written and waits for all that was submitted, so that staging memory is given back.
+    /// Submits pending writes and waits for everything submitted, so that staging memory is freed.
     pub async fn flush(&self) -> Result<(), GpuError> {
         let (sender, done) = oneshot::channel();
         self.queue.submit([]);
@@ -497,6 +498,7 @@ impl Prepared {
         self.items.iter().map(|i| if let Item::Dispatch(dispatch) = i { dispatch.work } else { 0 }).sum()
     }
 
+    /// The number of dispatches.
     pub fn dispatches(&self) -> usize {
         self.items.iter().filter(|i| matches!(i, Item::Dispatch(_))).count()
     }

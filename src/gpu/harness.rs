@@ -1,4 +1,4 @@
-//! Lists of their own memory, to be timed.
+//! Test harness for measurements: command lists with memory of their own, which can be timed.
 
 use super::commands::{Recorder, Scratch, params_bytes};
 use super::device::Gpu;
@@ -7,18 +7,21 @@ use super::execute::{Buffers, Prepared};
 use super::memory::{Category, MemoryPlan, View};
 use super::profile::Profile;
 
-/// Each measurement is long enough that the host's part does not show.
+/// The least duration of a measurement, long enough to hide the host's overhead.
 const MIN_SECONDS: f64 = 0.03;
 
-/// One experiment's memory and commands.
+/// The memory and commands of one measurement.
 pub struct Harness {
+    /// The memory.
     pub plan: MemoryPlan,
+    /// The commands.
     pub rec: Recorder,
-    /// Host data to upload before the first run.
+    /// Host data that is uploaded before the first run.
     pub uploads: Vec<(View, Vec<u8>)>,
 }
 
 impl Harness {
+    /// A harness without commands, with 16 MiB of each kind of scratch.
     pub fn new(gpu: &Gpu) -> Self {
         let mut plan = MemoryPlan::new();
         let mut buffer = |label: &str, bytes| plan.alloc(Category::Workspace, label, bytes);
@@ -31,7 +34,7 @@ impl Harness {
         Self { plan, rec, uploads: Vec::new() }
     }
 
-    /// Allocates, uploads, compiles, and runs once to see how many runs make a measurement.
+    /// Allocates, uploads and compiles, and runs once to find how many runs make a measurement.
     ///
     /// # Errors
     /// Out of memory, or a failing device.
@@ -45,7 +48,7 @@ impl Harness {
         Ok(PreparedHarness { list, buffers, times })
     }
 
-    /// Makes the memory real, and uploads.
+    /// Allocates the memory and uploads the data.
     ///
     /// # Errors
     /// Out of memory, or a failing device.
@@ -59,7 +62,7 @@ impl Harness {
     }
 }
 
-/// A list made ready to be timed.
+/// A list that is ready to be timed.
 pub struct PreparedHarness {
     list: Prepared,
     buffers: Buffers,
@@ -67,8 +70,8 @@ pub struct PreparedHarness {
 }
 
 impl PreparedHarness {
-    /// Seconds of one run, the mean of as many as one measurement takes: by the GPU's own timestamps where they are, save on
-    /// software adapters, whose threads the host's clock sees better.
+    /// Seconds of one run, as the mean over one measurement. GPUs with timestamps use these. Software adapters use the host's clock,
+    /// which sees their threads better.
     ///
     /// # Errors
     /// A failing device.
@@ -84,7 +87,7 @@ impl PreparedHarness {
         Ok(gpu.time(&self.list, &mut self.buffers, self.times).await? / f64::from(self.times))
     }
 
-    /// The shortest of some measurements.
+    /// Seconds of one run, the shortest of `repetitions` measurements.
     ///
     /// # Errors
     /// A failing device.
@@ -96,7 +99,7 @@ impl PreparedHarness {
         Ok(shortest)
     }
 
-    /// The same by the host's clock, what a submit costs included.
+    /// Seconds of one run by the host's clock with the cost of a submit, the shortest of `repetitions` runs.
     ///
     /// # Errors
     /// A failing device.

@@ -1,17 +1,21 @@
 //! Kernels as plain data: a WGSL text, the parts it is joined with, and the constants of this variant.
 //!
 //! A shader is assembled from a generated prelude of `enable`, `const` and `alias` lines, then the shared parts, then the kernel.
-//! Two rules beside plain WGSL. The lines between `#for i in A..B` and `#end` are written out once per value with `$i` replaced:
-//! accumulators addressed through a loop variable leave the registers on several compilers. The lines between `#if NAME` and
-//! `#end` are written where that constant is true, those after an `#else` where it is not: what a device's language lacks may not
-//! even be mentioned to it.
+//! Two rules extend plain WGSL. The lines between `#for i in A..B` and `#end` are written out once per value, with `$i` replaced by
+//! it: several compilers move accumulators out of registers if a loop variable addresses them. The lines between `#if NAME` and
+//! `#end` are kept if that constant is true, the lines after an `#else` if it is false: a text may not even mention a feature that
+//! the device lacks.
 
 use std::fmt::Write;
+
+use super::params::{Param, ParamType};
 
 /// The value of one prelude line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Constant {
+    /// `const NAME: u32 = ...;`
     U32(u32),
+    /// `const NAME: bool = ...;`, which `#if` reads too.
     Bool(bool),
     /// `alias NAME = TYPE;`
     Type(&'static str),
@@ -29,26 +33,41 @@ impl From<bool> for Constant {
     }
 }
 
-/// How a kernel uses one of its storage bindings, in binding order.
+/// The access of a kernel to one of its storage bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
+    /// Reads only.
     Read,
+    /// Reads and writes.
     ReadWrite,
 }
 
 /// One variant of one kernel. Equal kernels share a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
+    /// The name, for messages and profiles.
     pub name: &'static str,
     enables: Vec<&'static str>,
     source: &'static str,
     parts: Vec<&'static str>,
     constants: Vec<(&'static str, Constant)>,
+    params: ParamType,
 }
 
 impl Kernel {
-    pub fn new(name: &'static str, source: &'static str) -> Self {
-        Self { name, enables: Vec::new(), source, parts: Vec::new(), constants: Vec::new() }
+    /// A kernel of this text, whose dispatches take parameters of type `P`.
+    pub fn new<P: Param>(name: &'static str, source: &'static str) -> Self {
+        Self { name, enables: Vec::new(), source, parts: Vec::new(), constants: Vec::new(), params: P::TYPE }
+    }
+
+    /// The layout of the parameters.
+    pub fn params(&self) -> ParamType {
+        self.params
+    }
+
+    /// The texts that the kernel is assembled from, its own last.
+    pub fn texts(&self) -> impl Iterator<Item = &'static str> {
+        self.parts.iter().chain([&self.source]).copied()
     }
 
     /// Names an extension of the language that the text needs.
@@ -68,6 +87,7 @@ impl Kernel {
         self
     }
 
+    /// Adds a constant to the prelude.
     pub fn constant(mut self, name: &'static str, value: impl Into<Constant>) -> Self {
         self.constants.push((name, value.into()));
         self
@@ -90,7 +110,7 @@ impl Kernel {
         text
     }
 
-    /// The accesses of group 0, in binding order, read off the declarations of the text.
+    /// The accesses of group 0 in binding order, from the declarations in the text.
     pub fn accesses(&self) -> Vec<Access> {
         let mut found: Vec<(u32, Access)> = Vec::new();
         for line in self.parts.iter().chain([&self.source]).flat_map(|p| p.lines()) {
@@ -162,7 +182,7 @@ impl Kernel {
     }
 }
 
-/// Where a block's `#end` stands among the lines after its head, and its `#else` if it has one.
+/// The index of a block's `#end` among the lines after its head, and that of its `#else` if it has one.
 fn block_end(lines: &[&str]) -> Option<(usize, Option<usize>)> {
     let (mut depth, mut middle) = (0, None);
     for (i, line) in lines.iter().enumerate() {
@@ -184,7 +204,7 @@ mod tests {
     #[test]
     fn loops_are_written_out_with_their_bounds_from_constants() {
         let kernel =
-            Kernel::new("k", "#for i in 0..N\na$i;\n#for j in 1..3\nb$i$j;\n#end\n#end\nend;").constant("N", 2);
+            Kernel::new::<u32>("k", "#for i in 0..N\na$i;\n#for j in 1..3\nb$i$j;\n#end\n#end\nend;").constant("N", 2);
         let text = kernel.wgsl();
         assert_eq!(text, "const N: u32 = 2u;\na0;\nb01;\nb02;\na1;\nb11;\nb12;\nend;\n");
     }
@@ -193,7 +213,7 @@ mod tests {
     fn lines_are_written_where_their_constant_holds() {
         let source = "#if A\na;\n#if B\nab;\n#else\na!b;\n#end\n#else\n!a;\n#for i in 0..2\n$i;\n#end\n#end\nend;";
         let text = |a: bool, b: bool| {
-            let text = Kernel::new("k", source).constant("A", a).constant("B", b).wgsl();
+            let text = Kernel::new::<u32>("k", source).constant("A", a).constant("B", b).wgsl();
             text.lines().skip(2).collect::<String>()
         };
         assert_eq!(text(true, true), "a;ab;end;");
@@ -203,7 +223,7 @@ mod tests {
 
     #[test]
     fn accesses_come_in_binding_order() {
-        let kernel = Kernel::new("k", "@group(0) @binding(1) var<storage, read_write> y: array<f32>;")
+        let kernel = Kernel::new::<u32>("k", "@group(0) @binding(1) var<storage, read_write> y: array<f32>;")
             .part("@group(0) @binding(0) var<storage, read> x: array<f32>;");
         assert_eq!(kernel.accesses(), [Access::Read, Access::ReadWrite]);
     }

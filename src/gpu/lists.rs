@@ -16,15 +16,15 @@ pub struct Lists<K> {
 }
 
 impl<K: Eq + Hash> Lists<K> {
-    /// No list yet. A list beyond `max` replaces all that are there.
+    /// An empty store. When it holds `max` lists, the next one replaces all of them.
     pub fn new(max: usize) -> Self {
         Self { prepared: HashMap::new(), max }
     }
 
-    /// The list of `key`, which `prepare` makes where it is not there yet.
+    /// The list of `key`. `prepare` makes it if the store does not have it yet.
     ///
     /// # Errors
-    /// What `prepare` gives; nothing is kept then.
+    /// An error of `prepare`; nothing is kept then.
     pub fn get_or_prepare(
         &mut self,
         key: K,
@@ -41,7 +41,7 @@ impl<K: Eq + Hash> Lists<K> {
 }
 
 impl Gpu {
-    /// Runs a list; with a profile to fill, each dispatch in a pass of its own whose time is added there.
+    /// Runs a list. With a profile, each dispatch runs in a pass of its own, and its time is added to the profile.
     ///
     /// # Errors
     /// A failing device.

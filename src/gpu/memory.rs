@@ -1,9 +1,9 @@
-//! Every byte a run needs, as plain data: the plan of buffers is made without a GPU and then allocated as it stands,
-//! so that an estimate and a real run agree by construction.
+//! Every byte that a run needs, as plain data. The plan of buffers is made without a GPU and allocated as it is, so that an estimate
+//! and a real run agree by construction.
 
 use serde::{Deserialize, Serialize};
 
-/// What a buffer is for; the ledger is kept by these.
+/// The purpose of a buffer, by which the ledger counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "snake_case")]
@@ -20,6 +20,7 @@ pub enum Category {
 }
 
 impl Category {
+    /// Every category, in the order of reports.
     pub const ALL: [Self; 9] = [
         Self::Weights,
         Self::QuantScales,
@@ -32,6 +33,7 @@ impl Category {
         Self::Uploads,
     ];
 
+    /// The name in reports and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
@@ -52,14 +54,17 @@ impl Category {
 pub struct Ledger([u64; Category::ALL.len()]);
 
 impl Ledger {
+    /// Adds to a category.
     pub fn add(&mut self, category: Category, bytes: u64) {
         self.0[category as usize] += bytes;
     }
 
+    /// The bytes of a category.
     pub fn get(&self, category: Category) -> u64 {
         self.0[category as usize]
     }
 
+    /// The bytes of all categories.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
@@ -70,14 +75,18 @@ impl Ledger {
     }
 }
 
+/// The index of a buffer in its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BufferId(pub(super) u32);
 
 /// A range of a buffer; offset and size in bytes. Offsets are multiples of [`VIEW_ALIGNMENT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
+    /// The buffer.
     pub buffer: BufferId,
+    /// The beginning, in bytes.
     pub offset: u64,
+    /// The size, in bytes.
     pub bytes: u64,
 }
 
@@ -94,7 +103,7 @@ impl View {
         Self { buffer: self.buffer, offset: self.offset + offset, bytes }
     }
 
-    /// This view cut into views of so many bytes, one behind the other.
+    /// This view cut into contiguous views of the given bytes.
     pub(super) fn in_a_row<const N: usize>(self, views: [u64; N]) -> [Self; N] {
         let (begins, _) = in_a_row(views);
         std::array::from_fn(|i| self.slice(begins[i], whole_bytes(views[i])))
@@ -115,12 +124,12 @@ impl View {
     }
 }
 
-/// What a view takes in its buffer: bindings cover whole vectors of 16 bytes.
+/// The bytes that a view takes in its buffer: bindings cover whole vectors of 16 bytes.
 fn whole_bytes(bytes: u64) -> u64 {
     bytes.max(4).next_multiple_of(16)
 }
 
-/// Where views of so many bytes begin that lie one behind the other in one buffer, and where the last one ends.
+/// The offsets of contiguous views of the given bytes in one buffer, and the end of the last one.
 fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
     let mut end = 0_u64;
     let begins = views.map(|bytes| {
@@ -131,23 +140,27 @@ fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
     (begins, end)
 }
 
-/// Bytes of views that lie one behind the other.
+/// Bytes of contiguous views.
 fn bytes_in_a_row<const N: usize>(views: [u64; N]) -> u64 {
     in_a_row(views).1
 }
 
-/// A row-major f32 matrix on the device; `ld` is the distance between rows in elements, a multiple of 4.
-/// Columns between `cols` and `ld` hold anything finite-or-not and are never read as values.
+/// A row-major f32 matrix on the device. The columns between `cols` and `ld` are padding of any content, which is never read as a
+/// value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Matrix {
+    /// The memory.
     pub view: View,
+    /// Rows.
     pub rows: u32,
+    /// Columns.
     pub cols: u32,
+    /// The distance between rows in elements, a multiple of 4.
     pub ld: u32,
 }
 
 impl Matrix {
-    /// A matrix with rows padded to 4 elements; `view` makes room for its bytes.
+    /// A matrix with rows padded to 4 elements; `view` allocates its bytes.
     pub(super) fn padded(rows: u32, cols: u32, view: impl FnOnce(u64) -> View) -> Self {
         let view = view(Self::padded_bytes(rows, cols));
         Self { view, rows, cols, ld: round_up(cols.max(1), 4) }
@@ -157,7 +170,7 @@ impl Matrix {
         4 * u64::from(rows.max(1)) * u64::from(round_up(cols.max(1), 4))
     }
 
-    /// The same of several; `views` makes room for the bytes of each.
+    /// Contiguous matrices with rows padded to 4 elements; `views` allocates the bytes of each.
     pub(super) fn in_a_row<const N: usize>(
         rows: u32,
         cols: [u32; N],
@@ -174,7 +187,7 @@ impl Matrix {
         Self { view: View { bytes, ..self.view }, rows, ..self }
     }
 
-    /// The same elements as `rows * heads` rows of one head each; `cols` must divide by `heads` and hold no padding.
+    /// The matrix seen as `rows * heads` rows of one head each. `heads` must divide `cols`, and rows must not be padded.
     pub fn split_heads(self, heads: u32) -> Self {
         assert!(self.ld == self.cols && self.cols.is_multiple_of(heads * 4), "{heads} heads of {self:?}");
         let cols = self.cols / heads;
@@ -187,12 +200,16 @@ pub const fn round_up(n: u32, of: u32) -> u32 {
     n.div_ceil(of) * of
 }
 
+/// A planned buffer.
 #[derive(Clone, Debug)]
 pub struct BufferSpec {
+    /// The name in reports and error messages.
     pub label: String,
+    /// The category that counts it.
     pub category: Category,
+    /// The size, in bytes.
     pub bytes: u64,
-    /// Copied to and mapped by the host instead of bound to kernels.
+    /// True if the host maps the buffer, and kernels do not bind it.
     pub readback: bool,
 }
 
@@ -200,16 +217,17 @@ pub struct BufferSpec {
 #[derive(Clone, Debug, Default)]
 pub struct MemoryPlan {
     pub(super) specs: Vec<BufferSpec>,
-    /// What lies in a row is to be covered by one binding; where it would be longer than this, each has a buffer of its own.
+    /// The largest contiguous group that one binding covers. Views of a larger group get a buffer of their own each.
     max_row_bytes: Option<u64>,
 }
 
 impl MemoryPlan {
+    /// An empty plan, for a device whose bindings are long enough for any group of views.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// For a device whose bindings cover so many bytes.
+    /// A plan for a device whose bindings cover at most `max_binding_bytes`.
     pub fn for_bindings_of(max_binding_bytes: u64) -> Self {
         Self { max_row_bytes: Some(max_binding_bytes), ..Self::default() }
     }
@@ -219,7 +237,7 @@ impl MemoryPlan {
         self.push(category, label.into(), bytes, false)
     }
 
-    /// A buffer the host can map for reading.
+    /// A buffer that the host can map for reading.
     pub fn alloc_readback(&mut self, label: impl Into<String>, bytes: u64) -> View {
         self.push(Category::Uploads, label.into(), bytes, true)
     }
@@ -229,12 +247,12 @@ impl MemoryPlan {
         Matrix::padded(rows, cols, |bytes| self.alloc(category, label, bytes))
     }
 
-    /// Views of so many bytes one behind the other in one buffer, so that one binding can cover them all.
+    /// Contiguous views of the given bytes in one buffer, so that one binding can cover them all.
     pub fn alloc_contiguous<const N: usize>(&mut self, category: Category, label: &str, views: [u64; N]) -> [View; N] {
         self.in_a_row(views, |plan, bytes| plan.alloc(category, label, bytes))
     }
 
-    /// Matrices one behind the other.
+    /// Contiguous matrices of `rows` rows each.
     pub fn contiguous_matrices<const N: usize>(
         &mut self,
         category: Category,
@@ -245,7 +263,7 @@ impl MemoryPlan {
         Matrix::in_a_row(rows, cols, |bytes| self.alloc_contiguous(category, label, bytes))
     }
 
-    /// Makes room for views in a row by `alloc`.
+    /// Allocates contiguous views by `alloc`.
     pub(super) fn in_a_row<const N: usize>(
         &mut self,
         views: [u64; N],
@@ -257,12 +275,12 @@ impl MemoryPlan {
         alloc(self, bytes_in_a_row(views)).in_a_row(views)
     }
 
-    /// What the whole buffer of a view takes.
+    /// The bytes of a view's whole buffer.
     pub(super) fn bytes(&self, view: View) -> u64 {
         self.specs[view.buffer.0 as usize].bytes
     }
 
-    /// Makes the buffer of a view at least `bytes` long; it then has the name of what needs it so.
+    /// Makes the buffer of a view at least `bytes` long. A buffer that grows takes `label` as its name.
     pub(super) fn grow(&mut self, view: View, label: &str, bytes: u64) -> View {
         let spec = &mut self.specs[view.buffer.0 as usize];
         if bytes > spec.bytes {
@@ -272,6 +290,7 @@ impl MemoryPlan {
         View { bytes: spec.bytes, ..view }
     }
 
+    /// The planned bytes by category.
     pub fn ledger(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for spec in &self.specs {
@@ -280,6 +299,7 @@ impl MemoryPlan {
         ledger
     }
 
+    /// The planned buffers, in the order of their ids.
     pub fn specs(&self) -> &[BufferSpec] {
         &self.specs
     }

@@ -1,4 +1,4 @@
-//! The only room that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
+//! The only module that names wgpu: adapters, planned memory, kernels and their pipelines, recorded lists and their execution.
 
 mod arena;
 mod autotune;
@@ -10,6 +10,7 @@ mod harness;
 mod kernel;
 mod lists;
 mod memory;
+mod params;
 mod profile;
 
 pub use arena::{Arena, Lifetime};
@@ -22,4 +23,6 @@ pub use harness::{Harness, PreparedHarness};
 pub use kernel::{Access, Constant, Kernel};
 pub use lists::Lists;
 pub use memory::{BufferId, BufferSpec, Category, Ledger, Matrix, MemoryPlan, VIEW_ALIGNMENT, View, round_up};
+pub(crate) use params::params;
+pub use params::{Field, Layout, Param, ParamType};
 pub use profile::{OperationShare, Profile};

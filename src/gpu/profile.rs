@@ -7,16 +7,20 @@ use serde::{Deserialize, Serialize};
 /// GPU seconds and dispatches by operation.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
+    /// Seconds and dispatches by operation.
     pub ops: BTreeMap<&'static str, (f64, u64)>,
 }
 
 /// All dispatches of one operation in a profile.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OperationShare {
+    /// The operation.
     pub operation: String,
+    /// Its dispatches.
     pub dispatches: u64,
+    /// Its time in milliseconds.
     pub ms: f64,
-    /// Of the whole profile's time, 0 to 1.
+    /// The share of the whole profile's time, 0 to 1.
     pub share: f64,
 }
 

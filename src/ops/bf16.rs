@@ -1,15 +1,15 @@
-//! Kept activations in half their bytes: f32 rounded to bf16, the upper half of its bits, to the nearest and to the even one of two;
-//! and back. The relative error is at most 2^-9.
+//! Activations in half their bytes: f32 rounded to bf16 (the upper half of its bits) to nearest, ties to even, and back. The relative
+//! error is at most 2^-9.
 
 use super::elementwise;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 fn pack_kernel() -> Kernel {
-    elementwise::kernel("bf16_pack", include_str!("../../shaders/bf16_pack.wgsl"))
+    elementwise::kernel::<elementwise::Params>("bf16_pack", include_str!("../../shaders/bf16_pack.wgsl"))
 }
 
 fn unpack_kernel() -> Kernel {
-    elementwise::kernel("bf16_unpack", include_str!("../../shaders/bf16_unpack.wgsl"))
+    elementwise::kernel::<elementwise::Params>("bf16_unpack", include_str!("../../shaders/bf16_unpack.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -32,7 +32,7 @@ pub fn pack(rec: &mut Recorder, x: Matrix, packed: View) {
     record(rec, pack_kernel(), x, packed, [x.view, packed]);
 }
 
-/// `y = packed`, which [`pack`] has made from a matrix shaped as y.
+/// `y = packed`, where [`pack`] made `packed` from a matrix of y's shape.
 pub fn unpack(rec: &mut Recorder, packed: View, y: Matrix) {
     record(rec, unpack_kernel(), y, packed, [packed, y.view]);
 }

@@ -1,46 +1,42 @@
 //! Gradients of vectors that every row shares: of a bias, `db_j = sum_r dy_rj`, and of RMSNorm's gain (Zhang and Sennrich 2019),
 //! `dg_j = sum_r dy_rj x_rj / sqrt(mean(x_r^2) + eps)`.
 //!
-//! As with the LoRA factors, ranges of rows are summed each by itself and then added in order.
-
-use bytemuck::{Pod, Zeroable};
+//! As for the LoRA factors, each range of rows is summed by itself, and the sums are then added in order.
 
 use super::elementwise::{assert_alike, elements};
 use super::lib_parts::REDUCE;
 use super::lora_gradient::{partial_bytes, splits, sum_splits};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    ld4: u32,
-    rows_per_split: u32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld4: u32,
+        rows_per_split: u32,
+    }
+
+    struct ScaleParams {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+        eps: f32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ScaleParams {
-    rows: u32,
-    cols: u32,
-    ld: u32,
-    eps: f32,
-}
-
-/// One vector of a software adapter, one subgroup of a GPU.
+/// Invocations of a workgroup: one vector of a software adapter, one subgroup of a GPU.
 fn wg_size(cpu: bool) -> u32 {
     if cpu { 8 } else { 64 }
 }
 
 fn kernel(cpu: bool, gain: bool) -> Kernel {
-    Kernel::new("column_gradient", include_str!("../../shaders/column_gradient.wgsl"))
+    Kernel::new::<Params>("column_gradient", include_str!("../../shaders/column_gradient.wgsl"))
         .constant("WG_SIZE", wg_size(cpu))
         .constant("GAIN", gain)
 }
 
 fn scale_kernel(cpu: bool) -> Kernel {
-    Kernel::new("row_scale", include_str!("../../shaders/row_scale.wgsl"))
+    Kernel::new::<ScaleParams>("row_scale", include_str!("../../shaders/row_scale.wgsl"))
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
 }

@@ -1,36 +1,32 @@
 //! Softmax cross-entropy of a chunk of rows: `loss = log(sum_j exp(z_j)) - z_label`, and in its place the gradient
 //! `dz_j = (softmax(z)_j - [j = label]) / denominator`.
 //!
-//! Only a chunk's logits exist at a time (Hsu et al. 2024, "Liger Kernel"): the head's frozen weights need no gradient,
-//! so the gradient of the logits is made in the forward pass and used at once. The maximum and the sum are taken
-//! together in one pass (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
-
-use bytemuck::{Pod, Zeroable};
+//! Only the logits of one chunk exist at a time (Hsu et al. 2024, "Liger Kernel"). The head's frozen weights need no gradient, so that
+//! the gradient of the logits is computed in the forward pass and used at once. The maximum and the sum are computed in one pass (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
 
 use super::elementwise;
 use super::lib_parts::REDUCE;
 pub use super::rows::{NO_ROW, gather_rows, scatter_rows};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
 const SUM_WG_SIZE: u32 = 256;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct SumParams {
-    count: u32,
+params! {
+    struct SumParams {
+        count: u32,
+    }
 }
 
-/// A software adapter switches between a workgroup's vectors at each barrier; a workgroup of one vector has none to
-/// switch to.
+/// A software adapter gets workgroups of one vector: it would switch between several vectors at each barrier.
 fn kernel(cpu: bool, gradient: bool) -> Kernel {
-    Kernel::new("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl"))
+    Kernel::new::<elementwise::Params>("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl"))
         .part(REDUCE)
         .constant("WG_SIZE", if cpu { 8 } else { 256 })
         .constant("GRADIENT", gradient)
 }
 
 fn sum_kernel() -> Kernel {
-    Kernel::new("sum_losses", include_str!("../../shaders/sum_losses.wgsl"))
+    Kernel::new::<SumParams>("sum_losses", include_str!("../../shaders/sum_losses.wgsl"))
         .part(REDUCE)
         .constant("WG_SIZE", SUM_WG_SIZE)
 }
@@ -39,8 +35,8 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false, false), kernel(false, true), kernel(true, false), kernel(true, true), sum_kernel()]
 }
 
-/// Losses of the rows of `logits`, `[rows, vocabulary]`, unscaled; with `with_gradient` the logits become the gradient
-/// of `sum(losses) * scalars[0]`, else they stay.
+/// Computes the unscaled losses of the rows of `logits`, `[rows, vocabulary]`. With `with_gradient` the gradient of
+/// `sum(losses) * scalars[0]` replaces the logits.
 ///
 /// `labels` is one u32 per row, where [`NO_ROW`] (or anything outside the vocabulary) gives loss and gradient 0;
 /// `scalars[0]` is 1 / denominator, `losses` one f32 per row, in a buffer of their own.

@@ -1,26 +1,24 @@
 //! Dropout (Srivastava et al. 2014), inverted: `y = mask * x / (1 - p)`, each element kept with probability `1 - p`.
 //!
 //! The mask is a function of (seed of the step, site, element), drawn again in the backward pass and never stored.
-//! The site tells apart the places of the network; the seed changes with every micro-batch.
-
-use bytemuck::{Pod, Zeroable};
+//! Each place of the network has a site of its own; the seed changes with every micro-batch.
 
 use super::elementwise;
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    ld: u32,
-    site: u32,
-    threshold: u32,
-    scale: f32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+        site: u32,
+        threshold: u32,
+        scale: f32,
+    }
 }
 
 fn kernel(add: bool) -> Kernel {
-    elementwise::kernel("dropout", include_str!("../../shaders/dropout.wgsl"))
+    elementwise::kernel::<Params>("dropout", include_str!("../../shaders/dropout.wgsl"))
         .part(include_str!("../../shaders/lib/counter_random.wgsl"))
         .constant("ADD", add)
 }
@@ -42,24 +40,24 @@ fn draw(seed: u32, site: u32, index: u32) -> u32 {
     scramble(scramble(index ^ key).wrapping_add(scramble(site.wrapping_add(key))))
 }
 
-/// Draws below this are dropped.
+/// The bound below which a draw drops its element.
 fn threshold(p: f32) -> u32 {
     (f64::from(p) * (1u64 << 32) as f64) as u32
 }
 
-/// Whether element `index = row * cols + col` passes the dropout of probability `p` at `site`.
+/// True if the dropout of probability `p` at `site` keeps element `index = row * cols + col`.
 pub fn keep(seed: u32, site: u32, index: u32, p: f32) -> bool {
     draw(seed, site, index) >= threshold(p)
 }
 
-/// What a mask is drawn from.
+/// The values that determine a mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Mask {
     /// The place in the network.
     pub site: u32,
     /// The probability that an element is dropped, in `[0, 1)`.
     pub p: f32,
-    /// One u32 on the device, the seed of the step.
+    /// The seed of the step, one u32 on the device.
     pub seed: View,
 }
 

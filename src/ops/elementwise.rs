@@ -1,30 +1,28 @@
-//! What the elementwise operations share: one invocation per four consecutive columns of a row.
+//! The common part of elementwise operations: one invocation per four consecutive columns of a row.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::gpu::{Kernel, Matrix, Recorder};
+use crate::gpu::{Kernel, Matrix, Param, Recorder, params};
 
 pub(super) const WG_SIZE: u32 = 64;
 
-/// The parameters of the kernels that need only the shape.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct Params {
-    rows: u32,
-    cols: u32,
-    ld: u32,
+params! {
+    /// The parameters of the kernels that need only the shape.
+    pub(super) struct Params {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+    }
 }
 
-/// A kernel that finds its place with `quad_of`.
-pub(super) fn kernel(name: &'static str, source: &'static str) -> Kernel {
-    Kernel::new(name, source).part(include_str!("../../shaders/lib/quads.wgsl")).constant("WG_SIZE", WG_SIZE)
+/// A kernel whose invocations find their columns by `quad_of`.
+pub(super) fn kernel<P: Param>(name: &'static str, source: &'static str) -> Kernel {
+    Kernel::new::<P>(name, source).part(include_str!("../../shaders/lib/quads.wgsl")).constant("WG_SIZE", WG_SIZE)
 }
 
 pub(super) fn params(x: Matrix) -> Params {
     Params { rows: x.rows, cols: x.cols, ld: x.ld }
 }
 
-/// Workgroups that cover every four columns of `x`.
+/// The workgroups that cover all columns of `x`.
 pub(super) fn workgroups(rec: &Recorder, x: Matrix) -> [u32; 3] {
     let quads = u64::from(x.rows) * u64::from(x.cols.div_ceil(4));
     rec.fold(quads.div_ceil(u64::from(WG_SIZE)))

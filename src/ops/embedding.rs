@@ -1,29 +1,27 @@
 //! Embedding: `y_r = table[token_r]`, and for a trained table `dtable[t] = sum of dy_r over the rows r with token t`.
 //! The table is split by rows into panels, since one binding may not cover it.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::elementwise;
 use super::weight::{Panel, Weight};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 use crate::quant::format::Storage;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    ld: u32,
-    first_row: u32,
-    panel_rows: u32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+        first_row: u32,
+        panel_rows: u32,
+    }
 }
 
 fn kernel(storage: Storage, hidden: u32) -> Kernel {
-    storage.join(elementwise::kernel("embedding", include_str!("../../shaders/embedding.wgsl")), hidden)
+    storage.join(elementwise::kernel::<Params>("embedding", include_str!("../../shaders/embedding.wgsl")), hidden)
 }
 
 fn backward_kernel(cpu: bool) -> Kernel {
-    Kernel::new("embedding_backward", include_str!("../../shaders/embedding_backward.wgsl"))
+    Kernel::new::<Params>("embedding_backward", include_str!("../../shaders/embedding_backward.wgsl"))
         .constant("WG_SIZE", if cpu { 8 } else { 64 })
 }
 
@@ -33,7 +31,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 }
 
 /// `out` is `[rows, hidden]`, `tokens` one u32 per row, `table` `[vocabulary, hidden]`.
-/// A row whose token lies in no panel is left as it was.
+/// A row whose token lies in no panel keeps its content.
 pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
     assert!(tokens.bytes >= 4 * u64::from(out.rows), "{tokens:?} for {} rows", out.rows);
     assert_eq!(table.in_features, out.cols, "embedding");
@@ -55,7 +53,7 @@ pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
 }
 
 /// Adds the gradient of the table; dy is `[rows, hidden]`, `order` the indices of its rows sorted by their tokens, and
-/// `gradient_of` tells the place of a panel's gradient, dense f32 `[panel rows, hidden]`.
+/// `gradient_of` gives the view of a panel's gradient, dense f32 `[panel rows, hidden]`.
 pub fn backward(
     rec: &mut Recorder,
     tokens: View,

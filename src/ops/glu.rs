@@ -46,7 +46,9 @@ impl Activation {
 }
 
 fn kernel(name: &'static str, source: &'static str, activation: Activation) -> Kernel {
-    elementwise::kernel(name, source).part(include_str!("../../shaders/lib/sigmoid.wgsl")).part(activation.part())
+    elementwise::kernel::<elementwise::Params>(name, source)
+        .part(include_str!("../../shaders/lib/sigmoid.wgsl"))
+        .part(activation.part())
 }
 
 fn forward_kernel(activation: Activation) -> Kernel {

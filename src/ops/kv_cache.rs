@@ -3,7 +3,7 @@
 use super::rows::scatter_rows;
 use crate::gpu::{Matrix, Recorder, View};
 
-/// Row `positions[i]` of `cache` becomes row i of `source`; positions past the cache's end are passed over.
+/// Row `positions[i]` of `cache` becomes row i of `source`; positions beyond the cache's end are skipped.
 pub fn kv_append(rec: &mut Recorder, source: Matrix, positions: View, cache: Matrix) {
     scatter_rows(rec, source, positions, cache);
 }

@@ -4,10 +4,8 @@
 //! Both contract over rows. The rows are cut into a number of ranges that depends on their count alone, each range is summed by
 //! itself, and the sums are added in order: no atomics, the same bits on every run.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::VariantFamily;
-use crate::gpu::{Kernel, Matrix, Recorder, View, round_up};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params, round_up};
 
 const SUM_WG_SIZE: u32 = 64;
 /// With more, the accumulators and the text of an invocation outgrow the fastest memory.
@@ -15,37 +13,35 @@ const MAX_QUADS: u32 = 8;
 const MAX_SPLITS: u32 = 32;
 const MIN_ROWS_PER_SPLIT: u32 = 64;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    rank: u32,
-    left_ld4: u32,
-    right_ld4: u32,
-    rows_per_split: u32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        rank: u32,
+        left_ld4: u32,
+        right_ld4: u32,
+        rows_per_split: u32,
+    }
+
+    struct SumParams {
+        cols: u32,
+        rank: u32,
+        splits: u32,
+        scale: f32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct SumParams {
-    cols: u32,
-    rank: u32,
-    splits: u32,
-    scale: f32,
-}
-
-/// A software adapter's vector is eight lanes; a GPU wants whole subgroups.
+/// Lanes of a workgroup: the vector of a software adapter, whole subgroups of a GPU.
 fn lanes(family: VariantFamily) -> u32 {
     if family == VariantFamily::Tiles { 64 } else { VariantFamily::LANES }
 }
 
-/// Software adapters have few threads to share the work, and storing sums costs them as much as loading.
+/// The fewest rows of a split. Software adapters have few threads, and storing sums costs them as much as loading.
 fn min_rows_per_split(family: VariantFamily) -> u32 {
     if family == VariantFamily::Broadcast { 4 * MIN_ROWS_PER_SPLIT } else { MIN_ROWS_PER_SPLIT }
 }
 
-/// Ranks of one invocation, in fours: evenly shared, where there are too many for one.
+/// Quads of ranks of one invocation. Ranks that are too many for one invocation are shared evenly.
 fn quads(family: VariantFamily, rank: u32) -> u32 {
     if family != VariantFamily::Broadcast {
         return 2;
@@ -55,14 +51,14 @@ fn quads(family: VariantFamily, rank: u32) -> u32 {
 }
 
 fn kernel(family: VariantFamily, quads: u32) -> Kernel {
-    Kernel::new("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
+    Kernel::new::<Params>("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
         .constant("WG_SIZE", lanes(family))
         .constant("QUADS", quads)
         .constant("BROADCAST", family == VariantFamily::Broadcast)
 }
 
 fn sum_kernel(transposed: bool) -> Kernel {
-    Kernel::new("lora_gradient_sum", include_str!("../../shaders/lora_gradient_sum.wgsl"))
+    Kernel::new::<SumParams>("lora_gradient_sum", include_str!("../../shaders/lora_gradient_sum.wgsl"))
         .constant("WG_SIZE", SUM_WG_SIZE)
         .constant("TRANSPOSED", transposed)
 }
@@ -78,7 +74,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
         .collect()
 }
 
-/// Bytes of partial sums for a factor of `rank x cols` over up to so many rows.
+/// Bytes of the partial sums for a factor of `rank x cols` over at most `rows` rows.
 pub fn partial_bytes(rank: u32, cols: u32, rows: u32) -> u64 {
     let splits = rows.div_ceil(MIN_ROWS_PER_SPLIT).min(MAX_SPLITS);
     4 * u64::from(splits) * u64::from(rank) * u64::from(round_up(cols, 4))
@@ -109,7 +105,7 @@ fn record(rec: &mut Recorder, left: Matrix, right: Matrix, scale: f32, gradient:
     sum_splits(rec, "lora_gradient", [rank, cols, splits], scale, partials, gradient, transposed);
 }
 
-/// Rows of one split, and how many splits there are.
+/// The rows of one split, and the count of splits.
 pub(super) fn splits(rows: u32) -> (u32, u32) {
     splits_of(rows, MIN_ROWS_PER_SPLIT)
 }

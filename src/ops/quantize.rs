@@ -1,35 +1,29 @@
-//! 4-bit quantization on the device, with the bytes of bitsandbytes: see [`crate::quant`] for the rules, which is also the twin.
-
-use bytemuck::{Pod, Zeroable};
+//! 4-bit quantization on the device, with the bytes of bitsandbytes. [`crate::quant`] has the rules and is the twin.
 
 use super::weight::{Origin, Panel};
-use crate::gpu::{Kernel, Recorder, View};
+use crate::gpu::{Kernel, Recorder, View, params};
 use crate::quant::format::{Code4, Float, NESTED_BLOCK};
 use crate::quant::{MIN_ABSMAX, code_table, dynamic_map, first_steps};
 
 const WG_SIZE: u32 = 64;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct BlockParams {
-    blocks: u32,
-    elements: u32,
-    first_block: u32,
-    min_absmax_bits: u32,
-}
+params! {
+    struct BlockParams {
+        blocks: u32,
+        elements: u32,
+        first_block: u32,
+        min_absmax_bits: u32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MeanParams {
-    count: u32,
-    step_log2: u32,
-}
+    struct MeanParams {
+        count: u32,
+        step_log2: u32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct AbsmaxParams {
-    count: u32,
-    nested_blocks: u32,
+    struct AbsmaxParams {
+        count: u32,
+        nested_blocks: u32,
+    }
 }
 
 /// The words of the `code_table` buffer that [`blocks`] takes.
@@ -44,16 +38,17 @@ pub fn map_words() -> Vec<u32> {
 }
 
 fn blocks_kernel(from: Float, code: Code4) -> Kernel {
-    let kernel = Kernel::new("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"));
+    let kernel = Kernel::new::<BlockParams>("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"));
     code.join_block(Origin::Fixed.join(kernel)).part(from.part()).constant("WG_SIZE", WG_SIZE)
 }
 
 fn mean_kernel() -> Kernel {
-    Kernel::new("quantize_absmax_mean", include_str!("../../shaders/quantize_absmax_mean.wgsl"))
+    Kernel::new::<MeanParams>("quantize_absmax_mean", include_str!("../../shaders/quantize_absmax_mean.wgsl"))
 }
 
 fn absmax_kernel() -> Kernel {
-    Kernel::new("quantize_absmax", include_str!("../../shaders/quantize_absmax.wgsl")).constant("WG_SIZE", WG_SIZE)
+    Kernel::new::<AbsmaxParams>("quantize_absmax", include_str!("../../shaders/quantize_absmax.wgsl"))
+        .constant("WG_SIZE", WG_SIZE)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -72,11 +67,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
 pub struct Piece {
     /// The elements, as a file stores them.
     pub source: View,
-    /// Their type.
+    /// The type of the elements.
     pub from: Float,
-    /// Their count.
+    /// The count of elements.
     pub elements: u32,
-    /// The block of the matrix that they begin with; pieces of one matrix begin at whole blocks.
+    /// The block of the matrix with which the piece begins. Pieces of one matrix begin at whole blocks.
     pub first_block: u32,
 }
 

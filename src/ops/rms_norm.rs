@@ -2,28 +2,26 @@
 //!
 //! With `u = dy * g` and `s = 1 / sqrt(mean(x^2) + eps)`, the input gradient is `dx = s (u - x s^2 mean(u x))`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::elementwise::assert_alike;
 use super::lib_parts::{MASK_TAIL, REDUCE};
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
-/// A software adapter runs a workgroup as vectors that take turns at each barrier; one vector has none to wait for.
+/// Invocations of a workgroup. A software adapter runs a workgroup as vectors that take turns at each barrier, so it gets one vector.
 fn wg_size(cpu: bool) -> u32 {
     if cpu { 8 } else { 64 }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    ld4: u32,
-    eps: f32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld4: u32,
+        eps: f32,
+    }
 }
 
 fn forward_kernel(cpu: bool, add: bool) -> Kernel {
-    Kernel::new("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
+    Kernel::new::<Params>("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
         .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
@@ -31,7 +29,7 @@ fn forward_kernel(cpu: bool, add: bool) -> Kernel {
 }
 
 fn backward_kernel(cpu: bool, accumulate: bool) -> Kernel {
-    Kernel::new("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
+    Kernel::new::<Params>("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
         .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
@@ -59,7 +57,8 @@ pub fn forward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, y: Matrix) {
     rec.dispatch("rms_norm", forward_kernel(rec.capabilities.cpu, false), &views, &params(x, eps), groups, work(x));
 }
 
-/// `sum = x + delta; y = norm(sum) * gain`: the residual connection and the norm after it in one pass.
+/// `sum = x + delta; y = norm(sum) * gain`, the residual connection and the norm after it in one pass. All matrices are
+/// `[rows, cols]`, gain `[cols]`.
 pub fn forward_add(rec: &mut Recorder, x: Matrix, delta: Matrix, gain: View, eps: f32, sum: Matrix, y: Matrix) {
     assert_alike(&[x, delta, sum, y]);
     let groups = rec.fold(u64::from(x.rows));
@@ -67,7 +66,7 @@ pub fn forward_add(rec: &mut Recorder, x: Matrix, delta: Matrix, gain: View, eps
     rec.dispatch("rms_norm", forward_kernel(rec.capabilities.cpu, true), &views, &params(x, eps), groups, work(x));
 }
 
-/// Input gradient from the norm's input `x` and `dy`; added to `dx` when `accumulate`.
+/// The input gradient from the norm's input `x` and from `dy`, added to `dx` when `accumulate`. All matrices are `[rows, cols]`.
 pub fn backward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, dy: Matrix, dx: Matrix, accumulate: bool) {
     assert_alike(&[x, dy, dx]);
     let groups = rec.fold(u64::from(x.rows));

@@ -2,25 +2,23 @@
 //! and the angle `a = position * frequency_i`, the pair `(x_i, x_(i+h))` becomes
 //! `(x_i cos a - x_(i+h) sin a, x_(i+h) cos a + x_i sin a)`.
 //!
-//! A rotation's transpose is the rotation by the negative angle, so the gradient is turned back in place.
-
-use bytemuck::{Pod, Zeroable};
+//! The transpose of a rotation is the rotation by the negative angle: the gradient is rotated back in place.
 
 use super::elementwise::{WG_SIZE, elements};
-use crate::gpu::{Constant, Kernel, Matrix, Recorder, View};
+use crate::gpu::{Constant, Kernel, Matrix, Recorder, View, params};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    heads: u32,
-    half_dim: u32,
-    ld: u32,
+params! {
+    struct Params {
+        rows: u32,
+        heads: u32,
+        half_dim: u32,
+        ld: u32,
+    }
 }
 
-/// With `quads` an invocation turns four pairs at a time, which half of the head size must divide into.
+/// With `quads` an invocation rotates four pairs at a time, and half of the head size must be a multiple of four.
 fn kernel(quads: bool, backward: bool) -> Kernel {
-    Kernel::new("rope", include_str!("../../shaders/rope.wgsl"))
+    Kernel::new::<Params>("rope", include_str!("../../shaders/rope.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
         .constant("QUADS", quads)
         .constant("PAIRS", if quads { 4 } else { 1 })
@@ -47,13 +45,13 @@ fn rotate(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: V
     rec.dispatch("rope", kernel(quads, backward), &views, &params, groups, 2 * elements(x));
 }
 
-/// Turns the heads of `x`, `[rows, heads * head_dim]`, in place. `positions` is one u32 per row; `table` holds (cos,
+/// Rotates the heads of `x`, `[rows, heads * head_dim]`, in place. `positions` is one u32 per row; `table` holds (cos,
 /// sin) as `[position][head_dim / 2]` and must reach every position.
 pub fn forward(rec: &mut Recorder, x: Matrix, heads: u32, head_dim: u32, positions: View, table: View) {
     rotate(rec, x, heads, head_dim, positions, table, false);
 }
 
-/// Turns the gradient of `forward`'s result into that of its input, in place.
+/// Replaces the gradient of the result of [`forward`] by that of its input.
 pub fn backward(rec: &mut Recorder, dx: Matrix, heads: u32, head_dim: u32, positions: View, table: View) {
     rotate(rec, dx, heads, head_dim, positions, table, true);
 }

@@ -1,25 +1,23 @@
-//! Rows picked by index, `y_i = x_(index_i)`, and put back, `y_(index_i) = x_i`: each is the other's gradient
-//! as long as no index comes twice.
-
-use bytemuck::{Pod, Zeroable};
+//! Gather of rows by index, `y_i = x_(index_i)`, and scatter, `y_(index_i) = x_i`. Each is the gradient of the other as long as no
+//! index occurs twice.
 
 use super::elementwise;
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
-/// An index of no row: gathers zeros, scatters nothing, and as a target has no loss.
+/// The index of no row. It gathers zeros and scatters nothing, and as a label it has no loss.
 pub const NO_ROW: u32 = u32::MAX;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    ld: u32,
-    bound: u32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+        bound: u32,
+    }
 }
 
 fn kernel(scatter: bool) -> Kernel {
-    elementwise::kernel("rows", include_str!("../../shaders/rows.wgsl")).constant("SCATTER", scatter)
+    elementwise::kernel::<Params>("rows", include_str!("../../shaders/rows.wgsl")).constant("SCATTER", scatter)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -41,8 +39,7 @@ pub fn gather_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
     record(rec, "gather_rows", x, rows, out, false);
 }
 
-/// Row `rows[i]` of `out` becomes row i of `x`; indices that name no row of `out` are passed over, and rows that no
-/// index names are left as they are. `rows` is one u32 per row of `x`, none twice.
+/// Row `rows[i]` of `out` becomes row i of `x`. Indices beyond `out` are skipped, and rows without an index keep their content. `rows` is one u32 per row of `x`, none twice.
 pub fn scatter_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
     record(rec, "scatter_rows", x, rows, out, true);
 }

@@ -1,4 +1,4 @@
-//! What the ops' tests share: one opened device, uploads with poisoned padding, and comparison with the twins.
+//! The common part of the operations' tests: one opened device, uploads with poisoned padding, and comparison with the twins.
 //!
 //! `LORAINE_ADAPTER` chooses the adapter, `LORAINE_CHECKED=1` compiles the shaders with the driver's runtime checks.
 
@@ -30,13 +30,13 @@ pub(crate) fn gpu() -> &'static Gpu {
     })
 }
 
-/// The forms that this adapter can run.
+/// The variant families that this adapter can run.
 pub(crate) fn families() -> Vec<VariantFamily> {
     if gpu().capabilities.subgroup_size == VariantFamily::LANES {
         return vec![VariantFamily::Tiles, VariantFamily::Lanes, VariantFamily::Broadcast];
     }
     eprintln!(
-        "skipped: the form that exchanges values, since this adapter has no subgroups of {}",
+        "skipped: the variants that exchange values, since this adapter has no subgroups of {}",
         VariantFamily::LANES
     );
     vec![VariantFamily::Tiles, VariantFamily::Lanes]
@@ -48,7 +48,7 @@ pub(crate) fn shapes(named: &[(usize, usize)]) -> Vec<(usize, usize)> {
     named.iter().copied().chain((0..3).map(|i| (draw(2 * i), draw(2 * i + 1)))).collect()
 }
 
-/// One experiment: a memory plan, what to upload, and the results.
+/// One experiment: a memory plan, the data to upload, and the results.
 pub(crate) struct Lab {
     pub plan: MemoryPlan,
     pub capabilities: Capabilities,
@@ -86,7 +86,7 @@ impl Lab {
         lab
     }
 
-    /// The variants of one form, which [`families`] has named.
+    /// The variants of one family of [`families`].
     pub(crate) fn for_family(family: VariantFamily) -> Self {
         let mut lab = Self::for_cpu(family != VariantFamily::Tiles);
         lab.capabilities.subgroup_size = if family == VariantFamily::Broadcast { VariantFamily::LANES } else { 0 };
@@ -136,7 +136,7 @@ impl Lab {
         view
     }
 
-    /// 16-bit values, two a word.
+    /// 16-bit values, two in a word.
     pub(crate) fn halves(&mut self, values: impl Iterator<Item = u16>) -> View {
         let values: Vec<u16> = values.collect();
         let word = |pair: &[u16]| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16;
@@ -151,7 +151,7 @@ impl Lab {
         matrix
     }
 
-    /// The same of one that is planned already.
+    /// Uploads a matrix that is planned already, with NaN as its padding.
     pub(crate) fn fill_matrix(&mut self, matrix: Matrix, values: &[f64]) {
         let Matrix { rows, cols, ld, view } = matrix;
         let mut data = vec![f32::NAN; (rows * ld) as usize];
@@ -223,7 +223,7 @@ impl Lab {
     }
 }
 
-/// A matrix as the device stores it, and the values that are left of it.
+/// A matrix as the device stores it, and its values after rounding.
 pub(crate) struct Stored {
     pub data: Vec<u32>,
     pub absmax: Vec<u32>,

@@ -40,17 +40,17 @@ impl Code4 {
     }
 }
 
-/// Where a kernel finds a weight in its bindings.
+/// The place of a weight in a kernel's bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// At their beginning.
+    /// The beginning of the bindings.
     Fixed,
-    /// Where its `origin` says at the time.
+    /// The place in the shader's variable `origin`.
     Moving,
 }
 
 impl Origin {
-    /// Joins what every part that reads a weight or its scales needs.
+    /// Joins the part that all parts that read a weight or its scales need.
     pub(super) fn join(self, kernel: Kernel) -> Kernel {
         kernel.constant("MOVING", self == Self::Moving).part(include_str!("../../shaders/lib/weight_origin.wgsl"))
     }
@@ -62,7 +62,7 @@ impl Storage {
         self.join_at(kernel, in_features, Origin::Fixed)
     }
 
-    /// The same where a weight begins so in its bindings.
+    /// [`Self::join`] for a weight at `origin` in its bindings.
     pub(super) fn join_at(self, kernel: Kernel, in_features: u32, origin: Origin) -> Kernel {
         let kernel = origin.join(kernel);
         // Four neighbors then share a word or two, and one absmax.
@@ -85,34 +85,47 @@ impl Storage {
 /// Rows `first_row ..` of a weight in one binding. Scales are absent (None) in float storage, `nested` without double quantization.
 #[derive(Clone, Copy, Debug)]
 pub struct Panel {
+    /// The first row of the panel in the weight.
     pub first_row: u32,
+    /// Rows of the panel.
     pub rows: u32,
+    /// The values or codes.
     pub data: View,
+    /// The scales of the blocks.
     pub absmax: Option<View>,
+    /// The code map, the offset and the scales of the scales.
     pub nested: Option<View>,
 }
 
-/// One of several matrices over the same inputs.
+/// One of several matrices that read the same input.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
+    /// The name in reports.
     pub label: &'a str,
+    /// Rows of the matrix.
     pub out_features: u32,
+    /// True if the matrix has a bias.
     pub bias: bool,
 }
 
+/// A weight matrix on the device.
 #[derive(Clone, Debug)]
 pub struct Weight {
+    /// The storage of the values.
     pub storage: Storage,
+    /// Rows of the matrix.
     pub out_features: u32,
+    /// Columns of the matrix.
     pub in_features: u32,
+    /// The matrix in panels of whole rows.
     pub panels: Vec<Panel>,
     /// f32 `[out_features]`.
     pub bias: Option<View>,
 }
 
 impl Weight {
-    /// Plans the buffers of a weight; matrices over `max_binding_bytes` become several panels of whole rows. Those of a
-    /// 4-bit weight are quantized each by itself.
+    /// Plans the buffers of a weight. A matrix over `max_binding_bytes` becomes several panels of whole rows. The panels of a 4-bit
+    /// weight are quantized separately.
     pub fn plan(
         plan: &mut MemoryPlan,
         label: &str,
@@ -140,7 +153,7 @@ impl Weight {
         Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
     }
 
-    /// Plans matrices over the same inputs one behind the other, so that one contraction can make the gradient of those.
+    /// Plans contiguous matrices that read the same input, so that one contraction can compute the gradient of that input.
     pub fn plan_contiguous<const N: usize>(
         plan: &mut MemoryPlan,
         matrices: [Rows; N],
@@ -173,7 +186,7 @@ impl Weight {
         })
     }
 
-    /// Writes values as a trained model has them, for measurements: uniform within a tenth, the same in every piece of a MiB.
+    /// Writes values of a trained model's size, for measurements: uniform within a tenth, repeated every MiB.
     ///
     /// # Errors
     /// A failing device.
@@ -225,9 +238,9 @@ fn plan_bias(plan: &mut MemoryPlan, label: &str, out_features: u32, bias: bool) 
     bias.then(|| plan.alloc(Category::Weights, format!("{label} bias"), 4 * u64::from(out_features)))
 }
 
-/// Repeats `pattern`, of a length that views may begin at, over all of `view`.
+/// Repeats `pattern` over all of `view`. Its length must be a multiple of the alignment of views.
 async fn fill(gpu: &Gpu, buffers: &Buffers, view: View, pattern: &[u8]) -> Result<(), GpuError> {
-    /// What is written waits in host memory until it is flushed.
+    /// Pending writes stay in host memory until a flush, so that their bytes are bounded.
     const FLUSH_BYTES: usize = 16 << 20;
     let mut waiting = 0;
     for offset in (0..view.bytes).step_by(pattern.len()) {

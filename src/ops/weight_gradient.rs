@@ -1,34 +1,32 @@
 //! The gradient of a trained weight, `dW += dy^T x`, `[out, in]`: with dy `[rows, out]` and x `[rows, in]`, the sum over rows of their
-//! outer products. GPUs take register tiles fed from workgroup memory, software adapters a form without.
-
-use bytemuck::{Pod, Zeroable};
+//! outer products. GPUs take register tiles fed from workgroup memory, software adapters a variant without workgroup memory.
 
 use super::weight::Weight;
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
 const TILE: u32 = 64;
-/// One vector of a software adapter.
+/// Lanes of a workgroup, which is one vector of a software adapter.
 const LANES: u32 = 8;
-/// Outputs that one invocation of the form for software adapters owns.
+/// Outputs of one invocation on software adapters.
 const OUTS: u32 = 16;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    outs: u32,
-    cols: u32,
-    left_ld4: u32,
-    left_col4: u32,
-    right_ld4: u32,
+params! {
+    struct Params {
+        rows: u32,
+        outs: u32,
+        cols: u32,
+        left_ld4: u32,
+        left_col4: u32,
+        right_ld4: u32,
+    }
 }
 
 fn kernel(cpu: bool) -> Kernel {
     if cpu {
-        Kernel::new("weight_gradient_rows", include_str!("../../shaders/weight_gradient_rows.wgsl"))
+        Kernel::new::<Params>("weight_gradient_rows", include_str!("../../shaders/weight_gradient_rows.wgsl"))
             .constant("WG_SIZE", LANES)
     } else {
-        Kernel::new("weight_gradient_tiled", include_str!("../../shaders/weight_gradient_tiled.wgsl"))
+        Kernel::new::<Params>("weight_gradient_tiled", include_str!("../../shaders/weight_gradient_tiled.wgsl"))
     }
 }
 
@@ -36,7 +34,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false), kernel(true)]
 }
 
-/// Adds to the gradient of every panel of `weight`; `gradient_of` tells the place of a panel's, dense f32 `[panel rows, in]`.
+/// Adds to the gradient of every panel of `weight`. `gradient_of` gives the view of a panel's gradient, dense f32 `[panel rows, in]`.
 pub fn add(rec: &mut Recorder, dy: Matrix, x: Matrix, weight: &Weight, gradient_of: impl Fn(View) -> View) {
     assert_eq!((dy.rows, dy.cols, x.cols), (x.rows, weight.out_features, weight.in_features), "gradient of a weight");
     for panel in &weight.panels {

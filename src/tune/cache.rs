@@ -1,6 +1,6 @@
-//! What was measured of an adapter, kept in one small file for each adapter and driver.
+//! The measurements of an adapter, in one small file for each adapter and driver.
 //!
-//! A file that is damaged, or of another adapter, is passed over and written anew; one that cannot be written is done without.
+//! A file that is damaged or of another adapter is ignored and replaced. If a file cannot be written, the measurements are not kept.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::files::{self, File};
 use crate::gpu::{AdapterSummary, AutotuneKey};
 
-/// A file of more is none of ours.
+/// A larger file is not one that this module wrote.
 const MAX_BYTES: u64 = 4 << 20;
 const PREFIX: &str = "kernels-";
 const SUFFIX: &str = ".json";
 
-/// Of whom it was measured: another driver may be another machine to the same text. A browser may give its GPU no name: what it
-/// tells of its limits stands in for that.
+/// The device of the measurements. The driver is part of it, since another driver may compile the same text to other code. A browser
+/// may not name its GPU: its limits stand in for the name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct Device {
     adapter: String,
@@ -33,12 +33,13 @@ struct Device {
 pub(super) struct Entry {
     #[serde(flatten)]
     class: AutotuneKey,
-    /// Checksum of the texts of all that were measured.
+    /// Checksum of the texts of all kernels that were measured.
     kernels: u32,
     fastest: String,
 }
 
 impl Entry {
+    /// The entry of a key.
     pub(super) fn new(class: AutotuneKey, kernels: u32, fastest: &str) -> Self {
         Self { class, kernels, fastest: fastest.to_owned() }
     }
@@ -50,7 +51,7 @@ struct Contents {
     entries: Vec<Entry>,
 }
 
-/// What a file holds.
+/// The measurements of a file.
 #[derive(Debug, Default)]
 pub(super) struct Kept(Vec<Entry>);
 
@@ -75,6 +76,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
+    /// The file of an adapter in a directory.
     pub(super) fn of(dir: &Path, adapter: &AdapterSummary) -> Self {
         let device = Device {
             adapter: adapter.name.clone(),
@@ -85,11 +87,12 @@ impl Cache {
             subgroup_sizes: adapter.subgroup_sizes,
             max_buffer_bytes: adapter.max_buffer_bytes,
         };
-        // The name tells devices apart; what is inside says whose it is.
+        // The name tells devices apart. The contents say which device it is.
         let key = format!("{device:?}");
         Self { path: dir.join(format!("{PREFIX}{:08x}{SUFFIX}", crc32c::crc32c(key.as_bytes()))), device }
     }
 
+    /// The measurements of the file, none where it cannot be read.
     pub(super) fn read(&self) -> Kept {
         self.contents().unwrap_or_default()
     }
@@ -101,7 +104,7 @@ impl Cache {
         (contents.device == self.device).then_some(Kept(contents.entries))
     }
 
-    /// Adds what was measured to what the file holds by now, in place of what it says of the same classes.
+    /// Adds measurements to the file as it is now. They replace those of the same keys.
     pub(super) fn add(&self, measured: Vec<Entry>) {
         let mut entries = self.read().0;
         entries.retain(|old| measured.iter().all(|new| new.class != old.class));

@@ -1,6 +1,7 @@
-//! Which kernels an adapter runs fastest: a short trial before a run, by shape class, whose result is kept for the next one.
+//! Autotuning: a short trial before a run finds the kernels that an adapter runs fastest, by operation and shape, and keeps the result
+//! for the next run.
 //!
-//! Only kernels that give the same bits stand to choice, so that a resumed run may find other choices than it began with.
+//! All kernels to choose from give the same bits. A resumed run may therefore choose other kernels than it began with.
 
 mod cache;
 mod trial;
@@ -15,8 +16,7 @@ use crate::Result;
 use crate::gpu::{AutotuneKey, AutotuneTable, Gpu, ProblemSize, Tune};
 use crate::ops::linear::{self, Variant};
 
-/// A trial ends after the class in which this much time has passed. The classes that it did not come to keep the first choices; the
-/// next start goes on with them.
+/// The time after which a trial measures no further keys. The remaining keys take the first variant; the next start measures them.
 const BUDGET: Duration = Duration::from_secs(2);
 
 /// The files of measurements in a cache directory.
@@ -24,11 +24,11 @@ pub fn measurements(dir: &Path) -> Vec<PathBuf> {
     cache::files_in(dir)
 }
 
-/// The kernels for a list's problem_sizes: those known already, from this device's earlier lists or the cache, and those of a trial.
-/// Nothing is chosen where the device's options want no trial.
+/// The kernels for the problems of a list: those that this device's earlier lists or the cache know, and those of a trial. The table is
+/// empty where the device's options want no trial.
 ///
 /// # Errors
-/// A failing device. A cache that cannot be read or written is done without.
+/// A failing device. A cache that cannot be read or written is no error.
 pub async fn choices(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Result<AutotuneTable> {
     let wanted = match gpu.tuning.tune {
         Tune::Auto => !gpu.capabilities.cpu,
@@ -64,7 +64,7 @@ pub async fn choices(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Result<Autotun
     Ok(chosen)
 }
 
-/// One problem for each class in which there is something to choose, those first in which most of the work lies.
+/// The largest problem of each key that has several variants, with the keys that do most of the work first.
 fn by_work(gpu: &Gpu, problem_sizes: &[ProblemSize]) -> Vec<(AutotuneKey, ProblemSize)> {
     let mut classes: BTreeMap<AutotuneKey, (u64, ProblemSize)> = BTreeMap::new();
     for problem in problem_sizes.iter().filter(|problem| Variant::all(&gpu.capabilities, problem).len() > 1) {

@@ -5,20 +5,21 @@ use crate::gpu::{Buffers, Category, Gpu, GpuError, Harness, PARAMS_STRIDE, Prepa
 use crate::ops::linear::{self, Operands, Variant};
 use crate::random::{Stream, uniform};
 
-/// A larger problem is measured in part: this many multiply-adds fill any GPU, and take a slow one some hundredths of a second.
+/// The most multiply-adds of a measurement. They fill any GPU, and take a slow one some hundredths of a second. A larger problem is
+/// measured in part.
 const MAX_WORK: u64 = 1 << 32;
-/// Values of one operand, which are uploaded.
+/// The most values of one operand, which are uploaded.
 const MAX_VALUES: u64 = 1 << 24;
-/// A contraction of this length has hidden what it begins and ends with.
+/// The depth that hides the beginning and the end of a contraction.
 const LONG_DEPTH: u32 = 512;
-/// A measurement is repeated until it is as long as this, so that a browser's coarse clock sees it.
+/// The least duration of a measurement, which a browser's coarse clock can see.
 const MIN_SECONDS: f64 = 2e-3;
 const MAX_DISPATCHES: u32 = 64;
-/// Measurements of each variant, in turn; the shortest counts.
+/// Measurements of each variant, taken in turn. The shortest counts.
 const ROUNDS: usize = 3;
 /// A variant that is this many times slower than the fastest leaves the trial.
 const DROP_RATIO: f64 = 2.0;
-/// Another than the first choice is faster by more than chance.
+/// Another variant replaces the first one only if it takes less than this share of its time: more than chance explains.
 const MARGIN: f64 = 0.97;
 
 struct TimedVariant {
@@ -27,8 +28,8 @@ struct TimedVariant {
     seconds: f64,
 }
 
-/// The name of the fastest variant, on random data; None where none runs, or the memory does not suffice. One that the driver
-/// refuses is left out.
+/// The name of the fastest variant on random data. None where no variant runs, or the memory does not suffice. A variant that the
+/// driver refuses is left out.
 ///
 /// # Errors
 /// A lost device.
@@ -45,12 +46,12 @@ pub(super) async fn fastest(gpu: &Gpu, problem: &ProblemSize) -> Result<Option<&
     let params = u64::from(MAX_DISPATCHES) * linear::DISPATCHES * PARAMS_STRIDE;
     let uniform = harness.plan.alloc(Category::Uploads, "dispatch parameters", params);
     let mut buffers = match harness.allocate(gpu).await {
-        // Of a device as full as this nothing is known; the run itself will say so if it does not fit either.
+        // A device without memory for the trial is not measured. The run itself reports if it does not fit either.
         Err(GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. }) => return Ok(None),
         allocated => allocated?,
     };
     let measured = race(gpu, &problem, &harness, &operands, uniform, &mut buffers).await;
-    // A browser would keep them until its garbage is collected.
+    // A browser would keep the buffers until its garbage is collected.
     buffers.destroy();
     Ok(measured?)
 }
@@ -84,7 +85,7 @@ async fn race(
     let shortest = |timed: &[TimedVariant]| timed.iter().map(|c| c.seconds).fold(f64::INFINITY, f64::min);
     let dispatches = (MIN_SECONDS / shortest(&timed)).ceil().clamp(1.0, f64::from(MAX_DISPATCHES)) as u32;
     for one in &mut timed {
-        // The first run was also the device's waking up.
+        // The first run does not count: the device may have been asleep.
         one.seconds = f64::INFINITY;
         one.list = list(one.variant, dispatches, buffers)?;
     }
@@ -99,7 +100,8 @@ async fn race(
     Ok(fastest.map(|one| one.variant.name()))
 }
 
-/// By the device's clock where it has one, save on software adapters, whose threads the host's clock sees better.
+/// Seconds of one run, by the device's clock where it has one. Software adapters use the host's clock, which sees their threads
+/// better.
 async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f64, GpuError> {
     if !gpu.capabilities.cpu
         && let Some(seconds) = gpu.time_on_device(list, buffers).await?
@@ -110,7 +112,7 @@ async fn seconds(gpu: &Gpu, list: &Prepared, buffers: &mut Buffers) -> Result<f6
     gpu.time(list, buffers, 1).await
 }
 
-/// The problem, or a part of it that is like it: the depth is cut first, which leaves as many workgroups.
+/// The problem, or a part of it that is cheap enough. The depth is cut first, which keeps the count of workgroups.
 fn bounded(mut problem: ProblemSize) -> ProblemSize {
     let half = |n: u32| if n.is_multiple_of(64) { (n / 2).next_multiple_of(64) } else { n / 2 };
     let values = |p: &ProblemSize| {

@@ -31,5 +31,6 @@ mod quant_parity;
 mod quantized_cache;
 mod readme;
 mod saved_adapter;
+mod shaders;
 mod tokenizers;
 mod tuning;

@@ -3,24 +3,26 @@
 //! `g = g * min(1, max_norm / (norm + 1e-6))`, `m += (g - m) (1 - b1)`, `v += (g^2 - v) (1 - b2)`,
 //! `p = p (1 - lr * decay) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
 //!
-//! All stays on the device: a gradient that is not finite leaves parameters and moments as they are, and the host may
-//! learn of it steps later. The elements of a range are all counted; padding inside one must hold zeros.
-
-use bytemuck::{Pod, Zeroable};
+//! Everything stays on the device: a gradient that is not finite leaves parameters and moments as they are, and the host may learn of
+//! it steps later. The norm counts all elements of a range, so that padding inside a range must hold zeros.
 
 use super::elementwise::WG_SIZE;
 use super::lib_parts::REDUCE;
-use crate::gpu::{Kernel, Recorder, View};
+use crate::gpu::{Kernel, Param, Recorder, View, params};
 
 const QUADS_PER_GROUP: u32 = 1024;
 const CLIP_WG_SIZE: u32 = 256;
 
-/// The settings of a run that the step reads.
+/// The optimizer's settings of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
+    /// The decay of the first moment.
     pub beta1: f64,
+    /// The decay of the second moment.
     pub beta2: f64,
+    /// The constant that is added to the denominator.
     pub eps: f64,
+    /// The decoupled weight decay.
     pub weight_decay: f64,
     /// The norm above which gradients are scaled down; 0 or less leaves them alone.
     pub max_norm: f64,
@@ -33,34 +35,39 @@ impl Default for AdamW {
     }
 }
 
-/// What the device needs to know of one step, as it lies in the `hyper` view. The betas stand as their distance from 1,
-/// which f32 holds far more exactly than it can be computed from an f32 beta.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct Hyper {
-    pub learning_rate: f32,
-    pub one_minus_beta1: f32,
-    pub one_minus_beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    /// `1 - beta1^t`
-    pub first_correction: f32,
-    /// `sqrt(1 - beta2^t)`
-    pub second_correction_root: f32,
-    pub max_norm: f32,
-}
+params! {
+    /// The values of one step, as they lie in the `hyper` view. A beta is stored as its distance from 1, which is far more exact in
+    /// f32 than a difference from an f32 beta.
+    pub struct Hyper {
+        /// The learning rate.
+        pub learning_rate: f32,
+        /// `1 - beta1`
+        pub one_minus_beta1: f32,
+        /// `1 - beta2`
+        pub one_minus_beta2: f32,
+        /// The constant that is added to the denominator.
+        pub eps: f32,
+        /// The decoupled weight decay.
+        pub weight_decay: f32,
+        /// `1 - beta1^t`
+        pub first_correction: f32,
+        /// `sqrt(1 - beta2^t)`
+        pub second_correction_root: f32,
+        /// The norm above which gradients are scaled down, or 0.
+        pub max_norm: f32,
+    }
 
-/// What [`grad_norm`] leaves in the `state` view.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct State {
-    /// The global norm before clipping; not finite where the gradient is not.
-    pub norm: f32,
-    /// What the step multiplies gradients with.
-    pub clip: f32,
-    /// 1 when norm and gradients are finite, else 0: the step is skipped.
-    pub finite: f32,
-    pub spare: f32,
+    /// The result of [`grad_norm`] in the `state` view.
+    pub struct State {
+        /// The global norm before clipping; not finite where the gradient is not.
+        pub norm: f32,
+        /// The factor by which the step multiplies gradients.
+        pub clip: f32,
+        /// 1 when norm and gradients are finite, else 0: the step is skipped.
+        pub finite: f32,
+        /// Fills the struct up to 16 bytes.
+        pub spare: f32,
+    }
 }
 
 impl AdamW {
@@ -80,40 +87,41 @@ impl AdamW {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct NormParams {
-    quads: u32,
-    groups: u32,
-    first_partial: u32,
+params! {
+    struct NormParams {
+        quads: u32,
+        groups: u32,
+        first_partial: u32,
+    }
+
+    struct Count {
+        count: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Count {
-    count: u32,
-}
-
-fn kernel(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
-    Kernel::new(name, source).part(include_str!("../../../shaders/lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
+fn kernel<P: Param>(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
+    Kernel::new::<P>(name, source)
+        .part(include_str!("../../../shaders/lib/optimizer.wgsl"))
+        .constant("WG_SIZE", wg_size)
 }
 
 fn norm_kernel() -> Kernel {
-    kernel("grad_norm", include_str!("../../../shaders/grad_norm.wgsl"), WG_SIZE)
+    kernel::<NormParams>("grad_norm", include_str!("../../../shaders/grad_norm.wgsl"), WG_SIZE)
         .part(REDUCE)
         .constant("QUADS_PER_GROUP", QUADS_PER_GROUP)
 }
 
 fn clip_kernel() -> Kernel {
-    kernel("clip", include_str!("../../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
+    kernel::<Count>("clip", include_str!("../../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
 }
 
 fn step_kernel() -> Kernel {
-    kernel("adamw", include_str!("../../../shaders/adamw.wgsl"), WG_SIZE)
+    kernel::<Count>("adamw", include_str!("../../../shaders/adamw.wgsl"), WG_SIZE)
         .part(include_str!("../../../shaders/lib/adamw.wgsl"))
 }
 
-pub(super) fn kernels() -> Vec<Kernel> {
+/// Every kernel of this operation.
+pub fn kernels() -> Vec<Kernel> {
     vec![norm_kernel(), clip_kernel(), step_kernel()]
 }
 

@@ -2,15 +2,13 @@
 //! bitsandbytes' dynamic map, signed for `m` and unsigned for `v`, times its block's largest magnitude. A step decodes a block of 256,
 //! is that of [`super::adamw`] in f32, and stores the nearest codes by the new scales.
 //!
-//! One rule is not bitsandbytes': a positive `v` never takes the code of 0. An element whose gradients are small beside its block's
-//! largest would otherwise be stepped by `m / eps` (the zero point problem of Li et al. 2023, "Memory Efficient Optimizers with
+//! One rule differs from bitsandbytes: a positive `v` never takes the code of 0. Otherwise an element whose gradients are small beside
+//! its block's largest would take a step of `m / eps` (the zero point problem of Li et al. 2023, "Memory Efficient Optimizers with
 //! 4-bit States").
-
-use bytemuck::{Pod, Zeroable};
 
 use super::VariantFamily;
 use super::lib_parts::REDUCE;
-use crate::gpu::{Kernel, Recorder, View};
+use crate::gpu::{Kernel, Recorder, View, params};
 use crate::quant::format::NESTED_BLOCK;
 use crate::quant::{dynamic_map, unsigned_dynamic_map};
 
@@ -22,29 +20,31 @@ const QUADS_PER_BLOCK: u32 = BLOCK as u32 / 4;
 /// The codes of 0 in both maps.
 pub const ZERO_CODES: [u8; 2] = [127, 0];
 
-/// Where the moments of one flat range lie.
+/// The moments of one flat range.
 #[derive(Clone, Copy, Debug)]
 pub struct CodedMoments {
-    /// Of `m` and of `v`, a byte an element.
+    /// The codes of `m` and of `v`, one byte per element.
     pub codes: [View; 2],
-    /// f32, for each block that of `m` and that of `v`.
+    /// For each block the scale of `m` and the scale of `v`, in f32.
     pub scales: View,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    quads: u32,
-    blocks: u32,
+params! {
+    struct Params {
+        quads: u32,
+        blocks: u32,
+    }
 }
 
 fn kernel(family: VariantFamily) -> Kernel {
     let kernel = match family {
-        VariantFamily::Tiles => Kernel::new("adamw8bit_tiles", include_str!("../../../shaders/adamw8bit_tiles.wgsl"))
-            .part(REDUCE)
-            .constant("WG_SIZE", QUADS_PER_BLOCK),
+        VariantFamily::Tiles => {
+            Kernel::new::<Params>("adamw8bit_tiles", include_str!("../../../shaders/adamw8bit_tiles.wgsl"))
+                .part(REDUCE)
+                .constant("WG_SIZE", QUADS_PER_BLOCK)
+        }
         VariantFamily::Lanes | VariantFamily::Broadcast => {
-            Kernel::new("adamw8bit_lanes", include_str!("../../../shaders/adamw8bit_lanes.wgsl"))
+            Kernel::new::<Params>("adamw8bit_lanes", include_str!("../../../shaders/adamw8bit_lanes.wgsl"))
                 .constant("WG_SIZE", VariantFamily::LANES)
         }
     };
@@ -59,8 +59,8 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(VariantFamily::Tiles), kernel(VariantFamily::Lanes)]
 }
 
-/// What the `tables` view of [`step`] holds: the values of the signed codes and of the unsigned ones, then for each, but the last of
-/// a map, the middle between it and the next.
+/// The contents of the `tables` view of [`step`]: the values of the signed codes and of the unsigned ones, then for each value but the
+/// last of a map the middle between it and the next.
 pub fn tables() -> [f32; 1024] {
     let mut tables = [0.0; 1024];
     for (at, map) in [dynamic_map(), unsigned_dynamic_map()].into_iter().enumerate() {
@@ -78,7 +78,7 @@ pub fn blocks(elements: u64) -> u64 {
 }
 
 /// One step over a flat range of parameters and its gradients of the same length; `state` comes from
-/// [`super::adamw::grad_norm`], `hyper` holds a [`super::adamw::Hyper`], `tables` what [`tables`] gives.
+/// [`super::adamw::grad_norm`], `hyper` holds a [`super::adamw::Hyper`], `tables` the values of [`tables`].
 pub fn step(
     rec: &mut Recorder,
     params: View,

@@ -13,10 +13,8 @@ mod tests;
 #[cfg(test)]
 pub mod twin;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::VariantFamily;
-use crate::gpu::{Kernel, Matrix, Recorder, View};
+use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
 const COMMON: &str = include_str!("../../../shaders/lib/attention_common.wgsl");
 const SCRATCH: &str = include_str!("../../../shaders/lib/attention_scratch.wgsl");
@@ -50,24 +48,24 @@ pub struct Shape {
     pub head_dim: u32,
 }
 
-/// Mirrors `Params` of attention_common.wgsl; strides in vec4s.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    keys: u32,
-    heads: u32,
-    kv_heads: u32,
-    q_ld: u32,
-    k_ld: u32,
-    v_ld: u32,
-    out_ld: u32,
-    dout_ld: u32,
-    dq_ld: u32,
-    dk_ld: u32,
-    dv_ld: u32,
-    scale: f32,
-    score_scale: f32,
+params! {
+    /// Mirrors `Params` of attention_common.wgsl; strides in vec4s.
+    struct Params {
+        rows: u32,
+        keys: u32,
+        heads: u32,
+        kv_heads: u32,
+        q_ld: u32,
+        k_ld: u32,
+        v_ld: u32,
+        out_ld: u32,
+        dout_ld: u32,
+        dq_ld: u32,
+        dk_ld: u32,
+        dv_ld: u32,
+        scale: f32,
+        score_scale: f32,
+    }
 }
 
 impl Shape {
@@ -130,7 +128,7 @@ fn lanes_kernel(
     let family = if head_dim > MAX_BROADCAST_HEAD_DIM { VariantFamily::Lanes } else { family };
     let broadcast = family == VariantFamily::Broadcast;
     let items_per_lane = items_per_lane(family, owned, head_dim, items);
-    let kernel = Kernel::new(name, source)
+    let kernel = Kernel::new::<Params>(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
         .constant("LANES", LANES)
@@ -146,7 +144,7 @@ fn tiles_kernel(name: &'static str, source: &'static str, owned: Owned, head_dim
     let outputs = if owned == Owned::Keys { 2 } else { 1 };
     let rows = (16 / (outputs * chunks)).clamp(1, 4);
     let rows = 1 << rows.ilog2();
-    let kernel = Kernel::new(name, source)
+    let kernel = Kernel::new::<Params>(name, source)
         .part(COMMON)
         .part(TILE_PART)
         .constant("D4", head_dim / 4)
@@ -180,7 +178,10 @@ fn dkv_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32)
 }
 
 fn delta_kernel(head_dim: u32) -> Kernel {
-    Kernel::new("attention_delta", DELTA).part(COMMON).constant("D4", head_dim / 4).constant("LANES", DELTA_LANES)
+    Kernel::new::<Params>("attention_delta", DELTA)
+        .part(COMMON)
+        .constant("D4", head_dim / 4)
+        .constant("LANES", DELTA_LANES)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

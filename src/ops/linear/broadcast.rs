@@ -1,16 +1,14 @@
 //! Variants for software adapters with subgroups of eight: one lane loads a value and hands it to the others, and the weight is
 //! decoded on the way in, see `shaders/linear_broadcast.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::contraction::{Contraction, Direction};
-use crate::gpu::{Capabilities, Constant, Kernel, Recorder, View};
+use crate::gpu::{Capabilities, Constant, Kernel, Recorder, View, params};
 use crate::ops::VariantFamily;
 use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::{Code4, Float, Format4, Storage};
 
-/// Lanes of a workgroup, one subgroup; the shader names it too.
+/// Lanes of a workgroup, which is one subgroup. The shader has the number too.
 const LANES: u32 = VariantFamily::LANES;
 /// Consecutive weights of a row that are decoded together.
 const OCTET: u32 = 8;
@@ -34,25 +32,29 @@ const _: () = {
 const PART_BYTES: u64 = 512 << 10;
 const DECODE_WG_SIZE: u32 = 64;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    begin: u32,
-    depth: u32,
-    in_features: u32,
-    x_ld4: u32,
-    x_col4: u32,
-    y_ld4: u32,
-    y_col4: u32,
-    rank: u32,
-    product_ld4: u32,
-    factor_first: u32,
-    scale: f32,
-    first_col: u32,
-    bias: u32,
-    accumulate: u32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        begin: u32,
+        depth: u32,
+        in_features: u32,
+        x_ld4: u32,
+        x_col4: u32,
+        y_ld4: u32,
+        y_col4: u32,
+        rank: u32,
+        product_ld4: u32,
+        factor_first: u32,
+        scale: f32,
+        first_col: u32,
+        bias: u32,
+        accumulate: u32,
+    }
+
+    struct DecodeParams {
+        count: u32,
+    }
 }
 
 /// One text of the kernel.
@@ -60,7 +62,7 @@ struct Params {
 struct Variant {
     direction: Direction,
     storage: Storage,
-    /// For so many rows that a long text pays for its compilation.
+    /// True for so many rows that a long text is worth its compilation.
     many: bool,
     /// Columns of a lane.
     width: u32,
@@ -94,7 +96,7 @@ impl Variant {
         // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
         let quads = self.direction == Direction::InputGradient || self.whole_rank;
         let narrow = self.width == 2;
-        let kernel = Kernel::new("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
+        let kernel = Kernel::new::<Params>("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
             .part(MASK_TAIL)
             .part(tile)
             .constant("GROUPS", self.rows() / LANES)
@@ -127,7 +129,7 @@ impl Variant {
 
 fn decode_kernel() -> Kernel {
     Origin::Fixed
-        .join(Kernel::new("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl")))
+        .join(Kernel::new::<DecodeParams>("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl")))
         .part(include_str!("../../../shaders/lib/absmax_nested.wgsl"))
         .constant("WG_SIZE", DECODE_WG_SIZE)
 }
@@ -209,7 +211,7 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     }
 }
 
-/// Those from which a contraction takes its strips, the widest first.
+/// The widths of a contraction's strips, the widest first.
 fn widths(direction: Direction, storage: Storage, many: bool) -> &'static [u32] {
     // Decoding of 4 bits along rows is shared by more rows where a lane owns fewer columns.
     match (direction, storage) {
@@ -218,7 +220,7 @@ fn widths(direction: Direction, storage: Storage, many: bool) -> &'static [u32] 
     }
 }
 
-/// Workgroups side by side, from `first_col`.
+/// Neighboring workgroups, from `first_col` on.
 struct Strips {
     first_col: u32,
     count: u32,
@@ -246,8 +248,7 @@ fn strips(widths: &[u32], many: bool, cols: u32) -> impl Iterator<Item = Strips>
     })
 }
 
-/// Depth of the contraction at which the weights under a workgroup's columns fill `PART_BYTES`: all row blocks then find them in the
-/// cache.
+/// The depth at which the weights of a workgroup's columns fill `PART_BYTES`, so that all blocks of rows find them in the cache.
 fn part_depth(storage: Storage) -> u32 {
     let half_bytes = match storage {
         Storage::Float(float) => 2 * float.bytes(),
@@ -263,6 +264,13 @@ fn decode_scales(rec: &mut Recorder, bytes: u64, absmax: View, nested: View) -> 
     let scales = View { bytes, ..scratch };
     let count = (bytes / 4) as u32;
     let groups = rec.fold(u64::from(count.div_ceil(DECODE_WG_SIZE)));
-    rec.dispatch("absmax_decode", decode_kernel(), &[scales, absmax, nested], &count, groups, u64::from(count));
+    rec.dispatch(
+        "absmax_decode",
+        decode_kernel(),
+        &[scales, absmax, nested],
+        &DecodeParams { count },
+        groups,
+        u64::from(count),
+    );
     scales
 }

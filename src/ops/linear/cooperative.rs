@@ -1,23 +1,21 @@
-//! The form for GPUs with cooperative matrices: f16 factors, f32 sums, see `shaders/linear_cooperative.wgsl`.
+//! Variants for GPUs with cooperative matrices: f16 factors, f32 sums, see `shaders/linear_cooperative.wgsl`.
 //!
-//! Rows of x and of the LoRA term's `low`, the weight and the LoRA factor are each scaled by a power of two that brings their largest
-//! element just under 2^15, and the sums are scaled back: exact, save that f16 keeps 11 bits of each factor. An output is off by at
-//! most 2^-10 (sum |x| |w| + s sum |low| |other|), and by what is left of elements 2^29 times smaller than the largest of their row
-//! or matrix. A row that holds a value that is not finite, or meets one in the weight, becomes NaN.
+//! Each row of x and of the LoRA term's product, the weight, and the LoRA factor are scaled by a power of two that brings their largest
+//! element just under 2^15. The sums are scaled back. All of this is exact, except that f16 keeps 11 bits of each factor. The error of
+//! an output is at most 2^-10 (sum |x| |w| + s sum |product| |factor|), and the part of elements that are 2^29 times smaller than the
+//! largest of their row or matrix. A row that holds a value that is not finite, or meets one in the weight, becomes NaN.
 //!
-//! The weight has one power for all of it, since it is read both along its rows and across them. Its largest magnitude is found anew at
-//! each use: weights may be in training, and one more reading of the scales, or of a float weight, is little beside the product.
-
-use bytemuck::{Pod, Zeroable};
+//! The whole weight has one power, since it is read both along its rows and across them. Each use searches for its largest magnitude
+//! again: the weight may be in training, and another reading of the scales, or of a float weight, takes little time beside the product.
 
 use super::contraction::{Contraction, Direction, GroupedContraction, MAX_TERMS};
-use crate::gpu::{Capabilities, Cooperative, Kernel, Matrix, ProblemSize, Recorder, Scratch, View};
+use crate::gpu::{Capabilities, Cooperative, Kernel, Matrix, ProblemSize, Recorder, Scratch, View, params};
 use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::{Float, Storage};
 
-/// With fewer rows or columns most of a tile would be empty; a shorter contraction does not win back the scaling of its rows. LoRA's
-/// own products keep to f32 by this rule.
+/// The smallest product that takes cooperative matrices. With fewer rows or columns most of a tile would be empty, and a shorter
+/// contraction does not win back the scaling of its rows. By this rule LoRA's own products stay in f32.
 const MIN_ROWS: u32 = 16;
 const MIN_COLS: u32 = 64;
 const MIN_DEPTH: u32 = 64;
@@ -25,15 +23,16 @@ const MIN_DEPTH: u32 = 64;
 /// The product's kernel.
 pub(super) const NAME: &str = "linear_cooperative";
 
-/// Workgroups that look for the largest magnitudes at most, and their partial results.
+/// The most workgroups that search for the largest magnitudes, each with one partial result.
 const PARTIALS: u32 = 256;
 const MAGNITUDE_WG_SIZE: u32 = 256;
 const ROWS_F16_WG_SIZE: u32 = 64;
 const QUAD_BYTES: u64 = 8;
 
-/// Outputs of a workgroup, and the units in which its subgroups share them.
+/// The outputs of a workgroup, and the units in which its subgroups share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
+    /// The name in the autotune table.
     pub name: &'static str,
     rows: u32,
     cols: u32,
@@ -50,9 +49,11 @@ const fn tile(name: &'static str, [rows, cols, depth]: [u32; 3], gap: u32, [unit
 }
 
 impl Tile {
+    /// The tile of small workgroup memory.
     pub const SMALL: Self = tile("cooperative 64x64x32", [64, 64, 32], 8, [2, 2]);
     /// All of 16 KiB with matrices of 16.
     pub const LARGE: Self = tile("cooperative 128x128x16", [128, 128, 16], 0, [2, 4]);
+    /// Every tile.
     pub const ALL: [Self; 2] = [Self::SMALL, Self::LARGE];
     /// For matrices in plain f32, whose texts software adapters take long to compile.
     #[cfg(test)]
@@ -69,34 +70,36 @@ impl Tile {
         self.units() * subgroups[0]
     }
 
-    /// Whether workgroups of the baseline's size hold whole subgroups, and none without a unit.
+    /// True if workgroups of the baseline's size hold whole subgroups, each with a unit.
     pub fn suits(self, subgroups: [u32; 2]) -> bool {
         let size = self.wg_size(subgroups);
         size <= 256 && subgroups[1] <= size
     }
 }
 
-/// What multiplies the matrices.
+/// The implementation of the matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matrices {
+    /// The device's own matrices.
     Hardware,
-    /// Plain f32 with rounded factors; this many lanes take the part of a subgroup.
+    /// Plain f32 with rounded factors. `lanes` invocations act as a subgroup.
     #[cfg(test)]
-    Emulated {
-        lanes: u32,
-    },
+    Emulated { lanes: u32 },
 }
 
-/// One way to run the product.
+/// One variant of the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Variant {
+    /// The device's matrices.
     pub cooperative: Cooperative,
+    /// The tile.
     pub tile: Tile,
+    /// The implementation of the matrices.
     pub matrices: Matrices,
 }
 
 impl Variant {
-    /// Those of a device with matrices, first the one that is taken where none was measured.
+    /// All variants on a device with matrices. The first one is taken where none was measured.
     pub(super) fn all(capabilities: &Capabilities) -> impl Iterator<Item = Self> {
         capabilities.cooperative.into_iter().flat_map(|cooperative| {
             let tiles = Tile::ALL.into_iter().filter(move |tile| tile.suits(cooperative.subgroups));
@@ -105,80 +108,73 @@ impl Variant {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MagnitudeParams {
-    elements: u32,
-    factors: u32,
-}
+params! {
+    struct MagnitudeParams {
+        elements: u32,
+        factors: u32,
+    }
 
-/// One of the contractions that are added up: its rows, and where they go.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RowsF16Term {
-    depth: u32,
-    x_first4: u32,
-    x_ld4: u32,
-    rank: u32,
-    product_first4: u32,
-    product_ld4: u32,
-    first_quad: u32,
-    partials: u32,
-    scale: f32,
-    padding: [u32; 3],
-}
+    /// One of the contractions that are added up: its rows, and their place among the converted rows.
+    struct RowsF16Term {
+        depth: u32,
+        x_first4: u32,
+        x_ld4: u32,
+        rank: u32,
+        product_first4: u32,
+        product_ld4: u32,
+        first_quad: u32,
+        partials: u32,
+        scale: f32,
+        padding: [u32; 3],
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct RowsF16Params {
-    rows: u32,
-    row_quads: u32,
-    weight_scaled: u32,
-    count: u32,
-    terms: [RowsF16Term; MAX_TERMS],
-}
+    struct RowsF16Params {
+        rows: u32,
+        row_quads: u32,
+        weight_scaled: u32,
+        count: u32,
+        terms: [RowsF16Term; MAX_TERMS],
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Term {
-    depth: u32,
-    first_quad: u32,
-    rank: u32,
-    factor_first: u32,
-    weight_first: u32,
-    absmax_first: u32,
-    nested_first: u32,
-    padding: u32,
-}
+    struct Term {
+        depth: u32,
+        first_quad: u32,
+        rank: u32,
+        factor_first: u32,
+        weight_first: u32,
+        absmax_first: u32,
+        nested_first: u32,
+        padding: u32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    in_features: u32,
-    row_quads: u32,
-    y_ld4: u32,
-    y_col4: u32,
-    bias_first: u32,
-    bias: u32,
-    accumulate: u32,
-    count: u32,
-    padding: [u32; 2],
-    terms: [Term; MAX_TERMS],
+    struct Params {
+        rows: u32,
+        cols: u32,
+        in_features: u32,
+        row_quads: u32,
+        y_ld4: u32,
+        y_col4: u32,
+        bias_first: u32,
+        bias: u32,
+        accumulate: u32,
+        count: u32,
+        padding: [u32; 2],
+        terms: [Term; MAX_TERMS],
+    }
 }
 
 fn magnitude_kernel(storage: Storage) -> Kernel {
-    let kernel = Kernel::new("linear_magnitude", include_str!("../../../shaders/linear_magnitude.wgsl"))
-        .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
-        .constant("WG_SIZE", MAGNITUDE_WG_SIZE)
-        .constant("PARTIALS", PARTIALS)
-        .constant("BLOCKS", matches!(storage, Storage::Quantized { .. }));
+    let kernel =
+        Kernel::new::<MagnitudeParams>("linear_magnitude", include_str!("../../../shaders/linear_magnitude.wgsl"))
+            .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
+            .constant("WG_SIZE", MAGNITUDE_WG_SIZE)
+            .constant("PARTIALS", PARTIALS)
+            .constant("BLOCKS", matches!(storage, Storage::Quantized { .. }));
     storage.join(kernel, 4)
 }
 
 fn rows_f16_kernel() -> Kernel {
-    Kernel::new("linear_rows_f16", include_str!("../../../shaders/linear_rows_f16.wgsl"))
+    Kernel::new::<RowsF16Params>("linear_rows_f16", include_str!("../../../shaders/linear_rows_f16.wgsl"))
         .part(MASK_TAIL)
         .part(include_str!("../../../shaders/lib/powers.wgsl"))
         .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
@@ -188,14 +184,14 @@ fn rows_f16_kernel() -> Kernel {
 }
 
 impl Variant {
-    /// The text that adds up so many contractions at most.
+    /// The kernel that adds up at most `terms` contractions.
     pub(super) fn kernel(self, direction: Direction, storage: Storage, in_features: u32, terms: usize) -> Kernel {
         let Self { tile, cooperative: Cooperative { side, subgroups }, .. } = self;
         let forward = direction == Direction::Forward;
         let wg_size = tile.wg_size(subgroups);
         let x_stride = tile.depth + tile.gap;
         let (w_rows, w_stride) = if forward { (tile.cols, x_stride) } else { (tile.depth, tile.cols + tile.gap) };
-        let kernel = Kernel::new(NAME, include_str!("../../../shaders/linear_cooperative.wgsl"))
+        let kernel = Kernel::new::<Params>(NAME, include_str!("../../../shaders/linear_cooperative.wgsl"))
             .constant("FORWARD", forward)
             .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
             .constant("SIDE", side)
@@ -250,7 +246,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-/// Whether a contraction of this shape takes this form.
+/// True if a contraction of this shape takes cooperative matrices.
 pub(super) fn applies(capabilities: &Capabilities, problem: &ProblemSize) -> bool {
     problem.rows >= MIN_ROWS
         && problem.cols >= MIN_COLS
@@ -258,7 +254,7 @@ pub(super) fn applies(capabilities: &Capabilities, problem: &ProblemSize) -> boo
         && Variant::all(capabilities).next().is_some()
 }
 
-/// What a contraction takes of a row of halves: its powers apart, its part of x and that of `low`.
+/// The quads of a converted row for one contraction, without its powers: its part of x and of the LoRA term's product.
 fn quads(depth: u32, rank: u32) -> u32 {
     depth.div_ceil(4) + rank.div_ceil(4)
 }
@@ -270,12 +266,12 @@ pub(super) fn rows_f16_bytes(rows: u32, depth: u32, rank: u32) -> u64 {
 
 /// The partial maxima of one contraction.
 const MAXIMA_BYTES: u64 = 2 * 4 * PARTIALS as u64;
-/// Scratch for those of a sum.
+/// Scratch for the partial maxima of a grouped contraction.
 pub(super) const ALL_MAXIMA_BYTES: u64 = MAXIMA_BYTES * MAX_TERMS as u64;
 
-/// How the rows of a sum lie in f16: a quad of powers for each contraction, then what each takes.
+/// The layout of the converted rows of a grouped contraction: a quad of powers for each contraction, then the parts of each.
 struct RowLayout {
-    /// Where the part of each contraction begins.
+    /// The quad at which the part of each contraction begins.
     firsts: [u32; MAX_TERMS],
     quads: u32,
 }
@@ -296,7 +292,7 @@ pub(super) fn record(rec: &mut Recorder, variant: Variant, grouped: &GroupedCont
     let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
     let layout = RowLayout::of(grouped);
     let rows_f16 = scale_rows(rec, grouped, &layout);
-    let mut terms = [Term::zeroed(); MAX_TERMS];
+    let mut terms = [Term::default(); MAX_TERMS];
     for ((term, contraction), first_quad) in terms.iter_mut().zip(&grouped.terms).zip(layout.firsts) {
         let offsets = grouped.offsets(contraction);
         *term = Term {
@@ -333,7 +329,7 @@ pub(super) fn record(rec: &mut Recorder, variant: Variant, grouped: &GroupedCont
     rec.dispatch(first.op_name(), kernel, &views, &params, groups, grouped.work());
 }
 
-/// The rows of x, and of the low-rank terms, scaled and in f16.
+/// Scales the rows of x and of the LoRA terms' products, and converts them to f16.
 fn scale_rows(rec: &mut Recorder, grouped: &GroupedContraction, layout: &RowLayout) -> View {
     let Contraction { x: Matrix { rows, .. }, weight, .. } = *grouped.first();
     let bytes = QUAD_BYTES * u64::from(rows) * u64::from(layout.quads);
@@ -342,9 +338,9 @@ fn scale_rows(rec: &mut Recorder, grouped: &GroupedContraction, layout: &RowLayo
     assert!(ALL_MAXIMA_BYTES <= partials.bytes, "scratch for the largest magnitudes");
     let (rows_f16, maxima) = (View { bytes, ..weight_panel }, View { bytes: ALL_MAXIMA_BYTES, ..partials });
 
-    // What is in f16 already fits into it.
+    // A weight in f16 needs no scaling.
     let weight_scaled = weight.storage != Storage::Float(Float::F16);
-    let mut terms = [RowsF16Term::zeroed(); MAX_TERMS];
+    let mut terms = [RowsF16Term::default(); MAX_TERMS];
     for (i, (term, contraction)) in terms.iter_mut().zip(&grouped.terms).enumerate() {
         let of_term = maxima.slice(i as u64 * MAXIMA_BYTES, MAXIMA_BYTES);
         let offsets = grouped.offsets(contraction);
@@ -375,7 +371,7 @@ fn scale_rows(rec: &mut Recorder, grouped: &GroupedContraction, layout: &RowLayo
     rows_f16
 }
 
-/// Looks for the largest magnitudes of a contraction's weight and LoRA factor; gives the count of partial maxima.
+/// Searches for the largest magnitudes of a contraction's weight and LoRA factor. Returns the count of partial maxima.
 fn record_magnitudes(rec: &mut Recorder, contraction: &Contraction, weight_scaled: bool, maxima: View) -> u32 {
     let Contraction { weight, panel, .. } = contraction;
     let factor_rows = if contraction.forward() { weight.out_features } else { weight.in_features };

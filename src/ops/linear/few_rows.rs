@@ -2,34 +2,32 @@
 //! it: a GPU's tile would be mostly empty, and a software adapter would decode a panel for too few products. See
 //! `shaders/linear_few_rows_shared.wgsl` for GPUs, `shaders/linear_few_rows.wgsl` for software adapters.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::contraction::Contraction;
-use crate::gpu::{Kernel, Recorder};
+use crate::gpu::{Kernel, Recorder, params};
 use crate::ops::VariantFamily;
 use crate::ops::lib_parts::MASK_TAIL;
 use crate::quant::format::Storage;
 
-/// With more, the accumulators leave the registers.
+/// The most rows. With more, the accumulators leave the registers.
 pub(super) const MAX_ROWS: u32 = 4;
-/// One vector of a software adapter, each of whose lanes makes one output.
+/// Lanes of a workgroup, which is one vector of a software adapter. Each lane makes one output.
 const LANES: u32 = VariantFamily::LANES;
-/// On a GPU the lanes of a workgroup share their outputs.
+/// Lanes of a workgroup on a GPU, which share its outputs.
 const SHARING: u32 = 64;
 const SHARED_OUTPUTS: u32 = 4;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    in_features: u32,
-    rank: u32,
-    x_ld4: u32,
-    y_ld: u32,
-    product_ld4: u32,
-    first: u32,
-    scale: f32,
+params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        in_features: u32,
+        rank: u32,
+        x_ld4: u32,
+        y_ld: u32,
+        product_ld4: u32,
+        first: u32,
+        scale: f32,
+    }
 }
 
 fn kernel(
@@ -41,13 +39,14 @@ fn kernel(
     accumulate: bool,
 ) -> Kernel {
     let kernel = match family {
-        VariantFamily::Tiles => {
-            Kernel::new("linear_few_rows_shared", include_str!("../../../shaders/linear_few_rows_shared.wgsl"))
-                .part(MASK_TAIL)
-                .constant("WG_SIZE", SHARING)
-        }
+        VariantFamily::Tiles => Kernel::new::<Params>(
+            "linear_few_rows_shared",
+            include_str!("../../../shaders/linear_few_rows_shared.wgsl"),
+        )
+        .part(MASK_TAIL)
+        .constant("WG_SIZE", SHARING),
         VariantFamily::Lanes | VariantFamily::Broadcast => {
-            Kernel::new("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
+            Kernel::new::<Params>("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
                 .constant("WG_SIZE", LANES)
         }
     };

@@ -1,57 +1,51 @@
 //! Variants for software adapters: decode a panel of the weight to f32, then multiply without workgroup memory, see
 //! `shaders/weight_panel.wgsl` and `shaders/linear_rows.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::contraction::{Contraction, Direction};
-use crate::gpu::{Kernel, Recorder, View, round_up};
+use crate::gpu::{Kernel, Recorder, View, params, round_up};
 use crate::ops::weight::Panel;
 use crate::quant::format::Storage;
 
 const DECODE_WG_SIZE: u32 = 64;
-/// One vector of a software adapter: neighboring lanes own neighboring column quads.
+/// Lanes of a workgroup, which is one vector of a software adapter. Neighboring lanes own neighboring quads of columns.
 const LANES: u32 = 8;
 /// Columns that one workgroup owns; the panel is laid out in strips of these, see `shaders/lib/panel.wgsl`.
 const STRIP: u32 = 4 * LANES;
 /// A panel larger than this is decoded and used in parts.
 const PANEL_BYTES: u64 = 16 << 20;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct DecodeParams {
-    first: u32,
-    rows: u32,
-    in_features: u32,
-    depth: u32,
-}
+params! {
+    struct DecodeParams {
+        first: u32,
+        rows: u32,
+        in_features: u32,
+        depth: u32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct FactorParams {
-    first: u32,
-    cols: u32,
-    rank: u32,
-    depth: u32,
-    scale: f32,
-}
+    struct FactorParams {
+        first: u32,
+        cols: u32,
+        rank: u32,
+        depth: u32,
+        scale: f32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    depth: u32,
-    rank: u32,
-    x_ld4: u32,
-    x_col4: u32,
-    y_ld4: u32,
-    y_col4: u32,
-    product_ld4: u32,
-    bias_first: u32,
+    struct Params {
+        rows: u32,
+        cols: u32,
+        depth: u32,
+        rank: u32,
+        x_ld4: u32,
+        x_col4: u32,
+        y_ld4: u32,
+        y_col4: u32,
+        product_ld4: u32,
+        bias_first: u32,
+    }
 }
 
 fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Kernel {
-    let kernel = Kernel::new("weight_panel", include_str!("../../../shaders/weight_panel.wgsl"))
+    let kernel = Kernel::new::<DecodeParams>("weight_panel", include_str!("../../../shaders/weight_panel.wgsl"))
         .part(include_str!("../../../shaders/lib/panel.wgsl"))
         .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
@@ -60,14 +54,14 @@ fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Ke
 }
 
 fn factor_kernel(direction: Direction) -> Kernel {
-    Kernel::new("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
+    Kernel::new::<FactorParams>("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
         .part(include_str!("../../../shaders/lib/panel.wgsl"))
         .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
         .constant("FORWARD", direction == Direction::Forward)
 }
 
-/// Few rows (generation) would waste most of a 16-row block.
+/// Rows of a workgroup. Few rows would waste most of a block of 16.
 fn block_rows(rows: u32) -> u32 {
     match rows {
         1 => 1,
@@ -77,7 +71,7 @@ fn block_rows(rows: u32) -> u32 {
 }
 
 fn multiply_kernel(rows: u32, bias: bool, accumulate: bool) -> Kernel {
-    Kernel::new("linear_rows", include_str!("../../../shaders/linear_rows.wgsl"))
+    Kernel::new::<Params>("linear_rows", include_str!("../../../shaders/linear_rows.wgsl"))
         .constant("WG_SIZE", LANES)
         .constant("ROWS", block_rows(rows))
         .constant("BIAS", bias)
@@ -127,7 +121,7 @@ pub(super) fn record(rec: &mut Recorder, contraction: Contraction) {
     for first in (0..panel.rows).step_by(per_part as usize) {
         let rows = Panel { first_row: panel.first_row + first, rows: per_part.min(panel.rows - first), ..*panel };
         let part = Contraction { panel: &rows, ..contraction };
-        // As with panels: parts of the gradient's contraction add up, the first brings the LoRA term.
+        // The parts of the gradient's contraction add up, and the first one has the LoRA term, as with panels.
         let part = if first == 0 || part.forward() { part } else { part.added() };
         let (cols, depth, rank) = (part.cols(), part.depth(), part.rank());
         let decoded = View { bytes: bytes(depth + rank, cols), ..scratch };

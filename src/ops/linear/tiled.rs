@@ -3,10 +3,8 @@
 //! The fastest size depends on the adapter and on the shape. All sizes sum each output over k in the same order, with one
 //! accumulator, and so give the same bits: the results of a run do not depend on the choice.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::contraction::{Contraction, Direction, GroupedContraction, MAX_TERMS};
-use crate::gpu::{Kernel, Matrix, Recorder};
+use crate::gpu::{Kernel, Matrix, Recorder, params};
 use crate::ops::lib_parts::MASK_TAIL;
 use crate::ops::weight::Origin;
 use crate::quant::format::Storage;
@@ -67,7 +65,7 @@ impl Tile {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled =
             matches!(storage, Storage::Quantized(format) if self.lies_in_blocks(format.code.block(), in_features));
-        let mut kernel = Kernel::new("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
+        let mut kernel = Kernel::new::<Params>("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
             .part(MASK_TAIL)
             .constant("FORWARD", direction == Direction::Forward)
             .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
@@ -84,39 +82,37 @@ impl Tile {
     }
 }
 
-/// One of the contractions that are added up, with the beginnings of its operands in their bindings, in the units in which the
-/// shader reads them.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Term {
-    depth: u32,
-    x_first4: u32,
-    x_ld4: u32,
-    rank: u32,
-    product_first4: u32,
-    product_ld4: u32,
-    factor_first: u32,
-    scale: f32,
-    weight_first: u32,
-    absmax_first: u32,
-    nested_first: u32,
-    padding: u32,
-}
+params! {
+    /// One of the contractions that are added up, with the beginnings of its operands in their bindings, in the units in which the
+    /// shader reads them.
+    struct Term {
+        depth: u32,
+        x_first4: u32,
+        x_ld4: u32,
+        rank: u32,
+        product_first4: u32,
+        product_ld4: u32,
+        factor_first: u32,
+        scale: f32,
+        weight_first: u32,
+        absmax_first: u32,
+        nested_first: u32,
+        padding: u32,
+    }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    rows: u32,
-    cols: u32,
-    in_features: u32,
-    y_ld4: u32,
-    y_col4: u32,
-    bias_first: u32,
-    bias: u32,
-    accumulate: u32,
-    count: u32,
-    padding: [u32; 3],
-    terms: [Term; MAX_TERMS],
+    struct Params {
+        rows: u32,
+        cols: u32,
+        in_features: u32,
+        y_ld4: u32,
+        y_col4: u32,
+        bias_first: u32,
+        bias: u32,
+        accumulate: u32,
+        count: u32,
+        padding: [u32; 3],
+        terms: [Term; MAX_TERMS],
+    }
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
@@ -138,7 +134,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
 pub(super) fn record(rec: &mut Recorder, tile: Tile, grouped: &GroupedContraction) {
     let first = grouped.first();
     let Contraction { direction, x: Matrix { rows, .. }, weight, panel, y, accumulate, .. } = *first;
-    let mut terms = [Term::zeroed(); MAX_TERMS];
+    let mut terms = [Term::default(); MAX_TERMS];
     for (term, contraction) in terms.iter_mut().zip(&grouped.terms) {
         let offsets = grouped.offsets(contraction);
         *term = Term {
