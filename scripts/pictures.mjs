@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { fill, openPage, startBrowser, startServer, waitForText } from "../tests/page/browser.mjs";
+import { openPage, startBrowser, startServer, waitForText } from "../tests/page/browser.mjs";
 import { ready, start } from "../tests/page/steps.mjs";
 
 /** The built-in run takes a minute on a quiet machine. */
@@ -54,7 +54,6 @@ async function terminal(browser) {
 async function trainedPage(browser) {
   const site = await startServer();
   const { page, profile } = await openPage(browser, site.url, { viewport: { width: 1180, height: 900 }, deviceScaleFactor: 1.5 });
-  await fill(page, { Steps: 60 });
   await ready(page);
   await start(page);
   await waitForText(page, ".run-status", /Finished/, WAIT_MS);
