@@ -1,7 +1,9 @@
 //! Trains an adapter from code: `cargo run --release --example train -- MODEL_DIR TEXT_FILE OUT_DIR`.
 
 use loraine::gpu::{Gpu, GpuOptions};
-use loraine::train::run::{self, Event, Start};
+use loraine::train::event::{Event, to_the_end};
+use loraine::train::prepare::prepare;
+use loraine::train::run::{Start, run};
 use loraine::train::settings::RunSettings;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,14 +18,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..RunSettings::default()
     };
     // Everything that can be refused is refused here, before a device is opened.
-    let prepared = run::prepare(settings)?;
+    let prepared = prepare(settings)?;
     let gpu = pollster::block_on(Gpu::open(&GpuOptions::default()))?;
     let listen = |event: Event<'_>| {
         if let Event::Step { metrics, steps } = event {
             println!("{}/{steps}: loss {:.4}", metrics.step, metrics.loss);
         }
     };
-    let outcome = pollster::block_on(run::run(prepared, gpu, &Start::default(), run::to_the_end, listen))?;
+    let outcome = pollster::block_on(run(prepared, gpu, &Start::default(), to_the_end, listen))?;
     println!("{} steps, see {}", outcome.step, outcome.loss_svg.display());
     Ok(())
 }

@@ -1,10 +1,10 @@
 // Softmax cross-entropy: one workgroup per row reads the logits once for the loss and, with GRADIENT, writes their
-// gradient over them. Labels beyond the vocabulary have neither loss nor gradient.
+// gradient over them, times the row's weight. Labels beyond the vocabulary have neither loss nor gradient.
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
-@group(0) @binding(0) var<storage, read> targets: array<u32>;
-@group(0) @binding(1) var<storage, read> scalars: array<f32>;
+@group(0) @binding(0) var<storage, read> labels: array<u32>;
+@group(0) @binding(1) var<storage, read> label_weights: array<f32>;
 @group(0) @binding(2) var<storage, read_write> losses: array<f32>;
 @group(0) @binding(3) var<storage, read_write> logits: array<vec4<f32>>;
 
@@ -25,10 +25,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= params.rows { return; }
     let base = row * (params.ld / 4u);
     let quads = (params.cols + 3u) / 4u;
-    let target_col = targets[row];
-    let counted = target_col < params.cols;
-    var target_logit = 0.0;
-    if counted { target_logit = load(base, target_col / 4u)[target_col % 4u]; }
+    let label = labels[row];
+    let counted = label < params.cols;
+    var label_logit = 0.0;
+    if counted { label_logit = load(base, label / 4u)[label % 4u]; }
     var highest = LOWEST;
     var sum = 0.0;
     for (var quad = lane; quad < quads; quad += WG_SIZE) {
@@ -40,14 +40,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row_highest = workgroup_max(highest, lane);
     let row_sum = workgroup_sum(sum * exp(highest - row_highest), lane);
     if lane == 0u {
-        losses[row] = select(0.0, log(row_sum) + (row_highest - target_logit), counted);
+        losses[row] = select(0.0, log(row_sum) + (row_highest - label_logit), counted);
     }
     if GRADIENT {
-        let scale = select(0.0, scalars[0], counted);
+        let scale = select(0.0, label_weights[row], counted);
         for (var quad = lane; quad < quads; quad += WG_SIZE) {
             let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
             let softmax = exp(load(base, quad) - row_highest) / row_sum;
-            let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(target_col));
+            let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(label));
             logits[base + quad] = (softmax - one_hot) * scale;
         }
     }

@@ -6,7 +6,9 @@
 //!
 //! ```no_run
 //! use loraine::gpu::{Gpu, GpuOptions};
-//! use loraine::train::run::{self, Start};
+//! use loraine::train::event::to_the_end;
+//! use loraine::train::prepare::prepare;
+//! use loraine::train::run::{Start, run};
 //! use loraine::train::settings::RunSettings;
 //!
 //! let settings = RunSettings {
@@ -15,9 +17,9 @@
 //!     out: "run".into(),
 //!     ..RunSettings::default()
 //! };
-//! let prepared = run::prepare(settings)?;
+//! let prepared = prepare(settings)?;
 //! let gpu = pollster::block_on(Gpu::open(&GpuOptions::default()))?;
-//! pollster::block_on(run::run(prepared, gpu, &Start::default(), run::to_the_end, |event| println!("{event:?}")))?;
+//! pollster::block_on(run(prepared, gpu, &Start::default(), to_the_end, |event| println!("{event:?}")))?;
 //! # Ok::<(), loraine::Error>(())
 //! ```
 

@@ -9,7 +9,8 @@ use loraine::lora::config::LoraConfig;
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
 use loraine::network::moments::MomentStorage;
-use loraine::train::checkpoint::{self, RunState, Subject};
+use loraine::train::checkpoint::{self, RunState, Trainable};
+use loraine::train::objective::Report;
 use loraine::train::origin::Origin;
 use loraine::train::settings::RunSettings;
 use loraine_fuzz::{Place, fixture, model};
@@ -28,7 +29,8 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let model = model("llama_tied");
     let LoadedAdapter { config, modules, .. } = adapter_file::load(place.path(), &model).expect("a good adapter");
     let origin = Origin::new(&RunSettings::default(), &[], &[], None, 9).expect("no file to read");
-    let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged: vec![2.5], origin }).expect("JSON");
+    let unlogged = vec![Report { loss: 2.5, ..Report::default() }];
+    let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged, origin }).expect("JSON");
     Run { place, model, config, modules, state }
 });
 
@@ -42,5 +44,5 @@ fuzz_target!(|bytes: &[u8]| {
         place.write("optimizer.safetensors", bytes);
     }
     let moments = if which & 2 == 0 { MomentStorage::F32 } else { MomentStorage::EightBit };
-    let _ = checkpoint::load(place.path(), model, Subject::Adapter { config, modules }, moments);
+    let _ = checkpoint::load(place.path(), model, Trainable::Adapter { config, modules }, moments);
 });

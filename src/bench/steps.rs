@@ -17,7 +17,7 @@ use crate::ops::adamw::AdamW;
 use crate::quant::format::Float;
 use crate::random::{Stream, bits};
 use crate::setting::SHAPE;
-use crate::train::budget::plan_within_budget;
+use crate::train::budget::PlanRequest;
 use crate::train::engine::Engine;
 use crate::train::plan::TrainPlan;
 use crate::train::settings::RunSettings;
@@ -152,8 +152,16 @@ pub(super) fn plan(
 ) -> Result<(Vec<LoraModule>, TrainPlan)> {
     let settings = RunSettings { batch_size: shape.sequences, ..settings.clone() };
     let modules = targets::resolve(&settings.lora_config(), &shape.config)?;
-    let (rows, length) = (shape.sequences * shape.length, shape.length);
-    let plan = plan_within_budget(&settings, &shape.config, &modules, |_| Float::Bf16, rows, length, capabilities)?;
+    let plan = PlanRequest {
+        settings: &settings,
+        config: &shape.config,
+        modules: &modules,
+        stored: &|_| Float::Bf16,
+        max_rows: shape.sequences * shape.length,
+        max_positions: shape.length,
+        capabilities,
+    }
+    .plan_within_budget()?;
     Ok((modules, plan))
 }
 
@@ -195,7 +203,7 @@ pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> 
         host_ms: host * 1e3,
         gpu_bytes: ledger.total(),
         memory: ledger.entries().collect(),
-        kernels: engine.plan.autotune.lines(),
+        kernels: engine.plan.shared.autotune.lines(),
         operations,
     };
     Ok((result, engine.gpu))

@@ -12,7 +12,8 @@ use loraine::infer::generator::GenerationSettings;
 use loraine::infer::sampler::SamplingSettings;
 use loraine::infer::session::{self, NamedAdapter, SessionSettings};
 use loraine::infer::text_format::TemplateChoice;
-use loraine::train::run::{self, Start};
+use loraine::train::prepare::prepare;
+use loraine::train::run::Start;
 use loraine::train::settings::RunSettings;
 use loraine::train::{output, plot};
 
@@ -51,7 +52,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     view.say("A tiny model that knows little stories learns to talk like a pirate.\n".to_owned());
     show(&view, "before", &answers(&settings, args.gpu.open()?, false)?);
 
-    let prepared = run::prepare(settings.clone())?;
+    let prepared = prepare(settings.clone())?;
     let gpu = args.gpu.open()?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let ledger = prepared.plan(gpu.capabilities)?.ledger();

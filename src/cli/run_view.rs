@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
 use loraine::gpu::{Ledger, Profile};
 use loraine::setting::{as_flag, written};
-use loraine::train::output::{EvalMetrics, StepMetrics};
-use loraine::train::run::{Event, Outcome};
+use loraine::train::event::{Event, Outcome};
+use loraine::train::output::StepMetrics;
 use serde_json::{Value, json};
 
 use super::show::{bytes, profile_table, shell_word};
@@ -98,9 +98,12 @@ impl RunView {
                 self.say(format!("step {step}: loss or gradient were not finite; the step was skipped"));
             }
             Event::Evaluated(metrics) if self.json => self.object("evaluation", json!(metrics)),
-            Event::Evaluated(EvalMetrics { step, eval_loss, eval_perplexity, eval_tokens }) => self.say(format!(
-                "eval    step {step}: loss {eval_loss:.4}, perplexity {eval_perplexity:.2} over {eval_tokens} tokens"
-            )),
+            Event::Evaluated(metrics) => {
+                let values = metrics.named_values().map(|(name, value)| format!(", {name} {value:.2}"));
+                let (step, loss, tokens) = (metrics.step, metrics.eval_loss, metrics.eval_tokens);
+                let values: String = values.collect();
+                self.say(format!("eval    step {step}: loss {loss:.4}{values} over {tokens} tokens"));
+            }
             Event::Saved(path) if self.json => self.object("saved", json!({ "path": path })),
             Event::Saved(path) => self.say(format!("saved   {}", path.display())),
         }

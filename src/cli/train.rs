@@ -10,8 +10,10 @@ use loraine::hub::fetch::Extent;
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, written};
 use loraine::train::checkpoint;
+use loraine::train::event::{Control, Outcome};
 use loraine::train::output::Output;
-use loraine::train::run::{self, Control, Outcome, PreparedRun, Resume, Start};
+use loraine::train::prepare::{PreparedRun, prepare};
+use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
 
@@ -325,7 +327,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
     let model = settings.model.clone();
     settings.model = super::args::model::model_directory(&model, Extent::Everything)?;
-    let mut prepared = run::prepare(settings)?;
+    let mut prepared = prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
     let mut view = RunView::new(args.json);
     view.data("data", &prepared.data);

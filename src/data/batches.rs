@@ -74,7 +74,7 @@ pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec
 }
 
 /// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a label.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
     pub tokens: Vec<u32>,
     /// Position of each row in its own sequence.
@@ -87,6 +87,8 @@ pub struct MicroBatch {
     pub label_rows: Vec<u32>,
     /// Label of each row of `label_rows`: the next token.
     pub labels: Vec<u32>,
+    /// The weight of each of `labels` in the loss, before it is divided by the count of a step's labels.
+    pub label_weights: Vec<f32>,
 }
 
 impl MicroBatch {
@@ -106,6 +108,7 @@ impl MicroBatch {
             for (row, (label, _)) in next.enumerate().filter(|(_, (_, trained))| **trained) {
                 batch.label_rows.push(start + row as u32);
                 batch.labels.push(*label);
+                batch.label_weights.push(1.0);
             }
         }
         batch
@@ -159,6 +162,7 @@ mod tests {
             segment_end: vec![3, 3, 3, 5, 5],
             label_rows: vec![1, 2, 3, 4],
             labels: vec![12, 13, 31, 32],
+            label_weights: vec![1.0; 4],
         };
         assert_eq!(batch, expected);
     }

@@ -181,10 +181,16 @@ impl Matrix {
     }
 
     /// The first `rows` rows.
-    pub fn top(self, rows: u32) -> Self {
+    pub fn first_rows(self, rows: u32) -> Self {
         assert!(rows <= self.rows, "{rows} rows of {self:?}");
         let bytes = u64::from(rows) * u64::from(self.ld) * 4;
         Self { view: View { bytes, ..self.view }, rows, ..self }
+    }
+
+    /// Rows `first .. first + rows`.
+    pub fn rows(self, first: u32, rows: u32) -> Self {
+        let row_bytes = 4 * u64::from(self.ld);
+        Self { view: self.view.slice(u64::from(first) * row_bytes, u64::from(rows) * row_bytes), rows, ..self }
     }
 
     /// The matrix seen as `rows * heads` rows of one head each. `heads` must divide `cols`, and rows must not be padded.

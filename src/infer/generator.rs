@@ -108,11 +108,12 @@ impl Generator {
         let stored = |name: &str| source.stored(name);
         let modules: Vec<&[LoraModule]> = adapters.iter().map(|a| a.modules.as_slice()).collect();
         let mut plan = GenerationPlan::new(gpu.capabilities, config, stored, &modules, settings)?;
-        plan.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
+        plan.shared.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
         let mut buffers = Buffers::default();
-        gpu.allocate(&plan.memory, &mut buffers).await?;
-        let staging = plan.staging.as_ref();
-        load::load(&gpu, &mut buffers, source, &plan.network, staging, || plan.recorder(), progress).await?;
+        gpu.allocate(&plan.shared.memory, &mut buffers).await?;
+        let staging = plan.shared.staging.as_ref();
+        load::load(&gpu, &mut buffers, source, &plan.shared.network, staging, || plan.shared.recorder(), progress)
+            .await?;
         for (place, adapter) in plan.adapters.iter().zip(adapters) {
             place.write(&gpu, &buffers, &adapter.tensors);
         }
@@ -139,7 +140,7 @@ impl Generator {
         let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let mut logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        logits.truncate(self.plan.network.config.vocab_size);
+        logits.truncate(self.plan.shared.network.config.vocab_size);
         Ok(logits)
     }
 
@@ -195,7 +196,7 @@ impl Generator {
         if length > context {
             return refuse(format!("the prompt has {length} tokens, but the context holds {context}"));
         }
-        let vocabulary = self.plan.network.config.vocab_size;
+        let vocabulary = self.plan.shared.network.config.vocab_size;
         if let Some(id) = text.iter().find(|id| **id as usize >= vocabulary) {
             return refuse(format!("the prompt has the token {id}, but the vocabulary ends at {}", vocabulary - 1));
         }
@@ -212,9 +213,9 @@ impl Generator {
         let rows = tokens.len() as u32;
         let positions = first as u32..first as u32 + rows;
         let write = |view, words: &[u32]| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(words));
-        write(self.plan.inputs.tokens, tokens);
-        write(self.plan.inputs.positions, &positions.clone().collect::<Vec<_>>());
-        for ranges in &self.plan.inputs.windows {
+        write(self.plan.shared.inputs.tokens, tokens);
+        write(self.plan.shared.inputs.positions, &positions.clone().collect::<Vec<_>>());
+        for ranges in &self.plan.shared.inputs.windows {
             let window = ranges.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX);
             let keys = |position: u32| [(position + 1).saturating_sub(window), position + 1];
             write(ranges.keys, &positions.clone().flat_map(keys).collect::<Vec<_>>());
@@ -222,7 +223,7 @@ impl Generator {
         write(self.plan.last_row, &[rows - 1]);
         let shape = PassShape { rows, adapter, logits };
         let list = self.lists.get_or_prepare(shape, || {
-            let uniform = self.plan.uniforms[usize::from(rows == 1)];
+            let uniform = self.plan.shared.uniforms[usize::from(rows == 1)];
             self.gpu.prepare(&self.plan.record(shape).commands, &self.buffers, uniform)
         })?;
         Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)

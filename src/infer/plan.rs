@@ -1,18 +1,16 @@
 //! The device memory of generation, planned from sizes alone: base, any number of adapters, cache, workspace.
 
-use crate::gpu::params_bytes;
-use crate::gpu::{
-    Arena, AutotuneTable, Capabilities, Category, Ledger, Matrix, MemoryPlan, ProblemSize, Recorder, Scratch, View,
-};
+use crate::gpu::{Capabilities, Category, Ledger, Matrix, ProblemSize, Recorder, View, params_bytes};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
 use crate::network::activations::{Activations, Inputs, scratch_bytes};
 use crate::network::adapter::DeviceAdapter;
-use crate::network::base::{self, BaseStorage, Network};
+use crate::network::base::BaseStorage;
 use crate::network::decoder::{KvCache, Pass};
-use crate::network::load::Staging;
-use crate::ops::{linear, rows};
+use crate::network::head;
+use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
+use crate::ops::rows;
 use crate::quant::format::Float;
 use crate::setting::MAX_CONTEXT;
 use crate::{Error, Result};
@@ -41,27 +39,17 @@ pub struct PassShape {
 /// All buffers of generation; records its passes.
 #[derive(Clone, Debug)]
 pub struct GenerationPlan {
-    pub memory: MemoryPlan,
-    pub capabilities: Capabilities,
-    /// Measured kernel choices; they change neither memory nor results.
-    pub autotune: AutotuneTable,
-    pub network: Network,
+    /// Its uniforms are the dispatch parameters of the passes over prompts, and of the passes of one row.
+    pub shared: NetworkPlan,
     pub adapters: Vec<DeviceAdapter>,
-    pub staging: Option<Staging>,
-    pub inputs: Inputs,
     /// Row whose logits are computed, u32.
     pub last_row: View,
     /// `[1, vocabulary]`.
     pub logits: Matrix,
     pub logits_read: View,
-    /// Dispatch parameters of the passes over prompts, and of the passes of one row.
-    pub uniforms: [View; 2],
     pub rows_per_pass: u32,
     cache: KvCache,
     last_hidden: Matrix,
-    activations: Activations,
-    unused: [View; 2],
-    scratch: Scratch,
 }
 
 impl GenerationPlan {
@@ -76,72 +64,42 @@ impl GenerationPlan {
         adapters: &[&[LoraModule]],
         settings: &PlanSettings,
     ) -> Result<Self> {
-        let mut memory = MemoryPlan::for_bindings_of(capabilities.max_binding_bytes);
-        let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
-        let max_binding = capabilities.max_binding_bytes.min(capabilities.max_buffer_bytes);
+        let max_binding = max_binding(&capabilities);
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
-        let network = base::plan(&mut memory, config, settings.base, stored, settings.max_positions, max_binding);
-        let adapters: Vec<DeviceAdapter> = adapters
-            .iter()
-            .map(|modules| DeviceAdapter::plan(&mut memory, modules, config, None, max_binding))
-            .collect();
+        let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
+        let NetworkPlanner { memory, arena, network, .. } = &mut planner;
+        let adapters: Vec<DeviceAdapter> =
+            adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, None, max_binding)).collect();
         let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
         let cache = KvCache {
             layers: (0..config.num_layers).map(|_| [cached("cached keys"), cached("cached values")]).collect(),
         };
         let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
-        let inputs = Inputs::plan(&mut memory, config, rows_per_pass);
+        let inputs = Inputs::plan(memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);
-        let mut arena = Arena::new(Category::Workspace);
-        let activations = Activations::plan_inference(&mut memory, &mut arena, &network, &adapters, rows_per_pass);
-        let staging = Staging::plan(&mut memory, &mut arena, &network);
-        let (panel, partials) = scratch_bytes(&network, &adapters, rows_per_pass, 1, &capabilities);
-        let scratch = Scratch {
-            weight_panel: memory.alloc(Category::Workspace, "decoded weight panel", panel),
-            partials: memory.alloc(Category::Workspace, "partial sums", partials),
-        };
+        let activations = Activations::plan_inference(memory, arena, network, &adapters, rows_per_pass);
+        let scratch = scratch_bytes(network, &adapters, rows_per_pass, 1, &capabilities);
         let last_hidden = memory.matrix(Category::Workspace, "last row's hidden state", 1, config.hidden_size as u32);
         let logits = memory.matrix(Category::Workspace, "logits", 1, config.vocab_size as u32);
         let logits_read = memory.alloc_readback("logits read-back", logits.view.bytes);
-        let none = View { bytes: 0, ..unused[0] };
-        let mut plan = Self {
-            memory,
-            capabilities,
-            autotune: AutotuneTable::default(),
-            network,
-            adapters,
-            staging,
-            inputs,
-            last_row,
-            logits,
-            logits_read,
-            uniforms: [none; 2],
-            rows_per_pass,
-            cache,
-            last_hidden,
-            activations,
-            unused,
-            scratch,
-        };
+        let shared = planner.finish(inputs, activations, scratch);
+        let mut plan = Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, cache, last_hidden };
         // The list of all rows is the longest: fewer rows never take more dispatches.
-        plan.uniforms = [rows_per_pass, 1].map(|rows| {
-            let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands)).max().unwrap_or(0);
-            plan.memory.alloc(Category::Uploads, "dispatch parameters", bytes)
+        let uniforms = [rows_per_pass, 1].map(|rows| {
+            let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands));
+            bytes.max().unwrap_or(0)
         });
+        plan.shared.plan_uniforms(uniforms);
         Ok(plan)
     }
 
     /// Bytes by category.
     pub fn ledger(&self) -> Ledger {
-        self.memory.ledger()
+        self.shared.ledger()
     }
 
     pub fn max_positions(&self) -> usize {
-        self.network.max_positions
-    }
-
-    pub fn recorder(&self) -> Recorder {
-        Recorder::new(self.capabilities, self.unused[0], self.unused[1], self.scratch).with_autotune(&self.autotune)
+        self.shared.network.max_positions
     }
 
     /// Records the pass of `rows` rows with the base, and with each adapter.
@@ -157,21 +115,16 @@ impl GenerationPlan {
 
     /// Records the forward pass of `shape`. With `logits`, it ends with the logits of the row that `last_row` holds.
     pub fn record(&self, shape: PassShape) -> Recorder {
-        let mut rec = self.recorder();
+        let mut rec = self.shared.recorder();
         let pass = Pass {
-            network: &self.network,
-            trained: None,
             adapter: shape.adapter.and_then(|i| self.adapters.get(i)),
-            inputs: &self.inputs,
-            activations: &self.activations,
-            rows: shape.rows,
-            dropout: None,
             cache: Some(&self.cache),
+            ..self.shared.pass(shape.rows)
         };
         let hidden = pass.forward(&mut rec);
         if shape.logits {
             rows::gather_rows(&mut rec, hidden, self.last_row, self.last_hidden);
-            linear::forward(&mut rec, self.last_hidden, self.network.head(), None, self.logits, false);
+            head::forward(&mut rec, &self.shared.network, self.last_hidden, self.logits);
         }
         rec
     }
@@ -216,7 +169,7 @@ mod tests {
                 for rows in 1..=plan.rows_per_pass {
                     for adapter in [None, Some(0), Some(1)] {
                         let list = plan.record(PassShape { rows, adapter, logits: true });
-                        let arena = plan.uniforms[usize::from(rows == 1)];
+                        let arena = plan.shared.uniforms[usize::from(rows == 1)];
                         assert!(params_bytes(&list.commands) <= arena.bytes, "cpu {cpu}, {rows} rows, {adapter:?}");
                     }
                 }

@@ -102,7 +102,7 @@ pub struct Answer {
 
 impl Session {
     pub fn config(&self) -> &ModelConfig {
-        &self.generator.plan.network.config
+        &self.generator.plan.shared.network.config
     }
 
     /// Largest number of tokens of prompt and answer together.

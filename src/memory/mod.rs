@@ -11,10 +11,9 @@ use crate::lora::factors::factors;
 use crate::lora::targets;
 use crate::model::config::ModelConfig;
 use crate::model::tensors::parameters;
-use crate::network::activations::KeptAs;
+use crate::network::activations::ActivationFormat;
 use crate::quant::format::Float;
-use crate::train::budget::{fits_within_budget, longest_below, plan_within_budget};
-use crate::train::plan::TrainPlan;
+use crate::train::budget::{PlanRequest, longest_below};
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
 
 /// Limits of a discrete GPU, for estimates without a device: bindings of up to 2 GiB.
@@ -60,11 +59,18 @@ pub fn estimate(
         Method::Full => Vec::new(),
         Method::Lora | Method::Qlora => targets::resolve(&settings.lora_config(), config)?,
     };
-    // An estimate compares with the budget and does not enforce it.
-    let plan = |seq_len: usize, settings: &RunSettings| -> Result<TrainPlan> {
-        let rows = seq_len * settings.batch_size;
-        plan_within_budget(settings, config, &modules, |_| float, rows, seq_len, capabilities)
+    let stored = |_: &str| float;
+    let of_length = |length: usize| PlanRequest {
+        settings,
+        config,
+        modules: &modules,
+        stored: &stored,
+        max_rows: length * settings.batch_size,
+        max_positions: length,
+        capabilities,
     };
+    // An estimate compares the plan with the budget; it does not enforce the budget.
+    let plan = |settings: &RunSettings| PlanRequest { settings, ..of_length(seq_len) }.plan_within_budget();
     let unlimited = RunSettings { gpu_memory: None, ..settings.clone() };
     // As many layers keep their activations as fit in the budget. Where nothing fits, the smallest plan is shown.
     let activations = match settings.activations {
@@ -72,19 +78,14 @@ pub fn estimate(
         chosen => chosen,
     };
     let smallest = RunSettings { recompute: RecomputeChoice::All, activations, ..unlimited.clone() };
-    let fitting = plan(seq_len, settings).ok().filter(|_| settings.gpu_memory.is_some());
+    let fitting = plan(settings).ok().filter(|_| settings.gpu_memory.is_some());
     let fits = settings.gpu_memory.map(|_| fitting.is_some());
     let shown = match fitting {
         Some(plan) => plan,
-        None if settings.gpu_memory.is_some() && settings.recompute == RecomputeChoice::Auto => {
-            plan(seq_len, &smallest)?
-        }
-        None => plan(seq_len, &unlimited)?,
+        None if settings.gpu_memory.is_some() && settings.recompute == RecomputeChoice::Auto => plan(&smallest)?,
+        None => plan(&unlimited)?,
     };
-    let fits_at = |length: usize| {
-        let rows = length * settings.batch_size;
-        fits_within_budget(settings, config, &modules, |_| float, rows, length, capabilities).unwrap_or(false)
-    };
+    let fits_at = |length: usize| of_length(length).fits_within_budget().unwrap_or(false);
     let longest_seq_len = settings.gpu_memory.map(|_| longest_below(config.max_position_embeddings + 1, fits_at));
     let ledger = shown.ledger();
     Ok(Estimate {
@@ -100,7 +101,7 @@ pub fn estimate(
         },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,
-        bf16_activations: shown.kept_as == KeptAs::Bf16,
+        bf16_activations: shown.activation_format == ActivationFormat::Bf16,
         fits,
         longest_seq_len,
     })

@@ -14,7 +14,7 @@ use crate::ops::linear::{self, WorkspaceQuery};
 use crate::ops::lora_gradient;
 use crate::ops::weight::Weight;
 
-/// What the host uploads for each pass, u32 per row.
+/// The host's uploads for each pass, u32 per row.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     pub tokens: View,
@@ -49,12 +49,13 @@ impl Inputs {
     }
 }
 
-/// The moments of a step, in order, by which buffers take turns: those of one layer stand for every layer's, forward (first time
-/// and again alike) and backward, and the head's lie between. [`super::decoder`] follows them from top to bottom.
+/// A phase of a step, in the order of execution. A buffer that is needed only in some phases may be shared with buffers that are
+/// needed in others. Every layer goes through the same phases, so its forward phases (also when they are recomputed) and its backward
+/// phases appear once; the head's phases lie between them. [`super::decoder`] follows them from top to bottom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// Of the weights, before any step.
+    /// Loading the weights, before any step.
     Loading,
     ProjectQkv,
     Attention,
@@ -80,23 +81,23 @@ pub enum Phase {
     InputNormBackward,
 }
 
-/// From the first of these moments to the last.
+/// All phases from `first` to `last`.
 pub fn through(first: Phase, last: Phase) -> Lifetime {
     first as u8..=last as u8
 }
 
-/// All of a step.
+/// All phases of a step.
 fn whole_step() -> Lifetime {
     through(Phase::ProjectQkv, Phase::InputNormBackward)
 }
 
-/// Where a layer's activations lie: in buffers of their own, or in places that the rest of the step shares.
-enum Home<'a> {
+/// The storage of a layer's activations: buffers of their own, or buffers that they share with the rest of the step.
+enum Storage<'a> {
     Kept,
     Shared(&'a mut Arena),
 }
 
-impl Home<'_> {
+impl Storage<'_> {
     fn alloc(&mut self, plan: &mut MemoryPlan, label: &str, bytes: u64, lifetime: Lifetime) -> View {
         match self {
             Self::Kept => plan.alloc(Category::KeptActivations, label, bytes),
@@ -126,7 +127,8 @@ impl Home<'_> {
     }
 }
 
-/// What one layer's backward pass reads beside the layer's input: kept from the forward pass, or made again.
+/// The activations that one layer's backward pass reads beside the layer's input. They are kept from the forward pass, or
+/// recomputed.
 #[derive(Clone, Debug)]
 pub struct LayerActivations {
     /// After the per-head norm and RoPE.
@@ -149,19 +151,19 @@ pub struct LayerActivations {
 impl LayerActivations {
     fn plan(
         plan: &mut MemoryPlan,
-        home: &mut Home,
+        storage: &mut Storage,
         network: &Network,
         ranks: &[u32; Projection::ALL.len()],
         rows: u32,
-        passing: Option<[Matrix; 4]>,
+        staging: Option<[Matrix; 4]>,
     ) -> Self {
         use Phase::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
         let hidden = config.hidden_size as u32;
-        // The widest first, as the arena likes it.
-        let [gate, up, attention, middle] = passing.unwrap_or_else(|| {
-            let [gate, up] = home.contiguous_matrices(
+        // The widest first, because an arena that is asked for the largest first stays small.
+        let [gate, up, attention, middle] = staging.unwrap_or_else(|| {
+            let [gate, up] = storage.contiguous_matrices(
                 plan,
                 "gate and up",
                 rows,
@@ -169,11 +171,11 @@ impl LayerActivations {
                 through(ProjectGateUp, GateUpBackward),
             );
             let attention = through(Attention, AttentionBackward);
-            let attention = home.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
+            let attention = storage.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
             let middle = through(MiddleNorm, MiddleNormBackward);
-            [gate, up, attention, home.matrix(plan, "middle residual", [rows, hidden], middle)]
+            [gate, up, attention, storage.matrix(plan, "middle residual", [rows, hidden], middle)]
         });
-        let mut matrix = |label: &str, cols: u32, lifetime| home.matrix(plan, label, [rows, cols], lifetime);
+        let mut matrix = |label: &str, cols: u32, lifetime| storage.matrix(plan, label, [rows, cols], lifetime);
         let qkv = through(ProjectQkv, AttentionBackward);
         let q = matrix("q", width(Projection::Q), qkv.clone());
         let k = matrix("k", width(Projection::K), qkv.clone());
@@ -184,29 +186,29 @@ impl LayerActivations {
         });
         let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
         let bytes = 4 * u64::from(rows) * config.num_heads as u64;
-        let lse = home.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
+        let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
         Self { q, k, v, raw_qk, attention, lse, middle, gate, up, low }
     }
 
-    /// What may be kept in bf16. Not the queries, keys and values: probabilities made from them again would not be those
-    /// that log-sum-exp belongs to.
-    pub fn packable(&self) -> [Matrix; 4] {
+    /// The activations that may be stored in bf16. Queries, keys and values may not: the log-sum-exp belongs to the probabilities of
+    /// the exact ones, and the backward pass computes the probabilities again.
+    pub fn compressible(&self) -> [Matrix; 4] {
         [self.gate, self.up, self.attention, self.middle]
     }
 
     /// The first `rows` rows of everything.
-    pub fn top(&self, rows: u32) -> Self {
+    pub fn first_rows(&self, rows: u32) -> Self {
         Self {
-            q: self.q.top(rows),
-            k: self.k.top(rows),
-            v: self.v.top(rows),
-            raw_qk: self.raw_qk.map(|raw| raw.map(|m| m.top(rows))),
-            attention: self.attention.top(rows),
+            q: self.q.first_rows(rows),
+            k: self.k.first_rows(rows),
+            v: self.v.first_rows(rows),
+            raw_qk: self.raw_qk.map(|raw| raw.map(|m| m.first_rows(rows))),
+            attention: self.attention.first_rows(rows),
             lse: self.lse,
-            middle: self.middle.top(rows),
-            gate: self.gate.top(rows),
-            up: self.up.top(rows),
-            low: self.low.iter().map(|m| m.map(|m| m.top(rows))).collect(),
+            middle: self.middle.first_rows(rows),
+            gate: self.gate.first_rows(rows),
+            up: self.up.first_rows(rows),
+            low: self.low.iter().map(|m| m.map(|m| m.first_rows(rows))).collect(),
         }
     }
 }
@@ -215,7 +217,7 @@ pub fn attention_shape(config: &ModelConfig) -> Shape {
     Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
 }
 
-/// What lives within one layer's forward or backward pass, shared by all layers.
+/// Buffers that are needed within one layer's forward or backward pass only, shared by all layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Workspace {
     /// The normed input of a block, then the gradient of it.
@@ -246,27 +248,38 @@ pub struct BackwardWorkspace {
     pub low: [Matrix; 3],
 }
 
-/// Which layers keep their activations and which make them again in the backward pass.
+/// Decides which layers keep their activations and which recompute them in the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recompute {
-    /// Layers counted from the top that keep everything.
+    /// The number of layers, counted from the last, that keep everything.
     pub kept_layers: usize,
 }
 
-/// How kept activations are held.
+/// The type in which activations are stored from the forward pass to the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeptAs {
+pub enum ActivationFormat {
     F32,
-    /// Layer inputs and the widest of what a layer keeps rounded to bf16; what is computed stays f32.
+    /// Layer inputs and [`LayerActivations::compressible`] are rounded to bf16 for storage. Computation stays in f32.
     Bf16,
 }
 
-/// One layer's packed activations.
+/// One layer's activations in bf16.
 #[derive(Clone, Copy, Debug)]
-pub struct Packed {
+pub struct Compressed {
     pub input: View,
-    /// In the order of [`LayerActivations::packable`], where the layer keeps its activations.
+    /// In the order of [`LayerActivations::compressible`], where the layer keeps its activations.
     pub kept: Option<[View; 4]>,
+}
+
+/// The sizes and choices that decide the activations of training.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingSizes {
+    /// Rows of the largest micro-batch.
+    pub rows: u32,
+    pub recompute: Recompute,
+    pub activation_format: ActivationFormat,
+    /// Whether inputs of adapted projections go through dropout.
+    pub dropout: bool,
 }
 
 /// All buffers of a pass.
@@ -275,63 +288,64 @@ pub struct Activations {
     pub rows: u32,
     /// The residual stream before each layer and after the last.
     pub hidden: Vec<Matrix>,
-    /// By layer, where activations are kept in bf16; the f32 buffers then pass from layer to layer.
-    pub packed: Vec<Packed>,
+    /// One entry a layer where activations are stored in bf16. All layers then compute in the same f32 buffers.
+    pub compressed: Vec<Compressed>,
     layers: Vec<LayerActivations>,
     kept_from: usize,
     pub workspace: Workspace,
 }
 
 impl Activations {
-    /// For training: what the backward pass needs is kept, by layer or by input alone; all else shares `arena`.
-    #[allow(clippy::too_many_arguments)]
+    /// Plans the buffers of training. Activations that the backward pass needs are kept, either all of a layer's or its input alone;
+    /// every other buffer shares `arena`.
     pub fn plan_training(
         plan: &mut MemoryPlan,
         arena: &mut Arena,
         network: &Network,
         adapter: &DeviceAdapter,
-        rows: u32,
-        recompute: Recompute,
-        kept_as: KeptAs,
-        dropout: bool,
+        sizes: TrainingSizes,
     ) -> Self {
+        let TrainingSizes { rows, recompute, activation_format, dropout } = sizes;
         let config = &network.config;
         let ranks = ranks(network, Some(adapter));
         let kept_from = config.num_layers - recompute.kept_layers.min(config.num_layers);
         let mut layers = Vec::new();
-        // Packed layers pass through the f32 buffers of one.
-        let passing = (kept_from > 0 || kept_as == KeptAs::Bf16)
-            .then(|| LayerActivations::plan(plan, &mut Home::Shared(arena), network, &ranks, rows, None));
-        let packable = passing.as_ref().filter(|_| kept_as == KeptAs::Bf16).map(LayerActivations::packable);
-        layers.extend(passing.filter(|_| kept_from > 0));
+        // Layers that are recomputed or stored in bf16 all compute in the f32 buffers of one layer.
+        let staging = (kept_from > 0 || activation_format == ActivationFormat::Bf16)
+            .then(|| LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &ranks, rows, None));
+        let compressible = staging
+            .as_ref()
+            .filter(|_| activation_format == ActivationFormat::Bf16)
+            .map(LayerActivations::compressible);
+        layers.extend(staging.filter(|_| kept_from > 0));
         for _ in kept_from..config.num_layers {
-            layers.push(LayerActivations::plan(plan, &mut Home::Kept, network, &ranks, rows, packable));
+            layers.push(LayerActivations::plan(plan, &mut Storage::Kept, network, &ranks, rows, compressible));
         }
         let width = config.hidden_size as u32;
-        let (hidden, packed) = match packable {
+        let (hidden, compressed) = match compressible {
             None => {
                 let kept = |_| plan.matrix(Category::KeptActivations, "layer input", rows, width);
                 ((0..=config.num_layers).map(kept).collect(), Vec::new())
             }
-            Some(packable) => {
+            Some(compressible) => {
                 let pair = [(); 2].map(|()| arena.matrix(plan, "residual stream", rows, width, &[whole_step()]));
                 let mut alloc = |label, like| plan.alloc(Category::KeptActivations, label, bf16::packed_bytes(like));
-                let of_layer = |layer| Packed {
+                let of_layer = |layer| Compressed {
                     input: alloc("layer input in bf16", pair[0]),
-                    kept: (layer >= kept_from).then(|| packable.map(|like| alloc("activation in bf16", like))),
+                    kept: (layer >= kept_from).then(|| compressible.map(|like| alloc("activation in bf16", like))),
                 };
-                let packed = (0..config.num_layers).map(of_layer).collect();
-                ((0..=config.num_layers).map(|i| pair[i % 2]).collect(), packed)
+                let compressed = (0..config.num_layers).map(of_layer).collect();
+                ((0..=config.num_layers).map(|i| pair[i % 2]).collect(), compressed)
             }
         };
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
-        Self { rows, hidden, packed, layers, kept_from, workspace }
+        Self { rows, hidden, compressed, layers, kept_from, workspace }
     }
 
-    /// For inference: two residual buffers in turn, one set of layer buffers.
+    /// Plans the buffers of inference: two residual buffers in turn, one set of layer buffers.
     pub fn plan_inference(
         plan: &mut MemoryPlan,
         arena: &mut Arena,
@@ -346,12 +360,12 @@ impl Activations {
         }
         let pair = [(); 2].map(|()| plan.matrix(Category::Workspace, "hidden", rows, config.hidden_size as u32));
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
-        let layers = vec![LayerActivations::plan(plan, &mut Home::Shared(arena), network, &widest, rows, None)];
+        let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, None)];
         let workspace = Workspace::plan_forward(plan, arena, network, rows);
-        Self { rows, hidden, packed: Vec::new(), layers, kept_from: config.num_layers, workspace }
+        Self { rows, hidden, compressed: Vec::new(), layers, kept_from: config.num_layers, workspace }
     }
 
-    /// The buffers of a layer; `true` when another layer overwrites them.
+    /// The buffers of a layer, and whether another layer overwrites them.
     pub fn layer(&self, layer: usize) -> (&LayerActivations, bool) {
         if layer < self.kept_from {
             (&self.layers[0], true)
@@ -394,7 +408,7 @@ impl BackwardWorkspace {
         let d_hidden = matrix("residual gradient", config.hidden_size, &[whole_step()]);
         let d_norm = matrix("norm gradient", config.hidden_size, &d_norm);
         let d_attention = matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]);
-        // Those of the projections' own outputs lie one behind the other.
+        // The gradients of the projections' own outputs are contiguous.
         let through_norm = config
             .has_norm(Norm::Query)
             .then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
@@ -431,8 +445,8 @@ fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection
     })
 }
 
-/// Bytes of the scratch buffers that the ops share for this network, adapters, rows and capabilities: (weight panel, partial sums). The
-/// head meets `head_rows` at a time.
+/// Bytes of the scratch buffers that the operations share: (weight panel, partial sums). `rows` go through the layers at a time, and
+/// `head_rows` through the head.
 pub fn scratch_bytes(
     network: &Network,
     adapters: &[DeviceAdapter],

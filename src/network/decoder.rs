@@ -80,7 +80,7 @@ impl Pass<'_> {
     }
 
     fn hidden(&self, layer: usize) -> Matrix {
-        self.activations.hidden[layer].top(self.rows)
+        self.activations.hidden[layer].first_rows(self.rows)
     }
 
     fn module(&self, layer: usize, projection: Projection) -> Option<&DeviceModule> {
@@ -100,49 +100,50 @@ impl Pass<'_> {
 
     /// The whole network up to the final norm, whose result is returned.
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
-        let norm = self.activations.workspace.norm.top(self.rows);
+        let norm = self.activations.workspace.norm.first_rows(self.rows);
         embedding::forward(rec, self.inputs.tokens, &self.network.embedding, self.hidden(0));
         rms_norm::forward(rec, self.hidden(0), self.input_gain(0), self.eps(), norm);
         for layer in 0..self.network.layers.len() {
-            let acts = self.activations.layer(layer).0.top(self.rows);
+            let acts = self.activations.layer(layer).0.first_rows(self.rows);
             self.layer_forward(rec, layer, &acts);
-            self.pack(rec, layer, &acts);
+            self.compress(rec, layer, &acts);
             // Down's output joins the residual stream in the same pass as the next norm.
-            let out = self.activations.workspace.out.top(self.rows);
+            let out = self.activations.workspace.out.first_rows(self.rows);
             let (gain, next) = (self.input_gain(layer + 1), self.hidden(layer + 1));
             rms_norm::forward_add(rec, acts.middle, out, gain, self.eps(), next, norm);
         }
         norm
     }
 
-    /// Keeps the layer's input and activations in bf16, where the plan holds them so.
-    fn pack(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
-        let Some(packed) = self.activations.packed.get(layer) else { return };
-        bf16::pack(rec, self.hidden(layer), packed.input);
-        for (packed, matrix) in packed.kept.into_iter().flatten().zip(acts.packable()) {
-            bf16::pack(rec, matrix, packed);
+    /// Stores the layer's input and activations in bf16, where the plan says so.
+    fn compress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
+        let Some(compressed) = self.activations.compressed.get(layer) else { return };
+        bf16::pack(rec, self.hidden(layer), compressed.input);
+        for (to, matrix) in compressed.kept.into_iter().flatten().zip(acts.compressible()) {
+            bf16::pack(rec, matrix, to);
         }
     }
 
-    fn unpack(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
-        let Some(packed) = self.activations.packed.get(layer) else { return };
-        bf16::unpack(rec, packed.input, self.hidden(layer));
-        for (packed, matrix) in packed.kept.into_iter().flatten().zip(acts.packable()) {
-            bf16::unpack(rec, packed, matrix);
+    fn decompress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
+        let Some(compressed) = self.activations.compressed.get(layer) else { return };
+        bf16::unpack(rec, compressed.input, self.hidden(layer));
+        for (from, matrix) in compressed.kept.into_iter().flatten().zip(acts.compressible()) {
+            bf16::unpack(rec, from, matrix);
         }
     }
 
     /// From the layer's normed input in `workspace.norm` to down's output in `workspace.out`.
     fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         self.layer_activations(rec, index, acts);
-        let [act, out] = [self.activations.workspace.act, self.activations.workspace.out].map(|m| m.top(self.rows));
+        let [act, out] =
+            [self.activations.workspace.act, self.activations.workspace.out].map(|m| m.first_rows(self.rows));
         self.project(rec, index, Projection::Down, act, acts, out);
     }
 
     /// The layer up to down's input: all that its backward pass reads but down's `x A^T`.
     fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         let workspace = &self.activations.workspace;
-        let [norm, out] = [workspace.norm, workspace.out].map(|m| m.top(self.rows));
+        let [norm, out] = [workspace.norm, workspace.out].map(|m| m.first_rows(self.rows));
         self.attention_forward(rec, index, norm, acts);
         self.project(rec, index, Projection::O, acts.attention, acts, out);
         let hidden = self.hidden(index);
@@ -150,7 +151,7 @@ impl Pass<'_> {
 
         self.project(rec, index, Projection::Gate, norm, acts, acts.gate);
         self.project(rec, index, Projection::Up, norm, acts, acts.up);
-        let act = workspace.act.top(self.rows);
+        let act = workspace.act.first_rows(self.rows);
         glu::forward(rec, self.network.config.activation, acts.gate, acts.up, act);
     }
 
@@ -230,7 +231,7 @@ impl Pass<'_> {
     /// The input of A: x itself, or x with dropout applied in the workspace.
     fn dropped(&self, rec: &mut Recorder, module: &DeviceModule, x: Matrix) -> Matrix {
         let Some((dropout, workspace)) = self.dropout.zip(self.activations.workspace.dropped) else { return x };
-        let dropped = columns(workspace.top(self.rows), x.cols);
+        let dropped = columns(workspace.first_rows(self.rows), x.cols);
         dropout::forward(rec, x, dropped, dropout.mask(module));
         dropped
     }
@@ -238,7 +239,7 @@ impl Pass<'_> {
     /// From the gradient of the final norm's output, in `workspace.d_norm`, to every gradient of what is trained.
     pub fn backward(&self, rec: &mut Recorder) {
         let Some((adapter, ws)) = self.adapter.zip(self.activations.workspace.backward) else { return };
-        let ws = top(ws, self.rows);
+        let ws = first_rows(ws, self.rows);
         let layers = self.network.layers.len();
         let final_norm = self.network.final_norm;
         self.gain_gradient(rec, self.hidden(layers), final_norm, ws.d_norm);
@@ -246,16 +247,16 @@ impl Pass<'_> {
         let lowest = if self.trained.is_some() { 0 } else { adapter.lowest_layer() };
         for layer in (lowest..layers).rev() {
             let (acts, shared) = self.activations.layer(layer);
-            let acts = acts.top(self.rows);
+            let acts = acts.first_rows(self.rows);
             // The topmost layer's activations are still in the buffers that layers share.
             if layer + 1 < layers {
-                self.unpack(rec, layer, &acts);
+                self.decompress(rec, layer, &acts);
             }
             if shared && layer + 1 < layers {
-                let norm = self.activations.workspace.norm.top(self.rows);
+                let norm = self.activations.workspace.norm.first_rows(self.rows);
                 rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);
                 self.layer_activations(rec, layer, &acts);
-                let act = self.activations.workspace.act.top(self.rows);
+                let act = self.activations.workspace.act.first_rows(self.rows);
                 self.low_rank(rec, layer, Projection::Down, act, &acts);
             }
             let lowest = layer == lowest && self.trained.is_none();
@@ -277,7 +278,7 @@ impl Pass<'_> {
             self.trained.is_some() || projections.iter().any(|p| self.module(index, *p).is_some())
         };
         let workspace = &self.activations.workspace;
-        let [norm, act] = [workspace.norm, workspace.act].map(|m| m.top(self.rows));
+        let [norm, act] = [workspace.norm, workspace.act].map(|m| m.first_rows(self.rows));
 
         // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
         let down = self.projection_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
@@ -397,7 +398,7 @@ impl Pass<'_> {
         let terms: Vec<_> = gradients.iter().map(term).collect();
         linear::sum_of_input_gradients(rec, &terms, dx);
         let Some((dropout, workspace)) = dropout else { return };
-        let term = columns(workspace.top(self.rows), dx.cols);
+        let term = columns(workspace.first_rows(self.rows), dx.cols);
         for (module, dyb) in gradients.iter().filter_map(adapted) {
             linear::input_gradient(rec, dyb, &module[Factor::A].weight, None, term, false);
             dropout::backward_add(rec, term, dx, dropout.mask(module), module.scale);
@@ -447,16 +448,16 @@ fn low_columns(buffer: Option<Matrix>, module: &DeviceModule) -> Matrix {
     columns(buffer.expect("an adapted projection has its low-rank buffer"), module.rank)
 }
 
-fn top(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
+fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
     BackwardWorkspace {
-        d_hidden: ws.d_hidden.top(rows),
-        d_norm: ws.d_norm.top(rows),
-        d_attention: ws.d_attention.top(rows),
-        d_q: ws.d_q.top(rows),
-        d_k: ws.d_k.top(rows),
-        d_v: ws.d_v.top(rows),
-        d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.top(rows))),
+        d_hidden: ws.d_hidden.first_rows(rows),
+        d_norm: ws.d_norm.first_rows(rows),
+        d_attention: ws.d_attention.first_rows(rows),
+        d_q: ws.d_q.first_rows(rows),
+        d_k: ws.d_k.first_rows(rows),
+        d_v: ws.d_v.first_rows(rows),
+        d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.first_rows(rows))),
         attention_scratch: ws.attention_scratch,
-        low: ws.low.map(|low| low.top(rows)),
+        low: ws.low.map(|low| low.first_rows(rows)),
     }
 }

@@ -1,5 +1,5 @@
 //! Softmax cross-entropy of a chunk of rows: `loss = log(sum_j exp(z_j)) - z_label`, and in its place the gradient
-//! `dz_j = (softmax(z)_j - [j = label]) / denominator`.
+//! `dz_j = (softmax(z)_j - [j = label]) * weight`, with a weight for each row.
 //!
 //! Only the logits of one chunk exist at a time (Hsu et al. 2024, "Liger Kernel"). The head's frozen weights need no gradient, so that
 //! the gradient of the logits is computed in the forward pass and used at once. The maximum and the sum are computed in one pass (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
@@ -35,23 +35,24 @@ pub(super) fn kernels() -> Vec<Kernel> {
     vec![kernel(false, false), kernel(false, true), kernel(true, false), kernel(true, true), sum_kernel()]
 }
 
-/// Computes the unscaled losses of the rows of `logits`, `[rows, vocabulary]`. With `with_gradient` the gradient of
-/// `sum(losses) * scalars[0]` replaces the logits.
+/// Computes the losses of the rows of `logits`, `[rows, vocabulary]`, without their weights. With `with_gradient` the gradient of
+/// `sum(losses * label_weights)` replaces the logits.
 ///
-/// `labels` is one u32 per row, where [`NO_ROW`] (or anything outside the vocabulary) gives loss and gradient 0;
-/// `scalars[0]` is 1 / denominator, `losses` one f32 per row, in a buffer of their own.
+/// `labels` is one u32 per row, where [`NO_ROW`] (or any value outside the vocabulary) gives loss and gradient 0. `label_weights` and
+/// `losses` are one f32 per row; `losses` lies in a buffer of its own.
 pub fn forward_backward(
     rec: &mut Recorder,
     logits: Matrix,
     labels: View,
-    scalars: View,
+    label_weights: View,
     losses: View,
     with_gradient: bool,
 ) {
     let bytes = 4 * u64::from(logits.rows);
-    assert!(labels.bytes >= bytes && losses.bytes >= bytes, "{labels:?}, {losses:?} for {} rows", logits.rows);
+    let enough = [labels, label_weights, losses].iter().all(|view| view.bytes >= bytes);
+    assert!(enough, "{labels:?}, {label_weights:?}, {losses:?} for {} rows", logits.rows);
     let groups = rec.fold(u64::from(logits.rows));
-    let views = [labels, scalars, losses, logits.view];
+    let views = [labels, label_weights, losses, logits.view];
     let kernel = kernel(rec.capabilities.cpu, with_gradient);
     let work = 8 * elementwise::elements(logits);
     rec.dispatch("cross_entropy", kernel, &views, &elementwise::params(logits), groups, work);
@@ -76,16 +77,17 @@ pub mod twin {
         logits.chunks_exact(vocabulary).zip(labels).map(loss).collect()
     }
 
-    /// The gradient of the sum of the losses times `scale`.
-    pub fn backward(logits: &[f64], labels: &[u32], vocabulary: usize, scale: f64) -> Vec<f64> {
+    /// The gradient of the sum of the losses, each times its weight.
+    pub fn backward(logits: &[f64], labels: &[u32], vocabulary: usize, weights: &[f64]) -> Vec<f64> {
         let mut gradient = vec![0.0; logits.len()];
         let rows = logits.chunks_exact(vocabulary).zip(gradient.chunks_exact_mut(vocabulary));
-        for ((row, gradient), label) in rows.zip(labels).filter(|(_, t)| (**t as usize) < vocabulary) {
+        let labeled = rows.zip(labels).zip(weights).filter(|((_, label), _)| (**label as usize) < vocabulary);
+        for (((row, gradient), label), weight) in labeled {
             let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|z| (z - highest).exp()).sum();
             for (j, (g, z)) in gradient.iter_mut().zip(row).enumerate() {
                 let one_hot = f64::from(j == *label as usize);
-                *g = scale * ((z - highest).exp() / sum - one_hot);
+                *g = weight * ((z - highest).exp() / sum - one_hot);
             }
         }
         gradient
@@ -110,18 +112,19 @@ mod tests {
                 }
                 let [kept, replaced] = [(); 2].map(|()| lab.matrix(rows, vocabulary, &logits));
                 let [losses, same] = [(); 2].map(|()| lab.vector(&vec![f64::NAN; rows]));
-                let (device_labels, scalars, total) =
-                    (lab.words(&labels), lab.vector(&[0.25]), lab.vector(&[1.5, -1.0]));
+                let weights: Vec<f64> = lab.normal(rows);
+                let (device_labels, device_weights, total) =
+                    (lab.words(&labels), lab.vector(&weights), lab.vector(&[1.5, -1.0]));
                 let mut rec = lab.recorder();
-                forward_backward(&mut rec, kept, device_labels, scalars, losses, false);
-                forward_backward(&mut rec, replaced, device_labels, scalars, same, true);
+                forward_backward(&mut rec, kept, device_labels, device_weights, losses, false);
+                forward_backward(&mut rec, replaced, device_labels, device_weights, same, true);
                 sum_losses(&mut rec, losses, rows as u32, total);
                 lab.run(&rec);
                 let want = twin::forward(&logits, &labels, vocabulary);
                 assert_close("losses", &lab.read_vector(losses)[..rows], &want, 1e-5);
                 assert_eq!(lab.read_vector(losses)[..rows], lab.read_vector(same)[..rows], "losses with the gradient");
                 assert_close("logits", &lab.read(kept), &logits, 1e-7);
-                let gradient = twin::backward(&logits, &labels, vocabulary, 0.25);
+                let gradient = twin::backward(&logits, &labels, vocabulary, &weights);
                 assert_close("gradient", &lab.read(replaced), &gradient, 1e-5);
                 assert_close("total", &lab.read_vector(total)[..2], &[1.5 + want.iter().sum::<f64>(), -1.0], 1e-5);
             }
@@ -135,9 +138,9 @@ mod tests {
             let mut values = lab.normal(2 * 50);
             values[70] = poison;
             let logits = lab.matrix(2, 50, &values);
-            let (labels, scalars, losses) = (lab.words(&[1, 1]), lab.vector(&[1.0]), lab.vector(&[0.0; 2]));
+            let (labels, weights, losses) = (lab.words(&[1, 1]), lab.vector(&[1.0; 2]), lab.vector(&[0.0; 2]));
             let mut rec = lab.recorder();
-            forward_backward(&mut rec, logits, labels, scalars, losses, true);
+            forward_backward(&mut rec, logits, labels, weights, losses, true);
             lab.run(&rec);
             let losses = lab.read_vector(losses);
             assert!(losses[0].is_finite() && !losses[1].is_finite(), "{losses:?}");
@@ -161,7 +164,11 @@ mod tests {
         let mut lab = Lab::new();
         let logits = lab.normal(3 * 6);
         let labels = [2, NO_ROW, 5];
-        let gradient = twin::backward(&logits, &labels, 6, 0.5);
-        assert_gradient(&logits, &gradient, |z| 0.5 * twin::forward(z, &labels, 6).iter().sum::<f64>());
+        let weights = [0.5, 1.0, -2.0];
+        let gradient = twin::backward(&logits, &labels, 6, &weights);
+        let weighted = |(loss, weight): (f64, f64)| loss * weight;
+        assert_gradient(&logits, &gradient, |z| {
+            twin::forward(z, &labels, 6).into_iter().zip(weights).map(weighted).sum::<f64>()
+        });
     }
 }

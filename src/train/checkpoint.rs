@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::objective::Report;
 use super::origin::Origin;
-use super::values::{Values, deserialize_moments, serialize_moments};
+use super::values::{TrainedValues, deserialize_moments, serialize_moments};
 use crate::files::{self, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
@@ -28,21 +29,21 @@ pub struct RunState {
     pub step: usize,
     /// Rows computed so far.
     pub tokens: u64,
-    /// Losses of steps since the last logged line.
-    pub unlogged: Vec<f64>,
+    /// Reports of the steps since the last logged line.
+    pub unlogged: Vec<Report>,
     pub origin: Origin,
 }
 
 pub struct Checkpoint {
     pub state: RunState,
-    pub values: Values,
+    pub values: TrainedValues,
     /// Both moments of each tensor of `values`.
     pub moments: Vec<[HostMoment; 2]>,
 }
 
-/// What a run's files are to say about what it trains.
+/// What a run trains, as far as its files need to know.
 #[derive(Clone, Copy)]
-pub enum Subject<'a> {
+pub enum Trainable<'a> {
     Adapter {
         config: &'a LoraConfig,
         modules: &'a [LoraModule],
@@ -53,7 +54,7 @@ pub enum Subject<'a> {
     },
 }
 
-impl Subject<'_> {
+impl Trainable<'_> {
     fn modules(&self) -> &[LoraModule] {
         match self {
             Self::Adapter { modules, .. } => modules,
@@ -62,12 +63,12 @@ impl Subject<'_> {
     }
 
     /// Writes what was trained into `dir`: a PEFT adapter, or a Hugging Face model with weights in `float`.
-    pub fn save(&self, dir: &Path, values: &Values, float: Float) -> Result<()> {
+    pub fn save(&self, dir: &Path, values: &TrainedValues, float: Float) -> Result<()> {
         match (self, values) {
-            (Self::Adapter { config, modules }, Values::Adapter(adapter)) => {
+            (Self::Adapter { config, modules }, TrainedValues::Adapter(adapter)) => {
                 adapter_file::save(dir, config, modules, adapter)
             }
-            (Self::Base { base }, Values::Base(tensors)) => model_directory::save(dir, base, tensors, float),
+            (Self::Base { base }, TrainedValues::Base(tensors)) => model_directory::save(dir, base, tensors, float),
             _ => unreachable!("a run reads what it trains"),
         }
     }
@@ -78,7 +79,7 @@ fn directory(out: &Path) -> PathBuf {
 }
 
 /// Writes `checkpoints/step-N` and removes all but the newest `keep`.
-pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
+pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
     let parent = directory(out);
     let place = parent.join(format!("step-{}", checkpoint.state.step));
     let beside = parent.join(format!(".step-{}.part", checkpoint.state.step));
@@ -86,9 +87,9 @@ pub fn save(out: &Path, subject: Subject, checkpoint: &Checkpoint, keep: usize) 
     remove_if_there(&beside).map_err(failed)?;
     files::create_dir_all(&beside).map_err(failed)?;
     let write = || -> Result<()> {
-        subject.save(&beside, &checkpoint.values, Float::F32)?;
+        trainable.save(&beside, &checkpoint.values, Float::F32)?;
         let Checkpoint { values, moments, .. } = checkpoint;
-        let moments = serialize_moments(&beside, values, moments, subject.modules())?;
+        let moments = serialize_moments(&beside, values, moments, trainable.modules())?;
         write_atomically(&beside.join(OPTIMIZER), &moments)?;
         let state = serde_json::to_string_pretty(&checkpoint.state).map_err(|e| Error::file(&place, e))?;
         write_atomically(&beside.join(STATE), state.as_bytes())?;
@@ -169,24 +170,24 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
     steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
 }
 
-/// Reads a checkpoint directory, which must be of `subject`, with moments that are kept in `storage`.
-pub fn load(dir: &Path, model: &ModelConfig, subject: Subject, storage: MomentStorage) -> Result<Checkpoint> {
-    let values = match subject {
-        Subject::Adapter { modules, .. } => {
+/// Reads a checkpoint directory, which must be of `trainable`, with moments that are kept in `storage`.
+pub fn load(dir: &Path, model: &ModelConfig, trainable: Trainable, storage: MomentStorage) -> Result<Checkpoint> {
+    let values = match trainable {
+        Trainable::Adapter { modules, .. } => {
             let adapter = adapter_file::load(dir, model)?;
             if adapter.modules != modules {
                 let problem = "adapts other modules, or with other ranks, than the settings of this run";
                 return Err(Error::file(dir, problem));
             }
-            Values::Adapter(adapter.tensors)
+            TrainedValues::Adapter(adapter.tensors)
         }
-        Subject::Base { .. } => Values::Base(model_directory::load(dir, model)?),
+        Trainable::Base { .. } => TrainedValues::Base(model_directory::load(dir, model)?),
     };
     let path = dir.join(STATE);
     let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let state = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
     let path = dir.join(OPTIMIZER);
     let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let moments = deserialize_moments(&path, &bytes, &values, subject.modules(), storage)?;
+    let moments = deserialize_moments(&path, &bytes, &values, trainable.modules(), storage)?;
     Ok(Checkpoint { state, values, moments })
 }

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use web_time::Instant;
 
-use super::plan::{RESULTS_IN_FLIGHT, TrainPlan};
-use super::values::Values;
+use super::objective::{HeadRows, Objective, Report};
+use super::optimizer::{RESULTS_IN_FLIGHT, TOTAL_LOSS_AT};
+use super::plan::TrainPlan;
+use super::values::TrainedValues;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile};
 use crate::lora::factors::AdapterTensors;
@@ -21,13 +23,13 @@ use crate::{Error, Result, tune};
 /// Passes of this many shapes stay prepared; beyond it, all are made anew.
 const MAX_LISTS: usize = 32;
 
-/// What an optimizer step was, known a few steps later.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The result of an optimizer step, known a few steps later.
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
     /// Counted from 1.
     pub step: usize,
-    /// Mean cross-entropy over the trained tokens of all its micro-batches.
-    pub loss: f64,
+    /// Over all micro-batches of the step.
+    pub report: Report,
     pub grad_norm: f32,
     /// False when gradient or loss were not finite: the step was skipped, nothing changed.
     pub applied: bool,
@@ -51,6 +53,7 @@ pub struct Engine {
     pub buffers: Buffers,
     /// Filled by every run list when set.
     pub profile: Option<Profile>,
+    pub objective: Objective,
     /// By rows, labels and whether gradients are wanted.
     passes: Lists<(u32, u32, bool)>,
     begin: Prepared,
@@ -70,9 +73,17 @@ impl Engine {
     pub async fn open(gpu: Gpu, plan: TrainPlan, source: &Source, progress: impl FnMut(u64, u64)) -> Result<Self> {
         let mut engine = Self::allocate(gpu, plan).await?;
         let plan = &engine.plan;
-        let staging = plan.staging.as_ref();
-        load::load(&engine.gpu, &mut engine.buffers, source, &plan.network, staging, || plan.recorder(), progress)
-            .await?;
+        let staging = plan.shared.staging.as_ref();
+        load::load(
+            &engine.gpu,
+            &mut engine.buffers,
+            source,
+            &plan.shared.network,
+            staging,
+            || plan.shared.recorder(),
+            progress,
+        )
+        .await?;
         Ok(engine)
     }
 
@@ -82,32 +93,33 @@ impl Engine {
     /// As [`Self::open`].
     pub async fn from_scratch(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
-        load::initialize(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
+        load::initialize(&engine.gpu, &engine.buffers, &engine.plan.shared.network, seed).await?;
         Ok(engine)
     }
 
     /// Allocates the plan over a base of random weights, for measurements.
     pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
-        load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.network, seed).await?;
+        load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.shared.network, seed).await?;
         Ok(engine)
     }
 
     /// Chooses the kernels while the device is empty, and allocates.
     async fn allocate(gpu: Gpu, mut plan: TrainPlan) -> Result<Self> {
-        plan.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
+        plan.shared.autotune = tune::choices(&gpu, &plan.problem_sizes()).await?;
         let mut buffers = Buffers::default();
-        gpu.allocate(&plan.memory, &mut buffers).await?;
+        gpu.allocate(&plan.shared.memory, &mut buffers).await?;
         if let Some(tables) = plan.optimizer.code_tables {
             gpu.write(&buffers, tables, bytemuck::cast_slice(&adamw8bit::tables()));
         }
-        let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.uniforms[1])?;
-        let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.uniforms[1])?;
+        let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.shared.uniforms[1])?;
+        let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.shared.uniforms[1])?;
         Ok(Self {
             gpu,
             plan,
             buffers,
             profile: None,
+            objective: Objective::default(),
             passes: Lists::new(MAX_LISTS),
             begin,
             optimizer,
@@ -118,60 +130,49 @@ impl Engine {
         })
     }
 
+    /// Sets the factors of the adapter.
     pub fn write_adapter(&self, tensors: &AdapterTensors) {
-        self.plan.adapter.write(&self.gpu, &self.buffers, tensors);
+        self.plan.parameters.adapter.write(&self.gpu, &self.buffers, tensors);
     }
 
+    /// The factors of the adapter as they are on the device now.
     pub async fn read_adapter(&self) -> Result<AdapterTensors> {
-        Ok(self.plan.adapter.read(&self.gpu, &self.buffers).await?)
+        Ok(self.plan.parameters.adapter.read(&self.gpu, &self.buffers).await?)
     }
 
-    /// What is trained, as it is on the device now.
-    pub async fn read_values(&self) -> Result<Values> {
-        match &self.plan.trained {
-            Some(_) => Ok(Values::Base(self.read_base(Part::Params).await?)),
-            None => Ok(Values::Adapter(self.read_adapter().await?)),
-        }
+    /// The trained values as they are on the device now.
+    pub async fn read_values(&self) -> Result<TrainedValues> {
+        self.plan.parameters.read(&self.gpu, &self.buffers).await
+    }
+
+    /// Sets the trained values, as [`Self::read_values`] gives them.
+    pub fn write_values(&self, values: &TrainedValues) {
+        self.plan.parameters.write(&self.gpu, &self.buffers, values);
     }
 
     /// Every tensor of a base in training, or its gradients; empty where the base is frozen.
     pub async fn read_base(&self, part: Part) -> Result<Vec<NamedTensor>> {
-        match &self.plan.trained {
-            Some(trained) => Ok(trained.read(&self.gpu, &self.buffers, part).await?),
+        match &self.plan.parameters.base {
+            Some(base) => Ok(base.read(&self.gpu, &self.buffers, part).await?),
             None => Ok(Vec::new()),
-        }
-    }
-
-    /// Sets every tensor of a base in training, as [`Self::read_base`] gives them.
-    pub fn write_base(&self, tensors: &[NamedTensor]) {
-        if let Some(trained) = &self.plan.trained {
-            trained.write(&self.gpu, &self.buffers, Part::Params, tensors);
         }
     }
 
     /// AdamW's moments of each trained tensor as they are on the device now, in the order of [`Self::read_values`].
     pub async fn read_moments(&self) -> Result<Vec<[HostMoment; 2]>> {
-        match &self.plan.trained {
-            Some(trained) => Ok(trained.read_moments(&self.gpu, &self.buffers).await?),
-            None => Ok(self.plan.adapter.read_moments(&self.gpu, &self.buffers).await?),
-        }
+        self.plan.parameters.read_moments(&self.gpu, &self.buffers).await
     }
 
-    /// Goes on after `step` optimizer steps that another engine has made.
-    pub fn resume(&mut self, step: usize, values: &Values, moments: &[[HostMoment; 2]]) {
-        match values {
-            Values::Base(tensors) => self.write_base(tensors),
-            Values::Adapter(tensors) => self.write_adapter(tensors),
-        }
-        match &self.plan.trained {
-            Some(trained) => trained.write_moments(&self.gpu, &self.buffers, moments),
-            None => self.plan.adapter.write_moments(&self.gpu, &self.buffers, moments),
-        }
+    /// Takes over after `step` optimizer steps of another engine.
+    pub fn resume(&mut self, step: usize, values: &TrainedValues, moments: &[[HostMoment; 2]]) {
+        self.write_values(values);
+        self.plan.parameters.write_moments(&self.gpu, &self.buffers, moments);
         self.submitted = step;
     }
 
+    /// The adapter's gradients as they are on the device now.
     pub async fn read_gradients(&self) -> Result<AdapterTensors> {
-        Ok(self.plan.adapter.read_gradients(&self.gpu, &self.buffers).await?)
+        Ok(self.plan.parameters.adapter.read_gradients(&self.gpu, &self.buffers).await?)
     }
 
     /// Runs one optimizer step over `micro_batches`, all with one denominator. Returns the result of an earlier step
@@ -214,25 +215,24 @@ impl Engine {
         let Some(Pending { step, labels, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let state: State = bytemuck::pod_read_unaligned(&bytes[..size_of::<State>()]);
-        let total: f32 = bytemuck::pod_read_unaligned(&bytes[256..260]);
-        let loss = f64::from(total) / labels as f64;
-        let applied = state.finite == 1.0 && loss.is_finite();
-        Ok(Some(StepResult { step, loss, grad_norm: state.norm, applied, labels, tokens }))
+        let at = TOTAL_LOSS_AT as usize;
+        let total: f32 = bytemuck::pod_read_unaligned(&bytes[at..at + 4]);
+        let report = self.objective.report(f64::from(total), labels);
+        let applied = state.finite == 1.0 && report.loss.is_finite();
+        Ok(Some(StepResult { step, report, grad_norm: state.norm, applied, labels, tokens }))
     }
 
     /// Forward and backward over the micro-batches from zeroed gradients, which are left on the device.
     pub async fn accumulate(&mut self, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
-        let labels: usize = micro_batches.iter().map(|m| m.labels.len()).sum();
-        if labels == 0 {
+        let Some(scale) = self.objective.step_scale(micro_batches) else {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
-        }
-        self.gpu.write(&self.buffers, self.plan.head.scalars, bytemuck::bytes_of(&(1.0 / labels as f32)));
+        };
         self.gpu.replay(&self.begin, &mut self.buffers, self.profile.as_mut()).await?;
         for (i, batch) in micro_batches.iter().enumerate() {
             let seed =
                 crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;
             self.gpu.write(&self.buffers, self.plan.optimizer.dropout_seed, bytemuck::bytes_of(&seed));
-            self.pass(batch, true).await?;
+            self.pass(batch, Some(scale)).await?;
         }
         Ok(())
     }
@@ -247,41 +247,44 @@ impl Engine {
         for batch in micro_batches {
             // One sum per micro-batch: an f32 total over a whole data set would lose digits.
             self.gpu.run(&self.begin, &mut self.buffers)?;
-            self.pass(batch, false).await?;
+            self.pass(batch, None).await?;
             let metrics = self.gpu.read_f32(&self.buffers, self.plan.optimizer.metrics).await?;
-            sum += f64::from(metrics[64]);
+            sum += f64::from(metrics[TOTAL_LOSS_AT as usize / 4]);
             count += batch.labels.len();
         }
         self.work = 0;
         Ok((sum, count))
     }
 
-    async fn pass(&mut self, batch: &MicroBatch, training: bool) -> Result<()> {
+    /// Runs the list of one micro-batch: with the `scale` of the step's losses forward and backward, else forward alone.
+    async fn pass(&mut self, batch: &MicroBatch, scale: Option<f32>) -> Result<()> {
         let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
         if batch.tokens.len() > self.plan.max_rows as usize {
             let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
             return Err(Error::Argument(problem));
         }
-        self.upload(batch, rows as usize, labels as usize);
+        let head_rows = self.objective.head_rows(batch, scale.unwrap_or(1.0));
+        self.upload(batch, &head_rows, rows as usize, labels as usize);
+        let training = scale.is_some();
         let list = self.passes.get_or_prepare((rows, labels, training), || {
             let rec = self.plan.record_pass(rows, labels, training);
-            self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])
+            self.gpu.prepare(&rec.commands, &self.buffers, self.plan.shared.uniforms[0])
         })?;
         self.work += list.work();
         Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
     }
 
     /// Rows past the batch's own stand alone: token 0, attending to themselves, without a label.
-    fn upload(&self, batch: &MicroBatch, rows: usize, labels: usize) {
+    fn upload(&self, batch: &MicroBatch, head: &HeadRows<'_>, rows: usize, labels: usize) {
         let real = batch.tokens.len();
         let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
             values.iter().copied().chain(std::iter::repeat(fill)).take(len).collect()
         };
         let write = |view, words: Vec<u32>| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&words));
-        let inputs = &self.plan.inputs;
+        let inputs = &self.plan.shared.inputs;
         write(inputs.tokens, padded(&batch.tokens, rows, 0));
         write(inputs.positions, padded(&batch.positions, rows, 0));
-        if let Some(trained) = &self.plan.trained {
+        if let Some(trained) = &self.plan.parameters.base {
             let tokens = padded(&batch.tokens, rows, 0);
             let mut order: Vec<u32> = (0..rows as u32).collect();
             order.sort_by_key(|row| tokens[*row as usize]);
@@ -299,16 +302,18 @@ impl Engine {
             write(ranges.queries, (0..rows).flat_map(queries).collect());
         }
         let none = crate::ops::cross_entropy::NO_ROW;
-        write(self.plan.head.label_rows, padded(&batch.label_rows, labels, none));
-        write(self.plan.head.labels, padded(&batch.labels, labels, none));
+        write(self.plan.head.label_rows, padded(head.rows, labels, none));
+        write(self.plan.head.labels, padded(head.labels, labels, none));
+        let weights = head.weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
+        write(self.plan.head.label_weights, padded(&weights, labels, 0));
     }
 
     /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.
     pub async fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
         let rows = batch.tokens.len();
-        self.upload(batch, rows, 0);
+        self.upload(batch, &self.objective.head_rows(batch, 1.0), rows, 0);
         let (rec, logits) = self.plan.record_logits(rows as u32);
-        let list = self.gpu.prepare(&rec.commands, &self.buffers, self.plan.uniforms[0])?;
+        let list = self.gpu.prepare(&rec.commands, &self.buffers, self.plan.shared.uniforms[0])?;
         self.gpu.run(&list, &mut self.buffers)?;
         let values = self.gpu.read_f32(&self.buffers, logits.view).await?;
         let (ld, cols) = (logits.ld as usize, logits.cols as usize);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::budget::longest_rows;
 use super::engine::Engine;
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
-use super::run::seq_len_within;
+use super::prepare::seq_len_within;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::data::read;

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use web_time::Instant;
 
 use super::engine::{Engine, StepResult};
+use super::event::Event;
+use super::objective::Report;
 use super::output::{EvalMetrics, Output, StepMetrics};
-use super::run::Event;
 use super::settings::RunSettings;
 use crate::data::batches::MicroBatch;
 use crate::setting::LR;
@@ -47,8 +48,8 @@ pub(super) struct Observer<'a, L: FnMut(Event<'_>)> {
     pub(super) steps: usize,
     pub(super) gpu_bytes: u64,
     pub(super) tokens: u64,
-    /// Losses of steps since the last logged line.
-    pub(super) unlogged: Vec<f64>,
+    /// Reports of the steps since the last logged line.
+    pub(super) unlogged: Vec<Report>,
     pub(super) speed: Speed,
     pub(super) skipped_in_a_row: usize,
 }
@@ -70,15 +71,16 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             return Ok(());
         }
         self.skipped_in_a_row = 0;
-        self.unlogged.push(result.loss);
+        self.unlogged.push(result.report);
         if !result.step.is_multiple_of(self.settings.log_every) && result.step != self.steps {
             return Ok(());
         }
-        let losses = std::mem::take(&mut self.unlogged);
+        let report = Report::mean(&std::mem::take(&mut self.unlogged));
         let settings = &self.settings;
         let metrics = StepMetrics {
             step: result.step,
-            loss: losses.iter().sum::<f64>() / losses.len() as f64,
+            loss: report.loss,
+            values: report.values,
             lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
             grad_norm: f64::from(result.grad_norm),
             tokens: self.tokens,
@@ -105,13 +107,13 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         step: usize,
     ) -> Result<EvalMetrics> {
         let (sum, count) = engine.evaluate(batches).await?;
-        let eval_loss = sum / count as f64;
-        if !eval_loss.is_finite() {
+        let report = engine.objective.evaluation(sum, count);
+        if !report.loss.is_finite() {
             return Err(Error::Training(format!(
                 "the held-out loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"
             )));
         }
-        let metrics = EvalMetrics { step, eval_loss, eval_perplexity: eval_loss.exp(), eval_tokens: count };
+        let metrics = EvalMetrics::new(step, report, count);
         self.output.log_evaluation(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));
         // Evaluation is not training time.

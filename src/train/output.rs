@@ -1,11 +1,13 @@
 //! The files that a run leaves in its directory, checkpoints and adapter aside: `metrics.jsonl`, `run.toml`, `loss.svg`.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint;
+use super::objective::Report;
 use super::settings::RunSettings;
 use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
@@ -17,13 +19,17 @@ use crate::{Error, Result};
 const METRICS: &str = "metrics.jsonl";
 const RUN: &str = "run.toml";
 
-/// One logged step.
+/// One logged step, a line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct StepMetrics {
     pub step: usize,
-    /// Mean over the steps since the last line.
+    /// Mean over the steps since the last line, as are `values`.
     pub loss: f64,
+    /// Further values of the objective by name, between the other fields.
+    #[serde(flatten)]
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "Record<string, number>"))]
+    pub values: BTreeMap<String, f64>,
     pub lr: f64,
     pub grad_norm: f64,
     /// Rows computed since the start.
@@ -32,17 +38,33 @@ pub struct StepMetrics {
     pub gpu_bytes: u64,
 }
 
-/// One evaluation.
+/// One evaluation, a line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct EvalMetrics {
     pub step: usize,
     pub eval_loss: f64,
-    pub eval_perplexity: f64,
+    /// Further values of the objective, each name with `eval_` before it: `eval_perplexity`.
+    #[serde(flatten)]
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "Record<string, number>"))]
+    pub values: BTreeMap<String, f64>,
     pub eval_tokens: usize,
 }
 
-/// What a run was made with, beside its settings.
+impl EvalMetrics {
+    /// The metrics of an evaluation after `step` steps, over `tokens` held-out tokens.
+    pub fn new(step: usize, report: Report, tokens: usize) -> Self {
+        let values = report.values.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect();
+        Self { step, eval_loss: report.loss, values, eval_tokens: tokens }
+    }
+
+    /// The further values of the objective, by its own names.
+    pub fn named_values(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.values.iter().map(|(name, value)| (name.strip_prefix("eval_").unwrap_or(name), *value))
+    }
+}
+
+/// A record of how a run was made, beside its settings.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunRecord {
     pub loraine: String,
@@ -109,18 +131,20 @@ impl Output {
     }
 
     pub fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let values = [
-            ("train/loss", metrics.loss),
-            ("train/learning_rate", metrics.lr),
-            ("train/grad_norm", metrics.grad_norm),
-            ("train/tokens_per_second", metrics.tokens_per_s),
-        ];
+        let mut values = vec![("train/loss".to_owned(), metrics.loss)];
+        values.extend(metrics.values.iter().map(|(name, value)| (format!("train/{name}"), *value)));
+        values.extend([
+            ("train/learning_rate".to_owned(), metrics.lr),
+            ("train/grad_norm".to_owned(), metrics.grad_norm),
+            ("train/tokens_per_second".to_owned(), metrics.tokens_per_s),
+        ]);
         self.log(metrics)?;
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }
 
     pub fn log_evaluation(&mut self, metrics: &EvalMetrics) -> Result<()> {
-        let values = [("eval/loss", metrics.eval_loss), ("eval/perplexity", metrics.eval_perplexity)];
+        let mut values = vec![("eval/loss".to_owned(), metrics.eval_loss)];
+        values.extend(metrics.named_values().map(|(name, value)| (format!("eval/{name}"), value)));
         self.log(metrics)?;
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }

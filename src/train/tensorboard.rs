@@ -35,9 +35,9 @@ impl EventFile {
     ///
     /// # Errors
     /// A full disk.
-    pub fn scalars(&mut self, step: usize, values: &[(&str, f64)]) -> Result<()> {
+    pub fn scalars(&mut self, step: usize, values: &[(String, f64)]) -> Result<()> {
         // Summary.Value { tag = 1, simple_value = 2 }; Summary { value = 1 }; Event { wall_time = 1, step = 2, summary = 5 }
-        let value = |(tag, value): &(&str, f64)| {
+        let value = |(tag, value): &(String, f64)| {
             tag_bytes(1, &[tag_bytes(1, tag.as_bytes()), tag_float(2, *value as f32)].concat())
         };
         let summary: Vec<u8> = values.iter().flat_map(value).collect();
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(varint(300), [0xac, 0x02]);
         let dir = tempfile::tempdir().unwrap();
         let mut events = EventFile::create(dir.path()).unwrap();
-        events.scalars(300, &[("train/loss", 2.5)]).unwrap();
+        events.scalars(300, &[("train/loss".to_owned(), 2.5)]).unwrap();
         let bytes = std::fs::read(&events.path).unwrap();
         let first = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let second = &bytes[16 + first..];

@@ -1,4 +1,4 @@
-//! What a run trains, on the host: an adapter's factors, or every tensor of the base; and the file of AdamW's moments.
+//! The trained values on the host: an adapter's factors, or every tensor of the base. Also the file of AdamW's moments.
 
 use std::path::Path;
 
@@ -14,13 +14,15 @@ use crate::ops::adamw8bit;
 use crate::setting::OPTIM;
 use crate::{Error, Result};
 
+/// The values of everything that a run trains.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Values {
+pub enum TrainedValues {
     Adapter(AdapterTensors),
     Base(Vec<NamedTensor>),
 }
 
-impl Values {
+impl TrainedValues {
+    /// The number of trained parameters.
     pub fn parameters(&self) -> u64 {
         match self {
             Self::Adapter(adapter) => adapter.parameters(),
@@ -53,7 +55,7 @@ const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 /// `path` is for messages.
 pub(super) fn serialize_moments(
     path: &Path,
-    values: &Values,
+    values: &TrainedValues,
     moments: &[[HostMoment; 2]],
     modules: &[LoraModule],
 ) -> Result<Vec<u8>> {
@@ -78,11 +80,11 @@ pub(super) fn serialize_moments(
     serialize(views, None).map_err(|e| Error::file(path, e))
 }
 
-/// Reads what [`serialize_moments`] wrote for tensors like `values`, which are to be kept in `storage`.
+/// Reads the bytes that [`serialize_moments`] has given for tensors of the shapes of `values`. The run keeps moments in `storage`.
 pub(super) fn deserialize_moments(
     path: &Path,
     bytes: &[u8],
-    values: &Values,
+    values: &TrainedValues,
     modules: &[LoraModule],
     storage: MomentStorage,
 ) -> Result<Vec<[HostMoment; 2]>> {
@@ -102,8 +104,8 @@ pub(super) fn deserialize_moments(
     };
     let read = |name: &str, kind: &str, elements: usize| -> Result<HostMoment> {
         let storage = match values {
-            Values::Adapter(_) => storage.of_tensor(elements),
-            Values::Base(_) => moment_storage(storage, name, elements),
+            TrainedValues::Adapter(_) => storage.of_tensor(elements),
+            TrainedValues::Base(_) => moment_storage(storage, name, elements),
         };
         let name = format!("{name}.{kind}");
         match storage {

@@ -25,7 +25,7 @@ use crate::memory::summary;
 use crate::model::config::ModelConfig;
 use crate::model::source::stored_embedding;
 use crate::quant::format::Float;
-use crate::train::run::{prepare, seq_len_within};
+use crate::train::prepare::{prepare, seq_len_within};
 use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 

@@ -8,11 +8,13 @@ use wasm_bindgen::prelude::*;
 
 use super::report::{PlanReport, RunEvent, RunOutcome, StepReport};
 use super::{errors, from_js, open_gpu, to_js};
-use crate::train::run::{self, Control, Event, PreparedRun, Resume, Start};
+use crate::train::event::{Control, Event, Outcome};
+use crate::train::prepare::{PreparedRun, prepare};
+use crate::train::run::{self, Resume, Start};
 use crate::{Error, Result};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Request {
     Go,
     Pause,
     /// Saved and waiting for [`Run::resume`].
@@ -25,7 +27,7 @@ enum Wish {
 pub struct Run {
     prepared: RefCell<Option<PreparedRun>>,
     resume: bool,
-    wish: Cell<Wish>,
+    request: Cell<Request>,
     wake: RefCell<Option<oneshot::Sender<()>>>,
     step: Cell<usize>,
 }
@@ -38,11 +40,11 @@ impl Run {
         #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
         resume: bool,
     ) -> Result<Run, JsValue> {
-        let prepared = from_js(&settings, "the settings").and_then(run::prepare).map_err(|e| errors::to_js(&e))?;
+        let prepared = from_js(&settings, "the settings").and_then(prepare).map_err(|e| errors::to_js(&e))?;
         Ok(Self {
             prepared: RefCell::new(Some(prepared)),
             resume,
-            wish: Cell::new(Wish::Go),
+            request: Cell::new(Request::Go),
             wake: RefCell::default(),
             step: Cell::new(0),
         })
@@ -65,20 +67,20 @@ impl Run {
 
     /// Saves a checkpoint after the current step and waits for [`Run::resume`] or [`Run::stop`].
     pub fn pause(&self) {
-        if self.wish.get() == Wish::Go {
-            self.wish.set(Wish::Pause);
+        if self.request.get() == Request::Go {
+            self.request.set(Request::Pause);
         }
     }
 
     pub fn resume(&self) {
-        if self.wish.get() != Wish::Stop {
-            self.set_and_wake(Wish::Go);
+        if self.request.get() != Request::Stop {
+            self.set_and_wake(Request::Go);
         }
     }
 
     /// Saves a checkpoint and the adapter after the current step and ends the run.
     pub fn stop(&self) {
-        self.set_and_wake(Wish::Stop);
+        self.set_and_wake(Request::Stop);
     }
 }
 
@@ -88,14 +90,14 @@ fn emit(on_event: &Function, event: RunEvent) {
 }
 
 impl Run {
-    fn set_and_wake(&self, wish: Wish) {
-        self.wish.set(wish);
+    fn set_and_wake(&self, request: Request) {
+        self.request.set(request);
         if let Some(wake) = self.wake.take() {
             let _ = wake.send(());
         }
     }
 
-    async fn run(&self, on_event: &Function) -> Result<run::Outcome> {
+    async fn run(&self, on_event: &Function) -> Result<Outcome> {
         let prepared = self.prepared.take();
         let prepared = prepared.ok_or_else(|| Error::Busy("this run was started already"))?;
         let gpu = open_gpu().await?;
@@ -127,23 +129,23 @@ impl Run {
     }
 
     async fn control(&self, on_event: &Function) -> Control {
-        if self.wish.get() != Wish::Paused {
+        if self.request.get() != Request::Paused {
             self.step.set(self.step.get() + 1);
         }
-        match self.wish.get() {
-            Wish::Go => Control::Continue,
-            Wish::Stop => Control::Stop,
-            Wish::Pause => {
-                self.wish.set(Wish::Paused);
+        match self.request.get() {
+            Request::Go => Control::Continue,
+            Request::Stop => Control::Stop,
+            Request::Pause => {
+                self.request.set(Request::Paused);
                 Control::Save
             }
-            Wish::Paused => {
+            Request::Paused => {
                 let (wake, woken) = oneshot::channel();
                 self.wake.replace(Some(wake));
                 emit(on_event, RunEvent::Paused { step: self.step.get() });
                 let _ = woken.await;
                 emit(on_event, RunEvent::Continued { step: self.step.get() });
-                if self.wish.get() == Wish::Stop { Control::Stop } else { Control::Continue }
+                if self.request.get() == Request::Stop { Control::Stop } else { Control::Continue }
             }
         }
     }

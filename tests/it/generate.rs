@@ -54,7 +54,7 @@ fn check_incremental(name: &str, base: BaseStorage) {
     let reference = Reference::read(&model.join("reference.safetensors"));
     let ids = reference.ids("input_ids.0");
     let mut generator = open(&model, base, &["adapter"], ids.len(), 5);
-    let vocabulary = generator.plan.network.config.vocab_size;
+    let vocabulary = generator.plan.shared.network.config.vocab_size;
     for (adapter, tensor) in [(None, "logits.0"), (Some(0), "lora_logits.0")] {
         let expected = whole(&model, base, "adapter", adapter.is_some(), &ids);
         for length in PROMPT..=ids.len() {
@@ -126,7 +126,7 @@ fn adapters_of_unlike_rank_and_targets_work_side_by_side() {
     let files = ["reference", "reference_rank_pattern", "reference_layers"];
     let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
     let mut generator = open(&model, BaseStorage::AsStored, &dirs, 32, 8);
-    let vocabulary = generator.plan.network.config.vocab_size;
+    let vocabulary = generator.plan.shared.network.config.vocab_size;
     let last = (ids.len() - 1) * vocabulary;
     let base = Reference::read(&model.join("reference.safetensors"));
     for _ in 0..2 {

@@ -18,7 +18,7 @@ use loraine::model::config::ModelConfig;
 use loraine::model::source::{Source, check_shapes};
 use loraine::model::tensor_source::TensorSource;
 use loraine::network::moments::MomentStorage;
-use loraine::train::checkpoint::{self, Subject};
+use loraine::train::checkpoint::{self, Trainable};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -533,8 +533,8 @@ fn checkpoints() -> Report {
     fn read(dir: &Path) -> Result<()> {
         let model = llama();
         let adapter = adapter_file::load(&dir.join("checkpoints/step-1"), &model)?;
-        let subject = Subject::Adapter { config: &adapter.config, modules: &adapter.modules };
-        checkpoint::load(&dir.join("checkpoints/step-1"), &model, subject, MomentStorage::F32).map(|_| ())
+        let trainable = Trainable::Adapter { config: &adapter.config, modules: &adapter.modules };
+        checkpoint::load(&dir.join("checkpoints/step-1"), &model, trainable, MomentStorage::F32).map(|_| ())
     }
     let shell = common::cli::Shell::new();
     shell.write("data.jsonl", common::cli::random_lines(4, 96, 1));

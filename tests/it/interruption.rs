@@ -10,7 +10,7 @@ use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::network::moments::MomentStorage;
 use loraine::random::{Stream, uniform};
-use loraine::train::checkpoint::{self, Subject};
+use loraine::train::checkpoint::{self, Trainable};
 
 /// A small run with everything that a checkpoint must carry: dropout, losses not yet logged, evaluations.
 fn train(shell: &Shell, out: &str, steps: usize) -> String {
@@ -33,8 +33,8 @@ fn newest_whole_step(shell: &Shell, config: &ModelConfig, storage: MomentStorage
     for name in shell.names("killed/checkpoints").iter().filter(|name| !name.starts_with('.')) {
         let dir = shell.path(&format!("killed/checkpoints/{name}"));
         let adapter = adapter_file::load(&dir, config).expect("a whole adapter");
-        let subject = Subject::Adapter { config: &adapter.config, modules: &adapter.modules };
-        let found = checkpoint::load(&dir, config, subject, storage).expect("a whole checkpoint");
+        let trainable = Trainable::Adapter { config: &adapter.config, modules: &adapter.modules };
+        let found = checkpoint::load(&dir, config, trainable, storage).expect("a whole checkpoint");
         assert_eq!(*name, format!("step-{}", found.state.step));
         newest = newest.max(found.state.step);
     }

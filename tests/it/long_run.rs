@@ -5,7 +5,9 @@ use crate::common::{self, shared};
 use loraine::data::tokenizer::Tokenizer;
 use loraine::model::config::ModelConfig;
 use loraine::random::{Stream, bits};
-use loraine::train::run::{self, Start};
+use loraine::train::event::to_the_end;
+use loraine::train::prepare::prepare;
+use loraine::train::run::{Start, run};
 use loraine::train::settings::{Method, RunSettings};
 
 const LENGTH: usize = 128;
@@ -48,9 +50,8 @@ fn held_out_losses(method: Method) -> Option<(f64, f64)> {
         eval_data: Some(eval),
         ..RunSettings::default()
     };
-    let prepared = run::prepare(settings).unwrap();
-    let outcome =
-        pollster::block_on(run::run(prepared, common::gpu(), &Start::default(), run::to_the_end, |_| {})).unwrap();
+    let prepared = prepare(settings).unwrap();
+    let outcome = pollster::block_on(run(prepared, common::gpu(), &Start::default(), to_the_end, |_| {})).unwrap();
     Some((outcome.first_eval.unwrap().eval_loss, outcome.last_eval.unwrap().eval_loss))
 }
 

@@ -12,11 +12,11 @@ use loraine::memory::{ASSUMED_CAPABILITIES, Estimate, estimate};
 use loraine::model::shapes;
 use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, TensorSpec, tensors};
-use loraine::network::activations::KeptAs;
+use loraine::network::activations::ActivationFormat;
 use loraine::network::base::BaseStorage;
 use loraine::network::moments::MomentStorage;
 use loraine::quant::format::Float;
-use loraine::train::budget::plan_within_budget;
+use loraine::train::budget::PlanRequest;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use loraine::train::settings::{ActivationsChoice, Method, Optim, RecomputeChoice, RunSettings};
@@ -149,7 +149,7 @@ fn embedding_and_head_train_in_4_bits() {
 /// The forward pass is the same; gradients read rounded activations.
 #[test]
 fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
-    let gradients = |model: &str, kept_as: KeptAs, keep: usize| {
+    let gradients = |model: &str, activation_format: ActivationFormat, keep: usize| {
         let dir = common::fixture(model);
         let source = Source::open(&dir).unwrap();
         let config = &source.config;
@@ -164,7 +164,8 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         };
         let gpu = common::gpu();
         let stored = |name: &str| source.stored(name);
-        let plan = TrainPlan::with_activations(gpu.capabilities, config, stored, &modules, &settings, kept_as);
+        let plan =
+            TrainPlan::with_activations(gpu.capabilities, config, stored, &modules, &settings, activation_format);
         let planned = plan.ledger();
         let mut engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
         assert_eq!(*engine.buffers.ledger(), planned);
@@ -177,10 +178,10 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         (values, planned.get(Category::KeptActivations))
     };
     for model in ["llama_tied", "odd_sizes", "qwen3", "mistral_window"] {
-        let (exact, _) = gradients(model, KeptAs::F32, 2);
+        let (exact, _) = gradients(model, ActivationFormat::F32, 2);
         for keep in [0, 1, 2] {
-            let (_, bytes) = gradients(model, KeptAs::F32, keep);
-            let (rounded, fewer) = gradients(model, KeptAs::Bf16, keep);
+            let (_, bytes) = gradients(model, ActivationFormat::F32, keep);
+            let (rounded, fewer) = gradients(model, ActivationFormat::Bf16, keep);
             let error = common::relative_error(&rounded, &exact);
             println!("{model}, {keep} layers kept: relative error {error:.1e}, {fewer} bytes instead of {bytes}");
             // A recomputed first layer starts from the embedding, which the file may hold in bf16 already.
@@ -235,7 +236,16 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
     let settings = RunSettings { quantize_embedding: true, ..qlora(1) };
     let modules = targets::resolve(&settings.lora_config(), &config).unwrap();
     let gpu = common::gpu();
-    let plan = plan_within_budget(&settings, &config, &modules, |_| Float::Bf16, 512, 512, gpu.capabilities).unwrap();
+    let request = PlanRequest {
+        settings: &settings,
+        config: &config,
+        modules: &modules,
+        stored: &|_| Float::Bf16,
+        max_rows: 512,
+        max_positions: 512,
+        capabilities: gpu.capabilities,
+    };
+    let plan = request.plan_within_budget().unwrap();
     let planned = plan.ledger();
     for (category, bytes) in planned.entries() {
         println!("{:<22} {bytes:>13}", category.name());

@@ -10,6 +10,7 @@ use loraine::network::trained::Part;
 use loraine::ops::adamw::AdamW;
 use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
+use loraine::train::values::TrainedValues;
 
 const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true));
 
@@ -74,7 +75,7 @@ fn train(engine: &mut Engine, steps: &[Vec<MicroBatch>], optimizer: &AdamW, lr: 
         results.push(result);
     }
     assert!(results.len() == steps.len() && results.iter().all(|r| r.applied));
-    results.iter().map(|r| (r.loss, f64::from(r.grad_norm))).collect()
+    results.iter().map(|r| (r.report.loss, f64::from(r.grad_norm))).collect()
 }
 
 macro_rules! fixture_tests {
@@ -232,7 +233,7 @@ fn full_gradients_are_the_slopes_of_the_loss() {
                 for (value, g) in moved[i].values.iter_mut().zip(&gradient.values) {
                     *value += (sign * reach * f64::from(*g) / norm) as f32;
                 }
-                engine.write_base(&moved);
+                engine.write_values(&TrainedValues::Base(moved));
                 let (sum, count) = pollster::block_on(engine.evaluate([&batch])).unwrap();
                 sum / count as f64
             };

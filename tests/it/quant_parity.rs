@@ -30,7 +30,7 @@ fn the_loader_writes_bitsandbytes_bytes_on_the_device() {
         let engine = open_engine(&model, base, &modules, &tensors, 32, 5);
         for projection in Projection::ALL {
             let key = format!("model.layers.0.{}.weight.dq{}", projection.module(), u8::from(double));
-            let weight = engine.plan.network.layers[0].projection(projection);
+            let weight = engine.plan.shared.network.layers[0].projection(projection);
             let panel = weight.panels[0];
             let packed = reference.bytes(&format!("{key}.packed"));
             assert_eq!(read_bytes(&engine, panel.data)[..packed.len()], packed, "{key}");

@@ -11,7 +11,9 @@ use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::ModelConfig;
 use loraine::network::base::BaseStorage;
-use loraine::train::run::{self, Start};
+use loraine::train::event::to_the_end;
+use loraine::train::prepare::prepare;
+use loraine::train::run::{Start, run};
 use loraine::train::settings::{Method, RunSettings};
 
 const IDS: [u32; 12] = [1, 17, 4, 80, 33, 2, 9, 64, 51, 12, 7, 40];
@@ -40,8 +42,8 @@ fn train(out: &Path) {
         steps: Some(10),
         ..RunSettings::default()
     };
-    let prepared = run::prepare(settings).unwrap();
-    pollster::block_on(run::run(prepared, gpu(), &Start::default(), run::to_the_end, |_| {})).unwrap();
+    let prepared = prepare(settings).unwrap();
+    pollster::block_on(run(prepared, gpu(), &Start::default(), to_the_end, |_| {})).unwrap();
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn steps(engine: &mut Engine, steps: Range<u32>) {
 fn variants_at(engine: &Engine, index: usize) -> AutotuneTable {
     let mut autotune = AutotuneTable::default();
     for problem in engine.plan.problem_sizes() {
-        let variants = Variant::all(&engine.plan.capabilities, &problem);
+        let variants = Variant::all(&engine.plan.shared.capabilities, &problem);
         autotune.insert(problem.class(), variants[index % variants.len()].name());
     }
     autotune
@@ -97,7 +97,7 @@ fn layers_that_read_one_input_make_its_gradient_together() {
 #[test]
 fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
     let mut whole = engine(as_gpu(Tune::Off, None));
-    assert_eq!(whole.plan.autotune, AutotuneTable::default());
+    assert_eq!(whole.plan.shared.autotune, AutotuneTable::default());
     steps(&mut whole, 0..4);
     let want = pollster::block_on(whole.read_values()).unwrap();
     let mut begun = engine(as_gpu(Tune::Off, None));
@@ -108,7 +108,7 @@ fn a_run_resumed_with_other_kernels_is_the_uninterrupted_one() {
     let usual = kernels(&begun.plan.record_pass(96, 96, true));
     for index in [1, 3] {
         let mut resumed = engine(as_gpu(Tune::Off, None));
-        resumed.plan.autotune = variants_at(&resumed, index);
+        resumed.plan.shared.autotune = variants_at(&resumed, index);
         assert_ne!(kernels(&resumed.plan.record_pass(96, 96, true)), usual);
         resumed.resume(2, &values, &moments);
         steps(&mut resumed, 2..4);
@@ -122,7 +122,7 @@ fn a_measured_run_has_the_bits_of_one_that_is_not() {
     let measured = |tune| {
         let mut engine = engine(as_gpu(tune, Some(cache.path())));
         steps(&mut engine, 0..2);
-        (pollster::block_on(engine.read_values()).unwrap(), engine.plan.autotune.clone(), engine.plan.ledger())
+        (pollster::block_on(engine.read_values()).unwrap(), engine.plan.shared.autotune.clone(), engine.plan.ledger())
     };
     let usual = measured(Tune::Off);
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
@@ -145,7 +145,7 @@ fn answers_do_not_depend_on_the_kernels() {
         let mut generator = pollster::block_on(opened).unwrap();
         let text: Vec<u32> = (0..41).map(|i| (i * 31 + 7) % 96).collect();
         let logits = pollster::block_on(generator.logits_after(&text, None)).unwrap();
-        (logits, generator.plan.autotune.lines(), generator.plan.problem_sizes())
+        (logits, generator.plan.shared.autotune.lines(), generator.plan.problem_sizes())
     };
     let (usual, none, problem_sizes) = logits(Tune::Off, None);
     let (measured, some, _) = logits(Tune::On, None);

@@ -411,7 +411,7 @@ fn large_layers_take_this_variant_where_the_device_has_matrices() {
     rec.capabilities.cooperative = Some(matrices);
     forward(&mut rec, gx, &weight, None, y, false);
     assert_eq!(rec.commands.len(), 3);
-    forward(&mut rec, gx.top(1), &weight, None, y.top(1), false);
+    forward(&mut rec, gx.first_rows(1), &weight, None, y.first_rows(1), false);
     lab.run(&rec);
     let want = twin::multiply(&x, 40, 128, 130, |k, n| w[n * 128 + k]);
     assert_close("rows by f16", &lab.read(y)[130..], &want[130..], 1e-3);

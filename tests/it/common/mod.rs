@@ -162,6 +162,7 @@ pub fn whole_sequence(ids: &[u32]) -> MicroBatch {
         segment_end: vec![rows; ids.len()],
         label_rows: Vec::new(),
         labels: Vec::new(),
+        label_weights: Vec::new(),
     }
 }
 

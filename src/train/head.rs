@@ -1,0 +1,108 @@
+//! The head's part of a training pass: the rows with a label, their logits in chunks, and their losses.
+
+use crate::gpu::{Arena, Capabilities, Category, Matrix, MemoryPlan, Recorder, View, round_up};
+use crate::model::config::ModelConfig;
+use crate::network::activations::{Phase, through};
+use crate::network::base::Network;
+use crate::network::head;
+use crate::network::trained::Trained;
+use crate::ops::cross_entropy;
+
+/// Counts of rows with a label are rounded up to this. It also keeps slices of per-row buffers aligned.
+pub const LABEL_CLASS: u32 = 64;
+/// Logits exist for as many rows at a time as fit here.
+const LOGITS_BYTES: u64 = 32 << 20;
+
+/// Buffers of the rows that go through the head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadBuffers {
+    /// Their places among the rows of the pass, u32.
+    pub label_rows: View,
+    /// u32 for each of them.
+    pub labels: View,
+    /// Final hidden states of the rows with a label. Chunk by chunk they become their gradients.
+    gathered: Matrix,
+    logits: Matrix,
+    losses: View,
+    /// f32 for each of them: the factor of its loss in the objective, and so of its gradient.
+    pub label_weights: View,
+}
+
+/// The head's part of one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPass {
+    /// Output of the final norm, `[rows, hidden]`.
+    pub hidden: Matrix,
+    /// Rows with a label, rounded up as the list was.
+    pub labels: u32,
+    /// f32 to which the sum of the losses is added, each as it is without its weight.
+    pub total: View,
+    /// The gradient of `hidden`, where the pass is one of training.
+    pub d_hidden: Option<Matrix>,
+}
+
+impl HeadBuffers {
+    /// Plans for up to `max_rows` rows with a label.
+    pub fn plan(
+        memory: &mut MemoryPlan,
+        arena: &mut Arena,
+        config: &ModelConfig,
+        max_rows: u32,
+        capabilities: Capabilities,
+    ) -> Self {
+        let rows = round_up(max_rows, LABEL_CLASS);
+        let budget = LOGITS_BYTES.min(capabilities.max_binding_bytes);
+        let fitting = budget / (4 * u64::from(round_up(config.vocab_size as u32, 4)));
+        let chunk = (u32::try_from(fitting).unwrap_or(u32::MAX) / LABEL_CLASS * LABEL_CLASS).clamp(LABEL_CLASS, rows);
+        let per_row = 4 * u64::from(rows);
+        let (vocabulary, hidden) = (config.vocab_size as u32, config.hidden_size as u32);
+        let while_gathered = through(Phase::GatherLabeled, Phase::ScatterLabeled);
+        let at_logits = through(Phase::Logits, Phase::Logits);
+        Self {
+            logits: arena.matrix(memory, "logits", chunk, vocabulary, &[at_logits]),
+            gathered: arena.matrix(memory, "rows with a label", rows, hidden, &[while_gathered]),
+            label_rows: memory.alloc(Category::Uploads, "labeled rows", per_row),
+            labels: memory.alloc(Category::Uploads, "labels", per_row),
+            losses: memory.alloc(Category::Workspace, "losses", per_row),
+            label_weights: memory.alloc(Category::Uploads, "label weights", per_row),
+        }
+    }
+
+    /// Rows whose logits exist at a time.
+    pub fn chunk_rows(&self) -> u32 {
+        self.logits.rows
+    }
+
+    /// Records the losses of the rows with a label, and adds their sum to `pass.total`. With `pass.d_hidden`, each chunk of hidden
+    /// states becomes its gradient before the next chunk's logits take the buffer; the gradients then go back to their rows.
+    pub fn record(&self, rec: &mut Recorder, network: &Network, trained: Option<&Trained>, pass: HeadPass) {
+        let HeadPass { hidden, labels, total, d_hidden } = pass;
+        let gradient = d_hidden.is_some();
+        cross_entropy::gather_rows(rec, hidden, self.label_rows, self.gathered.first_rows(labels));
+        let mut first = 0;
+        while first < labels {
+            let rows = self.logits.rows.min(labels - first);
+            let (x, logits) = (self.gathered.rows(first, rows), self.logits.first_rows(rows));
+            let words = |view: View| view.slice(4 * u64::from(first), 4 * u64::from(rows));
+            head::forward(rec, network, x, logits);
+            let [labels, weights, losses] = [self.labels, self.label_weights, self.losses].map(words);
+            cross_entropy::forward_backward(rec, logits, labels, weights, losses, gradient);
+            if gradient {
+                head::backward_in_place(rec, network, trained, logits, x);
+            }
+            first += rows;
+        }
+        cross_entropy::sum_losses(rec, self.losses, labels, total);
+        if let Some(d_hidden) = d_hidden {
+            rec.clear(d_hidden.view);
+            cross_entropy::scatter_rows(rec, self.gathered.first_rows(labels), self.label_rows, d_hidden);
+        }
+    }
+
+    /// Records the logits of all rows of `hidden`, which must fit into one chunk, and says where they lie.
+    pub fn record_logits(&self, rec: &mut Recorder, network: &Network, hidden: Matrix) -> Matrix {
+        let logits = self.logits.first_rows(hidden.rows);
+        head::forward(rec, network, hidden, logits);
+        logits
+    }
+}

@@ -1,0 +1,101 @@
+//! The training objective. It decides which rows of a micro-batch go through the head, the weight of each of their losses, and the
+//! values that a run reports.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::batches::MicroBatch;
+
+/// The objective of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Objective {
+    /// Supervised fine-tuning: the mean cross-entropy over all trained tokens of a step.
+    #[default]
+    Sft,
+}
+
+/// The rows of a micro-batch that go through the head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadRows<'a> {
+    /// Their places in the micro-batch, ascending.
+    pub rows: &'a [u32],
+    /// The label of each row.
+    pub labels: &'a [u32],
+    /// The factor of each row's loss in the objective, and so of its gradient.
+    pub weights: Vec<f32>,
+}
+
+/// The values that an objective reports of a step or of an evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub loss: f64,
+    /// Further values by name. Metrics files and TensorBoard take the names as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, f64>,
+}
+
+impl Report {
+    /// The mean of each value over `reports`, which all have the same names.
+    pub fn mean(reports: &[Self]) -> Self {
+        let mean = |value: &dyn Fn(&Self) -> f64| reports.iter().map(value).sum::<f64>() / reports.len() as f64;
+        let names = reports.first().into_iter().flat_map(|report| report.values.keys());
+        let of_name = |name: &String| mean(&|report| report.values.get(name).copied().unwrap_or(f64::NAN));
+        Self { loss: mean(&|report| report.loss), values: names.map(|name| (name.clone(), of_name(name))).collect() }
+    }
+}
+
+impl Objective {
+    /// The factor that all losses of an optimizer step share: 1 / trained tokens. None where a step has no trained token.
+    pub fn step_scale(self, micro_batches: &[MicroBatch]) -> Option<f32> {
+        let labels: usize = micro_batches.iter().map(|batch| batch.labels.len()).sum();
+        (labels > 0).then(|| 1.0 / labels as f32)
+    }
+
+    /// The rows of `batch` that go through the head, where all losses of the step share the factor `scale`.
+    pub fn head_rows(self, batch: &MicroBatch, scale: f32) -> HeadRows<'_> {
+        let weights = batch.label_weights.iter().map(|weight| weight * scale).collect();
+        HeadRows { rows: &batch.label_rows, labels: &batch.labels, weights }
+    }
+
+    /// The report of a step, from the sum of the losses of `labels` trained tokens.
+    pub fn report(self, total_loss: f64, labels: usize) -> Report {
+        Report { loss: total_loss / labels as f64, values: BTreeMap::new() }
+    }
+
+    /// The report of an evaluation, from the sum of the losses of `labels` held-out tokens.
+    pub fn evaluation(self, total_loss: f64, labels: usize) -> Report {
+        let loss = total_loss / labels as f64;
+        Report { loss, values: BTreeMap::from([("perplexity".to_owned(), loss.exp())]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trained_token_of_a_step_weighs_the_same() {
+        let batch = |count: u32| MicroBatch {
+            label_rows: (0..count).collect(),
+            labels: vec![7; count as usize],
+            label_weights: vec![1.0; count as usize],
+            ..MicroBatch::default()
+        };
+        let step = [batch(3), batch(4)];
+        let scale = Objective::Sft.step_scale(&step).unwrap();
+        for micro_batch in &step {
+            let rows = Objective::Sft.head_rows(micro_batch, scale);
+            assert_eq!((rows.rows, rows.labels), (&*micro_batch.label_rows, &*micro_batch.labels));
+            assert!(rows.weights.iter().all(|weight| *weight == 1.0 / 7.0), "{rows:?}");
+        }
+        assert_eq!(Objective::Sft.step_scale(&[batch(0)]), None);
+    }
+
+    #[test]
+    fn a_report_is_averaged_name_by_name() {
+        let report = |loss, margin| Report { loss, values: BTreeMap::from([("margin".to_owned(), margin)]) };
+        assert_eq!(Report::mean(&[report(1.0, 4.0), report(2.0, 8.0)]), report(1.5, 6.0));
+        assert_eq!(Objective::Sft.report(6.0, 4), Report { loss: 1.5, values: BTreeMap::new() });
+    }
+}

@@ -1,0 +1,73 @@
+//! The optimizer's buffers and its list: gradient norm, clipping and AdamW over everything that is trained.
+
+use crate::gpu::{Category, MemoryPlan, Recorder, View};
+use crate::network::moments::{MomentStorage, Moments};
+use crate::ops::{adamw, adamw8bit};
+
+/// Steps whose results may be under way to the host while the next ones run.
+pub const RESULTS_IN_FLIGHT: usize = 3;
+/// State and loss in one buffer, at the alignment of a binding.
+const METRICS_BYTES: u64 = 512;
+/// Where the sum of losses lies in the metrics, in bytes.
+pub const TOTAL_LOSS_AT: u64 = 256;
+
+/// A contiguous range of trained parameters within one binding, its gradients and its moments.
+#[derive(Clone, Copy, Debug)]
+pub struct ParameterRange {
+    pub params: View,
+    pub grads: View,
+    pub moments: Moments,
+}
+
+/// The buffers of a step beside gradients and moments.
+#[derive(Clone, Debug)]
+pub struct OptimizerBuffers {
+    /// [`adamw::Hyper`] of the step at hand.
+    pub hyper: View,
+    /// [`adamw8bit::tables`], where any moments are in 8 bits.
+    pub code_tables: Option<View>,
+    partials: View,
+    /// [`adamw::State`], then the sum of losses at [`TOTAL_LOSS_AT`].
+    pub metrics: View,
+    pub results: [View; RESULTS_IN_FLIGHT],
+    pub dropout_seed: View,
+}
+
+impl OptimizerBuffers {
+    /// Plans the buffers of an optimizer over `ranges`.
+    pub fn plan(memory: &mut MemoryPlan, ranges: &[ParameterRange]) -> Self {
+        let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
+        let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
+        let table_bytes = size_of_val(&adamw8bit::tables()) as u64;
+        Self {
+            hyper: memory.alloc(Category::Uploads, "optimizer settings", 32),
+            code_tables: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code tables", table_bytes)),
+            partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
+            metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
+            results: [(); RESULTS_IN_FLIGHT].map(|()| memory.alloc_readback("step results read-back", METRICS_BYTES)),
+            dropout_seed: memory.alloc(Category::Uploads, "dropout seed", 16),
+        }
+    }
+
+    fn state(&self) -> View {
+        self.metrics.slice(0, 16)
+    }
+
+    /// The sum of the step's losses, f32.
+    pub fn total_loss(&self) -> View {
+        self.metrics.slice(TOTAL_LOSS_AT, 16)
+    }
+
+    /// Records clipping by the norm of all gradients, and AdamW over every range. Records nothing where nothing is trained.
+    pub fn record(&self, rec: &mut Recorder, ranges: &[ParameterRange]) {
+        if ranges.is_empty() {
+            return;
+        }
+        let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
+        adamw::grad_norm(rec, &grads, self.hyper, self.partials, self.state());
+        let tables = self.code_tables.unwrap_or(rec.unused);
+        for ParameterRange { params, grads, moments } in ranges {
+            moments.step(rec, *params, *grads, tables, self.state(), self.hyper);
+        }
+    }
+}

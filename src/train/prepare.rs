@@ -1,0 +1,231 @@
+//! The preparation of a run: settings, model files and data are read and checked before a device is opened.
+
+use std::path::Path;
+
+use super::budget::{PlanRequest, longest_rows};
+use super::checkpoint::Trainable;
+use super::origin::Origin;
+use super::plan::TrainPlan;
+use super::settings::{Method, RunSettings};
+use super::values::TrainedValues;
+use crate::data::Example;
+use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
+use crate::data::packing::pack;
+use crate::data::read::{self, DataReport, Dataset};
+use crate::data::settings::DataSettings;
+use crate::data::tokenizer::Tokenizer;
+use crate::gpu::Capabilities;
+use crate::hub::base_name;
+use crate::lora::adapter_file::{self, LoadedAdapter};
+use crate::lora::config::LoraConfig;
+use crate::lora::factors::{self, AdapterTensors};
+use crate::lora::targets::{self, LoraModule};
+use crate::model::config::ModelConfig;
+use crate::model::source::Source;
+use crate::model::tensors::parameters;
+use crate::setting::{MAX_SEQ_LEN, METHOD, OUT};
+use crate::{Error, Result, files};
+
+/// The longest sequence where neither the user nor the model says less.
+const DEFAULT_SEQ_LEN: usize = 512;
+
+/// A run whose settings, model files and data were read and checked, before a device is opened.
+pub struct PreparedRun {
+    pub settings: RunSettings,
+    /// Without tensors where training starts from new weights.
+    pub source: Source,
+    pub lora: LoraConfig,
+    pub modules: Vec<LoraModule>,
+    pub data: DataReport,
+    pub eval: Option<DataReport>,
+    pub steps: usize,
+    pub(super) initial: AdapterTensors,
+    examples: Vec<Example>,
+    eval_examples: Vec<Example>,
+    /// The examples of each slot of a batch: one, or under packing as many as fit.
+    slots: Vec<Vec<usize>>,
+    order: BatchOrder,
+}
+
+/// Reads settings, model files and data, and refuses those that cannot work.
+///
+/// # Errors
+/// The first thing that is wrong, by file and field.
+pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
+    settings.check()?;
+    if let (Ok(model), Ok(out)) = (files::canonicalize(&settings.model), files::canonicalize(&settings.out))
+        && model == out
+    {
+        return Err(Error::file(&settings.out, format!("is the model's own directory; choose another for {OUT}")));
+    }
+    let source = match settings.from_scratch {
+        true => Source::without_weights(&settings.model)?,
+        false => Source::open(&settings.model)?,
+    };
+    if settings.method == Method::Lora && source.config.quantization.is_some() {
+        let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4";
+        let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));
+        return Err(Error::setting(METHOD, format!("{asked} {problem}; choose {fits}")));
+    }
+    let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source.config)?;
+    let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
+    let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let RunData { examples, report: data, eval_examples, eval } = read_data(&settings, &source, &format)?;
+    let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
+    let slots = match format.packing {
+        true => pack(&examples, max_seq_len),
+        false => (0..examples.len()).map(|i| vec![i]).collect(),
+    };
+    let order = BatchOrder::new(slots.len(), per_step, settings.seed, settings.shuffle)?;
+    let epochs = settings.epochs.unwrap_or(1.0);
+    let steps = settings.steps.unwrap_or((epochs * order.steps_per_epoch() as f64).ceil().max(1.0) as usize);
+    Ok(PreparedRun {
+        settings,
+        source,
+        lora,
+        modules,
+        data,
+        eval,
+        steps,
+        initial,
+        examples,
+        eval_examples,
+        slots,
+        order,
+    })
+}
+
+/// The adapter that training starts from: the one of `init_adapter`, whose rank and scale become those of the settings, or a new one.
+/// It is empty where the base itself is trained.
+fn initial_adapter(settings: &mut RunSettings, config: &ModelConfig) -> Result<LoadedAdapter> {
+    if settings.method == Method::Full {
+        let tensors = AdapterTensors::default();
+        return Ok(LoadedAdapter { config: LoraConfig::default(), modules: Vec::new(), tensors });
+    }
+    match &settings.init_adapter {
+        Some(dir) => {
+            let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load(dir, config)?;
+            // The record of a run holds the settings that it runs with.
+            (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
+            let base_model_name_or_path = Some(base_name(&settings.model));
+            let config = LoraConfig { base_model_name_or_path, lora_dropout: settings.dropout, ..lora };
+            Ok(LoadedAdapter { config, modules, tensors })
+        }
+        None => {
+            let lora = settings.lora_config();
+            let modules = targets::resolve(&lora, config)?;
+            let tensors = factors::init(&modules, config, settings.seed, lora.init_lora_weights);
+            Ok(LoadedAdapter { config: lora, modules, tensors })
+        }
+    }
+}
+
+/// The examples of a run, to train on and to evaluate on.
+struct RunData {
+    examples: Vec<Example>,
+    report: DataReport,
+    eval_examples: Vec<Example>,
+    /// None where the examples to evaluate on were held out of the others.
+    eval: Option<DataReport>,
+}
+
+/// Reads the training data, and the held-out data from the settings' file, from the directory's `valid` split, or as a fraction of the
+/// training data.
+fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> Result<RunData> {
+    let config = &source.config;
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
+    let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), format, config.vocab_size);
+    let Dataset { examples, report } = read(&settings.data)?;
+    let valid = if files::is_dir(&settings.data) {
+        read::read_split_with(&settings.data, "valid", tokenizer.as_ref(), format, config.vocab_size)?
+    } else {
+        None
+    };
+    let held_out = match &settings.eval_data {
+        Some(path) => Some(read(path)?),
+        None => valid,
+    };
+    if let Some(set) = held_out {
+        return Ok(RunData { examples, report, eval_examples: set.examples, eval: Some(set.report) });
+    }
+    let (examples, eval_examples) = match settings.eval_fraction > 0.0 {
+        true => hold_out(examples, settings.eval_fraction, settings.seed)?,
+        false => (examples, Vec::new()),
+    };
+    Ok(RunData { examples, report, eval_examples, eval: None })
+}
+
+/// The longest sequence of a run: `asked`, or the default where it is None.
+///
+/// # Errors
+/// More than the model has positions for.
+pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usize> {
+    let has = config.max_position_embeddings;
+    match asked {
+        Some(asked) if asked > has => Err(Error::setting(
+            MAX_SEQ_LEN,
+            format!(
+                "{MAX_SEQ_LEN} is {asked}, but the model has {has} positions (max_position_embeddings of its config.json)"
+            ),
+        )),
+        Some(asked) => Ok(asked),
+        None => Ok(DEFAULT_SEQ_LEN.min(has)),
+    }
+}
+
+impl PreparedRun {
+    /// The run's memory plan, refused if it exceeds the budget of the settings.
+    pub fn plan(&self, capabilities: Capabilities) -> Result<TrainPlan> {
+        let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].input_ids.len()).sum::<usize>();
+        let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(|e| e.input_ids.len()));
+        let max_rows = longest_rows(rows, self.settings.batch_size).0;
+        let examples = self.examples.iter().chain(&self.eval_examples);
+        let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
+        let stored = |name: &str| self.source.stored(name);
+        PlanRequest {
+            settings: &self.settings,
+            config: &self.source.config,
+            modules: &self.modules,
+            stored: &stored,
+            max_rows,
+            max_positions,
+            capabilities,
+        }
+        .plan_within_budget()
+    }
+
+    /// The trained part of the model, for the files of the run.
+    pub(super) fn trainable(&self) -> Trainable<'_> {
+        match self.settings.method {
+            Method::Full => Trainable::Base { base: &self.settings.model },
+            Method::Lora | Method::Qlora => Trainable::Adapter { config: &self.lora, modules: &self.modules },
+        }
+    }
+
+    pub(super) fn origin(&self) -> Result<Origin> {
+        Origin::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
+    }
+
+    /// The number of trained parameters.
+    pub fn trained_parameters(&self) -> u64 {
+        match self.settings.method {
+            Method::Full => parameters(&self.source.config),
+            Method::Lora | Method::Qlora => TrainedValues::Adapter(self.initial.clone()).parameters(),
+        }
+    }
+
+    /// The held-out examples in micro-batches, in their order.
+    pub(super) fn eval_batches(&self) -> Vec<MicroBatch> {
+        self.eval_examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect()
+    }
+
+    /// The micro-batches of the optimizer step `step`, counted from 0.
+    pub(super) fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
+        let (examples, slots) = (&self.examples, &self.slots);
+        let chosen = self.order.batch_for_step(step).chunks(self.settings.batch_size);
+        let batch = |chosen: &[usize]| {
+            MicroBatch::from_examples(chosen.iter().flat_map(|slot| &slots[*slot]).map(|i| &examples[*i]))
+        };
+        chosen.map(batch).collect()
+    }
+}
