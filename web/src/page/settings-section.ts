@@ -110,11 +110,7 @@ function slider(app: App, name: NumberSetting, hint: string, stops: number[]): H
   return made.element;
 }
 
-function picked<Name extends "method" | "schedule" | "optim">(
-  app: App,
-  name: Name,
-  options: [RunSettings[Name], string][],
-): HTMLElement {
+function picked<Name extends "method" | "schedule" | "optim">(app: App, name: Name, options: [RunSettings[Name], string][]): HTMLElement {
   const made = field(
     LABELS[name],
     select(options, (value) => app.set({ [name]: value } as Partial<RunSettings>)),
