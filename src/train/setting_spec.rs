@@ -1,6 +1,5 @@
 //! A row of the table of settings: the values that a setting may have, and whether a run may go on with another.
 
-use super::settings::RunSettings;
 use crate::setting::Key;
 use crate::{Error, Result};
 
@@ -20,7 +19,7 @@ pub enum OnResume {
 
 /// The numbers that a setting may have.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Range {
+pub(super) enum Range {
     Positive,
     /// 0, which is off, or a positive number.
     NotNegative,
@@ -46,46 +45,46 @@ impl Range {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Values {
+#[derive(Debug)]
+enum Values<S> {
     /// The type of the field alone says which values there are.
     Any,
     Count {
         least: u64,
-        get: fn(&RunSettings) -> Option<u64>,
+        get: fn(&S) -> Option<u64>,
     },
     Number {
         range: Range,
-        get: fn(&RunSettings) -> Option<f64>,
+        get: fn(&S) -> Option<f64>,
     },
 }
 
-/// One setting of a run.
-#[derive(Clone, Copy, Debug)]
-pub struct Setting {
+/// One setting of the settings `S`.
+#[derive(Debug)]
+pub struct Setting<S> {
     pub key: Key,
     pub on_resume: OnResume,
-    values: Values,
+    values: Values<S>,
 }
 
-impl Setting {
+impl<S> Setting<S> {
     pub(super) const fn new(key: &'static str, on_resume: OnResume) -> Self {
         Self { key: Key(key), on_resume, values: Values::Any }
     }
 
     /// The setting is a whole number from `least`; None of `get` is the default.
-    pub(super) const fn count(self, least: u64, get: fn(&RunSettings) -> Option<u64>) -> Self {
+    pub(super) const fn count(self, least: u64, get: fn(&S) -> Option<u64>) -> Self {
         Self { values: Values::Count { least, get }, ..self }
     }
 
     /// The setting is a number in `range`; None of `get` is the default.
-    pub(super) const fn number(self, range: Range, get: fn(&RunSettings) -> Option<f64>) -> Self {
+    pub(super) const fn number(self, range: Range, get: fn(&S) -> Option<f64>) -> Self {
         Self { values: Values::Number { range, get }, ..self }
     }
 
     /// # Errors
     /// A value out of its range.
-    pub(super) fn check(&self, settings: &RunSettings) -> Result<()> {
+    pub(super) fn check(&self, settings: &S) -> Result<()> {
         let key = self.key;
         let problem = match self.values {
             Values::Any => return Ok(()),

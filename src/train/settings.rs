@@ -150,7 +150,7 @@ pub struct RunSettings {
 }
 
 /// Every setting once, in the order of [`RunSettings`]: the values that it may have, and whether a run may go on with another.
-pub const SETTINGS: &[Setting] = &[
+pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("model", OnResume::Free),
     Setting::new("data", OnResume::Free),
     Setting::new("out", OnResume::Free),

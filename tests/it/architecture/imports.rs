@@ -127,6 +127,14 @@ impl File {
         self.paths.iter().any(|(path, _)| path[0] == name)
     }
 
+    /// The string literals, without those of tests.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().filter_map(|token| match token {
+            Token::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    }
+
     fn defines(&self, name: &str) -> bool {
         const KINDS: [&str; 7] = ["fn", "struct", "enum", "trait", "const", "static", "type"];
         self.aliases.contains_key(name)

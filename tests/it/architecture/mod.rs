@@ -10,9 +10,9 @@ use std::path::Path;
 use imports::{Crate, circles};
 
 /// The modules under `src/` from the ground up: each uses only those before it.
-const ORDER: [&str; 21] = [
-    "random", "gpu", "error", "files", "hub", "quant", "ops", "tune", "model", "lora", "data", "network", "infer",
-    "train", "memory", "export", "bench", "demo", "cli", "web", "crate",
+const ORDER: [&str; 22] = [
+    "random", "setting", "gpu", "error", "files", "hub", "quant", "ops", "tune", "model", "lora", "data", "network",
+    "infer", "train", "memory", "export", "bench", "demo", "cli", "web", "crate",
 ];
 
 /// Folders whose circles are being cut.
@@ -77,6 +77,20 @@ fn users_of_wgpu(all: &Crate) -> Vec<&str> {
     uses.map(|file| file.name.as_str()).collect()
 }
 
+/// The texts outside of the program that name a flag of its command line. A command that a text quotes may have flags.
+fn texts_with_flags(all: &Crate) -> Vec<String> {
+    let names_flag = |text: &&str| {
+        let flag = |(at, _): (usize, &str)| {
+            let begins = text[..at].chars().next_back().is_none_or(|before| !before.is_alphanumeric());
+            begins && text[at + 2..].starts_with(|next: char| next.is_ascii_lowercase())
+        };
+        !text.contains("`loraine ") && text.match_indices("--").any(flag)
+    };
+    // `setting.rs` has the function that writes a flag.
+    let files = all.files.iter().filter(|file| file.top() != "cli" && file.name != "setting.rs");
+    files.flat_map(|file| file.texts().filter(names_flag).map(|text| format!("{}: {text}", file.name))).collect()
+}
+
 #[test]
 fn files_import_one_another_in_no_circle() {
     let found = circles_of(&sources());
@@ -94,6 +108,12 @@ fn only_gpu_names_wgpu() {
     let all = sources();
     assert!(users_of_wgpu(&all).is_empty(), "{:?}", users_of_wgpu(&all));
     assert!(all.files.iter().any(|file| file.names_crate("wgpu")));
+}
+
+#[test]
+fn the_library_knows_no_flags() {
+    let found = texts_with_flags(&sources());
+    assert!(found.is_empty(), "name a setting by its key in `setting.rs`:\n{}", found.join("\n"));
 }
 
 #[test]
@@ -116,6 +136,9 @@ fn violations_are_found() {
     ]);
     assert_eq!(uses_above(&all), ["quant/mod.rs uses ops/mod.rs"]);
     assert_eq!(users_of_wgpu(&all), ["ops/mod.rs"]);
+    let flags = r#"fn f() { ("lower --lr", "models--a--b", "run `loraine chat --model DIR`") }"#;
+    let all = planted(&[("lib.rs", "mod train; mod cli;"), ("train.rs", flags), ("cli.rs", flags)]);
+    assert_eq!(texts_with_flags(&all), ["train.rs: lower --lr"]);
     let all = planted(&[
         ("data/a.rs", "use super::b::B;"),
         ("data/b.rs", "fn f() { crate::data::a::f() }"),
