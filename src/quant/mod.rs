@@ -7,9 +7,9 @@
 pub mod format;
 mod nested;
 
-pub use nested::{dynamic_map, first_steps, mean, unsigned_dynamic_map};
+pub use nested::{Scales, dynamic_map, first_steps, mean, unsigned_dynamic_map};
 
-use crate::quant::format::{Code4, NESTED_BLOCK};
+use crate::quant::format::Code4;
 
 /// The smallest absmax that is divided by.
 pub const MIN_ABSMAX: f32 = 1e-38;
@@ -41,26 +41,6 @@ pub struct Quantized {
     /// Two indices a byte, the first element in the high nibble.
     pub packed: Vec<u8>,
     pub scales: Scales,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scales {
-    Plain(Vec<f32>),
-    Nested { codes: Vec<u8>, absmax: Vec<f32>, offset: f32 },
-}
-
-impl Scales {
-    /// The absmax of each block.
-    pub fn absmax(&self) -> Vec<f32> {
-        match self {
-            Self::Plain(absmax) => absmax.clone(),
-            Self::Nested { codes, absmax, offset } => {
-                let map = dynamic_map();
-                let scale = |i: usize| absmax[i / NESTED_BLOCK as usize];
-                codes.iter().enumerate().map(|(i, code)| map[usize::from(*code)] * scale(i) + offset).collect()
-            }
-        }
-    }
 }
 
 /// Quantizes `values`, a flattened matrix.

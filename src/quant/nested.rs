@@ -2,8 +2,33 @@
 
 use std::sync::OnceLock;
 
-use super::Scales;
 use crate::quant::format::NESTED_BLOCK;
+
+/// The absmax of each block of a quantized matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scales {
+    Plain(Vec<f32>),
+    /// Double quantization: 8-bit codes of the absmax values less their mean `offset`, and the absmax of each block of codes.
+    Nested {
+        codes: Vec<u8>,
+        absmax: Vec<f32>,
+        offset: f32,
+    },
+}
+
+impl Scales {
+    /// The absmax of each block.
+    pub fn absmax(&self) -> Vec<f32> {
+        match self {
+            Self::Plain(absmax) => absmax.clone(),
+            Self::Nested { codes, absmax, offset } => {
+                let map = dynamic_map();
+                let scale = |i: usize| absmax[i / NESTED_BLOCK as usize];
+                codes.iter().enumerate().map(|(i, code)| map[usize::from(*code)] * scale(i) + offset).collect()
+            }
+        }
+    }
+}
 
 /// The 256 values of bitsandbytes' signed dynamic map, ascending: seven decades, each with twice the steps of the one below.
 pub fn dynamic_map() -> &'static [f32; 256] {

@@ -15,9 +15,6 @@ const ORDER: [&str; 22] = [
     "infer", "train", "memory", "export", "bench", "demo", "cli", "web", "crate",
 ];
 
-/// Folders whose circles are being cut.
-const OPEN: [&str; 2] = ["quant/", "train/"];
-
 fn read_sources(dir: &Path, prefix: &str, sources: &mut Vec<(String, String)>) {
     let mut entries: Vec<_> =
         std::fs::read_dir(dir).expect("a folder of sources").map(|entry| entry.expect("an entry")).collect();
@@ -45,13 +42,12 @@ fn sources() -> Crate {
 fn circles_of(all: &Crate) -> Vec<String> {
     let uses = all.uses();
     let name = |i: &usize| all.files[*i].name.as_str();
-    let open = |group: &Vec<usize>| group.iter().any(|i| OPEN.iter().any(|open| name(i).starts_with(open)));
     let describe = |group: Vec<usize>| {
         let of_group = |i: &usize| -> Vec<&str> { uses[*i].iter().filter(|j| group.contains(j)).map(name).collect() };
         let lines: Vec<String> = group.iter().map(|i| format!("{} uses {}", name(i), of_group(i).join(", "))).collect();
         lines.join("\n")
     };
-    circles(&uses).into_iter().filter(|group| !open(group)).map(describe).collect()
+    circles(&uses).into_iter().map(describe).collect()
 }
 
 /// Each use of a file by one whose module stands lower.
