@@ -8,10 +8,11 @@ use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::config::LoraConfig;
 use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
+use loraine::model::tensor_source::TensorSource;
 use loraine::network::moments::MomentStorage;
 use loraine::train::checkpoint::{self, RunState, Trainable};
 use loraine::train::objective::Report;
-use loraine::train::origin::Origin;
+use loraine::train::provenance::Provenance;
 use loraine::train::settings::RunSettings;
 use loraine_fuzz::{Place, fixture, model};
 
@@ -28,7 +29,8 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let place = Place::with(&files.map(|file| fixture("llama_tied/adapter").join(file)));
     let model = model("llama_tied");
     let LoadedAdapter { config, modules, .. } = adapter_file::load(place.path(), &model).expect("a good adapter");
-    let origin = Origin::new(&RunSettings::default(), &[], &[], None, 9).expect("no file to read");
+    let base = TensorSource::empty(place.path());
+    let origin = Provenance::new(&RunSettings::default(), &[], &[], &base, 9).expect("no file to read");
     let unlogged = vec![Report { loss: 2.5, ..Report::default() }];
     let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged, origin }).expect("JSON");
     Run { place, model, config, modules, state }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::objective::Report;
-use super::origin::Origin;
+use super::provenance::Provenance;
 use super::values::{TrainedValues, deserialize_moments, serialize_moments};
 use crate::files::{self, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
@@ -31,7 +31,7 @@ pub struct RunState {
     pub tokens: u64,
     /// Reports of the steps since the last logged line.
     pub unlogged: Vec<Report>,
-    pub origin: Origin,
+    pub origin: Provenance,
 }
 
 pub struct Checkpoint {

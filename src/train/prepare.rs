@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::budget::{PlanRequest, longest_rows};
 use super::checkpoint::Trainable;
-use super::origin::Origin;
 use super::plan::TrainPlan;
+use super::provenance::Provenance;
 use super::settings::{Method, RunSettings};
 use super::values::TrainedValues;
 use crate::data::Example;
@@ -202,8 +202,8 @@ impl PreparedRun {
         }
     }
 
-    pub(super) fn origin(&self) -> Result<Origin> {
-        Origin::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
+    pub(super) fn provenance(&self) -> Result<Provenance> {
+        Provenance::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
     }
 
     /// The number of trained parameters.

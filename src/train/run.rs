@@ -7,9 +7,9 @@ use super::checkpoint::{self, Checkpoint, RunState};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome};
 use super::observer::{Observer, Speed};
-use super::origin::Origin;
 use super::output::{Output, RunRecord};
 use super::prepare::PreparedRun;
+use super::provenance::Provenance;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, Profile};
 use crate::model::tensors::EMBEDDING;
@@ -44,8 +44,8 @@ pub async fn run(
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
-    let origin = prepared.origin()?;
-    let resumed = start.resume.as_ref().map(|resume| Resumed::find(&prepared, resume, &origin)).transpose()?;
+    let provenance = prepared.provenance()?;
+    let resumed = start.resume.as_ref().map(|resume| Resumed::find(&prepared, resume, &provenance)).transpose()?;
     let (mut engine, record) = open_engine(&prepared, gpu, &mut listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| found.checkpoint.state.step))?;
@@ -54,7 +54,7 @@ pub async fn run(
         output.add_tensorboard()?;
     }
     engine.profile = start.profile.then(Profile::default);
-    let state = first_state(&mut engine, &prepared, resumed.as_ref(), origin, &mut listen)?;
+    let state = first_state(&mut engine, &prepared, resumed.as_ref(), provenance, &mut listen)?;
     let observer = Observer {
         output: &mut output,
         listen: &mut listen,
@@ -89,7 +89,7 @@ struct Resumed {
 }
 
 impl Resumed {
-    fn find(prepared: &PreparedRun, resume: &Resume, origin: &Origin) -> Result<Self> {
+    fn find(prepared: &PreparedRun, resume: &Resume, provenance: &Provenance) -> Result<Self> {
         let out = &prepared.settings.out;
         let missing = || Error::file(out, format!("holds no checkpoint to resume from; start anew without {RESUME}"));
         let dir = match resume {
@@ -98,7 +98,7 @@ impl Resumed {
         };
         let moments = prepared.settings.optim.moments();
         let checkpoint = checkpoint::load(&dir, &prepared.source.config, prepared.trainable(), moments)?;
-        let changed = checkpoint.state.origin.goes_on_as(origin).map_err(|problem| Error::file(&dir, problem))?;
+        let changed = checkpoint.state.origin.check_resume(provenance).map_err(|problem| Error::file(&dir, problem))?;
         Ok(Self { dir, checkpoint, changed })
     }
 }
@@ -144,18 +144,18 @@ fn first_state(
     engine: &mut Engine,
     prepared: &PreparedRun,
     resumed: Option<&Resumed>,
-    origin: Origin,
+    provenance: Provenance,
     listen: &mut impl FnMut(Event<'_>),
 ) -> Result<RunState> {
     let Some(Resumed { dir, checkpoint, changed }) = resumed else {
         engine.write_adapter(&prepared.initial);
-        return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), origin });
+        return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), origin: provenance });
     };
     let step = checkpoint.state.step;
     checkpoint::remove_after(&prepared.settings.out, step)?;
     engine.resume(step, &checkpoint.values, &checkpoint.moments);
     listen(Event::Resumed { step, from: dir, changed });
-    Ok(RunState { origin, ..checkpoint.state.clone() })
+    Ok(RunState { origin: provenance, ..checkpoint.state.clone() })
 }
 
 /// A run between its first and its last step.

@@ -1,5 +1,5 @@
-//! The origin of a run: the data, the base and the settings that its numbers follow from. A run that goes on from a checkpoint must
-//! have the same origin.
+//! The provenance of a run: the data, the base and the settings that its numbers follow from. A run that resumes from a checkpoint
+//! must have the same provenance.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -13,9 +13,9 @@ use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
 use crate::setting::{DATA, INIT_ADAPTER, MODEL};
 
-/// Kept in a checkpoint, and compared when a run goes on from it.
+/// The provenance of a run, kept in a checkpoint and compared when a run resumes from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Origin {
+pub struct Provenance {
     /// Fingerprint of the examples, slot by slot.
     data: String,
     /// Fingerprint of the base's files.
@@ -24,7 +24,7 @@ pub struct Origin {
     steps: usize,
 }
 
-impl Origin {
+impl Provenance {
     /// # Errors
     /// Weights that cannot be read.
     pub fn new(
@@ -51,13 +51,13 @@ impl Origin {
         Ok(Self { data: data.text(), base: weights.text(), settings: settings.clone(), steps })
     }
 
-    /// Checks that a run of origin `now` can go on from a checkpoint of this one. The answer lists, as sentences, the settings that
+    /// Checks that a run of provenance `now` can resume from a checkpoint of this one. The answer lists, as sentences, the settings that
     /// `now` changes and may change.
     ///
     /// # Errors
     /// A sentence that names what `now` must not change.
-    pub fn goes_on_as(&self, now: &Self) -> Result<Vec<String>, String> {
-        let [old, new] = [self, now].map(|origin| match serde_json::to_value(&origin.settings) {
+    pub fn check_resume(&self, now: &Self) -> Result<Vec<String>, String> {
+        let [old, new] = [self, now].map(|provenance| match serde_json::to_value(&provenance.settings) {
             Ok(Value::Object(fields)) => fields,
             _ => Map::new(),
         });
@@ -75,7 +75,7 @@ impl Origin {
             });
         }
         if self.base != now.base {
-            let [was, is] = [self, now].map(|origin| MODEL.is(origin.settings.model.display()));
+            let [was, is] = [self, now].map(|provenance| MODEL.is(provenance.settings.model.display()));
             return Err(format!("was made with other base weights ({was}) than those of {is}"));
         }
         if self.data != now.data {
@@ -102,27 +102,28 @@ mod tests {
 
     use super::*;
 
-    fn origin(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Origin {
+    fn provenance(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Provenance {
         let mut settings = RunSettings::default();
         change(&mut settings);
         let example = Example { input_ids: ids.to_vec(), trained: vec![true; ids.len()] };
-        Origin::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps).unwrap()
+        Provenance::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps).unwrap()
     }
 
     #[test]
     fn what_makes_another_run_is_named() {
-        let first = origin(|_| (), &[1, 2, 3], 9);
-        assert_eq!(first.goes_on_as(&first), Ok(Vec::new()));
-        let watched = origin(|s| (s.save_every, s.keep, s.log_every) = (1, 7, 3), &[1, 2, 3], 9);
-        assert_eq!(first.goes_on_as(&watched), Ok(Vec::new()));
-        let refusal = |change: fn(&mut RunSettings)| first.goes_on_as(&origin(change, &[1, 2, 3], 9)).unwrap_err();
+        let first = provenance(|_| (), &[1, 2, 3], 9);
+        assert_eq!(first.check_resume(&first), Ok(Vec::new()));
+        let watched = provenance(|s| (s.save_every, s.keep, s.log_every) = (1, 7, 3), &[1, 2, 3], 9);
+        assert_eq!(first.check_resume(&watched), Ok(Vec::new()));
+        let refusal =
+            |change: fn(&mut RunSettings)| first.check_resume(&provenance(change, &[1, 2, 3], 9)).unwrap_err();
         assert_eq!(refusal(|s| s.batch_size = 2), "was made with ⟨batch-size=4⟩, not 2");
         assert_eq!(refusal(|s| s.shuffle = false), "was made with shuffle = true, not false");
-        let other_data = first.goes_on_as(&origin(|_| (), &[1, 2, 4], 9)).unwrap_err();
+        let other_data = first.check_resume(&provenance(|_| (), &[1, 2, 4], 9)).unwrap_err();
         assert!(other_data.contains("other training examples"), "{other_data}");
-        let steered = origin(|s| s.lr = 1.0, &[1, 2, 3], 12);
+        let steered = provenance(|s| s.lr = 1.0, &[1, 2, 3], 12);
         assert_eq!(
-            first.goes_on_as(&steered),
+            first.check_resume(&steered),
             Ok(vec!["⟨lr⟩ was 0.0002".to_owned(), "the run had 9 steps".to_owned()])
         );
     }
