@@ -87,7 +87,7 @@ fn models_that_are_none_or_of_another_kind() {
         ("num_attention_heads", json!(3), "num_attention_heads"),
         ("num_key_value_heads", json!(3), "`num_key_value_heads`: is 3, which does not divide"),
         ("rms_norm_eps", json!(-1.0), "`rms_norm_eps`: is -1.0, but must be a number above 0"),
-        ("hidden_act", json!("relu2"), "only `silu`, `gelu_pytorch_tanh`, `gelu_new` are supported"),
+        ("hidden_act", json!("relu2"), "only `silu`"),
         ("tie_word_embeddings", json!(false), "`lm_head.weight`: is missing"),
         ("attention_bias", json!(true), "q_proj.bias`: is missing"),
         ("quantization_config", json!({"quant_method": "gptq"}), "already quantized (gptq)"),
