@@ -74,8 +74,8 @@ impl Arena {
         cols: [u32; N],
         lifetimes: &[Lifetime],
     ) -> [Matrix; N] {
-        Matrix::in_a_row(rows, cols, |views| {
-            plan.in_a_row(views, |plan, bytes| self.alloc(plan, label, bytes, lifetimes))
+        Matrix::contiguous(rows, cols, |views| {
+            plan.contiguous_views(views, |plan, bytes| self.alloc(plan, label, bytes, lifetimes))
         })
     }
 }

@@ -366,7 +366,7 @@ impl Gpu {
         let module = if self.checked_shaders {
             self.device.create_shader_module(descriptor)
         } else {
-            // SAFETY: every kernel bounds its own indices and loops; the tests run the checked form of each too.
+            // SAFETY: every kernel bounds its own indices and loops; the tests run each with these checks too.
             #[expect(unsafe_code, reason = "the driver's bounds checks would slow every kernel down")]
             unsafe {
                 self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())

@@ -104,8 +104,8 @@ impl View {
     }
 
     /// This view cut into contiguous views of the given bytes.
-    pub(super) fn in_a_row<const N: usize>(self, views: [u64; N]) -> [Self; N] {
-        let (begins, _) = in_a_row(views);
+    pub(super) fn split<const N: usize>(self, views: [u64; N]) -> [Self; N] {
+        let (begins, _) = contiguous_offsets(views);
         std::array::from_fn(|i| self.slice(begins[i], whole_bytes(views[i])))
     }
 
@@ -130,7 +130,7 @@ fn whole_bytes(bytes: u64) -> u64 {
 }
 
 /// The offsets of contiguous views of the given bytes in one buffer, and the end of the last one.
-fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
+fn contiguous_offsets<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
     let mut end = 0_u64;
     let begins = views.map(|bytes| {
         let begin = end.next_multiple_of(VIEW_ALIGNMENT);
@@ -141,8 +141,8 @@ fn in_a_row<const N: usize>(views: [u64; N]) -> ([u64; N], u64) {
 }
 
 /// Bytes of contiguous views.
-fn bytes_in_a_row<const N: usize>(views: [u64; N]) -> u64 {
-    in_a_row(views).1
+fn contiguous_bytes<const N: usize>(views: [u64; N]) -> u64 {
+    contiguous_offsets(views).1
 }
 
 /// A row-major f32 matrix on the device. The columns between `cols` and `ld` are padding of any content, which is never read as a
@@ -171,7 +171,7 @@ impl Matrix {
     }
 
     /// Contiguous matrices with rows padded to 4 elements; `views` allocates the bytes of each.
-    pub(super) fn in_a_row<const N: usize>(
+    pub(super) fn contiguous<const N: usize>(
         rows: u32,
         cols: [u32; N],
         views: impl FnOnce([u64; N]) -> [View; N],
@@ -255,7 +255,7 @@ impl MemoryPlan {
 
     /// Contiguous views of the given bytes in one buffer, so that one binding can cover them all.
     pub fn alloc_contiguous<const N: usize>(&mut self, category: Category, label: &str, views: [u64; N]) -> [View; N] {
-        self.in_a_row(views, |plan, bytes| plan.alloc(category, label, bytes))
+        self.contiguous_views(views, |plan, bytes| plan.alloc(category, label, bytes))
     }
 
     /// Contiguous matrices of `rows` rows each.
@@ -266,19 +266,19 @@ impl MemoryPlan {
         rows: u32,
         cols: [u32; N],
     ) -> [Matrix; N] {
-        Matrix::in_a_row(rows, cols, |bytes| self.alloc_contiguous(category, label, bytes))
+        Matrix::contiguous(rows, cols, |bytes| self.alloc_contiguous(category, label, bytes))
     }
 
-    /// Allocates contiguous views by `alloc`.
-    pub(super) fn in_a_row<const N: usize>(
+    /// Allocates contiguous views by `alloc`, separately where one binding would not cover the group.
+    pub(super) fn contiguous_views<const N: usize>(
         &mut self,
         views: [u64; N],
         mut alloc: impl FnMut(&mut Self, u64) -> View,
     ) -> [View; N] {
-        if self.max_row_bytes.is_some_and(|max| bytes_in_a_row(views) > max) {
+        if self.max_row_bytes.is_some_and(|max| contiguous_bytes(views) > max) {
             return views.map(|bytes| alloc(self, bytes));
         }
-        alloc(self, bytes_in_a_row(views)).in_a_row(views)
+        alloc(self, contiguous_bytes(views)).split(views)
     }
 
     /// The bytes of a view's whole buffer.
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_in_a_row_begin_where_bindings_may_and_are_covered_by_their_span() {
+    fn contiguous_views_begin_where_bindings_may_and_are_covered_by_their_span() {
         let mut plan = MemoryPlan::new();
         let other = plan.alloc(Category::Workspace, "other", 16);
         let views = plan.alloc_contiguous(Category::Workspace, "row", [300, 0, 16]);

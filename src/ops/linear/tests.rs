@@ -54,7 +54,7 @@ fn case(rows: usize, out: usize, inp: usize, rank: usize, bias: bool) -> Case {
     Case { rows, out, inp, rank, bias }
 }
 
-/// The forms that this adapter can run, with the names of what can be chosen from in each; empty where that is nothing.
+/// The families that this adapter can run, with the names of the variants in each; an empty name where there is no choice.
 fn variants() -> Vec<(VariantFamily, &'static str)> {
     let problem = |cols| ProblemSize { op: "", storage: "", rows: 128, cols, depth: 64 };
     let of_family = |family| {
