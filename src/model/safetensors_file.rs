@@ -1,4 +1,7 @@
 //! One safetensors file, opened without loading it: the header is read and held against the file's real length.
+//!
+//! The safetensors crate has a reader for headers too. It is not used here: it names no tensor in most of its refusals, and it holds
+//! offsets as `usize`, so that in a browser, where that has 32 bits, it refuses files of 4 GiB and more.
 
 use std::collections::BTreeMap;
 use std::io::Read;
