@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use minijinja::value::Value as TemplateValue;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value as TemplateValue};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
@@ -133,9 +134,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<Rendered, String> {
         let mut context: Vec<(&str, TemplateValue)> =
-            self.special_tokens.iter().map(|(k, v)| (k.as_str(), TemplateValue::from_serialize(v))).collect();
-        context.push(("messages", TemplateValue::from_serialize(messages)));
-        context.push(("tools", TemplateValue::from_serialize(tools)));
+            self.special_tokens.iter().map(|(k, v)| (k.as_str(), TemplateValue::from(Serde(v)))).collect();
+        context.push(("messages", TemplateValue::from(Serde(messages))));
+        context.push(("tools", TemplateValue::from(Serde(tools))));
         context.push(("documents", TemplateValue::from(())));
         context.push(("add_generation_prompt", TemplateValue::from(add_generation_prompt)));
         let context: TemplateValue = context.into_iter().collect();
@@ -184,8 +185,9 @@ fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)>
     }
     let (template, marks_regions) = with_marks(template);
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    environment.set_syntax(
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| Error::file(source, e))?,
+    );
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

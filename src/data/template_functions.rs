@@ -3,25 +3,12 @@
 use std::cell::Cell;
 use std::fmt::Write;
 
+use jiff::Timestamp;
+use jiff::fmt::strtime::{BrokenDownTime, Config};
+use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State};
+use minijinja::{Environment, Error, ErrorKind, Output, State};
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-const SECONDS_PER_DAY: u64 = 86_400;
 /// Bytes that one rendering may print: many times the longest context. Without a limit a hostile template could fill the memory.
 const MAX_PRINTED: usize = 64 << 20;
 /// Largest number of spaces for one level of indentation.
@@ -65,7 +52,7 @@ pub(super) fn register(environment: &mut Environment<'static>) {
     environment.remove_filter("batch");
     environment.remove_filter("slice");
     environment.add_filter("string", |value: &Value| python_text(value));
-    environment.set_formatter(|output, _: &State, value| {
+    environment.set_formatter(|output: &mut Output, _: &mut State, value: &Value| {
         let text = match value.as_str() {
             Some(text) => text,
             None => &python_text(value),
@@ -284,64 +271,15 @@ impl JsonWriter {
     }
 }
 
-/// A moment, in seconds since 1970, in UTC: local time would make a run depend on where it runs.
+/// A moment, in seconds since 1970, written as Python's `strftime` does: in UTC, since local time would make a run depend on where it
+/// runs. Directives that do not exist stay as they are.
 fn strftime(format: &str, seconds: u64) -> String {
-    let (days, of_day) = (seconds / SECONDS_PER_DAY, seconds % SECONDS_PER_DAY);
-    let (year, month, day) = civil_date(days);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    let month_name = MONTHS[(month as usize - 1) % 12];
-    let day_name = DAYS[((days + 3) % 7) as usize];
-    let mut out = String::new();
-    let mut characters = format.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            out.push(character);
-            continue;
-        }
-        let _ = match characters.next() {
-            Some('Y') => write!(out, "{year}"),
-            Some('y') => write!(out, "{:02}", year % 100),
-            Some('m') => write!(out, "{month:02}"),
-            Some('d') => write!(out, "{day:02}"),
-            Some('B') => write!(out, "{month_name}"),
-            Some('b') => write!(out, "{}", &month_name[..3]),
-            Some('A') => write!(out, "{day_name}"),
-            Some('a') => write!(out, "{}", &day_name[..3]),
-            Some('H') => write!(out, "{hour:02}"),
-            Some('I') => write!(out, "{:02}", (hour + 11) % 12 + 1),
-            Some('M') => write!(out, "{minute:02}"),
-            Some('S') => write!(out, "{second:02}"),
-            Some('p') => write!(out, "{}", if hour < 12 { "AM" } else { "PM" }),
-            Some('%') | None => write!(out, "%"),
-            Some(other) => write!(out, "%{other}"),
-        };
-    }
-    out
-}
-
-/// Year, month and day of a day counted from 1 January 1970, in the Gregorian calendar.
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    // Whole periods of 400 years have the same length, so the loops below stay short.
-    let (mut year, mut left) = (1970 + 400 * (days / 146_097), days % 146_097);
-    loop {
-        let length = 365 + u64::from(leap(year));
-        if left < length {
-            break;
-        }
-        left -= length;
-        year += 1;
-    }
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    (year, month, left + 1)
+    let moment = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let fields = BrokenDownTime::from(&moment.unwrap_or_default().to_zoned_datetime(TimeZone::UTC));
+    let mut text = String::new();
+    // Lenient formatting fails at nothing but the buffer, and a string takes everything.
+    let _ = fields.format_with_config(&Config::new().lenient(true), format, &mut text);
+    text
 }
 
 #[cfg(test)]
@@ -351,7 +289,9 @@ mod tests {
     fn render(template: &str) -> String {
         let mut environment = Environment::new();
         register(&mut environment);
-        let value = serde_json::json!({"b": [1, 2.0, true, null], "a": "<\u{e9}'\"\n>", "e": {}, "l": []});
+        let value = minijinja::value::Serde(
+            serde_json::json!({"b": [1, 2.0, true, null], "a": "<\u{e9}'\"\n>", "e": {}, "l": []}),
+        );
         environment.render_str(template, minijinja::context! { v => value, big => 1e16, small => 0.00001 }).unwrap()
     }
 
