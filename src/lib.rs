@@ -43,6 +43,7 @@ pub mod setting;
 pub mod train;
 pub mod tune;
 #[cfg(target_arch = "wasm32")]
+#[expect(unreachable_pub, reason = "wasm-bindgen exports public items of private modules to the page")]
 pub mod web;
 
 pub use error::{Error, ErrorKind, Result};

@@ -99,7 +99,7 @@ impl Run {
 
     async fn run(&self, on_event: &Function) -> Result<Outcome> {
         let prepared = self.prepared.take();
-        let prepared = prepared.ok_or_else(|| Error::Busy("this run was started already"))?;
+        let prepared = prepared.ok_or(Error::Busy("this run was started already"))?;
         let gpu = open_gpu().await?;
         let start = Start { overwrite: !self.resume, resume: self.resume.then_some(Resume::Newest), profile: false };
         let layers = prepared.source.config.num_layers;
