@@ -139,7 +139,7 @@ impl ChatTemplate {
         context.push(("tools", TemplateValue::from(Serde(tools))));
         context.push(("documents", TemplateValue::from(())));
         context.push(("add_generation_prompt", TemplateValue::from(add_generation_prompt)));
-        let context: TemplateValue = context.into_iter().collect();
+        let context = TemplateValue::from_pairs(context);
         let environment = tools.and(self.for_tools.as_ref()).unwrap_or(&self.environment);
         functions::begin_rendering();
         RENDERINGS.fetch_add(1, Ordering::Relaxed);

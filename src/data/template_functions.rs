@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use jiff::fmt::strtime::{BrokenDownTime, Config};
 use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
@@ -271,14 +270,27 @@ impl JsonWriter {
     }
 }
 
-/// A moment, in seconds since 1970, written as Python's `strftime` does: in UTC, since local time would make a run depend on where it
-/// runs. Directives that do not exist stay as they are.
+/// Writes a moment, in seconds since 1970, as Python's `strftime` does: in UTC, since local time would make a run depend on where it
+/// runs. Directives that templates do not use stay as they are.
 fn strftime(format: &str, seconds: u64) -> String {
     let moment = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let fields = BrokenDownTime::from(&moment.unwrap_or_default().to_zoned_datetime(TimeZone::UTC));
+    let moment = moment.unwrap_or_default().to_zoned_datetime(TimeZone::UTC);
     let mut text = String::new();
-    // Lenient formatting fails at nothing but the buffer, and a string takes everything.
-    let _ = fields.format_with_config(&Config::new().lenient(true), format, &mut text);
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            text.push(character);
+            continue;
+        }
+        // Writing to a string cannot fail.
+        let _ = match characters.next() {
+            Some(directive @ ('Y' | 'y' | 'm' | 'd' | 'B' | 'b' | 'A' | 'a' | 'H' | 'I' | 'M' | 'S' | 'p')) => {
+                write!(text, "{}", moment.strftime(&format!("%{directive}")))
+            }
+            Some('%') | None => write!(text, "%"),
+            Some(other) => write!(text, "%{other}"),
+        };
+    }
     text
 }
 

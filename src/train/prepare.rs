@@ -63,7 +63,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         false => Source::open(&settings.model)?,
     };
     if settings.method == Method::Lora && source.config.quantization.is_some() {
-        let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4";
+        let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4 bits";
         let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));
         return Err(Error::setting(METHOD, format!("{asked} {problem}; choose {fits}")));
     }

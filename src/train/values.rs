@@ -94,7 +94,8 @@ pub(super) fn deserialize_moments(
         if tensor.dtype() == dtype && tensor.shape() == [length] {
             return Ok(tensor);
         }
-        let moments_of = |was, is| format!("is of {}, but the run has {}", OPTIM.is(was), OPTIM.is(is));
+        let moments_of =
+            |was, is| format!("is of {} ({:?}), but the run has {}", OPTIM.is(was), tensor.dtype(), OPTIM.is(is));
         let problem = match (tensor.dtype(), dtype) {
             (Dtype::F32, Dtype::U8) => moments_of("adamw", "adamw8bit"),
             (Dtype::U8, Dtype::F32) => moments_of("adamw8bit", "adamw"),

@@ -168,11 +168,12 @@ fn a_template_without_end_ends_the_program() {
     shell.write("model/tokenizer.json", attacks::tokenizer(96));
     shell.write("model/tokenizer_config.json", "{\"eos_token\": \"w1\"}");
     shell.write("data.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"w2\"}]}");
+    // A longer text takes more of the instructions that a template may use.
     let doubled = "{% set n = namespace(x='w3') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
-    if cfg!(target_os = "linux") {
-        shell.write("doubled.jinja", doubled);
-        refuses(&shell, "--chat-template doubled.jinja", &["the chat template takes more than 512 MiB of memory"]);
-    }
+    shell.write("doubled.jinja", doubled);
+    refuses(&shell, "--chat-template doubled.jinja", &["data.jsonl, line 1: doubled.jinja: runs without end"]);
+    shell.write("joined.jinja", "{{ (['w3'] * 10 ** 9)|join|length }}");
+    refuses(&shell, "--chat-template joined.jinja", &["the chat template refuses it: repeated sequence is too large"]);
     shell.write("endless.jinja", "{{ ([1] * 10 ** 15)|sum }}");
     refuses(&shell, "--chat-template endless.jinja", &["the chat template runs without end: 20 s"]);
 }

@@ -234,8 +234,8 @@ fn read_records(
     }
     if ends > 0 && ends_kept == 0 && !examples.is_empty() {
         let problem = "leaves no example its end of turn, so the model would never learn to stop";
-        let raise = MAX_SEQ_LEN.is(report.longest);
-        return Err(Error::file(path, format!("cutting to {MAX_SEQ_LEN} {problem}; raise it: {raise}")));
+        let problem = format!("cutting to {MAX_SEQ_LEN} {problem}; raise it to {}", report.longest);
+        return Err(Error::file(path, problem));
     }
     Ok(Dataset { examples, report })
 }
