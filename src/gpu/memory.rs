@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(views[2].words_from(views[1]), 64);
         assert_eq!(View::span(&[views[0], other]), None);
         assert_eq!(View::span(&[]), None);
-        // What no binding would cover lies apart.
+        // Buffers that do not fit in one binding lie apart.
         for (max_binding_bytes, together) in [(784, true), (783, false)] {
             let mut plan = MemoryPlan::for_bindings_of(max_binding_bytes);
             let views = plan.alloc_contiguous(Category::Workspace, "row", [300, 0, 16]);

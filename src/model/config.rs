@@ -124,7 +124,7 @@ impl ModelConfig {
         }
     }
 
-    /// Whether a layer has a norm at this place.
+    /// True if a layer has a norm at this place.
     pub fn has_norm(&self, norm: Norm) -> bool {
         self.norms.contains(&norm)
     }

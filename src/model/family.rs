@@ -31,7 +31,7 @@ pub struct Family {
     pub eos_token_id: Option<u32>,
 }
 
-/// Whether linear layers have biases.
+/// Biases of the linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bias {
     Never,

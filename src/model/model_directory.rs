@@ -15,7 +15,7 @@ use crate::setting::{DTYPE, LR};
 use crate::{Error, Result, files};
 
 pub const WEIGHTS: &str = "model.safetensors";
-/// What tells how to use a model, beside its weights and sizes.
+/// Companion files of a model: everything but weights and configuration.
 const COMPANIONS: [&str; 11] = [
     "generation_config.json",
     "tokenizer.json",
@@ -57,7 +57,7 @@ pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
         // transformers 5 calls it `dtype`.
         let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         fields.insert(key.to_owned(), float.torch_name().into());
-        // What is written here is in full.
+        // The written weights are in full precision, so a quantization entry would be wrong.
         fields.remove("quantization_config");
     }
     files::write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())

@@ -57,7 +57,7 @@ impl Source {
         self.tensors.float(name).unwrap_or(Float::F32)
     }
 
-    /// Whether the directory has a tokenizer.
+    /// True if the directory has a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
         files::is_file(&self.dir.join("tokenizer.json"))
     }

@@ -40,12 +40,12 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// Whether the tensor is a matrix; the others are vectors, which the device holds in f32.
+    /// True for a matrix. The other tensors are vectors, which the device holds in f32.
     pub fn is_matrix(&self) -> bool {
         matches!(self.kind, TensorKind::Embedding | TensorKind::Head | TensorKind::Projection(_))
     }
 
-    /// Whether the tensor is a linear layer's matrix, and so in 4 bits where the files hold 4 bits.
+    /// True for the matrix of a linear layer, which quantized files hold in 4 bits.
     pub fn is_projection(&self) -> bool {
         matches!(self.kind, TensorKind::Projection(_))
     }
@@ -101,7 +101,7 @@ pub fn projection_name(layer: usize, projection: Projection) -> String {
     format!("{}.weight", in_layer(layer, projection.module()))
 }
 
-/// Whether `name` is that of a layer's weight or bias.
+/// True if `name` is the name of a layer's weight or bias.
 pub fn is_layer_tensor(name: &str) -> bool {
     let of_layer = name.strip_prefix(modules::LAYERS).is_some_and(|rest| rest.starts_with('.'));
     of_layer && (name.ends_with(".weight") || name.ends_with(".bias"))

@@ -278,7 +278,7 @@ pub struct TrainingSizes {
     pub rows: u32,
     pub recompute: Recompute,
     pub activation_format: ActivationFormat,
-    /// Whether inputs of adapted projections go through dropout.
+    /// True if inputs of adapted projections go through dropout.
     pub dropout: bool,
 }
 

@@ -39,13 +39,13 @@ pub struct CachedCopy {
     pub source: Option<CopySource>,
 }
 
-/// What a copy was made of.
+/// The source of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopySource {
     /// The model's directory.
     pub model: PathBuf,
     pub format: Format4,
-    /// Whether embedding and head are among the weights.
+    /// True if the copy includes embedding and head.
     pub embedding: bool,
 }
 
@@ -58,7 +58,7 @@ pub fn copies(dir: &Path) -> Vec<CachedCopy> {
     found
 }
 
-/// What processes that were killed have left of copies in `dir`, with their bytes.
+/// Lists incomplete copies of killed processes in `dir`, with their bytes.
 pub fn abandoned(dir: &Path) -> Vec<(PathBuf, u64)> {
     let old = files_in(dir, is_part).filter(|(.., age)| *age >= ABANDONED_AFTER);
     old.map(|(path, bytes, _)| (path, bytes)).collect()
@@ -87,7 +87,7 @@ fn is_part(name: &str) -> bool {
     after_key(name).is_some_and(|rest| rest.ends_with(".part"))
 }
 
-/// What the identity of a copy says.
+/// Parses the identity line of a copy.
 fn source(path: &Path) -> Option<CopySource> {
     let mut line = String::new();
     BufReader::new(File::open(path).ok()?.take(MAX_IDENTITY_BYTES)).read_line(&mut line).ok()?;
@@ -184,7 +184,7 @@ impl QuantizedCache {
                 }
                 found = crc32c::crc32c_append(found, &bytes);
                 gpu.write(buffers, piece, &bytes);
-                // What was written waits in host memory until it is flushed.
+                // Written data waits in host memory until it is flushed.
                 gpu.flush().await?;
                 done += piece.bytes;
                 advance(done as f64 / self.data_bytes() as f64);

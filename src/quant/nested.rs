@@ -36,7 +36,7 @@ pub fn dynamic_map() -> &'static [f32; 256] {
     MAP.get_or_init(|| dynamic_values(true))
 }
 
-/// The same without negative values, and with twice the steps instead.
+/// The 256 values of bitsandbytes' unsigned dynamic map: no negative values, and twice the steps.
 pub fn unsigned_dynamic_map() -> &'static [f32; 256] {
     static MAP: OnceLock<[f32; 256]> = OnceLock::new();
     MAP.get_or_init(|| dynamic_values(false))

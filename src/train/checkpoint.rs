@@ -41,7 +41,7 @@ pub struct Checkpoint {
     pub moments: Vec<[HostMoment; 2]>,
 }
 
-/// What a run trains, as far as its files need to know.
+/// The trained part of a model, as the files of a run need it.
 #[derive(Clone, Copy)]
 pub enum Trainable<'a> {
     Adapter {

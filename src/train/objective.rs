@@ -28,11 +28,33 @@ pub struct HeadRows<'a> {
 
 /// The values that an objective reports of a step or of an evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredReport")]
 pub struct Report {
     pub loss: f64,
     /// Further values by name. Metrics files and TensorBoard take the names as they are.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub values: BTreeMap<String, f64>,
+}
+
+/// A report as checkpoints hold it. Those of version 0.1 hold the loss alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredReport {
+    Loss(f64),
+    Report {
+        loss: f64,
+        #[serde(default)]
+        values: BTreeMap<String, f64>,
+    },
+}
+
+impl From<StoredReport> for Report {
+    fn from(stored: StoredReport) -> Self {
+        match stored {
+            StoredReport::Loss(loss) => Self { loss, ..Self::default() },
+            StoredReport::Report { loss, values } => Self { loss, values },
+        }
+    }
 }
 
 impl Report {
@@ -73,6 +95,14 @@ impl Objective {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn checkpoints_of_version_0_1_hold_the_loss_alone() {
+        let read = |text: &str| serde_json::from_str::<Report>(text).unwrap();
+        assert_eq!(read("2.25"), Report { loss: 2.25, ..Report::default() });
+        let report = Report { loss: 0.1, values: BTreeMap::from([("margin".to_owned(), 0.3)]) };
+        assert_eq!(read(&serde_json::to_string(&report).unwrap()), report);
+    }
 
     #[test]
     fn every_trained_token_of_a_step_weighs_the_same() {

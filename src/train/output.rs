@@ -73,7 +73,7 @@ pub struct RunRecord {
     pub backend: String,
     pub trained_parameters: u64,
     pub gpu_bytes: u64,
-    /// Those that a trial has chosen. Others would have given the same bits: a resumed run may have others.
+    /// Kernels that autotuning chose. Every choice gives the same bits, so a resumed run may use others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<String>,
     pub data: DataReport,
@@ -199,7 +199,7 @@ fn holds_run(dir: &Path) -> bool {
 /// The (step, loss) pairs of a metrics file: training and evaluation.
 pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
 
-/// What a run's directory has logged so far.
+/// The metrics that a run's directory holds so far.
 pub fn read_curves(dir: &Path) -> Result<Curves> {
     let path = dir.join(METRICS);
     let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;

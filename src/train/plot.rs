@@ -130,7 +130,7 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
     svg
 }
 
-/// The same for a terminal: columns of blocks over a line, `rows` high, with the highest and lowest loss beside them.
+/// Draws the losses for a terminal: columns of blocks, `rows` high, with the highest and the lowest loss beside them.
 pub fn loss_text(steps: &[(usize, f64)], columns: usize, rows: usize) -> String {
     const BLOCKS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let losses: Vec<f64> = steps.iter().map(|(_, loss)| *loss).filter(|loss| loss.is_finite()).collect();

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// TOML's integers end here, and run.toml must hold every setting.
 const LARGEST: u64 = i64::MAX as u64;
 
-/// Whether a run may go on from a checkpoint with another value of a setting.
+/// Rule for a setting whose value differs from that of the checkpoint when a run resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnResume {
     /// No: the checkpoint's moments and its place in the data would mean nothing.

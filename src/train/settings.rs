@@ -16,7 +16,7 @@ use crate::quant::format::{Code4, Float};
 use crate::setting::{DTYPE, FROM_SCRATCH, INIT_ADAPTER, METHOD, QUANTIZE_EMBEDDING};
 use crate::{Error, Result};
 
-/// What is trained, and how the base is held meanwhile.
+/// Method of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -135,14 +135,14 @@ pub struct RunSettings {
     pub log_every: usize,
     pub recompute: RecomputeChoice,
     pub activations: ActivationsChoice,
-    /// Whether TensorBoard's event files are written beside the metrics.
+    /// True to write TensorBoard event files beside the metrics.
     pub tensorboard: bool,
     /// Full training from new weights: the model directory needs no weights.
     pub from_scratch: bool,
     /// Type of the weights that full training saves; without it the one that the base has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Float>,
-    /// What the run may take on the device, in bytes.
+    /// Limit for the device memory of the run, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<u64>,
     /// How the data's files become examples; its `max_seq_len` is the run's.

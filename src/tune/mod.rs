@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(chosen(&gpu(Tune::On, Some(&dir))).as_deref(), Some(*other));
         assert_eq!(chosen(&gpu(Tune::Off, Some(&dir))), None);
 
-        // What was measured of other texts is measured anew, and written over it.
+        // Measurements of other kernel texts are repeated and replaced.
         let version = linear::version(&first.capabilities, &PROBLEM);
         edit(&dir, &version.to_string(), &version.wrapping_add(1).to_string());
         assert!(chosen(&gpu(Tune::On, Some(&dir))).is_some());

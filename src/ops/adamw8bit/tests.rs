@@ -43,7 +43,7 @@ fn clip(grads: &[f64]) -> f64 {
     crate::ops::adamw::twin::clip(&SETTINGS, crate::ops::adamw::twin::norm(grads))
 }
 
-/// What the device holds of a range.
+/// The device's values of a range.
 fn read(lab: &Lab, on: &Device, elements: usize) -> twin::Range {
     let codes = on.moments.codes.map(|view| {
         let bytes: Vec<u8> = lab.read_words(view).iter().flat_map(|w| w.to_le_bytes()).collect();

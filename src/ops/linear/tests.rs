@@ -20,7 +20,7 @@ fn weight(lab: &mut Lab, storage: Storage, out: usize, inp: usize, bias: bool) -
     weight_of(lab, storage, out, inp, bias, &values)
 }
 
-/// The same of these values.
+/// A lab matrix with these values.
 pub(super) fn weight_of(
     lab: &mut Lab,
     storage: Storage,
@@ -67,7 +67,7 @@ fn variants() -> Vec<(VariantFamily, &'static str)> {
     families().into_iter().flat_map(of_family).collect()
 }
 
-/// What `record` records where `variant` is the fastest for all of it.
+/// Records with `variant` as the measured choice for every problem size.
 fn recorded(lab: &Lab, variant: &str, record: impl Fn(&mut Recorder)) -> Recorder {
     let mut rec = lab.recorder();
     record(&mut rec);
@@ -200,7 +200,7 @@ fn the_variant_that_was_measured_is_recorded() {
     assert_eq!((texts.len(), fitting.len()), (6, 6));
     // The narrow one is for what is narrow, and for that alone.
     assert!(Tile::fitting(128, 16)[0].name.starts_with("128x16x16"));
-    // What would be mostly empty is not taken, whatever was measured of more rows.
+    // A tile that would be mostly empty is not used, whatever was measured for more rows.
     assert!(kernels("128x128x8 by 8x8", 5) == kernels("", 5));
     assert!(kernels("32x64x32 by 8x4", 5) != kernels("", 5));
 }

@@ -56,7 +56,7 @@ export function dataSection(app: App): HTMLElement {
     preview(app),
   );
 
-  // What is open is shown once: a person may look at another way meanwhile.
+  // Opens the panel only once, since the user may switch to another one meanwhile.
   let shown: App["data"];
   app.on(["data", "inspection"], () => {
     const failure = app.dataFailure ?? app.inspectionFailure;

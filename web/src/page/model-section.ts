@@ -55,7 +55,7 @@ export function modelSection(app: App): ModelSection {
     summary,
   );
 
-  // What is open is shown once: a person may look at another way meanwhile.
+  // Opens the panel only once, since the user may switch to another one meanwhile.
   let shown: App["model"];
   app.on(["model"], () => {
     show(loading, app.modelProgress !== undefined);
