@@ -45,7 +45,7 @@ pub fn write(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Settings that train QLoRA on the model and the data of [`write`] into `dir/adapter`, in under a minute on a software adapter.
+/// Settings that train QLoRA on the model and the data of [`write()`] into `dir/adapter`, in under a minute on a software adapter.
 pub fn settings(dir: &Path) -> RunSettings {
     RunSettings {
         model: dir.join("model"),

@@ -38,7 +38,7 @@ pub struct Field {
     pub of: ParamType,
 }
 
-/// A type that kernel parameters consist of. [`params!`](crate::gpu::params) implements it for structs.
+/// A type that kernel parameters consist of. The macro `params!` implements it for structs.
 pub trait Param {
     /// The layout of the type.
     const TYPE: ParamType;
