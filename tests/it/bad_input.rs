@@ -168,13 +168,24 @@ fn a_template_without_end_ends_the_program() {
     shell.write("model/tokenizer.json", attacks::tokenizer(96));
     shell.write("model/tokenizer_config.json", "{\"eos_token\": \"w1\"}");
     shell.write("data.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"w2\"}]}");
-    // A longer text takes more of the instructions that a template may use.
+    // The engine counts the length of texts and lists among the instructions, and refuses these itself.
     let doubled = "{% set n = namespace(x='w3') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}";
     shell.write("doubled.jinja", doubled);
     refuses(&shell, "--chat-template doubled.jinja", &["data.jsonl, line 1: doubled.jinja: runs without end"]);
     shell.write("joined.jinja", "{{ (['w3'] * 10 ** 9)|join|length }}");
     refuses(&shell, "--chat-template joined.jinja", &["the chat template refuses it: repeated sequence is too large"]);
-    shell.write("endless.jinja", "{{ ([1] * 10 ** 15)|sum }}");
+    // It does not count the parts of a list that holds itself twice, many times over.
+    let nested = |start: &str, times: u32, end: &str| {
+        let twice = "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}";
+        format!(
+            "{{% set n = namespace(x={start}, y={start}) %}}{{% for i in range({times}) %}}{twice}{{% endfor %}}{end}"
+        )
+    };
+    if cfg!(target_os = "linux") {
+        shell.write("memory.jinja", nested("'w3' * 100000", 20, "{{ n.x|string|length }}"));
+        refuses(&shell, "--chat-template memory.jinja", &["the chat template takes more than 512 MiB of memory"]);
+    }
+    shell.write("endless.jinja", nested("1", 40, "{{ n.x == n.y }}"));
     refuses(&shell, "--chat-template endless.jinja", &["the chat template runs without end: 20 s"]);
 }
 
