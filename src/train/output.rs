@@ -28,7 +28,7 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Further values of the objective by name, between the other fields.
     #[serde(flatten)]
-    #[cfg_attr(target_arch = "wasm32", tsify(type = "Record<string, number>"))]
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "{}"))]
     pub values: BTreeMap<String, f64>,
     pub lr: f64,
     pub grad_norm: f64,
@@ -46,7 +46,7 @@ pub struct EvalMetrics {
     pub eval_loss: f64,
     /// Further values of the objective, each name with `eval_` before it: `eval_perplexity`.
     #[serde(flatten)]
-    #[cfg_attr(target_arch = "wasm32", tsify(type = "Record<string, number>"))]
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "{}"))]
     pub values: BTreeMap<String, f64>,
     pub eval_tokens: usize,
 }
