@@ -8,7 +8,7 @@ use crate::Error;
 #[wasm_bindgen(typescript_custom_section)]
 const TYPES: &str = r#"
 /**
- * What every call here throws or rejects with. Where a text names a setting, it holds a placeholder, `⟨batch-size⟩` or with a value
+ * The error that every call here throws or rejects with. Where a text names a setting, it holds a placeholder, `⟨batch-size⟩` or with a value
  * `⟨method=qlora⟩`, so that a page can write its own label.
  */
 export interface LoraineError extends Error {

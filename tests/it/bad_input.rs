@@ -161,7 +161,7 @@ fn data_that_cannot_be_trained_on() {
     shell.fail("eval --model model --data model", &["model: holds neither test.* nor valid.*"]);
 }
 
-/// What counting a template's instructions does not find, tests/it/hostile_files.rs has the rest.
+/// Templates that the limit on instructions does not stop; tests/it/hostile_files.rs has the others.
 #[test]
 fn a_template_without_end_ends_the_program() {
     let shell = shell();

@@ -38,7 +38,7 @@ fn the_changelog_and_the_page_have_the_crates_version() {
     assert_eq!(page["version"], version);
 }
 
-/// Whether an SPDX expression can be met with the allowed licenses. `OR` binds weaker than `AND`; `/` is an old way to write `OR`.
+/// True if the allowed licenses meet an SPDX expression. `OR` binds weaker than `AND`; `/` is an old way to write `OR`.
 fn allows(allowed: &BTreeSet<String>, expression: &str) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
