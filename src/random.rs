@@ -4,11 +4,17 @@
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub enum Stream {
+    /// Initial values of the LoRA factors.
     LoraInit = 1,
+    /// Order of the examples in each epoch.
     Shuffle = 2,
+    /// Seeds of dropout, one for each micro-batch.
     Dropout = 3,
+    /// Choice of tokens in generation, and weights for measurements.
     Sampling = 4,
+    /// Choice of the held-out examples.
     Split = 5,
+    /// Initial weights of a model that is trained from scratch.
     WeightInit = 6,
 }
 

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 /// A contraction of `depth` values for each of `rows` x `cols` outputs, by operands of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProblemSize {
-    /// The operation.
+    /// Name of the operation, such as `linear_forward_4bit`.
     pub op: &'static str,
-    /// The storage of its weight.
+    /// Name of the weight's format, such as `nf4`.
     pub storage: &'static str,
     /// Rows of the result.
     pub rows: u32,
@@ -25,9 +25,9 @@ pub struct ProblemSize {
 /// The key of problems that are taken to be alike: one operation, and sizes rounded up to the same powers of two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct AutotuneKey {
-    /// The operation.
+    /// Name of the operation, such as `linear_forward_4bit`.
     pub op: String,
-    /// The storage of its weight.
+    /// Name of the weight's format, such as `nf4`.
     pub storage: String,
     /// Values that each output sums, rounded up.
     pub depth: u32,
@@ -45,7 +45,7 @@ impl fmt::Display for AutotuneKey {
 }
 
 impl ProblemSize {
-    /// The key of the problem.
+    /// The key that this problem shares with those of about the same sizes.
     pub fn class(&self) -> AutotuneKey {
         let size = |n: u32| n.checked_next_power_of_two().unwrap_or(u32::MAX);
         AutotuneKey {
@@ -57,7 +57,7 @@ impl ProblemSize {
         }
     }
 
-    /// Multiply-adds.
+    /// Number of multiply-adds, `rows * cols * depth`.
     pub fn work(&self) -> u64 {
         (u64::from(self.rows) * u64::from(self.cols)).saturating_mul(u64::from(self.depth))
     }

@@ -81,7 +81,7 @@ impl Capabilities {
 pub struct Dispatch {
     /// The operation's name in profiles.
     pub op: &'static str,
-    /// The kernel.
+    /// The kernel to run; equal kernels share a pipeline.
     pub kernel: Arc<Kernel>,
     /// The storage bindings of group 0, in their order.
     pub views: Vec<View>,
@@ -99,7 +99,12 @@ pub enum Command {
     /// Runs a kernel.
     Dispatch(Dispatch),
     /// Copies a view to one of the same size.
-    Copy { from: View, to: View },
+    Copy {
+        /// The range that is read.
+        from: View,
+        /// The range that is written, in another buffer or elsewhere in the same one.
+        to: View,
+    },
     /// Fills a view with zeros.
     Clear(View),
 }

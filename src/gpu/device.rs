@@ -21,17 +21,17 @@ pub struct AdapterSummary {
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub kind: &'static str,
-    /// The graphics API.
+    /// Interface to the driver: Vulkan, Metal, DX12 or WebGPU.
     pub backend: String,
     /// The driver's name.
     pub driver: String,
     /// The driver's version.
     pub driver_info: String,
-    /// The largest range of one binding.
+    /// The largest range that one binding may cover, in bytes.
     pub max_binding_bytes: u64,
-    /// The largest buffer.
+    /// The largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// Memory of a workgroup.
+    /// Memory that the invocations of a workgroup share, in bytes.
     pub workgroup_memory_bytes: u32,
     /// The most invocations of a workgroup.
     pub max_invocations: u32,
@@ -67,7 +67,7 @@ pub struct GpuOptions {
     /// Keeps the driver's bounds and loop checks in shaders. They are off by default outside a browser: every kernel bounds its own
     /// indices.
     pub checked_shaders: bool,
-    /// The choice of kernels.
+    /// The devices whose kernels are measured before a run, and the place of the measurements.
     pub tuning: TuneOptions,
     /// The use of cooperative matrices.
     pub matrix_units: MatrixUnits,
@@ -97,7 +97,7 @@ pub struct Gpu {
     pub adapter: AdapterSummary,
     /// The properties that decide on variants.
     pub capabilities: Capabilities,
-    /// The choice of kernels.
+    /// The devices whose kernels are measured before a run, and the place of the measurements.
     pub tuning: TuneOptions,
     /// The kernels that were measured or read from the cache so far.
     tuned: Mutex<AutotuneTable>,

@@ -13,10 +13,20 @@ pub enum GpuError {
     NoAdapter,
     /// No adapter has the wanted name.
     #[error("no adapter matches `{wanted}`; there are: {available}")]
-    UnknownAdapter { wanted: String, available: String },
+    UnknownAdapter {
+        /// The index or the part of a name that was asked for.
+        wanted: String,
+        /// The adapters of this machine, each as `index: name`, separated by commas.
+        available: String,
+    },
     /// The adapter's device cannot be opened.
     #[error("the device of `{adapter}` could not be opened: {problem}")]
-    Open { adapter: String, problem: String },
+    Open {
+        /// The adapter's name, as its driver gives it.
+        adapter: String,
+        /// The driver's own words.
+        problem: String,
+    },
     /// An allocation failed.
     #[error(
         "out of GPU memory while allocating {bytes} bytes for {what}: lower {} or {}, or choose {}",
@@ -24,14 +34,28 @@ pub enum GpuError {
         MAX_SEQ_LEN,
         RECOMPUTE.is("all")
     )]
-    OutOfMemory { bytes: u64, what: String },
+    OutOfMemory {
+        /// Size of the buffer that could not be allocated, in bytes.
+        bytes: u64,
+        /// Label of that buffer in the memory plan.
+        what: String,
+    },
     /// A buffer or binding is over a limit of the adapter.
     #[error(
         "{what} needs {needed} bytes in one {limit}, the adapter allows {allowed}: lower {} or {}",
         BATCH_SIZE,
         MAX_SEQ_LEN
     )]
-    LimitTooSmall { what: String, limit: &'static str, needed: u64, allowed: u64 },
+    LimitTooSmall {
+        /// The buffer or the operation that is too large.
+        what: String,
+        /// The kind of limit: `buffer` for a whole buffer, `binding` for the part that a kernel sees at once.
+        limit: &'static str,
+        /// Bytes that the run needs there.
+        needed: u64,
+        /// Bytes that the adapter allows there.
+        allowed: u64,
+    },
     /// The device is gone.
     #[error(
         "the GPU device was lost ({0}): save what you can and start again; a driver time-out or an unplugged device does this"

@@ -199,6 +199,9 @@ impl Gpu {
     }
 
     /// Submits the list. Returns at once; errors of the device show at the next [`Gpu::check`] or read.
+    ///
+    /// # Errors
+    /// The device is gone, or an earlier error of its was not reported yet.
     pub fn run(&self, list: &Prepared, buffers: &mut Buffers) -> Result<(), GpuError> {
         self.upload_params(list, buffers);
         let rate = self.rate.load(Ordering::Relaxed) as f64;
@@ -259,6 +262,9 @@ impl Gpu {
     }
 
     /// Runs the list with one timed pass per dispatch and adds the times to `profile`. Slower than [`Gpu::run`].
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn run_profiled(
         &self,
         list: &Prepared,
@@ -377,6 +383,9 @@ impl Gpu {
     }
 
     /// Blocks until everything submitted is done. Returns at once in a browser.
+    ///
+    /// # Errors
+    /// A failing device.
     pub fn wait(&self) -> Result<(), GpuError> {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())
@@ -385,6 +394,9 @@ impl Gpu {
     }
 
     /// Submits pending writes and waits for everything submitted, so that staging memory is freed.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn flush(&self) -> Result<(), GpuError> {
         let (sender, done) = oneshot::channel();
         self.queue.submit([]);
@@ -398,6 +410,9 @@ impl Gpu {
 
     /// Runs the list `times` and returns the seconds from the first submit to the last completion;
     /// also teaches the submit budget how fast this adapter is.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn time(&self, list: &Prepared, buffers: &mut Buffers, times: u32) -> Result<f64, GpuError> {
         self.flush().await?;
         let started = Instant::now();
@@ -419,11 +434,17 @@ impl Gpu {
     }
 
     /// The bytes of `view`, once everything submitted so far is done.
+    ///
+    /// # Errors
+    /// A failing device, or no memory for the copy.
     pub async fn read(&self, buffers: &Buffers, view: View) -> Result<Vec<u8>, GpuError> {
         self.read_buffer(buffers.get(view.buffer), view.offset, view.bytes).await
     }
 
     /// [`Gpu::read`] as f32 values.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
     pub async fn read_f32(&self, buffers: &Buffers, view: View) -> Result<Vec<f32>, GpuError> {
         Ok(bytemuck::pod_collect_to_vec(&self.read(buffers, view).await?))
     }
@@ -453,6 +474,9 @@ impl Gpu {
     }
 
     /// The bytes of a read begun earlier; frees its staging buffer.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn finish_read(&self, buffers: &Buffers, pending: PendingRead) -> Result<Vec<u8>, GpuError> {
         let staging = pending.staging;
         self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, pending.mapped, pending.submission)

@@ -12,9 +12,9 @@ const MIN_SECONDS: f64 = 0.03;
 
 /// The memory and commands of one measurement.
 pub struct Harness {
-    /// The memory.
+    /// The buffers that the commands use.
     pub plan: MemoryPlan,
-    /// The commands.
+    /// The commands to be timed.
     pub rec: Recorder,
     /// Host data that is uploaded before the first run.
     pub uploads: Vec<(View, Vec<u8>)>,

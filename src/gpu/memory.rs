@@ -8,14 +8,23 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
+    /// The base model: matrices as floats or as 4-bit codes, norm gains and biases.
     Weights,
+    /// Scales of 4-bit weights: one absmax a block, and with double quantization the scales of these scales.
     QuantScales,
+    /// LoRA factors A and B.
     Adapter,
+    /// Gradients of everything that is trained.
     Gradients,
+    /// AdamW's two moments of each trained parameter.
     Optimizer,
+    /// Activations that stay from the forward pass to the backward pass.
     KeptActivations,
+    /// Buffers whose contents are short-lived, and shared by layers and operations in turn.
     Workspace,
+    /// Keys and values of past positions during generation.
     KvCache,
+    /// Small buffers that the host writes or reads: tokens, labels, parameters of dispatches, results.
     Uploads,
 }
 
@@ -54,7 +63,7 @@ impl Category {
 pub struct Ledger([u64; Category::ALL.len()]);
 
 impl Ledger {
-    /// Adds to a category.
+    /// Adds `bytes` to a category.
     pub fn add(&mut self, category: Category, bytes: u64) {
         self.0[category as usize] += bytes;
     }
@@ -82,11 +91,11 @@ pub struct BufferId(pub(super) u32);
 /// A range of a buffer; offset and size in bytes. Offsets are multiples of [`VIEW_ALIGNMENT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
-    /// The buffer.
+    /// The buffer that it lies in.
     pub buffer: BufferId,
-    /// The beginning, in bytes.
+    /// Its beginning in the buffer, in bytes.
     pub offset: u64,
-    /// The size, in bytes.
+    /// Its size in bytes, a multiple of 16 where a kernel binds it.
     pub bytes: u64,
 }
 
@@ -149,11 +158,11 @@ fn contiguous_bytes<const N: usize>(views: [u64; N]) -> u64 {
 /// value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Matrix {
-    /// The memory.
+    /// The range of memory that holds the rows.
     pub view: View,
-    /// Rows.
+    /// Number of rows.
     pub rows: u32,
-    /// Columns.
+    /// Number of columns, without the padding.
     pub cols: u32,
     /// The distance between rows in elements, a multiple of 4.
     pub ld: u32,
@@ -180,14 +189,15 @@ impl Matrix {
         std::array::from_fn(|i| Self::padded(rows, cols[i], |_| views[i]))
     }
 
-    /// The first `rows` rows.
+    /// The part of the matrix that has its first `rows` rows.
     pub fn first_rows(self, rows: u32) -> Self {
         assert!(rows <= self.rows, "{rows} rows of {self:?}");
         let bytes = u64::from(rows) * u64::from(self.ld) * 4;
         Self { view: View { bytes, ..self.view }, rows, ..self }
     }
 
-    /// Rows `first .. first + rows`.
+    /// The part of the matrix that has its rows `first .. first + rows`. `first` rows must take a multiple of
+    /// [`VIEW_ALIGNMENT`] bytes.
     pub fn rows(self, first: u32, rows: u32) -> Self {
         let row_bytes = 4 * u64::from(self.ld);
         Self { view: self.view.slice(u64::from(first) * row_bytes, u64::from(rows) * row_bytes), rows, ..self }

@@ -14,11 +14,11 @@ pub struct Profile {
 /// All dispatches of one operation in a profile.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OperationShare {
-    /// The operation.
+    /// Name of the operation.
     pub operation: String,
-    /// Its dispatches.
+    /// Number of its dispatches.
     pub dispatches: u64,
-    /// Its time in milliseconds.
+    /// GPU time of all of them together, in milliseconds.
     pub ms: f64,
     /// The share of the whole profile's time, 0 to 1.
     pub share: f64,

@@ -21,6 +21,7 @@ const CONFIG: &str = "adapter_config.json";
 /// An adapter as its directory holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadedAdapter {
+    /// The contents of `adapter_config.json`.
     pub config: LoraConfig,
     /// Modules that `config` selects in the model.
     pub modules: Vec<LoraModule>,

@@ -48,7 +48,9 @@ impl TargetModules {
 /// Modules that are left out although `target_modules` selects them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExcludeModules {
+    /// Whole names, or endings after a dot, as in [`TargetModules::Names`].
     Names(Vec<String>),
+    /// One regular expression that must match a module's whole name.
     Regex(String),
 }
 
@@ -64,10 +66,13 @@ pub enum LoraInit {
 /// The fields of PEFT's `LoraConfig` that are supported, under PEFT's names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
+    /// Rank of the factors, 1 to [`MAX_RANK`].
     pub r: usize,
+    /// Numerator of the adapter's scale, above 0.
     pub lora_alpha: f64,
     /// Dropout probability of the input of A during training, from 0 to below 1.
     pub lora_dropout: f64,
+    /// The linear layers that get an adapter.
     pub target_modules: TargetModules,
     /// Scale by alpha / sqrt(r) instead of alpha / r.
     pub use_rslora: bool,
@@ -76,9 +81,13 @@ pub struct LoraConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Pairs of a pattern and an alpha, used like `rank_pattern` instead of `lora_alpha`.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Numbers of the decoder layers that may get adapters, from 0; `None` is all of them.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Modules that get no adapter although `target_modules` selects them.
     pub exclude_modules: Option<ExcludeModules>,
+    /// The base model by its hub name or its directory, for those who load the adapter later.
     pub base_model_name_or_path: Option<String>,
+    /// Initial values of a new adapter's A.
     pub init_lora_weights: LoraInit,
     /// Keys of the file that are set but have no effect, for a warning.
     pub ignored: Vec<String>,
@@ -154,12 +163,20 @@ const KNOWN: [&str; 25] = [
 ];
 
 impl LoraConfig {
+    /// Reads an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a key with a value that is wrong or not supported; the error names the key.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
         Self::from_json(path, &text)
     }
 
     /// Parses the text of `adapter_config.json`. Only `peft_type` and `target_modules` are required.
+    ///
+    /// # Errors
+    /// Text that is not a JSON object, or a key with a value that is wrong or not supported. `path` is the file that
+    /// the error names.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let object = parse_object(path, text)?;
         let fields = JsonFields::new(path, &object);

@@ -52,8 +52,9 @@ impl Factor {
 /// One factor of one module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactorSpec {
+    /// A or B.
     pub factor: Factor,
-    /// Rows and columns.
+    /// Rows and columns, as [`Factor`] says.
     pub shape: [usize; 2],
     /// The tensor's name in PEFT's files.
     pub tensor: String,
@@ -98,6 +99,7 @@ impl IndexMut<Factor> for ModuleFactors {
 /// The trained tensors of every module, in the modules' order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterTensors {
+    /// One entry for each adapted linear layer.
     pub modules: Vec<ModuleFactors>,
 }
 

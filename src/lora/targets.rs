@@ -12,9 +12,13 @@ use crate::{Error, Result};
 /// One adapted linear layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
+    /// Number of its decoder layer, from 0.
     pub layer: usize,
+    /// Its place in the layer.
     pub projection: Projection,
+    /// Rank of its factors: `r`, or the rank of the first pattern that matches.
     pub rank: usize,
+    /// Numerator of its scale: `lora_alpha`, or the alpha of the first pattern that matches.
     pub alpha: f32,
     /// Factor of `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling.
     pub scale: f32,

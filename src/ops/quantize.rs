@@ -69,7 +69,7 @@ pub struct Piece {
     pub source: View,
     /// The type of the elements.
     pub from: Float,
-    /// The count of elements.
+    /// Number of elements.
     pub elements: u32,
     /// The block of the matrix with which the piece begins. Pieces of one matrix begin at whole blocks.
     pub first_block: u32,

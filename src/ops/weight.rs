@@ -87,22 +87,23 @@ impl Storage {
 pub struct Panel {
     /// The first row of the panel in the weight.
     pub first_row: u32,
-    /// Rows of the panel.
+    /// Number of rows in the panel.
     pub rows: u32,
-    /// The values or codes.
+    /// The values, or two 4-bit codes a byte, row by row.
     pub data: View,
-    /// The scales of the blocks.
+    /// Scale of each block of the panel: f32, or 8-bit codes under double quantization.
     pub absmax: Option<View>,
-    /// The code map, the offset and the scales of the scales.
+    /// With double quantization f32 values: the 256 values of the 8-bit code, the offset, and the scale of each 256
+    /// codes.
     pub nested: Option<View>,
 }
 
 /// One of several matrices that read the same input.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// The name in reports.
+    /// Name of its buffers in reports.
     pub label: &'a str,
-    /// Rows of the matrix.
+    /// Output features, the rows of the matrix.
     pub out_features: u32,
     /// True if the matrix has a bias.
     pub bias: bool,
@@ -111,15 +112,15 @@ pub struct Rows<'a> {
 /// A weight matrix on the device.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// The storage of the values.
+    /// Format of the values.
     pub storage: Storage,
-    /// Rows of the matrix.
+    /// Output features, the rows of the matrix.
     pub out_features: u32,
-    /// Columns of the matrix.
+    /// Input features, the columns of the matrix.
     pub in_features: u32,
     /// The matrix in panels of whole rows.
     pub panels: Vec<Panel>,
-    /// f32 `[out_features]`.
+    /// The bias, f32 `[out_features]`.
     pub bias: Option<View>,
 }
 

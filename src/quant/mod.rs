@@ -3,6 +3,19 @@
 //! Blocks of 64 elements of the flattened matrix share one absmax; an element divided by it becomes the index of the nearest
 //! of 16 code values. Under double quantization the absmax values, less their mean, become 8-bit codes in blocks of 256.
 //! This is the host side: the twin of the GPU kernels, and the tables that they take.
+//!
+//! ```
+//! use loraine::quant::format::Code4;
+//! use loraine::quant::{dequantize, quantize};
+//!
+//! let weights: Vec<f32> = (0..128).map(|i| (0.1 * i as f32).sin()).collect();
+//! let quantized = quantize(&weights, Code4::Nf4, true);
+//! assert_eq!(quantized.packed.len(), 64);
+//!
+//! // Half of the widest gap between two values of NF4, times an absmax of about 1.
+//! let restored = dequantize(&quantized, Code4::Nf4, weights.len());
+//! assert!(weights.iter().zip(&restored).all(|(a, b)| (a - b).abs() < 0.16));
+//! ```
 
 pub mod format;
 mod nested;
@@ -40,10 +53,11 @@ pub fn code_table(code: Code4) -> CodeTable {
 pub struct Quantized {
     /// Two indices a byte, the first element in the high nibble.
     pub packed: Vec<u8>,
+    /// One absmax for each block of the code, in the order of the flattened matrix.
     pub scales: Scales,
 }
 
-/// Quantizes `values`, a flattened matrix.
+/// Quantizes `values`, a flattened matrix. `double` quantizes the scales too.
 pub fn quantize(values: &[f32], code: Code4, double: bool) -> Quantized {
     let table = code_table(code);
     let mut indices = Vec::with_capacity(values.len() + 1);

@@ -7,11 +7,15 @@ use crate::quant::format::NESTED_BLOCK;
 /// The absmax of each block of a quantized matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
+    /// The absmax values themselves, in f32.
     Plain(Vec<f32>),
     /// Double quantization: 8-bit codes of the absmax values less their mean `offset`, and the absmax of each block of codes.
     Nested {
+        /// Index into [`dynamic_map`] for each block of the matrix.
         codes: Vec<u8>,
+        /// Scale of each 256 codes.
         absmax: Vec<f32>,
+        /// Mean of the absmax values, added back after decoding.
         offset: f32,
     },
 }

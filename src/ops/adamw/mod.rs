@@ -16,13 +16,13 @@ const CLIP_WG_SIZE: u32 = 256;
 /// The optimizer's settings of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
-    /// The decay of the first moment.
+    /// Decay of the first moment, from 0 to below 1.
     pub beta1: f64,
-    /// The decay of the second moment.
+    /// Decay of the second moment, from 0 to below 1.
     pub beta2: f64,
-    /// The constant that is added to the denominator.
+    /// The constant that is added to the square root of the second moment.
     pub eps: f64,
-    /// The decoupled weight decay.
+    /// Weight decay, which acts on the parameters and not on the gradients; 0 is off.
     pub weight_decay: f64,
     /// The norm above which gradients are scaled down; 0 or less leaves them alone.
     pub max_norm: f64,
@@ -39,15 +39,15 @@ params! {
     /// The values of one step, as they lie in the `hyper` view. A beta is stored as its distance from 1, which is far more exact in
     /// f32 than a difference from an f32 beta.
     pub struct Hyper {
-        /// The learning rate.
+        /// Learning rate of the step, after warm-up and schedule.
         pub learning_rate: f32,
         /// `1 - beta1`
         pub one_minus_beta1: f32,
         /// `1 - beta2`
         pub one_minus_beta2: f32,
-        /// The constant that is added to the denominator.
+        /// [`AdamW::eps`]
         pub eps: f32,
-        /// The decoupled weight decay.
+        /// [`AdamW::weight_decay`]
         pub weight_decay: f32,
         /// `1 - beta1^t`
         pub first_correction: f32,

@@ -43,8 +43,11 @@ const MAX_HEAD_DIM: u32 = 256;
 /// The heads of one attention layer. `heads` is a multiple of `kv_heads`, `head_dim` a multiple of 4 up to 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
+    /// Number of query heads.
     pub heads: u32,
+    /// Number of key and value heads; each serves `heads / kv_heads` query heads.
     pub kv_heads: u32,
+    /// Features of one head.
     pub head_dim: u32,
 }
 
@@ -200,19 +203,19 @@ pub(super) fn kernels() -> Vec<Kernel> {
 /// The operands that both directions read. q and out are `[rows, heads * head_dim]`, k and v `[keys, kv_heads * head_dim]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
-    /// The heads.
+    /// Numbers and size of the heads.
     pub shape: Shape,
     /// The factor of the scores, `1 / sqrt(head_dim)` in most models.
     pub scale: f32,
-    /// Queries.
+    /// Queries, `[rows, heads * head_dim]`.
     pub q: Matrix,
-    /// Keys.
+    /// Keys, `[keys, kv_heads * head_dim]`.
     pub k: Matrix,
-    /// Values.
+    /// Values, `[keys, kv_heads * head_dim]`.
     pub v: Matrix,
     /// Per query row (first key, one past the last) as u32 pairs, within `keys`.
     pub key_ranges: View,
-    /// The result of [`forward`].
+    /// The result of [`forward`], `[rows, heads * head_dim]`.
     pub out: Matrix,
     /// The logarithm of each score sum, f32 `[heads][rows]`, a result of [`forward`].
     pub lse: View,
@@ -223,7 +226,7 @@ pub struct Operands {
 pub struct Gradients {
     /// Per key row the queries that may see it, as u32 pairs; of these, exactly those do whose key range holds it.
     pub query_ranges: View,
-    /// The gradient of `out`.
+    /// The gradient of `out`, `[rows, heads * head_dim]`.
     pub dout: Matrix,
     /// [`Shape::scratch_bytes`], of any content before and after.
     pub scratch: View,

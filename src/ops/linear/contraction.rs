@@ -29,9 +29,9 @@ pub struct LowRank {
 pub struct GradientTerm<'a> {
     /// The gradient of the layer's output, `[rows, out]`.
     pub dy: Matrix,
-    /// The layer's weight.
+    /// The layer's weight, `[out, in]`.
     pub weight: &'a Weight,
-    /// The layer's LoRA term.
+    /// The layer's LoRA term; `None` without an adapter.
     pub low_rank: Option<LowRank>,
 }
 
