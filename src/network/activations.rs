@@ -17,15 +17,18 @@ use crate::ops::weight::Weight;
 /// The host's uploads for each pass, u32 per row.
 #[derive(Clone, Debug)]
 pub struct Inputs {
+    /// Token id of each row.
     pub tokens: View,
+    /// Position of each row in its sequence, from 0.
     pub positions: View,
     /// One for each length of window among the layers, unlimited attention included.
     pub windows: Vec<WindowRanges>,
 }
 
-/// Which rows attend to which, two u32 per row.
+/// The rows that attend to each other under one length of window, two u32 per row.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowRanges {
+    /// Positions that a row attends to, its own included; `None` is all before it.
     pub window: Option<usize>,
     /// First key and one past the last that a row attends to.
     pub keys: View,
@@ -34,6 +37,7 @@ pub struct WindowRanges {
 }
 
 impl Inputs {
+    /// Plans the uploads of passes of up to `rows` rows.
     pub fn plan(plan: &mut MemoryPlan, config: &ModelConfig, rows: u32) -> Self {
         let mut words = |label: &str, per_row: u64| plan.alloc(Category::Uploads, label, 4 * per_row * u64::from(rows));
         let (tokens, positions) = (words("tokens", 1), words("positions", 1));
@@ -57,27 +61,49 @@ impl Inputs {
 pub enum Phase {
     /// Loading the weights, before any step.
     Loading,
+    /// Queries, keys and values of the normed input, with their norms and rotary positions.
     ProjectQkv,
+    /// Attention over the rows of each sequence.
     Attention,
+    /// The output projection of attention.
     ProjectO,
+    /// The residual sum after attention, and the norm before the feed-forward block.
     MiddleNorm,
+    /// The projections gate and up.
     ProjectGateUp,
+    /// The activation of gate times up.
     Glu,
+    /// The projection down.
     ProjectDown,
+    /// The residual sum after the feed-forward block, and the norm that the next layer or the head reads.
     NextNorm,
+    /// The head takes the rows with a label together.
     GatherLabeled,
+    /// Logits, losses and their gradients, chunk by chunk.
     Logits,
+    /// The gradients of the rows with a label go back to their places.
     ScatterLabeled,
+    /// The gradient through the norm after the last layer.
     FinalNormBackward,
+    /// The gradient of down's input.
     DownBackward,
+    /// The gradients of gate and up from that of their product.
     GluBackward,
+    /// The gradients of what is trained in down.
     DownGradients,
+    /// The gradients of the input of gate and up, and of what is trained in them.
     GateUpBackward,
+    /// The gradient through the norm before the feed-forward block.
     MiddleNormBackward,
+    /// The gradients of the output projection: of its input, and of what is trained in it.
     OBackward,
+    /// The gradients of queries, keys and values.
     AttentionBackward,
+    /// The gradients through the norms of queries and keys, where there are any.
     HeadNormBackward,
+    /// The gradients of the input of q, k and v, and of what is trained in them.
     QkvBackward,
+    /// The gradient through the norm before attention.
     InputNormBackward,
 }
 
@@ -131,20 +157,25 @@ impl Storage<'_> {
 /// recomputed.
 #[derive(Clone, Debug)]
 pub struct LayerActivations {
-    /// After the per-head norm and RoPE.
+    /// Queries after the per-head norm and RoPE, `[rows, heads * head_dim]`.
     pub q: Matrix,
+    /// Keys after the per-head norm and RoPE, `[rows, kv_heads * head_dim]`.
     pub k: Matrix,
+    /// Values, `[rows, kv_heads * head_dim]`.
     pub v: Matrix,
-    /// Before the per-head norm, where there is one.
+    /// Queries and keys before the per-head norm, where there is one.
     pub raw_qk: Option<[Matrix; 2]>,
+    /// Result of attention, which the output projection reads, `[rows, heads * head_dim]`.
     pub attention: Matrix,
     /// Log-sum-exp of each row's scores, `[heads][rows]`.
     pub lse: View,
-    /// The residual stream between attention and feed-forward.
+    /// The residual stream between attention and feed-forward, `[rows, hidden]`.
     pub middle: Matrix,
+    /// Output of gate, `[rows, intermediate]`; the backward pass puts its gradient in its place.
     pub gate: Matrix,
+    /// Output of up, `[rows, intermediate]`; the backward pass puts its gradient in its place.
     pub up: Matrix,
-    /// `x A^T` of each adapted projection, in the order of [`Projection::ALL`].
+    /// `x A^T` of each adapted projection, `[rows, rank]`, in the order of [`Projection::ALL`].
     pub low: Vec<Option<Matrix>>,
 }
 
@@ -213,6 +244,7 @@ impl LayerActivations {
     }
 }
 
+/// The heads of a model's attention.
 pub fn attention_shape(config: &ModelConfig) -> Shape {
     Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
 }
@@ -226,23 +258,30 @@ pub struct Workspace {
     pub out: Matrix,
     /// `f(gate) * up`, then its gradient.
     pub act: Matrix,
+    /// Buffers of the backward pass; `None` outside training.
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
     pub dropped: Option<Matrix>,
 }
 
+/// Buffers that are needed within one layer's backward pass only, shared by all layers.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardWorkspace {
-    /// Gradient of the residual stream.
+    /// Gradient of the residual stream, `[rows, hidden]`.
     pub d_hidden: Matrix,
-    /// Gradient of a block's normed input.
+    /// Gradient of a block's normed input, `[rows, hidden]`.
     pub d_norm: Matrix,
+    /// Gradient of the result of attention, `[rows, heads * head_dim]`.
     pub d_attention: Matrix,
+    /// Gradient of the queries, `[rows, heads * head_dim]`.
     pub d_q: Matrix,
+    /// Gradient of the keys, `[rows, kv_heads * head_dim]`.
     pub d_k: Matrix,
+    /// Gradient of the values, `[rows, kv_heads * head_dim]`.
     pub d_v: Matrix,
     /// Gradients of queries and keys before their norm, where there is one.
     pub d_raw_qk: Option<[Matrix; 2]>,
+    /// Scratch of [`crate::ops::attention::backward`], of [`Shape::scratch_bytes`].
     pub attention_scratch: View,
     /// `dy B` of the projections at hand, which are those of one input; as wide as the largest rank.
     pub low: [Matrix; 3],
@@ -258,6 +297,7 @@ pub struct Recompute {
 /// The type in which activations are stored from the forward pass to the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationFormat {
+    /// As they are computed, 4 bytes a value.
     F32,
     /// Layer inputs and [`LayerActivations::compressible`] are rounded to bf16 for storage. Computation stays in f32.
     Bf16,
@@ -266,6 +306,7 @@ pub enum ActivationFormat {
 /// One layer's activations in bf16.
 #[derive(Clone, Copy, Debug)]
 pub struct Compressed {
+    /// The layer's input `[rows, hidden]`, 2 bytes a value.
     pub input: View,
     /// In the order of [`LayerActivations::compressible`], where the layer keeps its activations.
     pub kept: Option<[View; 4]>,
@@ -276,7 +317,9 @@ pub struct Compressed {
 pub struct TrainingSizes {
     /// Rows of the largest micro-batch.
     pub rows: u32,
+    /// Layers that keep their activations instead of computing them again.
     pub recompute: Recompute,
+    /// Type of the activations that are kept.
     pub activation_format: ActivationFormat,
     /// True if inputs of adapted projections go through dropout.
     pub dropout: bool,
@@ -285,6 +328,7 @@ pub struct TrainingSizes {
 /// All buffers of a pass.
 #[derive(Clone, Debug)]
 pub struct Activations {
+    /// Rows of the largest pass.
     pub rows: u32,
     /// The residual stream before each layer and after the last.
     pub hidden: Vec<Matrix>,
@@ -292,6 +336,7 @@ pub struct Activations {
     pub compressed: Vec<Compressed>,
     layers: Vec<LayerActivations>,
     kept_from: usize,
+    /// Buffers that all layers share.
     pub workspace: Workspace,
 }
 

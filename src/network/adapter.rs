@@ -15,13 +15,18 @@ use crate::quant::format::{Float, Storage};
 /// One flat range of parameters, within one binding.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
+    /// The values, f32, one factor after the other.
     pub params: View,
+    /// Gradients and moments; `None` outside training.
     pub training: Option<TrainingState>,
 }
 
+/// Gradients and moments of a segment, each at the place of its parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingState {
+    /// Gradients, f32.
     pub grads: View,
+    /// AdamW's two moments.
     pub moments: Moments,
 }
 
@@ -30,8 +35,9 @@ pub struct TrainingState {
 pub struct DeviceFactor {
     /// The factor as the frozen weight of a contraction of its own: A is `[rank, in_features]`, B `[out_features, rank]`.
     pub weight: Weight,
+    /// The values, f32, row by row without padding.
     pub values: View,
-    /// None outside training.
+    /// The gradient, laid out as `values`; `None` outside training.
     pub gradient: Option<View>,
     segment: usize,
     /// The place of its first element in the segment, in elements.
@@ -42,11 +48,13 @@ pub struct DeviceFactor {
 /// One LoRA module on the device.
 #[derive(Clone, Debug)]
 pub struct DeviceModule {
+    /// Columns of `x A^T`.
     pub rank: u32,
+    /// Factor of `x A^T B^T`: alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling.
     pub scale: f32,
-    /// Separates the dropout masks of modules.
+    /// A number that no other module has, so that the dropout masks of modules differ.
     pub site: u32,
-    /// In the order of [`factors`].
+    /// Its factors, in the order of [`factors`].
     pub factors: Vec<DeviceFactor>,
 }
 
@@ -58,7 +66,7 @@ impl Index<Factor> for DeviceModule {
     }
 }
 
-/// Where a factor lies, before its segment has a buffer.
+/// The place of a factor in its segment, before the segment has a buffer.
 struct Place {
     spec: FactorSpec,
     segment: usize,
@@ -91,12 +99,14 @@ impl Place {
     }
 }
 
+/// The factors of an adapter on the device, with gradients and moments in training.
 #[derive(Clone, Debug)]
 pub struct DeviceAdapter {
+    /// The ranges that hold the factors of all modules.
     pub segments: Vec<Segment>,
     /// `layer * 7 + projection`; None where the projection is not adapted.
     modules: Vec<Option<DeviceModule>>,
-    /// In the order of the file: the index into `modules`.
+    /// The modules in the order of the adapter's file, as indices into `modules`.
     order: Vec<usize>,
 }
 
@@ -156,6 +166,7 @@ impl DeviceAdapter {
         Self { segments, modules: adapted, order }
     }
 
+    /// The module at this place; `None` where the projection has no adapter.
     pub fn module(&self, layer: usize, projection: Projection) -> Option<&DeviceModule> {
         self.modules.get(slot(layer, projection))?.as_ref()
     }
@@ -170,10 +181,12 @@ impl DeviceAdapter {
         self.modules.iter().position(Option::is_some).unwrap_or(0) / Projection::ALL.len()
     }
 
+    /// The largest rank of all modules; 0 where there are none.
     pub fn largest_rank(&self) -> u32 {
         self.modules().map(|m| m.rank).max().unwrap_or(0)
     }
 
+    /// Uploads the factors. `tensors` has the modules in the order of [`Self::modules`].
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
         for (factor, values) in self.factors().zip(tensors.values()) {
             gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
@@ -185,6 +198,9 @@ impl DeviceAdapter {
     }
 
     /// Both moments of every factor as they are on the device now, module by module; none outside training.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
         let mut segments = Vec::new();
         for segment in &self.segments {
@@ -212,11 +228,17 @@ impl DeviceAdapter {
     }
 
     /// The factors as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read(&self, gpu: &Gpu, buffers: &Buffers) -> Result<AdapterTensors, GpuError> {
         self.read_factors(gpu, buffers, |factor| Some(factor.values)).await
     }
 
     /// The gradients as they are on the device now; None outside training.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_gradients(&self, gpu: &Gpu, buffers: &Buffers) -> Result<AdapterTensors, GpuError> {
         self.read_factors(gpu, buffers, |factor| factor.gradient).await
     }

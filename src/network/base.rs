@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub struct Layer {
     /// Gains by place, in the order of [`Norm::ALL`]; None where the model has no such norm.
     norms: [Option<View>; Norm::ALL.len()],
-    /// In the order of [`Projection::ALL`].
+    /// Matrices and biases in the order of [`Projection::ALL`].
     pub projections: Vec<Weight>,
 }
 
@@ -25,22 +25,28 @@ impl Layer {
         self.norms[norm as usize]
     }
 
+    /// The matrix of a projection, `[out_features, in_features]`, and its bias.
     pub fn projection(&self, projection: Projection) -> &Weight {
         &self.projections[projection as usize]
     }
 }
 
-/// The frozen base.
+/// The base on the device. It is frozen, unless [`super::trained`] trains it.
 #[derive(Clone, Debug)]
 pub struct Network {
+    /// Sizes and settings of the model.
     pub config: ModelConfig,
+    /// One row for each token, `[vocabulary, hidden]`.
     pub embedding: Weight,
+    /// Decoder layers, in the order in which they run.
     pub layers: Vec<Layer>,
+    /// Gains of the norm after the last layer, f32 `[hidden]`.
     pub final_norm: View,
     /// None when the head is the embedding.
     pub untied_head: Option<Weight>,
     /// (cos, sin) as `[position][head_dim / 2]`.
     pub rope_table: View,
+    /// Positions that `rope_table` covers, and so the longest sequence.
     pub max_positions: usize,
 }
 
@@ -86,7 +92,7 @@ impl Network {
     }
 }
 
-/// How the matrices are to be stored.
+/// The storage of the base's matrices on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BaseStorage {
     /// As the files hold them.

@@ -19,7 +19,9 @@ use crate::ops::{
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
+    /// Probability that an element becomes 0, from 0 to below 1.
     pub p: f32,
+    /// A u32, new for each micro-batch.
     pub seed: View,
 }
 
@@ -49,20 +51,27 @@ struct LayerBackward<'a> {
 /// Keys and values of past positions, per layer `[max_positions, kv width]`.
 #[derive(Clone, Debug)]
 pub struct KvCache {
+    /// Keys and values of each layer.
     pub layers: Vec<[Matrix; 2]>,
 }
 
 /// One pass over `rows` rows.
 pub struct Pass<'a> {
+    /// The base.
     pub network: &'a Network,
+    /// The adapter; `None` runs the base alone.
     pub adapter: Option<&'a DeviceAdapter>,
     /// The base's own gradients, where it is trained.
     pub trained: Option<&'a Trained>,
+    /// Tokens, positions and attention ranges of the rows.
     pub inputs: &'a Inputs,
+    /// Buffers of the pass.
     pub activations: &'a Activations,
+    /// Rows of this pass, at most as many as `activations` was planned for.
     pub rows: u32,
+    /// Dropout of the inputs of A; `None` applies none.
     pub dropout: Option<Dropout>,
-    /// In generation, attention reads these instead of the pass's own keys.
+    /// Keys and values of past positions, which attention reads in generation in place of the pass's own.
     pub cache: Option<&'a KvCache>,
 }
 

@@ -19,7 +19,7 @@ use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::random::{Stream, normal, uniform};
 use crate::{Error, Result};
 
-/// One piece of a tensor on its way; host memory stays at a few of these whatever the model.
+/// Bytes of a tensor that are read at a time. Host memory stays at a few of these, whatever the size of the model.
 const PIECE_BYTES: u64 = 16 << 20;
 /// Written pieces that may wait in the queue before it is drained.
 const PIECES_IN_FLIGHT: usize = 4;
@@ -171,7 +171,7 @@ struct Loader<'a, R, P> {
     buffers: &'a mut Buffers,
     /// An empty list of commands.
     recorder: R,
-    /// Told the bytes done and in all.
+    /// Receives the bytes done so far and the bytes in all.
     progress: P,
     done: u64,
     total: u64,
@@ -306,6 +306,9 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
 
 /// New weights as Hugging Face draws them: matrices from a normal distribution with the deviation of `initializer_range`,
 /// gains of 1, biases of 0. A tensor's draws depend on the seed and its place alone.
+///
+/// # Errors
+/// A failing device.
 pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
     let config = &network.config;
     for (item, (_, weight)) in network.weights().enumerate() {
@@ -330,6 +333,9 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
 }
 
 /// Fills the base with random weights of a trained model's size, for measurements: uniform within a tenth, gains of 1.
+///
+/// # Errors
+/// A failing device.
 pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u64) -> Result<()> {
     for (_, weight) in network.weights() {
         weight.fill_randomly(gpu, buffers, seed).await?;

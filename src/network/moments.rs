@@ -4,12 +4,12 @@ use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, Recorder, VIEW_AL
 use crate::ops::adamw;
 use crate::ops::adamw8bit::{self, BLOCK, CodedMoments, ZERO_CODES};
 
-/// The storage of moments.
+/// The storage of AdamW's moments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MomentStorage {
     /// 32-bit floats.
     F32,
-    /// 8-bit codes, see [`crate::ops::adamw8bit`].
+    /// 8-bit codes with a scale for each 256 of them, see [`crate::ops::adamw8bit`].
     EightBit,
 }
 

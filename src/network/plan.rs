@@ -12,13 +12,19 @@ use crate::quant::format::Float;
 /// Every buffer that a pass over the network needs, and the memory plan that all of a plan's buffers are part of.
 #[derive(Clone, Debug)]
 pub struct NetworkPlan {
+    /// Every planned buffer.
     pub memory: MemoryPlan,
+    /// Limits and features of the device that the plan is for.
     pub capabilities: Capabilities,
-    /// Neither the memory nor the results follow from these.
+    /// Kernels that were measured on the device. Neither the memory nor the results depend on them.
     pub autotune: AutotuneTable,
+    /// The base.
     pub network: Network,
+    /// Buffers for loading; `None` where the device quantizes nothing.
     pub staging: Option<Staging>,
+    /// Tokens, positions and attention ranges, uploaded for each pass.
     pub inputs: Inputs,
+    /// Buffers of the layers.
     pub activations: Activations,
     /// Parameters of the dispatches of two kinds of lists; the owner of the plan says which.
     pub uniforms: [View; 2],
@@ -29,9 +35,11 @@ pub struct NetworkPlan {
 
 /// A [`NetworkPlan`] whose owner still plans buffers of its own between the network and its passes.
 pub struct NetworkPlanner {
+    /// The buffers that are planned so far.
     pub memory: MemoryPlan,
     /// Buffers shared by contents that are never needed at the same time.
     pub arena: Arena,
+    /// The base, with all its buffers planned.
     pub network: Network,
     capabilities: Capabilities,
     unused: [View; 2],
@@ -82,13 +90,15 @@ impl NetworkPlan {
         self.uniforms = bytes.map(|bytes| self.memory.alloc(Category::Uploads, "dispatch parameters", bytes));
     }
 
-    /// Bytes by category.
+    /// The bytes of all planned buffers by category.
     pub fn ledger(&self) -> Ledger {
         self.memory.ledger()
     }
 
+    /// Checks every buffer against the device's limits, before any weight is read.
+    ///
     /// # Errors
-    /// A buffer that is longer than the adapter lets a kernel see at once; named before any weight is read.
+    /// A buffer that is longer than the part that a kernel of the device may see at once.
     pub fn check_limits(&self) -> Result<(), GpuError> {
         let allowed = max_binding(&self.capabilities);
         match self.memory.specs().iter().find(|spec| spec.bytes > allowed) {

@@ -23,19 +23,22 @@ const VERSION: u32 = 2;
 /// Bytes on their way between disk and device.
 const PIECE_BYTES: u64 = 16 << 20;
 const EXTENSION: &str = "4bit";
-/// While a copy is written its file changes all the time; one that has not for so long was left by a process that was killed.
+/// A file that is being written changes all the time. One that has not changed for so long was left by a process that
+/// was killed.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60 * 60);
-/// A first line of more is no identity.
+/// Longest first line that is read as an identity.
 const MAX_IDENTITY_BYTES: u64 = 16 << 20;
 
 /// A copy as it lies in its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedCopy {
+    /// The copy's file.
     pub path: PathBuf,
+    /// Size of the file in bytes.
     pub bytes: u64,
     /// Time since its last use.
     pub unused_for: Duration,
-    /// Of which model; None where the file does not say.
+    /// The model that it is a copy of; `None` where the file does not say.
     pub source: Option<CopySource>,
 }
 
@@ -44,6 +47,7 @@ pub struct CachedCopy {
 pub struct CopySource {
     /// The model's directory.
     pub model: PathBuf,
+    /// 4-bit code of the copy, with or without double quantization.
     pub format: Format4,
     /// True if the copy includes embedding and head.
     pub embedding: bool,

@@ -13,8 +13,11 @@ use crate::ops::column_gradient;
 /// A range of parameters within one binding, and what belongs to it.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainedRange {
+    /// Values in f32, row by row: a panel of a matrix, or a vector.
     pub params: View,
+    /// Gradients in f32, laid out as `params`.
     pub grads: View,
+    /// AdamW's two moments, in the order of `params`.
     pub moments: Moments,
     elements: usize,
 }
@@ -27,10 +30,12 @@ struct Tensor {
     ranges: Vec<TrainedRange>,
 }
 
-/// Which of a range's buffers is meant.
+/// The buffer of a range to read or to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// The values.
     Params,
+    /// The gradients.
     Grads,
 }
 
@@ -43,8 +48,9 @@ impl TrainedRange {
     }
 }
 
-/// How the moments of a tensor of the base are kept where `asked` is. Those of the embedding stay in f32: its rows' gradients differ
-/// as much as the frequencies of words (Dettmers et al. 2022, section 2.3; transformers does the same).
+/// The storage of the moments of a tensor of the base, where the run's setting is `asked`. Those of the embedding
+/// stay in f32: its rows' gradients differ as much as the frequencies of words (Dettmers et al. 2022, section 2.3;
+/// transformers does the same).
 pub fn moment_storage(asked: MomentStorage, name: &str, elements: usize) -> MomentStorage {
     if name == EMBEDDING { MomentStorage::F32 } else { asked.of_tensor(elements) }
 }
@@ -94,11 +100,12 @@ impl Trained {
         }
     }
 
-    /// Where the gradient of `params` is added up.
+    /// The gradient of `params`, to which each pass adds.
     pub fn gradient(&self, params: View) -> View {
         self.gradients[&params]
     }
 
+    /// The ranges of all tensors, in the order of [`Self::read`].
     pub fn ranges(&self) -> impl Iterator<Item = &TrainedRange> {
         self.tensors.iter().flat_map(|tensor| &tensor.ranges)
     }
@@ -110,6 +117,9 @@ impl Trained {
     }
 
     /// All tensors as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read(&self, gpu: &Gpu, buffers: &Buffers, part: Part) -> Result<Vec<NamedTensor>, GpuError> {
         let mut read = Vec::new();
         for tensor in &self.tensors {
@@ -136,6 +146,9 @@ impl Trained {
     }
 
     /// Both moments of every tensor as they are on the device now, in the order of [`Self::read`].
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
         let mut read = Vec::new();
         for tensor in &self.tensors {
