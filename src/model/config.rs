@@ -24,51 +24,77 @@ const MAX_LAYERS: usize = 4096;
 /// A decoder's shape. Every size is at least 1 and `num_heads` is a multiple of `num_kv_heads`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The decoder family that `model_type` names.
     pub family: &'static Family,
+    /// Rows of the embedding and of the head: the number of token ids.
     pub vocab_size: usize,
+    /// Features of the residual stream.
     pub hidden_size: usize,
+    /// Output features of gate and up, and input features of down.
     pub intermediate_size: usize,
+    /// Number of decoder layers, `num_hidden_layers`.
     pub num_layers: usize,
+    /// Number of query heads, `num_attention_heads`.
     pub num_heads: usize,
+    /// Number of key and value heads, `num_key_value_heads`.
     pub num_kv_heads: usize,
-    /// A multiple of 4.
+    /// Features of one head, a multiple of 4.
     pub head_dim: usize,
     /// The activation of the feed-forward block's gate.
     pub activation: Activation,
+    /// The constant that RMSNorm adds to the mean square, above 0.
     pub rms_norm_eps: f32,
+    /// Base and scaling of the rotary position embedding.
     pub rope: RopeConfig,
+    /// True if the embedding is the output head too.
     pub tie_word_embeddings: bool,
+    /// True if q, k and v have biases.
     pub qkv_bias: bool,
+    /// True if the output projection of attention has a bias.
     pub o_bias: bool,
+    /// True if gate, up and down have biases.
     pub mlp_bias: bool,
     /// The norms of every layer.
     pub norms: &'static [Norm],
     /// The factor on a query's product with a key, before the softmax.
     pub attention_scale: f32,
+    /// Longest sequence in tokens that the model is made for.
     pub max_position_embeddings: usize,
     /// Per layer: how many positions a query sees, itself included; `None` is all before it.
     pub sliding_windows: Vec<Option<usize>>,
+    /// The token before a text; `None` where the model has none.
     pub bos_token_id: Option<u32>,
+    /// The tokens that end a text or a turn; empty where there are none.
     pub eos_token_ids: Vec<u32>,
-    /// Where the layers' matrices lie in 4 bits in the files.
+    /// 4-bit format of the layers' matrices in the files; `None` where they are floats.
     pub quantization: Option<Format4>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
 }
 
 impl ModelConfig {
-    /// Reads the `config.json` of a model directory. Errors are those of [`Self::from_file`].
+    /// Reads the `config.json` of a model directory.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         Self::from_file(&dir.join(CONFIG))
     }
 
-    /// Reads `path`, a `config.json`. Errors name the field and what it may be.
+    /// Reads `path`, a `config.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a field that is missing, out of its range or not supported. The error names the
+    /// field and what it may be.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
         Self::from_json(path, &text)
     }
 
     /// Parses the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let object = parse_object(path, text)?;
         let fields = JsonFields::new(path, &object);
@@ -137,6 +163,7 @@ impl ModelConfig {
         }
     }
 
+    /// True if a projection has a bias, `[out_features]`.
     pub fn projection_has_bias(&self, projection: Projection) -> bool {
         match projection {
             Projection::Q | Projection::K | Projection::V => self.qkv_bias,

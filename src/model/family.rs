@@ -20,35 +20,50 @@ pub struct Family {
     pub max_position_embeddings: usize,
     /// `hidden_act` where the key is absent.
     pub activation: Activation,
+    /// Biases of q, k and v.
     pub qkv_bias: Bias,
+    /// Bias of the output projection of attention.
     pub o_bias: Bias,
+    /// Biases of gate, up and down.
     pub mlp_bias: Bias,
     /// The norms of a layer.
     pub norms: &'static [Norm],
+    /// The layers whose attention has a limited window.
     pub sliding_windows: SlidingWindows,
-    /// `bos_token_id` and `eos_token_id` where the key is absent.
+    /// `bos_token_id` where the key is absent.
     pub bos_token_id: Option<u32>,
+    /// `eos_token_id` where the key is absent.
     pub eos_token_id: Option<u32>,
 }
 
-/// Biases of the linear layers.
+/// The rule by which linear layers of a family have biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bias {
+    /// No model of the family has them.
     Never,
+    /// Every model of the family has them.
     Always,
-    /// As this key of `config.json` says; absent, there are none.
+    /// This key of `config.json` says so. Where it is absent, there are none.
     Key(&'static str),
 }
 
-/// Which layers see a limited number of positions, by which keys of `config.json`.
+/// The layers that see a limited number of positions, and the keys of `config.json` that say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlidingWindows {
     /// Every layer sees all positions.
     Never,
     /// Every layer has `sliding_window`; absent, it has `default`.
-    EveryLayer { default: usize },
+    EveryLayer {
+        /// Positions that a query sees, itself included.
+        default: usize,
+    },
     /// `use_sliding_window` turns windows on; `layer_types` names the layers, or all from `max_window_layers` on have one.
-    Chosen { default: usize, default_first: usize },
+    Chosen {
+        /// Positions that a query sees in a layer with a window, itself included.
+        default: usize,
+        /// The first layer with a window, where `max_window_layers` is absent.
+        default_first: usize,
+    },
 }
 
 /// The values that most families share. A family file names those that differ.

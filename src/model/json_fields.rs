@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// One JSON object of a file. A key whose value is `null` counts as absent, as it does in transformers and PEFT.
 pub(crate) struct JsonFields<'a> {
     path: &'a Path,
-    /// Where the object stands in the file: empty, or `rope_scaling.` and the like.
+    /// Path of the object in the file, for messages: empty, or with a point at its end as in `rope_scaling.`.
     prefix: &'static str,
     object: &'a Map<String, Value>,
 }

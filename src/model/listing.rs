@@ -1,4 +1,4 @@
-//! Where tensors lie in files, by name, and reading from those places. Every container of weights is read into this.
+//! The places of tensors in files, by name, and reading from them. Every container of weights is read into this list.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -11,12 +11,17 @@ use crate::{Error, Result};
 /// The place of one tensor of a float type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
+    /// The tensor's name in the file.
     pub name: String,
+    /// Type of its values in the file.
     pub dtype: Float,
+    /// Sizes of its dimensions, the outermost first.
     pub shape: Vec<usize>,
+    /// The file that holds it.
     pub path: PathBuf,
-    /// Of the first byte, from the start of the file.
+    /// Place of its first byte, counted from the start of the file.
     pub file_offset: u64,
+    /// Its size in bytes.
     pub byte_len: u64,
 }
 
@@ -62,12 +67,15 @@ impl TensorInfo {
 /// The place of a tensor whose bytes are read as they are, whatever their type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawTensor {
+    /// The tensor's name in the file.
     pub name: String,
     /// The type as the file spells it.
     pub dtype: String,
+    /// The file that holds it.
     pub path: PathBuf,
-    /// Of the first byte, from the start of the file.
+    /// Place of its first byte, counted from the start of the file.
     pub file_offset: u64,
+    /// Its size in bytes.
     pub byte_len: u64,
 }
 
@@ -85,7 +93,7 @@ impl RawTensor {
     }
 }
 
-/// A listed tensor. One that is no float is refused only when it is used as one.
+/// A tensor of a file. One that has no float type is refused only when it is used as a float.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Entry {
     Float(TensorInfo),

@@ -14,6 +14,7 @@ use crate::quant::format::Float;
 use crate::setting::{DTYPE, LR};
 use crate::{Error, Result, files};
 
+/// Name of the file with a model's weights, where they are not split into shards.
 pub const WEIGHTS: &str = "model.safetensors";
 /// Companion files of a model: everything but weights and configuration.
 const COMPANIONS: [&str; 11] = [

@@ -14,16 +14,24 @@ pub const ACTIVATION: &str = "mlp.act_fn";
 /// The linear layers of one decoder layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Projection {
+    /// Queries of attention, `[heads * head_dim, hidden]`.
     Q,
+    /// Keys of attention, `[kv_heads * head_dim, hidden]`.
     K,
+    /// Values of attention, `[kv_heads * head_dim, hidden]`.
     V,
+    /// Output of attention, `[hidden, heads * head_dim]`.
     O,
+    /// Input of the feed-forward block's activation, `[intermediate, hidden]`.
     Gate,
+    /// Factor of the activation's result, `[intermediate, hidden]`.
     Up,
+    /// Output of the feed-forward block, `[hidden, intermediate]`.
     Down,
 }
 
 impl Projection {
+    /// Every projection, in the order in which lists of a layer's projections have them.
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// The projections that read the input of attention: the gradient of that input is one sum over them.
@@ -65,6 +73,7 @@ pub enum Norm {
 }
 
 impl Norm {
+    /// Every place, in the order in which lists of a layer's norms have them.
     pub const ALL: [Self; 4] = [Self::Input, Self::PostAttention, Self::Query, Self::Key];
 
     /// The path below a layer.

@@ -101,7 +101,7 @@ impl PackedWeight {
         Ok(Self { packed, absmax, nested })
     }
 
-    /// Of the file, all parts together.
+    /// Bytes of all its parts in the file.
     pub fn bytes(&self) -> u64 {
         let nested = self.nested.as_ref().map_or(0, |(absmax, _)| absmax.byte_len);
         self.packed.byte_len + self.absmax.byte_len + nested

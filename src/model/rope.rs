@@ -8,40 +8,55 @@ use crate::Result;
 /// Above the context of every published model.
 pub(super) const MAX_POSITIONS: usize = 1 << 30;
 
-/// How the frequencies are stretched beyond the length of pre-training.
+/// The change of the frequencies for sequences longer than those of pre-training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// The frequencies as they are.
     Default,
     /// Every frequency divided by `factor`.
     Linear {
+        /// The divisor of every frequency, above 0.
         factor: f64,
     },
     /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a blend between.
     Llama3 {
+        /// The divisor of the low frequencies.
         factor: f64,
+        /// Waves longer than the original length divided by this have their frequency divided by `factor`.
         low_freq_factor: f64,
+        /// Waves shorter than the original length divided by this keep their frequency; above `low_freq_factor`.
         high_freq_factor: f64,
-        /// Absent: the model's `max_position_embeddings`.
+        /// Positions of pre-training; `None` is the model's `max_position_embeddings`.
         original_max_position_embeddings: Option<usize>,
     },
     /// YaRN (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
-        /// Absent: `max_position_embeddings / original_max_position_embeddings`.
+        /// The divisor of the low frequencies; `None` is the model's positions divided by those of pre-training.
         factor: Option<f64>,
+        /// Positions of pre-training; `None` is the model's `max_position_embeddings`.
         original_max_position_embeddings: Option<usize>,
+        /// Dimensions that turn more often than this within the original length are kept.
         beta_fast: f64,
+        /// Dimensions that turn less often than this within the original length are divided by `factor`.
         beta_slow: f64,
+        /// Factor on every cosine and sine; `None` computes it from `mscale` and `mscale_all_dim`, or from `factor`
+        /// alone.
         attention_factor: Option<f64>,
+        /// Weight of the logarithm of `factor` in the numerator of the attention factor.
         mscale: Option<f64>,
+        /// Weight of the logarithm of `factor` in its denominator.
         mscale_all_dim: Option<f64>,
+        /// True to round the borders between kept and divided dimensions outward to whole dimensions.
         truncate: bool,
     },
 }
 
+/// Base and scaling of a model's rotary position embedding (Su et al. 2021, RoFormer).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// The base of the wavelengths' geometric series, above 1.
     pub theta: f64,
+    /// The change of the frequencies for sequences longer than those of pre-training.
     pub scaling: RopeScaling,
 }
 

@@ -10,11 +10,12 @@ use super::tensors::{EMBEDDING, is_layer_tensor, tensors};
 use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
-/// Where 4-bit copies of large models are kept.
+/// The place and the limits of the 4-bit copies of large models.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheSettings {
+    /// Directory of the copies, made when the first one is written.
     pub dir: PathBuf,
-    /// No copy is kept of a model whose files have fewer bytes: quantizing it takes no time.
+    /// Models whose files have fewer bytes are not copied, since quantizing them takes no time.
     pub min_bytes: u64,
     /// Bytes that all copies together may take.
     pub max_bytes: u64,
@@ -23,10 +24,13 @@ pub struct CacheSettings {
 /// A Hugging Face model directory that was opened and checked.
 #[derive(Debug)]
 pub struct Source {
+    /// The directory, as the caller named it.
     pub dir: PathBuf,
+    /// The contents of `config.json`.
     pub config: ModelConfig,
+    /// The tensors of its weight files. Their values stay on disk until they are read.
     pub tensors: TensorSource,
-    /// Where a copy of what the device quantizes is kept; None keeps none.
+    /// The place for a copy of what the device quantizes; `None` keeps no copy.
     pub cache: Option<CacheSettings>,
 }
 

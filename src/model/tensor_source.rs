@@ -66,7 +66,7 @@ impl TensorSource {
         }
     }
 
-    /// As [`Self::require_any_bytes`], of which there must be `byte_len`.
+    /// The bytes of a tensor of whatever type, of which there must be `byte_len`.
     pub(super) fn require_bytes(&self, name: &str, byte_len: u64) -> Result<RawTensor> {
         let raw = self.require_any_bytes(name)?;
         if raw.byte_len != byte_len {

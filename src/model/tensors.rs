@@ -11,19 +11,28 @@ pub const HEAD: &str = "lm_head.weight";
 /// A tensor of a model in f32 on the host, by its name in the files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
+    /// The name in the model's files.
     pub name: String,
+    /// Sizes of the dimensions, the outermost first.
     pub shape: Vec<usize>,
+    /// The values, row by row.
     pub values: Vec<f32>,
 }
 
 /// The part that a tensor plays in the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorKind {
+    /// The matrix with a row for each token, `[vocabulary, hidden]`.
     Embedding,
+    /// The matrix from hidden states to logits, `[vocabulary, hidden]`, where it is not the embedding.
     Head,
+    /// The matrix of a layer's projection, `[out_features, in_features]`.
     Projection(Projection),
+    /// The bias of a layer's projection, `[out_features]`.
     Bias(Projection),
+    /// The gains of a norm in a layer.
     Norm(Norm),
+    /// The gains of the norm after the last layer, `[hidden]`.
     FinalNorm,
 }
 
@@ -34,6 +43,7 @@ pub struct TensorSpec {
     pub name: String,
     /// `[out_features, in_features]` of a matrix, `[length]` of a norm's gain or a bias.
     pub shape: Vec<usize>,
+    /// The part that it plays.
     pub kind: TensorKind,
     /// The decoder layer that it belongs to.
     pub layer: Option<usize>,

@@ -8,7 +8,7 @@ mod qwen3;
 
 use super::family::Family;
 
-/// Every supported family.
+/// Every supported family, in the order of messages.
 pub static FAMILIES: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
 
 /// The supported families as a part of a sentence.
