@@ -9,9 +9,15 @@ use super::report::Report;
 #[serde(tag = "peer", rename_all = "lowercase")]
 pub enum Peer {
     /// Burn's f32 matrix product of 1024 x 2048 x 2048 on wgpu.
-    Burn { gflops: f64 },
+    Burn {
+        /// Measured speed in GFLOP/s.
+        gflops: f64,
+    },
     /// A QLoRA step of PyTorch, PEFT and bitsandbytes, of the model and batch `stories15m` `4 x 256`.
-    PyTorch { tokens_per_s: f64 },
+    PyTorch {
+        /// Measured speed in tokens per second.
+        tokens_per_s: f64,
+    },
 }
 
 /// A figure with its measured value and its target.
@@ -21,7 +27,7 @@ pub struct Figure {
     pub name: String,
     /// The measured value, with its unit.
     pub measured: String,
-    /// The target.
+    /// The target, with its unit.
     pub aim: &'static str,
 }
 

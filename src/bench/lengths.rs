@@ -14,9 +14,9 @@ const LENGTHS: [usize; 6] = [256, 512, 1024, 2048, 4096, 8192];
 /// The memory of a training step on one sequence of `tokens`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LengthResult {
-    /// The model.
+    /// Name of the model.
     pub model: String,
-    /// The length of the sequence.
+    /// Length of the sequence in tokens.
     pub tokens: usize,
     /// Bytes that depend on the length: kept activations, workspace and uploads.
     pub bytes: u64,

@@ -7,9 +7,9 @@ use super::{Ceilings, LengthResult, OperationResult, StepResult};
 /// The results of one bench.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The adapter.
+    /// Name of the adapter.
     pub gpu: String,
-    /// Its driver.
+    /// Name and version of the adapter's driver.
     pub driver: String,
     /// The best rates of the adapter.
     pub ceilings: Ceilings,

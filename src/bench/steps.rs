@@ -41,11 +41,11 @@ const MAX_SECONDS: f64 = 15.0;
 pub struct Shape {
     /// The name of the model.
     pub name: String,
-    /// Its configuration.
+    /// Sizes of the model.
     pub config: ModelConfig,
-    /// Sequences of the batch.
+    /// Number of sequences in the batch.
     pub sequences: usize,
-    /// Tokens of each sequence.
+    /// Length of each sequence in tokens.
     pub length: usize,
 }
 
@@ -112,13 +112,13 @@ fn small_config((name, [hidden, ffn, layers], [heads, kv_heads], vocabulary, tie
 /// The measurement of training steps of one model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepResult {
-    /// The model.
+    /// Name of the model.
     pub model: String,
     /// The batch, as sequences x tokens.
     pub batch: String,
     /// The time of a step in milliseconds.
     pub ms: f64,
-    /// Tokens per second.
+    /// Speed in tokens per second.
     pub tokens_per_s: f64,
     /// GFLOP/s of the model itself, without recomputation and adapter.
     pub gflops: f64,
@@ -129,7 +129,7 @@ pub struct StepResult {
     pub host_ms: f64,
     /// The bytes allocated on the device.
     pub gpu_bytes: u64,
-    /// The bytes by category.
+    /// Bytes of each category that is not empty.
     pub memory: Vec<(Category, u64)>,
     /// The kernels that a trial chose, by operation and shape.
     #[serde(default)]

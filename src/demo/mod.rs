@@ -18,7 +18,7 @@ pub const MODEL: [(&str, &[u8]); 5] = [
     ("model.safetensors", include_bytes!("model/model.safetensors")),
 ];
 
-/// Conversations with a pirate.
+/// The data's files with their contents: conversations with a pirate.
 pub const DATA: [(&str, &[u8]); 2] =
     [("train.jsonl", include_bytes!("data/train.jsonl")), ("valid.jsonl", include_bytes!("data/valid.jsonl"))];
 

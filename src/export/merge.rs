@@ -26,11 +26,15 @@ use crate::{Error, Result};
 /// Settings of a merge.
 #[derive(Clone, Debug)]
 pub struct MergeSettings {
+    /// Directory of the base model.
     pub model: PathBuf,
+    /// Directory of the PEFT adapter.
     pub adapter: PathBuf,
+    /// Directory to write the merged model to.
     pub out: PathBuf,
     /// Type of the merged weights; by default the type of the base's embedding.
     pub float: Option<Float>,
+    /// True to replace a model that `out` holds already.
     pub overwrite: bool,
     /// Largest number of tensor bytes in one file; larger models are split into shards.
     pub shard_bytes: u64,
@@ -39,7 +43,9 @@ pub struct MergeSettings {
 /// Result of a merge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Merge {
+    /// Number of matrices that the adapter changed.
     pub matrices: usize,
+    /// Type of the written weights.
     pub float: Float,
     /// True if the base was stored in 4 bits and was decoded first.
     pub dequantized: bool,

@@ -21,6 +21,8 @@ struct OutputDirectory {
 }
 
 impl OutputDirectory {
+    /// Makes the temporary directory for a model that is made from the one in `source`.
+    ///
     /// # Errors
     /// The path exists and `overwrite` is false, is the source itself, or cannot be written.
     fn create(place: &Path, source: &Path, overwrite: bool) -> Result<Self> {

@@ -24,9 +24,13 @@ use crate::{Error, Result};
 /// Settings of a quantization.
 #[derive(Clone, Debug)]
 pub struct QuantizeSettings {
+    /// Directory of the model to quantize.
     pub model: PathBuf,
+    /// Directory to write the quantized model to.
     pub out: PathBuf,
+    /// 4-bit code of the linear layers, with or without double quantization.
     pub format: Format4,
+    /// True to replace a model that `out` holds already.
     pub overwrite: bool,
     /// Largest number of tensor bytes in one file; larger models are split into shards.
     pub shard_bytes: u64,
@@ -35,9 +39,11 @@ pub struct QuantizeSettings {
 /// Result of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
+    /// Number of quantized matrices: the linear layers, without embedding and head.
     pub matrices: usize,
-    /// Bytes of all tensors before and after quantization.
+    /// Bytes of all tensors before quantization.
     pub before: u64,
+    /// Bytes of all tensors after quantization, scales included.
     pub after: u64,
 }
 

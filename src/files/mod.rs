@@ -20,6 +20,9 @@ pub use fingerprint::Fingerprint;
 use crate::{Error, Result};
 
 /// Writes `bytes` to `path` atomically: a reader, also after a crash, sees either the old file or the new one.
+///
+/// # Errors
+/// The file cannot be written. One that is there stays as it is.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(path, "is not a file name"))?;
     let beside = path.with_file_name(format!(".{name}.part"));
@@ -36,6 +39,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Removes a file, or a directory with everything below it. A missing path is not an error.
+///
+/// # Errors
+/// The path cannot be removed.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match if is_dir(path) { remove_dir_all(path) } else { remove_file(path) } {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),

@@ -81,6 +81,10 @@ pub fn files_below(dir: &Path) -> Vec<(PathBuf, u64)> {
     })
 }
 
+/// Reads a whole file into memory.
+///
+/// # Errors
+/// There is no such file, or the page's reader fails.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let mut bytes = vec![0; usize::try_from(file.content.len()).map_err(io::Error::other)?];
@@ -88,11 +92,19 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads a whole file as text.
+///
+/// # Errors
+/// As [`read`], and bytes that are not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|_| io::Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
 }
 
+/// Makes a directory and those above it. One that is there already is no error.
+///
+/// # Errors
+/// A file has the name of one of these directories.
 pub fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref();
     with(|store| match path.ancestors().find(|at| store.files.contains_key(*at)) {
@@ -104,10 +116,18 @@ pub fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     })
 }
 
+/// Removes a file.
+///
+/// # Errors
+/// There is no such file.
 pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     with(|store| store.files.remove(path.as_ref())).map(|_| ()).ok_or_else(not_found)
 }
 
+/// Removes a directory with everything below it.
+///
+/// # Errors
+/// There is no such directory.
 pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref();
     with(|store| {
@@ -121,6 +141,9 @@ pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
 }
 
 /// Renames a file and replaces `to`, or renames a directory where `to` does not exist.
+///
+/// # Errors
+/// There is nothing at `from`, or a directory would replace another.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     with(|store| {
         if let Some(content) = store.files.remove(from) {
@@ -149,33 +172,49 @@ pub fn writer_id() -> u32 {
     1
 }
 
+/// True if a file is mounted at `path`.
 pub fn is_file(path: &Path) -> bool {
     with(|store| store.files.contains_key(path))
 }
 
+/// True if `path` is a directory: it was made, or a file was mounted below it.
 pub fn is_dir(path: &Path) -> bool {
     with(|store| store.directories.contains(path))
 }
 
+/// True if there is a file or a directory at `path`.
 pub fn exists(path: &Path) -> bool {
     is_file(path) || is_dir(path)
 }
 
+/// The path as it is, since there are no links here.
+///
+/// # Errors
+/// There is nothing at `path`.
 pub fn canonicalize(path: &Path) -> io::Result<PathBuf> {
     if exists(path) { Ok(path.to_owned()) } else { Err(not_found()) }
 }
 
 /// Size of a file in bytes.
+///
+/// # Errors
+/// There is no such file.
 pub fn len(path: &Path) -> io::Result<u64> {
     with(|store| store.files.get(path).map(Content::len)).ok_or_else(not_found)
 }
 
 /// Mounted files have no time of change.
+///
+/// # Errors
+/// Always [`ErrorKind::Unsupported`].
 pub fn modified(_: &Path) -> io::Result<u128> {
     Err(ErrorKind::Unsupported.into())
 }
 
 /// Mounted files have no age.
+///
+/// # Errors
+/// Always [`ErrorKind::Unsupported`].
 pub fn age(_: &Path) -> io::Result<Duration> {
     Err(ErrorKind::Unsupported.into())
 }
@@ -186,6 +225,9 @@ pub fn touch(_: &Path) -> io::Result<()> {
 }
 
 /// Names of the entries of a directory, in no particular order.
+///
+/// # Errors
+/// There is no such directory.
 pub fn names(dir: &Path) -> io::Result<Vec<String>> {
     if !is_dir(dir) {
         return Err(not_found());
@@ -197,6 +239,9 @@ pub fn names(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Opens a file for appending and creates it where it is missing.
+///
+/// # Errors
+/// The directory above it is missing, or `path` is a directory.
 pub fn append(path: &Path) -> io::Result<File> {
     let mut file = if is_file(path) { File::open(path)? } else { File::create(path)? };
     file.seek(SeekFrom::End(0))?;
@@ -215,11 +260,19 @@ pub struct File {
 }
 
 impl File {
+    /// Opens a file for reading, at its first byte.
+    ///
+    /// # Errors
+    /// There is no such file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let content = with(|store| store.files.get(path.as_ref()).cloned()).ok_or_else(not_found)?;
         Ok(Self { content, at: 0 })
     }
 
+    /// Makes an empty file, in place of one that is there, and opens it for writing.
+    ///
+    /// # Errors
+    /// The directory above it is missing, or `path` is a directory.
     pub fn create(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
         if !path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || is_dir(parent)) || is_dir(path) {
@@ -229,6 +282,7 @@ impl File {
         Self::open(path)
     }
 
+    /// Does nothing: the store has no disk to write to.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(())
     }

@@ -39,16 +39,20 @@ pub enum Extent {
     Config,
     /// Everything but the weights: enough to read and tokenize data.
     Tokenizer,
+    /// The weights too: all that a run needs.
     Everything,
 }
 
 /// The hub to download from and the cache to download to.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
+    /// Address of the hub, without a slash at its end.
     pub endpoint: String,
+    /// Access token for private and gated models. Only the hub itself receives it.
     pub token: Option<String>,
     /// Use the cache alone and make no request.
     pub offline: bool,
+    /// Directory that downloads are kept in, laid out as huggingface_hub lays it out.
     pub cache: Cache,
 }
 

@@ -11,6 +11,7 @@ use std::path::Path;
 /// The revision of a name that gives none.
 const MAIN: &str = "main";
 
+/// A model on a hub: its name and one revision of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubModel {
     /// `owner/name`.
@@ -40,6 +41,7 @@ impl HubModel {
         Self::parse(&format!("{owner}/{name}@{commit}"))
     }
 
+    /// True if the revision is a full commit hash, whose files never change.
     pub fn is_commit(&self) -> bool {
         is_commit(&self.revision)
     }

@@ -29,10 +29,15 @@ pub fn assumed_target(matrix_units: MatrixUnits) -> Capabilities {
 /// Estimated bytes of one method.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
+    /// Training method that the estimate is for.
     pub method: Method,
+    /// Bytes on the device.
     pub total: u64,
+    /// Bytes of each category that is not empty, in the order of [`Category::ALL`]. They add up to `total`.
     pub categories: Vec<(Category, u64)>,
+    /// Number of parameters that the optimizer changes.
     pub trained_parameters: u64,
+    /// Number of decoder layers of the model.
     pub layers: usize,
     /// Layers that keep their activations; the others recompute them.
     pub kept_layers: usize,

@@ -11,21 +11,34 @@ use crate::model::tensors::{parameters, tensors};
 use crate::network::base::{self, BaseStorage};
 use crate::quant::format::Code4;
 
+/// The sizes of a model and the memory of its weights, as [`describe`] finds them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ModelSummary {
+    /// The model's directory, as the caller named it.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub path: PathBuf,
+    /// `model_type` of `config.json`, such as `llama`.
     pub family: String,
+    /// Number of decoder layers.
     pub layers: usize,
+    /// Features of the residual stream.
     pub hidden_size: usize,
+    /// Features between the two halves of the feed-forward block.
     pub intermediate_size: usize,
+    /// Number of query heads.
     pub heads: usize,
+    /// Number of key and value heads.
     pub kv_heads: usize,
+    /// Features of one head.
     pub head_dim: usize,
+    /// Number of tokens that the embedding has a row for.
     pub vocabulary: usize,
+    /// True if the output head is the embedding.
     pub tied_head: bool,
+    /// Longest sequence in tokens that the model is made for.
     pub context: usize,
+    /// Number of weights of the whole model; a tied head counts once.
     pub parameters: u64,
     /// Types of the stored tensors.
     pub dtypes: Vec<String>,

@@ -27,6 +27,7 @@ export interface LoraineError extends Error {
 }
 "#;
 
+/// Makes the `LoraineError` that a page catches.
 pub fn to_js(error: &Error) -> JsValue {
     let thrown = js_sys::Error::new(&error.to_string());
     thrown.set_name("LoraineError");

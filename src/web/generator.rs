@@ -29,6 +29,7 @@ const DEFAULT_CONTEXT: usize = 1024;
 pub struct GeneratorSettings {
     /// 4-bit code of the base; by default the types of the files.
     pub quant: Option<Code4>,
+    /// True to quantize the scales of the 4-bit base too; by default true. Unused without `quant`.
     #[tsify(optional)]
     pub double_quant: Option<bool>,
     /// True to quantize embedding and head too, with `quant`.
@@ -38,17 +39,23 @@ pub struct GeneratorSettings {
     pub context: Option<usize>,
 }
 
+/// Settings of one answer. Absent fields have their defaults.
 #[derive(Deserialize, Tsify)]
 #[serde(default)]
 pub struct AnswerSettings {
+    /// Largest number of tokens to generate; by default 256.
     #[tsify(optional)]
     pub max_tokens: usize,
+    /// Divisor of the logits before sampling; 0 always takes the likeliest token.
     #[tsify(optional)]
     pub temperature: f32,
+    /// Number of likeliest tokens to sample from; 0 is all.
     #[tsify(optional)]
     pub top_k: usize,
+    /// Samples from the likeliest tokens whose probabilities add up to this; 1 is all.
     #[tsify(optional)]
     pub top_p: f32,
+    /// Seed of the sampling: the same seed gives the same answer.
     #[tsify(optional)]
     pub seed: u64,
     /// System message before the prompt.
@@ -65,20 +72,30 @@ impl Default for AnswerSettings {
     }
 }
 
+/// A finished answer.
 #[derive(Serialize, Tsify)]
 pub struct Answer {
+    /// The whole text, as `on_text` received it in pieces.
     pub text: String,
+    /// Number of generated tokens.
     pub tokens: usize,
+    /// The reason why it ended.
     pub stop: StopReason,
+    /// Time for the prompt and the answer, in seconds.
     pub seconds: f64,
 }
 
+/// The reason why an answer ended.
 #[derive(Serialize, Tsify)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
+    /// The model gave a token that ends its turn.
     EndToken,
+    /// `max_tokens` tokens were generated.
     MaxTokens,
+    /// Prompt and answer fill the generator's context.
     Context,
+    /// The page called `cancel`.
     Canceled,
 }
 

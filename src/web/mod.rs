@@ -100,6 +100,7 @@ pub fn list_files(dir: &str) -> Result<JsValue, JsValue> {
     to_js(&mounted::files_below(Path::new(dir)).into_iter().map(entry).collect::<Vec<_>>())
 }
 
+/// Reads a whole file of the engine's file system, such as a saved adapter.
 #[wasm_bindgen(js_name = readFile)]
 pub fn read_file(path: &str) -> Result<Vec<u8>, JsValue> {
     let path = Path::new(path);
@@ -112,6 +113,7 @@ pub fn describe_model(dir: &str) -> Result<JsValue, JsValue> {
     to_js(&summary::describe(Path::new(dir)).map_err(|e| errors::to_js(&e))?)
 }
 
+/// Returns the settings of a run with the value that each has by default.
 #[wasm_bindgen(js_name = defaultSettings, unchecked_return_type = "RunSettings")]
 pub fn default_settings() -> Result<JsValue, JsValue> {
     to_js(&RunSettings::default())

@@ -8,30 +8,42 @@ use crate::gpu::{Category, Ledger};
 use crate::memory::Estimate;
 use crate::train::output::{EvalMetrics, StepMetrics};
 
+/// A file of the engine's file system.
 #[derive(Serialize, Tsify)]
 pub struct FileEntry {
+    /// Its absolute path.
     pub path: String,
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
 /// Device memory of one category.
 #[derive(Serialize, Tsify)]
 pub struct Part {
+    /// The category's key.
     pub name: Category,
+    /// The category's name for people.
     pub label: &'static str,
+    /// Bytes of the category on the device.
     pub bytes: u64,
 }
 
+/// The memory plan of a run, and the data and steps of the run where they are known.
 #[derive(Serialize, Tsify)]
 pub struct PlanReport {
     /// Bytes on the device.
     pub total: u64,
+    /// Categories that hold anything; their bytes add up to `total`.
     pub categories: Vec<Part>,
+    /// Number of parameters that the optimizer changes.
     pub trained_parameters: u64,
+    /// Number of decoder layers of the model.
     pub layers: usize,
     /// Layers that keep their activations; the others recompute them.
     pub kept_layers: usize,
+    /// Optimizer steps of the whole run; absent in an estimate.
     pub steps: Option<usize>,
+    /// The examples that the data's files gave; absent in an estimate.
     pub data: Option<DataReport>,
 }
 
@@ -40,11 +52,13 @@ fn parts(entries: impl Iterator<Item = (Category, u64)>) -> Vec<Part> {
 }
 
 impl PlanReport {
+    /// The report of a plan with this ledger, without steps and data.
     pub fn of(ledger: &Ledger, trained_parameters: u64, layers: usize, kept_layers: usize) -> Self {
         let (total, categories) = (ledger.total(), parts(ledger.entries()));
         Self { total, categories, trained_parameters, layers, kept_layers, steps: None, data: None }
     }
 
+    /// The report of an estimate, without steps and data.
     pub fn of_estimate(estimate: &Estimate) -> Self {
         Self {
             total: estimate.total,
@@ -58,10 +72,13 @@ impl PlanReport {
     }
 }
 
+/// A logged step.
 #[derive(Serialize, Tsify)]
 pub struct StepReport {
+    /// The line of `metrics.jsonl`.
     #[serde(flatten)]
     pub metrics: StepMetrics,
+    /// Optimizer steps of the whole run.
     pub steps: usize,
 }
 
@@ -69,36 +86,55 @@ pub struct StepReport {
 #[derive(Serialize, Tsify)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum RunEvent {
+    /// The memory plan is made; nothing is allocated yet.
     Planned(PlanReport),
+    /// The run goes on from a checkpoint.
     Resumed {
+        /// Optimizer steps of that checkpoint.
         step: usize,
     },
+    /// A piece of the weights reached the device.
     Loading {
+        /// Bytes of the model's files so far.
         done: u64,
+        /// Bytes of the model's files in all.
         total: u64,
     },
+    /// A step was made and logged.
     Step(StepReport),
     /// Loss or gradient were not finite, so the step changed nothing.
     Skipped {
+        /// Number of the step, from 1.
         step: usize,
     },
+    /// The loss on the held-out data was measured.
     Evaluated(EvalMetrics),
     /// Directory in the engine's file system: a checkpoint, or at the end the output directory.
     Saved {
+        /// Path of that directory.
         path: String,
     },
+    /// The run is saved and waits.
     Paused {
+        /// Optimizer steps done.
         step: usize,
     },
+    /// The run goes on after a pause.
     Continued {
+        /// Optimizer steps done.
         step: usize,
     },
 }
 
+/// The outcome of a run.
 #[derive(Serialize, Tsify)]
 pub struct RunOutcome {
+    /// Optimizer steps done.
     pub step: usize,
+    /// True if the run was stopped before its last step.
     pub interrupted: bool,
+    /// The evaluation before the first step; absent without held-out data, and in a resumed run.
     pub first_eval: Option<EvalMetrics>,
+    /// The last evaluation; absent without held-out data, or if the run was stopped before one.
     pub last_eval: Option<EvalMetrics>,
 }

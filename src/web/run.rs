@@ -72,6 +72,7 @@ impl Run {
         }
     }
 
+    /// Goes on with a run that [`Run::pause`] has stopped.
     pub fn resume(&self) {
         if self.request.get() != Request::Stop {
             self.set_and_wake(Request::Go);
