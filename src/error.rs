@@ -7,26 +7,57 @@ use std::path::{Path, PathBuf};
 use crate::gpu::GpuError;
 use crate::setting::Key;
 
+/// The result of a call that can fail with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// An error of the library. Its text is one sentence that names what is wrong and what would be right.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or directory that cannot be read, written or understood as a whole.
     #[error("{}: {problem}", path.display())]
-    File { path: PathBuf, problem: String },
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// The rest of the sentence, of which the path is the subject.
+        problem: String,
+    },
     /// One field (a JSON key, a tensor) of a file is wrong.
     #[error("{}: `{field}`: {problem}", path.display())]
-    Field { path: PathBuf, field: String, problem: String },
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The JSON key with those above it (`rope_scaling.factor`), or the tensor's name.
+        field: String,
+        /// The rest of the sentence, of which the field is the subject.
+        problem: String,
+    },
     /// One line of a data file is wrong; `line` counts from 1.
     #[error("{}, line {line}: {problem}", path.display())]
-    Line { path: PathBuf, line: usize, problem: String },
+    Line {
+        /// The data file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// The rest of the sentence, of which the line is the subject.
+        problem: String,
+    },
     /// A model that a hub does not give.
     #[error("{model}: {problem}")]
-    Hub { model: String, problem: String },
+    Hub {
+        /// The model as it was asked for, `owner/name` or `owner/name@revision`.
+        model: String,
+        /// The rest of the sentence, of which the model is the subject.
+        problem: String,
+    },
     /// A setting that cannot work, alone or with the others. `problem` is a whole sentence.
     #[error("{problem}")]
-    Setting { key: &'static str, problem: String },
+    Setting {
+        /// The setting's key in a settings file, such as `batch-size`.
+        key: &'static str,
+        /// A whole sentence, with placeholders for the settings that it names.
+        problem: String,
+    },
     /// An argument of a call that cannot work: text, tokens or a batch.
     #[error("{0}")]
     Argument(String),
@@ -36,6 +67,7 @@ pub enum Error {
     /// The run cannot go on: the numbers themselves went wrong.
     #[error("{0}")]
     Training(String),
+    /// An error of the GPU, its driver or its memory.
     #[error(transparent)]
     Gpu(#[from] GpuError),
 }
@@ -52,10 +84,15 @@ pub enum ErrorKind {
     OutOfMemory,
     /// Anything else on the device.
     Gpu,
+    /// A file cannot be read, written or understood.
     File,
+    /// A hub does not give the model.
     Hub,
+    /// A setting cannot work, alone or with the others.
     Setting,
+    /// An argument of a call cannot work: text, tokens or a batch.
     Argument,
+    /// The called object is in use, or can be used only once.
     Busy,
     /// The numbers of a run went wrong.
     Training,
@@ -80,22 +117,27 @@ impl ErrorKind {
 }
 
 impl Error {
+    /// A [`Self::File`]. The sentence is the path and `problem`.
     pub fn file(path: impl AsRef<Path>, problem: impl std::fmt::Display) -> Self {
         Self::File { path: path.as_ref().to_owned(), problem: problem.to_string() }
     }
 
+    /// A [`Self::Field`]. The sentence is the path, `field` and `problem`.
     pub fn field(path: impl AsRef<Path>, field: impl Into<String>, problem: impl std::fmt::Display) -> Self {
         Self::Field { path: path.as_ref().to_owned(), field: field.into(), problem: problem.to_string() }
     }
 
+    /// A [`Self::Line`] about line `line`, counted from 1.
     pub fn line(path: impl AsRef<Path>, line: usize, problem: impl std::fmt::Display) -> Self {
         Self::Line { path: path.as_ref().to_owned(), line, problem: problem.to_string() }
     }
 
+    /// A [`Self::Setting`]. `problem` is the whole sentence.
     pub fn setting(key: Key, problem: impl std::fmt::Display) -> Self {
         Self::Setting { key: key.0, problem: problem.to_string() }
     }
 
+    /// The kind of the error, by which a program can choose its answer.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::File { .. } | Self::Field { .. } | Self::Line { .. } => ErrorKind::File,

@@ -1,8 +1,26 @@
 //! loraine fine-tunes decoder-only language models (LoRA, QLoRA) with WGSL compute shaders on wgpu: no Python, no CUDA.
 //!
-//! Data walks through the rooms in one direction: [`data`] makes examples and micro-batches, [`model`] and [`lora`] say what the
-//! network is, [`train`] plans a run's memory and makes its steps, [`ops`] are the operations that a step is recorded from, and
-//! [`gpu`] runs what was recorded. Plans and lists are plain data: everything that can be known without a device is.
+//! [`data`] makes examples and micro-batches, [`model`] and [`lora`] say what the network is, [`train`] plans a run's memory and makes
+//! its steps, [`ops`] are the operations that a step is recorded from, and [`gpu`] runs what was recorded. Plans and lists are plain
+//! data, so everything that can be known without a device is.
+//!
+//! The memory that QLoRA on a model of 8 billion parameters takes, without a GPU and before anything is downloaded:
+//!
+//! ```
+//! use loraine::memory::{ASSUMED_CAPABILITIES, estimate};
+//! use loraine::model::shapes;
+//! use loraine::quant::format::Float;
+//! use loraine::train::settings::RunSettings;
+//!
+//! let model = shapes::by_name("llama-3.1-8b")?;
+//! let settings = RunSettings { batch_size: 1, ..RunSettings::default() };
+//! let run = estimate(&settings, &model, Float::Bf16, 1024, ASSUMED_CAPABILITIES)?;
+//! assert_eq!(run.trained_parameters, 41_943_040);
+//! assert!(run.total < 8_000_000_000, "{} bytes", run.total);
+//! # Ok::<(), loraine::Error>(())
+//! ```
+//!
+//! A run from the data to the adapter:
 //!
 //! ```no_run
 //! use loraine::gpu::{Gpu, GpuOptions};

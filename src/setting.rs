@@ -11,39 +11,73 @@ use std::fmt;
 pub struct Key(pub &'static str);
 
 // The settings that messages outside of `train::settings` name.
+/// PEFT adapters to load, by directory and name.
 pub const ADAPTER: Key = Key("adapter");
+/// Numerator of the LoRA scale.
 pub const ALPHA: Key = Key("alpha");
+/// Slots of a micro-batch.
 pub const BATCH_SIZE: Key = Key("batch-size");
+/// Chat template that writes conversations as text.
 pub const CHAT_TEMPLATE: Key = Key("chat-template");
+/// File or directory with the training data.
 pub const DATA: Key = Key("data");
+/// Quantization of the 4-bit scales.
 pub const DOUBLE_QUANT: Key = Key("double-quant");
+/// Float type of the saved weights.
 pub const DTYPE: Key = Key("dtype");
+/// Share of the data that is held out for evaluation.
 pub const EVAL_FRACTION: Key = Key("eval-fraction");
+/// Linear layers that get no adapter although the target modules include them.
 pub const EXCLUDE_MODULES: Key = Key("exclude-modules");
+/// Full training from new weights.
 pub const FROM_SCRATCH: Key = Key("from-scratch");
+/// Limit for a run's device memory.
 pub const GPU_MEMORY: Key = Key("gpu-memory");
+/// Adapter that training starts from.
 pub const INIT_ADAPTER: Key = Key("init-adapter");
+/// Numbers of the decoder layers that get adapters.
 pub const LAYERS_TO_TRANSFORM: Key = Key("layers-to-transform");
+/// Learning rate after the warm-up.
 pub const LR: Key = Key("lr");
+/// Most tokens of prompt and answer together.
 pub const MAX_CONTEXT: Key = Key("max-context");
+/// Longest training example in tokens.
 pub const MAX_SEQ_LEN: Key = Key("max-seq-len");
+/// Training method: LoRA, QLoRA or full training.
 pub const METHOD: Key = Key("method");
+/// Base model, a directory or a name on a hub.
 pub const MODEL: Key = Key("model");
+/// Treatment of examples that are too long.
 pub const ON_LONG: Key = Key("on-long");
+/// Optimizer, with moments in f32 or in 8 bits.
 pub const OPTIM: Key = Key("optim");
+/// Directory for the results.
 pub const OUT: Key = Key("out");
+/// Permission to replace results that are there already.
 pub const OVERWRITE: Key = Key("overwrite");
+/// Text to answer or to continue.
 pub const PROMPT: Key = Key("prompt");
+/// 4-bit code of the base.
 pub const QUANT: Key = Key("quant");
+/// Quantization of embedding and head.
 pub const QUANTIZE_EMBEDDING: Key = Key("quantize-embedding");
+/// Rank of the LoRA factors.
 pub const RANK: Key = Key("rank");
+/// Layers whose activations are computed again in the backward pass.
 pub const RECOMPUTE: Key = Key("recompute");
+/// Penalty of tokens that the text has already.
 pub const REPETITION_PENALTY: Key = Key("repetition-penalty");
+/// Continuation of a run from a checkpoint.
 pub const RESUME: Key = Key("resume");
+/// Shape of the data's records.
 pub const SHAPE: Key = Key("shape");
+/// Linear layers that get adapters.
 pub const TARGET_MODULES: Key = Key("target-modules");
+/// Divisor of the logits when tokens are sampled.
 pub const TEMPERATURE: Key = Key("temperature");
+/// Probability that the likeliest tokens to sample from reach together.
 pub const TOP_P: Key = Key("top-p");
+/// Tokens that are in the loss.
 pub const TRAIN_ON: Key = Key("train-on");
 
 impl Key {
