@@ -60,7 +60,7 @@ pub struct ModelConfig {
     pub attention_scale: f32,
     /// Longest sequence in tokens that the model is made for.
     pub max_position_embeddings: usize,
-    /// Per layer: how many positions a query sees, itself included; `None` is all before it.
+    /// Positions that a query sees in each layer, its own included; `None` is all before it.
     pub sliding_windows: Vec<Option<usize>>,
     /// The token before a text; `None` where the model has none.
     pub bos_token_id: Option<u32>,
@@ -155,7 +155,7 @@ impl ModelConfig {
         self.norms.contains(&norm)
     }
 
-    /// Number of a norm's gains.
+    /// Number of gains of a norm at this place.
     pub fn norm_length(&self, norm: Norm) -> usize {
         match norm {
             Norm::Input | Norm::PostAttention => self.hidden_size,
@@ -229,7 +229,7 @@ fn head_dim(fields: &JsonFields, family: &Family, hidden_size: usize, num_heads:
     Ok(head_dim)
 }
 
-/// Per layer: how many positions a query sees, itself included; None is all before it.
+/// Positions that a query sees in each layer, its own included; `None` is all before it.
 fn sliding_windows(fields: &JsonFields, rule: SlidingWindows, num_layers: usize) -> Result<Vec<Option<usize>>> {
     // A key that is null turns the window off; an absent one means the default.
     let window = |default: usize| -> Result<Option<usize>> {

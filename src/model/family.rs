@@ -52,14 +52,14 @@ pub enum Bias {
 pub enum SlidingWindows {
     /// Every layer sees all positions.
     Never,
-    /// Every layer has `sliding_window`; absent, it has `default`.
+    /// Every layer has the window of `sliding_window`.
     EveryLayer {
-        /// Positions that a query sees, itself included.
+        /// Positions that a query sees where `sliding_window` is absent, its own included.
         default: usize,
     },
     /// `use_sliding_window` turns windows on; `layer_types` names the layers, or all from `max_window_layers` on have one.
     Chosen {
-        /// Positions that a query sees in a layer with a window, itself included.
+        /// Positions that a query of such a layer sees where `sliding_window` is absent, its own included.
         default: usize,
         /// The first layer with a window, where `max_window_layers` is absent.
         default_first: usize,

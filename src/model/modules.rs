@@ -39,7 +39,7 @@ impl Projection {
     /// The projections that read the input of the feed-forward block.
     pub const OF_FEED_FORWARD_INPUT: [Self; 2] = [Self::Gate, Self::Up];
 
-    /// The path below a layer.
+    /// Its name below the layer, such as `self_attn.q_proj`.
     pub fn module(self) -> &'static str {
         match self {
             Self::Q => "self_attn.q_proj",
@@ -52,7 +52,7 @@ impl Projection {
         }
     }
 
-    /// The last part of [`Self::module`].
+    /// The last part of [`Self::module`], such as `q_proj`.
     pub fn name(self) -> &'static str {
         let module = self.module();
         module.rsplit_once('.').map_or(module, |(_, name)| name)
@@ -76,7 +76,7 @@ impl Norm {
     /// Every place, in the order in which lists of a layer's norms have them.
     pub const ALL: [Self; 4] = [Self::Input, Self::PostAttention, Self::Query, Self::Key];
 
-    /// The path below a layer.
+    /// Its name below the layer, such as `input_layernorm`.
     pub fn module(self) -> &'static str {
         match self {
             Self::Input => "input_layernorm",

@@ -42,7 +42,7 @@ pub fn state_name(weight: &str, code: Code4) -> String {
     format!("{weight}.quant_state.bitsandbytes__{code}")
 }
 
-/// One weight, checked and ready to be read.
+/// A weight in 4 bits whose parts were found and checked, to be read when it is needed.
 pub struct PackedWeight {
     packed: RawTensor,
     absmax: RawTensor,

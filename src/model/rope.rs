@@ -87,7 +87,7 @@ impl RopeConfig {
             Some(kind) => kind,
             None => parameters.text("type")?.unwrap_or("default"),
         };
-        // A length outside of the object goes before the one inside, as in transformers.
+        // A length outside of the object takes precedence over the one inside, as in transformers.
         let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
             Some(length) => Some(length),
             None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,

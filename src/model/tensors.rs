@@ -117,8 +117,8 @@ pub fn is_layer_tensor(name: &str) -> bool {
     of_layer && (name.ends_with(".weight") || name.ends_with(".bias"))
 }
 
-/// The names of the modules that an adapter cannot stand on, those of layer 0 for all layers: every module of the tensors that is no
-/// projection, the modules above them, and the activation.
+/// The names of the modules that cannot get an adapter: those of every tensor that is no projection, the modules
+/// above them, and the activation. Layer 0 stands for all layers.
 pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
     let mut names = vec![in_layer(0, modules::ACTIVATION)];
     for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(|layer| layer == 0)) {

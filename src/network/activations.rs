@@ -21,7 +21,7 @@ pub struct Inputs {
     pub tokens: View,
     /// Position of each row in its sequence, from 0.
     pub positions: View,
-    /// One for each length of window among the layers, unlimited attention included.
+    /// Attention ranges for each length of window that a layer has, unlimited attention included.
     pub windows: Vec<WindowRanges>,
 }
 
@@ -221,8 +221,8 @@ impl LayerActivations {
         Self { q, k, v, raw_qk, attention, lse, middle, gate, up, low }
     }
 
-    /// The activations that may be stored in bf16. Queries, keys and values may not: the log-sum-exp belongs to the probabilities of
-    /// the exact ones, and the backward pass computes the probabilities again.
+    /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
+    /// attention scores again from them, and these must fit the log-sum-exp that the forward pass stored.
     pub fn compressible(&self) -> [Matrix; 4] {
         [self.gate, self.up, self.attention, self.middle]
     }
@@ -283,11 +283,11 @@ pub struct BackwardWorkspace {
     pub d_raw_qk: Option<[Matrix; 2]>,
     /// Scratch of [`crate::ops::attention::backward`], of [`Shape::scratch_bytes`].
     pub attention_scratch: View,
-    /// `dy B` of the projections at hand, which are those of one input; as wide as the largest rank.
+    /// `dy B` of the up to three projections that read one input, as wide as the largest rank.
     pub low: [Matrix; 3],
 }
 
-/// Decides which layers keep their activations and which recompute them in the backward pass.
+/// The layers that keep their activations. The others compute them again in the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recompute {
     /// The number of layers, counted from the last, that keep everything.
@@ -308,7 +308,8 @@ pub enum ActivationFormat {
 pub struct Compressed {
     /// The layer's input `[rows, hidden]`, 2 bytes a value.
     pub input: View,
-    /// In the order of [`LayerActivations::compressible`], where the layer keeps its activations.
+    /// The activations that [`LayerActivations::compressible`] names, in its order; `None` where the layer keeps its
+    /// input alone.
     pub kept: Option<[View; 4]>,
 }
 
@@ -512,7 +513,7 @@ pub fn scratch_bytes(
     let factors = adapters.iter().flat_map(DeviceAdapter::modules);
     let factor_queries = factors.flat_map(|m| &m.factors).map(|factor| of(&factor.weight, 0, rows));
     let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
-    // Rows in f16 are those of all layers that read one input.
+    // Cooperative matrices take the gradients of all layers that read one input at once, as rows in f16.
     let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
         let attention = WorkspaceQuery::grouped(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
         let feed_forward = WorkspaceQuery::grouped(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));

@@ -12,7 +12,7 @@ use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::weight::{Panel, Weight};
 use crate::quant::format::{Float, Storage};
 
-/// One flat range of parameters, within one binding.
+/// A range of the adapter's parameters that one binding covers.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     /// The values, f32, one factor after the other.
@@ -70,7 +70,7 @@ impl Index<Factor> for DeviceModule {
 struct Place {
     spec: FactorSpec,
     segment: usize,
-    /// From the segment's beginning, in bytes.
+    /// Bytes from the segment's beginning.
     offset: u64,
 }
 
@@ -115,8 +115,8 @@ fn slot(layer: usize, projection: Projection) -> usize {
 }
 
 impl DeviceAdapter {
-    /// Plans the buffers of `modules`; with `training`, gradients and moments too, the moments held so. Segments stay within
-    /// `max_segment_bytes`.
+    /// Plans the buffers of `modules`. With `training`, gradients follow, and moments in that storage. A segment has
+    /// at most `max_segment_bytes`.
     pub fn plan(
         plan: &mut MemoryPlan,
         modules: &[LoraModule],
@@ -124,7 +124,7 @@ impl DeviceAdapter {
         training: Option<MomentStorage>,
         max_segment_bytes: u64,
     ) -> Self {
-        // First the places, then the buffers: a segment is as long as the factors in it, whose moments are all held alike.
+        // Places come before buffers: a segment is as long as the factors in it, and their moments have one storage.
         let mut lengths: Vec<(MomentStorage, u64)> = Vec::new();
         let mut place = |spec: FactorSpec| {
             let bytes = 4 * spec.elements() as u64;

@@ -42,9 +42,9 @@ pub struct Network {
     pub layers: Vec<Layer>,
     /// Gains of the norm after the last layer, f32 `[hidden]`.
     pub final_norm: View,
-    /// None when the head is the embedding.
+    /// The matrix from hidden states to logits, `[vocabulary, hidden]`; `None` where the embedding is the head too.
     pub untied_head: Option<Weight>,
-    /// (cos, sin) as `[position][head_dim / 2]`.
+    /// Cosine and sine of each angle, f32 `[position][head_dim / 2]`.
     pub rope_table: View,
     /// Positions that `rope_table` covers, and so the longest sequence.
     pub max_positions: usize,
@@ -204,7 +204,7 @@ fn matrices<const N: usize>(
         out_features: config.projection_shape(projections[i]).0 as u32,
         bias: config.projection_has_bias(projections[i]),
     });
-    // A layer's 4-bit matrix stays whole, with the scales that bitsandbytes gives it.
+    // A layer's 4-bit matrix is not cut into panels: their scales would differ from those that bitsandbytes computes.
     let limit = |storage| if matches!(storage, Storage::Quantized { .. }) { u64::MAX } else { max_binding_bytes };
     if storages.iter().all(|storage| *storage == storages[0]) {
         return Weight::plan_contiguous(plan, rows, storages[0], inputs, limit(storages[0]));

@@ -55,7 +55,7 @@ pub struct KvCache {
     pub layers: Vec<[Matrix; 2]>,
 }
 
-/// One pass over `rows` rows.
+/// A pass through the network, forward and backward, for `rows` rows.
 pub struct Pass<'a> {
     /// The base.
     pub network: &'a Network,
@@ -107,7 +107,7 @@ impl Pass<'_> {
         if layer < self.network.layers.len() { self.gain(layer, Norm::Input) } else { self.network.final_norm }
     }
 
-    /// The whole network up to the final norm, whose result is returned.
+    /// Records the whole network up to the final norm, whose result `[rows, hidden]` is returned.
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
         let norm = self.activations.workspace.norm.first_rows(self.rows);
         embedding::forward(rec, self.inputs.tokens, &self.network.embedding, self.hidden(0));
@@ -116,7 +116,7 @@ impl Pass<'_> {
             let acts = self.activations.layer(layer).0.first_rows(self.rows);
             self.layer_forward(rec, layer, &acts);
             self.compress(rec, layer, &acts);
-            // Down's output joins the residual stream in the same pass as the next norm.
+            // One kernel adds down's output to the residual stream and computes the next norm.
             let out = self.activations.workspace.out.first_rows(self.rows);
             let (gain, next) = (self.input_gain(layer + 1), self.hidden(layer + 1));
             rms_norm::forward_add(rec, acts.middle, out, gain, self.eps(), next, norm);
@@ -141,7 +141,7 @@ impl Pass<'_> {
         }
     }
 
-    /// From the layer's normed input in `workspace.norm` to down's output in `workspace.out`.
+    /// Records a layer, from its normed input in `workspace.norm` to down's output in `workspace.out`.
     fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         self.layer_activations(rec, index, acts);
         let [act, out] =
@@ -149,7 +149,7 @@ impl Pass<'_> {
         self.project(rec, index, Projection::Down, act, acts, out);
     }
 
-    /// The layer up to down's input: all that its backward pass reads but down's `x A^T`.
+    /// Records a layer up to down's input: everything that its backward pass reads, except `x A^T` of down.
     fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         let workspace = &self.activations.workspace;
         let [norm, out] = [workspace.norm, workspace.out].map(|m| m.first_rows(self.rows));
@@ -245,7 +245,8 @@ impl Pass<'_> {
         dropped
     }
 
-    /// From the gradient of the final norm's output, in `workspace.d_norm`, to every gradient of what is trained.
+    /// Records the backward pass, from the gradient of the final norm's output in `workspace.d_norm` to the gradients
+    /// of everything that is trained.
     pub fn backward(&self, rec: &mut Recorder) {
         let Some((adapter, ws)) = self.adapter.zip(self.activations.workspace.backward) else { return };
         let ws = first_rows(ws, self.rows);
@@ -277,8 +278,8 @@ impl Pass<'_> {
         }
     }
 
-    /// From the gradient of the layer's output in `d_hidden` to that of its input, in place. The lowest trained layer
-    /// stops where nothing below needs a gradient.
+    /// Records a layer's backward pass: the gradient of its output in `d_hidden` becomes that of its input. The
+    /// lowest trained layer stops where nothing below needs a gradient.
     fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
         let LayerBackward { index, acts, ws } = pass;
         use Projection::{Down, Gate, K, O, Q, Up, V};
@@ -289,7 +290,7 @@ impl Pass<'_> {
         let workspace = &self.activations.workspace;
         let [norm, act] = [workspace.norm, workspace.act].map(|m| m.first_rows(self.rows));
 
-        // Feed-forward: the gate's and up's buffers become their gradients, `act` its gradient and then itself again.
+        // Feed-forward. The buffers of gate and up take their gradients; `act` holds its gradient, and then its value again.
         let down = self.projection_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
         self.input_gradient(rec, index, &[down], act);
         glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);

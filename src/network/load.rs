@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// Bytes of a tensor that are read at a time. Host memory stays at a few of these, whatever the size of the model.
 const PIECE_BYTES: u64 = 16 << 20;
-/// Written pieces that may wait in the queue before it is drained.
+/// Written pieces wait in host memory. After this many, loading waits until the device has taken them.
 const PIECES_IN_FLIGHT: usize = 4;
 
 /// The device buffers that loading needs beside the weights themselves; what runs later takes their places.
@@ -35,7 +35,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// None where nothing is quantized: float weights are written straight to their place.
+    /// Plans the buffers; `None` where nothing is quantized, since float weights are written to their place directly.
     pub fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network) -> Option<Self> {
         let packed = network.config.quantization.is_some();
         let quantized = |spec: &TensorSpec, w: &Weight| {
@@ -60,7 +60,7 @@ impl Staging {
     }
 }
 
-/// Reads every tensor of `network` and uploads it; `progress` is told the bytes done and in all.
+/// Reads every tensor of `network` and uploads it. `progress` receives the bytes done so far and the bytes in all.
 ///
 /// # Errors
 /// Files that cannot be read, values that are not finite, or a failing device.
@@ -165,11 +165,11 @@ fn pieces(bytes: u64, piece: u64) -> impl Iterator<Item = (u64, u64)> {
     (0..bytes.div_ceil(piece)).map(move |i| (i * piece, piece.min(bytes - i * piece)))
 }
 
-/// One network on its way to the device.
+/// The loading of one network.
 struct Loader<'a, R, P> {
     gpu: &'a Gpu,
     buffers: &'a mut Buffers,
-    /// An empty list of commands.
+    /// Makes an empty list of commands.
     recorder: R,
     /// Receives the bytes done so far and the bytes in all.
     progress: P,
@@ -224,7 +224,7 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
         Ok(self.gpu.flush().await?)
     }
 
-    /// Bytes that are in 4 bits already go to the device as they are.
+    /// Writes a weight that its file holds in 4 bits already, as it is.
     async fn load_packed(&self, weight: &Quantized, panel: &Panel) -> Result<()> {
         let write = |view: View, bytes: &[u8]| {
             let mut bytes = bytes.to_vec();
@@ -257,7 +257,7 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
         Ok(())
     }
 
-    /// `bytes` are those of the tensor that the panel holds.
+    /// Quantizes the range `bytes` of a float tensor, which is that of `panel`.
     async fn quantize_panel(
         &mut self,
         info: &TensorInfo,

@@ -28,7 +28,7 @@ pub struct NetworkPlan {
     pub activations: Activations,
     /// Parameters of the dispatches of two kinds of lists; the owner of the plan says which.
     pub uniforms: [View; 2],
-    /// Bound where a kernel declares a binding that it does not use: one for reading, one for writing.
+    /// Views for bindings that a kernel declares and does not use: one for reading, one for writing.
     pub unused: [View; 2],
     scratch: Scratch,
 }

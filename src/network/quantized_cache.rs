@@ -1,8 +1,8 @@
 //! A copy of a model's 4-bit weights as the device made them, so that the next start neither reads nor quantizes the original.
 //!
-//! One file: the identity (a line of JSON), the bytes of every buffer in order, then a CRC-32C of each. A copy of anything else, or one
-//! that is damaged, is passed over and written anew; one that cannot be written is done without. A file's time of change is that of its
-//! last use; where all copies together are too large, those unused the longest go first.
+//! One file: the identity (a line of JSON), the bytes of every buffer in order, then a CRC-32C of each. A copy that is damaged, or not
+//! of these files, is ignored and written anew. Where none can be written, the run goes on without. A file's time of change is that of
+//! its last use. Where all copies together are too large, those that were unused for longest are removed first.
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::model::tensors::EMBEDDING;
 use crate::ops::weight::Weight;
 use crate::quant::format::{Format4, Storage};
 
-/// Changes whenever the same files would give other bytes.
+/// Version of the copies' contents. It rises whenever the same files would give other bytes.
 const VERSION: u32 = 2;
 /// Bytes on their way between disk and device.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -104,7 +104,8 @@ fn source(path: &Path) -> Option<CopySource> {
     })
 }
 
-/// Removes what was left behind, then copies other than `own`, until they and `incoming` bytes are within the bound.
+/// Removes abandoned files, then the copies that were unused for longest, until `incoming` more bytes are within the
+/// limit. `own` stays.
 fn make_room(settings: &CacheSettings, own: &Path, incoming: u64) {
     for (path, _) in abandoned(&settings.dir) {
         let _ = files::remove_file(&path);
@@ -131,8 +132,8 @@ pub(super) struct QuantizedCache {
 }
 
 impl QuantizedCache {
-    /// None where no copies are kept, or none of weights as small as these. `weights` are those that the device quantizes, with
-    /// their names.
+    /// The copy of these weights; `None` where no copies are kept, or not of weights as small as these. `weights` are
+    /// those that the device quantizes, with their names.
     pub(super) fn of(source: &Source, weights: &[(String, &Weight)]) -> Option<Self> {
         let settings = source.cache.as_ref()?;
         let sources = weights.iter().map(|(name, _)| source.tensors.get(name)).collect::<Option<Vec<_>>>()?;

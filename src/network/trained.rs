@@ -1,5 +1,4 @@
-//! The base in training: for every tensor a gradient, laid out as the tensor itself, which is its own f32 master copy, and AdamW's
-//! moments.
+//! The base in training. Its tensors are in f32 and trained in place; each has a gradient of the same layout, and AdamW's moments.
 
 use std::collections::HashMap;
 
