@@ -21,7 +21,7 @@ pub struct AdapterSummary {
     pub name: String,
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub kind: &'static str,
-    /// Interface to the driver: Vulkan, Metal, DX12 or WebGPU.
+    /// Interface to the driver, such as `vulkan` or `metal`.
     pub backend: String,
     /// The driver's name.
     pub driver: String,
