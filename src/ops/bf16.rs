@@ -39,11 +39,11 @@ pub fn unpack(rec: &mut Recorder, packed: View, y: Matrix) {
 
 /// The rule in plain words.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     use crate::ops::weight::twin::rounded;
     use crate::quant::format::Float;
 
-    pub fn there_and_back(x: &[f64]) -> Vec<f64> {
+    pub(crate) fn there_and_back(x: &[f64]) -> Vec<f64> {
         x.iter().map(|v| rounded(Float::Bf16, *v)).collect()
     }
 }

@@ -80,12 +80,12 @@ fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, gradie
 
 /// The formulas in plain loops, in f64.
 #[cfg(test)]
-pub mod twin {
-    pub fn bias(dy: &[f64], cols: usize) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn bias(dy: &[f64], cols: usize) -> Vec<f64> {
         (0..cols).map(|j| dy.chunks_exact(cols).map(|row| row[j]).sum()).collect()
     }
 
-    pub fn gain(x: &[f64], eps: f64, dy: &[f64], cols: usize) -> Vec<f64> {
+    pub(crate) fn gain(x: &[f64], eps: f64, dy: &[f64], cols: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; cols];
         for (x, dy) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)) {
             let scale = 1.0 / (x.iter().map(|v| v * v).sum::<f64>() / cols as f64 + eps).sqrt();

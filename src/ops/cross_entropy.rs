@@ -67,8 +67,8 @@ pub fn sum_losses(rec: &mut Recorder, losses: View, count: u32, total: View) {
 
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
-    pub fn forward(logits: &[f64], labels: &[u32], vocabulary: usize) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn forward(logits: &[f64], labels: &[u32], vocabulary: usize) -> Vec<f64> {
         let loss = |(row, label): (&[f64], &u32)| {
             let highest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = row.iter().map(|z| (z - highest).exp()).sum();
@@ -78,7 +78,7 @@ pub mod twin {
     }
 
     /// The gradient of the sum of the losses, each times its weight.
-    pub fn backward(logits: &[f64], labels: &[u32], vocabulary: usize, weights: &[f64]) -> Vec<f64> {
+    pub(crate) fn backward(logits: &[f64], labels: &[u32], vocabulary: usize, weights: &[f64]) -> Vec<f64> {
         let mut gradient = vec![0.0; logits.len()];
         let rows = logits.chunks_exact(vocabulary).zip(gradient.chunks_exact_mut(vocabulary));
         let labeled = rows.zip(labels).zip(weights).filter(|((_, label), _)| (**label as usize) < vocabulary);

@@ -89,8 +89,8 @@ pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, mask: Mask, fact
 
 /// The formula in plain loops, in f64; its gradient is the same function of `dy`.
 #[cfg(test)]
-pub mod twin {
-    pub fn forward(x: &[f64], seed: u32, site: u32, p: f32) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn forward(x: &[f64], seed: u32, site: u32, p: f32) -> Vec<f64> {
         let kept = |i: usize| f64::from(super::keep(seed, site, i as u32, p));
         x.iter().enumerate().map(|(i, v)| kept(i) * v / (1.0 - f64::from(p))).collect()
     }

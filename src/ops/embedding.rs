@@ -76,8 +76,8 @@ pub fn backward(
 
 /// The formulas in plain loops; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
-    pub fn backward(tokens: &[u32], dy: &[f64], vocabulary: usize, hidden: usize) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn backward(tokens: &[u32], dy: &[f64], vocabulary: usize, hidden: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; vocabulary * hidden];
         for (token, dy) in tokens.iter().zip(dy.chunks_exact(hidden)) {
             let row = &mut gradient[*token as usize * hidden..][..hidden];
@@ -86,7 +86,7 @@ pub mod twin {
         gradient
     }
 
-    pub fn forward(tokens: &[u32], table: &[f64], hidden: usize) -> Vec<f64> {
+    pub(crate) fn forward(tokens: &[u32], table: &[f64], hidden: usize) -> Vec<f64> {
         tokens.iter().flat_map(|t| table[*t as usize * hidden..][..hidden].to_vec()).collect()
     }
 }

@@ -83,7 +83,7 @@ pub fn backward_in_place(rec: &mut Recorder, activation: Activation, gate: Matri
 
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     use super::Activation;
 
     /// `f(e)` and `f'(e)`.
@@ -104,12 +104,12 @@ pub mod twin {
         }
     }
 
-    pub fn forward(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
+    pub(crate) fn forward(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
         gate.iter().zip(up).map(|(e, g)| value_and_slope(activation, *e).0 * g).collect()
     }
 
     /// The gradients of gate and up.
-    pub fn backward(activation: Activation, gate: &[f64], up: &[f64], dact: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    pub(crate) fn backward(activation: Activation, gate: &[f64], up: &[f64], dact: &[f64]) -> (Vec<f64>, Vec<f64>) {
         gate.iter()
             .zip(up)
             .zip(dact)

@@ -83,8 +83,8 @@ pub fn backward(rec: &mut Recorder, x: Matrix, gain: View, eps: f32, dy: Matrix,
 
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
-    pub fn forward(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn forward(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
         let mut y = Vec::with_capacity(x.len());
         for row in x.chunks_exact(gain.len()) {
             let mean_square = row.iter().map(|v| v * v).sum::<f64>() / gain.len() as f64;
@@ -93,7 +93,7 @@ pub mod twin {
         y
     }
 
-    pub fn backward(x: &[f64], gain: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
+    pub(crate) fn backward(x: &[f64], gain: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
         let n = gain.len() as f64;
         let mut dx = Vec::with_capacity(x.len());
         for (row, dy) in x.chunks_exact(gain.len()).zip(dy.chunks_exact(gain.len())) {

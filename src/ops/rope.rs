@@ -58,9 +58,9 @@ pub fn backward(rec: &mut Recorder, dx: Matrix, heads: u32, head_dim: u32, posit
 
 /// The formula in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     /// The angles of `forward`, or with `sign` -1 those of its gradient. `table` is (cos, sin) by position and pair.
-    pub fn rotate(
+    pub(crate) fn rotate(
         x: &[f64],
         head_dim: usize,
         row_heads: usize,

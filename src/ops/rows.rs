@@ -46,13 +46,13 @@ pub fn scatter_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
 
 /// The formulas in plain loops.
 #[cfg(test)]
-pub mod twin {
-    pub fn gather(x: &[f64], rows: &[u32], cols: usize) -> Vec<f64> {
+pub(crate) mod twin {
+    pub(crate) fn gather(x: &[f64], rows: &[u32], cols: usize) -> Vec<f64> {
         let row = |r: u32| x.chunks_exact(cols).nth(r as usize).map_or(vec![0.0; cols], <[f64]>::to_vec);
         rows.iter().flat_map(|r| row(*r)).collect()
     }
 
-    pub fn scatter(x: &[f64], rows: &[u32], cols: usize, out: &mut [f64]) {
+    pub(crate) fn scatter(x: &[f64], rows: &[u32], cols: usize, out: &mut [f64]) {
         for (row, x) in rows.iter().zip(x.chunks_exact(cols)) {
             if let Some(out) = out.chunks_exact_mut(cols).nth(*row as usize) {
                 out.copy_from_slice(x);

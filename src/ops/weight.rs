@@ -258,13 +258,13 @@ async fn fill(gpu: &Gpu, buffers: &Buffers, view: View, pattern: &[u8]) -> Resul
 
 /// Values as the device stores them, and what is left of them after rounding.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     use half::{bf16, f16};
 
     use super::Float;
 
     /// The words of a table; the last one is padded with zero.
-    pub fn words(storage: Float, values: &[f64]) -> Vec<u32> {
+    pub(crate) fn words(storage: Float, values: &[f64]) -> Vec<u32> {
         let halves = |bits: fn(f32) -> u16| {
             let bits: Vec<u16> = values.iter().map(|v| bits(*v as f32)).collect();
             bits.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16).collect()
@@ -276,7 +276,7 @@ pub mod twin {
         }
     }
 
-    pub fn rounded(storage: Float, value: f64) -> f64 {
+    pub(crate) fn rounded(storage: Float, value: f64) -> f64 {
         match storage {
             Float::F32 => f64::from(value as f32),
             Float::F16 => f16::from_f32(value as f32).to_f64(),

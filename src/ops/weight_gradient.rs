@@ -60,9 +60,9 @@ pub fn add(rec: &mut Recorder, dy: Matrix, x: Matrix, weight: &Weight, gradient_
 
 /// The formula in plain loops, in f64.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     /// `dy^T x`, `[outs, cols]`.
-    pub fn gradient(dy: &[f64], x: &[f64], outs: usize, cols: usize) -> Vec<f64> {
+    pub(crate) fn gradient(dy: &[f64], x: &[f64], outs: usize, cols: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; outs * cols];
         for (dy, x) in dy.chunks_exact(outs).zip(x.chunks_exact(cols)) {
             for (at, sum) in gradient.iter_mut().enumerate() {

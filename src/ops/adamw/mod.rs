@@ -169,32 +169,32 @@ pub fn step(rec: &mut Recorder, params: View, grads: View, m: View, v: View, sta
 
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     use super::AdamW;
 
     /// Parameters and moments of one flat range.
     #[derive(Clone)]
-    pub struct Range {
+    pub(crate) struct Range {
         pub params: Vec<f64>,
         pub m: Vec<f64>,
         pub v: Vec<f64>,
     }
 
     impl Range {
-        pub fn new(params: &[f64]) -> Self {
+        pub(crate) fn new(params: &[f64]) -> Self {
             Self { params: params.to_vec(), m: vec![0.0; params.len()], v: vec![0.0; params.len()] }
         }
     }
 
-    pub fn norm(grads: &[f64]) -> f64 {
+    pub(crate) fn norm(grads: &[f64]) -> f64 {
         grads.iter().map(|g| g * g).sum::<f64>().sqrt()
     }
 
-    pub fn clip(settings: &AdamW, norm: f64) -> f64 {
+    pub(crate) fn clip(settings: &AdamW, norm: f64) -> f64 {
         if settings.max_norm > 0.0 { (settings.max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
     }
 
-    pub fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
+    pub(crate) fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
         let (b1, b2) = (settings.beta1, settings.beta2);
         for (i, g) in grads.iter().enumerate() {
             let g = g * clip;

@@ -103,20 +103,20 @@ pub fn step(
 
 /// The formulas in plain loops, in f64 where the device has f32; codes and scales are kept as the device keeps them.
 #[cfg(test)]
-pub mod twin {
+pub(crate) mod twin {
     use super::super::adamw::{AdamW, twin as adamw};
     use super::{BLOCK, tables};
 
     /// Parameters of one flat range, with their moments as codes and scales.
     #[derive(Clone)]
-    pub struct Range {
+    pub(crate) struct Range {
         pub params: Vec<f64>,
         pub codes: [Vec<u8>; 2],
         pub scales: [Vec<f32>; 2],
     }
 
     impl Range {
-        pub fn new(params: &[f64]) -> Self {
+        pub(crate) fn new(params: &[f64]) -> Self {
             let (count, blocks) = (params.len(), params.len().div_ceil(BLOCK as usize));
             Self {
                 params: params.to_vec(),
@@ -126,7 +126,7 @@ pub mod twin {
         }
 
         /// The values of a moment.
-        pub fn decoded(&self, moment: usize) -> Vec<f64> {
+        pub(crate) fn decoded(&self, moment: usize) -> Vec<f64> {
             let map = &tables()[256 * moment..256 * (moment + 1)];
             let value = |(i, code): (usize, &u8)| {
                 f64::from(map[usize::from(*code)]) * f64::from(self.scales[moment][i / BLOCK as usize])
@@ -153,7 +153,7 @@ pub mod twin {
         (first..256).min_by(|a, b| distance(*a).total_cmp(&distance(*b))).unwrap_or(0) as u8
     }
 
-    pub fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
+    pub(crate) fn step(range: &mut Range, grads: &[f64], clip: f64, settings: &AdamW, learning_rate: f64, t: i32) {
         let (m, v) = (range.decoded(0), range.decoded(1));
         let mut exact = adamw::Range { params: std::mem::take(&mut range.params), m, v };
         adamw::step(&mut exact, grads, clip, settings, learning_rate, t);

@@ -11,7 +11,7 @@
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-pub mod twin;
+pub(crate) mod twin;
 
 use super::VariantFamily;
 use crate::gpu::{Kernel, Matrix, Recorder, View, params};

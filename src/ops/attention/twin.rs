@@ -3,7 +3,7 @@
 use super::Shape;
 
 /// The operands of one attention, rows without padding; ranges are (first, one past the last).
-pub struct Operands<'a> {
+pub(crate) struct Operands<'a> {
     pub shape: Shape,
     pub scale: f64,
     pub q: &'a [f64],
@@ -43,7 +43,7 @@ impl Operands<'_> {
     }
 
     /// (out, lse as `[heads][rows]`).
-    pub fn forward(&self) -> (Vec<f64>, Vec<f64>) {
+    pub(crate) fn forward(&self) -> (Vec<f64>, Vec<f64>) {
         let (rows, heads) = (self.key_ranges.len(), self.shape.heads as usize);
         let (mut out, mut lse) = (vec![0.0; self.q.len()], vec![-1e30; heads * rows]);
         for row in (0..rows).filter(|row| self.key_ranges[*row][0] < self.key_ranges[*row][1]) {
@@ -60,7 +60,7 @@ impl Operands<'_> {
     }
 
     /// (dq, dk, dv).
-    pub fn backward(&self, dout: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    pub(crate) fn backward(&self, dout: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
         let (mut dq, mut dk, mut dv) = (vec![0.0; self.q.len()], vec![0.0; self.k.len()], vec![0.0; self.v.len()]);
         for row in 0..self.key_ranges.len() {
             for head in 0..self.shape.heads as usize {
