@@ -11,7 +11,8 @@ use crate::quant::format::Float;
 use crate::setting::{BATCH_SIZE, GPU_MEMORY, MAX_SEQ_LEN, RANK};
 use crate::{Error, Result};
 
-/// Without a stated budget, activations are kept up to this many bytes; deeper layers are recomputed.
+/// Bytes of activations that a run keeps where no budget is stated. Layers for which there is no room compute theirs
+/// again.
 const DEFAULT_KEPT_BYTES: u64 = 256 << 20;
 
 /// Rows of the largest micro-batch, in which the longest slots may meet, and rows of the longest slot.
@@ -24,7 +25,9 @@ pub fn longest_rows(lengths: impl Iterator<Item = usize>, batch_size: usize) -> 
 /// A run to be planned.
 #[derive(Clone, Copy)]
 pub struct PlanRequest<'a> {
+    /// Settings of the run, its budget among them.
     pub settings: &'a RunSettings,
+    /// Sizes of the model.
     pub config: &'a ModelConfig,
     /// The modules of the adapter; none where the base itself is trained.
     pub modules: &'a [LoraModule],
@@ -32,8 +35,9 @@ pub struct PlanRequest<'a> {
     pub stored: &'a dyn Fn(&str) -> Float,
     /// Rows of the largest micro-batch.
     pub max_rows: usize,
-    /// The longest sequence.
+    /// Tokens of the longest sequence.
     pub max_positions: usize,
+    /// Limits and features of the device that the plan is for.
     pub capabilities: Capabilities,
 }
 

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Where a run stands. The order of the data and every random draw follow from the seed and the step.
+/// The place of a run: the order of the data and every random draw follow from the seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Optimizer steps done.
@@ -31,25 +31,33 @@ pub struct RunState {
     pub tokens: u64,
     /// Reports of the steps since the last logged line.
     pub unlogged: Vec<Report>,
+    /// The data, the base and the settings that the run's numbers follow from.
     pub origin: Provenance,
 }
 
+/// Everything that a run needs to go on bit for bit.
 pub struct Checkpoint {
+    /// The place of the run, `state.json`.
     pub state: RunState,
+    /// The trained values, `adapter_model.safetensors` or `model.safetensors`.
     pub values: TrainedValues,
-    /// Both moments of each tensor of `values`.
+    /// Both moments of each tensor of `values`, `optimizer.safetensors`.
     pub moments: Vec<[HostMoment; 2]>,
 }
 
 /// The trained part of a model, as the files of a run need it.
 #[derive(Clone, Copy)]
 pub enum Trainable<'a> {
+    /// An adapter.
     Adapter {
+        /// The contents of its `adapter_config.json`.
         config: &'a LoraConfig,
+        /// Its modules, in the order of its values.
         modules: &'a [LoraModule],
     },
-    /// The whole model; its tokenizer and settings lie in `base`.
+    /// The whole model.
     Base {
+        /// Directory of the original model, which the tokenizer and the configuration are copied from.
         base: &'a Path,
     },
 }
@@ -63,6 +71,9 @@ impl Trainable<'_> {
     }
 
     /// Writes what was trained into `dir`: a PEFT adapter, or a Hugging Face model with weights in `float`.
+    ///
+    /// # Errors
+    /// A value that is not finite, or a file that cannot be written.
     pub fn save(&self, dir: &Path, values: &TrainedValues, float: Float) -> Result<()> {
         match (self, values) {
             (Self::Adapter { config, modules }, TrainedValues::Adapter(adapter)) => {
@@ -79,6 +90,9 @@ fn directory(out: &Path) -> PathBuf {
 }
 
 /// Writes `checkpoints/step-N` and removes all but the newest `keep`.
+///
+/// # Errors
+/// A value that is not finite, or a file that cannot be written; earlier checkpoints then stay.
 pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
     let parent = directory(out);
     let place = parent.join(format!("step-{}", checkpoint.state.step));
@@ -109,11 +123,15 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
 }
 
 /// Removes the checkpoints of steps after `step`, which a run that goes on from there makes again.
+///
+/// # Errors
+/// A checkpoint that cannot be removed.
 pub fn remove_after(out: &Path, step: usize) -> Result<()> {
     steps_in(out).into_iter().filter(|later| *later > step).try_for_each(|later| remove(out, later))
 }
 
-/// Renamed first: a checkpoint that has its name is whole, also where its removal is cut short.
+/// Removes one checkpoint. It is renamed first, so that a checkpoint that has its name is whole, also where the
+/// removal is cut short.
 fn remove(out: &Path, step: usize) -> Result<()> {
     let parent = directory(out);
     let (old, leaving) = (parent.join(format!("step-{step}")), parent.join(format!(".step-{step}.part")));
@@ -145,7 +163,10 @@ pub fn run_of(dir: &Path) -> Result<(PathBuf, bool)> {
     ))
 }
 
-/// Removes what saves and removals that were cut short have left.
+/// Removes incomplete checkpoints, which saves and removals that were cut short have left.
+///
+/// # Errors
+/// A directory that cannot be removed.
 pub fn remove_parts(out: &Path) -> Result<()> {
     let parent = directory(out);
     for name in files::names(&parent).unwrap_or_default() {
@@ -171,6 +192,9 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
 }
 
 /// Reads a checkpoint directory, which must be of `trainable`, with moments that are kept in `storage`.
+///
+/// # Errors
+/// Files that are missing or damaged, or that hold other modules, ranks or moments than the run has.
 pub fn load(dir: &Path, model: &ModelConfig, trainable: Trainable, storage: MomentStorage) -> Result<Checkpoint> {
     let values = match trainable {
         Trainable::Adapter { modules, .. } => {

@@ -20,22 +20,23 @@ use crate::ops::adamw::{AdamW, State};
 use crate::ops::adamw8bit;
 use crate::{Error, Result, tune};
 
-/// Passes of this many shapes stay prepared; beyond it, all are made anew.
+/// Passes of this many shapes stay prepared. Beyond it, all are prepared again.
 const MAX_LISTS: usize = 32;
 
 /// The result of an optimizer step, known a few steps later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
-    /// Counted from 1.
+    /// Number of the step, from 1.
     pub step: usize,
-    /// Over all micro-batches of the step.
+    /// The loss over all micro-batches of the step.
     pub report: Report,
+    /// Norm of all gradients together, before clipping.
     pub grad_norm: f32,
     /// False when gradient or loss were not finite: the step was skipped, nothing changed.
     pub applied: bool,
-    /// Trained tokens.
+    /// Number of trained tokens.
     pub labels: usize,
-    /// Rows computed.
+    /// Number of rows computed, trained on or not.
     pub tokens: usize,
 }
 
@@ -48,20 +49,25 @@ struct Pending {
 
 /// A model with an adapter in training.
 pub struct Engine {
+    /// The device.
     pub gpu: Gpu,
+    /// The plan that the buffers were allocated by.
     pub plan: TrainPlan,
+    /// The buffers on the device.
     pub buffers: Buffers,
-    /// Filled by every run list when set.
+    /// GPU time by operation, added up by every list that runs while this is set.
     pub profile: Option<Profile>,
+    /// The objective that the steps optimize.
     pub objective: Objective,
-    /// By rows, labels and whether gradients are wanted.
+    /// Prepared passes by rows, by labels, and by whether they compute gradients.
     passes: Lists<(u32, u32, bool)>,
     begin: Prepared,
     optimizer: Prepared,
     pending: VecDeque<Pending>,
     submitted: usize,
-    /// When the last result came while later steps were under way, and the work of the step at hand.
+    /// Time of the last result, if later steps were under way then.
     pace: Option<Instant>,
+    /// Multiply-adds of the lists that were submitted for the step at hand.
     work: u64,
 }
 
@@ -98,6 +104,9 @@ impl Engine {
     }
 
     /// Allocates the plan over a base of random weights, for measurements.
+    ///
+    /// # Errors
+    /// Out of memory, a limit of the adapter, or a failing device.
     pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
         let engine = Self::allocate(gpu, plan).await?;
         load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.shared.network, seed).await?;
@@ -136,11 +145,17 @@ impl Engine {
     }
 
     /// The factors of the adapter as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_adapter(&self) -> Result<AdapterTensors> {
         Ok(self.plan.parameters.adapter.read(&self.gpu, &self.buffers).await?)
     }
 
     /// The trained values as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_values(&self) -> Result<TrainedValues> {
         self.plan.parameters.read(&self.gpu, &self.buffers).await
     }
@@ -151,6 +166,9 @@ impl Engine {
     }
 
     /// Every tensor of a base in training, or its gradients; empty where the base is frozen.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_base(&self, part: Part) -> Result<Vec<NamedTensor>> {
         match &self.plan.parameters.base {
             Some(base) => Ok(base.read(&self.gpu, &self.buffers, part).await?),
@@ -159,11 +177,14 @@ impl Engine {
     }
 
     /// AdamW's moments of each trained tensor as they are on the device now, in the order of [`Self::read_values`].
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_moments(&self) -> Result<Vec<[HostMoment; 2]>> {
         self.plan.parameters.read_moments(&self.gpu, &self.buffers).await
     }
 
-    /// Takes over after `step` optimizer steps of another engine.
+    /// Sets the values and moments that another engine had after `step` optimizer steps, and counts on from there.
     pub fn resume(&mut self, step: usize, values: &TrainedValues, moments: &[[HostMoment; 2]]) {
         self.write_values(values);
         self.plan.parameters.write_moments(&self.gpu, &self.buffers, moments);
@@ -171,12 +192,15 @@ impl Engine {
     }
 
     /// The adapter's gradients as they are on the device now.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn read_gradients(&self) -> Result<AdapterTensors> {
         Ok(self.plan.parameters.adapter.read_gradients(&self.gpu, &self.buffers).await?)
     }
 
-    /// Runs one optimizer step over `micro_batches`, all with one denominator. Returns the result of an earlier step
-    /// once [`RESULTS_IN_FLIGHT`] are under way.
+    /// Runs one optimizer step over `micro_batches`, whose losses are all divided by the number of the step's labels.
+    /// Returns the result of an earlier step once [`RESULTS_IN_FLIGHT`] are under way.
     ///
     /// # Errors
     /// A micro-batch larger than planned, or a failing device.
@@ -203,7 +227,7 @@ impl Engine {
             return Ok(None);
         }
         let result = self.next_result().await;
-        // With steps always under way, results come at the pace of the device; submits are sized by it.
+        // Steps are always under way, so results come as fast as the device computes: the size of submits follows from that rate.
         if let Some(last) = self.pace.replace(Instant::now()) {
             self.gpu.learn_rate(work, last.elapsed().as_secs_f64());
         }
@@ -211,6 +235,9 @@ impl Engine {
     }
 
     /// The oldest result that has not been given out; None when there is none.
+    ///
+    /// # Errors
+    /// A failing device.
     pub async fn next_result(&mut self) -> Result<Option<StepResult>> {
         let Some(Pending { step, labels, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
@@ -223,6 +250,9 @@ impl Engine {
     }
 
     /// Forward and backward over the micro-batches from zeroed gradients, which are left on the device.
+    ///
+    /// # Errors
+    /// Micro-batches without a label, a micro-batch larger than planned, or a failing device.
     pub async fn accumulate(&mut self, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
         let Some(scale) = self.objective.step_scale(micro_batches) else {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
@@ -238,6 +268,9 @@ impl Engine {
     }
 
     /// Sum of losses and count of labels over micro-batches, without gradients; waits for the device.
+    ///
+    /// # Errors
+    /// A micro-batch larger than planned, or a failing device.
     pub async fn evaluate<'a>(
         &mut self,
         micro_batches: impl IntoIterator<Item = &'a MicroBatch>,
@@ -274,7 +307,8 @@ impl Engine {
         Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
     }
 
-    /// Rows past the batch's own stand alone: token 0, attending to themselves, without a label.
+    /// Uploads a micro-batch. The list may have more rows than the batch: these hold token 0, attend to themselves
+    /// alone, and have no label.
     fn upload(&self, batch: &MicroBatch, head: &HeadRows<'_>, rows: usize, labels: usize) {
         let real = batch.tokens.len();
         let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
@@ -309,6 +343,9 @@ impl Engine {
     }
 
     /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.
+    ///
+    /// # Errors
+    /// Out of memory, or a failing device.
     pub async fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
         let rows = batch.tokens.len();
         self.upload(batch, &self.objective.head_rows(batch, 1.0), rows, 0);

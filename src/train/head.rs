@@ -10,21 +10,21 @@ use crate::ops::cross_entropy;
 
 /// Counts of rows with a label are rounded up to this. It also keeps slices of per-row buffers aligned.
 pub const LABEL_CLASS: u32 = 64;
-/// Logits exist for as many rows at a time as fit here.
+/// Bytes of logits that exist at a time: the rows go through the head in chunks that fit.
 const LOGITS_BYTES: u64 = 32 << 20;
 
 /// Buffers of the rows that go through the head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadBuffers {
-    /// Their places among the rows of the pass, u32.
+    /// Place of each row with a label among the rows of the pass, u32.
     pub label_rows: View,
-    /// u32 for each of them.
+    /// Label of each of these rows, u32.
     pub labels: View,
     /// Final hidden states of the rows with a label. Chunk by chunk they become their gradients.
     gathered: Matrix,
     logits: Matrix,
     losses: View,
-    /// f32 for each of them: the factor of its loss in the objective, and so of its gradient.
+    /// Factor of each row's loss in the objective, and so of its gradient, f32.
     pub label_weights: View,
 }
 
@@ -33,9 +33,9 @@ pub struct HeadBuffers {
 pub struct HeadPass {
     /// Output of the final norm, `[rows, hidden]`.
     pub hidden: Matrix,
-    /// Rows with a label, rounded up as the list was.
+    /// Number of rows with a label, rounded up to a multiple of [`LABEL_CLASS`].
     pub labels: u32,
-    /// f32 to which the sum of the losses is added, each as it is without its weight.
+    /// One f32 to which the losses are added, without their weights.
     pub total: View,
     /// The gradient of `hidden`, where the pass is one of training.
     pub d_hidden: Option<Matrix>,

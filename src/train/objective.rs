@@ -18,7 +18,7 @@ pub enum Objective {
 /// The rows of a micro-batch that go through the head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadRows<'a> {
-    /// Their places in the micro-batch, ascending.
+    /// Places of the rows in the micro-batch, ascending.
     pub rows: &'a [u32],
     /// The label of each row.
     pub labels: &'a [u32],
@@ -30,6 +30,7 @@ pub struct HeadRows<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "StoredReport")]
 pub struct Report {
+    /// Mean loss over the trained tokens, in nats.
     pub loss: f64,
     /// Further values by name. Metrics files and TensorBoard take the names as they are.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

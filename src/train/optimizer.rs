@@ -8,14 +8,17 @@ use crate::ops::{adamw, adamw8bit};
 pub const RESULTS_IN_FLIGHT: usize = 3;
 /// State and loss in one buffer, at the alignment of a binding.
 const METRICS_BYTES: u64 = 512;
-/// Where the sum of losses lies in the metrics, in bytes.
+/// Offset of the sum of losses in the metrics, in bytes.
 pub const TOTAL_LOSS_AT: u64 = 256;
 
 /// A contiguous range of trained parameters within one binding, its gradients and its moments.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterRange {
+    /// Values, f32.
     pub params: View,
+    /// Gradients, f32, laid out as `params`.
     pub grads: View,
+    /// AdamW's two moments, in the order of `params`.
     pub moments: Moments,
 }
 
@@ -29,7 +32,9 @@ pub struct OptimizerBuffers {
     partials: View,
     /// [`adamw::State`], then the sum of losses at [`TOTAL_LOSS_AT`].
     pub metrics: View,
+    /// Copies of `metrics` on their way to the host, used by the steps in turn.
     pub results: [View; RESULTS_IN_FLIGHT],
+    /// u32 from which the dropout masks of a micro-batch are drawn.
     pub dropout_seed: View,
 }
 

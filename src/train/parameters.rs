@@ -8,10 +8,13 @@ use crate::network::adapter::DeviceAdapter;
 use crate::network::moments::HostMoment;
 use crate::network::trained::{Part, Trained};
 
-/// Either `adapter` has modules and `base` is None, or the base is trained and the adapter is empty.
+/// The trained parameters: either the modules of `adapter`, or the tensors of `base` beside an adapter without
+/// modules.
 #[derive(Clone, Debug)]
 pub struct TrainedParameters {
+    /// The adapter; without modules where the base itself is trained.
     pub adapter: DeviceAdapter,
+    /// The base's tensors; `None` where the base is frozen.
     pub base: Option<Trained>,
 }
 

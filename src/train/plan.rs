@@ -23,21 +23,30 @@ const ROW_CLASS: u32 = 32;
 /// The sizes and choices that decide a plan.
 #[derive(Clone, Debug)]
 pub struct PlanSettings {
+    /// Storage of the base on the device.
     pub base: BaseStorage,
     /// Rows of the largest micro-batch.
     pub max_rows: usize,
-    /// Longest sequence, for the position table.
+    /// Tokens of the longest sequence.
     pub max_positions: usize,
+    /// Layers that keep their activations.
     pub recompute: RecomputePolicy,
+    /// Probability that an element of A's input becomes 0, from 0 to below 1.
     pub dropout: f32,
-    /// How AdamW's moments are kept; None plans the forward pass and the loss alone.
+    /// Storage of AdamW's moments; `None` plans the forward pass and the loss alone.
     pub training: Option<MomentStorage>,
 }
 
+/// The rule that decides how many layers keep their activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecomputePolicy {
     /// Keep as many layers as leave the kept activations within `kept_bytes` and the whole run within `total_bytes`.
-    Auto { kept_bytes: u64, total_bytes: u64 },
+    Auto {
+        /// Limit for the kept activations, in bytes.
+        kept_bytes: u64,
+        /// Limit for all buffers of the run together, in bytes.
+        total_bytes: u64,
+    },
     /// Keep the activations of this many layers, counted from the top.
     Keep(usize),
 }
@@ -45,19 +54,26 @@ pub enum RecomputePolicy {
 /// Every buffer of a training run and how its lists are recorded.
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
-    /// Its uniforms are those of a pass, and those of the optimizer's list or the list that opens a step.
+    /// The part that generation has too. Its two uniforms hold the parameters of a pass, and those of the optimizer's
+    /// list and of the list that opens a step.
     pub shared: NetworkPlan,
+    /// Everything that the optimizer changes.
     pub parameters: TrainedParameters,
+    /// Buffers of the rows with a label.
     pub head: HeadBuffers,
+    /// Buffers of the optimizer step.
     pub optimizer: OptimizerBuffers,
+    /// Layers that keep their activations.
     pub recompute: Recompute,
+    /// Type of the activations that are kept.
     pub activation_format: ActivationFormat,
+    /// Rows of the largest pass, a multiple of 32.
     pub max_rows: u32,
     dropout: f32,
 }
 
 impl TrainPlan {
-    /// `stored` tells the type in which the files hold a tensor; activations are stored in f32.
+    /// Plans a run that stores activations in f32. `stored` tells the type in which the files hold a tensor.
     pub fn new(
         capabilities: Capabilities,
         config: &ModelConfig,
@@ -160,6 +176,8 @@ impl TrainPlan {
         self.shared.ledger()
     }
 
+    /// Checks every buffer against the device's limits.
+    ///
     /// # Errors
     /// As [`NetworkPlan::check_limits`].
     pub fn check_limits(&self) -> Result<(), GpuError> {

@@ -25,6 +25,8 @@ pub struct Provenance {
 }
 
 impl Provenance {
+    /// The provenance of a run with these settings over these examples, `slots` by slot.
+    ///
     /// # Errors
     /// Weights that cannot be read.
     pub fn new(

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
+    /// No decay.
     Constant,
+    /// To 0 in a straight line.
     Linear,
+    /// To 0 along half a period of a cosine.
     Cosine,
 }
 

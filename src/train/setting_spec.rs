@@ -9,11 +9,11 @@ const LARGEST: u64 = i64::MAX as u64;
 /// Rule for a setting whose value differs from that of the checkpoint when a run resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnResume {
-    /// No: the checkpoint's moments and its place in the data would mean nothing.
+    /// It must not differ: the checkpoint's moments and its place in the data would mean nothing.
     Fixed,
-    /// Yes, but not as the run that it was.
+    /// It may differ, and the rest of the run is then another than it would have been.
     Steering,
-    /// Yes: the setting changes no number of the run, or is checked by other means.
+    /// It may differ: the setting changes no number of the run, or is checked by other means.
     Free,
 }
 
@@ -62,7 +62,9 @@ enum Values<S> {
 /// One setting of the settings `S`.
 #[derive(Debug)]
 pub struct Setting<S> {
+    /// Its key in a settings file.
     pub key: Key,
+    /// Rule for a resumed run that has another value.
     pub on_resume: OnResume,
     values: Values<S>,
 }

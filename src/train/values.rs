@@ -17,7 +17,9 @@ use crate::{Error, Result};
 /// The values of everything that a run trains.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrainedValues {
+    /// The factors of an adapter.
     Adapter(AdapterTensors),
+    /// Every tensor of the base, as [`crate::network::trained::Trained::read`] orders them.
     Base(Vec<NamedTensor>),
 }
 
