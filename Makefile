@@ -1,4 +1,4 @@
-.PHONY: help demo test check web serve page bench fmt deny typos dist
+.PHONY: help demo test check web serve page bench fmt deny typos dist packages
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -65,3 +65,6 @@ typos: ## spelling
 TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 dist: ## the program as an archive in target/dist
 	scripts/dist $(TARGET)
+
+packages: web ## crate, npm packages and the page as archives in target/dist; publishes nothing
+	scripts/packages

@@ -1,6 +1,7 @@
-// Serves the built page on this machine alone: node web/serve.mjs [PORT]
+#!/usr/bin/env node
+// Serves the built page on this machine alone: node web/serve.mjs [PORT], or npx loraine-page [PORT]
 
-import { createReadStream, existsSync, statSync } from "node:fs";
+import { createReadStream, existsSync, realpathSync, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { join, normalize, sep } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -62,16 +63,21 @@ export function serve(dir, port, { policy = true } = {}) {
   });
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+// npx starts this file through a link.
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const dist = fileURLToPath(new URL("dist", import.meta.url));
   if (!existsSync(join(dist, "index.html"))) {
     console.error("serve: the page is not built yet; run make web");
     process.exit(1);
   }
   const port = Number(process.argv[2] ?? DEFAULT_PORT);
+  if (!Number.isInteger(port) || port < 0 || port > 65535) {
+    console.error(`serve: ${process.argv[2]} is no port; give a number from 0 (any that is free) to 65535`);
+    process.exit(1);
+  }
   const { url } = await serve(dist, port).catch((error) => {
     console.error(`serve: ${error.message}`);
     process.exit(1);
   });
-  console.log(`the page is at ${url}`);
+  console.log(`The page is at ${url}  Ctrl-C ends the server.`);
 }

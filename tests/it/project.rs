@@ -136,3 +136,74 @@ fn license_expressions_are_read() {
         assert!(!allows(&allowed, not_met), "{not_met}");
     }
 }
+
+/// The files that `.dockerignore` lets into a container, by its one form of rule: everything is left out, then paths are let in.
+fn container_files() -> Vec<String> {
+    let rules = read(".dockerignore");
+    let mut rules = rules.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    assert_eq!(rules.next(), Some("*"));
+    rules.map(|rule| rule.strip_prefix('!').unwrap_or_else(|| panic!("{rule} lets nothing in")).to_owned()).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        for entry in std::fs::read_dir(from).expect("a folder") {
+            let entry = entry.expect("an entry");
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        std::fs::create_dir_all(to.parent().expect("a folder")).expect("a folder");
+        std::fs::copy(from, to).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    }
+}
+
+/// Cargo finds every file of the program among those that a container is built from.
+#[test]
+fn the_container_gets_all_that_the_program_is_built_from() {
+    let context = tempfile::tempdir().expect("a temporary directory");
+    for file in container_files() {
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(&file), &context.path().join(&file));
+    }
+    let manifest = format!("--manifest-path={}/Cargo.toml", context.path().display());
+    let arguments = ["metadata", "--no-deps", "--offline", "--locked", "--format-version=1", &manifest];
+    let output = Command::new(env!("CARGO")).args(arguments).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for included in included_files(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path()) {
+        assert!(context.path().join(&included).is_file(), "{included} is not in the container");
+    }
+    let rust = table("Cargo.toml")["package"]["rust-version"].as_str().expect("a version").to_owned();
+    assert!(read("Dockerfile").contains(&format!("FROM rust:{rust}-")), "the Dockerfile builds with another Rust");
+}
+
+/// Paths of the files that the sources in `dir` include as text or bytes, from the project's folder.
+fn included_files(dir: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(included_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a text");
+            for part in text.split("include_str!(\"").chain(text.split("include_bytes!(\"")).skip(1) {
+                let Some((name, _)) = part.split_once("\")") else { continue };
+                let full = path.parent().expect("a folder").join(name);
+                if let (Ok(full), Ok(root)) = (full.canonicalize(), Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize()) {
+                    found.extend(full.strip_prefix(root).ok().map(|name| name.display().to_string()));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Everything that is built for a release is named as the installers look for it.
+#[test]
+fn the_installer_looks_for_the_archives_that_are_made() {
+    let manifest = table("Cargo.toml");
+    let binstall = &manifest["package"]["metadata"]["binstall"];
+    let script = read("scripts/dist");
+    assert!(script.contains("name=loraine-$version-$target"));
+    let url = binstall["pkg-url"].as_str().expect("a text");
+    assert!(url.ends_with("/v{ version }/loraine-{ version }-{ target }{ archive-suffix }"), "{url}");
+    assert_eq!(binstall["bin-dir"].as_str(), Some("loraine-{ version }-{ target }/{ bin }{ binary-ext }"));
+}

@@ -10,8 +10,10 @@ use std::process::{Command, Stdio};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Beginnings of commands that the README test does not run, and what runs them or their equivalent.
-const COVERED: [(&str, &str); 6] = [
+const COVERED: [(&str, &str); 8] = [
     ("cargo install --path .", "cargo builds the same program for these tests"),
+    ("docker build", "project.rs checks which files the container is built from"),
+    ("docker run", "project.rs checks which files the container is built from"),
     ("make web", "scripts/page-test builds the page"),
     ("make serve", "scripts/page-test serves the page"),
     ("make demo", "demo_and_chat.rs runs the demo"),

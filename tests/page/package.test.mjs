@@ -1,14 +1,16 @@
-// The npm package, packed, installed and used by the page in examples/web.
+// The npm packages, packed and installed: the library used by the page in examples/web, and the page served by its command.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, statSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { serve } from "../../web/serve.mjs";
 import { missing, projectFile, startBrowser, waitForText } from "./browser.mjs";
 import { demoModel, removeAll } from "./models.mjs";
+import { ready } from "./steps.mjs";
 
 const MOST_BYTES = 5_000_000;
 
@@ -28,16 +30,22 @@ test("the module is small enough to be fetched by a page", { skip: missing }, ()
   assert.ok(size < MOST_BYTES, `${size} bytes`);
 });
 
-test("the example page trains with the packed package", { skip: missing }, async () => {
+/** Packs the npm package in a folder of the project and unpacks it as an installed one in a new folder, which it returns. */
+function installed(place, name) {
   const dir = mkdtempSync(join(tmpdir(), "loraine-package-"));
   leftovers.push(dir);
-  execFileSync("npm", ["pack", "--silent", "--pack-destination", dir], { cwd: projectFile("web/pkg") });
+  execFileSync("npm", ["pack", "--silent", "--pack-destination", dir], { cwd: projectFile(place) });
   const [archive] = readdirSync(dir);
-  const installed = join(dir, "node_modules/loraine");
-  mkdirSync(installed, { recursive: true });
-  execFileSync("tar", ["-xzf", join(dir, archive), "-C", installed, "--strip-components=1"]);
+  const target = join(dir, "node_modules", name);
+  mkdirSync(target, { recursive: true });
+  execFileSync("tar", ["-xzf", join(dir, archive), "-C", target, "--strip-components=1"]);
+  return dir;
+}
+
+test("the example page trains with the packed package", { skip: missing }, async () => {
+  const dir = installed("web/pkg", "loraine");
   for (const name of ["loraine.js", "loraine.d.ts", "loraine_bg.wasm", "package.json", "LICENSE"]) {
-    assert.ok(existsSync(join(installed, name)), `the package has no ${name}`);
+    assert.ok(existsSync(join(dir, "node_modules/loraine", name)), `the package has no ${name}`);
   }
   for (const name of ["index.html", "main.js"]) cpSync(projectFile(`examples/web/${name}`), join(dir, name));
   cpSync(demoModel, join(dir, "model"), { recursive: true });
@@ -52,6 +60,38 @@ test("the example page trains with the packed package", { skip: missing }, async
   assert.equal(losses.length, 20);
   assert.ok(losses.at(-1) < 0.6 * losses[0], log);
   assert.match(log, /\/run\/adapter_model\.safetensors: \d+ bytes/);
+  server.closeAllConnections();
+  server.close();
+});
+
+test("the command of the packed page serves it", { skip: missing }, async () => {
+  const dir = installed("web", "loraine-page");
+  const { bin } = JSON.parse(readFileSync(join(dir, "node_modules/loraine-page/package.json"), "utf8"));
+  // npm starts a command through a link, as here.
+  const command = join(dir, "loraine-page");
+  symlinkSync(join(dir, "node_modules/loraine-page", typeof bin === "string" ? bin : bin["loraine-page"]), command);
+  const server = spawn(process.execPath, [command, "0"], { stdio: ["ignore", "pipe", "inherit"] });
+  const [line] = await once(server.stdout, "data");
+  const [url] = String(line).match(/http:\/\/localhost:\d+\//);
+  const page = await browser.newPage();
+  await page.goto(url);
+  await ready(page);
+  await page.close();
+  server.kill();
+});
+
+test("the page works from a folder under any path", { skip: missing }, async () => {
+  const dir = mkdtempSync(join(tmpdir(), "loraine-package-"));
+  leftovers.push(dir);
+  cpSync(projectFile("web/dist"), join(dir, "some where/deep"), { recursive: true });
+  const { server, url } = await serve(dir, 0);
+  const page = await browser.newPage();
+  const outside = [];
+  page.on("request", (request) => request.url().startsWith(`${url}some%20where/deep/`) || outside.push(request.url()));
+  await page.goto(`${url}some%20where/deep/`);
+  await ready(page);
+  assert.deepEqual(outside, []);
+  await page.close();
   server.closeAllConnections();
   server.close();
 });
