@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::gpu::GpuError;
-use crate::setting::Key;
+use crate::setting::{Key, RESUME, SAVE_EVERY};
 
 /// The result of a call that can fail with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -67,9 +67,31 @@ pub enum Error {
     /// The run cannot go on: the numbers themselves went wrong.
     #[error("{0}")]
     Training(String),
+    /// A run whose device was lost again and again.
+    #[error(
+        "the GPU device was lost {times} times, the last time after step {step} ({reason}); {}",
+        way_on(checkpoint.as_deref())
+    )]
+    DeviceLost {
+        /// Optimizer steps done when the device was lost for the last time.
+        step: usize,
+        /// Losses on end without a new checkpoint.
+        times: usize,
+        /// Reason that the driver gave.
+        reason: String,
+        /// Newest checkpoint of the run.
+        checkpoint: Option<PathBuf>,
+    },
     /// An error of the GPU, its driver or its memory.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+}
+
+fn way_on(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(checkpoint) => format!("go on from the last checkpoint with {}", RESUME.is(checkpoint.display())),
+        None => format!("no checkpoint was saved yet; start again, with {SAVE_EVERY} for checkpoints every few steps"),
+    }
 }
 
 /// The kinds of error that a caller would answer differently.
@@ -149,7 +171,7 @@ impl Error {
             Self::Gpu(GpuError::NoAdapter | GpuError::Open { .. } | GpuError::UnknownAdapter { .. }) => {
                 ErrorKind::NoAdapter
             }
-            Self::Gpu(GpuError::Lost(_)) => ErrorKind::GpuLost,
+            Self::DeviceLost { .. } | Self::Gpu(GpuError::Lost(_)) => ErrorKind::GpuLost,
             Self::Gpu(GpuError::OutOfMemory { .. } | GpuError::LimitTooSmall { .. }) => ErrorKind::OutOfMemory,
             Self::Gpu(_) => ErrorKind::Gpu,
         }

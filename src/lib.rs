@@ -55,6 +55,7 @@ pub mod memory;
 pub mod model;
 pub mod network;
 pub mod ops;
+pub mod panics;
 pub mod quant;
 pub mod random;
 pub mod setting;

@@ -18,6 +18,12 @@ fn main() -> ExitCode {
             std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir());
         }
     }
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !loraine::panics::is_caught() {
+            hook(panic);
+        }
+    }));
     match cli::run(cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -69,6 +69,8 @@ pub const RECOMPUTE: Key = Key("recompute");
 pub const REPETITION_PENALTY: Key = Key("repetition-penalty");
 /// Continuation of a run from a checkpoint.
 pub const RESUME: Key = Key("resume");
+/// Steps between checkpoints.
+pub const SAVE_EVERY: Key = Key("save-every");
 /// Shape of the data's records.
 pub const SHAPE: Key = Key("shape");
 /// Linear layers that get adapters.

@@ -97,6 +97,14 @@ impl RunView {
             Event::Skipped { step } => {
                 self.say(format!("step {step}: loss or gradient were not finite; the step was skipped"));
             }
+            Event::DeviceLost { step, reason, checkpoint } if self.json => {
+                let fields = json!({ "step": step, "reason": reason, "checkpoint": checkpoint });
+                self.object("device_lost", fields);
+            }
+            Event::DeviceLost { step, reason, checkpoint } => {
+                let from = checkpoint.map_or("the start".to_owned(), |dir| dir.display().to_string());
+                self.say(format!("the GPU device was lost after step {step} ({reason}); going on from {from}"));
+            }
             Event::Evaluated(metrics) if self.json => self.object("evaluation", json!(metrics)),
             Event::Evaluated(metrics) => {
                 let values = metrics.named_values().map(|(name, value)| format!(", {name} {value:.2}"));

@@ -185,9 +185,12 @@ struct WatchArgs {
     /// Evaluate every N steps; 0 evaluates only at the start and the end [default: 0]
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
-    /// Write a checkpoint every N steps; 0 writes none [default: 0]
+    /// Write a checkpoint every N steps; 0 goes by --save-minutes alone [default: 0]
     #[arg(long, value_name = "N")]
     save_every: Option<usize>,
+    /// Write a checkpoint every N minutes; 0 goes by --save-every alone [default: 10]
+    #[arg(long, value_name = "N")]
+    save_minutes: Option<f64>,
     /// Number of checkpoints to keep [default: 2]
     #[arg(long, value_name = "N")]
     keep: Option<usize>,
@@ -278,6 +281,7 @@ impl TrainArgs {
         set(&mut s.eval_fraction, w.eval_fraction);
         set(&mut s.eval_every, w.eval_every);
         set(&mut s.save_every, w.save_every);
+        set(&mut s.save_minutes, w.save_minutes);
         set(&mut s.keep, w.keep);
         set(&mut s.log_every, w.log_every);
         s.tensorboard |= w.tensorboard;

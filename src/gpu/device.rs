@@ -105,6 +105,20 @@ pub struct Gpu {
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     failure: Arc<Mutex<Option<String>>>,
     lost: Arc<Mutex<Option<String>>>,
+    /// Submits that the device has finished.
+    pub(super) finished: Arc<AtomicU64>,
+    options: GpuOptions,
+}
+
+/// Tells whether a device was lost, also after its [`Gpu`] is gone.
+#[derive(Clone, Debug)]
+pub struct LossWatch(Arc<Mutex<Option<String>>>);
+
+impl LossWatch {
+    /// Returns the driver's reason, or None while the device is there.
+    pub fn reason(&self) -> Option<String> {
+        locked(&self.0).clone()
+    }
 }
 
 /// Locks a mutex, poisoned or not: a poisoned lock only says that another thread panicked, and the maps in it stay whole.
@@ -323,7 +337,24 @@ impl Gpu {
             pipelines: Mutex::default(),
             failure,
             lost,
+            finished: Arc::default(),
+            options: options.clone(),
         })
+    }
+
+    /// The options that this device was opened with, to open it again after a loss.
+    pub fn options(&self) -> &GpuOptions {
+        &self.options
+    }
+
+    /// A watch on the loss of this device.
+    pub fn loss_watch(&self) -> LossWatch {
+        LossWatch(self.lost.clone())
+    }
+
+    /// Counts the device as lost from now on, unless it is already.
+    pub(super) fn lose(&self, reason: String) -> GpuError {
+        GpuError::Lost(locked(&self.lost).get_or_insert(reason).clone())
     }
 
     /// Reports the first error that the device raised outside a call.

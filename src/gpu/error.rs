@@ -58,7 +58,7 @@ pub enum GpuError {
     },
     /// The device is gone.
     #[error(
-        "the GPU device was lost ({0}): save what you can and start again; a driver time-out or an unplugged device does this"
+        "the GPU device was lost ({0}): a driver reset, a sleeping computer or an unplugged device does this; run the command again"
     )]
     Lost(String),
     /// The driver refused a command or a shader.

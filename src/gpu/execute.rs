@@ -13,9 +13,13 @@ use super::device::{Gpu, Pipeline};
 use super::error::GpuError;
 use super::memory::{BufferId, Ledger, MemoryPlan, View};
 use super::profile::Profile;
+use crate::panics::caught;
 
 /// GPU time that one submit may take: well under the 2 s of Windows' watchdog, short enough for a responsive desktop.
 const SUBMIT_BUDGET: Duration = Duration::from_millis(100);
+
+/// A GPU that finishes no submit for so long hangs. Software drivers may take longer.
+const HANG_LIMIT: Duration = Duration::from_secs(120);
 
 /// The allocated buffers of a [`MemoryPlan`], with the bytes that they take.
 #[derive(Default)]
@@ -239,6 +243,13 @@ impl Gpu {
         let started = Instant::now();
         let submission = self.queue.submit([commands]);
         self.in_submits.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let finished = self.finished.clone();
+            self.queue.on_submitted_work_done(move || {
+                finished.fetch_add(1, Ordering::Relaxed);
+            });
+        }
         submission
     }
 
@@ -387,10 +398,32 @@ impl Gpu {
     /// # Errors
     /// A failing device.
     pub fn wait(&self) -> Result<(), GpuError> {
-        self.device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|e| GpuError::Lost(e.to_string()))
-            .and_then(|_| self.check())
+        self.wait_for(None)?;
+        self.check()
+    }
+
+    /// Blocks until a submission is done, or everything submitted. Returns at once in a browser.
+    ///
+    /// # Errors
+    /// A lost device, or one that finishes nothing for [`HANG_LIMIT`].
+    fn wait_for(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), GpuError> {
+        loop {
+            self.check()?;
+            let before = self.finished.load(Ordering::Relaxed);
+            let kind = wgpu::PollType::Wait { submission_index: submission_index.clone(), timeout: Some(HANG_LIMIT) };
+            // wgpu panics where it finds out during a wait that the device is lost.
+            match caught(|| self.device.poll(kind)) {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(wgpu::PollError::Timeout)) => {
+                    let moves = self.finished.load(Ordering::Relaxed) != before;
+                    if !moves && !self.capabilities.cpu {
+                        return Err(self.lose(format!("it finished nothing for {} seconds", HANG_LIMIT.as_secs())));
+                    }
+                }
+                Ok(Err(problem)) => return Err(self.lose(problem.to_string())),
+                Err(panic) => return Err(self.lose(panic)),
+            }
+        }
     }
 
     /// Submits pending writes and waits for everything submitted, so that staging memory is freed.
@@ -492,8 +525,7 @@ impl Gpu {
         submission: wgpu::SubmissionIndex,
     ) -> Result<Vec<u8>, GpuError> {
         // Up to the copy and no further: later work stays under way.
-        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-        self.device.poll(poll).map_err(|e| GpuError::Lost(e.to_string()))?;
+        self.wait_for(Some(submission))?;
         let mapped = mapped.await.map_err(|e| e.to_string()).and_then(|mapped| mapped.map_err(|e| e.to_string()));
         if let Err(problem) = mapped {
             self.check()?;

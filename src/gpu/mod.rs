@@ -16,7 +16,7 @@ mod profile;
 pub use arena::{Arena, Lifetime};
 pub use autotune::{AutotuneKey, AutotuneTable, ProblemSize, Tune, TuneOptions};
 pub use commands::{Capabilities, Command, Cooperative, Dispatch, PARAMS_STRIDE, Recorder, Scratch, params_bytes};
-pub use device::{AdapterSummary, Gpu, GpuOptions, MatrixUnits, adapters, preferred};
+pub use device::{AdapterSummary, Gpu, GpuOptions, LossWatch, MatrixUnits, adapters, preferred};
 pub use error::GpuError;
 pub use execute::{Buffers, PendingRead, Prepared};
 pub use harness::{Harness, PreparedHarness};

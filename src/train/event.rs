@@ -33,6 +33,12 @@ pub enum Event<'a> {
     Skipped {
         step: usize,
     },
+    /// The device was lost after `step` steps. The run opens it again and goes on from `checkpoint`, or from its beginning.
+    DeviceLost {
+        step: usize,
+        reason: &'a str,
+        checkpoint: Option<&'a Path>,
+    },
     Evaluated(&'a EvalMetrics),
     Saved(&'a Path),
 }

@@ -3,15 +3,17 @@
 
 use std::path::{Path, PathBuf};
 
+use web_time::Instant;
+
 use super::checkpoint::{self, Checkpoint, RunState};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome};
 use super::observer::{Observer, Speed};
-use super::output::{Output, RunRecord};
+use super::output::{EvalMetrics, Output, RunRecord};
 use super::prepare::PreparedRun;
 use super::provenance::Provenance;
 use crate::data::batches::MicroBatch;
-use crate::gpu::{Gpu, Profile};
+use crate::gpu::{Gpu, GpuOptions, Profile};
 use crate::model::tensors::EMBEDDING;
 use crate::setting::RESUME;
 use crate::{Error, Result};
@@ -32,32 +34,107 @@ pub struct Start {
     pub profile: bool,
 }
 
-/// Makes the run. `control` is asked after each step; the run waits for its answer.
+/// A device may be lost so often on end without a new checkpoint in between.
+const MAX_LOSSES: usize = 3;
+
+/// The progress of a run over its attempts, as far as the next attempt has to know it after a lost device.
+#[derive(Default)]
+struct Progress {
+    /// True once the output directory holds this run.
+    opened: bool,
+    /// Optimizer steps done.
+    step: usize,
+    /// The step that the last attempt began at.
+    first_step: usize,
+    first_eval: Option<EvalMetrics>,
+}
+
+impl Progress {
+    /// The way in which the next attempt starts: from the newest checkpoint, or anew where there is none.
+    fn next_start(&self, start: Start, out: &Path) -> Start {
+        if !self.opened {
+            return start;
+        }
+        let resume = checkpoint::newest(out).map(|_| Resume::Newest);
+        Start { overwrite: resume.is_none(), resume, ..start }
+    }
+}
+
+/// Makes the run. `control` is asked after each step; the run waits for its answer. After a lost device the run opens the device again
+/// and goes on from its newest checkpoint.
 ///
 /// # Errors
-/// A full disk, a failing device, numbers that stay broken: checkpoints that were saved before stay whole.
+/// A full disk, a device that is lost again and again, numbers that stay broken: checkpoints that were saved before stay whole.
 pub async fn run(
-    prepared: PreparedRun,
-    gpu: Gpu,
+    mut prepared: PreparedRun,
+    mut gpu: Gpu,
     start: &Start,
-    control: impl AsyncFnMut() -> Control,
+    mut control: impl AsyncFnMut() -> Control,
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
+    let (options, mut start) = (gpu.options().clone(), start.clone());
+    let (mut losses, mut resumed_at) = (0, None);
+    let mut progress = Progress::default();
+    loop {
+        let watch = gpu.loss_watch();
+        let result = attempt(&mut prepared, gpu, &start, &mut control, &mut listen, &mut progress).await;
+        let error = match result {
+            Ok(outcome) => return Ok(Outcome { first_eval: progress.first_eval, ..outcome }),
+            Err(error) => error,
+        };
+        // Memory or a command that is refused on a lost device is a loss too.
+        let Some(reason) = watch.reason() else { return Err(error) };
+        if !matches!(error, Error::Gpu(_)) {
+            return Err(error);
+        }
+        losses = if resumed_at == Some(progress.first_step) { losses + 1 } else { 1 };
+        resumed_at = Some(progress.first_step);
+        let saved = checkpoint::newest(&out).filter(|_| progress.opened);
+        if losses > MAX_LOSSES {
+            return Err(Error::DeviceLost { step: progress.step, times: losses, reason, checkpoint: saved });
+        }
+        listen(Event::DeviceLost { step: progress.step, reason: &reason, checkpoint: saved.as_deref() });
+        start = progress.next_start(start, &out);
+        gpu = open_again(&options, losses).await?;
+    }
+}
+
+/// Opens the device once more. A driver that resets itself may need some seconds.
+async fn open_again(options: &GpuOptions, losses: usize) -> Result<Gpu> {
+    #[cfg(not(target_arch = "wasm32"))]
+    std::thread::sleep(std::time::Duration::from_secs(losses as u64));
+    #[cfg(target_arch = "wasm32")]
+    let _ = losses;
+    Ok(Gpu::open(options).await?)
+}
+
+/// Makes the run on a device, up to its end or its first error.
+async fn attempt(
+    prepared: &mut PreparedRun,
+    gpu: Gpu,
+    start: &Start,
+    control: &mut impl AsyncFnMut() -> Control,
+    listen: &mut impl FnMut(Event<'_>),
+    progress: &mut Progress,
+) -> Result<Outcome> {
+    let out = prepared.settings.out.clone();
     let provenance = prepared.provenance()?;
-    let resumed = start.resume.as_ref().map(|resume| Resumed::find(&prepared, resume, &provenance)).transpose()?;
-    let (mut engine, record) = open_engine(&prepared, gpu, &mut listen).await?;
+    let resumed = start.resume.as_ref().map(|resume| Resumed::find(prepared, resume, &provenance)).transpose()?;
+    let (mut engine, record) = open_engine(prepared, gpu, listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| found.checkpoint.state.step))?;
+    progress.opened = true;
     output.write_run(&prepared.settings, &record)?;
     if prepared.settings.tensorboard {
         output.add_tensorboard()?;
     }
     engine.profile = start.profile.then(Profile::default);
-    let state = first_state(&mut engine, &prepared, resumed.as_ref(), provenance, &mut listen)?;
+    let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
+    (progress.first_step, progress.step) = (state.step, state.step);
     let observer = Observer {
         output: &mut output,
-        listen: &mut listen,
+        listen,
         settings: prepared.settings.clone(),
         steps: prepared.steps,
         gpu_bytes: engine.buffers.ledger().total(),
@@ -75,7 +152,8 @@ pub async fn run(
         loss_svg: PathBuf::new(),
     };
     let eval_batches = prepared.eval_batches();
-    let mut training = Training { prepared, engine, observer, state, eval_batches, outcome };
+    let last_save = Instant::now();
+    let mut training = Training { prepared, engine, observer, state, eval_batches, outcome, progress, last_save };
     training.make_steps(control).await?;
     training.finish(&out).await
 }
@@ -160,19 +238,21 @@ fn first_state(
 
 /// A run between its first and its last step.
 struct Training<'a, L: FnMut(Event<'_>)> {
-    prepared: PreparedRun,
+    prepared: &'a mut PreparedRun,
     engine: Engine,
     observer: Observer<'a, L>,
     state: RunState,
     eval_batches: Vec<MicroBatch>,
     outcome: Outcome,
+    progress: &'a mut Progress,
+    last_save: Instant,
 }
 
 impl<L: FnMut(Event<'_>)> Training<'_, L> {
     /// Makes every step that is left, or those up to the command to stop.
-    async fn make_steps(&mut self, mut control: impl AsyncFnMut() -> Control) -> Result<()> {
+    async fn make_steps(&mut self, control: &mut impl AsyncFnMut() -> Control) -> Result<()> {
         if !self.eval_batches.is_empty() && self.state.step == 0 {
-            self.outcome.first_eval = Some(self.observer.evaluate(&mut self.engine, &self.eval_batches, 0).await?);
+            self.progress.first_eval = Some(self.observer.evaluate(&mut self.engine, &self.eval_batches, 0).await?);
         }
         while self.state.step < self.prepared.steps {
             self.step().await?;
@@ -197,6 +277,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         let lr = settings.lr * factor;
         let result = self.engine.step(&micro_batches, &settings.optimizer(), lr, settings.seed).await?;
         self.state.step += 1;
+        self.progress.step = self.state.step;
         match result {
             Some(result) => self.observer.step(result),
             None => Ok(()),
@@ -207,8 +288,11 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     async fn evaluate_and_save(&mut self, request: Control) -> Result<()> {
         let (settings, step) = (&self.prepared.settings, self.state.step);
         let every = |count: usize| count > 0 && step.is_multiple_of(count);
-        let due = every(settings.save_every);
         let last = step == self.prepared.steps;
+        let minutes = self.last_save.elapsed().as_secs_f64() / 60.0;
+        // The end of the run saves what was trained.
+        let by_time = settings.save_minutes > 0.0 && minutes >= settings.save_minutes && !last;
+        let due = every(settings.save_every) || by_time;
         let evaluate = !self.eval_batches.is_empty() && (every(settings.eval_every) || last);
         if due || evaluate || request != Control::Continue {
             self.observer.drain(&mut self.engine).await?;
@@ -235,6 +319,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         let settings = &self.prepared.settings;
         let place = checkpoint::save(&settings.out, self.prepared.trainable(), &checkpoint, settings.keep)?;
         (self.observer.listen)(Event::Saved(&place));
+        self.last_save = Instant::now();
         Ok(())
     }
 

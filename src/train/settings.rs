@@ -128,8 +128,10 @@ pub struct RunSettings {
     pub eval_fraction: f64,
     /// 0 evaluates at the end alone.
     pub eval_every: usize,
-    /// 0 saves at the end alone.
+    /// Steps between checkpoints; 0 saves by `save_minutes` alone.
     pub save_every: usize,
+    /// Minutes between checkpoints; 0 saves by `save_every` alone.
+    pub save_minutes: f64,
     /// Checkpoints that stay; the oldest go first.
     pub keep: usize,
     pub log_every: usize,
@@ -182,6 +184,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("eval-fraction", OnResume::Free).number(Range::Share, |s| Some(s.eval_fraction)),
     Setting::new("eval-every", OnResume::Free).count(0, |s| Some(s.eval_every as u64)),
     Setting::new("save-every", OnResume::Free).count(0, |s| Some(s.save_every as u64)),
+    Setting::new("save-minutes", OnResume::Free).number(Range::NotNegative, |s| Some(s.save_minutes)),
     Setting::new("keep", OnResume::Free).count(0, |s| Some(s.keep as u64)),
     Setting::new("log-every", OnResume::Free).count(1, |s| Some(s.log_every as u64)),
     Setting::new("recompute", OnResume::Free),
@@ -227,6 +230,7 @@ impl Default for RunSettings {
             eval_fraction: 0.0,
             eval_every: 0,
             save_every: 0,
+            save_minutes: 10.0,
             keep: 2,
             log_every: 1,
             recompute: RecomputeChoice::Auto,

@@ -107,6 +107,15 @@ pub enum RunEvent {
         /// Number of the step, from 1.
         step: usize,
     },
+    /// The run opens the device again, and goes on from its newest checkpoint or from its beginning.
+    DeviceLost {
+        /// Optimizer steps done before.
+        step: usize,
+        /// Reason that the driver gave.
+        reason: String,
+        /// True if there is a checkpoint to go on from.
+        resumes: bool,
+    },
     /// The loss on the held-out data was measured.
     Evaluated(EvalMetrics),
     /// Directory in the engine's file system: a checkpoint, or at the end the output directory.

@@ -121,6 +121,11 @@ impl Run {
                     Event::Loading { done, total } => RunEvent::Loading { done, total },
                     Event::Step { metrics, steps } => RunEvent::Step(StepReport { metrics: metrics.clone(), steps }),
                     Event::Skipped { step } => RunEvent::Skipped { step },
+                    Event::DeviceLost { step, reason, checkpoint } => {
+                        // A run that starts anew reports no step that it resumed after.
+                        self.step.set(0);
+                        RunEvent::DeviceLost { step, reason: reason.to_owned(), resumes: checkpoint.is_some() }
+                    }
                     Event::Evaluated(metrics) => RunEvent::Evaluated(metrics.clone()),
                     Event::Saved(path) => RunEvent::Saved { path: path.display().to_string() },
                 },

@@ -24,6 +24,7 @@ mod hub;
 mod interruption;
 mod invariants;
 mod long_run;
+mod lossy;
 mod memory;
 mod parity;
 mod project;

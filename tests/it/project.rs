@@ -187,7 +187,9 @@ fn included_files(dir: &Path) -> BTreeSet<String> {
             for part in text.split("include_str!(\"").chain(text.split("include_bytes!(\"")).skip(1) {
                 let Some((name, _)) = part.split_once("\")") else { continue };
                 let full = path.parent().expect("a folder").join(name);
-                if let (Ok(full), Ok(root)) = (full.canonicalize(), Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize()) {
+                if let (Ok(full), Ok(root)) =
+                    (full.canonicalize(), Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize())
+                {
                     found.extend(full.strip_prefix(root).ok().map(|name| name.display().to_string()));
                 }
             }
