@@ -7,45 +7,78 @@ mod writer;
 
 pub use writer::DEFAULT_SHARD_BYTES;
 
-use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::files::remove_if_there;
+use crate::files::{self, DirectoryLock};
 use crate::setting::{OUT, OVERWRITE};
 use crate::{Error, Result};
 
-/// An output directory that is still being written, under a temporary name beside its final path.
+/// An output directory that is still being written, under a temporary name beside its final path. Nobody else writes to the path
+/// meanwhile.
+///
+/// At any moment the path holds the old model or the new one, each whole; where the system cannot exchange two directories at one
+/// stroke, it may be missing for an instant, and the old model then comes back with the next export.
 struct OutputDirectory {
     place: PathBuf,
+    /// The new model while it is written.
     beside: PathBuf,
+    /// The old model while it is replaced.
+    aside: PathBuf,
+    _lock: DirectoryLock,
 }
 
 impl OutputDirectory {
     /// Makes the temporary directory for a model that is made from the one in `source`.
     ///
     /// # Errors
-    /// The path exists and `overwrite` is false, is the source itself, or cannot be written.
+    /// The path exists and `overwrite` is false, is the source itself, is being written by another process, or cannot be written.
     fn create(place: &Path, source: &Path, overwrite: bool) -> Result<Self> {
-        if let (Ok(from), Ok(to)) = (source.canonicalize(), place.canonicalize())
+        if let (Ok(from), Ok(to)) = (files::canonicalize(source), files::canonicalize(place))
             && from == to
         {
             return Err(Error::file(place, format!("is the model's own directory; choose another for {OUT}")));
         }
-        let empty = fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_none());
-        if place.exists() && !empty && !overwrite {
+        let name =
+            place.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(place, "is no directory name"))?;
+        let lock = files::lock_place(place)?;
+        let named = |end: &str| place.with_file_name(format!(".{name}.{}.{end}", files::writer_id()));
+        let out = Self { place: place.to_owned(), beside: named("part"), aside: named("old"), _lock: lock };
+        out.clean_up(name).map_err(|e| out.failed(&e))?;
+        let empty = files::names(place).is_ok_and(|names| names.is_empty());
+        if files::exists(place) && !empty && !overwrite {
             let problem = format!("exists already; choose a new directory, or {OVERWRITE} to replace it");
             return Err(Error::file(place, problem));
         }
-        if place.exists() && !empty && !place.join("config.json").is_file() {
+        if files::exists(place) && !empty && !files::is_file(&place.join("config.json")) {
             return Err(Error::file(place, "exists and holds no model; it is not replaced"));
         }
-        let name =
-            place.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(place, "is no directory name"))?;
-        let beside = place.with_file_name(format!(".{name}.part"));
-        remove_if_there(&beside)
-            .and_then(|()| fs::create_dir_all(&beside))
-            .map_err(|e| Error::file(place, format!("cannot be written: {e}")))?;
-        Ok(Self { place: place.to_owned(), beside })
+        files::check_unlocked(place)?;
+        files::create_dir_all(&out.beside).map_err(|e| out.failed(&e))?;
+        Ok(out)
+    }
+
+    fn failed(&self, e: &io::Error) -> Error {
+        Error::file(&self.place, format!("cannot be written: {e}"))
+    }
+
+    /// Takes away what exports to this path that were cut short have left. An old model that was moved aside and not yet replaced
+    /// goes back to its place.
+    fn clean_up(&self, name: &str) -> io::Result<()> {
+        let parent = parent(&self.place);
+        for left in files::names(parent)? {
+            let Some(middle) = left.strip_prefix(&format!(".{name}.")) else { continue };
+            let (number, end) = middle.split_once('.').unwrap_or(("", middle));
+            if !number.bytes().all(|byte| byte.is_ascii_digit()) || !["part", "old"].contains(&end) {
+                continue;
+            }
+            let path = parent.join(&left);
+            match end == "old" && !files::exists(&self.place) {
+                true => files::rename(&path, &self.place)?,
+                false => files::remove_if_there(&path)?,
+            }
+        }
+        Ok(())
     }
 
     /// Directory for the files while they are written.
@@ -53,19 +86,45 @@ impl OutputDirectory {
         &self.beside
     }
 
-    /// Renames the complete directory to its final path.
+    /// Moves the complete directory to its final path, on the disk too. The model that was there is removed after that.
     fn finish(self) -> Result<()> {
-        let failed = |e: std::io::Error| Error::file(&self.place, format!("cannot be written: {e}"));
-        if self.place.exists() {
-            fs::remove_dir_all(&self.place).map_err(failed)?;
+        self.move_in().map_err(|e| self.failed(&e))?;
+        for old in [&self.beside, &self.aside] {
+            files::remove_if_there(old).map_err(|e| {
+                let problem =
+                    format!("holds the new model, but the old one, {}, cannot be removed: {e}", old.display());
+                Error::file(&self.place, problem)
+            })?;
         }
-        fs::rename(&self.beside, &self.place).map_err(failed)
+        Ok(())
+    }
+
+    fn move_in(&self) -> io::Result<()> {
+        files::sync_files(&self.beside)?;
+        if files::exists(&self.place) || files::is_link(&self.place) {
+            match files::exchange(&self.beside, &self.place) {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                    files::rename(&self.place, &self.aside)?;
+                    files::rename(&self.beside, &self.place).inspect_err(|_| {
+                        let _ = files::rename(&self.aside, &self.place);
+                    })?;
+                }
+                exchanged => exchanged?,
+            }
+        } else {
+            files::rename(&self.beside, &self.place)?;
+        }
+        files::sync_directory(parent(&self.place))
     }
 }
 
+fn parent(place: &Path) -> &Path {
+    place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl Drop for OutputDirectory {
-    /// Removes the temporary directory after an error; a finished one has been renamed.
+    /// Removes the temporary directory after an error, or the old model after an exchange; a finished one has been renamed.
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.beside);
+        let _ = files::remove_if_there(&self.beside);
     }
 }

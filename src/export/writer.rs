@@ -1,14 +1,13 @@
 //! Writes a model's safetensors file tensor by tensor: all sizes are known first, the values follow one after another. Large models
 //! are split into shards with an index, as transformers does.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::files::write_atomically;
+use crate::files::{File, create_new, write_atomically};
 use crate::{Error, Result};
 
 /// Default limit for the tensor bytes of one file.
@@ -126,7 +125,7 @@ impl TensorWriter {
         // Readers that map the file into memory need aligned data.
         header.resize(header.len().next_multiple_of(8), b' ');
         let failed = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
-        let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+        let mut file = BufWriter::new(create_new(path).map_err(failed)?);
         file.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| file.write_all(&header)).map_err(failed)?;
         let left = tensors.into_iter().rev().collect();
         Ok(Self { path: path.to_owned(), file, left })

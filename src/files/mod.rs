@@ -4,6 +4,8 @@
 #[cfg(not(target_arch = "wasm32"))]
 mod disk;
 mod fingerprint;
+#[cfg(not(target_arch = "wasm32"))]
+mod lock;
 #[cfg(any(target_arch = "wasm32", test))]
 pub mod mounted;
 
@@ -12,6 +14,8 @@ use std::path::Path;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use disk::*;
+#[cfg(not(target_arch = "wasm32"))]
+pub use lock::{DirectoryLock, check_unlocked, lock_directory, lock_place};
 #[cfg(target_arch = "wasm32")]
 pub use mounted::*;
 
@@ -19,7 +23,8 @@ pub use fingerprint::Fingerprint;
 
 use crate::{Error, Result};
 
-/// Writes `bytes` to `path` atomically: a reader, also after a crash, sees either the old file or the new one.
+/// Writes `bytes` to `path` atomically: a reader, also after a crash, sees either the old file or the new one. On return the new one
+/// is on the disk.
 ///
 /// # Errors
 /// The file cannot be written. One that is there stays as it is.
@@ -27,10 +32,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(path, "is not a file name"))?;
     let beside = path.with_file_name(format!(".{name}.part"));
     let write = || -> io::Result<()> {
-        let mut file = File::create(&beside)?;
+        let mut file = create_new(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        rename(&beside, path)
+        rename(&beside, path)?;
+        sync_directory(path.parent().unwrap_or(Path::new("")))
     };
     write().map_err(|e| {
         let _ = remove_file(&beside);
@@ -38,12 +44,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Removes a file, or a directory with everything below it. A missing path is not an error.
+/// Removes a file, a link, or a directory with everything below it. A missing path is not an error.
 ///
 /// # Errors
 /// The path cannot be removed.
 pub fn remove_if_there(path: &Path) -> io::Result<()> {
-    match if is_dir(path) { remove_dir_all(path) } else { remove_file(path) } {
+    match if is_dir(path) && !is_link(path) { remove_dir_all(path) } else { remove_file(path) } {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }

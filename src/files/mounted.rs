@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::Result;
+
 /// Fills a buffer with the bytes from an offset on.
 pub type RangeReader = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
 
@@ -187,6 +189,11 @@ pub fn exists(path: &Path) -> bool {
     is_file(path) || is_dir(path)
 }
 
+/// There are no links.
+pub fn is_link(_: &Path) -> bool {
+    false
+}
+
 /// The path as it is, since there are no links here.
 ///
 /// # Errors
@@ -246,6 +253,49 @@ pub fn append(path: &Path) -> io::Result<File> {
     let mut file = if is_file(path) { File::open(path)? } else { File::create(path)? };
     file.seek(SeekFrom::End(0))?;
     Ok(file)
+}
+
+/// Creates a file; one that is there is replaced.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    super::remove_if_there(path)?;
+    File::create(path)
+}
+
+/// Every directory can be written to.
+///
+/// # Errors
+/// None.
+pub fn check_writable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Each page has its own store, so nobody else writes to a directory.
+#[derive(Debug)]
+pub struct DirectoryLock;
+
+/// Does nothing: see [`DirectoryLock`].
+pub fn lock_directory(_: &Path) -> Result<DirectoryLock> {
+    Ok(DirectoryLock)
+}
+
+/// Does nothing: see [`DirectoryLock`].
+pub fn lock_place(_: &Path) -> Result<DirectoryLock> {
+    Ok(DirectoryLock)
+}
+
+/// Does nothing: see [`DirectoryLock`].
+pub fn check_unlocked(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// The store cannot exchange two paths.
+pub fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Does nothing: the store has no disk to write to.
+pub fn sync_files(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Does nothing: the store has no disk to write to.

@@ -242,7 +242,7 @@ impl QuantizedCache {
     async fn write(&self, gpu: &Gpu, buffers: &Buffers, beside: &Path) -> Result<bool> {
         let begin = || -> io::Result<File> {
             files::create_dir_all(self.path.parent().unwrap_or(Path::new("")))?;
-            let mut file = File::create(beside)?;
+            let mut file = files::create_new(beside)?;
             file.write_all(&self.identity)?;
             Ok(file)
         };

@@ -23,7 +23,7 @@ impl EventFile {
     pub fn create(dir: &Path) -> Result<Self> {
         let now = wall_time();
         let path = dir.join(format!("events.out.tfevents.{}.loraine.{}", now as u64, files::writer_id()));
-        let file = File::create(&path).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
+        let file = files::create_new(&path).map_err(|e| Error::file(&path, format!("cannot be written: {e}")))?;
         let mut events = Self { path, file };
         // Event { wall_time = 1, file_version = 3 }
         let version = [tag_double(1, now), tag_bytes(3, b"brain.Event:2")].concat();

@@ -118,7 +118,7 @@ impl Cache {
 
     fn write(&self, contents: &Contents, beside: &Path) -> io::Result<()> {
         files::create_dir_all(self.path.parent().unwrap_or(Path::new("")))?;
-        let mut file = File::create(beside)?;
+        let mut file = files::create_new(beside)?;
         file.write_all(serde_json::to_string_pretty(contents)?.as_bytes())?;
         file.sync_all()?;
         files::rename(beside, &self.path)
