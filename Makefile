@@ -1,4 +1,4 @@
-.PHONY: help demo test check web serve page bench fmt deny typos dist packages
+.PHONY: help demo test soak check web serve page bench fmt deny typos dist packages
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -29,6 +29,11 @@ test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in 
 	scripts/newer-mesa-test
 	scripts/wasm-cargo clippy -- -D warnings
 	scripts/page-test
+
+soak: export LP_NUM_THREADS = 0
+soak: export LORAINE_SOAK ?= 50
+soak: ## faults of the machine in large numbers: failing system calls, kills, two writers, damage; some hours
+	cargo test --test it faults::
 
 check: ## compile, lint and run the tests that need no GPU, on any system
 	cargo clippy --all-targets -- -D warnings

@@ -80,10 +80,14 @@ impl RunView {
                 self.plan(ledger, kept_layers, layers, steps);
                 self.say(format!("train   {trained_parameters} parameters, {steps} steps"));
             }
-            Event::Resumed { step, from, changed } => {
+            Event::Resumed { step, from, passed_over, changed } => {
                 let changed: Vec<_> = changed.iter().map(|sentence| written(sentence, as_flag)).collect();
                 if self.json {
-                    return self.object("resumed", json!({ "step": step, "from": from, "changed": changed }));
+                    let fields = json!({ "step": step, "from": from, "passed_over": passed_over, "changed": changed });
+                    return self.object("resumed", fields);
+                }
+                for sentence in passed_over {
+                    self.say(sentence.clone());
                 }
                 self.say(format!("resumed after step {step} from {}", from.display()));
                 if !changed.is_empty() {

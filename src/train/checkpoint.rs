@@ -1,15 +1,17 @@
 //! Checkpoints: everything that a run needs to go on bit for bit. `step-N/` holds the adapter as PEFT has it (or of full training the
 //! model in f32), `optimizer.safetensors` with AdamW's moments, and `state.json`. A directory is written beside its place, synced, then
-//! renamed, so that a checkpoint that has its name is whole.
+//! renamed, so that a checkpoint that has its name is whole. Length and checksum of each file show damage that came later.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::objective::Report;
 use super::provenance::Provenance;
 use super::values::{TrainedValues, deserialize_moments, serialize_moments};
-use crate::files::{self, remove_if_there, write_atomically};
+use crate::files::{self, File, remove_if_there, write_atomically};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
@@ -21,6 +23,9 @@ use crate::{Error, Result};
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Keys of `state.json` beside the run's state: length and checksum of every other file, and the state's own checksum.
+const FILES: &str = "files";
+const OWN_SUM: &str = "crc32c";
 
 /// The place of a run: the order of the data and every random draw follow from the seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,8 +110,7 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
         let Checkpoint { values, moments, .. } = checkpoint;
         let moments = serialize_moments(&beside, values, moments, trainable.modules())?;
         write_atomically(&beside.join(OPTIMIZER), &moments)?;
-        let state = serde_json::to_string_pretty(&checkpoint.state).map_err(|e| Error::file(&place, e))?;
-        write_atomically(&beside.join(STATE), state.as_bytes())?;
+        write_state(&beside, &checkpoint.state)?;
         remove_if_there(&place).map_err(failed)?;
         files::rename(&beside, &place).map_err(failed)?;
         files::sync_directory(&parent).map_err(failed)
@@ -114,12 +118,118 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
     write().inspect_err(|_| {
         let _ = files::remove_dir_all(&beside);
     })?;
-    let mut steps = steps_in(out);
-    steps.reverse();
-    for step in steps.into_iter().skip(keep.max(1)) {
-        remove(out, step)?;
-    }
+    remove_beyond(out, keep)?;
     Ok(place)
+}
+
+/// Removes all checkpoints but the newest `keep`.
+///
+/// # Errors
+/// A checkpoint that cannot be removed.
+pub fn remove_beyond(out: &Path, keep: usize) -> Result<()> {
+    steps_in(out).into_iter().rev().skip(keep.max(1)).try_for_each(|step| remove(out, step))
+}
+
+/// Writes `state.json` with length and CRC-32C of every other file of the checkpoint, and a CRC-32C of its own.
+fn write_state(dir: &Path, state: &RunState) -> Result<()> {
+    let path = dir.join(STATE);
+    let Ok(Value::Object(mut object)) = serde_json::to_value(state) else { unreachable!("a state is an object") };
+    let mut names = files::names(dir).map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+    names.sort_unstable();
+    let sums = names.into_iter().map(|name| {
+        let (bytes, crc32c) = sum_of(&dir.join(&name))?;
+        Ok((name, json!({ "bytes": bytes, "crc32c": crc32c })))
+    });
+    object.insert(FILES.to_owned(), Value::Object(sums.collect::<Result<_>>()?));
+    object.insert(OWN_SUM.to_owned(), sum_of_state(&object).into());
+    write_atomically(&path, format!("{:#}\n", Value::Object(object)).as_bytes())
+}
+
+/// Checksum of a state's content, however it is laid out.
+fn sum_of_state(object: &Map<String, Value>) -> u32 {
+    crc32c::crc32c(Value::Object(object.clone()).to_string().as_bytes())
+}
+
+/// Length and CRC-32C of a file.
+fn sum_of(path: &Path) -> Result<(u64, u32)> {
+    let read = || -> std::io::Result<(u64, u32)> {
+        let mut file = File::open(path)?;
+        let (mut bytes, mut sum, mut piece) = (0, 0, vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok((bytes, sum)),
+                read => (bytes, sum) = (bytes + read as u64, crc32c::crc32c_append(sum, &piece[..read])),
+            }
+        }
+    };
+    read().map_err(|e| Error::file(path, format!("cannot be read: {e}")))
+}
+
+/// Reads `state.json` and holds the checkpoint against it: its own checksum, those of the other files, and the step of its name.
+/// Checkpoints of loraine 0.1 have no checksums.
+fn read_state(dir: &Path) -> Result<RunState> {
+    let path = dir.join(STATE);
+    let damaged = |problem: &dyn std::fmt::Display| Error::file(&path, format!("is damaged: {problem}"));
+    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let mut object: Map<String, Value> = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
+    let own_sum = object.remove(OWN_SUM);
+    if own_sum.as_ref().is_some_and(|sum| *sum != sum_of_state(&object)) {
+        return Err(damaged(&"its checksum is another"));
+    }
+    let sums = object.remove(FILES);
+    if sums.is_some() != own_sum.is_some() {
+        return Err(damaged(&"one of its checksums is missing"));
+    }
+    let state: RunState = serde_json::from_value(Value::Object(object)).map_err(|e| damaged(&e))?;
+    for (name, expected) in sums.as_ref().and_then(Value::as_object).into_iter().flatten() {
+        let (bytes, crc32c) = sum_of(&dir.join(name))?;
+        let problem = match (expected["bytes"].as_u64(), expected["crc32c"].as_u64()) {
+            (Some(was), _) if was != bytes => format!("it has {bytes} bytes instead of {was}"),
+            (_, sum) if sum != Some(crc32c.into()) => "its checksum is another than when it was saved".to_owned(),
+            _ => continue,
+        };
+        return Err(Error::file(dir.join(name), format!("is damaged: {problem}")));
+    }
+    let named = dir.file_name().and_then(|name| name.to_str()).and_then(step_of);
+    match named {
+        Some(named) if named != state.step => {
+            Err(damaged(&format!("it is of step {}, but the directory of step {named}", state.step)))
+        }
+        _ => Ok(state),
+    }
+}
+
+/// Holds a checkpoint against its checksums.
+///
+/// # Errors
+/// A file of it that is damaged or missing.
+pub fn check(dir: &Path) -> Result<()> {
+    read_state(dir).map(|_| ())
+}
+
+/// The newest checkpoint below `out`, if there is one.
+pub fn newest(out: &Path) -> Option<PathBuf> {
+    steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
+}
+
+/// The newest undamaged checkpoint below `out`, if there is a checkpoint. A sentence about each damaged one that is newer is added to
+/// `passed_over`.
+///
+/// # Errors
+/// Every checkpoint is damaged; the newest one is named.
+pub fn newest_whole(out: &Path, passed_over: &mut Vec<String>) -> Result<Option<PathBuf>> {
+    let mut first = None;
+    for step in steps_in(out).into_iter().rev() {
+        let dir = directory(out).join(format!("step-{step}"));
+        match check(&dir) {
+            Ok(()) => return Ok(Some(dir)),
+            Err(problem) => {
+                passed_over.push(format!("the checkpoint of step {step} is passed over: {problem}"));
+                first.get_or_insert(problem);
+            }
+        }
+    }
+    first.map_or(Ok(None), Err)
 }
 
 /// Removes the checkpoints of steps after `step`, which a run that goes on from there makes again.
@@ -178,17 +288,18 @@ pub fn remove_parts(out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The step in the name of a checkpoint, which has no zeros before it and no sign.
+fn step_of(name: &str) -> Option<usize> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (name == format!("step-{step}")).then_some(step)
+}
+
 /// The steps of the whole checkpoints below `out`, ascending.
 fn steps_in(out: &Path) -> Vec<usize> {
     let names = files::names(&directory(out)).unwrap_or_default();
-    let mut steps: Vec<usize> = names.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+    let mut steps: Vec<usize> = names.iter().filter_map(|name| step_of(name)).collect();
     steps.sort_unstable();
     steps
-}
-
-/// The newest checkpoint below `out`, if there is one.
-pub fn newest(out: &Path) -> Option<PathBuf> {
-    steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
 }
 
 /// Reads a checkpoint directory, which must be of `trainable`, with moments that are kept in `storage`.
@@ -196,6 +307,7 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
 /// # Errors
 /// Files that are missing or damaged, or that hold other modules, ranks or moments than the run has.
 pub fn load(dir: &Path, model: &ModelConfig, trainable: Trainable, storage: MomentStorage) -> Result<Checkpoint> {
+    let state = read_state(dir)?;
     let values = match trainable {
         Trainable::Adapter { modules, .. } => {
             let adapter = adapter_file::load(dir, model)?;
@@ -207,9 +319,6 @@ pub fn load(dir: &Path, model: &ModelConfig, trainable: Trainable, storage: Mome
         }
         Trainable::Base { .. } => TrainedValues::Base(model_directory::load(dir, model)?),
     };
-    let path = dir.join(STATE);
-    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let state = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is damaged: {e}")))?;
     let path = dir.join(OPTIMIZER);
     let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let moments = deserialize_moments(&path, &bytes, &values, trainable.modules(), storage)?;

@@ -18,6 +18,8 @@ pub enum Event<'a> {
     Resumed {
         step: usize,
         from: &'a Path,
+        /// Sentences about newer checkpoints that are damaged; the run replaces them.
+        passed_over: &'a [String],
         /// Settings that have changed since the checkpoint, so that the rest differs from that of one uninterrupted run.
         changed: &'a [String],
     },

@@ -89,23 +89,25 @@ pub struct Output {
 
 impl Output {
     /// # Errors
-    /// A directory that holds a run already, unless `may_hold_run`, or where nothing can be written.
+    /// A directory that holds a run already, unless `may_hold_run`, that another process writes to, or where nothing can be written.
     pub fn check(dir: &Path, may_hold_run: bool) -> Result<()> {
-        if !may_hold_run && holds_run(dir) {
-            let problem = format!(
-                "holds another run; choose a new directory, {RESUME} to go on with it, or {OVERWRITE} to replace it"
-            );
-            return Err(Error::file(dir, problem));
+        if !may_hold_run {
+            refuse_run(dir)?;
         }
-        check_writable(dir)
+        files::check_unlocked(dir)?;
+        let there = dir.ancestors().find(|d| d.as_os_str().is_empty() || files::exists(d)).unwrap_or(dir);
+        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        files::check_writable(there).map_err(|e| Error::file(dir, format!("cannot be written to: {e}")))
     }
 
-    /// Opens `dir` for a new run, or with `resume_from` for one that goes on after that step.
+    /// Opens `dir`, which the caller has locked, for a new run, or with `resume_from` for one that goes on after that step.
     ///
     /// # Errors
     /// A directory that holds a run already, unless it is resumed or `overwrite` is set.
     pub fn open(dir: &Path, overwrite: bool, resume_from: Option<usize>) -> Result<Self> {
-        Self::check(dir, overwrite || resume_from.is_some())?;
+        if !(overwrite || resume_from.is_some()) {
+            refuse_run(dir)?;
+        }
         let failed = |e: std::io::Error| Error::file(dir, format!("cannot be written to: {e}"));
         if overwrite && resume_from.is_none() {
             for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json", "README.md"] {
@@ -173,6 +175,11 @@ impl Output {
         write_atomically(&path, text.as_bytes())
     }
 
+    /// Writes the metrics to the disk, so that they survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync_all().map_err(|e| Error::file(self.dir.join(METRICS), format!("cannot be written: {e}")))
+    }
+
     /// Draws `loss.svg` from the lines logged so far.
     pub fn draw_loss(&self) -> Result<PathBuf> {
         let path = self.dir.join("loss.svg");
@@ -182,18 +189,14 @@ impl Output {
     }
 }
 
-/// Writes and removes an empty file in `dir`, or in the directory that it would be made in.
-fn check_writable(dir: &Path) -> Result<()> {
-    let there = dir.ancestors().find(|d| d.as_os_str().is_empty() || files::exists(d)).unwrap_or(dir);
-    let probe = there.join(format!(".loraine-{}.part", files::writer_id()));
-    let written = File::create(&probe).and_then(|_| files::remove_file(&probe));
-    written.map_err(|e| Error::file(dir, format!("cannot be written to: {e}")))
-}
-
-fn holds_run(dir: &Path) -> bool {
-    [METRICS, RUN, "adapter_model.safetensors", "model.safetensors", "checkpoints"]
-        .iter()
-        .any(|file| files::exists(&dir.join(file)))
+fn refuse_run(dir: &Path) -> Result<()> {
+    let holds = [METRICS, RUN, "adapter_model.safetensors", "model.safetensors", "checkpoints"];
+    if !holds.iter().any(|file| files::exists(&dir.join(file))) {
+        return Ok(());
+    }
+    let problem =
+        format!("holds another run; choose a new directory, {RESUME} to go on with it, or {OVERWRITE} to replace it");
+    Err(Error::file(dir, problem))
 }
 
 /// The (step, loss) pairs of a metrics file: training and evaluation.

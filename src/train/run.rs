@@ -16,7 +16,7 @@ use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
 use crate::model::tensors::EMBEDDING;
 use crate::setting::RESUME;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The checkpoint that a run resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,7 @@ pub async fn run(
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
     let (options, mut start) = (gpu.options().clone(), start.clone());
+    let _lock = files::lock_directory(&out)?;
     let (mut losses, mut resumed_at) = (0, None);
     let mut progress = Progress::default();
     loop {
@@ -162,6 +163,8 @@ async fn attempt(
 struct Resumed {
     dir: PathBuf,
     checkpoint: Checkpoint,
+    /// Sentences about newer checkpoints that are damaged.
+    passed_over: Vec<String>,
     /// Settings that have changed since, as sentences.
     changed: Vec<String>,
 }
@@ -170,14 +173,15 @@ impl Resumed {
     fn find(prepared: &PreparedRun, resume: &Resume, provenance: &Provenance) -> Result<Self> {
         let out = &prepared.settings.out;
         let missing = || Error::file(out, format!("holds no checkpoint to resume from; start anew without {RESUME}"));
+        let mut passed_over = Vec::new();
         let dir = match resume {
-            Resume::Newest => checkpoint::newest(out).ok_or_else(missing)?,
+            Resume::Newest => checkpoint::newest_whole(out, &mut passed_over)?.ok_or_else(missing)?,
             Resume::At(dir) => dir.clone(),
         };
         let moments = prepared.settings.optim.moments();
         let checkpoint = checkpoint::load(&dir, &prepared.source.config, prepared.trainable(), moments)?;
         let changed = checkpoint.state.origin.check_resume(provenance).map_err(|problem| Error::file(&dir, problem))?;
-        Ok(Self { dir, checkpoint, changed })
+        Ok(Self { dir, checkpoint, passed_over, changed })
     }
 }
 
@@ -225,14 +229,14 @@ fn first_state(
     provenance: Provenance,
     listen: &mut impl FnMut(Event<'_>),
 ) -> Result<RunState> {
-    let Some(Resumed { dir, checkpoint, changed }) = resumed else {
+    let Some(Resumed { dir, checkpoint, passed_over, changed }) = resumed else {
         engine.write_adapter(&prepared.initial);
         return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), origin: provenance });
     };
     let step = checkpoint.state.step;
     checkpoint::remove_after(&prepared.settings.out, step)?;
     engine.resume(step, &checkpoint.values, &checkpoint.moments);
-    listen(Event::Resumed { step, from: dir, changed });
+    listen(Event::Resumed { step, from: dir, passed_over, changed });
     Ok(RunState { origin: provenance, ..checkpoint.state.clone() })
 }
 
@@ -317,6 +321,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
             moments: self.engine.read_moments().await?,
         };
         let settings = &self.prepared.settings;
+        self.observer.output.sync()?;
         let place = checkpoint::save(&settings.out, self.prepared.trainable(), &checkpoint, settings.keep)?;
         (self.observer.listen)(Event::Saved(&place));
         self.last_save = Instant::now();
@@ -329,6 +334,8 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         let (settings, source) = (&self.prepared.settings, &self.prepared.source);
         let float = settings.dtype.unwrap_or_else(|| source.stored(EMBEDDING));
         self.prepared.trainable().save(out, &self.engine.read_values().await?, float)?;
+        self.observer.output.sync()?;
+        checkpoint::remove_beyond(out, settings.keep)?;
         (self.observer.listen)(Event::Saved(out));
         self.outcome.step = self.state.step;
         self.outcome.profile = self.engine.profile.take();

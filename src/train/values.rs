@@ -111,15 +111,21 @@ pub(super) fn deserialize_moments(
             TrainedValues::Base(_) => moment_storage(storage, name, elements),
         };
         let name = format!("{name}.{kind}");
+        let finite = |tensor: &str, values: Vec<f32>| match values.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(Error::field(path, tensor, format!("is damaged: element {at} is {}", values[at]))),
+            None => Ok(values),
+        };
         match storage {
             MomentStorage::F32 => {
-                Ok(HostMoment::F32(bytemuck::pod_collect_to_vec(tensor(&name, Dtype::F32, elements)?.data())))
+                let values = bytemuck::pod_collect_to_vec(tensor(&name, Dtype::F32, elements)?.data());
+                Ok(HostMoment::F32(finite(&name, values)?))
             }
             MomentStorage::EightBit => {
                 let codes = tensor(&name, Dtype::U8, elements)?.data().to_vec();
                 let blocks = adamw8bit::blocks(elements as u64) as usize;
-                let scales = tensor(&format!("{name}.absmax"), Dtype::F32, blocks)?;
-                Ok(HostMoment::EightBit { codes, scales: bytemuck::pod_collect_to_vec(scales.data()) })
+                let absmax = format!("{name}.absmax");
+                let scales = bytemuck::pod_collect_to_vec(tensor(&absmax, Dtype::F32, blocks)?.data());
+                Ok(HostMoment::EightBit { codes, scales: finite(&absmax, scales)? })
             }
         }
     };

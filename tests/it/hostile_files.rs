@@ -540,7 +540,14 @@ fn checkpoints() -> Report {
     shell.write("data.jsonl", common::cli::random_lines(4, 96, 1));
     let train = common::cli::train_on("llama_tied");
     shell.succeed(&format!("{train} --data data.jsonl --out run --steps 1 --save-every 1 --rank 2"));
-    let prepare = |dir: &Path| copy_files(&shell.path("run/checkpoints/step-1"), &dir.join("checkpoints/step-1"));
+    // As loraine 0.1 saved it: checksums would find every damage before the readers do.
+    let prepare = |dir: &Path| {
+        copy_files(&shell.path("run/checkpoints/step-1"), &dir.join("checkpoints/step-1"));
+        let state = dir.join("checkpoints/step-1/state.json");
+        let mut fields = common::json(&state);
+        fields.as_object_mut().unwrap().retain(|key, _| !["files", "crc32c"].contains(&key.as_str()));
+        std::fs::write(state, fields.to_string()).unwrap();
+    };
     let mut state = Capabilities::new("checkpoints/step-1/state.json", read, prepare);
     for (what, text) in
         [("nothing", ""), ("a list", "[]"), ("an empty object", "{}"), ("half an object", "{\"step\": 1")]

@@ -16,6 +16,8 @@ mod damaged_files;
 mod demo_and_chat;
 mod eight_bit_moments;
 mod exports;
+#[cfg(target_os = "linux")]
+mod faults;
 mod full_training;
 mod generate;
 mod hostile_files;
