@@ -6,18 +6,37 @@ import { join } from "node:path";
 
 const CORS = {
   "access-control-allow-origin": "*",
+  "access-control-allow-headers": "authorization, range",
   "access-control-expose-headers": "etag, x-repo-commit, content-range",
 };
 
 /**
  * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs: `cutAfter` ends each answer with weights
- * after so many bytes, `halve` names a file of which only the first half is there, `commit` is what the hub says of the revision.
+ * after so many bytes, `halve` names a file of which only the first half is there, `commit` is what the hub says of the revision, `token`
+ * is the only one that may read.
  */
 export async function startHub(t, models) {
-  const hub = { requests: [], cutAfter: undefined, cuts: Number.POSITIVE_INFINITY, halve: undefined, commit: "c".repeat(40), slow: false };
+  const hub = {
+    requests: [],
+    token: undefined,
+    cutAfter: undefined,
+    cuts: Number.POSITIVE_INFINITY,
+    halve: undefined,
+    commit: "c".repeat(40),
+    slow: false,
+  };
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
-    hub.requests.push({ path: pathname, range: request.headers.range, cookie: request.headers.cookie, referer: request.headers.referer });
+    if (request.method === "OPTIONS") {
+      response.writeHead(204, CORS).end();
+      return;
+    }
+    const { range, cookie, referer, authorization } = request.headers;
+    hub.requests.push({ method: request.method, path: pathname, range, cookie, referer, authorization });
+    if (hub.token !== undefined && authorization !== `Bearer ${hub.token}`) {
+      response.writeHead(401, CORS).end();
+      return;
+    }
     const [, owner, name, resolve, , file] = pathname.split("/");
     const dir = models[`${owner}/${name}`];
     let bytes = dir !== undefined && resolve === "resolve" ? await readFile(join(dir, file)).catch(() => undefined) : undefined;
@@ -37,7 +56,8 @@ export async function startHub(t, models) {
     };
     if (from > 0) headers["content-range"] = `bytes ${from}-${bytes.length - 1}/${bytes.length}`;
     response.writeHead(from > 0 ? 206 : 200, headers);
-    if (file.endsWith(".safetensors") && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0) {
+    if (request.method === "HEAD") response.end();
+    else if (file.endsWith(".safetensors") && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0) {
       hub.cuts -= 1;
       response.write(part.subarray(0, hub.cutAfter), () => setTimeout(() => response.destroy(), 50));
     } else if (file.endsWith(".safetensors") && hub.slow) {

@@ -1,13 +1,13 @@
 // Models from outside the page: a folder, a hub, and what can be wrong with either.
 
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { missing, openPage, startForAll, text, waitForText } from "./browser.mjs";
+import { fill, missing, openPage, startForAll, text, waitForText } from "./browser.mjs";
 import { startHub } from "./hub-server.mjs";
 import { changedModel, demoModel, editJson, folder, plainText, removeAll } from "./models.mjs";
-import { askHub, finished, paste, ready, shortRun, start } from "./steps.mjs";
+import { askHub, finished, lookUp, paste, ready, shortRun, start } from "./steps.mjs";
 
 const shared = startForAll();
 const leftovers = [];
@@ -101,7 +101,7 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   await ready(page);
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .facts", "pirates/stories");
-  const weights = hub.requests.filter(({ path }) => path.endsWith("/model.safetensors"));
+  const weights = hub.requests.filter(({ method, path }) => method === "GET" && path.endsWith("/model.safetensors"));
   assert.deepEqual(
     weights.map(({ range }) => range),
     [undefined, "bytes=300000-", "bytes=600000-"],
@@ -118,7 +118,7 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   hub.close();
   await page.reload();
   await ready(page);
-  await page.locator("#model").getByRole("radio", { name: "Hub address" }).check();
+  await page.locator("#model").getByRole("radio", { name: "Hub" }).check();
   await page.getByRole("button", { name: "Open: pirates/stories" }).click();
   await waitForText(page, "#model .facts", "pirates/stories");
   await page.getByRole("button", { name: "Remove pirates/stories" }).click();
@@ -141,7 +141,8 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
   hub.slow = false;
   await page.getByRole("button", { name: "Resume: pirates/stories" }).click();
   await waitForText(page, "#model .facts", "pirates/stories");
-  const ranges = hub.requests.filter(({ path }) => path.endsWith("/model.safetensors")).map(({ range }) => range);
+  const weights = hub.requests.filter(({ method, path }) => method === "GET" && path.endsWith("/model.safetensors"));
+  const ranges = weights.map(({ range }) => range);
   assert.equal(ranges.length, 2);
   assert.match(ranges[1], /^bytes=[1-9]\d+-$/);
   await profile.close();
@@ -152,16 +153,20 @@ test("what a hub does not give is told where it was asked for", { skip: missing 
   const hub = await startHub(t, { "pirates/stories": demoModel, "pirates/mamba": unsupported });
   const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
-  await askHub(page, hub.url, "pirates/nobody");
+  await lookUp(page, hub.url, "pirates/nobody");
   assert.match(await waitForText(page, "#model .notice.error", /404/), /pirates\/nobody.*spelling/);
+  // Another name, and the notice of the one before is gone; so is every trace of it.
+  await fill(page, { Model: "pirates/stories" });
+  await page.locator("#model .notice.error").waitFor({ state: "detached" });
+  assert.equal(await page.locator(".kept li").count(), 0);
   await stillWorks(page);
 
-  await askHub(page, hub.url, "not a name");
+  await lookUp(page, hub.url, "not a name");
   await waitForText(page, "#model .field-help.wrong", /owner\/name/);
-  await askHub(page, "ftp://nowhere", "a/b");
+  await lookUp(page, "ftp://nowhere", "a/b");
   await waitForText(page, "#model .field-help.wrong", /https/);
 
-  await askHub(page, hub.url, "pirates/mamba");
+  await lookUp(page, hub.url, "pirates/mamba");
   await waitForText(page, "#model .notice.error", /mamba/i);
   assert.equal(
     hub.requests.some(({ path }) => path.includes("pirates/mamba") && path.endsWith(".safetensors")),
@@ -174,14 +179,51 @@ test("what a hub does not give is told where it was asked for", { skip: missing 
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .notice.error", /model\.safetensors/);
   hub.halve = undefined;
-  await page.getByRole("button", { name: "Fetch" }).click();
+  await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .facts", "pirates/stories");
 
   const { url } = hub;
   hub.close();
-  await askHub(page, url, "pirates/unreachable");
+  await lookUp(page, url, "pirates/unreachable");
   await waitForText(page, "#model .notice.error", /does not arrive/);
+  assert.doesNotMatch(await text(page, ".kept"), /nobody|mamba|unreachable|0 B/);
   await stillWorks(page);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
+test("a pasted address is understood, its size is known before it is fetched, and a gated model takes a token", { skip: missing }, async (t) => {
+  const hub = await startHub(t, { "pirates/stories": demoModel });
+  hub.token = "secret-of-this-test";
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  await page.locator("#model").getByRole("radio", { name: "Hub" }).check();
+  await fill(page, { Model: `${hub.url}/pirates/stories/tree/main` });
+  await page.getByRole("button", { name: "Look up" }).click();
+  assert.match(await waitForText(page, "#model .notice.error", /401/), /terms.*access token/s);
+  assert.equal(await page.getByRole("textbox", { name: "Model", exact: true }).inputValue(), "pirates/stories");
+  assert.equal(await page.getByRole("textbox", { name: "Hub", exact: true }).inputValue(), hub.url);
+
+  await page.locator("summary", { hasText: "Gated models" }).click();
+  await page.getByLabel("Access token").fill(hub.token);
+  await page.getByRole("button", { name: "Look up" }).click();
+  const { size } = statSync(join(demoModel, "model.safetensors"));
+  const offer = await waitForText(page, "#model .offer", /to download/);
+  assert.ok(offer.includes(`${(size / 1e6).toFixed(2)} MB to download`), offer);
+  assert.match(offer, /787,584 parameters/);
+  assert.equal(hub.requests.filter(({ method, path }) => method === "GET" && path.endsWith(".safetensors")).length, 0);
+  await page.getByRole("button", { name: /^Download \d/ }).click();
+  await waitForText(page, "#model .facts", "pirates/stories");
+  assert.ok(hub.requests.slice(1).every(({ authorization }) => authorization === `Bearer ${hub.token}`));
+
+  // Kept for this session alone: nowhere that outlives the tab, and not in the link.
+  const kept = await page.evaluate(() => JSON.stringify([localStorage, document.cookie, location.href]));
+  assert.ok(!kept.includes(hub.token));
+  assert.ok(!(await page.locator(".link input[readonly]").inputValue()).includes(hub.token));
+  const other = await profile.newPage();
+  await other.goto(shared.site.url);
+  await ready(other);
+  assert.equal(await other.evaluate(() => sessionStorage.length), 0);
   assert.deepEqual(problems, []);
   await profile.close();
 });

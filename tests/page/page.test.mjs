@@ -19,7 +19,7 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await look(page, "ready");
   for (const [section, way] of [
     ["#model", "Folder"],
-    ["#model", "Hub address"],
+    ["#model", "Hub"],
     ["#data", "File"],
     ["#data", "Paste"],
   ]) {
@@ -28,6 +28,9 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await page.getByText("Data options").click();
   await page.getByText("More settings").click();
   await look(page, "all-open");
+  // What is trained is what is on screen: with nothing chosen there, nothing is.
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  await page.locator("#model").getByRole("radio", { name: "Built-in" }).check();
 
   await paste(page, conversations);
   await waitForText(page, "#data .position", /Example 1 of 8$/);
@@ -113,7 +116,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   await page.getByLabel("Target modules").selectOption({ label: "Attention" });
   await page.getByText("More settings").click();
   await page.getByLabel("Optimizer", { exact: true }).selectOption("adamw8bit");
-  const link = await page.locator(".link input").inputValue();
+  const link = await page.locator(".link input[readonly]").inputValue();
   assert.doesNotMatch(decodeURIComponent(link), /matey|pasted/);
   const again = await openPage(shared.browser, link);
   // The examples are longer than the link's sequences: they are shown, and refused.
@@ -133,7 +136,7 @@ test("a link brings the recipe back, asks no network, and holds nothing private"
   const hub =
     "#model=hub&hub=https%3A%2F%2Fhub.invalid&name=owner%2Fname%40v1&rank=-3&steps=1e99&lr=x&targets=%3Cimg%20src%3Dx%3E&surprise=1";
   const hostile = await openPage(shared.browser, `${shared.site.url}${hub}`);
-  await ready(hostile.page);
+  await waitForText(hostile.page, ".run-status", /Fetch the model first/);
   assert.equal(await hostile.page.getByRole("textbox", { name: "Model", exact: true }).inputValue(), "owner/name@v1");
   assert.equal(await hostile.page.getByLabel("Rank", { exact: true }).inputValue(), "8");
   assert.deepEqual(

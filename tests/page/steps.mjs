@@ -34,16 +34,23 @@ export async function finished(page) {
 export async function askBoth(page, prompt) {
   await page.getByLabel("Prompt").fill(prompt);
   await page.getByLabel("Maximum length").selectOption("32");
-  await page.getByRole("button", { name: "Compare" }).click();
+  // The page asks its first question by itself.
+  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).click({ timeout: 180_000 });
   await page.getByRole("button", { name: "Compare" }).and(page.locator(":disabled")).waitFor();
   await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).waitFor({ timeout: 180_000 });
   return page.locator(".answer-text").allInnerTexts();
 }
 
-export async function askHub(page, hub, name) {
-  await page.locator("#model").getByRole("radio", { name: "Hub address" }).check();
+/** Looks a model up; what comes of it is for the caller to see. */
+export async function lookUp(page, hub, name) {
+  await page.locator("#model").getByRole("radio", { name: "Hub" }).check();
   await fill(page, { Hub: hub, Model: name });
-  await page.getByRole("button", { name: "Fetch" }).click();
+  await page.getByRole("button", { name: "Look up" }).click();
+}
+
+export async function askHub(page, hub, name) {
+  await lookUp(page, hub, name);
+  await page.getByRole("button", { name: /^Download \d/ }).click();
 }
 
 /** The lines of `metrics.jsonl` in the newest copy that the browser's storage has of the only run. */

@@ -18,6 +18,7 @@ const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const STEPS = 20;
 const PROMPT = "What does a cat";
 
+/** The base is where the adapter says it is, seen from the directory that both stand in. */
 const LOAD_IN_PEFT = `
 import json, sys
 import peft, torch, transformers
@@ -84,9 +85,17 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
       page.waitForEvent("download"),
       page.getByRole("button", { name: "Download the adapter" }).click(),
     ]);
+    assert.equal(download.suggestedFilename(), "demo-adapter.zip");
     const files = unzipSync(readFileSync(await download.path()));
-    assert.deepEqual(Object.keys(files).sort(), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
-    for (const [name, bytes] of Object.entries(files)) writeFileSync(join(unpacked, name), bytes);
+    const names = Object.keys(files).map((path) => /^demo-adapter\/([^/]+)$/.exec(path)?.[1]);
+    for (const name of ["README.md", "adapter_config.json", "adapter_model.safetensors", "loss.svg", "metrics.jsonl", "run.toml"])
+      assert.ok(names.includes(name), `${name} is not among ${Object.keys(files)}`);
+    for (const [path, bytes] of Object.entries(files)) writeFileSync(join(unpacked, path.replace("demo-adapter/", "")), bytes);
+    for (const name of ["adapter_config.json", "README.md", "run.toml"]) {
+      const text = readFileSync(join(unpacked, name), "utf8");
+      assert.match(text, /loraine-demo\/model/, name);
+      assert.doesNotMatch(text, /"\/|\/models\/|\/runs\//, name);
+    }
     // The same keys and names as an adapter that PEFT itself has saved.
     const byPeft = projectFile("tests/fixtures/llama_tied/adapter");
     const [config, peftConfig] = [unpacked, byPeft].map((dir) => JSON.parse(readFileSync(join(dir, "adapter_config.json"), "utf8")));

@@ -2,15 +2,37 @@
 
 import { type Engine, failureOf } from "./engine";
 import { Latest } from "./latest";
-import type { CachedModel, DataSource, FolderFile, HubAddress, OpenedData, OpenedModel, Progress, SavedRun } from "./protocol";
+import type {
+  CachedModel,
+  DataSource,
+  FolderFile,
+  GpuAdapter,
+  HubAddress,
+  HubOffer,
+  ModelSource,
+  OpenedData,
+  OpenedModel,
+  Progress,
+  SavedRun,
+} from "./protocol";
 import type { Recipe } from "./recipe";
 import { RunState } from "./run-state";
-import { forModel, forRun, needsInspection } from "./settings";
-import type { AdapterSummary, Estimate, Failure, Inspection, RunEvent, RunSettings } from "./types";
+import { forModel, forRun, needsInspection, stepsPerEpoch } from "./settings";
+import type { Estimate, Failure, Inspection, RunEvent, RunSettings } from "./types";
 
-export type Gpu = { status: "asked" } | { status: "there"; adapter: AdapterSummary } | { status: "none" };
+export type Gpu = { status: "asked" } | { status: "there"; adapter: GpuAdapter } | { status: "none" };
 
-export type Topic = "gpu" | "model" | "cached" | "data" | "inspection" | "settings" | "estimate" | "run" | "step" | "saved";
+export type Topic = "gpu" | "model" | "cached" | "data" | "inspection" | "reading" | "settings" | "estimate" | "run" | "step" | "saved";
+
+/** What the controls of the page say, whatever is open in the engine. */
+interface Chosen {
+  model: ModelSource["kind"];
+  /** The address in the fields; undefined where they hold none. */
+  hub: HubAddress | undefined;
+  data: DataSource["kind"];
+  /** The text in the box is another than the one that was opened. */
+  textChanged: boolean;
+}
 
 /** How to open again what was open, should the engine have to start anew. */
 interface Sources {
@@ -21,27 +43,40 @@ interface Sources {
 const SHOWN_EXAMPLES = 40;
 const RESTARTS = 3;
 
+const sameAddress = (a: HubAddress | undefined, b: HubAddress): boolean =>
+  a !== undefined && a.base === b.base && a.id === b.id && a.revision === b.revision;
+
 export class App {
   gpu: Gpu = { status: "asked" };
-  model: OpenedModel | undefined;
+  readonly chosen: Chosen = { model: "demo", hub: undefined, data: "example", textChanged: false };
   modelProgress: Progress | undefined;
   modelFailure: Failure | undefined;
+  offer: HubOffer | undefined;
+  /** Of the hub, for gated models; the page keeps it for this session of the tab. */
+  token = "";
   cached: CachedModel[] = [];
-  data: OpenedData | undefined;
   dataFailure: Failure | undefined;
+  /** How far the reading of the data is, in bytes. */
+  reading: Progress | undefined;
   inspection: Inspection | undefined;
   inspecting = false;
   inspectionFailure: Failure | undefined;
   settings: RunSettings;
-  /** Whether a person or a link has set anything: then another model leaves the settings alone. */
-  settingsTouched = false;
   settingsProblems = new Map<string, string>();
   estimate: Estimate | undefined;
   estimateFailure: Failure | undefined;
   saved: SavedRun[] = [];
   savedFailure: Failure | undefined;
+  /** Seconds a step took, of the last run of this tab. */
+  pace = Number.NaN;
   readonly run = new RunState();
+  /** Told when a run of this tab ends with an adapter. */
+  onFinished: () => void = () => {};
 
+  private openedModel: OpenedModel | undefined;
+  private openedData: OpenedData | undefined;
+  /** Settings that a person or a link has given a value: they stay when another model is chosen. */
+  private touched = new Set<string>();
   private readonly listeners = new Map<Topic, (() => void)[]>();
   private readonly sources: Sources = {};
   private readonly estimating: Latest;
@@ -50,12 +85,12 @@ export class App {
 
   constructor(
     readonly engine: Engine,
-    settings: RunSettings,
+    private readonly defaults: RunSettings,
   ) {
-    this.settings = settings;
+    this.settings = defaults;
     this.estimating = new Latest(0, () => this.estimateNow());
     this.inspectingAgain = new Latest(250, () => this.inspectNow());
-    engine.onRestart = () => this.reopen();
+    engine.onRestart = () => void this.restart();
   }
 
   on(topics: Topic[], listener: () => void): void {
@@ -78,23 +113,69 @@ export class App {
 
   // Models
 
+  /** The model that is open, if it is the one on screen. */
+  get model(): OpenedModel | undefined {
+    const source = this.openedModel?.source;
+    if (source === undefined || source.kind !== this.chosen.model) return undefined;
+    if (source.kind === "hub" && !sameAddress(this.chosen.hub, source.address)) return undefined;
+    return this.openedModel;
+  }
+
+  /** Follows the controls: another source or another address was chosen. */
+  chooseModel(kind: ModelSource["kind"], hub = this.chosen.hub): void {
+    const before = this.model;
+    this.chosen.model = kind;
+    this.chosen.hub = hub;
+    this.modelFailure = undefined;
+    if (this.offer !== undefined && !sameAddress(hub, this.offer.address)) this.offer = undefined;
+    this.changed("model", "run");
+    if (this.model !== before) this.follow();
+  }
+
   openDemo(): Promise<void> {
+    this.chooseModel("demo");
     return this.openModel(() => this.engine.call("openDemo", null));
   }
 
   openFolder(name: string, files: FolderFile[]): Promise<void> {
+    this.chooseModel("folder");
     return this.openModel(() => this.engine.call("openFolder", { name, files }));
   }
 
-  async openHub(address: HubAddress): Promise<void> {
-    this.modelProgress = { what: "asking for the model", done: 0, total: 0 };
+  /** Asks the hub what the model is and how large, without its weights. */
+  async lookUp(address: HubAddress): Promise<void> {
+    this.chooseModel("hub", address);
+    this.offer = undefined;
+    this.modelProgress = { what: "asking the hub", done: 0, total: 0 };
     this.changed("model");
-    const listen = (progress: Progress) => {
-      this.modelProgress = progress;
-      this.changed("model");
-    };
-    await this.openModel(() => this.engine.call("openHub", address, (notice) => notice.type === "progress" && listen(notice.progress)));
+    try {
+      const offer = await this.engine.call("lookUp", { address, token: this.token, settings: this.settings }, (notice) => {
+        if (notice.type === "progress") this.showModelProgress(notice.progress);
+      });
+      if (sameAddress(this.chosen.hub, address)) this.offer = offer;
+    } catch (error) {
+      const failure = failureOf(error);
+      this.modelFailure = failure.kind === "canceled" ? undefined : failure;
+    }
+    this.modelProgress = undefined;
+    this.changed("model", "run");
+  }
+
+  async openHub(address: HubAddress): Promise<void> {
+    this.chooseModel("hub", address);
+    this.showModelProgress({ what: "asking for the model", done: 0, total: 0 });
+    const { token } = this;
+    const open = () =>
+      this.engine.call("openHub", { address, token }, (notice) => {
+        if (notice.type === "progress") this.showModelProgress(notice.progress);
+      });
+    await this.openModel(open);
     await this.listCached();
+  }
+
+  private showModelProgress(progress: Progress): void {
+    this.modelProgress = progress;
+    this.changed("model");
   }
 
   cancelDownload(): void {
@@ -113,6 +194,7 @@ export class App {
 
   private async openModel(open: () => Promise<OpenedModel>): Promise<void> {
     this.modelFailure = undefined;
+    if (this.reading !== undefined) await this.restartReading();
     try {
       this.takeModel(await open());
       this.sources.model = open;
@@ -120,7 +202,7 @@ export class App {
       const failure = failureOf(error);
       this.modelFailure = failure.kind === "canceled" ? undefined : failure;
       // The engine has let go of the earlier model for the one that failed.
-      if (failure.kind !== "canceled" && failure.kind !== "hub") this.model = undefined;
+      if (failure.kind !== "canceled" && failure.kind !== "hub") this.openedModel = undefined;
     } finally {
       this.modelProgress = undefined;
       this.changed("model", "run");
@@ -128,35 +210,60 @@ export class App {
   }
 
   private takeModel(model: OpenedModel): void {
-    this.model = model;
-    if (!this.settingsTouched) this.settings = forModel(this.settings, model);
-    this.settings = { ...this.settings, model: model.dir };
+    this.openedModel = model;
+    this.offer = undefined;
+    this.settings = forModel(this.defaults, this.settings, this.touched, model);
     this.run.forgetResult();
     this.changed("model", "settings", "run");
-    this.refresh();
+    this.follow();
   }
 
   // Data
 
+  /** The data that are open, if they are the ones on screen. */
+  get data(): OpenedData | undefined {
+    if (this.openedData?.source.kind !== this.chosen.data) return undefined;
+    return this.chosen.data === "text" && this.chosen.textChanged ? undefined : this.openedData;
+  }
+
+  /** Follows the controls: another source was chosen, or the text in the box was edited. */
+  chooseData(kind: DataSource["kind"], textChanged = this.chosen.textChanged): void {
+    const before = this.data;
+    this.chosen.data = kind;
+    this.chosen.textChanged = textChanged;
+    if (this.data === before && this.dataFailure === undefined) return;
+    this.dataFailure = undefined;
+    this.changed("data", "run");
+    if (this.data !== before) this.follow();
+  }
+
   async openData(source: DataSource, content: Blob | string | null): Promise<void> {
+    await this.stopReading();
+    this.chooseData(source.kind, false);
     this.dataFailure = undefined;
     const open = () => this.engine.call("openData", { source, content });
     try {
-      this.takeData(await open());
+      this.openedData = await open();
+      this.settings = { ...this.settings, data: this.openedData.path };
       this.sources.data = open;
     } catch (error) {
-      this.dataFailure = failureOf(error);
-      this.data = undefined;
+      const failure = failureOf(error);
+      this.dataFailure = failure.kind === "canceled" ? undefined : failure;
+      this.openedData = undefined;
     }
     this.changed("data", "run");
+    this.follow();
   }
 
-  private takeData(data: OpenedData): void {
-    this.data = data;
-    this.settings = { ...this.settings, data: data.path };
+  /** What was worked out of other data or another model is gone, and worked out anew. */
+  private follow(): void {
     this.inspection = undefined;
     this.inspectionFailure = undefined;
-    this.changed("data", "inspection", "run");
+    if (this.model === undefined) {
+      this.estimate = undefined;
+      this.estimateFailure = undefined;
+    }
+    this.changed("inspection", "estimate", "run");
     this.refresh();
   }
 
@@ -166,19 +273,43 @@ export class App {
   }
 
   private async inspectNow(): Promise<void> {
-    if (this.model === undefined || this.data === undefined || this.run.active) return;
+    const { model, data } = this;
+    if (model === undefined || data === undefined || this.run.active) return;
     this.inspecting = true;
-    this.changed("inspection");
+    this.changed("inspection", "run");
+    const listen = (progress: Progress) => {
+      this.reading = progress;
+      this.changed("reading");
+    };
     try {
-      this.inspection = await this.engine.call("inspect", { settings: this.settings, count: SHOWN_EXAMPLES });
+      const request = { settings: this.settings, count: SHOWN_EXAMPLES };
+      const inspection = await this.engine.call("inspect", request, (notice) => notice.type === "progress" && listen(notice.progress));
+      if (model === this.model && data === this.data) this.inspection = inspection;
       this.inspectionFailure = undefined;
     } catch (error) {
+      const failure = failureOf(error);
       this.inspection = undefined;
-      this.inspectionFailure = failureOf(error);
+      this.inspectionFailure = failure.kind === "canceled" ? undefined : failure;
     }
     this.inspecting = false;
-    this.changed("inspection", "run");
+    this.reading = undefined;
+    this.changed("inspection", "reading", "settings", "run");
     this.estimating.ask();
+  }
+
+  /** Ends the reading of data that are too many; they are no longer open. */
+  async stopReading(): Promise<void> {
+    if (this.reading === undefined) return;
+    this.openedData = undefined;
+    delete this.sources.data;
+    await this.restartReading();
+  }
+
+  /** An engine that reads listens to nobody: another one takes its place. */
+  private async restartReading(): Promise<void> {
+    this.reading = undefined;
+    this.engine.cancel();
+    await this.reopen();
   }
 
   // Settings
@@ -186,16 +317,46 @@ export class App {
   set(change: Partial<RunSettings>): void {
     const before = this.settings;
     this.settings = { ...before, ...change };
-    this.settingsTouched = true;
+    for (const key of Object.keys(change)) this.touched.add(key);
     this.changed("settings", "run");
     this.estimating.ask();
     if (needsInspection(before, this.settings)) this.inspectingAgain.ask();
+  }
+
+  /** Sets how long a run is: in steps, or in passes over the data. */
+  setLength(length: { steps: number } | { epochs: number }): void {
+    const { steps: _, epochs: __, ...others } = this.settings;
+    this.settings = { ...others, ...length };
+    this.touched.add("steps").add("epochs");
+    this.changed("settings", "run");
+  }
+
+  /** Leaves a setting to the library. */
+  unset(name: keyof RunSettings): void {
+    const { [name]: _, ...others } = this.settings;
+    this.settings = others as RunSettings;
+    this.touched.delete(name);
+    this.changed("settings", "run");
+    this.estimating.ask();
   }
 
   setProblem(name: string, problem: string): void {
     if (problem === "") this.settingsProblems.delete(name);
     else this.settingsProblems.set(name, problem);
     this.changed("run");
+  }
+
+  /** Steps of one pass over the data on screen; undefined until they are read. */
+  get stepsPerEpoch(): number | undefined {
+    const report = this.inspection?.report;
+    return report && stepsPerEpoch(this.settings, report, this.data?.source.kind === "example");
+  }
+
+  /** Steps of the whole run; undefined until the data are read. */
+  get totalSteps(): number | undefined {
+    if (this.settings.steps !== undefined) return this.settings.steps;
+    const { stepsPerEpoch } = this;
+    return stepsPerEpoch && Math.max(1, Math.ceil((this.settings.epochs ?? 1) * stepsPerEpoch));
   }
 
   /** Tokens of the longest sequence that the run will see. */
@@ -206,56 +367,92 @@ export class App {
   }
 
   private async estimateNow(): Promise<void> {
-    if (this.model === undefined || this.run.active) return;
+    const { model } = this;
+    if (model === undefined || this.run.active) return;
     try {
-      this.estimate = await this.engine.call("estimate", { settings: this.settings, seqLen: this.sequenceLength });
+      const estimate = await this.engine.call("estimate", { settings: this.settings, seqLen: this.sequenceLength });
+      if (model === this.model) this.estimate = estimate;
       this.estimateFailure = undefined;
     } catch (error) {
-      this.estimateFailure = failureOf(error);
+      const failure = failureOf(error);
+      this.estimateFailure = failure.kind === "canceled" ? undefined : failure;
     }
     this.changed("estimate", "run");
   }
 
   applyRecipe(recipe: Recipe): void {
-    const { "data-format": format, ...others } = recipe.settings;
+    const { "data-format": format, steps, epochs, ...others } = recipe.settings;
     this.settings = { ...this.settings, ...others, "data-format": { ...this.settings["data-format"], ...format } };
-    this.settingsTouched = true;
+    for (const key of Object.keys(others)) this.touched.add(key);
+    if (steps !== undefined) this.setLength({ steps });
+    else if (epochs !== undefined) this.setLength({ epochs });
     this.changed("settings");
     this.refresh();
   }
 
   // The run
 
+  /** Trains the built-in model on the example, as they stand on screen or with the settings that they start with. */
+  async trainDemo(): Promise<void> {
+    if (this.run.active) return;
+    if (this.model?.source.kind !== "demo" || this.data?.source.kind !== "example") {
+      this.touched.clear();
+      this.settings = { ...this.settings, "data-format": this.defaults["data-format"] };
+      await this.openDemo();
+      await this.openData({ kind: "example" }, null);
+    }
+    await this.inspectingAgain.settled();
+    await this.train();
+  }
+
   async train(resume?: string): Promise<void> {
-    if (this.model === undefined || this.data === undefined || this.run.active) return;
+    const { model, data } = this;
+    if (model === undefined || data === undefined || this.run.active) return;
     void navigator.storage?.persist?.();
+    const steps = this.totalSteps ?? 1;
     this.run.begin(resume);
+    this.run.enter("read");
     this.changed("run", "step");
     // A run that goes on keeps to the settings that it began with.
-    const settings = resume === undefined ? forRun(this.settings) : this.settings;
-    const request = { settings, model: this.model.source, modelName: this.model.name, data: this.data.source };
+    const settings = resume === undefined ? forRun(this.settings, steps) : this.settings;
+    const request = { settings, model: model.source, modelName: model.name, data: data.source };
     try {
       const trained = await this.engine.call("train", resume === undefined ? request : { ...request, resume }, (notice) => {
         if (notice.type === "begun") this.run.id = notice.run;
-        if (notice.type === "progress") this.run.progress = notice.progress;
+        if (notice.type === "phase") this.run.enter(notice.phase);
+        if (notice.type === "progress") this.run.tell(notice.progress);
         if (notice.type === "run") this.hear(notice.event);
         else this.changed("run");
       });
       this.run.end(trained.id, trained.outcome);
     } catch (error) {
-      this.run.fail(failureOf(error));
+      const failure = failureOf(error);
+      if (failure.kind === "canceled") this.run.callOff();
+      else this.run.fail(failure);
     }
     this.changed("run", "step");
+    if (this.run.hasResult && this.run.steps.length > 0) this.onFinished();
+    if (this.inspection === undefined) this.refresh();
     await this.listSaved();
   }
 
   private hear(event: RunEvent): void {
     this.run.hear(event);
+    if (event.type === "step" && Number.isFinite(this.run.pace)) this.pace = this.run.pace;
     if (event.type === "planned") {
       this.estimate = event;
       this.changed("estimate");
     }
     this.changed(event.type === "step" ? "step" : "run");
+    // The first step ends the start.
+    if (event.type === "step" && this.run.steps.length === 1) this.changed("run");
+  }
+
+  /** Calls off a run that has made no step yet, whatever the engine is at. */
+  async cancelStart(): Promise<void> {
+    if (this.run.phase !== "starting") return;
+    this.engine.cancel();
+    await this.reopen();
   }
 
   pause(): void {
@@ -287,14 +484,17 @@ export class App {
     this.savedFailure = undefined;
     try {
       const restored = await this.engine.call("restoreRun", run.id, (notice) => {
-        if (notice.type === "progress") this.modelProgress = notice.progress;
-        this.changed("model");
+        if (notice.type === "progress") this.showModelProgress(notice.progress);
       });
       this.modelProgress = undefined;
       this.settings = restored.run.settings;
-      this.settingsTouched = true;
-      this.model = restored.model;
-      this.data = restored.data;
+      for (const key of Object.keys(this.settings)) this.touched.add(key);
+      this.openedModel = restored.model;
+      this.openedData = restored.data;
+      this.chosen.model = restored.model.source.kind;
+      if (restored.model.source.kind === "hub") this.chosen.hub = restored.model.source.address;
+      this.chosen.data = restored.data.source.kind;
+      this.chosen.textChanged = false;
       this.sources.model = () => this.engine.call("restoreRun", run.id).then(({ model }) => model);
       this.sources.data = () => this.engine.call("restoreRun", run.id).then(({ data }) => data);
       this.modelFailure = undefined;
@@ -317,15 +517,19 @@ export class App {
     await this.listSaved();
   }
 
+  /** After the engine died. One that dies at once would be started for ever. */
+  private async restart(): Promise<void> {
+    this.restarts += 1;
+    if (this.restarts <= RESTARTS) await this.reopen();
+  }
+
   /** A new engine knows nothing: it is given the model and the data that were open. */
   private async reopen(): Promise<void> {
-    this.restarts += 1;
-    // An engine that dies at once would be started for ever.
-    if (this.restarts > RESTARTS) return;
     const { model, data } = this.sources;
     try {
-      if (model !== undefined) this.model = await model();
-      if (data !== undefined) this.data = await data();
+      await this.engine.call("adapter", null);
+      if (model !== undefined) this.openedModel = await model();
+      if (data !== undefined) this.openedData = await data();
     } catch (error) {
       this.modelFailure = failureOf(error);
     }

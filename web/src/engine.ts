@@ -46,15 +46,24 @@ export class Engine {
     return worker;
   }
 
-  /** Every call that still waits fails, and the next ones go to a new worker. */
   private replace(reason: string): void {
-    this.worker.terminate();
     const message = `The engine stopped unexpectedly (${reason}). It has been started again. Saved runs are kept.`;
+    this.spawnAnew({ kind: "crash", message });
+    this.onRestart();
+  }
+
+  /** Ends whatever the engine is at, also where it listens to nobody. The caller opens model and data again. */
+  cancel(): void {
+    this.spawnAnew({ kind: "canceled", message: "Canceled." });
+  }
+
+  /** Every call that still waits fails, and the next ones go to a new worker. */
+  private spawnAnew(failure: Failure): void {
+    this.worker.terminate();
     const waiting = [...this.pending.values()];
     this.pending.clear();
     this.worker = this.spawn();
-    for (const call of waiting) call.reject(new EngineError({ kind: "crash", message }));
-    this.onRestart();
+    for (const call of waiting) call.reject(new EngineError(failure));
   }
 
   call<Name extends CallName>(

@@ -6,18 +6,22 @@ import "./style/small.css";
 import { App } from "./app";
 import { Engine, failureOf } from "./engine";
 import { offline } from "./offline";
+import { announce } from "./page/announce";
 import { dataSection } from "./page/data-section";
 import { h } from "./page/dom";
 import { modelSection } from "./page/model-section";
-import { noticePlace } from "./page/parts";
+import { otherTab } from "./page/other-tab";
+import { goTo, noticePlace } from "./page/parts";
 import { resultSection } from "./page/result-section";
-import { runSection } from "./page/run-section";
+import { runBar } from "./page/run-bar";
+import { type Place, runSection } from "./page/run-section";
 import { settingsSection } from "./page/settings-section";
-import { noGpu, savedRuns, top } from "./page/top";
+import { noGpu, savedRuns, softwareGpu, top } from "./page/top";
 import { fromFragment } from "./recipe";
 
 async function start(): Promise<void> {
   const page = document.getElementById("page") as HTMLElement;
+  const head = page.querySelector("header") as HTMLElement;
   const engine = new Engine();
   let defaults: Awaited<ReturnType<typeof engine.call<"defaultSettings">>>;
   try {
@@ -30,20 +34,38 @@ async function start(): Promise<void> {
   }
   const app = new App(engine, defaults);
   const model = modelSection(app);
+  const data = dataSection(app);
+  const settings = settingsSection(app);
+  const run = runSection(app, (place) => show(place));
+  const result = resultSection(app);
+  const bar = runBar(app);
   const news = noticePlace();
-  page.replaceChildren(
-    top(app),
+  const show = (place: Place) => {
+    const sections = { top: { element: head, focus: () => {} }, model, data, settings };
+    const { element, focus } = sections[place];
+    goTo(element, false);
+    focus();
+  };
+  top(app, head, {
+    run: () => goTo(run.element, false),
+    result: () => goTo(result.heading),
+    model: () => show("model"),
+  });
+  page.querySelector("main")?.remove();
+  page.append(
     h(
       "main",
       {},
       news.element,
       noGpu(app),
+      softwareGpu(app),
+      otherTab(app),
       savedRuns(app, model.offerFolder),
       model.element,
-      dataSection(app),
-      settingsSection(app),
-      runSection(app),
-      resultSection(app),
+      data.element,
+      settings.element,
+      run.element,
+      result.element,
     ),
     h(
       "footer",
@@ -54,7 +76,14 @@ async function start(): Promise<void> {
         "loraine is free software under the MIT license. This page asks no server for anything but its own files and the model address that you type.",
       ),
     ),
+    bar.element,
   );
+  announce(app);
+  followRun(app, bar.focus);
+  app.onFinished = () => {
+    goTo(result.heading);
+    void result.ask();
+  };
   app.changed("gpu", "settings", "run");
   offline(news);
   void app.askForGpu();
@@ -71,6 +100,18 @@ async function start(): Promise<void> {
     const { base, id, revision } = recipe.model.address;
     model.offerHub(base, revision === "main" ? id : `${id}@${revision}`);
   } else if (recipe.model?.kind === "folder") model.offerFolder();
+}
+
+/** When a run begins, the button that began it goes: the focus moves to the run's own controls, and the run comes into view. */
+function followRun(app: App, focusControls: () => void): void {
+  let wasActive = false;
+  app.on(["run"], () => {
+    const begins = app.run.active && !wasActive;
+    wasActive = app.run.active;
+    if (!begins) return;
+    document.getElementById("run")?.scrollIntoView({ block: "start" });
+    focusControls();
+  });
 }
 
 void start();

@@ -35,6 +35,8 @@ export interface OpenedModel {
   /** Its directory in the engine. */
   dir: string;
   name: string;
+  /** What an adapter of it names as its base: `owner/name` where that is known. */
+  base: string;
   summary: ModelSummary;
 }
 
@@ -52,6 +54,31 @@ export interface FolderFile {
   name: string;
   file: File;
 }
+
+/** What fetching a model would cost, known before its weights are asked for. */
+export interface HubOffer {
+  address: HubAddress;
+  /** Of the weights; undefined where the hub names no size. */
+  bytes: number | undefined;
+  parameters: number;
+  /** Device memory of a run with these settings, in bytes. */
+  memory: number;
+}
+
+/** The adapter that runs will use. */
+export interface GpuAdapter extends AdapterSummary {
+  /** Computes on the processor: a hundred times slower than a GPU. */
+  software: boolean;
+}
+
+export interface AdapterArchive {
+  /** Of the file and, without the ending, of the folder in it. */
+  name: string;
+  zip: Uint8Array<ArrayBuffer>;
+}
+
+/** A stage of the start of a run, in their order. */
+export type StartPhase = "read" | "copy" | "prepare" | "load" | "compile" | "evaluate" | "first";
 
 export interface CachedModel {
   address: HubAddress;
@@ -97,11 +124,12 @@ export interface Trained {
 }
 
 export interface Calls {
-  adapter: { request: null; answer: AdapterSummary | null };
+  adapter: { request: null; answer: GpuAdapter | null };
   defaultSettings: { request: null; answer: RunSettings };
   openDemo: { request: null; answer: OpenedModel };
   openFolder: { request: { name: string; files: FolderFile[] }; answer: OpenedModel };
-  openHub: { request: HubAddress; answer: OpenedModel };
+  lookUp: { request: { address: HubAddress; token: string; settings: RunSettings }; answer: HubOffer };
+  openHub: { request: { address: HubAddress; token: string }; answer: OpenedModel };
   cancelDownload: { request: null; answer: null };
   cachedModels: { request: null; answer: CachedModel[] };
   forgetModel: { request: HubAddress; answer: null };
@@ -115,7 +143,7 @@ export interface Calls {
   savedRuns: { request: null; answer: SavedRun[] };
   restoreRun: { request: string; answer: RestoredRun };
   discardRun: { request: string; answer: null };
-  adapterZip: { request: string; answer: Uint8Array<ArrayBuffer> };
+  adapterZip: { request: { run: string; model: string; base: string }; answer: AdapterArchive };
   answer: { request: { adapted: boolean; run: string; settings: RunSettings; prompt: string; generation: AnswerSettings }; answer: Answer };
   cancelAnswer: { request: null; answer: null };
 }
@@ -128,11 +156,14 @@ export interface Progress {
   done: number;
   /** 0 where it is not known. */
   total: number;
+  /** The numbers count things; without it they are bytes. */
+  counted?: true;
 }
 
 /** What a call may tell before its answer. */
 export type Notice =
   | { type: "begun"; run: string }
+  | { type: "phase"; phase: StartPhase }
   | { type: "progress"; progress: Progress }
   | { type: "run"; event: RunEvent }
   | { type: "text"; delta: string };

@@ -20,16 +20,20 @@ export const RANGES = {
   alpha: { min: 0.001, max: 4096, whole: false },
   lr: { min: 1e-8, max: 1, whole: false },
   steps: { min: 1, max: 1_000_000, whole: true },
+  epochs: { min: 0.001, max: 10_000, whole: false },
   "max-seq-len": { min: 2, max: 131_072, whole: true },
   "batch-size": { min: 1, max: 256, whole: true },
   "grad-accum": { min: 1, max: 1024, whole: true },
   "warmup-steps": { min: 0, max: 1_000_000, whole: true },
   dropout: { min: 0, max: 0.9, whole: false },
   "weight-decay": { min: 0, max: 1, whole: false },
+  "eval-fraction": { min: 0, max: 0.9, whole: false },
   seed: { min: 0, max: 2 ** 31, whole: true },
 } satisfies Record<string, Range>;
 
 export type NumberSetting = keyof typeof RANGES;
+
+export const DEFAULT_HUB = "https://huggingface.co";
 
 const METHODS = ["qlora", "lora"] as const;
 const OPTIMIZERS = ["adamw", "adamw8bit"] as const;
@@ -55,6 +59,32 @@ export function parseModelName(text: string): { id: string; revision: string } |
   const plain = (part: string) => /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$/.test(part);
   const names = parts.length === 2 && parts.every((part) => plain(part) && !part.includes("--"));
   return rest.length === 0 && names && plain(revision) ? { id, revision } : undefined;
+}
+
+/** A model's name, or the address of its page on a hub, which also says which hub it is. */
+export function parseModelAddress(text: string): { base?: string; id: string; revision: string } | undefined {
+  const given = text.trim();
+  const address = /^https?:/i.test(given) ? given : /^(www\.)?(huggingface\.co|hf\.co)\//i.test(given) ? `https://${given}` : undefined;
+  if (address === undefined) return parseModelName(given);
+  let url: URL;
+  try {
+    url = new URL(address);
+  } catch {
+    return undefined;
+  }
+  // https://hub/owner/name, perhaps with what its pages of files add: /tree/main, /blob/main/config.json, /resolve/…
+  const [owner = "", name = "", kind = "", revision = ""] = url.pathname.split("/").filter((part) => part !== "");
+  const onPage = ["tree", "blob", "resolve", "commit"].includes(kind) && revision !== "";
+  const model = parseModelName(`${owner}/${name}${onPage ? `@${decodeURIComponent(revision)}` : ""}`);
+  const short = ["www.huggingface.co", "hf.co", "www.hf.co"].includes(url.hostname);
+  const base = short ? DEFAULT_HUB : parseHubBase(url.origin);
+  return model === undefined || base === undefined ? undefined : { base, ...model };
+}
+
+/** A name for the folder of an adapter of `model`. */
+export function adapterFolder(model: string): string {
+  const name = (model.split("@")[0] ?? "").split("/").at(-1) ?? "";
+  return `${name.replace(/[^A-Za-z0-9._-]/g, "_") || "model"}-adapter`;
 }
 
 /** The address of a hub without what does not belong to it; undefined for what the page may not or cannot ask. */

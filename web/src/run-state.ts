@@ -1,25 +1,37 @@
 /** Where the run of this page stands, from the events that it has sent. */
 
-import type { Progress, RestoredRun } from "./protocol";
-import type { EvaluatedEvent, Failure, Outcome, RunEvent, StepEvent } from "./types";
+import type { Progress, RestoredRun, StartPhase } from "./protocol";
+import type { EvaluatedEvent, Failure, Outcome, PhaseEvent, RunEvent, StepEvent } from "./types";
 
 export type Phase = "idle" | "starting" | "training" | "pausing" | "paused" | "stopping" | "done" | "failed";
 
+/** A stage of the start, with its times in milliseconds. */
+export interface Stage {
+  name: StartPhase;
+  began: number;
+  ended: number | undefined;
+  progress: Progress | undefined;
+}
+
 /** Steps whose pace the time left is taken from. */
 const PACE_STEPS = 20;
+/** The engine's phases, as stages of the start. */
+const STAGES: Record<string, StartPhase> = { preparing: "prepare", compiling: "compile", evaluating: "evaluate", step: "first" };
 /** Weight of a new loss in the smoothed curve. */
 const SMOOTHING = 0.25;
 
 export class RunState {
   phase: Phase = "idle";
   id: string | undefined;
-  progress: Progress | undefined;
   failure: Failure | undefined;
   outcome: Outcome | undefined;
+  stages: Stage[] = [];
   step = 0;
   total = 0;
   last: StepEvent | undefined;
   skipped = 0;
+  /** What seems to go wrong, as sentences with placeholders of settings. */
+  warnings: string[] = [];
   /** The last step of which the storage has a whole checkpoint. */
   savedStep: number | undefined;
   readonly steps: number[] = [];
@@ -49,7 +61,7 @@ export class RunState {
     this.phase = "starting";
     this.failure = undefined;
     this.outcome = undefined;
-    this.progress = undefined;
+    this.stages = [];
     this.times = [];
   }
 
@@ -58,9 +70,25 @@ export class RunState {
     this.total = 0;
     this.last = undefined;
     this.skipped = 0;
+    this.warnings = [];
     this.savedStep = undefined;
     for (const list of [this.steps, this.losses, this.smoothed]) list.length = 0;
     this.evaluations = [];
+  }
+
+  /** The start has come to `name`; what was before is over. */
+  enter(name: StartPhase): void {
+    const now = performance.now();
+    const current = this.stages.at(-1);
+    if (current?.name === name) return;
+    if (current !== undefined) current.ended ??= now;
+    this.stages.push({ name, began: now, ended: undefined, progress: undefined });
+  }
+
+  /** How far the stage at hand is. */
+  tell(progress: Progress): void {
+    const current = this.stages.at(-1);
+    if (current !== undefined) current.progress = progress;
   }
 
   hear(event: RunEvent): void {
@@ -68,8 +96,15 @@ export class RunState {
       case "planned":
         this.total = event.steps ?? 0;
         break;
+      case "phase":
+        this.hearPhase(event);
+        break;
+      case "warning":
+        this.warnings.push(event.message);
+        break;
       case "loading":
-        this.progress = { what: "loading the model onto the GPU", done: event.done, total: event.total };
+        this.enter("load");
+        this.tell({ what: "", done: event.done, total: event.total });
         break;
       case "resumed":
         this.forgetAfter(event.step);
@@ -97,9 +132,18 @@ export class RunState {
     }
   }
 
+  /** The start shows its stages; later the steps speak for themselves. */
+  private hearPhase({ phase, done, total }: PhaseEvent): void {
+    const stage = STAGES[phase];
+    if (this.phase !== "starting" || stage === undefined) return;
+    this.enter(stage);
+    if (done !== undefined && total !== undefined) this.tell({ what: "", done, total, counted: true });
+  }
+
   private takeStep(event: StepEvent): void {
     if (this.phase === "starting") this.phase = "training";
-    this.progress = undefined;
+    const current = this.stages.at(-1);
+    if (current !== undefined) current.ended ??= performance.now();
     this.step = event.step;
     this.total = event.steps;
     this.last = event;
@@ -122,27 +166,41 @@ export class RunState {
     this.evaluations = this.evaluations.filter((evaluation) => evaluation.step <= step);
   }
 
-  /** Seconds, from the pace of the last steps. */
-  get timeLeft(): number {
+  /** Seconds a step takes by the last ones; not a number before there are two. */
+  get pace(): number {
     const first = this.times[0];
     const last = this.times.at(-1);
     if (first === undefined || last === undefined || this.times.length < 2) return Number.NaN;
-    return (((last - first) / (this.times.length - 1)) * (this.total - this.step)) / 1000;
+    return (last - first) / (this.times.length - 1) / 1000;
+  }
+
+  /** Seconds, from the pace of the last steps. */
+  get timeLeft(): number {
+    return this.pace * (this.total - this.step);
   }
 
   end(id: string, outcome: Outcome): void {
     this.id = id;
     this.phase = "done";
     this.outcome = outcome;
+    this.warnings = outcome.warnings?.map(({ message }) => message) ?? [];
     this.step = outcome.step;
     this.savedStep = outcome.step;
-    this.progress = undefined;
   }
 
   fail(failure: Failure): void {
     this.phase = "failed";
     this.failure = failure;
-    this.progress = undefined;
+  }
+
+  /** A start that was called off; a run that had been saved before can still be gone on with. */
+  callOff(): void {
+    const kept = this.id !== undefined && this.savedStep !== undefined;
+    if (!kept) this.clear();
+    this.phase = kept ? "done" : "idle";
+    this.outcome = kept ? { step: this.savedStep ?? 0, interrupted: true, first_eval: undefined, last_eval: undefined } : undefined;
+    if (!kept) this.id = undefined;
+    this.stages = [];
   }
 
   restore({ run, steps, evaluations }: RestoredRun): void {
@@ -152,6 +210,7 @@ export class RunState {
     this.total = run.steps;
     this.savedStep = run.step;
     this.failure = undefined;
+    this.stages = [];
     for (const event of steps) this.add(event);
     this.last = steps.at(-1);
     this.evaluations = evaluations;
@@ -168,6 +227,7 @@ export class RunState {
     this.id = undefined;
     this.outcome = undefined;
     this.failure = undefined;
+    this.stages = [];
     this.clear();
   }
 }

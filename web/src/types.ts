@@ -2,8 +2,11 @@
 
 import type * as loraine from "../pkg/loraine";
 
-export type { AdapterSummary, Answer, DataReport, Inspection, ModelSummary, RunEvent, ShownExample, ShownToken } from "../pkg/loraine";
-export type Outcome = loraine.RunOutcome;
+export type { AdapterSummary, Answer, DataReport, ModelSummary, ShownToken } from "../pkg/loraine";
+export type ShownExample = loraine.ShownExample & { prompt?: string };
+export type Inspection = Omit<loraine.Inspection, "examples"> & { examples: ShownExample[] };
+export type RunEvent = loraine.RunEvent | PhaseEvent | { type: "warning"; message: string };
+export type Outcome = loraine.RunOutcome & { warnings?: { message: string }[] };
 export type Estimate = loraine.PlanReport;
 export type Method = Exclude<loraine.Method, "full">;
 
@@ -37,6 +40,7 @@ export type RunSettings = Filled<
 type EventOf<Type> = Extract<loraine.RunEvent, { type: Type }>;
 export type StepEvent = EventOf<"step">;
 export type EvaluatedEvent = EventOf<"evaluated">;
+export type PhaseEvent = { type: "phase"; phase: string; step?: number; done?: number; total?: number };
 
 export type AnswerSettings = Required<Pick<loraine.AnswerSettings, "max_tokens" | "temperature" | "seed" | "raw">>;
 

@@ -3,11 +3,11 @@
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import type { RunState } from "../run-state";
-import { h } from "./dom";
+import { h, show } from "./dom";
 import * as format from "./format";
 
 const REDRAW_MS = 200;
-const HEIGHT = 260;
+const HEIGHT = 280;
 
 export interface Chart {
   element: HTMLElement;
@@ -21,13 +21,8 @@ function color(name: string): string {
 export function lossChart(run: RunState): Chart {
   const place = h("div", { class: "chart-place", role: "img" });
   const key = (name: string, text: string) => h("li", {}, h("span", { class: `key ${name}`, aria: { hidden: "true" } }), text);
-  const legend = h(
-    "ul",
-    { class: "chart-legend" },
-    key("loss", "each step"),
-    key("smoothed", "smoothed"),
-    key("held-out", "held-out data"),
-  );
+  const heldOut = key("held-out", "validation");
+  const legend = h("ul", { class: "chart-legend" }, key("loss", "each step"), key("smoothed", "moving average"), heldOut);
   const element = h("figure", { class: "chart" }, legend, place);
   let plot: uPlot | undefined;
   let drawn = 0;
@@ -48,6 +43,7 @@ export function lossChart(run: RunState): Chart {
         ? "No loss yet"
         : `Loss over ${format.counted(run.steps.length, "step")}: from ${format.loss(first)} to ${format.loss(last)}`;
     place.setAttribute("aria-label", told);
+    show(heldOut, run.evaluations.length > 0);
     if (plot === undefined) make();
     else plot.setData(data(run));
   };
@@ -75,6 +71,12 @@ function data(run: RunState): uPlot.AlignedData {
   return [steps, at(run.losses), at(run.smoothed), steps.map((step) => evaluations.get(step) ?? null)];
 }
 
+/** Numbers of an axis with as many decimals as the finest of them needs. */
+function evenly(values: number[]): string[] {
+  const decimals = values.map((value) => (/\.(\d+)$/.exec(String(Number(value.toFixed(4))))?.[1] ?? "").length);
+  return values.map((value) => value.toFixed(Math.max(0, ...decimals)));
+}
+
 function options(width: number): uPlot.Options {
   const ink = color("ink-soft");
   const line = color("line");
@@ -91,8 +93,16 @@ function options(width: number): uPlot.Options {
       y: { range: (_, min, max) => [Math.max(0, min - 0.08 * (max - min || 1)), max + 0.08 * (max - min || 1)] },
     },
     axes: [
-      { ...axis, size: 32, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000] },
-      { ...axis, size: 48, values: (_, splits) => splits.map((value) => String(Number(value.toFixed(3)))) },
+      {
+        ...axis,
+        label: "step",
+        labelFont: font,
+        labelSize: 20,
+        size: 32,
+        space: 60,
+        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000],
+      },
+      { ...axis, label: "loss", labelFont: font, labelSize: 20, size: 48, values: (_, splits) => evenly(splits) },
     ],
     series: [
       {},

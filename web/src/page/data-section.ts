@@ -2,9 +2,13 @@ import type { App } from "../app";
 import { h, show } from "./dom";
 import { LABELS } from "./labels";
 import * as format from "./format";
-import { button, checkbox, choice, dropPlace, field, noticePlace, section, select } from "./parts";
+import { button, checkbox, choice, dropPlace, field, noticePlace, progressBar, section, select } from "./parts";
+import type { DataSource } from "../protocol";
 import type { DataFormat } from "../types";
 import { preview } from "./preview";
+
+/** A longer text does not go into the box, which would take seconds to lay it out. */
+const BOX_CHARACTERS = 500_000;
 
 /** What is in a pasted text, by its first character. */
 function pastedName(text: string, kind: string): string {
@@ -13,10 +17,15 @@ function pastedName(text: string, kind: string): string {
   return first === "[" ? "pasted.json" : "pasted.jsonl";
 }
 
-export function dataSection(app: App): HTMLElement {
-  const openExample = () => void app.openData({ kind: "example" }, null);
+export interface DataSection {
+  element: HTMLElement;
+  /** Gives the focus to what opens data. */
+  focus(): void;
+}
+
+export function dataSection(app: App): DataSection {
   const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."));
-  const paste = pastePanel(app);
+  const { element: paste, area } = pastePanel(app);
   const input = h("input", { type: "file", accept: ".jsonl,.json,.txt,.parquet" });
   const take = (file: File | undefined | null) => {
     if (file) void app.openData({ kind: "file", name: file.name }, file);
@@ -25,7 +34,7 @@ export function dataSection(app: App): HTMLElement {
     take(input.files?.[0]);
     input.value = "";
   };
-  const file = dropPlace(
+  const { element: file, button: chooseFile } = dropPlace(
     "Drop a .jsonl, .json, .parquet or .txt file here. The page reads it in this tab and sends it nowhere.",
     "Choose a file",
     input,
@@ -39,33 +48,39 @@ export function dataSection(app: App): HTMLElement {
       ["file", "File", file],
     ],
     (way) => {
-      if (way === "example") openExample();
+      app.chooseData(way as DataSource["kind"]);
+      if (way === "example" && app.data === undefined) void app.openData({ kind: "example" }, null);
     },
   );
   const notices = noticePlace();
+  const progress = progressBar("Progress of the data");
+  const stop = button("Stop", () => void app.stopReading(), "quiet");
+  const loading = h("div", { class: "loading", hidden: true }, progress.element, stop);
   const name = h("p", { class: "data-name" });
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Choose data"), ways.element, reading(app));
-  const { element } = section(
+  const { element, fold } = section(
     2,
     "data",
     "Data",
     "The text to learn from. The model learns the marked tokens, and reads the others as context.",
     inputs,
+    loading,
     notices.element,
     name,
     preview(app),
   );
 
-  // Opens the panel only once, since the user may switch to another one meanwhile.
-  let shown: App["data"];
+  app.on(["reading"], () => {
+    show(loading, app.reading !== undefined);
+    if (app.reading !== undefined) progress.set(app.reading);
+  });
   app.on(["data", "inspection"], () => {
     const failure = app.dataFailure ?? app.inspectionFailure;
     const refusal = app.inspection?.refusal;
     if (failure !== undefined) notices.fail(failure);
     else if (refusal) notices.fail({ kind: "setting", message: refusal });
     else notices.clear();
-    if (app.data !== shown && app.data !== undefined) ways.choose(app.data.source.kind);
-    shown = app.data;
+    ways.choose(app.chosen.data);
     const source = app.data?.source;
     show(name, source !== undefined && source.kind !== "example");
     if (app.data !== undefined && source !== undefined && source.kind !== "example") {
@@ -74,12 +89,29 @@ export function dataSection(app: App): HTMLElement {
   });
   app.on(["run"], () => {
     inputs.disabled = app.run.active;
+    fold(app.run.active ? line(app) : undefined);
   });
   ways.choose("example");
-  return element;
+  return {
+    element,
+    focus: () => {
+      if (app.chosen.data === "text") area.focus();
+      else if (app.chosen.data === "file") chooseFile.focus();
+      else ways.focus();
+    },
+  };
 }
 
-function pastePanel(app: App): HTMLElement {
+/** The data in a few words. */
+function line(app: App): string | undefined {
+  const source = app.data?.source;
+  if (source === undefined) return undefined;
+  const examples = app.inspection?.report?.kept;
+  const name = source.kind === "example" ? "The example" : source.kind === "text" ? "Pasted text" : source.name;
+  return examples === undefined ? name : `${name}, ${format.counted(examples, "example")}`;
+}
+
+function pastePanel(app: App): { element: HTMLElement; area: HTMLTextAreaElement } {
   const area = h("textarea", {
     rows: 7,
     spellcheck: false,
@@ -102,17 +134,31 @@ function pastePanel(app: App): HTMLElement {
       () => {},
     ),
   );
-  const use = () => {
-    const empty = area.value.trim() === "";
+  const take = (value: string) => {
+    const empty = value.trim() === "";
     text.problem(empty ? "Paste some text first." : "");
-    if (!empty) void app.openData({ kind: "text", name: pastedName(area.value, kind.input.value) }, area.value);
+    if (!empty) void app.openData({ kind: "text", name: pastedName(value, kind.input.value) }, new Blob([value]));
   };
-  return h(
-    "div",
-    {},
-    text.element,
-    h("div", { class: "fields paste" }, kind.element, h("div", { class: "field-button" }, button("Use this text", use))),
-  );
+  area.onpaste = (event) => {
+    const pasted = event.clipboardData?.getData("text/plain") ?? "";
+    if (pasted.length <= BOX_CHARACTERS) return;
+    event.preventDefault();
+    area.value = "";
+    take(pasted);
+  };
+  area.oninput = () => {
+    const { value } = area;
+    if (value.length <= BOX_CHARACTERS) {
+      app.chooseData("text", true);
+      return;
+    }
+    area.value = "";
+    take(value);
+  };
+  kind.input.onchange = () => area.value !== "" && app.chooseData("text", true);
+  const use = button("Use this text", () => take(area.value));
+  const element = h("div", {}, text.element, h("div", { class: "fields paste" }, kind.element, h("div", { class: "field-button" }, use)));
+  return { element, area };
 }
 
 /** How records become tokens: for the few data sets that need another way than the usual one. */

@@ -57,6 +57,11 @@ export function duration(seconds: number): string {
   return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
 }
 
+/** Passes over the data, in two digits where they are few. */
+export function epochs(n: number): string {
+  return String(n < 10 ? Number(n.toFixed(2)) : Number(n.toFixed(1)));
+}
+
 export function clock(time: number): string {
   return new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(time);
 }

@@ -7,6 +7,8 @@ export const LABELS = {
   alpha: "Alpha",
   lr: "Learning rate",
   steps: "Steps",
+  epochs: "Epochs",
+  "eval-fraction": "Validation share",
   method: "Base weights",
   schedule: "Schedule",
   optim: "Optimizer",

@@ -6,7 +6,7 @@ import { h, newId, setText, show } from "./dom";
 import { withLabels } from "./labels";
 import type { Progress } from "../protocol";
 
-export function button(label: string, onclick: () => void, kind: "primary" | "plain" | "quiet" = "plain"): HTMLButtonElement {
+export function button(label: string, onclick: () => unknown, kind: "primary" | "plain" | "quiet" = "plain"): HTMLButtonElement {
   return h("button", { type: "button", class: `button ${kind}`, onclick }, label);
 }
 
@@ -14,11 +14,20 @@ export function button(label: string, onclick: () => void, kind: "primary" | "pl
 export interface Section {
   element: HTMLElement;
   body: HTMLElement;
+  heading: HTMLElement;
+  /** Reduces the section to a line of text, which a button opens again; without a text, the section is as usual. */
+  fold(line: string | undefined): void;
 }
 
 export function section(number: number, name: string, title: string, hint: string, ...body: Node[]): Section {
   const id = `${name}-title`;
-  const content = h("div", { class: "section-body" }, ...body);
+  const content = h("div", { class: "section-body", id: `${name}-body` }, ...body);
+  // It takes the focus when the page scrolls to the section.
+  const heading = h("h2", { id, tabIndex: -1 }, title);
+  const folded = h("span", {});
+  const toggle = button("Show", () => open(content.hidden === true), "quiet");
+  toggle.setAttribute("aria-controls", content.id);
+  const line = h("div", { class: "section-line", hidden: true }, folded, toggle);
   const element = h(
     "section",
     { id: name, class: "section", aria: { labelledby: id } },
@@ -26,12 +35,32 @@ export function section(number: number, name: string, title: string, hint: strin
       "header",
       { class: "section-head" },
       h("p", { class: "section-number", aria: { hidden: "true" } }, String(number)),
-      h("h2", { id }, title),
+      heading,
       h("p", { class: "hint" }, hint),
     ),
+    line,
     content,
   );
-  return { element, body: content };
+  const open = (shown: boolean) => {
+    show(content, shown);
+    setText(toggle, shown ? "Hide" : "Show");
+    toggle.setAttribute("aria-label", `${shown ? "Hide" : "Show"}: ${title}`);
+    toggle.setAttribute("aria-expanded", String(shown));
+  };
+  const fold = (text: string | undefined) => {
+    const was = !line.hidden;
+    show(line, text !== undefined);
+    element.classList.toggle("folded", text !== undefined);
+    if (text !== undefined) setText(folded, text);
+    if (was !== (text !== undefined)) open(text === undefined);
+  };
+  return { element, body: content, heading, fold };
+}
+
+/** Scrolls to an element, and gives it the focus where it can have it. */
+export function goTo(element: HTMLElement, focus = true): void {
+  element.scrollIntoView({ block: "start" });
+  if (focus) element.focus({ preventScroll: true });
 }
 
 export interface Field<Input extends HTMLElement> {
@@ -74,6 +103,7 @@ export interface Choice {
   element: HTMLElement;
   chosen(): string;
   choose(name: string): void;
+  focus(): void;
 }
 
 export function choice(
@@ -104,7 +134,7 @@ export function choice(
     input.checked = true;
     showPanel(name);
   };
-  return { element, chosen, choose };
+  return { element, chosen, choose, focus: () => inputs.get(chosen())?.focus() };
 }
 
 /** A place for what went wrong, where it belongs. Empty, it takes no room. */
@@ -165,17 +195,17 @@ export function progressBar(label: string): ProgressBar {
 }
 
 /** Where files may be dropped or chosen. */
-export function dropPlace(text: string, label: string, input: HTMLInputElement, onDrop: (transfer: DataTransfer) => void): HTMLElement {
+export function dropPlace(
+  text: string,
+  label: string,
+  input: HTMLInputElement,
+  onDrop: (transfer: DataTransfer) => void,
+): { element: HTMLElement; button: HTMLButtonElement } {
   input.classList.add("visually-hidden");
   input.tabIndex = -1;
   input.setAttribute("aria-hidden", "true");
-  const element = h(
-    "div",
-    { class: "drop" },
-    h("p", {}, text),
-    button(label, () => input.click()),
-    input,
-  );
+  const choose = button(label, () => input.click());
+  const element = h("div", { class: "drop" }, h("p", {}, text), choose, input);
   const over = (on: boolean) => (event: DragEvent) => {
     event.preventDefault();
     element.classList.toggle("over", on);
@@ -186,7 +216,7 @@ export function dropPlace(text: string, label: string, input: HTMLInputElement, 
     over(false)(event);
     if (event.dataTransfer !== null) onDrop(event.dataTransfer);
   };
-  return element;
+  return { element, button: choose };
 }
 
 /** A list of names and values. */

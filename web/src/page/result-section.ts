@@ -1,46 +1,72 @@
 import type { App } from "../app";
 import { failureOf } from "../engine";
-import { toFragment } from "../recipe";
-import type { AnswerSettings } from "../types";
+import { adapterFolder, toFragment } from "../recipe";
+import type { Answer, AnswerSettings } from "../types";
 import { h, setText, show } from "./dom";
 import { button, checkbox, field, noticePlace, section, select } from "./parts";
 
 /** None of them stands in the example data. */
 const QUESTIONS = ["Tell me a story about a turtle and a horse.", "What is the opposite of big?", "What does a cat say?", "Who are you?"];
 
-export function resultSection(app: App): HTMLElement {
-  const compared = comparison(app);
+export interface ResultSection {
+  element: HTMLElement;
+  heading: HTMLElement;
+  /** Asks base and adapter the question in the box. */
+  ask(): Promise<void>;
+}
+
+export function resultSection(app: App): ResultSection {
+  const { element: compared, ask } = comparison(app);
   const waiting = h(
     "p",
     { class: "hint waiting" },
     "After a run, you can compare answers with and without the adapter, download the adapter, and copy a link with the settings.",
   );
   const result = h("div", { class: "result", hidden: true }, compared, takeAlong(app));
-  const { element } = section(5, "result", "Result", "Compare the answers, and download the adapter.", waiting, result);
+  const { element, heading } = section(5, "result", "Result", "Compare the answers, and download the adapter.", waiting, result);
   app.on(["run"], () => {
     show(result, app.run.hasResult);
     show(waiting, !app.run.hasResult);
   });
-  return element;
+  return { element, heading, ask };
 }
 
 interface Column {
   element: HTMLElement;
   text: HTMLElement;
+  /** Why the answer ends where it does, if that is not its own end. */
+  note: HTMLElement;
 }
 
 function column(title: string, adapted: boolean): Column {
   const text = h("p", { class: "answer-text", aria: { live: "polite" } });
-  return { element: h("article", { class: adapted ? "answer adapted" : "answer" }, h("h3", {}, title), text), text };
+  const note = h("p", { class: "hint" });
+  return { element: h("article", { class: adapted ? "answer adapted" : "answer" }, h("h3", {}, title), text, note), text, note };
 }
 
-function comparison(app: App): HTMLElement {
+/** Why an answer ended before its time, or "". */
+function cutNote({ stop }: Answer, { max_tokens }: AnswerSettings): string {
+  if (stop === "max_tokens") return `Cut at ${max_tokens} tokens.`;
+  if (stop === "context") return "Cut where the memory for this answer ended.";
+  return stop === "canceled" ? "Stopped." : "";
+}
+
+/** The question that is asked first: of the data on screen, where they are a visitor's own. */
+function firstPrompt(app: App): string {
+  const own = app.model?.source.kind !== "demo" || app.data?.source.kind !== "example";
+  const asked = app.inspection?.examples.map(({ prompt }) => prompt).find((prompt) => prompt);
+  return (own ? asked : undefined) ?? (QUESTIONS[0] as string);
+}
+
+function comparison(app: App): { element: HTMLElement; ask(): Promise<void> } {
   const prompt = field("Prompt", h("textarea", { rows: 2 }));
   prompt.input.value = QUESTIONS[0] as string;
+  let typed = false;
+  prompt.input.oninput = () => (typed = true);
   const suggestions = h(
     "div",
     { class: "suggestions" },
-    ...QUESTIONS.map((question) => button(question, () => (prompt.input.value = question), "quiet")),
+    ...QUESTIONS.map((question) => button(question, () => ([prompt.input.value, typed] = [question, true]), "quiet")),
   );
   const base = column("Base", false);
   const adapted = column("With the adapter", true);
@@ -69,9 +95,10 @@ function comparison(app: App): HTMLElement {
     ),
   );
   const raw = checkbox("Raw text, without the chat template", () => {});
-  const ask = button("Compare", () => void askBoth(), "primary");
+  const ask = button("Compare", () => void askBoth());
   const cancel = button("Stop", () => stopAsking(), "plain");
   let stopped = false;
+  let asking = false;
   show(cancel, false);
 
   const stopAsking = () => {
@@ -89,6 +116,7 @@ function comparison(app: App): HTMLElement {
         column.text.textContent = text.trimStart();
       });
       column.text.textContent = whole.text.trim() === "" ? "(empty answer)" : whole.text.trim();
+      column.note.textContent = cutNote(whole, generation);
     } finally {
       column.element.removeAttribute("aria-busy");
     }
@@ -99,8 +127,9 @@ function comparison(app: App): HTMLElement {
     notices.clear();
     stopped = false;
     ask.disabled = true;
+    asking = true;
     show(cancel, true);
-    for (const { text } of [base, adapted]) text.textContent = "";
+    for (const { text, note } of [base, adapted]) text.textContent = note.textContent = "";
     const generation: AnswerSettings = {
       max_tokens: Number(length.input.value),
       temperature: Number(temperature.input.value),
@@ -113,6 +142,7 @@ function comparison(app: App): HTMLElement {
     } catch (error) {
       notices.fail(failureOf(error));
     }
+    asking = false;
     ask.disabled = app.run.active;
     show(cancel, false);
   };
@@ -122,15 +152,18 @@ function comparison(app: App): HTMLElement {
     if (!ask.disabled) void askBoth();
   };
   let shownFor: string | undefined;
+  app.on(["inspection", "data", "model"], () => {
+    if (!typed && !app.run.hasResult) prompt.input.value = firstPrompt(app);
+  });
   app.on(["run"], () => {
-    ask.disabled = app.run.active;
+    if (!asking) ask.disabled = app.run.active;
     show(suggestions, app.model?.source.kind === "demo");
     if (!app.run.hasResult || shownFor === app.run.id) return;
     shownFor = app.run.id;
-    for (const { text } of [base, adapted]) text.textContent = "";
+    for (const { text, note } of [base, adapted]) text.textContent = note.textContent = "";
     raw.input.checked = app.inspection?.report?.chat_template == null;
   });
-  return h(
+  const element = h(
     "div",
     { class: "comparison" },
     prompt.element,
@@ -140,17 +173,26 @@ function comparison(app: App): HTMLElement {
     notices.element,
     h("div", { class: "answers" }, base.element, adapted.element),
   );
+  return { element, ask: askBoth };
 }
 
 function takeAlong(app: App): HTMLElement {
   const notices = noticePlace();
   const download = button("Download the adapter", () => void save(), "primary");
+  const base = field(
+    "Base model",
+    h("input", { type: "text", autocomplete: "off", spellcheck: false, maxLength: 200 }),
+    "The adapter’s files name it: owner/name on a hub, or a folder that stands beside the adapter’s.",
+  );
   const save = async () => {
     notices.clear();
+    base.problem(base.input.value.trim() === "" ? "Enter a name." : "");
+    if (base.input.value.trim() === "") return;
     try {
-      const zip = await app.engine.call("adapterZip", app.run.id as string);
+      const request = { run: app.run.id as string, model: trained, base: base.input.value.trim() };
+      const { name, zip } = await app.engine.call("adapterZip", request);
       const url = URL.createObjectURL(new Blob([zip], { type: "application/zip" }));
-      const link = h("a", { href: url, download: "adapter.zip" });
+      const link = h("a", { href: url, download: `${name}.zip` });
       link.click();
       setTimeout(() => URL.revokeObjectURL(url), 60_000);
     } catch (error) {
@@ -176,18 +218,37 @@ function takeAlong(app: App): HTMLElement {
     setText(copied, "");
   };
   app.on(["settings", "model", "data", "run"], update);
-  const code = 'from peft import PeftModel\nmodel = PeftModel.from_pretrained(model, "adapter")   # the unpacked folder';
+  const code = h("code", {});
+  const explain = () => {
+    const model = base.input.value.trim();
+    const quant = app.settings.method === "qlora" ? " --quant nf4" : "";
+    const folder = adapterFolder(trained);
+    setText(
+      code,
+      `from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained("${folder}")\n\n# in a terminal\nloraine chat --model ${model} --adapter ${folder}${quant}`,
+    );
+  };
+  base.input.oninput = explain;
+  /** The name of the model that the result is of. */
+  let trained = "";
+  let shownFor: string | undefined;
+  app.on(["run"], () => {
+    if (!app.run.hasResult || shownFor === app.run.id || app.model === undefined) return;
+    shownFor = app.run.id;
+    trained = app.model.name;
+    base.input.value = app.model.base;
+    explain();
+  });
+  const demo = h("p", { class: "hint" }, "The built-in model is written to loraine-demo/model by the command “loraine demo”.");
+  app.on(["model", "run"], () => show(demo, app.model?.source.kind === "demo"));
   return h(
     "div",
     { class: "take-along" },
     h("h3", {}, "Download"),
-    h(
-      "p",
-      {},
-      "The zip holds the adapter in PEFT’s format: adapter_config.json, adapter_model.safetensors and a README. Unpack it, then load the folder with PEFT, or with loraine in a terminal.",
-    ),
-    h("pre", { tabIndex: 0, aria: { label: "Loading the adapter in Python" } }, h("code", {}, code)),
-    h("div", { class: "buttons" }, download),
+    h("p", {}, "The zip holds one folder: the adapter in PEFT’s format, the settings (run.toml), the metrics and the picture of the loss."),
+    h("div", { class: "fields link" }, base.element, h("div", { class: "field-button buttons" }, download)),
+    h("pre", { tabIndex: 0, aria: { label: "How the adapter is loaded" } }, code),
+    demo,
     notices.element,
     h("div", { class: "fields link" }, address.element, h("div", { class: "field-button buttons" }, copy, copied)),
   );

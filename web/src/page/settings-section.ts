@@ -2,6 +2,7 @@ import type { App } from "../app";
 import { numberProblem, type NumberSetting } from "../recipe";
 import type { RunSettings } from "../types";
 import { h, show } from "./dom";
+import * as format from "./format";
 import { LABELS } from "./labels";
 import { memoryPicture } from "./memory-picture";
 import { type Field, field, section, select } from "./parts";
@@ -14,17 +15,31 @@ const TARGETS: [value: string, label: string][] = [
   ["", "Custom"],
 ];
 
-export function settingsSection(app: App): HTMLElement {
+export interface SettingsSection {
+  element: HTMLElement;
+  focus(): void;
+}
+
+export function settingsSection(app: App): SettingsSection {
   const main = h(
     "div",
-    { class: "fields settings" },
-    slider(app, "rank", "Size of the adapter", [1, 2, 4, 8, 16, 32, 64, 128, 256]),
-    slider(app, "max-seq-len", "Tokens of the longest example", [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]),
-    slider(app, "batch-size", "Examples per micro-batch", [1, 2, 4, 8, 16, 32, 64]),
-    number(app, "alpha", "Strength: the adapter is scaled by alpha ÷ rank").element,
-    number(app, "lr", "Highest learning rate").element,
-    number(app, "steps", "Number of optimizer steps").element,
-    targets(app),
+    { class: "settings-groups" },
+    h(
+      "div",
+      { class: "fields settings three" },
+      slider(app, "rank", "Size of the adapter", [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+      slider(app, "max-seq-len", "Tokens of the longest example", [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]),
+      slider(app, "batch-size", "Examples per micro-batch", [1, 2, 4, 8, 16, 32, 64]),
+    ),
+    h(
+      "div",
+      { class: "fields settings four" },
+      number(app, "alpha", "The adapter counts alpha ÷ rank").element,
+      number(app, "lr", "").element,
+      runLength(app, "epochs", "Passes over the data"),
+      runLength(app, "steps", ""),
+    ),
+    h("div", { class: "fields settings two" }, targets(app)),
   );
   const more = h(
     "details",
@@ -46,31 +61,73 @@ export function settingsSection(app: App): HTMLElement {
         ["adamw", "AdamW"],
         ["adamw8bit", "AdamW, moments in 8 bits"],
       ]),
-      number(app, "warmup-steps", "The learning rate rises over these steps").element,
+      number(app, "warmup-steps", "").element,
       number(app, "grad-accum", "Micro-batches per step").element,
-      number(app, "dropout", "On the adapter’s input").element,
+      number(app, "dropout", "").element,
       number(app, "weight-decay", "").element,
+      number(app, "eval-fraction", "Of your own data; the example has its own", "5 %, at most 64").element,
       number(app, "seed", "The same seed repeats a run").element,
     ),
   );
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Settings of the run"), main, more);
-  app.on(["run"], () => {
-    inputs.disabled = app.run.active;
-  });
-  return section(
+  const { element, fold } = section(
     3,
     "settings",
     "Settings",
     "The main settings of a run. The bar shows the GPU memory they need.",
     inputs,
     memoryPicture(app),
-  ).element;
+  );
+  app.on(["run", "estimate"], () => {
+    inputs.disabled = app.run.active;
+    const { rank, lr } = app.settings;
+    const memory = app.estimate === undefined ? "" : `, ${format.bytes(app.estimate.total)} on the GPU`;
+    fold(app.run.active ? `Rank ${rank}, learning rate ${lr}${memory}` : undefined);
+  });
+  const focus = () => element.querySelector<HTMLElement>('[aria-invalid="true"], input')?.focus();
+  return { element, focus };
 }
 
-function number(app: App, name: NumberSetting, hint: string): Field<HTMLInputElement> {
+/** Epochs and steps, two views of one setting: what is typed into one shows in the other. */
+function runLength(app: App, name: "epochs" | "steps", hint: string): HTMLElement {
   const input = h("input", { type: "text", inputMode: "decimal", autocomplete: "off", spellcheck: false });
   const made = field(LABELS[name], input, hint);
   input.oninput = () => {
+    const value = input.value.trim() === "" ? Number.NaN : Number(input.value.trim().replace(",", "."));
+    const problem = numberProblem(name, value);
+    made.problem(problem);
+    app.setProblem(name, problem);
+    if (problem === "") app.setLength(name === "steps" ? { steps: value } : { epochs: value });
+  };
+  const shown = (): number | undefined => {
+    if (name === "steps") return app.totalSteps;
+    const { steps, epochs } = app.settings;
+    if (steps === undefined) return epochs ?? 1;
+    return app.stepsPerEpoch && Number(format.epochs(steps / app.stepsPerEpoch));
+  };
+  app.on(["settings", "inspection"], () => {
+    const value = shown();
+    if (value !== undefined && Number(input.value.trim().replace(",", ".")) === value && input.value.trim() !== "") return;
+    // A value that somebody is typing stays as it is typed.
+    if (document.activeElement === input && app.settingsProblems.has(name)) return;
+    input.value = value === undefined ? "" : String(value);
+    made.problem("");
+    app.setProblem(name, "");
+  });
+  return made.element;
+}
+
+/** A field for a number; with `usual`, which says what the library takes by itself, it may be left empty. */
+function number(app: App, name: NumberSetting, hint: string, usual?: string): Field<HTMLInputElement> {
+  const input = h("input", { type: "text", inputMode: "decimal", autocomplete: "off", spellcheck: false, placeholder: usual ?? "" });
+  const made = field(LABELS[name], input, hint);
+  input.oninput = () => {
+    if (usual !== undefined && input.value.trim() === "") {
+      made.problem("");
+      app.setProblem(name, "");
+      app.unset(name);
+      return;
+    }
     const value = input.value.trim() === "" ? Number.NaN : Number(input.value.trim().replace(",", "."));
     const problem = numberProblem(name, value);
     made.problem(problem);
@@ -80,6 +137,7 @@ function number(app: App, name: NumberSetting, hint: string): Field<HTMLInputEle
   app.on(["settings"], () => {
     const value = app.settings[name];
     const shown = input.value.trim();
+    if (value === undefined && usual !== undefined && !app.settingsProblems.has(name)) input.value = "";
     if (value === undefined || (shown !== "" && Number(shown.replace(",", ".")) === value)) return;
     input.value = String(value);
     made.problem("");
@@ -125,7 +183,7 @@ function targets(app: App): HTMLElement {
   const own = field(
     "Names or regular expression",
     h("input", { type: "text", spellcheck: false, autocomplete: "off", maxLength: 200 }),
-    "Names separated by commas, or a regular expression",
+    "Names separated by commas",
   );
   show(own.element, false);
   const list = select(TARGETS, (value) => {
@@ -137,7 +195,7 @@ function targets(app: App): HTMLElement {
     const value = own.input.value.trim();
     if (value !== "") app.set({ "target-modules": value });
   };
-  const made = field(LABELS["target-modules"], list, "Layers with an adapter");
+  const made = field(LABELS["target-modules"], list);
   app.on(["settings"], () => {
     const value = app.settings["target-modules"];
     const known = TARGETS.some(([name]) => name === value && name !== "");

@@ -1,29 +1,56 @@
-/** The head of the page: what it is, the GPU that it has, and runs that wait to be gone on with. */
+/** The head of the page: what it is, the first thing to press, the GPU that it has, and runs that wait to be gone on with. */
 
 import type { App } from "../app";
 import type { SavedRun } from "../protocol";
 import { h, setText, show } from "./dom";
 import * as format from "./format";
 import { button, noticePlace } from "./parts";
+import { obstacle } from "./run-section";
 
-export function top(app: App): HTMLElement {
+export interface Ways {
+  run(): void;
+  result(): void;
+  model(): void;
+}
+
+/** `starter` is the head as index.html has it; it is filled, not replaced, so that nothing jumps. */
+export function top(app: App, starter: HTMLElement, go: Ways): void {
   const gpu = h("p", { class: "gpu", role: "status" });
   app.on(["gpu"], () => {
-    const text = { asked: "Looking for a GPU…", there: "", none: "No GPU" }[app.gpu.status];
-    gpu.dataset.status = app.gpu.status;
-    setText(gpu, app.gpu.status === "there" ? app.gpu.adapter.name || "GPU ready" : text);
+    gpu.dataset.status = app.gpu.status === "there" && app.gpu.adapter.software ? "slow" : app.gpu.status;
+    setText(gpu, gpuTold(app));
   });
-  return h(
-    "header",
-    { class: "top" },
-    h("div", { class: "bar" }, h("p", { class: "wordmark" }, "loraine"), gpu),
-    h("h1", {}, "Fine-tune a language model in this tab."),
-    h(
-      "p",
-      { class: "lead" },
-      "This page trains a LoRA adapter on your own GPU. There is nothing to install. Your text, the model and the result stay in this browser.",
-    ),
-  );
+  const demo = button("Train the demo", () => app.trainDemo(), "primary");
+  const watch = button("Watch the run", go.run, "primary");
+  const result = button("See the result", go.result, "primary");
+  const own = button("Use my own model and data", go.model);
+  const hint = h("p", { class: "hint" });
+  app.on(["run", "gpu", "inspection"], () => {
+    const { run } = app;
+    show(demo, !run.active && !run.hasResult);
+    show(watch, run.active);
+    show(result, run.hasResult);
+    const onScreen = app.model?.source.kind === "demo" && app.data?.source.kind === "example";
+    const inTheWay = onScreen ? obstacle(app) : undefined;
+    demo.disabled = app.gpu.status !== "there" || (inTheWay !== undefined && !inTheWay.passing);
+    const seconds = app.gpu.status === "there" && app.gpu.adapter.software ? "a few minutes on this processor" : "under a minute";
+    const promise = `A tiny model learns to talk like a pirate, in ${seconds}. Nothing is downloaded.`;
+    const reason = demo.disabled ? inTheWay?.text : undefined;
+    setText(hint, run.active || run.hasResult ? "" : (reason ?? promise));
+  });
+  starter.querySelector(".bar")?.append(gpu);
+  starter.append(h("div", { class: "first" }, h("div", { class: "buttons" }, demo, watch, result, own), hint));
+}
+
+function gpuTold(app: App): string {
+  switch (app.gpu.status) {
+    case "asked":
+      return "Looking for a GPU…";
+    case "none":
+      return "No GPU";
+    case "there":
+      return app.gpu.adapter.software ? "Software adapter: very slow" : app.gpu.adapter.name || "GPU ready";
+  }
 }
 
 /** Shown where there is no WebGPU; everything but the run works all the same. */
@@ -54,6 +81,21 @@ export function noGpu(app: App): HTMLElement {
   return element;
 }
 
+/** Shown where WebGPU computes on the processor: a visitor with a GPU can often do something about it. */
+export function softwareGpu(app: App): HTMLElement {
+  const element = h(
+    "aside",
+    { class: "notice software-gpu", hidden: true },
+    h(
+      "p",
+      {},
+      "This browser has no GPU to use and computes on the processor instead: very slow. The demo works; a real model takes hours. Turning on hardware acceleration in the browser’s settings, or a newer graphics driver, may help.",
+    ),
+  );
+  app.on(["gpu", "run"], () => show(element, app.gpu.status === "there" && app.gpu.adapter.software && app.model?.source.kind !== "demo"));
+  return element;
+}
+
 export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
   const list = h("ul", { class: "saved-runs" });
   const notices = noticePlace();
@@ -69,16 +111,12 @@ export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
     const state = run.finished
       ? `finished, ${format.counted(run.step, "step")}`
       : `step ${format.count(run.step)} of ${format.count(run.steps)}`;
-    const open = button(
-      run.finished ? "Open" : "Resume",
-      () => {
-        if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
-          notices.say(`This run’s model was too large to save. Choose the folder ${run.modelName} again below, then resume.`);
-          chooseFolder();
-        } else void app.goOn(run);
-      },
-      "primary",
-    );
+    const open = button(run.finished ? "Open" : "Resume", () => {
+      if (run.model.kind === "folder" && run.model.copy === undefined && app.model?.name !== run.modelName) {
+        notices.say(`This run’s model was too large to save. Choose the folder ${run.modelName} again below, then resume.`);
+        chooseFolder();
+      } else void app.goOn(run);
+    });
     const discard = button("Discard", () => void app.discard(run), "quiet");
     open.setAttribute("aria-label", `${open.textContent}: ${run.modelName}, ${state}`);
     discard.setAttribute("aria-label", `Discard: ${run.modelName}, ${state}`);

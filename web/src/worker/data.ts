@@ -1,6 +1,6 @@
 /** The data set that is open: mounted for the engine, and kept so that a run can store it. */
 
-import type { DataSource, OpenedData } from "../protocol";
+import type { DataSource, Notice, OpenedData } from "../protocol";
 import { fetchDemo } from "./demo";
 import { PageError } from "./failure";
 import { plainName } from "./models";
@@ -11,6 +11,28 @@ const ROOT = "/data";
 const EXAMPLE = ["train.jsonl", "valid.jsonl"];
 
 let content: Blob | undefined;
+/** Told of each range of the open data that the engine reads. */
+let onRead: (end: number) => void = () => {};
+/** The page hears of progress this often, in milliseconds. */
+const PROGRESS_MS = 100;
+
+/** Does `work`, which reads the open data without a pause, and tells how far it is. */
+export function reading<T>(notify: (notice: Notice) => void, work: () => T): T {
+  const total = content?.size ?? 0;
+  let told = performance.now();
+  let furthest = 0;
+  onRead = (end) => {
+    furthest = Math.max(furthest, end);
+    if (performance.now() - told < PROGRESS_MS) return;
+    told = performance.now();
+    notify({ type: "progress", progress: { what: "reading the data", done: furthest, total } });
+  };
+  try {
+    return work();
+  } finally {
+    onRead = () => {};
+  }
+}
 
 export async function openData(source: DataSource, given: Blob | string | null): Promise<OpenedData> {
   unmount(ROOT);
@@ -27,7 +49,7 @@ export async function openData(source: DataSource, given: Blob | string | null):
   if (given === null) throw new PageError("file", "There is no data to open.");
   content = given instanceof Blob ? given : new Blob([given]);
   const path = `${ROOT}/${plainName(source.name)}`;
-  mountFile(path, content);
+  mountFile(path, content, (end) => onRead(end));
   return { source, path, bytes: content.size };
 }
 

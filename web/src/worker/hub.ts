@@ -36,25 +36,47 @@ class Missing extends PageError {}
 
 export class Download {
   private readonly address: HubAddress;
+  private readonly token: string;
   private readonly signal: AbortSignal;
   private readonly progress: (progress: Progress) => void;
   private revision: string;
   private commit: string | undefined;
 
-  constructor(address: HubAddress, signal: AbortSignal, progress: (progress: Progress) => void) {
+  constructor(address: HubAddress, token: string, signal: AbortSignal, progress: (progress: Progress) => void) {
     this.address = address;
+    this.token = token;
     this.signal = signal;
     this.progress = progress;
     this.revision = address.revision;
   }
 
-  /** Fetches everything; `checkConfig` may refuse the model before its weights are asked for. */
-  async all(checkConfig: (config: Uint8Array<ArrayBuffer>) => void): Promise<void> {
-    const dir = await storage.directory(hubPath(this.address), true);
+  /** The size of the weights, where the hub names it. */
+  async bytes(): Promise<number | undefined> {
+    const index = await this.optional(INDEX);
+    const weights = index === undefined ? [SINGLE] : shards(index, hubName(this.address));
+    const sizes = await Promise.all(weights.map((name) => this.patiently(name, () => this.sizeOf(name))));
+    const known = sizes.filter((size) => size !== undefined);
+    return known.length === sizes.length ? known.reduce((sum, size) => sum + size, 0) : undefined;
+  }
+
+  private async sizeOf(name: string): Promise<number | undefined> {
+    const response = await this.request(name, 0, "HEAD");
+    const length = response.headers.get("x-linked-size") ?? response.headers.get("content-length");
+    return length === null ? undefined : Number(length);
+  }
+
+  /** The configuration. From here on every file is of its commit, whatever happens to the branch. */
+  async config(): Promise<Uint8Array<ArrayBuffer>> {
     const config = await this.small(CONFIG);
-    checkConfig(config);
-    // From here on every file is of this commit, whatever happens to the branch.
     if (this.commit !== undefined) this.revision = this.commit;
+    return config;
+  }
+
+  /** Fetches everything; `checkConfig` may refuse the model before anything of it is stored. */
+  async all(checkConfig: (config: Uint8Array<ArrayBuffer>) => void): Promise<void> {
+    const config = await this.config();
+    checkConfig(config);
+    const dir = await storage.directory(hubPath(this.address), true);
     const files: storage.StoredFile[] = [];
     const keep = async (name: string, bytes: Uint8Array<ArrayBuffer>) => {
       await storage.writeFile(dir, name, bytes);
@@ -167,9 +189,11 @@ export class Download {
     if (at < total) throw new TypeError(`ended after ${at} of ${total} bytes`);
   }
 
-  private async request(name: string, from: number): Promise<Response> {
+  private async request(name: string, from: number, method: "GET" | "HEAD" = "GET"): Promise<Response> {
     const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {};
+    if (this.token !== "") headers.authorization = `Bearer ${this.token}`;
     const response = await fetch(this.url(name), {
+      method,
       headers,
       signal: this.signal,
       credentials: "omit",
@@ -188,16 +212,21 @@ export class Download {
       }
       case 401:
       case 403:
-        throw new PageError(
-          "hub",
-          `${where} is private, gated or not there (${response.status}). This page sends no access token; download it and choose its folder.`,
-        );
+        throw new PageError("hub", `${where} is gated, private or not there (${response.status}). ${this.wayIn(response.status)}`);
       case 416:
         throw new TypeError("the file changed");
       default:
         if (response.status >= 500 || response.status === 429) throw new TypeError(`it answered ${response.status}`);
         throw new PageError("hub", `${where}: the server answered ${response.status} for ${name}.`);
     }
+  }
+
+  /** What to do where a hub lets nobody or not everybody in. */
+  private wayIn(status: number): string {
+    const page = `${this.address.base}/${this.address.id}`;
+    if (this.token === "") return `Accept its terms on ${page}, then enter an access token under “Gated models”.`;
+    if (status === 401) return "The hub does not accept this access token.";
+    return `The access token may not read it. Accept its terms on ${page} with the account of the token.`;
   }
 
   /** Tries again what may work the next time; attempts that brought bytes do not count. */

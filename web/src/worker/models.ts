@@ -1,6 +1,8 @@
 /** Models opened for the engine: the built-in one, a folder of the user's, one from a hub. */
 
-import type { CachedModel, FolderFile, HubAddress, ModelSource, OpenedModel, Progress } from "../protocol";
+import type { CachedModel, FolderFile, HubAddress, HubOffer, ModelSource, OpenedModel, Progress } from "../protocol";
+import { parseModelName } from "../recipe";
+import type { RunSettings } from "../types";
 import { fetchDemo } from "./demo";
 import { describe, PageError } from "./failure";
 import { Download, type HubManifest, hubName, hubPath } from "./hub";
@@ -9,6 +11,10 @@ import { loraine, mountFile, unmount } from "./wasm";
 
 const DEMO_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
 const COPIES = ["models", "folder"];
+/** Tokens of a sequence that every model takes. */
+const PROBE_LENGTH = 64;
+/** The library's own, where the settings name no length. */
+const DEFAULT_LENGTH = 512;
 
 /** What a folder's model is copied from, for as long as the tab is open. */
 let folderFiles: FolderFile[] = [];
@@ -23,7 +29,25 @@ function mount(dir: string, files: Iterable<[string, Blob]>): void {
 }
 
 function opened(source: ModelSource, dir: string, name: string): OpenedModel {
-  return { source, dir, name, summary: loraine.describeModel(dir) };
+  const summary = loraine.describeModel(dir);
+  return { source, dir, name, base: baseName(source, dir), summary };
+}
+
+/** The name of a base that others can find: on a hub, or in a folder that the reader of an adapter has too. */
+function baseName(source: ModelSource, dir: string): string {
+  switch (source.kind) {
+    case "demo":
+      // Where `loraine demo` writes the built-in model.
+      return "loraine-demo/model";
+    case "hub":
+      return source.address.id;
+    case "folder": {
+      const config = JSON.parse(new TextDecoder().decode(loraine.readFile(`${dir}/config.json`))) as { _name_or_path?: unknown };
+      const origin = config._name_or_path;
+      // A path says where somebody's disk had it.
+      return typeof origin === "string" && parseModelName(origin) !== undefined ? origin : source.name;
+    }
+  }
 }
 
 export async function openDemo(): Promise<OpenedModel> {
@@ -63,7 +87,7 @@ export async function copyFolder(progress: (progress: Progress) => void): Promis
   for (const { name, file } of folderFiles) {
     await storage.writeBlob(dir, name, file, (bytes) => {
       done += bytes;
-      progress({ what: "keeping a copy of the model, so that the run outlives this tab", done, total });
+      progress({ what: "", done, total });
     });
   }
   await storage.finish(dir, { files: folderFiles.map(({ name, file }) => ({ name, bytes: file.size })) });
@@ -103,25 +127,55 @@ export async function removeCopies(used: Set<string>): Promise<void> {
   }
 }
 
-export async function openHub(address: HubAddress, progress: (progress: Progress) => void): Promise<OpenedModel> {
+/** Works something out of a hub's config.json alone; a model that the engine does not support is refused. */
+function withConfig<T>(address: HubAddress, config: Uint8Array<ArrayBuffer>, use: (dir: string) => T): T {
+  const dir = "/models/asked";
+  loraine.mountBytes(`${dir}/config.json`, config);
+  try {
+    return use(dir);
+  } catch (error) {
+    const { kind, message } = describe(error);
+    throw new PageError(kind === "crash" ? "crash" : "hub", `${hubName(address)}: ${message.replace(`${dir}/`, "")}`);
+  } finally {
+    unmount(dir);
+  }
+}
+
+/** One download at a time: a new one ends the one before. */
+function newDownload(address: HubAddress, token: string, progress: (progress: Progress) => void): Download {
+  download?.abort();
+  download = new AbortController();
+  return new Download(address, token, download.signal, progress);
+}
+
+/** What a model of a hub is, and what fetching it and training it would take. */
+export async function lookUp(
+  address: HubAddress,
+  token: string,
+  settings: RunSettings,
+  progress: (progress: Progress) => void,
+): Promise<HubOffer> {
+  const asked = newDownload(address, token, progress);
+  const config = await asked.config();
+  const offer = withConfig(address, config, (dir) => {
+    const plain = { ...loraine.defaultSettings(), model: dir, data: "", out: "" };
+    // Training a whole model trains each of its parameters.
+    const parameters = loraine.estimate({ ...plain, method: "full" }, PROBE_LENGTH).trained_parameters;
+    const { max_position_embeddings: context } = JSON.parse(new TextDecoder().decode(config)) as { max_position_embeddings?: number };
+    const length = Math.min(settings["max-seq-len"] ?? DEFAULT_LENGTH, context ?? DEFAULT_LENGTH);
+    const memory = loraine.estimate({ ...plain, method: settings.method }, length).total;
+    return { address, parameters, memory };
+  });
+  return { ...offer, bytes: await asked.bytes() };
+}
+
+export async function openHub(address: HubAddress, token: string, progress: (progress: Progress) => void): Promise<OpenedModel> {
   const cached = await cachedHub(address);
   if (cached !== undefined) return cached;
-  download?.abort();
-  const controller = new AbortController();
-  download = controller;
-  const refuseUnsupported = (config: Uint8Array<ArrayBuffer>) => {
-    const dir = "/models/asked";
-    loraine.mountBytes(`${dir}/config.json`, config);
-    try {
-      loraine.estimate({ ...loraine.defaultSettings(), model: dir, data: "", out: "" }, 64);
-    } catch (error) {
-      const { kind, message } = describe(error);
-      throw new PageError(kind === "crash" ? "crash" : "hub", `${hubName(address)}: ${message.replace(`${dir}/`, "")}`);
-    } finally {
-      unmount(dir);
-    }
+  const check = (config: Uint8Array<ArrayBuffer>) => {
+    withConfig(address, config, (dir) => loraine.estimate({ ...loraine.defaultSettings(), model: dir, data: "", out: "" }, PROBE_LENGTH));
   };
-  await new Download(address, controller.signal, progress).all(refuseUnsupported);
+  await newDownload(address, token, progress).all(check);
   const fetched = await cachedHub(address);
   if (fetched === undefined) throw new PageError("storage", `${hubName(address)} did not stay in the browser's storage. Fetch it again.`);
   return fetched;
@@ -154,7 +208,14 @@ export async function forget(address: HubAddress): Promise<void> {
   if (parent !== undefined) await storage.remove(parent, path[path.length - 1] as string);
 }
 
-/** Models from hubs in the browser's storage, whole or in part. */
+async function hasWeights(dir: FileSystemDirectoryHandle): Promise<boolean> {
+  for await (const [name, handle] of dir.entries()) {
+    if (/\.safetensors(\.part)?$/.test(name) && (await (handle as FileSystemFileHandle).getFile()).size > 0) return true;
+  }
+  return false;
+}
+
+/** Models from hubs in the browser's storage, whole or in part. Those of which no weights came are removed. */
 export async function cachedModels(): Promise<CachedModel[]> {
   const root = await storage.directory(["models", "hub"]);
   if (root === undefined) return [];
@@ -167,6 +228,11 @@ export async function cachedModels(): Promise<CachedModel[]> {
       let bytes = 0;
       for await (const handle of dir.values()) {
         if (handle.kind === "file") bytes += (await (handle as FileSystemFileHandle).getFile()).size;
+      }
+      // Nothing of its weights has arrived: there is nothing to go on with.
+      if (whole === undefined && !(await hasWeights(dir))) {
+        await storage.remove(models, name);
+        continue;
       }
       const at = name.lastIndexOf("@");
       const address = { base: decodeURIComponent(hub), id: name.slice(0, at).replace("--", "/"), revision: name.slice(at + 1) };

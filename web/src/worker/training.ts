@@ -3,6 +3,7 @@
 import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
 import type { EvaluatedEvent, Outcome, RunEvent, StepEvent } from "../types";
 import { keepCache, mountCache } from "./cache";
+import { reading } from "./data";
 import { PageError } from "./failure";
 import { closeGenerator } from "./generation";
 import * as models from "./models";
@@ -30,7 +31,7 @@ export async function train(request: TrainRequest, notify: Notify): Promise<Trai
   await mountCache();
   const settings = { ...request.settings, out: runs.runDir(id) };
   // Refuses what cannot work before anything is stored.
-  const run = new loraine.Run(settings, request.resume !== undefined);
+  const run = reading(notify, () => new loraine.Run(settings, request.resume !== undefined));
   active = run;
   try {
     if (request.resume === undefined) await store(id, { ...request, settings }, notify);
@@ -47,6 +48,7 @@ async function store(id: string, request: TrainRequest, notify: Notify): Promise
   let { model } = request;
   if (model.kind === "folder" && model.copy === undefined) {
     try {
+      notify({ type: "phase", phase: "copy" });
       const copy = await models.copyFolder((progress) => notify({ type: "progress", progress }));
       model = { ...model, copy };
     } catch (error) {
@@ -121,7 +123,7 @@ function openModel(source: TrainRequest["model"], notify: Notify): ReturnType<ty
     case "demo":
       return models.openDemo();
     case "hub":
-      return models.openHub(source.address, (progress) => notify({ type: "progress", progress }));
+      return models.openHub(source.address, "", (progress) => notify({ type: "progress", progress }));
     case "folder":
       return models.openCopy(source.name, source.copy);
   }

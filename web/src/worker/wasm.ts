@@ -13,11 +13,13 @@ export function ready(): Promise<unknown> {
   return loading;
 }
 
-/** Gives the engine a file that it reads range by range. */
-export function mountFile(path: string, file: Blob): void {
+/** Gives the engine a file that it reads range by range; `onRead` hears how far each range reaches. */
+export function mountFile(path: string, file: Blob, onRead: (end: number) => void = () => {}): void {
   const reader = new FileReaderSync();
-  const read = (offset: number, length: number): Uint8Array =>
-    new Uint8Array(reader.readAsArrayBuffer(file.slice(offset, offset + length)));
+  const read = (offset: number, length: number): Uint8Array => {
+    onRead(offset + length);
+    return new Uint8Array(reader.readAsArrayBuffer(file.slice(offset, offset + length)));
+  };
   loraine.mountReader(path, file.size, read);
 }
 

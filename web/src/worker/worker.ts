@@ -2,7 +2,7 @@
 
 import type { CallMessage, CallName, Calls, Notice, WorkerMessage } from "../protocol";
 import type { RunSettings } from "../types";
-import { openData } from "./data";
+import { openData, reading } from "./data";
 import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
 import * as models from "./models";
@@ -28,12 +28,15 @@ const handlers: Handlers = {
   adapter: async () => {
     // The engine asks too, but a missing `gpu` is no error to it worth waiting for the module.
     if (navigator.gpu === undefined) return null;
-    return (await loraine.adapter()) ?? null;
+    const adapter = await loraine.adapter();
+    return adapter === undefined ? null : { ...adapter, software: await isSoftware(adapter.name) };
   },
   defaultSettings: () => loraine.defaultSettings() as RunSettings,
   openDemo: () => models.openDemo(),
   openFolder: ({ name, files }) => models.openFolder(name, files),
-  openHub: (address, notify) => models.openHub(address, (progress) => notify({ type: "progress", progress })),
+  lookUp: ({ address, token, settings }, notify) =>
+    models.lookUp(address, token, settings, (progress) => notify({ type: "progress", progress })),
+  openHub: ({ address, token }, notify) => models.openHub(address, token, (progress) => notify({ type: "progress", progress })),
   cancelDownload: () => nothing(models.cancelDownload),
   cachedModels: () => models.cachedModels(),
   forgetModel: async (address) => {
@@ -41,7 +44,7 @@ const handlers: Handlers = {
     return null;
   },
   openData: ({ source, content }) => openData(source, content),
-  inspect: ({ settings, count }) => loraine.inspectData(settings, count),
+  inspect: ({ settings, count }, notify) => reading(notify, () => loraine.inspectData(settings, count)),
   estimate: ({ settings, seqLen }) => loraine.estimate(settings, seqLen),
   train: (request, notify) => training.train(request, notify),
   pause: () => nothing(training.pause),
@@ -53,10 +56,17 @@ const handlers: Handlers = {
     await runs.discard(id);
     return null;
   },
-  adapterZip: (run) => adapterZip(run),
+  adapterZip: (request) => adapterZip(request),
   answer: (request, notify) => answer(request, notify),
   cancelAnswer: () => nothing(cancelAnswer),
 };
+
+/** Whether the browser computes on the processor, as it does where it has no GPU to use. */
+async function isSoftware(name: string): Promise<boolean> {
+  const info = (await navigator.gpu.requestAdapter())?.info as (GPUAdapterInfo & { isFallbackAdapter?: boolean }) | undefined;
+  const told = [name, info?.vendor, info?.architecture, info?.device, info?.description].join(" ");
+  return info?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe|softpipe|basic render/i.test(told);
+}
 
 function send(message: WorkerMessage): void {
   self.postMessage(message);

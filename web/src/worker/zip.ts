@@ -1,21 +1,43 @@
-import { zipSync, type Zippable } from "fflate";
+import { strToU8, zipSync, type Zippable } from "fflate";
+import type { AdapterArchive } from "../protocol";
+import { adapterFolder } from "../recipe";
 import { PageError } from "./failure";
 import { runDir } from "./runs";
 import { loraine } from "./wasm";
 
-const FILES = ["adapter_config.json", "adapter_model.safetensors", "README.md"];
+const CONFIG = "adapter_config.json";
+const NEEDED = [CONFIG, "adapter_model.safetensors", "README.md"];
 
-/** The adapter as PEFT lays it out, its files at the top. */
-export function adapterZip(run: string): Uint8Array<ArrayBuffer> {
+/**
+ * The files of a run in one folder: the adapter as PEFT lays it out, and what the run was made with. `base` is the name of the base for
+ * others; the engine's files name the directory that the page had mounted.
+ */
+export function adapterZip({ run, model, base }: { run: string; model: string; base: string }): AdapterArchive {
   const out = runDir(run);
-  const there = new Set(loraine.listFiles(out).map(({ path }) => path));
-  const missing = FILES.find((name) => !there.has(`${out}/${name}`));
+  const names = loraine
+    .listFiles(out)
+    .map(({ path }) => path.slice(out.length + 1))
+    .filter((name) => !name.includes("/"));
+  const missing = NEEDED.find((name) => !names.includes(name));
   if (missing !== undefined) throw new PageError("file", `The run has no ${missing} yet. Wait until the run ends, or stop it.`);
-  // Weights do not shrink.
-  const entry = (name: string): [Uint8Array, { level: 0 | 6 }] => [
-    loraine.readFile(`${out}/${name}`),
-    { level: name.endsWith(".safetensors") ? 0 : 6 },
-  ];
-  const files: Zippable = Object.fromEntries(FILES.map((name) => [name, entry(name)]));
-  return zipSync(files) as Uint8Array<ArrayBuffer>;
+  const folder = adapterFolder(model);
+  const text = (name: string) => new TextDecoder().decode(loraine.readFile(`${out}/${name}`));
+  const mounted = (JSON.parse(text(CONFIG)) as { base_model_name_or_path?: string }).base_model_name_or_path;
+  const renamed = (text: string) => {
+    const withBase = mounted === undefined ? text : text.replaceAll(mounted, base);
+    // What `loraine demo` writes stands for the page's own example.
+    return withBase
+      .replaceAll("/data/pirate", "loraine-demo/data")
+      .replaceAll(out, folder)
+      .replaceAll(/\/(models--[^/"]+\/snapshots\/[0-9a-f]{40})/g, base)
+      .replaceAll(/"\/data\//g, '"');
+  };
+  const entry = (name: string): Zippable[string] => {
+    // Weights do not shrink.
+    if (name.endsWith(".safetensors")) return [loraine.readFile(`${out}/${name}`), { level: 0 }];
+    if (/^(adapter_config\.json|README\.md|run\.toml)$/.test(name)) return strToU8(renamed(text(name)));
+    return loraine.readFile(`${out}/${name}`);
+  };
+  const files: Zippable = Object.fromEntries(names.map((name) => [`${folder}/${name}`, entry(name)]));
+  return { name: folder, zip: zipSync(files) as Uint8Array<ArrayBuffer> };
 }
