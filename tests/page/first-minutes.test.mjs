@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { accessibilityProblems, fill, missing, openPage, picture, startForAll, text, waitForText } from "./browser.mjs";
 import { startHub } from "./hub-server.mjs";
 import { conversations, demoModel } from "./models.mjs";
-import { askHub, finished, lookUp, paste, ready, shortRun, start } from "./steps.mjs";
+import { askBoth, askHub, finished, lookUp, paste, ready, shortRun, start } from "./steps.mjs";
 
 const shared = startForAll();
 const LAPTOP = { width: 1280, height: 800 };
@@ -128,6 +128,9 @@ for (const [device, viewport] of Object.entries({ laptop: LAPTOP, phone: PHONE }
     assert.equal(await bar.isVisible(), false);
     assert.ok(await page.locator("#data .preview").isVisible());
     await picture(page, `demo-finished-${device}`);
+    // An answer that the limit ends says so.
+    await askBoth(page, "Tell me a story about a turtle and a horse.");
+    assert.match((await page.locator(".answer .hint").allInnerTexts()).join(), /Cut at 32 tokens\./);
     assert.deepEqual(problems, []);
     await profile.close();
   });

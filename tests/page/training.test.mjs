@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -21,11 +21,10 @@ const PROMPT = "What does a cat";
 /** The base is where the adapter says it is, seen from the directory that both stand in. */
 const LOAD_IN_PEFT = `
 import json, sys
-import peft, torch, transformers
+import peft, torch
 from safetensors.torch import load_file
-base, adapter = sys.argv[1:]
-model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-loaded = peft.get_peft_model_state_dict(peft.PeftModel.from_pretrained(model, adapter))
+adapter = sys.argv[1]
+loaded = peft.get_peft_model_state_dict(peft.AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32))
 stored = load_file(adapter + "/adapter_model.safetensors")
 changed = [key for key in stored.keys() & loaded.keys() if not torch.equal(stored[key].float(), loaded[key].float())]
 print(json.dumps(dict(missing=sorted(loaded.keys() - stored.keys()), unexpected=sorted(stored.keys() - loaded.keys()), changed=changed, tensors=len(stored))))
@@ -78,8 +77,10 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     assert.match(adapted, /Arr/);
   });
 
-  const unpacked = mkdtempSync(join(tmpdir(), "loraine-page-"));
-  leftovers.push(unpacked);
+  const beside = mkdtempSync(join(tmpdir(), "loraine-page-"));
+  leftovers.push(beside);
+  const unpacked = join(beside, "demo-adapter");
+  mkdirSync(unpacked);
   await t.test("the zip has PEFT's layout", async () => {
     const [download] = await Promise.all([
       page.waitForEvent("download"),
@@ -87,9 +88,9 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     ]);
     assert.equal(download.suggestedFilename(), "demo-adapter.zip");
     const files = unzipSync(readFileSync(await download.path()));
-    const names = Object.keys(files).map((path) => /^demo-adapter\/([^/]+)$/.exec(path)?.[1]);
+    const inside = Object.keys(files).map((path) => /^demo-adapter\/([^/]+)$/.exec(path)?.[1]);
     for (const name of ["README.md", "adapter_config.json", "adapter_model.safetensors", "loss.svg", "metrics.jsonl", "run.toml"])
-      assert.ok(names.includes(name), `${name} is not among ${Object.keys(files)}`);
+      assert.ok(inside.includes(name), `${name} is not among ${Object.keys(files)}`);
     for (const [path, bytes] of Object.entries(files)) writeFileSync(join(unpacked, path.replace("demo-adapter/", "")), bytes);
     for (const name of ["adapter_config.json", "README.md", "run.toml"]) {
       const text = readFileSync(join(unpacked, name), "utf8");
@@ -112,7 +113,10 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
   const noNative = existsSync(LORAINE) ? (existsSync(SWIFTSHADER) ? false : `no ${SWIFTSHADER}`) : `no ${LORAINE} (cargo build)`;
   const noPeft = process.env.LORAINE_PEFT_PYTHON === undefined ? "LORAINE_PEFT_PYTHON names no Python with peft" : false;
   await t.test("the unpacked zip loads in PEFT", { skip: noPeft }, () => {
-    const done = spawnSync(process.env.LORAINE_PEFT_PYTHON, ["-c", LOAD_IN_PEFT, demoModel, unpacked], { encoding: "utf8" });
+    // As `loraine demo` writes it.
+    cpSync(demoModel, join(beside, "loraine-demo/model"), { recursive: true });
+    const options = { cwd: beside, encoding: "utf8", env: { ...process.env, HF_HUB_OFFLINE: "1" } };
+    const done = spawnSync(process.env.LORAINE_PEFT_PYTHON, ["-c", LOAD_IN_PEFT, "demo-adapter"], options);
     assert.equal(done.status, 0, done.stderr);
     const { missing, unexpected, changed, tensors } = JSON.parse(done.stdout.trim().split("\n").at(-1));
     assert.deepEqual({ missing, unexpected, changed, tensors }, { missing: [], unexpected: [], changed: [], tensors: 56 });

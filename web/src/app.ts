@@ -42,6 +42,7 @@ interface Sources {
 
 const SHOWN_EXAMPLES = 40;
 const RESTARTS = 3;
+const SLOW_MS = 400;
 
 const sameAddress = (a: HubAddress | undefined, b: HubAddress): boolean =>
   a !== undefined && a.base === b.base && a.id === b.id && a.revision === b.revision;
@@ -281,6 +282,8 @@ export class App {
       this.reading = progress;
       this.changed("reading");
     };
+    // Data that are read in a moment show no bar.
+    const slow = setTimeout(() => listen({ what: "reading the data", done: 0, total: 0 }), SLOW_MS);
     try {
       const request = { settings: this.settings, count: SHOWN_EXAMPLES };
       const inspection = await this.engine.call("inspect", request, (notice) => notice.type === "progress" && listen(notice.progress));
@@ -291,6 +294,7 @@ export class App {
       this.inspection = undefined;
       this.inspectionFailure = failure.kind === "canceled" ? undefined : failure;
     }
+    clearTimeout(slow);
     this.inspecting = false;
     this.reading = undefined;
     this.changed("inspection", "reading", "settings", "run");

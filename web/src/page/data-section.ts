@@ -26,7 +26,7 @@ export interface DataSection {
 export function dataSection(app: App): DataSection {
   const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."));
   const { element: paste, area } = pastePanel(app);
-  const input = h("input", { type: "file", accept: ".jsonl,.json,.txt,.parquet" });
+  const input = h("input", { type: "file", accept: ".jsonl,.ndjson,.json,.txt,.csv,.tsv,.gz,.zst" });
   const take = (file: File | undefined | null) => {
     if (file) void app.openData({ kind: "file", name: file.name }, file);
   };
@@ -35,7 +35,7 @@ export function dataSection(app: App): DataSection {
     input.value = "";
   };
   const { element: file, button: chooseFile } = dropPlace(
-    "Drop a .jsonl, .json, .parquet or .txt file here. The page reads it in this tab and sends it nowhere.",
+    "Drop a .jsonl, .json, .csv, .tsv or .txt file here, also packed as .gz or .zst. The page reads it in this tab and sends it nowhere.",
     "Choose a file",
     input,
     (transfer) => take(transfer.files[0]),

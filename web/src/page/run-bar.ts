@@ -20,7 +20,7 @@ export function runBar(app: App): RunBar {
   const resume = button("Continue", () => app.continue(), "primary");
   const stop = button("Stop and keep", () => (run.phase === "training" || run.phase === "paused") && app.stop());
   const cancel = button("Cancel", () => void app.cancelStart());
-  const notify = button("Notify me at the end", () => void askToNotify(), "quiet");
+  const notify = button("Notify me", () => void askToNotify(), "quiet");
   const controls = [resume, pause, stop, cancel];
   const element = h(
     "div",

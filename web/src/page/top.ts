@@ -35,7 +35,8 @@ export function top(app: App, starter: HTMLElement, go: Ways): void {
     demo.disabled = app.gpu.status !== "there" || (inTheWay !== undefined && !inTheWay.passing);
     const seconds = app.gpu.status === "there" && app.gpu.adapter.software ? "a few minutes on this processor" : "under a minute";
     const promise = `A tiny model learns to talk like a pirate, in ${seconds}. Nothing is downloaded.`;
-    const reason = demo.disabled ? inTheWay?.text : undefined;
+    // Without a GPU, the notice below says more.
+    const reason = app.gpu.status === "none" ? "" : demo.disabled ? inTheWay?.text : undefined;
     setText(hint, run.active || run.hasResult ? "" : (reason ?? promise));
   });
   starter.querySelector(".bar")?.append(gpu);

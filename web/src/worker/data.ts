@@ -13,6 +13,8 @@ const EXAMPLE = ["train.jsonl", "valid.jsonl"];
 let content: Blob | undefined;
 /** Told of each range of the open data that the engine reads. */
 let onRead: (end: number) => void = () => {};
+/** What takes longer than a moment to tokenize. */
+const LONG_BYTES = 500_000;
 /** The page hears of progress this often, in milliseconds. */
 const PROGRESS_MS = 100;
 
@@ -22,8 +24,11 @@ export function reading<T>(notify: (notice: Notice) => void, work: () => T): T {
   let told = performance.now();
   let furthest = 0;
   onRead = (end) => {
+    const reached = furthest < total && end >= total;
     furthest = Math.max(furthest, end);
-    if (performance.now() - told < PROGRESS_MS) return;
+    // A text is read at once and takes its time after that.
+    if (reached && total > LONG_BYTES) notify({ type: "progress", progress: { what: "tokenizing the data", done: 0, total: 0 } });
+    if (furthest >= total || performance.now() - told < PROGRESS_MS) return;
     told = performance.now();
     notify({ type: "progress", progress: { what: "reading the data", done: furthest, total } });
   };
