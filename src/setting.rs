@@ -77,6 +77,10 @@ pub const SHAPE: Key = Key("shape");
 pub const TARGET_MODULES: Key = Key("target-modules");
 /// Divisor of the logits when tokens are sampled.
 pub const TEMPERATURE: Key = Key("temperature");
+/// Value of a variable of the chat template.
+pub const TEMPLATE_ARG: Key = Key("template-arg");
+/// Date and time that the chat template writes.
+pub const TEMPLATE_DATE: Key = Key("template-date");
 /// Probability that the likeliest tokens to sample from reach together.
 pub const TOP_P: Key = Key("top-p");
 /// Tokens that are in the loss.

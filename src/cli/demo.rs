@@ -104,6 +104,7 @@ fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String
         adapters: adapted.then(adapter).into_iter().collect(),
         base: settings.base_storage(),
         template: TemplateChoice::Own,
+        template_arg: Vec::new(),
     })?;
     let generation = GenerationSettings {
         sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },

@@ -328,6 +328,9 @@ impl SettingsFile {
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let (resume, resumed_run) = args.resume()?;
     let mut settings = args.settings(resumed_run.as_deref())?;
+    if resume.is_some() {
+        settings.follow_recorded_date();
+    }
     Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
     let model = settings.model.clone();
     settings.model = super::args::model::model_directory(&model, Extent::Everything)?;

@@ -4,13 +4,18 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use super::Example;
+use super::fitting::fitted;
 use super::sample::{Conversation, Record, Sample, check_train_on, sample_of, shape_of, unknown_shape};
 use super::settings::{DataSettings, Shape, TrainOn};
-use super::template::{ChatTemplate, built_in_names};
+use super::template::{ChatTemplate, Input, built_in_names};
 use super::tokenizer::Tokenizer;
-use super::turns::assistant_turns;
+use super::turns::{RenderedTurns, assistant_turns};
 use crate::Result;
 use crate::setting::CHAT_TEMPLATE;
+
+/// Note for conversations of [`RenderedTurns::as_written_last`].
+const AS_WRITTEN_LAST: &str = "the chat template writes earlier answers differently from the last, for example without their \
+                               reasoning: each answer is trained as the template writes it when it is the last";
 
 /// An example together with its source text.
 #[derive(Clone, Debug)]
@@ -22,6 +27,8 @@ pub struct Encoded {
     pub ranges: Vec<Range<usize>>,
     /// Positions of the trained tokens that end a turn or a completion.
     pub ends: Vec<usize>,
+    /// What the encoding changed, for the report.
+    pub notes: Vec<String>,
 }
 
 /// Reasons to refuse a record.
@@ -74,9 +81,9 @@ impl<'a> Encoder<'a> {
         Self { tokenizer, settings, vocab_size, template: OnceCell::new() }
     }
 
-    /// Source of the chat template, if one was used.
-    pub fn template_source(&self) -> Option<String> {
-        self.template.get().and_then(Option::as_ref).map(|template| template.source().to_owned())
+    /// The chat template, if one was used.
+    pub fn used_template(&self) -> Option<&ChatTemplate> {
+        self.template.get().and_then(Option::as_ref)
     }
 
     /// Returns the shape and the example of a record. An empty text gives no example.
@@ -88,14 +95,16 @@ impl<'a> Encoder<'a> {
         let encoded = match sample {
             Sample::Tokens { input_ids, trained } => {
                 let example = Example { input_ids, trained };
-                Encoded { example, text: String::new(), ranges: Vec::new(), ends: Vec::new() }
+                Encoded { example, text: String::new(), ranges: Vec::new(), ends: Vec::new(), notes: Vec::new() }
             }
             Sample::Text(text) if text.is_empty() => return Ok((shape, None)),
             Sample::Text(text) => self.text(text)?,
             Sample::Completion { prompt, completion } => self.completion(prompt, &completion)?,
             Sample::Chat(conversation) => self.conversation(&conversation)?,
         };
+        let mut encoded = encoded;
         if shape != Shape::Tokens {
+            self.remove_second_begin(&mut encoded);
             self.refuse_two_begins(&encoded.example)?;
         }
         if encoded.example.trained_tokens() == 0 {
@@ -114,6 +123,12 @@ impl<'a> Encoder<'a> {
             let tokenizer = self.tokenizer()?;
             let choice = self.settings.chat_template.as_deref();
             let loaded = ChatTemplate::load(tokenizer.dir(), choice, tokenizer.special_tokens()?)?;
+            let arguments = &self.settings.template_arg;
+            let loaded = loaded.map(|template| template.with_arguments(arguments)).transpose()?;
+            let loaded = match &self.settings.template_date {
+                Some(date) => loaded.map(|template| template.at(date)).transpose()?,
+                None => loaded,
+            };
             let _ = self.template.set(loaded);
         }
         Ok(self.template.get().and_then(Option::as_ref))
@@ -125,25 +140,22 @@ impl<'a> Encoder<'a> {
         let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&text, true)?;
         push_end(&mut input_ids, &mut ranges, text.len(), tokenizer.require_eos()?);
         let trained = vec![true; input_ids.len()];
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends: Vec::new() })
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends: Vec::new(), notes: Vec::new() })
     }
 
-    /// Encodes prompt and completion separately, as TRL does, so that the prompt has the same tokens as without a completion.
+    /// Encodes prompt and completion together, as TRL does: the completion begins with the first token that the prompt alone would not
+    /// have.
     fn completion(&self, prompt: String, completion: &str) -> Result<Encoded, Refusal> {
         let tokenizer = self.tokenizer()?;
-        let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&prompt, true)?;
-        let prompt_len = input_ids.len();
-        let (mut ids, own_ranges) = tokenizer.encode_with_ranges(completion, false)?;
-        let mut own_ranges =
-            own_ranges.into_iter().map(|r| r.start + prompt.len()..r.end + prompt.len()).collect::<Vec<_>>();
+        let alone = tokenizer.encode(&prompt, true)?;
         let text = prompt + completion;
-        push_end(&mut ids, &mut own_ranges, text.len(), tokenizer.require_eos()?);
-        input_ids.append(&mut ids);
-        ranges.append(&mut own_ranges);
+        let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&text, true)?;
+        let prompt_len = alone.iter().zip(&input_ids).take_while(|(a, b)| a == b).count();
+        push_end(&mut input_ids, &mut ranges, text.len(), tokenizer.require_eos()?);
         let all = self.settings.train_on == Some(TrainOn::All);
         let trained = (0..input_ids.len()).map(|i| all || i >= prompt_len).collect();
         let ends = vec![input_ids.len() - 1];
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends, notes: Vec::new() })
     }
 
     /// Encodes a conversation. The template writes every special token itself, so the tokenizer adds none, as in transformers.
@@ -154,66 +166,105 @@ impl<'a> Encoder<'a> {
             Refusal::from(format!("is a conversation, but the model has no chat template; {name}"))
         };
         let template = self.template()?.ok_or_else(no_template)?;
-        let (text, turns) = if self.settings.train_on == Some(TrainOn::All) {
-            let text = template.render(&conversation.messages, conversation.tools.as_ref(), false)?;
-            let whole = 0..text.len();
-            (text, vec![whole])
-        } else {
-            let mut rendered = assistant_turns(template, conversation)?;
-            let after_prompt = conversation.assistant_turns_after_prompt();
-            let completes = match self.settings.train_on {
-                Some(TrainOn::Assistant) => false,
-                Some(TrainOn::Completion) => true,
-                _ => conversation.is_completion,
-            };
-            if completes {
-                rendered.turns.drain(..rendered.turns.len().saturating_sub(after_prompt));
+        let conversation = &*fitted(template, conversation)?;
+        let mut notes = Vec::new();
+        let RenderedTurns { text, turns, messages, as_written_last } = match self.settings.train_on {
+            Some(TrainOn::All) => whole_text(template, conversation)?,
+            train_on => {
+                let completes = match train_on {
+                    Some(TrainOn::Assistant) => false,
+                    Some(TrainOn::Completion) => true,
+                    _ => conversation.is_completion,
+                };
+                let first = if completes { conversation.assistant_turns_in_prompt() } else { 0 };
+                assistant_turns(template, conversation, first)?
             }
-            (rendered.text, rendered.turns)
         };
+        if as_written_last {
+            notes.push(AS_WRITTEN_LAST.to_owned());
+        }
         let (input_ids, ranges) = tokenizer.encode_with_ranges(&text, false)?;
         let mut trained = vec![false; input_ids.len()];
         let mut ends = Vec::with_capacity(turns.len());
-        for turn in &turns {
+        for (index, turn) in turns.iter().enumerate() {
             let tokens = tokens_of(&ranges, turn);
             trained[tokens.clone()].fill(true);
+            if messages.get(index + 1).is_some_and(|next| *next == messages[index]) {
+                continue;
+            }
             let is_blank = |&at: &usize| text.get(ranges[at].clone()).is_some_and(|part| part.trim().is_empty());
             match tokens.rev().find(|at| !is_blank(at)) {
                 Some(last) if tokenizer.is_special(input_ids[last]) => ends.push(last),
                 Some(last) => {
-                    let last = text.get(ranges[last].clone()).unwrap_or_default();
-                    return Err(Refusal::new(
-                        Rule::EndsItsTurns,
-                        format!(
-                            "ends a trained turn with {last:?}, which is no special token of this tokenizer: the model \
-                             would never learn to stop; the chat template ({}) does not fit the model, choose another \
-                             with {CHAT_TEMPLATE}",
-                            template.source()
-                        ),
+                    let marker = template.end_of_turn().filter(|marker| text[..turn.end].trim_end().ends_with(marker));
+                    let Some(marker) = marker else {
+                        let last = text.get(ranges[last].clone()).unwrap_or_default();
+                        return Err(Refusal::new(Rule::EndsItsTurns, no_end(last, template.source())));
+                    };
+                    notes.push(format!(
+                        "the chat template ends turns with {marker:?}, which this tokenizer has no token for: it is \
+                         trained as ordinary text, and answers end where the model writes it"
                     ));
+                    ends.push(last);
                 }
                 None => {}
             }
         }
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends })
+        notes.dedup();
+        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends, notes })
+    }
+
+    /// Takes the second of two begin tokens at the beginning out: a text that spells it out gets it from the tokenizer again.
+    fn remove_second_begin(&self, encoded: &mut Encoded) {
+        let Some(bos) = self.doubled_begin() else { return };
+        let Encoded { example, ranges, ends, notes, .. } = encoded;
+        if !example.input_ids.starts_with(&[bos, bos]) {
+            return;
+        }
+        example.input_ids.remove(0);
+        example.trained.remove(0);
+        if !ranges.is_empty() {
+            ranges.remove(0);
+        }
+        ends.iter_mut().for_each(|end| *end -= 1);
+        notes.push(
+            "the text begins with the begin token, which the tokenizer adds too: one of the two is left out".to_owned(),
+        );
+    }
+
+    /// The begin token, unless it also ends texts.
+    fn doubled_begin(&self) -> Option<u32> {
+        let tokenizer = self.tokenizer?;
+        tokenizer.bos().filter(|bos| tokenizer.eos() != Some(*bos))
     }
 
     /// Refuses a text that spells out the begin token and so gets it twice, which no model has seen in pretraining.
     fn refuse_two_begins(&self, example: &Example) -> Result<(), Refusal> {
-        let Some(tokenizer) = self.tokenizer else { return Ok(()) };
-        let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.eos() != Some(*bos)) else { return Ok(()) };
+        let Some(bos) = self.doubled_begin() else { return Ok(()) };
         match example.input_ids.windows(2).position(|pair| pair == [bos, bos]) {
             None => Ok(()),
-            Some(0) => Err(Refusal::new(
-                Rule::BeginsOnce,
-                "begins with the begin token twice; the tokenizer or the template adds it, so take it out of the text",
-            )),
             Some(at) => Err(Refusal::new(
                 Rule::BeginsOnce,
                 format!("has the begin token twice in a row, at token {at}; take it out of the text"),
             )),
         }
     }
+}
+
+/// The whole conversation as one turn of the last message.
+fn whole_text(template: &ChatTemplate, conversation: &Conversation) -> Result<RenderedTurns, String> {
+    let Conversation { messages, tools, variables, .. } = conversation;
+    let input = Input { messages, tools: tools.as_ref(), variables: Some(variables) };
+    let text = template.render_input(&input, false)?.text;
+    let whole = 0..text.len();
+    Ok(RenderedTurns { text, turns: vec![whole], messages: vec![messages.len()], as_written_last: false })
+}
+
+fn no_end(last: &str, source: &str) -> String {
+    format!(
+        "ends a trained turn with {last:?}, which is no special token of this tokenizer: the model would never learn to \
+         stop; the chat template ({source}) does not fit the model, choose another with {CHAT_TEMPLATE}"
+    )
 }
 
 /// Returns the range of tokens that overlap the byte range `turn`. A token across the edge counts as a whole, as in transformers;

@@ -63,7 +63,7 @@ pub fn inspect(
             lengths.push(example.input_ids.len());
             if index < count {
                 let text = tokenizer.decode_with_special(&example.input_ids)?;
-                let encoded = Encoded { example, text, ranges: Vec::new(), ends: Vec::new() };
+                let encoded = Encoded { example, text, ranges: Vec::new(), ends: Vec::new(), notes: Vec::new() };
                 examples.push(shown(index + 1, Shape::Text, &encoded, tokenizer)?);
             }
         }

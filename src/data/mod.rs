@@ -2,6 +2,7 @@
 
 pub mod batches;
 pub mod encode;
+pub mod fitting;
 pub mod inspect;
 pub mod packing;
 #[cfg(not(target_arch = "wasm32"))]

@@ -50,6 +50,14 @@ pub struct DataReport {
     pub source: PathBuf,
     /// Source of the chat template, if one was used.
     pub chat_template: Option<String>,
+    /// Date and time that the chat template wrote as those of now, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub template_date: Option<String>,
+    /// Changes of records for training, each with the number of records.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "Record<string, number>"))]
+    pub notes: BTreeMap<String, usize>,
     /// Number of records of each shape.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<Shape, number>>"))]
     pub shapes: BTreeMap<Shape, usize>,
@@ -89,7 +97,8 @@ impl fmt::Display for DataReport {
         let source = self.source.display();
         writeln!(f, "{source}: {} examples from {} records ({})", self.kept, self.read, shapes.join(", "))?;
         if let Some(template) = &self.chat_template {
-            writeln!(f, "  chat template: {template}")?;
+            let date = self.template_date.as_ref().map_or_else(String::new, |date| format!(", written for {date}"));
+            writeln!(f, "  chat template: {template}{date}")?;
         }
         let share = 100.0 * self.trained_tokens as f64 / self.tokens.max(1) as f64;
         writeln!(f, "  {} tokens, {} of them trained on ({share:.1}%)", self.tokens, self.trained_tokens)?;
@@ -102,6 +111,9 @@ impl fmt::Display for DataReport {
         }
         if self.split > 0 {
             write!(f, "\n  {} split into several examples", self.split)?;
+        }
+        for (note, count) in &self.notes {
+            write!(f, "\n  {count} of {}: {note}", self.read)?;
         }
         for (reason, Dropped { count, first }) in &self.dropped {
             let numbers: Vec<_> = first.iter().map(usize::to_string).collect();

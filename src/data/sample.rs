@@ -18,7 +18,7 @@ pub enum Sample {
 }
 
 /// Messages with `role` and `content`, as chat templates expect them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     pub messages: Vec<Value>,
     /// Number of messages before the completion.
@@ -26,12 +26,14 @@ pub struct Conversation {
     /// True if the record itself separates prompt and completion.
     pub is_completion: bool,
     pub tools: Option<Value>,
+    /// Values of the template's variables: the record's `chat_template_kwargs`.
+    pub variables: Map<String, Value>,
 }
 
 impl Conversation {
-    /// Number of assistant turns in the completion.
-    pub fn assistant_turns_after_prompt(&self) -> usize {
-        self.messages.iter().skip(self.prompt_len).filter(|message| is_assistant(message)).count()
+    /// Number of assistant turns before the completion.
+    pub fn assistant_turns_in_prompt(&self) -> usize {
+        self.messages.iter().take(self.prompt_len).filter(|message| is_assistant(message)).count()
     }
 }
 
@@ -162,7 +164,8 @@ fn completion(record: &Record, prompt_field: &str, completion_field: &str) -> Re
             let mut messages = list_of_messages(prompt, prompt_field)?;
             let prompt_len = messages.len();
             messages.extend(list_of_messages(completion, completion_field)?);
-            Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: true, tools: tools(record)? }))
+            let (tools, variables) = (tools(record)?, variables(record)?);
+            Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: true, tools, variables }))
         }
         _ => {
             Err(format!("`{prompt_field}` and `{completion_field}` must both be strings, or both be lists of messages"))
@@ -185,7 +188,8 @@ fn alpaca(record: &Record, chat: bool) -> Result<Sample, String> {
         let separator = if input.is_empty() { "" } else { "\n\n" };
         let messages =
             vec![message("user", format!("{instruction}{separator}{input}")), message("assistant", output.to_owned())];
-        return Ok(Sample::Chat(Conversation { messages, prompt_len: 1, is_completion: true, tools: None }));
+        let conversation = Conversation { messages, prompt_len: 1, is_completion: true, ..Default::default() };
+        return Ok(Sample::Chat(Conversation { variables: variables(record)?, ..conversation }));
     }
     let (with, input) = match input {
         "" => ("", String::new()),
@@ -209,7 +213,8 @@ fn conversation(record: &Record, field: &str) -> Result<Sample, String> {
         messages.insert(0, message("system", system.to_owned()));
     }
     let prompt_len = messages.iter().rposition(is_assistant).unwrap_or(messages.len());
-    Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: false, tools: tools(record)? }))
+    let (tools, variables) = (tools(record)?, variables(record)?);
+    Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: false, tools, variables }))
 }
 
 /// Normalizes messages for templates: `role` and `content`, without null fields.
@@ -267,6 +272,24 @@ fn starts_with_system(messages: &[Value]) -> bool {
     messages.first().and_then(|message| message.get("role")).is_some_and(|role| role == "system")
 }
 
+/// Returns the template's variables that a record sets, which some files hold as JSON in a string.
+fn variables(record: &Record) -> Result<Map<String, Value>, String> {
+    const FIELD: &str = "chat_template_kwargs";
+    let parsed =
+        |text: &str| serde_json::from_str(text).map_err(|_| format!("`{FIELD}` is a string that holds no JSON object"));
+    let value = match record.get(FIELD) {
+        Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
+        Some(Value::String(text)) => parsed(text)?,
+        other => other.cloned().unwrap_or_default(),
+    };
+    match value {
+        Value::Null => Ok(Map::new()),
+        // Files of columns hold a null for each variable that another record sets.
+        Value::Object(fields) => Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect()),
+        other => Err(format!("`{FIELD}` is {}, but must be an object", shortened(&other))),
+    }
+}
+
 /// Returns the tools of a conversation, which some files hold as JSON in a string.
 fn tools(record: &Record) -> Result<Option<Value>, String> {
     match record.get("tools") {
@@ -304,7 +327,7 @@ mod tests {
 
     fn user_and_assistant(is_completion: bool) -> Sample {
         let messages = vec![message("user", "q".into()), message("assistant", "a".into())];
-        Sample::Chat(Conversation { messages, prompt_len: 1, is_completion, tools: None })
+        Sample::Chat(Conversation { messages, prompt_len: 1, is_completion, ..Default::default() })
     }
 
     #[test]

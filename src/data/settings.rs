@@ -1,6 +1,11 @@
 //! Settings for reading data, filled in by the command line, a TOML file or the page.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
+
+use super::template::OWN_FILE;
+use crate::files;
 
 /// Shape of a record: the fields that make an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +86,14 @@ pub struct DataSettings {
     pub messages_field: Option<String>,
     /// Template file, or the name of one of the model's or built-in templates; by default the model's own template.
     pub chat_template: Option<String>,
+    /// Values of the template's variables, each as `name=value`: `enable_thinking=false`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub template_arg: Vec<String>,
+    /// Date and time that the template writes as those of now, such as `2026-03-04T05:06:07`; by default those of the start of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub template_date: Option<String>,
     /// By default assistant turns, completions, whole texts, and the tokens that `labels` select.
     pub train_on: Option<TrainOn>,
     pub on_long: OnLong,
@@ -89,6 +102,41 @@ pub struct DataSettings {
     pub max_seq_len: usize,
     /// True to let several short examples share one slot of a batch.
     pub packing: bool,
+}
+
+/// The file in which a run records its settings.
+pub const RUN_FILE: &str = "run.toml";
+
+impl DataSettings {
+    /// The settings that the run in `dir` recorded; `None` where there is no such record.
+    pub fn recorded(dir: &Path) -> Option<Self> {
+        let path = dir.join(RUN_FILE);
+        let run: toml::Table = files::read_to_string(&path).ok()?.parse().ok()?;
+        run.get("data-format")?.clone().try_into().ok()
+    }
+
+    /// Takes the chat template and its variables over from an adapter, where these settings name none.
+    pub fn follow_adapter(&mut self, adapter: &Path) {
+        let home = home_of_adapter(adapter);
+        if self.chat_template.is_none() && files::is_file(&home.join(OWN_FILE)) {
+            self.chat_template = Some(home.display().to_string());
+        }
+        if self.template_arg.is_empty()
+            && let Some(recorded) = Self::recorded(&home)
+        {
+            self.template_arg = recorded.template_arg;
+        }
+    }
+}
+
+/// The directory with the chat template of an adapter: its own, or that of the run which a checkpoint belongs to.
+pub fn home_of_adapter(dir: &Path) -> PathBuf {
+    let whole = files::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let run = whole.parent().filter(|parent| parent.ends_with("checkpoints")).and_then(Path::parent);
+    match run {
+        Some(run) if !files::is_file(&dir.join(OWN_FILE)) => run.to_owned(),
+        _ => dir.to_owned(),
+    }
 }
 
 impl Default for DataSettings {
@@ -100,6 +148,8 @@ impl Default for DataSettings {
             completion_field: None,
             messages_field: None,
             chat_template: None,
+            template_arg: Vec::new(),
+            template_date: None,
             train_on: None,
             on_long: OnLong::Refuse,
             max_seq_len: 512,

@@ -1,16 +1,18 @@
 //! Chat templates: the model's own, a file's or a built-in one, rendered as transformers renders them.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value as TemplateValue};
+use minijinja::value::Value as TemplateValue;
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
 use super::template_functions as functions;
 use crate::model::json_fields::parse_object;
-use crate::setting::CHAT_TEMPLATE;
+use crate::setting::{CHAT_TEMPLATE, TEMPLATE_ARG, TEMPLATE_DATE};
 use crate::{Error, Result, files};
 
 /// Built-in templates by name, for models without one.
@@ -26,10 +28,14 @@ const BUILT_IN: [(&str, &str); 6] = [
 const FUEL: u64 = 5_000_000;
 /// Largest template in bytes; published ones have less than a third of it.
 const MAX_BYTES: usize = 128 << 10;
-/// Stack for the template parser, which recurses for each operator of a chain such as `- - - 1`.
+/// Stack for the template parser, which recurses for each operator of a chain such as `- - - 1`, and for templates that could nest
+/// values deeply, which are dropped recursively.
 #[cfg(not(target_arch = "wasm32"))]
-const COMPILER_STACK: usize = 512 << 20;
+const DEEP_STACK: usize = 512 << 20;
 const NAME: &str = "chat template";
+/// A model's own template, and the directory of its further ones.
+pub const OWN_FILE: &str = "chat_template.jinja";
+pub const FURTHER: &str = "additional_chat_templates";
 /// Names in lists of templates: the template for conversations without tools, and the one with tools.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -39,12 +45,31 @@ const REGION_END: char = '\u{10fff1}';
 
 /// A compiled template with the special tokens that it may use.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    main: Compiled,
     /// Separate template for conversations with tools, which some models have.
-    for_tools: Option<Environment<'static>>,
+    for_tools: Option<Compiled>,
     special_tokens: Map<String, Value>,
     source: String,
+    /// Values of the template's variables for every conversation, such as `enable_thinking`.
+    variables: Map<String, Value>,
+    wants_parts: OnceLock<bool>,
+}
+
+struct Compiled {
+    environment: Environment<'static>,
+    text: String,
     marks_regions: bool,
+    /// True if the template could nest values without limit.
+    nests: bool,
+}
+
+/// The values that a conversation gives to a template.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Input<'a> {
+    pub messages: &'a [Value],
+    pub tools: Option<&'a Value>,
+    /// Values of further variables; they go before those of the template.
+    pub variables: Option<&'a Map<String, Value>>,
 }
 
 /// A rendered text and the byte ranges of its `{% generation %}` regions.
@@ -54,51 +79,105 @@ pub struct Rendered {
 }
 
 impl ChatTemplate {
-    /// Finds the template that `choice` names: a `.jinja` or `.json` file, one of the model's named templates, or a built-in name.
-    /// Without a choice it returns the model's own template, or `None` if the model has none.
+    /// Finds the template that `choice` names: a `.jinja` or `.json` file, a directory with templates such as that of an adapter, one
+    /// of the model's named templates, or a built-in name. Without a choice it returns the model's own template, or `None` if the
+    /// model has none.
     ///
     /// `special_tokens` maps `bos_token`, `eos_token` and the like to their text.
     pub fn load(model_dir: &Path, choice: Option<&str>, special_tokens: Map<String, Value>) -> Result<Option<Self>> {
-        let own = own_templates(model_dir)?;
-        let find = |name: &str| own.iter().find(|(own, ..)| own == name);
-        let Some(choice) = choice else {
-            let Some((_, template, source)) = find(DEFAULT) else {
-                return match own.is_empty() {
-                    true => Ok(None),
-                    false => {
-                        let names = names(own.iter().map(|(name, ..)| name.as_str()));
-                        let problem = format!(
-                            "has the chat templates {names}, but none is named default; choose one with {CHAT_TEMPLATE}"
-                        );
-                        Err(Error::file(model_dir, problem))
-                    }
-                };
-            };
-            let mut loaded = Self::new(template, source.clone(), special_tokens)?;
-            if let Some((_, template, source)) = find(TOOL_USE) {
-                loaded.for_tools = Some(compile(template, source)?.0);
-            }
-            return Ok(Some(loaded));
-        };
+        let Some(choice) = choice else { return Self::own(model_dir, special_tokens) };
         let path = Path::new(choice);
         if files::is_file(path) {
             return Self::new(&template_of_file(path)?, choice.to_owned(), special_tokens).map(Some);
         }
-        if let Some((_, template, source)) = find(choice) {
+        let own = own_templates(model_dir)?;
+        if let Some((_, template, source)) = own.iter().find(|(own, ..)| own == choice) {
             return Self::new(template, format!("{source}, {choice}"), special_tokens).map(Some);
         }
         if let Some((name, template)) = BUILT_IN.iter().find(|(name, _)| *name == choice) {
             return Self::new(template, format!("built-in {name}"), special_tokens).map(Some);
+        }
+        if files::is_dir(path)
+            && let Some(template) = Self::own(path, special_tokens)?
+        {
+            return Ok(Some(template));
         }
         let known = names(own.iter().map(|(name, ..)| name.as_str()).chain(BUILT_IN.map(|(name, _)| name)));
         let problem = format!("the chat template `{choice}` is neither a file nor one of {known}");
         Err(Error::setting(CHAT_TEMPLATE, problem))
     }
 
+    /// The template of a directory's own files, with the one for tools if there is one.
+    fn own(dir: &Path, special_tokens: Map<String, Value>) -> Result<Option<Self>> {
+        let own = own_templates(dir)?;
+        let find = |name: &str| own.iter().find(|(own, ..)| own == name);
+        let Some((_, template, source)) = find(DEFAULT) else {
+            return match own.is_empty() {
+                true => Ok(None),
+                false => {
+                    let names = names(own.iter().map(|(name, ..)| name.as_str()));
+                    let problem = format!(
+                        "has the chat templates {names}, but none is named default; choose one with {CHAT_TEMPLATE}"
+                    );
+                    Err(Error::file(dir, problem))
+                }
+            };
+        };
+        let mut loaded = Self::new(template, source.clone(), special_tokens)?;
+        if let Some((_, template, source)) = find(TOOL_USE) {
+            loaded.for_tools = Some(compile(template, source)?);
+        }
+        Ok(Some(loaded))
+    }
+
     /// Compiles `template`. Messages name its `source`.
     pub fn new(template: &str, source: String, special_tokens: Map<String, Value>) -> Result<Self> {
-        let (environment, marks_regions) = compile(template, &source)?;
-        Ok(Self { environment, for_tools: None, special_tokens, source, marks_regions })
+        let main = compile(template, &source)?;
+        let (variables, wants_parts) = (Map::new(), OnceLock::new());
+        Ok(Self { main, for_tools: None, special_tokens, source, variables, wants_parts })
+    }
+
+    /// Lets the template write `moment` as the date and time of now, in the form `2026-03-04T05:06:07`.
+    ///
+    /// # Errors
+    /// A moment of another form.
+    pub fn at(mut self, moment: &str) -> Result<Self> {
+        let wrong = |e: jiff::Error| {
+            Error::setting(
+                TEMPLATE_DATE,
+                format!("{TEMPLATE_DATE} is {moment:?}, but must be like 2026-03-04T05:06:07: {e}"),
+            )
+        };
+        let moment: DateTime = moment.parse().map_err(wrong)?;
+        for compiled in [Some(&mut self.main), self.for_tools.as_mut()].into_iter().flatten() {
+            functions::set_moment(&mut compiled.environment, Some(moment));
+        }
+        Ok(self)
+    }
+
+    /// Gives the template's variables values for every conversation. Each of `arguments` is `name=value`; the value is JSON, or else
+    /// a text.
+    ///
+    /// # Errors
+    /// An argument without a name.
+    pub fn with_arguments(mut self, arguments: &[String]) -> Result<Self> {
+        for argument in arguments {
+            let (name, value) =
+                argument.split_once('=').filter(|(name, _)| !name.trim().is_empty()).ok_or_else(|| {
+                    let problem = format!(
+                        "{TEMPLATE_ARG} is {argument:?}, but must be NAME=VALUE, such as enable_thinking=false"
+                    );
+                    Error::setting(TEMPLATE_ARG, problem)
+                })?;
+            let value = match value.trim() {
+                "True" => Value::Bool(true),
+                "False" => Value::Bool(false),
+                "None" => Value::Null,
+                text => serde_json::from_str(text).unwrap_or_else(|_| Value::from(value)),
+            };
+            self.variables.insert(name.trim().to_owned(), value);
+        }
+        Ok(self)
     }
 
     /// Source of the template, for messages.
@@ -106,14 +185,49 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The texts of the template and of its variant for conversations with tools.
+    pub fn texts(&self) -> (&str, Option<&str>) {
+        (&self.main.text, self.for_tools.as_ref().map(|compiled| compiled.text.as_str()))
+    }
+
+    /// True if the template writes today's date or the time.
+    pub fn writes_the_date(&self) -> bool {
+        let (main, for_tools) = self.texts();
+        [Some(main), for_tools].into_iter().flatten().any(|text| text.contains("strftime_now"))
+    }
+
     /// The text of the model's end token.
     pub fn eos_token(&self) -> Option<&str> {
         self.special_tokens.get("eos_token").and_then(Value::as_str)
     }
 
-    /// True if the template marks the assistant's text by `{% generation %}`.
-    pub fn marks_regions(&self) -> bool {
-        self.marks_regions
+    /// True if the template for these tools marks the assistant's text by `{% generation %}`.
+    pub fn marks_regions(&self, tools: Option<&Value>) -> bool {
+        self.compiled(tools).marks_regions
+    }
+
+    /// The text that the template writes after an answer, without white space around it; `None` where there is none.
+    pub fn end_of_turn(&self) -> Option<String> {
+        const ANSWER: &str = "0123456789";
+        let message = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+        let rendered = self.render(&[message("user", "a"), message("assistant", ANSWER)], None, false).ok()?;
+        let end = rendered.rsplit_once(ANSWER)?.1.trim();
+        (!end.is_empty()).then(|| end.to_owned())
+    }
+
+    /// True for a template that leaves out a content that is a text and writes one that is a list of parts.
+    pub fn wants_parts(&self) -> bool {
+        const TEXT: &str = "0123456789";
+        let writes = |content: Value| {
+            let rendered = self.render(&[serde_json::json!({ "role": "user", "content": content })], None, false);
+            rendered.is_ok_and(|text| text.contains(TEXT))
+        };
+        let wants = || !writes(TEXT.into()) && writes(serde_json::json!([{ "type": "text", "text": TEXT }]));
+        *self.wants_parts.get_or_init(wants)
+    }
+
+    fn compiled(&self, tools: Option<&Value>) -> &Compiled {
+        tools.and(self.for_tools.as_ref()).unwrap_or(&self.main)
     }
 
     /// Renders `messages`; `add_generation_prompt` adds the beginning of an assistant turn.
@@ -123,30 +237,32 @@ impl ChatTemplate {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, String> {
-        self.render_regions(messages, tools, add_generation_prompt).map(|rendered| rendered.text)
+        self.render_input(&Input { messages, tools, variables: None }, add_generation_prompt)
+            .map(|rendered| rendered.text)
     }
 
-    /// Like [`Self::render`], with the regions that the template marks.
-    pub fn render_regions(
-        &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-        add_generation_prompt: bool,
-    ) -> Result<Rendered, String> {
+    /// Like [`Self::render`], with further variables and with the regions that the template marks. Messages reach the template as
+    /// transformers passes them: without fields that are null, and with the reasoning under every name that templates read.
+    pub fn render_input(&self, input: &Input, add_generation_prompt: bool) -> Result<Rendered, String> {
+        let compiled = self.compiled(input.tools);
+        let messages: Vec<TemplateValue> = input.messages.iter().map(message_value).collect();
         let mut context: Vec<(&str, TemplateValue)> =
-            self.special_tokens.iter().map(|(k, v)| (k.as_str(), TemplateValue::from(Serde(v)))).collect();
-        context.push(("messages", TemplateValue::from(Serde(messages))));
-        context.push(("tools", TemplateValue::from(Serde(tools))));
-        context.push(("documents", TemplateValue::from(())));
+            self.special_tokens.iter().map(|(k, v)| (k.as_str(), functions::template_value(v))).collect();
+        context.push(("messages", TemplateValue::from(messages)));
+        context.push(("tools", functions::template_value(input.tools.unwrap_or(&Value::Null))));
+        context.push(("documents", functions::template_value(&Value::Null)));
         context.push(("add_generation_prompt", TemplateValue::from(add_generation_prompt)));
+        let variables = self.variables.iter().chain(input.variables.into_iter().flatten());
+        context.extend(variables.map(|(k, v)| (k.as_str(), functions::template_value(v))));
         let context = TemplateValue::from_pairs(context);
-        let environment = tools.and(self.for_tools.as_ref()).unwrap_or(&self.environment);
-        functions::begin_rendering();
         RENDERINGS.fetch_add(1, Ordering::Relaxed);
-        let rendered = environment.get_template(NAME).and_then(|template| template.render(context));
+        let rendered = match compiled.nests {
+            true => on_deep_stack(|| compiled.render(context)),
+            false => Ok(compiled.render(context)),
+        };
         RENDERINGS.fetch_add(1, Ordering::Relaxed);
-        let marked = rendered.map_err(|e| self.problem(&e))?;
-        if !self.marks_regions {
+        let marked = rendered.map_err(|e| format!("{}: {e}", self.source))?.map_err(|e| self.problem(&e))?;
+        if !compiled.marks_regions {
             return Ok(Rendered { text: marked, regions: Vec::new() });
         }
         take_out_marks(&marked).ok_or_else(|| format!("{}: its generation regions do not pair up", self.source))
@@ -172,18 +288,72 @@ pub fn rendering() -> Option<u64> {
     (count % 2 == 1).then_some(count)
 }
 
+/// A value as JSON with the spacing of Python.
+pub fn json_text(value: &Value) -> String {
+    functions::json_text(&functions::template_value(value))
+}
+
+/// The date and time of now where the program runs, for [`ChatTemplate::at`].
+pub fn now() -> String {
+    functions::local_now().round(jiff::Unit::Second).unwrap_or_default().to_string()
+}
+
 /// Names of the built-in templates, for messages.
 pub fn built_in_names() -> String {
     names(BUILT_IN.iter().map(|(name, _)| *name))
 }
 
-/// Compiles a template. Also returns whether it has generation regions.
-fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)> {
+impl Compiled {
+    /// The text with the marks of regions. The values of the rendering are dropped here too.
+    fn render(&self, context: TemplateValue) -> Result<String, minijinja::Error> {
+        functions::begin_rendering();
+        self.environment.get_template(NAME).and_then(|template| template.render(context))
+    }
+}
+
+/// Runs `work` with a stack that deep recursion does not exhaust.
+///
+/// # Errors
+/// The system gives no such stack.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    #[cfg(target_arch = "wasm32")]
+    return Ok(work());
+    #[cfg(not(target_arch = "wasm32"))]
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| std::io::Error::other("stopped unexpectedly"))
+    })
+}
+
+/// Names that messages give to the assistant's reasoning; templates read the first, those of gpt-oss the second.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A message as transformers passes it to templates: null fields are left out, and a reasoning stands under the names that templates
+/// read.
+fn message_value(message: &Value) -> TemplateValue {
+    let Value::Object(fields) = message else { return functions::template_value(message) };
+    let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
+    let mut pairs = Vec::with_capacity(fields.len() + 2);
+    let reasoning = REASONING.into_iter().find_map(given);
+    if let Some(reasoning) = reasoning {
+        pairs.push(("thinking", functions::template_value(given("thinking").unwrap_or(reasoning))));
+    }
+    let kept = fields.iter().filter(|(name, value)| !(value.is_null() || reasoning.is_some() && *name == "thinking"));
+    pairs.extend(kept.map(|(name, value)| (name.as_str(), functions::template_value(value))));
+    if let Some(reasoning) = reasoning {
+        pairs.push(("reasoning_content", functions::template_value(reasoning)));
+    }
+    TemplateValue::from_pairs(pairs)
+}
+
+fn compile(template: &str, source: &str) -> Result<Compiled> {
     if template.len() > MAX_BYTES {
         let problem = format!("has {} bytes; a chat template may have {MAX_BYTES}", template.len());
         return Err(Error::file(source, problem));
     }
-    let (template, marks_regions) = with_marks(template);
+    // Jinja knows one kind of line break.
+    let text = template.replace("\r\n", "\n").replace('\r', "\n");
+    let (template, marks_regions) = with_marks(&text);
     let mut environment = Environment::new();
     environment.set_syntax(
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(|e| Error::file(source, e))?,
@@ -192,31 +362,37 @@ fn compile(template: &str, source: &str) -> Result<(Environment<'static>, bool)>
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     functions::register(&mut environment);
-    let mut added = Ok(());
-    let add = || added = environment.add_template_owned(NAME, template);
-    #[cfg(target_arch = "wasm32")]
-    add();
-    #[cfg(not(target_arch = "wasm32"))]
-    std::thread::scope(|scope| {
-        let compiler = std::thread::Builder::new().stack_size(COMPILER_STACK).spawn_scoped(scope, add);
-        compiler.map(|_| ()).map_err(|e| Error::file(source, format!("cannot be compiled: {e}")))
-    })?;
+    let added = on_deep_stack(|| environment.add_template_owned(NAME, template))
+        .map_err(|e| Error::file(source, format!("cannot be compiled: {e}")))?;
     added.map_err(|e| {
         let line = e.line().map_or_else(String::new, |line| format!(" in line {line}"));
         let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
         Error::file(source, format!("is no chat template that can be read{line}: {detail}"))
     })?;
-    Ok((environment, marks_regions))
+    let nests = can_nest(&text);
+    Ok(Compiled { environment, text, marks_regions, nests })
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}` by standard Jinja blocks around marks in the text.
+/// True if a loop of the template could put a value into another without end: it assigns something other than a plain value to an
+/// attribute, which alone outlives a round of a loop.
+fn can_nest(template: &str) -> bool {
+    const ASSIGNMENT: &str = r"(?s)\{%[-+]?\s*set\b([^=]*)=(.*?)[-+]?%\}";
+    const PLAIN: &str = r#"^(?i:true|false|none|-?\d+|'[^']*'|"[^"]*"|loop\.index0?)$"#;
+    let [Ok(assignment), Ok(plain)] = [ASSIGNMENT, PLAIN].map(regex::Regex::new) else { return true };
+    let nests = |found: regex::Captures| found[1].contains('.') && !plain.is_match(found[2].trim());
+    assignment.captures_iter(template).any(nests)
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}` by scopes of their own, as they are in transformers, around marks in the
+/// text.
 fn with_marks(template: &str) -> (String, bool) {
     let mut marks = false;
     let mut replaced = template.to_owned();
-    for (tag, mark) in [("generation", REGION_BEGIN), ("endgeneration", REGION_END)] {
+    let begin = format!("{{%$1 with %}}{REGION_BEGIN}{{% if true $2%}}");
+    let end = format!("{{%$1 endif %}}{REGION_END}{{% endwith $2%}}");
+    for (tag, block) in [("generation", begin), ("endgeneration", end)] {
         let Ok(pattern) = regex::Regex::new(&format!(r"\{{%([-+]?)\s*{tag}\s*([-+]?)%\}}")) else { continue };
         marks |= pattern.is_match(&replaced);
-        let block = format!("{{%$1 if true %}}{mark}{{% endif $2%}}");
         replaced = pattern.replace_all(&replaced, block.as_str()).into_owned();
     }
     (replaced, marks)
@@ -238,18 +414,68 @@ fn take_out_marks(marked: &str) -> Option<Rendered> {
     begin.is_none().then_some(Rendered { text, regions })
 }
 
-/// Lists the templates of a model's files as (name, template, file). `chat_template.jinja` comes before `tokenizer_config.json`.
+/// Lists the templates of a model's files as (name, template, file), in the order in which transformers prefers them:
+/// `chat_template.jinja` with `additional_chat_templates/NAME.jinja`, then `tokenizer_config.json`, then `chat_template.json`.
 fn own_templates(model_dir: &Path) -> Result<Vec<(String, String, String)>> {
-    let own = model_dir.join("chat_template.jinja");
+    let named = |name: &str, path: &Path| -> Result<(String, String, String)> {
+        Ok((name.to_owned(), read(path)?, path.display().to_string()))
+    };
+    let (own, further) = (model_dir.join(OWN_FILE), model_dir.join(FURTHER));
+    let mut templates = Vec::new();
     if files::is_file(&own) {
-        return Ok(vec![(DEFAULT.to_owned(), read(&own)?, own.display().to_string())]);
+        templates.push(named(DEFAULT, &own)?);
     }
-    let settings = model_dir.join("tokenizer_config.json");
-    if !files::is_file(&settings) {
-        return Ok(Vec::new());
+    if files::is_dir(&further) {
+        let mut names = files::names(&further).map_err(|e| Error::file(&further, format!("cannot be read: {e}")))?;
+        names.sort_unstable();
+        for file in names {
+            if let Some(name) = file.strip_suffix(".jinja") {
+                templates.push(named(name, &further.join(&file))?);
+            }
+        }
     }
-    let templates = templates_of_settings(&settings)?;
-    Ok(templates.into_iter().map(|(name, template)| (name, template, settings.display().to_string())).collect())
+    if templates.iter().any(|(name, ..)| name == DEFAULT) {
+        return Ok(templates);
+    }
+    for file in ["tokenizer_config.json", "chat_template.json"] {
+        let settings = model_dir.join(file);
+        if !files::is_file(&settings) {
+            continue;
+        }
+        let found = templates_of_settings(&settings)?;
+        if !found.is_empty() {
+            let source = || settings.display().to_string();
+            templates.extend(found.into_iter().map(|(name, template)| (name, template, source())));
+            break;
+        }
+    }
+    Ok(templates)
+}
+
+/// Writes the template into a directory as transformers saves it, and takes earlier ones out.
+///
+/// # Errors
+/// A file that cannot be written or removed.
+pub fn save(template: &ChatTemplate, dir: &Path) -> Result<()> {
+    let failed = |path: &Path, e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
+    let (main, for_tools) = template.texts();
+    files::write_atomically(&dir.join(OWN_FILE), main.as_bytes())?;
+    let (further, legacy) = (dir.join(FURTHER), dir.join("chat_template.json"));
+    for path in [&further, &legacy] {
+        files::remove_if_there(path).map_err(|e| failed(path, e))?;
+    }
+    let settings = dir.join("tokenizer_config.json");
+    if files::is_file(&settings) {
+        let mut fields = parse_object(&settings, &read(&settings)?)?;
+        if fields.shift_remove("chat_template").is_some() {
+            files::write_atomically(&settings, format!("{:#}\n", Value::Object(fields)).as_bytes())?;
+        }
+    }
+    if let Some(text) = for_tools {
+        files::create_dir_all(&further).map_err(|e| failed(&further, e))?;
+        files::write_atomically(&further.join(format!("{TOOL_USE}.jinja")), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Reads `chat_template` of a JSON file: one template, or a list of named templates.
@@ -379,9 +605,10 @@ mod tests {
         let text =
             "{% for m in messages %}\n  {% generation %}\n{{ m.content }}.\n  {%- endgeneration %}\n\n{% endfor %}";
         let template = template(text);
-        assert!(template.marks_regions());
+        assert!(template.marks_regions(None));
         let messages = json!([{"content": "one"}, {"content": "\u{e9}"}]);
-        let rendered = template.render_regions(messages.as_array().unwrap(), None, false).unwrap();
+        let input = Input { messages: messages.as_array().unwrap(), ..Default::default() };
+        let rendered = template.render_input(&input, false).unwrap();
         assert_eq!((rendered.text.as_str(), rendered.regions), ("one.\n\u{e9}.\n", vec![0..4, 5..8]));
         let odd = json!([{"content": REGION_BEGIN.to_string()}]);
         assert!(template.render(odd.as_array().unwrap(), None, false).unwrap_err().contains("do not pair up"));

@@ -1,17 +1,19 @@
 //! The functions that chat templates call and the way values are printed, as in Python, for which templates are written.
 
 use std::cell::Cell;
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::sync::Arc;
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use jiff::civil::DateTime;
+use minijinja::value::{Kwargs, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 
 /// Bytes that one rendering may print: many times the longest context. Without a limit a hostile template could fill the memory.
 const MAX_PRINTED: usize = 64 << 20;
 /// Largest number of spaces for one level of indentation.
 const MAX_INDENT: usize = 1000;
+/// Deepest value that is printed. Python itself stops at about a thousand.
+const MAX_DEPTH: usize = 500;
 
 thread_local! {
     /// Bytes printed so far by the rendering on this thread, including text that is kept in variables.
@@ -36,25 +38,84 @@ fn count_printed(bytes: usize) -> Result<(), Error> {
     }
 }
 
-/// Adds `raise_exception`, `strftime_now` and `tojson`, and prints values as Python's `str`.
+/// Python's None in the data that a template sees. Looping over it is an error, as in Python; minijinja's own none counts as an
+/// empty list.
+#[derive(Debug)]
+struct PythonNone;
+
+impl Object for PythonNone {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        false
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("None")
+    }
+}
+
+/// True for both forms of None.
+fn is_none(value: &Value) -> bool {
+    value.is_none() || value.downcast_object_ref::<PythonNone>().is_some()
+}
+
+/// A JSON value as templates see it.
+pub(super) fn template_value(value: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => Value::from_object(PythonNone),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(whole), _) => Value::from(whole),
+            (None, Some(whole)) => Value::from(whole),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => Value::from(items.iter().map(template_value).collect::<Vec<_>>()),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(key, value)| (key.as_str(), template_value(value))))
+        }
+    }
+}
+
+/// Lets `strftime_now` write `moment`, or where there is none the local time of the call.
+pub(super) fn set_moment(environment: &mut Environment<'static>, moment: Option<DateTime>) {
+    environment.add_function("strftime_now", move |format: &str| strftime(format, moment.unwrap_or_else(local_now)));
+}
+
+/// The date and time of this moment where the program runs, as Python's `datetime.now()` gives it.
+pub(super) fn local_now() -> DateTime {
+    #[cfg(not(target_arch = "wasm32"))]
+    return jiff::ZonedDateTime::now().datetime();
+    #[cfg(target_arch = "wasm32")]
+    {
+        let now = js_sys::Date::new_0();
+        let seconds = now.get_time() / 1000.0 - 60.0 * now.get_timezone_offset();
+        let moment = jiff::Timestamp::from_second(seconds as i64).unwrap_or_default();
+        moment.to_zoned_datetime(jiff::tz::TimeZone::UTC).datetime()
+    }
+}
+
+/// Adds `raise_exception` and `tojson`, and prints values as Python's `str`.
 pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
-    environment.add_function("strftime_now", |format: &str| {
-        let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).unwrap_or_default();
-        strftime(format, since.as_secs())
-    });
+    set_moment(environment, None);
+    environment.add_test("none", is_none);
     environment.add_filter("tojson", to_json);
     environment.add_filter("indent", indent);
     // These filters create as many parts as a template asks for, and no model's template uses them.
     environment.remove_filter("batch");
     environment.remove_filter("slice");
-    environment.add_filter("string", |value: &Value| python_text(value));
+    environment.add_filter("string", python_text);
     environment.set_formatter(|output: &mut Output, _: &mut State, value: &Value| {
         let text = match value.as_str() {
             Some(text) => text,
-            None => &python_text(value),
+            None => &python_text(value)?,
         };
         count_printed(text.len())?;
         Ok(output.write_str(text)?)
@@ -62,36 +123,62 @@ pub(super) fn register(environment: &mut Environment<'static>) {
 }
 
 /// Python's `str(value)`.
-fn python_text(value: &Value) -> String {
+fn python_text(value: &Value) -> Result<String, Error> {
     match (value.kind(), value.as_str()) {
-        (_, Some(text)) => text.to_owned(),
-        (ValueKind::Undefined, _) => String::new(),
-        _ => python_repr(value),
+        (_, Some(text)) => Ok(text.to_owned()),
+        (ValueKind::Undefined, _) => Ok(String::new()),
+        _ => {
+            let mut out = String::new();
+            python_repr(value, 0, &mut out)?;
+            Ok(out)
+        }
     }
 }
 
-/// Python's `repr(value)`.
-fn python_repr(value: &Value) -> String {
-    let joined = |items: Vec<String>| items.join(", ");
+/// Fails for values that nest too deeply to be printed.
+fn check_depth(depth: usize) -> Result<(), Error> {
+    match depth <= MAX_DEPTH {
+        true => Ok(()),
+        false => refused(format!("nests deeper than {MAX_DEPTH} values")),
+    }
+}
+
+/// Adds Python's `repr(value)` to `out`. The value lies `depth` values deep.
+fn python_repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    check_depth(depth)?;
     match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        ValueKind::String => quoted(value.as_str().unwrap_or_default()),
-        ValueKind::Number if !value.is_integer() => {
-            f64::try_from(value.clone()).map_or_else(|_| value.to_string(), python_float)
-        }
+        _ if is_none(value) => out.push_str("None"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or_default())),
+        ValueKind::Number => out.push_str(&number_text(value)),
         ValueKind::Seq => {
-            let items = value.try_iter().map(|items| items.map(|item| python_repr(&item)).collect());
-            format!("[{}]", joined(items.unwrap_or_default()))
+            out.push('[');
+            for (at, item) in value.try_iter()?.enumerate() {
+                out.push_str(if at > 0 { ", " } else { "" });
+                python_repr(&item, depth + 1, out)?;
+            }
+            out.push(']');
         }
         ValueKind::Map => {
-            let entry = |key: Value| {
-                let value = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", python_repr(&key), python_repr(&value))
-            };
-            format!("{{{}}}", joined(value.try_iter().map(|keys| keys.map(entry).collect()).unwrap_or_default()))
+            out.push('{');
+            for (at, key) in value.try_iter()?.enumerate() {
+                out.push_str(if at > 0 { ", " } else { "" });
+                python_repr(&key, depth + 1, out)?;
+                out.push_str(": ");
+                python_repr(&value.get_item(&key)?, depth + 1, out)?;
+            }
+            out.push('}');
         }
-        _ => value.to_string(),
+        _ => out.push_str(&value.to_string()),
+    }
+    Ok(())
+}
+
+/// A number as Python and JSON write it.
+fn number_text(value: &Value) -> String {
+    match value.is_integer() {
+        true => value.to_string(),
+        false => f64::try_from(value.clone()).map_or_else(|_| value.to_string(), python_float),
     }
 }
 
@@ -180,6 +267,22 @@ fn to_json(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Stri
     Ok(writer.out)
 }
 
+/// `json.dumps(value, ensure_ascii=False)`; empty for a value that nests too deeply.
+pub(super) fn json_text(value: &Value) -> String {
+    let mut writer = JsonWriter {
+        out: String::new(),
+        ascii: false,
+        sort_keys: false,
+        indent: None,
+        item: ", ".to_owned(),
+        key: ": ".to_owned(),
+    };
+    match writer.value(value, 0) {
+        Ok(()) => writer.out,
+        Err(_) => String::new(),
+    }
+}
+
 struct JsonWriter {
     out: String,
     ascii: bool,
@@ -191,11 +294,12 @@ struct JsonWriter {
 
 impl JsonWriter {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        check_depth(depth)?;
         match value.kind() {
-            ValueKind::None => self.out.push_str("null"),
+            _ if is_none(value) => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
-            ValueKind::Number => self.out.push_str(&python_repr(value)),
+            ValueKind::Number => self.out.push_str(&number_text(value)),
             ValueKind::Seq | ValueKind::Iterable => {
                 self.out.push('[');
                 let mut any = false;
@@ -270,11 +374,8 @@ impl JsonWriter {
     }
 }
 
-/// Writes a moment, in seconds since 1970, as Python's `strftime` does: in UTC, since local time would make a run depend on where it
-/// runs. Directives that templates do not use stay as they are.
-fn strftime(format: &str, seconds: u64) -> String {
-    let moment = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let moment = moment.unwrap_or_default().to_zoned_datetime(TimeZone::UTC);
+/// Writes a moment as Python's `strftime` does. Directives that templates do not use stay as they are.
+fn strftime(format: &str, moment: DateTime) -> String {
     let mut text = String::new();
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
@@ -333,6 +434,26 @@ mod tests {
     }
 
     #[test]
+    fn none_is_no_list_and_deep_values_are_refused() {
+        let render = |template: &str| {
+            let mut environment = Environment::new();
+            register(&mut environment);
+            let nothing = template_value(&serde_json::json!({"n": null, "l": [null]}));
+            environment.render_str(template, minijinja::context! { d => nothing })
+        };
+        assert_eq!(
+            render("{{ d }} {{ d.n is none }} {{ d.n or 'x' }} {{ d|tojson }}").unwrap(),
+            "{'n': None, 'l': [None]} True x {\"n\": null, \"l\": [null]}"
+        );
+        assert!(render("{% for x in d.n %}{% endfor %}").is_err());
+        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(600) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        for print in ["{{ ns.x }}", "{{ ns.x|tojson }}", "{{ ns.x|string }}"] {
+            let problem = render(&format!("{deep}{print}")).unwrap_err().to_string();
+            assert!(problem.contains("nests deeper than 500 values"), "{problem}");
+        }
+    }
+
+    #[test]
     fn values_print_as_in_python() {
         assert_eq!(render("{{ v }}"), r#"{'b': [1, 2.0, True, None], 'a': '<é\'"\n>', 'e': {}, 'l': []}"#);
         assert_eq!(
@@ -345,10 +466,15 @@ mod tests {
     #[test]
     fn moments_are_written_as_by_strftime() {
         let format = "%d %B %Y|%b %a %A|%y-%m-%d %H:%M:%S|%I %p|%%|%q";
-        assert_eq!(strftime(format, 0), "01 January 1970|Jan Thu Thursday|70-01-01 00:00:00|12 AM|%|%q");
-        // 29 February 2024, 13:05:09
-        assert_eq!(strftime(format, 1_709_211_909), "29 February 2024|Feb Thu Thursday|24-02-29 13:05:09|01 PM|%|%q");
-        assert_eq!(strftime("%Y-%m-%d", 951_782_400), "2000-02-29");
-        assert_eq!(strftime("%Y-%m-%d", 4_107_542_400), "2100-03-01");
+        let written = |format: &str, moment: &str| strftime(format, moment.parse().unwrap());
+        assert_eq!(
+            written(format, "1970-01-01T00:00:00"),
+            "01 January 1970|Jan Thu Thursday|70-01-01 00:00:00|12 AM|%|%q"
+        );
+        assert_eq!(
+            written(format, "2024-02-29T13:05:09"),
+            "29 February 2024|Feb Thu Thursday|24-02-29 13:05:09|01 PM|%|%q"
+        );
+        assert_eq!(written("%Y-%m-%d", "2100-03-01T00:00:00"), "2100-03-01");
     }
 }

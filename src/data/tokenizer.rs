@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
+use tokenizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
@@ -49,6 +51,10 @@ impl Tokenizer {
         // Some files hold truncation or padding settings, which would silently cut or pad every text.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e))?;
+        if begins_only_texts_with_a_space(dir, &inner)? {
+            inner.with_normalizer(None::<NormalizerWrapper>);
+            inner.with_pre_tokenizer(Some(Metaspace::new(SPACE, PrependScheme::First, false)));
+        }
         let id = |key: &str| match special_token(dir, key)? {
             Some((file, token)) => match inner.token_to_id(&token) {
                 None => Err(Error::field(file, key, format!("is `{token}`, which {FILE} does not have"))),
@@ -139,6 +145,34 @@ impl Tokenizer {
         let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
         self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))
     }
+}
+
+/// How SentencePiece writes a space.
+const SPACE: char = '\u{2581}';
+
+/// True for a tokenizer of Llama whose file puts a space before every piece of a text, also after special tokens. transformers reads
+/// such a file so only where `tokenizer_config.json` says `"legacy": true`; otherwise the space stands at the beginning of the text
+/// alone.
+fn begins_only_texts_with_a_space(dir: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<bool> {
+    let path = dir.join("tokenizer_config.json");
+    if !files::is_file(&path) || tokenizer.get_pre_tokenizer().is_some() {
+        return Ok(false);
+    }
+    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let fields = parse_object(&path, &text)?;
+    let class = fields.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast") || fields.get("legacy") == Some(&Value::Bool(true)) {
+        return Ok(false);
+    }
+    let prepends = |normalizer: &NormalizerWrapper| match normalizer {
+        NormalizerWrapper::Prepend(prepend) => prepend.prepend == SPACE.to_string(),
+        _ => false,
+    };
+    Ok(match tokenizer.get_normalizer() {
+        Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().iter().any(prepends),
+        Some(normalizer) => prepends(normalizer),
+        None => false,
+    })
 }
 
 /// Parses a tokenizer from JSON. The tokenizers crate panics on some damaged files; such a panic becomes an ordinary error.

@@ -1,92 +1,294 @@
-//! Finds the assistant's parts of a rendered conversation by rendering longer and longer prefixes of it.
+//! Finds the assistant's parts of a rendered conversation by rendering longer and longer beginnings of it.
 
 use std::ops::Range;
 
+use serde_json::Value;
+
 use super::sample::{Conversation, is_assistant};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Input};
 use crate::setting::TRAIN_ON;
 
-/// A rendered conversation and the byte range of each assistant turn, from the end of the generation prompt to the end of the turn.
+/// Stands for the text of a message where its place in a rendered conversation is searched.
+const STAND_IN: &str = "\u{10fff2}loraine\u{10fff3}";
+
+/// A rendered conversation and the byte ranges of its assistant turns, from the end of the generation prompt to the end of the turn.
+#[derive(Clone, Debug, Default)]
 pub struct RenderedTurns {
     pub text: String,
     pub turns: Vec<Range<usize>>,
+    /// Index of the message that each range of `turns` belongs to. A template may mark several ranges of one message.
+    pub messages: Vec<usize>,
+    /// True if the text is not what the template writes for the whole conversation: each turn stands as it was when it was the last.
+    pub as_written_last: bool,
 }
 
-/// Renders the conversation and finds its assistant turns.
+/// A conversation under a template.
+struct Rendering<'a> {
+    template: &'a ChatTemplate,
+    conversation: &'a Conversation,
+}
+
+/// Renders the conversation and finds its assistant turns from the `first` one on, counted from 0.
 ///
 /// The marks of a template with `{% generation %}` are used as they are. For other templates, the text before a turn (with the
-/// generation prompt) and the text up to its end must both be prefixes of the whole text. A template that renders earlier turns
-/// differently later, as some do with reasoning, is an error. A turn includes its end token.
-pub fn assistant_turns(template: &ChatTemplate, conversation: &Conversation) -> Result<RenderedTurns, String> {
-    let Conversation { messages, tools, .. } = conversation;
-    let render = |count: usize, prompt: bool| template.render(&messages[..count], tools.as_ref(), prompt);
-    let whole = template.render_regions(messages, tools.as_ref(), false)?;
-    let assistant: Vec<usize> = (0..messages.len()).filter(|&at| is_assistant(&messages[at])).collect();
-    if template.marks_regions() {
-        return match whole.regions.len() == assistant.len() {
-            true => Ok(RenderedTurns { text: whole.text, turns: whole.regions }),
-            false => Err(format!(
-                "the chat template ({}) marks {} generation regions for {} assistant turns",
-                template.source(),
-                whole.regions.len(),
-                assistant.len()
-            )),
-        };
+/// generation prompt) and the text up to its end are both beginnings of the whole text. Where a template writes earlier turns in
+/// another way than the last, for example without their reasoning, the text is put together from every turn as the template wrote it
+/// when it was the last, which is also how the model will write it. A turn includes its end token.
+///
+/// # Errors
+/// The template refuses the conversation, or the turns cannot be found.
+pub fn assistant_turns(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    first: usize,
+) -> Result<RenderedTurns, String> {
+    let rendering = Rendering { template, conversation };
+    let count = conversation.messages.len();
+    let assistant = (0..count).filter(|&at| is_assistant(&conversation.messages[at]));
+    let assistant: Vec<usize> = assistant.collect();
+    let wanted = assistant.get(first..).unwrap_or_default();
+    if template.marks_regions(conversation.tools.as_ref()) {
+        return rendering.marked(&assistant, wanted);
     }
-    let text = whole.text;
-    let mut turns: Vec<Range<usize>> = Vec::with_capacity(assistant.len());
-    for at in assistant {
-        let before = match render(at, true) {
-            Ok(before) => before,
-            Err(_) if at == 0 => {
-                return Err(format!(
-                    "the conversation begins with an assistant turn, before which the chat template ({}) renders nothing",
-                    template.source()
-                ));
-            }
-            Err(problem) => return Err(problem),
-        };
-        let start = beginning(&text, &before).ok_or_else(|| inconsistent(template, at, "before", &text, &before))?;
-        let end = match at + 1 == messages.len() {
-            true => text.len(),
-            false => {
-                let through = render(at + 1, false)?;
-                let through = without_closing(template, &text, &through);
-                beginning(&text, through).ok_or_else(|| inconsistent(template, at, "up to", &text, through))?
-            }
-        };
-        if end < start || turns.last().is_some_and(|last| start < last.end) {
-            return Err(inconsistent(template, at, "up to", &text, &before));
+    match rendering.in_the_whole(wanted)? {
+        Ok(turns) => Ok(turns),
+        Err(problem) => rendering.put_together(&assistant, wanted).ok_or(problem),
+    }
+}
+
+impl Rendering<'_> {
+    fn render_messages(&self, messages: &[Value], prompt: bool) -> Result<String, String> {
+        self.template.render_input(&self.input(messages), prompt).map(|rendered| rendered.text)
+    }
+
+    fn input<'b>(&'b self, messages: &'b [Value]) -> Input<'b> {
+        let Conversation { tools, variables, .. } = self.conversation;
+        Input { messages, tools: tools.as_ref(), variables: Some(variables) }
+    }
+
+    /// The text of the first `count` messages.
+    fn render(&self, count: usize, prompt: bool) -> Result<String, String> {
+        self.render_messages(&self.conversation.messages[..count], prompt)
+    }
+
+    /// The text of the first `count` messages with the stand-in as the text of message `at`.
+    fn render_with_stand_in(&self, count: usize, at: usize) -> Result<String, String> {
+        let mut messages = self.conversation.messages[..count].to_vec();
+        if let Some(Value::Object(fields)) = messages.get_mut(at) {
+            fields.insert("content".to_owned(), STAND_IN.into());
         }
-        turns.push(start..end);
+        self.render_messages(&messages, false)
     }
-    Ok(RenderedTurns { text, turns })
-}
 
-fn beginning(text: &str, part: &str) -> Option<usize> {
-    text.starts_with(part).then_some(part.len())
-}
-
-/// Returns `through` without the end token that some templates add after the last turn, whoever wrote it.
-fn without_closing<'a>(template: &ChatTemplate, text: &str, through: &'a str) -> &'a str {
-    match template.eos_token() {
-        Some(end) if !text.starts_with(through) && text.ends_with(end) => through.strip_suffix(end).unwrap_or(through),
-        _ => through,
+    /// The regions that the template marks, each with the message that it belongs to.
+    fn marked(&self, assistant: &[usize], wanted: &[usize]) -> Result<RenderedTurns, String> {
+        let messages = &self.conversation.messages;
+        let whole = self.template.render_input(&self.input(messages), false)?;
+        let count = whole.regions.len();
+        let mut owners = assistant.to_vec();
+        if count != assistant.len() {
+            owners.clear();
+            for &at in assistant {
+                let through = self.template.render_input(&self.input(&messages[..=at]), false)?;
+                owners.resize(through.regions.len().clamp(owners.len(), count), at);
+            }
+        }
+        if owners.len() != count || count == 0 && !assistant.is_empty() {
+            return Err(format!(
+                "the chat template ({}) marks {count} generation regions for {} assistant turns",
+                self.template.source(),
+                assistant.len()
+            ));
+        }
+        let regions = whole.regions.into_iter().zip(owners).filter(|(_, at)| wanted.contains(at));
+        let (turns, messages) = regions.unzip();
+        Ok(RenderedTurns { text: whole.text, turns, messages, as_written_last: false })
     }
-}
 
-fn inconsistent(template: &ChatTemplate, at: usize, what: &str, text: &str, part: &str) -> String {
-    let same = text.char_indices().zip(part.chars()).find(|((_, a), b)| a != b);
-    let differs = same.map_or(text.len().min(part.len()), |((at, _), _)| at);
-    let from = |text: &str| text.get(differs..).unwrap_or_default().chars().take(30).collect::<String>();
-    format!(
-        "the chat template ({}) writes the text {what} message {} differently when more follows: {:?} alone, {:?} in the \
-         whole, so which tokens the assistant wrote is unknown; use a template that marks them with {{% generation %}}, \
-         or {}",
-        template.source(),
-        at + 1,
-        from(part),
-        from(text),
-        TRAIN_ON.is("all")
-    )
+    /// The wanted turns in what the template writes for the whole conversation; the inner error says that they are not there as they
+    /// were when they were the last.
+    fn in_the_whole(&self, wanted: &[usize]) -> Result<Result<RenderedTurns, String>, String> {
+        let text = self.render(self.conversation.messages.len(), false)?;
+        let mut turns: Vec<Range<usize>> = Vec::with_capacity(wanted.len());
+        for &at in wanted {
+            if self.loses_reasoning(at, &text) {
+                return Ok(Err(self.inconsistent(at, "up to", &text, "")));
+            }
+            let Some(start) = self.start_in(&text, at) else {
+                let before = self.render(at, true).unwrap_or_default();
+                return Ok(Err(self.inconsistent(at, "before", &text, &before)));
+            };
+            let end = match at + 1 == self.conversation.messages.len() {
+                true => text.len(),
+                false => {
+                    let through = match self.render(at + 1, false) {
+                        Ok(through) => through,
+                        Err(problem) => self.through_first(&text, at, start).ok_or(problem)?,
+                    };
+                    let through = self.without_closing(&text, &through);
+                    match text.starts_with(through) {
+                        true => through.len(),
+                        false => return Ok(Err(self.inconsistent(at, "up to", &text, through))),
+                    }
+                }
+            };
+            if end < start || turns.last().is_some_and(|last| start < last.end) {
+                return Ok(Err(self.inconsistent(at, "up to", &text, "")));
+            }
+            turns.push(start..end);
+        }
+        Ok(Ok(RenderedTurns { text, turns, messages: wanted.to_vec(), as_written_last: false }))
+    }
+
+    /// The text up to the end of a first message under a template that does not render it alone, by the text that ends turns. The
+    /// message begins at `start`.
+    fn through_first(&self, text: &str, at: usize, start: usize) -> Option<String> {
+        let content = self.conversation.messages[at].get("content").and_then(Value::as_str).unwrap_or_default().trim();
+        let after = start + text[start..].find(content)? + content.len();
+        let marker = self.template.end_of_turn().filter(|_| at == 0)?;
+        let end = after + text[after..].find(&marker)? + marker.len();
+        Some(text[..end].to_owned())
+    }
+
+    /// Position in the whole text at which the model begins to write message `at`.
+    fn start_in(&self, text: &str, at: usize) -> Option<usize> {
+        let with_prompt = self.render(at, true);
+        if let Ok(before) = &with_prompt
+            && text.starts_with(before)
+        {
+            return Some(before.len());
+        }
+        let before = self.before(at)?;
+        let header = self.header(at, &before)?;
+        text.starts_with(&header).then_some(header.len())
+    }
+
+    /// The text before message `at` without a generation prompt. Nothing precedes a first message under a template that does not
+    /// render an empty conversation.
+    fn before(&self, at: usize) -> Option<String> {
+        match self.render(at, false) {
+            Ok(before) => Some(before),
+            Err(_) if at == 0 => Some(String::new()),
+            Err(_) => None,
+        }
+    }
+
+    /// What stands before the part of message `at` that the model writes, for a generation prompt that the finished turn does not
+    /// begin with: it opens a block for thoughts, or `at` is the first message. `before` is the text before the message.
+    fn header(&self, at: usize, before: &str) -> Option<String> {
+        // Some templates render nothing without a question.
+        let count = if at == 0 { self.conversation.messages.len() } else { at + 1 };
+        let stand_in = self.render_with_stand_in(count, at).ok()?;
+        let place = stand_in.find(STAND_IN)?;
+        let (header, prompt) = (&stand_in[..place], self.generation_prompt(at, before)?);
+        let new = header.strip_prefix(before)?;
+        let mut lengths = (1..=prompt.len()).rev().filter(|&length| prompt.is_char_boundary(length));
+        let end = lengths.find_map(|length| {
+            let found = new.rfind(&prompt[..length])? + length;
+            (length == prompt.len() || found == new.len()).then_some(found)
+        });
+        Some(header[..before.len() + end.unwrap_or(0)].to_owned())
+    }
+
+    /// The text that the template adds as the beginning of message `at`.
+    fn generation_prompt(&self, at: usize, before: &str) -> Option<String> {
+        if let Some(prompt) = self.render(at, true).ok().and_then(|with| with.strip_prefix(before).map(str::to_owned)) {
+            return Some(prompt);
+        }
+        let question = [serde_json::json!({ "role": "user", "content": STAND_IN })];
+        let [without, with] = [false, true].map(|prompt| self.render_messages(&question, prompt));
+        with.ok()?.strip_prefix(&without.ok()?).map(str::to_owned)
+    }
+
+    /// True if message `at` has thoughts in its text that `rendered` does not have, although it has what follows them.
+    fn loses_reasoning(&self, at: usize, rendered: &str) -> bool {
+        let content = self.conversation.messages[at].get("content").and_then(Value::as_str).unwrap_or_default();
+        let Some((thoughts, said)) = content.split_once("</think>") else { return false };
+        let thoughts = thoughts.rsplit("<think>").next().unwrap_or_default().trim();
+        !thoughts.is_empty() && !rendered.contains(thoughts) && rendered.contains(said.trim())
+    }
+
+    /// Puts the conversation together from every turn as it is written when it is the last, and from what stands between turns.
+    /// `None` where the parts cannot be told from each other.
+    fn put_together(&self, assistant: &[usize], wanted: &[usize]) -> Option<RenderedTurns> {
+        let mut whole = RenderedTurns { as_written_last: true, ..Default::default() };
+        let mut last: Option<usize> = None;
+        for &at in assistant {
+            match last {
+                None => whole.text += &self.before(at)?,
+                Some(last) => whole.text += &self.between(last, at)?,
+            }
+            let (turn, start) = self.as_last(at)?;
+            if wanted.contains(&at) {
+                whole.turns.push(whole.text.len() + start..whole.text.len() + turn.len());
+                whole.messages.push(at);
+            }
+            whole.text += &turn;
+            last = Some(at);
+        }
+        let count = self.conversation.messages.len();
+        if let Some(last) = last.filter(|last| last + 1 < count) {
+            whole.text += &self.between(last, count)?;
+        }
+        Some(whole)
+    }
+
+    /// Message `at` as the template writes it when it is the last, and the position in it at which the model begins to write.
+    fn as_last(&self, at: usize) -> Option<(String, usize)> {
+        let (before, through) = (self.before(at)?, self.render(at + 1, false).ok()?);
+        let mut turn = through.strip_prefix(&before)?.to_owned();
+        let content = self.conversation.messages[at].get("content").and_then(Value::as_str).unwrap_or_default();
+        if self.loses_reasoning(at, &turn) {
+            let stand_in = self.render_with_stand_in(at + 1, at).ok()?;
+            turn = stand_in.strip_prefix(&before)?.replace(STAND_IN, content);
+        }
+        let said = content.rsplit("</think>").next().unwrap_or_default().trim();
+        if !turn.contains(said) {
+            return None;
+        }
+        let prompt = self.generation_prompt(at, &before)?;
+        let start = match turn.starts_with(&prompt) && at > 0 {
+            true => prompt.len(),
+            false => self.header(at, &before)?.len() - before.len(),
+        };
+        (start <= turn.len()).then_some((turn, start))
+    }
+
+    /// What the template writes after message `from`, up to message `to`.
+    fn between(&self, from: usize, to: usize) -> Option<String> {
+        let after = |count: usize| -> Option<String> {
+            let text = self.render_with_stand_in(count, from).ok()?;
+            Some(text.rsplit_once(STAND_IN)?.1.to_owned())
+        };
+        let (end_of_turn, longer) = (after(from + 1)?, after(to)?);
+        let closing = self.template.eos_token().and_then(|end| end_of_turn.strip_suffix(end));
+        let rest = longer.strip_prefix(&end_of_turn).or_else(|| longer.strip_prefix(closing?))?;
+        Some(rest.to_owned())
+    }
+
+    /// Returns `through` without the end token that some templates add after the last turn, whoever wrote it.
+    fn without_closing<'b>(&self, text: &str, through: &'b str) -> &'b str {
+        match self.template.eos_token() {
+            Some(end) if !text.starts_with(through) && text.ends_with(end) => {
+                through.strip_suffix(end).unwrap_or(through)
+            }
+            _ => through,
+        }
+    }
+
+    fn inconsistent(&self, at: usize, what: &str, text: &str, part: &str) -> String {
+        let same = text.char_indices().zip(part.chars()).find(|((_, a), b)| a != b);
+        let differs = same.map_or(text.len().min(part.len()), |((at, _), _)| at);
+        let from = |text: &str| text.get(differs..).unwrap_or_default().chars().take(30).collect::<String>();
+        format!(
+            "the chat template ({}) writes the text {what} message {} differently when more follows: {:?} alone, {:?} in \
+             the whole, so which tokens the assistant wrote is unknown; use a template that marks them with \
+             {{% generation %}}, or {}",
+            self.template.source(),
+            at + 1,
+            from(part),
+            from(text),
+            TRAIN_ON.is("all")
+        )
+    }
 }

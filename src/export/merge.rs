@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::OutputDirectory;
 use super::writer::{ModelWriter, Planned};
+use crate::data::settings::home_of_adapter;
+use crate::data::template::{ChatTemplate, OWN_FILE};
+use crate::data::tokenizer::Tokenizer;
 use crate::gpu::{Buffers, Category, Gpu, Matrix, MemoryPlan, Recorder, Scratch, params_bytes};
 use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::factors::{Factor, ModuleFactors};
 use crate::lora::targets::LoraModule;
@@ -21,7 +25,7 @@ use crate::ops::weight_gradient;
 use crate::quant;
 use crate::quant::format::{Float, Storage};
 use crate::setting::DTYPE;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Settings of a merge.
 #[derive(Clone, Debug)]
@@ -86,9 +90,22 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     }
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
+    follow_adapter(&settings.adapter, &source, out.path())?;
     write_config(&source.dir, out.path(), float)?;
     out.finish()?;
     Ok(Merge { matrices: adapted.len(), float, dequantized: stored.is_some() })
+}
+
+/// Writes the chat template and the end tokens that the adapter was trained with into the merged model.
+fn follow_adapter(adapter: &Path, source: &Source, out: &Path) -> Result<()> {
+    let home = home_of_adapter(adapter);
+    if !source.has_tokenizer() || !files::is_file(&home.join(OWN_FILE)) {
+        return Ok(());
+    }
+    let tokenizer = Tokenizer::from_dir(&source.dir, &source.config)?;
+    let template = ChatTemplate::load(&home, None, tokenizer.special_tokens()?)?;
+    let ends = text_format::trained_ends(&tokenizer, template.as_ref())?;
+    text_format::save(out, &source.dir, template.as_ref(), &ends)
 }
 
 /// Reads a tensor of the base in f32 and decodes 4-bit weights.

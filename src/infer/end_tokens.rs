@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
@@ -17,18 +17,64 @@ const FILE: &str = "generation_config.json";
 /// `generation_config.json` cannot be read or is not a JSON object.
 pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
     let mut ids = config.eos_token_ids.clone();
-    let path = model_dir.join(FILE);
-    if files::is_file(&path) {
-        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-        let listed = match parse_object(&path, &text)?.remove("eos_token_id") {
-            Some(Value::Array(list)) => list,
-            other => other.into_iter().collect(),
-        };
-        ids.extend(listed.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()));
-    }
+    ids.extend(listed(model_dir)?);
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
+}
+
+/// The end tokens of `generation_config.json`, if the directory has one.
+///
+/// # Errors
+/// The file cannot be read or is not a JSON object.
+pub fn listed(dir: &Path) -> Result<Vec<u32>> {
+    Ok(ids(read(&dir.join(FILE))?.get("eos_token_id")))
+}
+
+/// Writes the end tokens of the model at `from` and `ends` into `generation_config.json` of `dir`, if some of `ends` are new.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn add(dir: &Path, from: &Path, ends: &[u32]) -> Result<()> {
+    let config_path = from.join("config.json");
+    let mut settings = read(&dir.join(FILE))?;
+    if settings.is_empty() {
+        settings = read(&from.join(FILE))?;
+    }
+    let mut known = ids(settings.get("eos_token_id"));
+    if known.is_empty() {
+        known = ids(read(&config_path)?.get("eos_token_id"));
+    }
+    let before = known.len();
+    ends.iter().for_each(|end| {
+        if !known.contains(end) {
+            known.push(*end)
+        }
+    });
+    if known.len() == before {
+        return Ok(());
+    }
+    settings.insert("eos_token_id".to_owned(), known.into());
+    files::write_atomically(&dir.join(FILE), format!("{:#}\n", Value::Object(settings)).as_bytes())
+}
+
+/// A JSON object from a file; empty where there is no file.
+fn read(path: &Path) -> Result<Map<String, Value>> {
+    if !files::is_file(path) {
+        return Ok(Map::new());
+    }
+    let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+    parse_object(path, &text)
+}
+
+/// One id or a list of ids.
+fn ids(value: Option<&Value>) -> Vec<u32> {
+    let list = match value {
+        Some(Value::Array(list)) => list.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    list.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
 }
 
 #[cfg(test)]

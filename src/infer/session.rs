@@ -35,6 +35,8 @@ pub struct SessionSettings {
     pub adapters: Vec<NamedAdapter>,
     pub base: BaseStorage,
     pub template: TemplateChoice,
+    /// Values of the template's variables, each as `name=value`.
+    pub template_arg: Vec<String>,
 }
 
 /// A session whose files are read and checked, without a GPU.
@@ -51,13 +53,14 @@ pub struct PreparedSession {
 /// # Errors
 /// A model or adapter directory cannot be read or is damaged, or [`AdapterNames::new`] refuses the names.
 pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
-    let SessionSettings { model, adapters, base, template } = settings;
+    let SessionSettings { model, adapters, base, template, template_arg } = settings;
     let names = AdapterNames::new(adapters.iter().map(|adapter| adapter.name.clone()))?;
     if !files::is_dir(model) {
         return Err(Error::file(model, "is not a directory; a Hugging Face model directory is wanted"));
     }
     let source = Source::open(model)?;
-    let format = TextFormat::load(model, &source.config, template)?;
+    let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();
+    let format = TextFormat::load(model, &source.config, template, template_arg, &dirs)?;
     let load = |adapter: &NamedAdapter| adapter_file::load(&adapter.dir, &source.config);
     let adapters = adapters.iter().map(load).collect::<Result<_>>()?;
     Ok(PreparedSession { source, format, names, base: *base, adapters })

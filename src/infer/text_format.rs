@@ -1,13 +1,15 @@
 //! The text format of a model: its tokenizer, its chat template, and the tokens that end an answer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::end_tokens;
-use crate::data::template::ChatTemplate;
+use crate::data::settings::{DataSettings, home_of_adapter};
+use crate::data::template::{self, ChatTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::ModelConfig;
+use crate::model::model_directory::copy_tokenizer;
 use crate::setting::CHAT_TEMPLATE;
 use crate::{Error, Result};
 
@@ -36,22 +38,38 @@ pub(super) fn message(role: &str, content: &str) -> Value {
 }
 
 impl TextFormat {
-    /// Reads the text format of the model directory `dir`.
+    /// Reads the text format of the model directory `dir` for answers with `adapters`. The template that an adapter was trained with
+    /// goes before the model's own; `arguments` are values of its variables, as `name=value`.
     ///
     /// # Errors
     /// The tokenizer, `generation_config.json` or the template is missing or damaged, or the template cannot render two plain turns.
-    pub fn load(dir: &Path, config: &ModelConfig, choice: &TemplateChoice) -> Result<Self> {
+    pub fn load(
+        dir: &Path,
+        config: &ModelConfig,
+        choice: &TemplateChoice,
+        arguments: &[String],
+        adapters: &[PathBuf],
+    ) -> Result<Self> {
         let tokenizer = Tokenizer::from_dir(dir, config)?;
-        let template = match choice {
-            TemplateChoice::Without => None,
-            TemplateChoice::Own => ChatTemplate::load(dir, None, tokenizer.special_tokens()?)?,
-            TemplateChoice::Named(name) => ChatTemplate::load(dir, Some(name), tokenizer.special_tokens()?)?,
+        let chat_template = match choice {
+            TemplateChoice::Named(name) => Some(name.clone()),
+            TemplateChoice::Own | TemplateChoice::Without => None,
         };
+        let mut settings = DataSettings { chat_template, template_arg: arguments.to_vec(), ..DataSettings::default() };
+        adapters.iter().for_each(|adapter| settings.follow_adapter(adapter));
+        let template = ChatTemplate::load(dir, settings.chat_template.as_deref(), tokenizer.special_tokens()?)?;
+        let template = template.map(|template| template.with_arguments(&settings.template_arg)).transpose()?;
         let mut end_tokens = end_tokens::from_dir(dir, config)?;
+        for adapter in adapters {
+            end_tokens.extend(end_tokens::listed(&home_of_adapter(adapter))?);
+        }
         end_tokens.extend(tokenizer.eos());
+        let template = template.filter(|_| *choice != TemplateChoice::Without);
         if let Some(template) = &template {
             end_tokens.extend(end_of_turn(&tokenizer, template)?);
         }
+        end_tokens.sort_unstable();
+        end_tokens.dedup();
         Ok(Self { tokenizer, template, end_tokens })
     }
 
@@ -79,6 +97,31 @@ impl TextFormat {
         let rendered = template.render(messages, None, true).map_err(refused)?;
         self.tokenizer.encode(&rendered, false)
     }
+}
+
+/// Writes the text format of what was trained into `dir`, as transformers saves it: the files of the tokenizer of the model at `from`,
+/// the template, and `generation_config.json` where the trained `ends` are not the model's end tokens.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn save(dir: &Path, from: &Path, template: Option<&ChatTemplate>, ends: &[u32]) -> Result<()> {
+    copy_tokenizer(from, dir)?;
+    if let Some(chat_template) = template {
+        template::save(chat_template, dir)?;
+    }
+    end_tokens::add(dir, from, ends)
+}
+
+/// The tokens with which answers end after training: the template's end of turn, or without a template the tokenizer's end token.
+///
+/// # Errors
+/// The template cannot render two plain turns.
+pub fn trained_ends(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Result<Vec<u32>> {
+    let end = match template {
+        Some(template) => end_of_turn(tokenizer, template)?,
+        None => tokenizer.eos(),
+    };
+    Ok(end.into_iter().collect())
 }
 
 /// Makes the error of a template that refuses the messages.

@@ -30,6 +30,18 @@ const COMPANIONS: [&str; 11] = [
     "chat_template.json",
     "additional_chat_templates.json",
 ];
+/// The files of a tokenizer.
+const TOKENIZER: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+/// Directory of chat templates with names of their own.
+const FURTHER_TEMPLATES: &str = "additional_chat_templates";
 
 /// Copies the files that tell how to use the model at `from`; those that it lacks are left out.
 ///
@@ -37,13 +49,37 @@ const COMPANIONS: [&str; 11] = [
 /// A file that cannot be read or written.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
     for name in COMPANIONS {
-        let path = from.join(name);
-        if files::is_file(&path) {
-            let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-            files::write_atomically(&to.join(name), &bytes)?;
-        }
+        copy_file(from, to, name)?;
     }
-    Ok(())
+    copy_directory(from, to, FURTHER_TEMPLATES)
+}
+
+/// Copies the files of the tokenizer; those that `from` lacks are left out.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    TOKENIZER.into_iter().try_for_each(|name| copy_file(from, to, name))
+}
+
+fn copy_file(from: &Path, to: &Path, name: &str) -> Result<()> {
+    let path = from.join(name);
+    if !files::is_file(&path) {
+        return Ok(());
+    }
+    let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    files::write_atomically(&to.join(name), &bytes)
+}
+
+/// Copies the files of a directory `name` below `from`.
+fn copy_directory(from: &Path, to: &Path, name: &str) -> Result<()> {
+    let (from, to) = (from.join(name), to.join(name));
+    if !files::is_dir(&from) {
+        return Ok(());
+    }
+    let names = files::names(&from).map_err(|e| Error::file(&from, format!("cannot be read: {e}")))?;
+    files::create_dir_all(&to).map_err(|e| Error::file(&to, format!("cannot be made: {e}")))?;
+    names.iter().try_for_each(|name| copy_file(&from, &to, name))
 }
 
 /// Writes `config.json` of `from` with the type of the new weights.

@@ -18,6 +18,8 @@ pub struct TrainedRange {
     pub grads: View,
     /// AdamW's two moments, in the order of `params`.
     pub moments: Moments,
+    /// False for norm gains and biases, which weight decay leaves alone, as in transformers' Trainer.
+    pub decays: bool,
     elements: usize,
 }
 
@@ -69,22 +71,26 @@ impl Trained {
     /// Plans gradients and moments for all of `network`, whose matrices are in f32.
     pub fn plan(plan: &mut MemoryPlan, network: &Network, rows: u32, moments: MomentStorage) -> Self {
         let mut tensors = Vec::new();
-        let mut range = |params: View, elements: usize, moments: MomentStorage| TrainedRange {
+        let mut range = |params: View, elements: usize, moments: MomentStorage, decays: bool| TrainedRange {
             params,
             grads: plan.alloc(Category::Gradients, "gradient", params.bytes),
             moments: Moments::plan(plan, moments, params.bytes),
+            decays,
             elements,
         };
         for (spec, weight) in network.weights() {
             let width = weight.in_features as usize;
             let moments = moment_storage(moments, &spec.name, spec.elements());
-            let ranges =
-                weight.panels.iter().map(|panel| range(panel.data, panel.rows as usize * width, moments)).collect();
+            let ranges = weight
+                .panels
+                .iter()
+                .map(|panel| range(panel.data, panel.rows as usize * width, moments, true))
+                .collect();
             tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
         for (spec, params) in network.vectors() {
             let moments = moment_storage(moments, &spec.name, spec.elements());
-            let ranges = vec![range(params, spec.elements(), moments)];
+            let ranges = vec![range(params, spec.elements(), moments, false)];
             tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();

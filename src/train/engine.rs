@@ -215,7 +215,7 @@ impl Engine {
         self.submitted += 1;
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
-        self.gpu.write(&self.buffers, self.plan.optimizer.hyper, bytemuck::bytes_of(&hyper));
+        self.plan.optimizer.write_hyper(&self.gpu, &self.buffers, &hyper);
         self.gpu.replay(&self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
         let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);

@@ -65,7 +65,10 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
     let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
-    let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let mut format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    if let Some(adapter) = &settings.adapter {
+        format.follow_adapter(adapter);
+    }
     let split =
         |name| read::read_split_with(&settings.data, name, tokenizer.as_ref(), &format, config.vocab_size).transpose();
     let set = if files::is_dir(&settings.data) {

@@ -1,13 +1,17 @@
 //! The optimizer's buffers and its list: gradient norm, clipping and AdamW over everything that is trained.
 
-use crate::gpu::{Category, MemoryPlan, Recorder, View};
+use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, Recorder, View};
 use crate::network::moments::{MomentStorage, Moments};
-use crate::ops::{adamw, adamw8bit};
+use crate::ops::adamw::{self, Hyper};
+use crate::ops::adamw8bit;
 
 /// Steps whose results may be under way to the host while the next ones run.
 pub const RESULTS_IN_FLIGHT: usize = 3;
 /// State and loss in one buffer, at the alignment of a binding.
 const METRICS_BYTES: u64 = 512;
+/// Bytes of an [`adamw::Hyper`], and the place of the one without weight decay, at the alignment of a binding.
+const HYPER_BYTES: u64 = size_of::<Hyper>() as u64;
+const WITHOUT_DECAY_AT: u64 = 256;
 /// Offset of the sum of losses in the metrics, in bytes.
 pub const TOTAL_LOSS_AT: u64 = 256;
 
@@ -20,13 +24,15 @@ pub struct ParameterRange {
     pub grads: View,
     /// AdamW's two moments, in the order of `params`.
     pub moments: Moments,
+    /// False where weight decay leaves the parameters alone.
+    pub decays: bool,
 }
 
 /// The buffers of a step beside gradients and moments.
 #[derive(Clone, Debug)]
 pub struct OptimizerBuffers {
-    /// [`adamw::Hyper`] of the step at hand.
-    pub hyper: View,
+    /// [`adamw::Hyper`] of the step at hand, then the same without weight decay.
+    hyper: View,
     /// [`adamw8bit::tables`], where any moments are in 8 bits.
     pub code_tables: Option<View>,
     partials: View,
@@ -45,13 +51,25 @@ impl OptimizerBuffers {
         let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
         let table_bytes = size_of_val(&adamw8bit::tables()) as u64;
         Self {
-            hyper: memory.alloc(Category::Uploads, "optimizer settings", 32),
+            hyper: memory.alloc(Category::Uploads, "optimizer settings", WITHOUT_DECAY_AT + HYPER_BYTES),
             code_tables: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code tables", table_bytes)),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
             metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
             results: [(); RESULTS_IN_FLIGHT].map(|()| memory.alloc_readback("step results read-back", METRICS_BYTES)),
             dropout_seed: memory.alloc(Category::Uploads, "dropout seed", 16),
         }
+    }
+
+    /// Writes the settings of a step.
+    pub fn write_hyper(&self, gpu: &Gpu, buffers: &Buffers, hyper: &Hyper) {
+        let without_decay = Hyper { weight_decay: 0.0, ..*hyper };
+        for (decays, hyper) in [(true, hyper), (false, &without_decay)] {
+            gpu.write(buffers, self.hyper_of(decays), bytemuck::bytes_of(hyper));
+        }
+    }
+
+    fn hyper_of(&self, decays: bool) -> View {
+        self.hyper.slice(if decays { 0 } else { WITHOUT_DECAY_AT }, HYPER_BYTES)
     }
 
     fn state(&self) -> View {
@@ -69,10 +87,10 @@ impl OptimizerBuffers {
             return;
         }
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
-        adamw::grad_norm(rec, &grads, self.hyper, self.partials, self.state());
+        adamw::grad_norm(rec, &grads, self.hyper_of(true), self.partials, self.state());
         let tables = self.code_tables.unwrap_or(rec.unused);
-        for ParameterRange { params, grads, moments } in ranges {
-            moments.step(rec, *params, *grads, tables, self.state(), self.hyper);
+        for ParameterRange { params, grads, moments, decays } in ranges {
+            moments.step(rec, *params, *grads, tables, self.state(), self.hyper_of(*decays));
         }
     }
 }

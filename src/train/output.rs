@@ -11,13 +11,15 @@ use super::objective::Report;
 use super::settings::RunSettings;
 use super::tensorboard::EventFile;
 use crate::data::read::DataReport;
+use crate::data::settings::RUN_FILE;
+use crate::data::template::{FURTHER, OWN_FILE};
 use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
 use crate::setting::{OVERWRITE, RESUME};
 use crate::{Error, Result};
 
 const METRICS: &str = "metrics.jsonl";
-const RUN: &str = "run.toml";
+const RUN: &str = RUN_FILE;
 
 /// One logged step, a line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,6 +113,9 @@ impl Output {
         let failed = |e: std::io::Error| Error::file(dir, format!("cannot be written to: {e}"));
         if overwrite && resume_from.is_none() {
             for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json", "README.md"] {
+                files::remove_if_there(&dir.join(file)).map_err(failed)?;
+            }
+            for file in [OWN_FILE, FURTHER, "generation_config.json"] {
                 files::remove_if_there(&dir.join(file)).map_err(failed)?;
             }
             files::remove_if_there(&dir.join("checkpoints")).map_err(failed)?;

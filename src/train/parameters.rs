@@ -23,10 +23,12 @@ impl TrainedParameters {
     pub fn ranges(&self) -> Vec<ParameterRange> {
         let of_adapter = self.adapter.segments.iter().filter_map(|segment| {
             let training = segment.training?;
-            Some(ParameterRange { params: segment.params, grads: training.grads, moments: training.moments })
+            let (grads, moments) = (training.grads, training.moments);
+            Some(ParameterRange { params: segment.params, grads, moments, decays: true })
         });
         let of_base = self.base.iter().flat_map(Trained::ranges);
-        let of_base = of_base.map(|r| ParameterRange { params: r.params, grads: r.grads, moments: r.moments });
+        let of_base =
+            of_base.map(|r| ParameterRange { params: r.params, grads: r.grads, moments: r.moments, decays: r.decays });
         of_adapter.chain(of_base).collect()
     }
 

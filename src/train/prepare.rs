@@ -13,9 +13,11 @@ use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
 use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
+use crate::data::template::{self, ChatTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Capabilities;
 use crate::hub::base_name;
+use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::config::LoraConfig;
 use crate::lora::factors::{self, AdapterTensors};
@@ -39,6 +41,9 @@ pub struct PreparedRun {
     pub data: DataReport,
     pub eval: Option<DataReport>,
     pub steps: usize,
+    /// The chat template that the data was written with, if it was, and the tokens with which answers end after training.
+    pub(super) template: Option<ChatTemplate>,
+    pub(super) ends: Vec<u32>,
     pub(super) initial: AdapterTensors,
     examples: Vec<Example>,
     eval_examples: Vec<Example>,
@@ -69,8 +74,17 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     }
     let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source.config)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
-    let format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let mut format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    if let Some(adapter) = &settings.init_adapter {
+        format.follow_adapter(adapter);
+    }
+    let date = format.template_date.get_or_insert_with(template::now).clone();
     let RunData { examples, report: data, eval_examples, eval } = read_data(&settings, &source, &format)?;
+    // Recorded, so that the run may be resumed on another day.
+    if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
+        settings.data_format.template_date = Some(date);
+    }
+    let (template, ends) = text_format(&source, &format, data.chat_template.is_some())?;
     let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
     let slots = match format.packing {
         true => pack(&examples, max_seq_len),
@@ -87,6 +101,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         data,
         eval,
         steps,
+        template,
+        ends,
         initial,
         examples,
         eval_examples,
@@ -118,6 +134,18 @@ fn initial_adapter(settings: &mut RunSettings, config: &ModelConfig) -> Result<L
             Ok(LoadedAdapter { config: lora, modules, tensors })
         }
     }
+}
+
+/// The chat template of the data, if `used`, and the tokens with which answers end after training.
+fn text_format(source: &Source, format: &DataSettings, used: bool) -> Result<(Option<ChatTemplate>, Vec<u32>)> {
+    if !source.has_tokenizer() {
+        return Ok((None, Vec::new()));
+    }
+    let tokenizer = Tokenizer::from_dir(&source.dir, &source.config)?;
+    let load = || ChatTemplate::load(&source.dir, format.chat_template.as_deref(), tokenizer.special_tokens()?);
+    let template = if used { load()? } else { None };
+    let ends = text_format::trained_ends(&tokenizer, template.as_ref())?;
+    Ok((template, ends))
 }
 
 /// The examples of a run, to train on and to evaluate on.
@@ -199,6 +227,14 @@ impl PreparedRun {
         match self.settings.method {
             Method::Full => Trainable::Base { base: &self.settings.model },
             Method::Lora | Method::Qlora => Trainable::Adapter { config: &self.lora, modules: &self.modules },
+        }
+    }
+
+    /// Writes the tokenizer, the chat template and the end tokens of the run into `dir`.
+    pub(super) fn save_text_format(&self, dir: &Path) -> Result<()> {
+        match self.source.has_tokenizer() {
+            true => text_format::save(dir, &self.source.dir, self.template.as_ref(), &self.ends),
+            false => Ok(()),
         }
     }
 

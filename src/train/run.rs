@@ -12,6 +12,7 @@ use super::observer::{Observer, Speed};
 use super::output::{EvalMetrics, Output, RunRecord};
 use super::prepare::PreparedRun;
 use super::provenance::Provenance;
+use super::settings::Method;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
 use crate::model::tensors::EMBEDDING;
@@ -127,6 +128,10 @@ async fn attempt(
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| found.checkpoint.state.step))?;
     progress.opened = true;
     output.write_run(&prepared.settings, &record)?;
+    // At once, so that checkpoints and stopped runs have it too. A whole model gets it with its weights.
+    if prepared.settings.method != Method::Full {
+        prepared.save_text_format(&out)?;
+    }
     if prepared.settings.tensorboard {
         output.add_tensorboard()?;
     }
@@ -336,6 +341,9 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         self.prepared.trainable().save(out, &self.engine.read_values().await?, float)?;
         self.observer.output.sync()?;
         checkpoint::remove_beyond(out, settings.keep)?;
+        if settings.method == Method::Full {
+            self.prepared.save_text_format(out)?;
+        }
         (self.observer.listen)(Event::Saved(out));
         self.outcome.step = self.state.step;
         self.outcome.profile = self.engine.profile.take();

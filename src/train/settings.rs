@@ -287,6 +287,12 @@ impl RunSettings {
         SETTINGS.iter().try_for_each(|setting| setting.check(self))
     }
 
+    /// Takes the date over that the run in `out` wrote into its chat template, unless these settings name one.
+    pub fn follow_recorded_date(&mut self) {
+        let date = &mut self.data_format.template_date;
+        *date = date.take().or_else(|| DataSettings::recorded(&self.out)?.template_date);
+    }
+
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
             Method::Qlora => BaseStorage::quantized(self.quant.storage(self.double_quant), self.quantize_embedding),

@@ -175,7 +175,8 @@ async fn open(
         }
         None => BaseStorage::AsStored,
     };
-    let prepared = session::prepare(&SessionSettings { model, adapters, base, template: TemplateChoice::Own })?;
+    let (template, template_arg) = (TemplateChoice::Own, Vec::new());
+    let prepared = session::prepare(&SessionSettings { model, adapters, base, template, template_arg })?;
     let context = settings.context.unwrap_or(DEFAULT_CONTEXT).min(prepared.config().max_position_embeddings);
     let gpu = open_gpu().await?;
     let progress = |done: u64, total: u64| {

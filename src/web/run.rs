@@ -11,6 +11,7 @@ use super::{errors, from_js, open_gpu, to_js};
 use crate::train::event::{Control, Event, Outcome};
 use crate::train::prepare::{PreparedRun, prepare};
 use crate::train::run::{self, Resume, Start};
+use crate::train::settings::RunSettings;
 use crate::{Error, Result};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,11 @@ impl Run {
         #[wasm_bindgen(unchecked_param_type = "Partial<RunSettings>")] settings: JsValue,
         resume: bool,
     ) -> Result<Run, JsValue> {
-        let prepared = from_js(&settings, "the settings").and_then(prepare).map_err(|e| errors::to_js(&e))?;
+        let mut settings: RunSettings = from_js(&settings, "the settings").map_err(|e| errors::to_js(&e))?;
+        if resume {
+            settings.follow_recorded_date();
+        }
+        let prepared = prepare(settings).map_err(|e| errors::to_js(&e))?;
         Ok(Self {
             prepared: RefCell::new(Some(prepared)),
             resume,

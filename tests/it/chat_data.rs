@@ -47,7 +47,7 @@ fn conversations(name: &str, count: usize) -> Vec<Conversation> {
         let messages = record["messages"].as_array().unwrap().clone();
         let tools = Some(record["tools"].clone()).filter(|tools| !tools.is_null());
         let prompt_len = messages.iter().rposition(is_assistant).unwrap();
-        Conversation { messages, prompt_len, is_completion: false, tools }
+        Conversation { messages, prompt_len, tools, ..Default::default() }
     };
     text.lines().take(count).map(conversation).collect()
 }
@@ -68,11 +68,7 @@ fn without_date(text: &str) -> String {
 
 fn check_texts(what: &str, template: &ChatTemplate, conversation: &Conversation, expected: &Value) {
     let render = |prompt| template.render(&conversation.messages, conversation.tools.as_ref(), prompt);
-    if let Some(error) = expected.get("error") {
-        if error == "TypeError" {
-            // Python does not iterate over None, which is what a tool template meets without tools; minijinja does.
-            return;
-        }
+    if expected.get("error").is_some() {
         assert!(render(false).is_err(), "{what}: rendered {:?}", render(false));
         return;
     }
@@ -80,9 +76,10 @@ fn check_texts(what: &str, template: &ChatTemplate, conversation: &Conversation,
     assert_eq!(fnv(without_date(&text).bytes()), expected["text"].as_str().unwrap(), "{what}: {text}");
     let prompt = render(true).unwrap();
     assert_eq!(fnv(without_date(&prompt).bytes()), expected["prompt"].as_str().unwrap(), "{what}: {prompt}");
-    let turns = assistant_turns(template, conversation);
+    let turns = assistant_turns(template, conversation, 0);
     if expected.get("inconsistent").is_some() {
-        assert!(turns.is_err(), "{what}: the turns are {:?}", turns.map(|t| t.turns));
+        // Put together from the turns as they are written last, or refused.
+        assert!(turns.is_err() || turns.is_ok_and(|turns| turns.as_written_last || turns.text == text), "{what}");
         return;
     }
     let turns = turns.unwrap_or_else(|problem| panic!("{what}: {problem}"));
@@ -174,15 +171,23 @@ fn generation_regions_give_the_masks_of_transformers() {
 }
 
 #[test]
-fn a_template_for_another_tokenizer_is_refused() {
+fn the_end_of_turn_of_another_tokenizer_is_ordinary_text() {
     if !shared_is_there() {
         return;
     }
     let tokenizer = Tokenizer::from_tokenizer_dir(&Path::new(SHARED).join("tokenizers/llama-2")).unwrap();
     let chat_template = Some("chatml".to_owned());
     let settings = DataSettings { max_seq_len: 1 << 16, chat_template, ..Default::default() };
-    let refused = read_with(&data_file("gsm8k"), Some(&tokenizer), &settings, tokenizer.vocabulary());
-    let message = refused.unwrap_err().to_string();
+    let read =
+        |settings: &DataSettings| read_with(&data_file("gsm8k"), Some(&tokenizer), settings, tokenizer.vocabulary());
+    let message = read(&settings).unwrap().report.to_string();
+    assert!(message.contains("1000 of 1000: the chat template ends turns with \"<|im_end|>\""), "{message}");
+    // Nothing ends a turn.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("endless.jinja");
+    std::fs::write(&path, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}").unwrap();
+    let chat_template = Some(path.display().to_string());
+    let message = read(&DataSettings { chat_template, ..settings }).unwrap_err().to_string();
     assert!(message.contains("1000 of 1000 examples cannot be trained on (lines 1, 2, 3"), "{message}");
     assert!(
         message.contains("is no special token of this tokenizer: the model would never learn to stop"),

@@ -18,6 +18,7 @@ mod eight_bit_moments;
 mod exports;
 #[cfg(target_os = "linux")]
 mod faults;
+mod foreign_templates;
 mod full_training;
 mod generate;
 mod hostile_files;
@@ -36,4 +37,5 @@ mod readme;
 mod saved_adapter;
 mod shaders;
 mod tokenizers;
+mod trainer;
 mod tuning;

@@ -24,6 +24,12 @@ pub struct DataArgs {
     /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
     #[arg(long, value_name = "FILE|NAME")]
     pub chat_template: Option<String>,
+    /// Value of a variable of the chat template, such as enable_thinking=false; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub template_arg: Vec<String>,
+    /// Date and time that the chat template writes as those of now [default: of the start of the run]
+    #[arg(long, value_name = "YYYY-MM-DDTHH:MM:SS")]
+    pub template_date: Option<String>,
     /// Tokens to train on [default: assistant turns, completions, whole texts]
     #[arg(long, value_enum)]
     pub train_on: Option<TrainOn>,
@@ -55,6 +61,10 @@ impl DataArgs {
         set(&mut settings.completion_field, &self.completion_field);
         set(&mut settings.messages_field, &self.messages_field);
         set(&mut settings.chat_template, &self.chat_template);
+        if !self.template_arg.is_empty() {
+            settings.template_arg.clone_from(&self.template_arg);
+        }
+        set(&mut settings.template_date, &self.template_date);
         set(&mut settings.train_on, &self.train_on);
         settings.on_long = self.on_long.unwrap_or(settings.on_long);
         settings.packing |= self.packing;

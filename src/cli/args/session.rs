@@ -22,6 +22,9 @@ pub struct SessionArgs {
     /// PEFT adapter directory with an optional name [default: the directory's name]; may be given several times
     #[arg(long = "adapter", value_name = "[NAME=]DIR")]
     adapters: Vec<String>,
+    /// Value of a variable of the chat template, such as enable_thinking=false; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    template_arg: Vec<String>,
     #[command(flatten)]
     base: BaseArgs,
 }
@@ -32,7 +35,8 @@ impl SessionArgs {
         let base = self.base.storage()?;
         let adapters = self.adapters.iter().map(|text| named_adapter(text)).collect();
         let model = model_directory(&self.model, Extent::Everything)?;
-        let mut prepared = session::prepare(&SessionSettings { model, adapters, base, template })?;
+        let template_arg = self.template_arg.clone();
+        let mut prepared = session::prepare(&SessionSettings { model, adapters, base, template, template_arg })?;
         device.cache.apply(&mut prepared.source);
         Ok(prepared)
     }

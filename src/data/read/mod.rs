@@ -11,6 +11,7 @@ use super::records::{self, EXTENSIONS, Place, Records};
 pub use super::report::DataReport;
 use super::report::{DropReason, LISTED};
 use super::settings::{DataSettings, OnLong, Shape};
+use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use crate::files::{self, File};
 use crate::setting::{MAX_SEQ_LEN, ON_LONG};
@@ -201,6 +202,9 @@ fn read_records(
             continue;
         };
         report.longest = report.longest.max(encoded.example.input_ids.len());
+        for note in &encoded.notes {
+            *report.notes.entry(note.clone()).or_default() += 1;
+        }
         let own_ends = encoded.ends.len();
         match fit(encoded, settings) {
             Fitted::Whole(example) => {
@@ -227,7 +231,10 @@ fn read_records(
             Fitted::NothingLeft => report.drop_record(DropReason::NothingTrainedLeft, number),
         }
     }
-    report.chat_template = encoder.template_source();
+    let template = encoder.used_template();
+    report.chat_template = template.map(|template| template.source().to_owned());
+    report.template_date =
+        settings.template_date.clone().filter(|_| template.is_some_and(ChatTemplate::writes_the_date));
     refuse(&place, &refused, report.read)?;
     if settings.on_long == OnLong::Refuse && !too_long.is_empty() {
         return Err(Error::file(path, too_long_sentence(&place, &too_long, &report, settings.max_seq_len)));

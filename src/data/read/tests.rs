@@ -28,7 +28,7 @@ fn each_shape_becomes_tokens_and_a_mask() {
 {"text": "a b"}
 {"text": "a </s>"}
 
-{"prompt": "a a", "completion": "b"}
+{"prompt": "a a", "completion": " b"}
 {"input_ids": [0, 2, 3]}
 {"input_ids": [2, 3, 2], "labels": [-100, -100, 2]}
 {"text": ""}"#;
@@ -63,7 +63,7 @@ fn bad_lines_are_named_with_what_would_be_right() {
         (r#"{"prompt": ["a"], "completion": "b"}"#, "must both be strings, or both be lists"),
         (r#"{"prompt": "a", "completion": ""}"#, "`completion` is empty"),
         (r#"{"text": 3}"#, "`text` is 3"),
-        (r#"{"text": "<s> a"}"#, "begin token twice"),
+        (r#"{"text": "a <s> <s>"}"#, "begin token twice"),
         (r#"{"input_ids": [0, 4]}"#, "has 4 at element 1, but the vocabulary ends at 3"),
         (r#"{"input_ids": [0, -1]}"#, "has -1 at element 1"),
         (r#"{"input_ids": [0, 1.5]}"#, "list of whole numbers"),
@@ -180,7 +180,7 @@ fn the_assistant_or_the_completion_or_everything_is_trained_on() {
 fn generation_regions_go_before_prefixes() {
     let marked = TEMPLATE
         .replace("{{ m.content }}", "{% generation %}{{ m.content }}")
-        .replace("{{ eos_token }}", "{{ eos_token }}{% endgeneration %}");
+        .replace("{% endif %}", "{% endif %}{% endgeneration %}");
     let settings = DataSettings { max_seq_len: 16, ..Default::default() };
     let one = r#"{"messages": [{"role": "assistant", "content": "b b"}]}"#;
     assert_eq!(masks(&chat(one, &marked, &settings).unwrap()), [(vec![0, 3, 3, 1], "0111".to_owned())]);
@@ -200,8 +200,9 @@ fn what_would_be_trained_wrongly_is_refused() {
         "{says}"
     );
     let twice = good.replace(r#""a""#, r#""<s> a""#);
-    let says = message(&twice, TEMPLATE);
-    assert!(says.contains("(lines 3, 4); the first begins with the begin token twice"), "{says}");
+    let once = chat(&twice, &TEMPLATE.replace("bos_token }}", "bos_token }} "), &settings).unwrap();
+    assert_eq!(masks(&once), [(vec![0, 2, 3, 1], "0011".to_owned())]);
+    assert!(once.report.to_string().contains("1 of 1: the text begins with the begin token"), "{}", once.report);
     let later = good.replace(r#""a""#, r#""a <s> <s>""#);
     assert!(message(&later, TEMPLATE).contains("twice in a row, at token 2"));
     let says = message(good, &TEMPLATE.replace("{{ eos_token }}", ""));
@@ -214,7 +215,7 @@ fn what_would_be_trained_wrongly_is_refused() {
     assert!(says.contains("line 1: ") && says.contains("writes the text up to message 2 differently"), "{says}");
     let first = r#"{"messages": [{"role": "assistant", "content": "b"}]}"#;
     let says = chat(first, "{{ messages[0].role }}", &settings).unwrap_err().to_string();
-    assert!(says.contains("begins with an assistant turn"), "{says}");
+    assert!(says.contains("writes the text before message 1 differently"), "{says}");
     let says = chat(good, "{{ raise_exception('no place for that') }}", &settings).unwrap_err().to_string();
     assert!(says.contains("line 1: ") && says.contains("no place for that"), "{says}");
     let choice = DataSettings { chat_template: Some("chatlm".into()), ..settings.clone() };
