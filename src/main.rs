@@ -6,7 +6,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use loraine::setting::{as_flag, written};
 
 fn main() -> ExitCode {
@@ -24,11 +23,11 @@ fn main() -> ExitCode {
             hook(panic);
         }
     }));
-    match cli::run(cli::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", written(&format!("{error:#}"), as_flag));
-            ExitCode::FAILURE
-        }
+    let Err(error) = cli::run(cli::parse()) else { return ExitCode::SUCCESS };
+    if let Some(ended) = error.downcast_ref::<cli::Ended>() {
+        return ExitCode::from(ended.status());
     }
+    // The message may quote a file's text.
+    eprintln!("error: {}", cli::printable(&written(&format!("{error:#}"), as_flag)));
+    ExitCode::FAILURE
 }

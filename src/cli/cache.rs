@@ -12,7 +12,7 @@ use serde_json::json;
 use super::args::cache as cache_args;
 use super::show::bytes;
 
-/// Show or remove the cache: 4-bit copies of large models, and measurements of kernels
+/// Show or remove the cache: 4-bit copies of large models, and tuning results of kernels
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine cache
@@ -78,7 +78,7 @@ pub fn run(args: CacheCommandArgs) -> Result<()> {
         return Ok(());
     }
     let copies = counted(contents.copies.len(), "4-bit copy", "4-bit copies");
-    let measurements = counted(contents.measurements.len(), "file of measurements", "files of measurements");
+    let measurements = counted(contents.measurements.len(), "file of tuning results", "files of tuning results");
     let verb = if args.clear { "removed " } else { "" };
     out!("{}: {verb}{copies} ({}) and {measurements}", dir.display(), bytes(contents.bytes()));
     for copy in contents.copies.iter().filter(|_| !args.clear) {

@@ -17,15 +17,16 @@ use rustyline::error::ReadlineError;
 
 use super::args::device::DeviceArgs;
 use super::args::session::{self, SessionArgs};
-use super::interrupt::Interrupt;
-use super::show::bytes;
+use super::interrupt::{Asking, Interrupt};
+use super::show::{bytes, printable};
+use super::terminal::Silence;
 
 const COMMANDS: &str = "  /adapter NAME   let this adapter answer; without a name, list them
   /base           let the model without an adapter answer
-  /reset          forget the conversation
+  /reset          start a new conversation
   /help           these lines
   /quit           leave (or Ctrl-D)
-  Ctrl-C          stop an answer";
+  Ctrl-C          stop an answer; a second one leaves";
 
 /// Default number of positions of the cache, unless the model has fewer.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -35,8 +36,9 @@ const DEFAULT_CONTEXT: usize = 4096;
 #[command(after_help = "In the chat:
   /adapter NAME   let this adapter answer; without a name, list them
   /base           let the model without an adapter answer
-  /reset          forget the conversation
+  /reset          start a new conversation
   /quit           leave
+  Ctrl-C          stop an answer; a second one leaves
 
 The first adapter answers until /adapter or /base chooses another.
 
@@ -50,13 +52,16 @@ pub struct ChatArgs {
     /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
     #[arg(long, value_name = "FILE|NAME")]
     chat_template: Option<String>,
-    /// System message of the conversation
+    /// System prompt of the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Largest number of tokens in one answer
+    /// Text that ends an answer and is not part of it; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Maximum new tokens of one answer
     #[arg(long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
-    /// Largest number of tokens in the conversation [default: 4096, or the model's limit]
+    /// Context: maximum tokens of the whole conversation [default: 4096, or the model's limit]
     #[arg(long, value_name = "N")]
     max_context: Option<usize>,
     /// Sampling temperature; 0 always takes the most likely token
@@ -101,10 +106,12 @@ pub fn run(args: ChatArgs) -> Result<()> {
     // Refused here, not only at the first question.
     conversation.ask(&prepared.format, "")?;
     let end_tokens = prepared.format.end_tokens.clone();
-    let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
-    let session = session::open(prepared, context, &args.device)?;
+    let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens, stop_strings: args.stop };
+    let mut session = session::open(prepared, context, &args.device)?;
     let adapter = (!session.names.is_empty()).then_some(0);
-    Chat { session, conversation, settings, adapter, interrupt: Interrupt::watch(None)? }.talk()
+    let interrupt = Interrupt::watch(Asking::CtrlC, None)?;
+    session.generator.cancel = interrupt.flag();
+    Chat { session, conversation, settings, adapter, interrupt }.talk()
 }
 
 struct Chat {
@@ -132,15 +139,24 @@ impl Chat {
         eprintln!("{gpu}: {used} for a context of {} tokens", self.session.context());
         eprintln!("{COMMANDS}");
         let mut editor = DefaultEditor::new().context("the terminal cannot be read")?;
+        let _silence = Silence::begin();
+        // True after a Ctrl-C that nothing was typed after.
+        let mut leaving = false;
         loop {
-            match editor.readline(&format!("{}> ", self.speaker())) {
+            match editor.readline(&format!("{}> ", printable(self.speaker()))) {
                 Ok(line) => {
                     let _ = editor.add_history_entry(&line);
                     if self.take(&line)?.is_break() {
                         return Ok(());
                     }
+                    leaving = self.interrupt.asked();
+                    self.interrupt.clear();
                 }
-                Err(ReadlineError::Interrupted) => {}
+                Err(ReadlineError::Interrupted) if leaving => return Ok(()),
+                Err(ReadlineError::Interrupted) => {
+                    leaving = true;
+                    eprintln!("(Ctrl-C again, or Ctrl-D, leaves)");
+                }
                 Err(ReadlineError::Eof) => return Ok(()),
                 Err(e) => return Err(e).context("the terminal cannot be read"),
             }
@@ -161,7 +177,7 @@ impl Chat {
             "/help" => out!("{COMMANDS}"),
             "/reset" => {
                 self.conversation.reset();
-                out!("the conversation is forgotten");
+                out!("new conversation");
             }
             "/base" => self.switch(BASE),
             "/adapter" if argument.is_empty() => {
@@ -191,31 +207,31 @@ impl Chat {
         let context = self.session.context();
         if ids.len() >= context {
             out!(
-                "with this the conversation has {} tokens, but the context holds {context}; /reset begins anew",
+                "with this the conversation has {} tokens, but the context holds {context}; /reset starts a new one",
                 ids.len()
             );
             return Ok(());
         }
         let mut out = io::stdout().lock();
+        let to_terminal = out.is_terminal();
         self.interrupt.clear();
         let on_text = |piece: &str| {
+            let piece = if to_terminal { printable(piece) } else { piece.into() };
             let written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-            match written.is_err() || self.interrupt.asked() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
+            if written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let answered = self.session.answer(&ids, self.adapter, &self.settings, on_text);
         let answer = pollster::block_on(answered)?;
         let _ = writeln!(out);
         match answer.generation.stop {
-            Stop::Context => eprintln!("[the context of {context} tokens is full; /reset begins anew]"),
+            Stop::Context => eprintln!("[the context of {context} tokens is full; /reset starts a new conversation]"),
             Stop::MaxTokens => eprintln!("[ended after --max-tokens {}]", self.settings.max_tokens),
             Stop::Caller => eprintln!("[stopped]"),
-            Stop::EndToken(_) => {}
+            Stop::EndToken(_) | Stop::StopString => {}
         }
-        self.interrupt.clear();
-        self.conversation.answered(question, answer.text.trim());
+        if answer.generation.stop != Stop::Caller || !answer.text.trim().is_empty() {
+            self.conversation.answered(question, answer.text.trim());
+        }
         Ok(())
     }
 }

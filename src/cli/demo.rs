@@ -12,6 +12,7 @@ use loraine::infer::generator::GenerationSettings;
 use loraine::infer::sampler::SamplingSettings;
 use loraine::infer::session::{self, NamedAdapter, SessionSettings};
 use loraine::infer::text_format::TemplateChoice;
+use loraine::lora::adapter_file;
 use loraine::train::prepare::prepare;
 use loraine::train::run::Start;
 use loraine::train::settings::RunSettings;
@@ -19,6 +20,7 @@ use loraine::train::{output, plot};
 
 use super::args::gpu::GpuArgs;
 use super::memory_bar;
+use super::next_command::after_training;
 use super::run_view::RunView;
 use super::show::{bytes, shell_word};
 
@@ -27,7 +29,7 @@ use super::show::{bytes, shell_word};
 #[command(after_help = "Examples:
   loraine demo
   loraine demo --out /tmp/demo --steps 100
-  loraine chat --model loraine-demo/model --adapter pirate=loraine-demo/adapter     talk with what came of it")]
+  loraine chat --model loraine-demo/model --quant nf4 --adapter pirate=loraine-demo/adapter")]
 pub struct DemoArgs {
     /// Directory for the model, the data and the adapter; replaces an earlier demo
     #[arg(long, value_name = "DIR", default_value = "loraine-demo")]
@@ -57,26 +59,30 @@ pub fn run(args: DemoArgs) -> Result<()> {
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let ledger = prepared.plan(gpu.capabilities)?.ledger();
     let start = Start { overwrite: true, ..Start::default() };
-    let outcome = super::train::run_shown(prepared, gpu, &start, &mut view)?;
-    if outcome.interrupted {
+    let next = after_training(&prepared, &settings.model);
+    let (outcome, ended) = super::train::run_shown(prepared, gpu, &start, &mut view)?;
+    adapter_file::add_command(&settings.out, &next)?;
+    if let Some(ended) = ended {
         view.say(format!("stopped after step {}", outcome.step));
-        return Ok(());
+        return Err(ended.into());
     }
     let (losses, _) = output::read_curves(&settings.out)?;
     view.say(format!("\nloss over {} steps\n{}", outcome.step, plot::loss_text(&losses, 64, 8)));
     view.say(memory_lines(&ledger));
     show(&view, "after", &answers(&settings, args.gpu.open()?, true)?);
     if args.json {
-        view.summary(&outcome, &settings.out, &settings.model, false);
+        view.summary(&outcome, &settings.out, false, &next);
         return Ok(());
     }
     if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
-        out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+        out!("validation loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
     }
     let model = shell_word(&settings.model);
     out!("adapter {}   curve {}", settings.out.display(), outcome.loss_svg.display());
-    out!("next    loraine inspect --model {model} --data {}", shell_word(&settings.data.join("train.jsonl")));
-    out!("        loraine train --model {model} --data YOUR.jsonl --out {}", shell_word(&dir.join("yours")));
+    out!("look at the data:         loraine inspect --model {model} --data {}", shell_word(&settings.data));
+    let yours = shell_word(&dir.join("yours"));
+    out!("train with data you edit: loraine train --model {model} --data {} --out {yours}", shell_word(&settings.data));
+    out!("try it: {next}");
     Ok(())
 }
 
@@ -110,6 +116,7 @@ fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String
         sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },
         max_tokens: 96,
         end_tokens: prepared.format.end_tokens.clone(),
+        ..GenerationSettings::default()
     };
     let context = prepared.config().max_position_embeddings;
     let mut session = pollster::block_on(prepared.open(gpu, context, |_, _| ()))?;

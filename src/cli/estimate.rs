@@ -68,7 +68,14 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
     let path = &*match shapes::by_name(argument) {
         Ok(config) => return Ok((config, Float::Bf16)),
-        Err(_) => super::args::model::model_directory(path, Extent::Config)?,
+        // A word is a name, and a name with an owner a model of the hub.
+        Err(problem) if !path.exists() && path.components().count() == 1 => return Err(problem.into()),
+        Err(_) => super::args::model::model_directory(path, Extent::Config).map_err(|error| {
+            match shapes::nearest(argument) {
+                Some(known) => anyhow::anyhow!("{error:#}; --model {known} needs no network"),
+                None => error,
+            }
+        })?,
     };
     if path.is_dir() {
         return Ok((ModelConfig::from_dir(path)?, stored_embedding(path).unwrap_or(Float::Bf16)));
@@ -92,7 +99,7 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     let (config, float) = model(name)?;
     let estimates = estimates(&args, &config, float, capabilities)?;
     if let Some(path) = &args.svg {
-        let named: Vec<_> = estimates.iter().map(|estimate| (regime(estimate.method), estimate)).collect();
+        let named: Vec<_> = estimates.iter().map(|estimate| (method_name(estimate.method), estimate)).collect();
         let title = format!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
         let picture = memory::picture::svg(&title, &named, args.memory.gpu_memory);
         loraine::files::write_atomically(path, picture.as_bytes())?;
@@ -152,7 +159,7 @@ fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Resul
     }
     out!("batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
     let Some((_, first)) = rows.first() else { return Ok(()) };
-    let heads: String = first.iter().map(|estimate| format!(" {:>22}", regime(estimate.method))).collect();
+    let heads: String = first.iter().map(|estimate| format!(" {:>22}", method_name(estimate.method))).collect();
     out!("{:<16}{heads}", "model");
     for (name, estimates) in &rows {
         let cell = |estimate: &Estimate| {
@@ -168,16 +175,16 @@ fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Resul
     Ok(())
 }
 
-fn regime(method: Method) -> &'static str {
+fn method_name(method: Method) -> &'static str {
     match method {
         Method::Full => "full, f32",
-        Method::Lora => "LoRA, base as stored",
+        Method::Lora => "LoRA, 16-bit base",
         Method::Qlora => "QLoRA",
     }
 }
 
 fn print(estimate: &Estimate, card: Option<u64>) {
-    let name = regime(estimate.method);
+    let name = method_name(estimate.method);
     out!("\n{name}: {} for {} trained parameters", bytes(estimate.total), estimate.trained_parameters);
     for (category, count) in &estimate.categories {
         out!("  {} {:<22} {:>9}  ({count} bytes)", memory_bar::letter(*category), category.name(), bytes(*count));
@@ -193,8 +200,8 @@ fn print(estimate: &Estimate, card: Option<u64>) {
     out!("  {}", memory_bar::drawn(&estimate.categories, whole));
     if let (Some(card), Some(fits)) = (card, estimate.fits) {
         let longest = match estimate.longest_seq_len.unwrap_or(0) {
-            0 => "no sequence does".to_owned(),
-            length => format!("sequences of up to {length} tokens do"),
+            0 => "not even one token fits".to_owned(),
+            length => format!("sequences of up to {length} tokens fit"),
         };
         out!("  {} into {}; {longest}", if fits { "fits" } else { "does not fit" }, bytes(card));
     }

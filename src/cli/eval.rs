@@ -6,6 +6,7 @@ use clap::Args;
 use loraine::hub::fetch::Extent;
 use loraine::train::evaluate::{self, EvalSettings};
 
+use super::args::adapter::adapter_directory;
 use super::args::base::BaseArgs;
 use super::args::data::DataArgs;
 use super::args::device::DeviceArgs;
@@ -19,8 +20,8 @@ pub struct EvalArgs {
     /// Model directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory
-    #[arg(long, value_name = "DIR")]
+    /// PEFT adapter directory, or a zip file of one
+    #[arg(long, value_name = "DIR|ZIP")]
     adapter: Option<PathBuf>,
     /// Data: .txt, .jsonl, .json, .parquet, or a directory (test.*, else valid.*)
     #[arg(long, value_name = "FILE|DIR")]
@@ -44,9 +45,10 @@ pub struct EvalArgs {
 
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
+    let adapter = args.adapter.as_deref().map(adapter_directory).transpose()?;
     let settings = EvalSettings {
         model: args.model,
-        adapter: args.adapter,
+        adapter: adapter.as_ref().map(|adapter| adapter.dir.clone()),
         data: args.data,
         base: args.base.storage()?,
         batch_size: args.batch_size,

@@ -1,14 +1,16 @@
 //! `loraine generate`.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::gpu::Profile;
 use loraine::hub::base_name;
+use loraine::infer::conversation::Conversation;
 use loraine::infer::generator::{Generation, GenerationSettings, Stop};
 use loraine::infer::sampler::SamplingSettings;
 use loraine::infer::session::{Answer, PreparedSession, Session};
@@ -18,7 +20,8 @@ use serde_json::json;
 
 use super::args::device::DeviceArgs;
 use super::args::session::{self, SessionArgs};
-use super::show::{bytes, profile_table};
+use super::interrupt::{Asking, Interrupt};
+use super::show::{bytes, printable, profile_table};
 
 const EXAMPLES: &str = "\
 Which adapter answers:
@@ -27,14 +30,18 @@ Which adapter answers:
   One prompt with several --use is answered by each in turn.
 
 Examples:
-  loraine generate --model DIR --prompt 'Once upon a time'
-  loraine generate --model DIR --adapter out/run1 --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95
+  loraine generate --model DIR --prompt 'Who are you?'
+  loraine generate --model DIR --raw --prompt 'Once upon a time' --temperature 0.8 --top-p 0.95
+  loraine generate --model DIR --quant nf4 --adapter out/run1 --prompt 'Who are you?' --max-tokens 100
   loraine generate --model DIR --quant nf4 --adapter poet=out/a --adapter clerk=out/b \\
       --prompt 'Dear Sir' --use base --use poet --use clerk
   loraine generate --model DIR --adapter poet=out/a --adapter clerk=out/b \\
       --prompt 'A rose' --use poet --prompt 'An invoice' --use clerk";
 
-/// Generate text from prompts, with or without adapters
+/// Answer prompts, or continue texts, with or without adapters
+///
+/// A model with a chat template answers: the template is applied to each prompt. With --raw, and with a model that has no template,
+/// the prompt is continued as it is.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 #[group(id = "prompts", required = true, multiple = true, args = ["prompt", "prompt_file"])]
@@ -47,15 +54,27 @@ pub struct GenerateArgs {
     /// Prompt; may be given several times
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     prompt: Vec<String>,
+    /// Continue the prompts as they are, without the chat template
+    #[arg(long, conflicts_with_all = ["chat_template", "system"], help_heading = "Text")]
+    raw: bool,
+    /// Chat template: a .jinja or .json file, or a name such as chatml [default: the model's own]
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Text")]
+    chat_template: Option<String>,
+    /// System prompt
+    #[arg(long, value_name = "TEXT", help_heading = "Text")]
+    system: Option<String>,
     /// File with a prompt (without its last line break), `-` for standard input; comes after any --prompt
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     prompt_file: Vec<PathBuf>,
-    /// Largest number of tokens in one answer
+    /// Maximum new tokens of one answer
     #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Text")]
     max_tokens: usize,
-    /// Largest number of tokens of prompt and answer together [default: enough for the longest, up to the model's limit]
+    /// Context: maximum tokens of prompt and answer together [default: enough for the longest, up to the model's limit]
     #[arg(long, value_name = "N", help_heading = "Text")]
     max_context: Option<usize>,
+    /// Text that ends an answer and is not part of it; may be given several times
+    #[arg(long, value_name = "TEXT", help_heading = "Text")]
+    stop: Vec<String>,
     /// Continue after the model's end token
     #[arg(long, help_heading = "Text")]
     ignore_eos: bool,
@@ -99,13 +118,26 @@ struct Job {
 
 pub fn run(args: GenerateArgs) -> Result<()> {
     let sampling = sampling(&args)?;
-    let prepared = args.session.prepare(TemplateChoice::Without, &args.device)?;
+    let template = match &args.chat_template {
+        _ if args.raw => TemplateChoice::Without,
+        Some(name) => TemplateChoice::Named(name.clone()),
+        None => TemplateChoice::Own,
+    };
+    let prepared = args.session.prepare(template, &args.device)?;
+    ensure!(
+        args.system.is_none() || prepared.format.template.is_some(),
+        "--system is for conversations, but {} has no chat template; name one with --chat-template",
+        prepared.source.dir.display()
+    );
     let jobs = jobs(&args, &prepared)?;
     let context = context(&args, prepared.config(), &jobs)?;
     let end_tokens = if args.ignore_eos { Vec::new() } else { prepared.format.end_tokens.clone() };
-    let settings = GenerationSettings { sampling, max_tokens: args.max_tokens, end_tokens };
+    let (max_tokens, stop_strings) = (args.max_tokens, args.stop.clone());
+    let settings = GenerationSettings { sampling, max_tokens, end_tokens, stop_strings };
     let mut session = session::open(prepared, context, &args.device)?;
     session.generator.profile = args.profile.then(Profile::default);
+    let interrupt = Interrupt::watch(Asking::Every, None)?;
+    session.generator.cancel = interrupt.flag();
     let result = answer_all(&args, &mut session, &jobs, &settings);
     if let Some(profile) = &session.generator.profile {
         eprint!("{}", profile_table(&profile.shares()));
@@ -113,6 +145,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     match result {
         // A closed pipe (`| head`) is not an error.
         Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
+        Ok(()) if interrupt.asked() => Err(interrupt.ended().into()),
         result => result,
     }
 }
@@ -152,7 +185,10 @@ fn jobs(args: &GenerateArgs, prepared: &PreparedSession) -> Result<Vec<Job>> {
     };
     let mut jobs = Vec::new();
     for (i, prompt) in prompts.iter().enumerate() {
-        let ids = prepared.format.continuation(prompt)?;
+        let ids = match prepared.format.template {
+            Some(_) => Conversation::new(args.system.clone()).ask(&prepared.format, prompt)?,
+            None => prepared.format.continuation(prompt)?,
+        };
         ensure!(
             !ids.is_empty(),
             "prompt {} is empty, and the tokenizer has no token that begins a text; give some text",
@@ -190,6 +226,7 @@ fn context(args: &GenerateArgs, config: &ModelConfig, jobs: &[Job]) -> Result<us
 
 fn answer_all(args: &GenerateArgs, session: &mut Session, jobs: &[Job], settings: &GenerationSettings) -> Result<()> {
     let mut out = io::stdout().lock();
+    let to_terminal = out.is_terminal();
     let (context, gpu_bytes) = (session.context(), session.generator.plan.ledger().total());
     let gpu = session.generator.gpu.adapter.name.clone();
     if !args.json {
@@ -197,16 +234,21 @@ fn answer_all(args: &GenerateArgs, session: &mut Session, jobs: &[Job], settings
     }
     let mut answers = Vec::new();
     for job in jobs {
+        if session.generator.cancel.load(Ordering::Relaxed) {
+            break;
+        }
         if !args.json && jobs.len() > 1 {
             writeln!(out, "--- {} ---", session.names.name(job.adapter))?;
         }
         if !args.json && !args.no_echo {
-            write!(out, "{}", job.prompt)?;
+            let prompt = if to_terminal { printable(&job.prompt) } else { job.prompt.as_str().into() };
+            // A continued text goes on where the prompt ends; an answer is a text of its own.
+            write!(out, "{prompt}{}", if session.format.template.is_some() { "\n" } else { "" })?;
             out.flush()?;
         }
         let answer = answer(args, session, job, settings, &mut out)?;
         if args.json {
-            let mut report = report(job, session.names.name(job.adapter), &answer);
+            let mut report = report(job, session.names.name(job.adapter), session.format.template.is_some(), &answer);
             if args.logits {
                 report["logits"] = pollster::block_on(session.generator.logits_after(&job.ids, job.adapter))?.into();
             }
@@ -237,11 +279,13 @@ fn answer(
     session: &mut Session,
     job: &Job,
     settings: &GenerationSettings,
-    out: &mut impl Write,
+    out: &mut (impl Write + IsTerminal),
 ) -> Result<Answer> {
     let mut written = Ok(());
+    let to_terminal = out.is_terminal();
     let show = |piece: &str| {
         if !args.json && written.is_ok() {
+            let piece = if to_terminal { printable(piece) } else { piece.into() };
             written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -261,7 +305,9 @@ fn timing(generation: &Generation, context: usize, tokenizer: &Tokenizer) -> Str
     let end = match generation.stop {
         Stop::EndToken(token) => format!("; ended by {}", tokenizer.token(token).unwrap_or_else(|| token.to_string())),
         Stop::Context => format!("; the context of {context} tokens is full"),
-        Stop::MaxTokens | Stop::Caller => String::new(),
+        Stop::StopString => "; ended by --stop".to_owned(),
+        Stop::MaxTokens => "; ended by --max-tokens".to_owned(),
+        Stop::Caller => "; stopped".to_owned(),
     };
     format!(
         "[prompt: {computed} tokens, {:.0} tokens/s; answer: {made} tokens, {:.1} tokens/s{end}]",
@@ -270,10 +316,11 @@ fn timing(generation: &Generation, context: usize, tokenizer: &Tokenizer) -> Str
     )
 }
 
-fn report(job: &Job, adapter: &str, Answer { text, generation }: &Answer) -> serde_json::Value {
+fn report(job: &Job, adapter: &str, template: bool, Answer { text, generation }: &Answer) -> serde_json::Value {
     let (prompt, tokens) = (generation.prompt_time.as_secs_f64(), generation.token_time.as_secs_f64());
     let stop = match generation.stop {
         Stop::EndToken(_) => "end_token",
+        Stop::StopString => "stop",
         Stop::MaxTokens => "max_tokens",
         Stop::Context => "context",
         Stop::Caller => "interrupted",
@@ -281,6 +328,7 @@ fn report(job: &Job, adapter: &str, Answer { text, generation }: &Answer) -> ser
     json!({
         "adapter": adapter,
         "prompt": job.prompt,
+        "chat_template": template,
         "text": text,
         "prompt_ids": job.ids,
         "ids": generation.tokens,

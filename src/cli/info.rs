@@ -74,7 +74,7 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
 }
 
 fn print_gpu(gpu: &AdapterSummary, default: bool) {
-    let mark = if default { "  (taken without --gpu)" } else { "" };
+    let mark = if default { "  (default)" } else { "" };
     out!("{}: {}{mark}", gpu.index, gpu.name);
     out!("   type        {} on {}", gpu.kind, gpu.backend);
     out!("   driver      {} {}", gpu.driver, gpu.driver_info);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
+use loraine::data::settings::DataSettings;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::hub::fetch::Extent;
 use loraine::model::config::{CONFIG, ModelConfig};
@@ -56,7 +57,7 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
         }
     };
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(512));
-    let settings = args.data_args.settings(max_seq_len);
+    let settings = DataSettings { context: Some(longest), ..args.data_args.settings(max_seq_len) };
     let mut inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
     inspection.refusal = inspection.refusal.map(|refusal| written(&refusal, as_flag));
     if args.json {

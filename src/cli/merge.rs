@@ -13,18 +13,20 @@ use loraine::model::config::ModelConfig;
 use loraine::quant::format::Float;
 use serde_json::json;
 
+use super::args::adapter::adapter_directory;
 use super::args::gpu::GpuArgs;
+use super::next_command::after_export;
 
 /// Merge an adapter into its base and write a model directory that needs no adapter
 #[derive(Args)]
 #[command(after_help = "Example:
   loraine merge --model models/SmolLM2-135M --adapter run --out merged")]
 pub struct MergeArgs {
-    /// The base that the adapter was trained on, in 16 or 32 bits or quantized by bitsandbytes
+    /// The base that the adapter was trained on, in 16 or 32 bits or quantized by bitsandbytes: a directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory
-    #[arg(long, value_name = "DIR")]
+    /// PEFT adapter directory, or a zip file of one
+    #[arg(long, value_name = "DIR|ZIP")]
     adapter: PathBuf,
     /// Directory for the merged model
     #[arg(long, value_name = "DIR")]
@@ -50,9 +52,10 @@ pub struct MergeArgs {
 
 pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
+    let adapter = adapter_directory(&args.adapter)?;
     let settings = MergeSettings {
         model: args.model,
-        adapter: args.adapter,
+        adapter: adapter.dir.clone(),
         out: args.out,
         float: args.dtype,
         overwrite: args.overwrite,
@@ -92,5 +95,6 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
     }
     out!("logits  {error:.1e} from those of base and adapter (relative)");
     out!("model   {}", settings.out.display());
+    out!("try it: {}", after_export(&settings.out));
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! The terminal program: one file per subcommand parses arguments, calls the library and shows the result.
 
-/// Prints a line on standard output. A closed pipe (`| head`) does not end a run.
+/// Prints a line on standard output, with control characters shown instead of obeyed. A closed pipe (`| head`) does not end a run.
 macro_rules! out {
     ($($argument:tt)*) => {{
         use std::io::Write;
-        let _ = writeln!(std::io::stdout(), $($argument)*);
+        let _ = writeln!(std::io::stdout(), "{}", crate::cli::show::harmless(&format!($($argument)*)));
     }};
 }
 
@@ -22,13 +22,20 @@ mod inspect;
 mod interrupt;
 mod memory_bar;
 mod merge;
+mod next_command;
 mod quantize;
 mod run_view;
 mod show;
+mod synonyms;
+mod terminal;
 mod train;
 mod watchdog;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+
+pub use interrupt::Ended;
+pub use show::printable;
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
 #[derive(Parser)]
@@ -75,6 +82,15 @@ subcommands! {
 
 fn print_completions(args: completions::CompletionsArgs) -> anyhow::Result<()> {
     completions::run(args, Cli::command())
+}
+
+/// Parses the command line; names of other programs' flags are replaced first. Ends the program where it cannot be understood.
+pub fn parse() -> Cli {
+    let mut command = Cli::command();
+    match synonyms::flags(std::env::args_os(), &command) {
+        Ok(args) => Cli::parse_from(args),
+        Err(problem) => command.error(ErrorKind::UnknownArgument, problem).exit(),
+    }
 }
 
 pub fn run(cli: Cli) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use loraine::hub::fetch::Extent;
 use loraine::quant::format::Code4;
 use serde_json::json;
 
+use super::next_command::after_export;
 use super::show::bytes;
 
 /// Write a model in bitsandbytes' 4-bit format, which transformers and loraine load
@@ -17,7 +18,7 @@ use super::show::bytes;
 #[command(after_help = "Example:
   loraine quantize --model models/SmolLM2-135M --out models/SmolLM2-135M-nf4")]
 pub struct QuantizeArgs {
-    /// Model directory, or owner/name on the hub: config.json, tokenizer.json and safetensors, as Hugging Face has them
+    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Directory for the quantized model
@@ -65,5 +66,6 @@ pub fn run(mut args: QuantizeArgs) -> anyhow::Result<()> {
     }
     out!("{} matrices in 4 bits: {} instead of {}", made.matrices, bytes(made.after), bytes(made.before));
     out!("model   {}", settings.out.display());
+    out!("try it: {}", after_export(&settings.out));
     Ok(())
 }

@@ -199,12 +199,13 @@ impl RunView {
         self.object("profile", json!({ "operations": operations }));
     }
 
-    /// Prints the result and the next command. `model` is the user's name of the model.
-    pub fn summary(&self, outcome: &Outcome, out: &Path, model: &Path, full: bool) {
+    /// Prints the result and the command that tries it.
+    pub fn summary(&self, outcome: &Outcome, out: &Path, full: bool, next: &str) {
         if self.json {
             let end = json!({
                 "out": out, "step": outcome.step, "interrupted": outcome.interrupted, "loss_svg": outcome.loss_svg,
                 "first_eval": outcome.first_eval, "last_eval": outcome.last_eval,
+                "next": next,
             });
             return self.object("end", end);
         }
@@ -217,11 +218,6 @@ impl RunView {
         }
         let what = if full { "model  " } else { "adapter" };
         out!("{what} {}   curve {}", out.display(), outcome.loss_svg.display());
-        let out = shell_word(out);
-        let given = match full {
-            true => format!("--model {out}"),
-            false => format!("--model {} --adapter {out}", shell_word(model)),
-        };
-        out!("try it: loraine generate {given} --prompt \"...\"");
+        out!("try it: {next}");
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use loraine::Error;
 use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
+use loraine::lora::adapter_file;
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, written};
 use loraine::train::checkpoint;
@@ -20,8 +21,10 @@ use loraine::train::settings::{Method, RunSettings};
 use super::args::data::DataArgs;
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
-use super::interrupt::Interrupt;
+use super::interrupt::{Asking, Ended, Interrupt};
+use super::next_command::after_training;
 use super::run_view::RunView;
+use super::synonyms;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
 #[derive(Args)]
@@ -31,11 +34,11 @@ use super::run_view::RunView;
   loraine train --model models/SmolLM2-135M --data notes.txt --out runs/notes
   loraine train --model models/Llama-3.2-1B --data data/ --out runs/a --rank 8 --alpha 16 --epochs 2 --eval-every 100
   loraine train --config runs/a/run.toml --out runs/b        repeat a run
-  loraine train --resume runs/a                              go on with it from its newest checkpoint
-  loraine train --resume runs/a/checkpoints/step-200         go on from an earlier one; later ones are given up"
+  loraine train --resume runs/a                              resume it from its newest checkpoint
+  loraine train --resume runs/a/checkpoints/step-200         resume from an earlier one and discard later ones"
 )]
 pub struct TrainArgs {
-    /// Model directory: config.json, tokenizer.json and safetensors, as Hugging Face has them
+    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Training data: .txt, .jsonl, .json, .parquet, or a directory with train.* and valid.*
@@ -147,18 +150,21 @@ struct StepArgs {
     /// Number of optimizer steps
     #[arg(long, conflicts_with = "epochs")]
     steps: Option<usize>,
-    /// Passes over the data [default: 1]
+    /// Epochs: passes over the data [default: 1]
     #[arg(long)]
     epochs: Option<f64>,
     /// Peak learning rate [default: 2e-4]
     #[arg(long)]
     lr: Option<f64>,
-    /// Learning rate schedule after warmup [default: linear]
+    /// Learning-rate schedule after warmup [default: linear]
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
     /// Steps of linear warmup from 0 [default: 0]
     #[arg(long)]
     warmup_steps: Option<usize>,
+    /// Warmup as a share of all steps, such as 0.03, in place of --warmup-steps
+    #[arg(long, value_name = "SHARE", conflicts_with = "warmup_steps")]
+    warmup_ratio: Option<f64>,
     /// AdamW weight decay [default: 0]
     #[arg(long)]
     weight_decay: Option<f64>,
@@ -176,10 +182,10 @@ struct StepArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Evaluation and files")]
 struct WatchArgs {
-    /// Data for evaluation
+    /// Validation data
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
-    /// Fraction of the data to hold out for evaluation, without --eval-data [default: 0]
+    /// Fraction of the data to use for validation, without --eval-data [default: 0]
     #[arg(long, value_name = "SHARE")]
     eval_fraction: Option<f64>,
     /// Evaluate every N steps; 0 evaluates only at the start and the end [default: 0]
@@ -270,7 +276,11 @@ impl TrainArgs {
         }
         set(&mut s.lr, t.lr);
         set(&mut s.schedule, t.schedule);
+        if t.warmup_steps.is_some() {
+            s.warmup_ratio = None;
+        }
         set(&mut s.warmup_steps, t.warmup_steps);
+        set_some(&mut s.warmup_ratio, t.warmup_ratio);
         set(&mut s.weight_decay, t.weight_decay);
         set(&mut s.max_grad_norm, t.max_grad_norm);
         set(&mut s.seed, t.seed);
@@ -285,8 +295,13 @@ impl TrainArgs {
         set(&mut s.keep, w.keep);
         set(&mut s.log_every, w.log_every);
         s.tensorboard |= w.tensorboard;
-        for (flag, path) in [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)] {
-            anyhow::ensure!(!path.as_os_str().is_empty(), "{flag} is missing");
+        let needed = [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)];
+        let missing: Vec<&str> =
+            needed.iter().filter(|(_, path)| path.as_os_str().is_empty()).map(|(flag, _)| *flag).collect();
+        match missing[..] {
+            [] => {}
+            [one] => anyhow::bail!("{one} is missing"),
+            _ => anyhow::bail!("{} are missing", missing.join(" and ")),
         }
         s.check()
             .map_err(|error| file.as_ref().and_then(|file| file.problem(&error, &s)).unwrap_or_else(|| error.into()))?;
@@ -310,7 +325,11 @@ impl SettingsFile {
             let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             anyhow::anyhow!("{}, line {line}: is not valid TOML: {}", path.display(), e.message())
         })?;
-        table.remove("record");
+        // A run.toml is in our own words, and its sizes are bytes.
+        let table = match table.remove("record") {
+            Some(_) => table,
+            None => synonyms::keys(table).with_context(|| path.display().to_string())?,
+        };
         let keys = table.keys().cloned().collect();
         let settings = RunSettings::from_table(table).with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), keys, settings })
@@ -353,20 +372,31 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let out = prepared.settings.out.clone();
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
-    let outcome = run_shown(prepared, gpu, &start, &mut view)?;
+    let next = after_training(&prepared, &model);
+    let (outcome, ended) = run_shown(prepared, gpu, &start, &mut view)?;
+    if !full {
+        adapter_file::add_command(&out, &next)?;
+    }
     if let Some(profile) = &outcome.profile {
         view.profile(profile);
     }
-    view.summary(&outcome, &out, &model, full);
-    Ok(())
+    view.summary(&outcome, &out, full, &next);
+    ended.map_or(Ok(()), |ended| Err(ended.into()))
 }
 
-/// Trains and shows the progress. Ctrl-C finishes the step and saves.
-pub fn run_shown(prepared: PreparedRun, gpu: Gpu, start: &Start, view: &mut RunView) -> anyhow::Result<Outcome> {
+/// Trains and shows the progress. Ctrl-C finishes the step and saves; the program then ends as if the signal had ended it.
+pub fn run_shown(
+    prepared: PreparedRun,
+    gpu: Gpu,
+    start: &Start,
+    view: &mut RunView,
+) -> anyhow::Result<(Outcome, Option<Ended>)> {
     let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
-    let interrupt = Interrupt::watch(Some(notice))?;
+    let interrupt = Interrupt::watch(Asking::Every, Some(notice))?;
     let control = async || if interrupt.asked() { Control::Stop } else { Control::Continue };
     let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
     view.finish();
-    Ok(outcome?)
+    let outcome = outcome?;
+    let ended = outcome.interrupted.then(|| interrupt.ended());
+    Ok((outcome, ended))
 }

@@ -102,6 +102,17 @@ pub struct DataSettings {
     pub max_seq_len: usize,
     /// True to let several short examples share one slot of a batch.
     pub packing: bool,
+    /// Longest sequence in tokens that the model can take, so that advice stays within it; None where it is not known.
+    #[serde(skip)]
+    pub context: Option<usize>,
+}
+
+impl DataSettings {
+    /// The limit to advise for sequences of up to `longest` tokens; None where the model cannot take longer ones than now.
+    pub(super) fn raised_limit(&self, longest: usize) -> Option<usize> {
+        let limit = self.context.map_or(longest, |context| longest.min(context));
+        (limit > self.max_seq_len).then_some(limit)
+    }
 }
 
 /// The file in which a run records its settings.
@@ -154,6 +165,7 @@ impl Default for DataSettings {
             on_long: OnLong::Refuse,
             max_seq_len: 512,
             packing: false,
+            context: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The errors of a device. Each message says what to do about it.
 
+use super::memory::readable_bytes;
 use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, RECOMPUTE};
 
 /// An error of the device.
@@ -29,7 +30,8 @@ pub enum GpuError {
     },
     /// An allocation failed.
     #[error(
-        "out of GPU memory while allocating {bytes} bytes for {what}: lower {} or {}, or choose {}",
+        "out of GPU memory while allocating {} for {what}: lower {} or {}, or choose {}",
+        readable_bytes(*bytes),
         BATCH_SIZE,
         MAX_SEQ_LEN,
         RECOMPUTE.is("all")
@@ -42,7 +44,9 @@ pub enum GpuError {
     },
     /// A buffer or binding is over a limit of the adapter.
     #[error(
-        "{what} needs {needed} bytes in one {limit}, the adapter allows {allowed}: lower {} or {}",
+        "{what} needs {} in one {limit}, the adapter allows {}: lower {} or {}",
+        readable_bytes(*needed),
+        readable_bytes(*allowed),
         BATCH_SIZE,
         MAX_SEQ_LEN
     )]

@@ -46,16 +46,27 @@ impl Category {
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
-            Self::QuantScales => "quantization scales",
+            Self::QuantScales => "quantization constants",
             Self::Adapter => "adapter",
             Self::Gradients => "gradients",
             Self::Optimizer => "optimizer",
-            Self::KeptActivations => "kept activations",
+            Self::KeptActivations => "activations",
             Self::Workspace => "workspace",
             Self::KvCache => "KV cache",
-            Self::Uploads => "uploads and read-back",
+            Self::Uploads => "staging buffers",
         }
     }
+}
+
+/// Formats bytes with decimal units and three digits: `12.3 GB`.
+pub fn readable_bytes(count: u64) -> String {
+    let (unit, name) = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")]
+        .into_iter()
+        .find(|(unit, _)| count >= *unit)
+        .unwrap_or((1, "B"));
+    let value = count as f64 / unit as f64;
+    let digits = if unit == 1 || value >= 100.0 { 0 } else { 1 + usize::from(value < 10.0) };
+    format!("{value:.digits$} {name}")
 }
 
 /// Bytes by category.

@@ -308,7 +308,9 @@ fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
         Failure::Status(401) => format!("is not open on {endpoint}, or not there: {token}"),
         Failure::Status(403) => format!("is gated: accept its terms at {endpoint}/{}; {token}", model.id),
         Failure::Status(404) => format!("is no directory here, and no model or revision on {endpoint}"),
-        _ => format!("is no directory here, and {endpoint} cannot be asked for it: {e}"),
+        _ => format!(
+            "is no directory here, and {endpoint} cannot be asked for it: {e}; without a network, give a model directory or a model that is in the cache"
+        ),
     };
     error(model, problem)
 }

@@ -1,6 +1,8 @@
 //! Generates text on the device: the prompt in pieces, then one row per token, with a cache of keys and values.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::{Duration, Instant};
 
@@ -23,6 +25,8 @@ pub struct GenerationSettings {
     pub max_tokens: usize,
     /// Tokens that end the text; they are not part of it. Without any, the text does not stop by itself.
     pub end_tokens: Vec<u32>,
+    /// Texts that end an answer; they are not part of it. [`Generator::generate`], which knows no text, ignores them.
+    pub stop_strings: Vec<String>,
 }
 
 /// Reason for the end of a text.
@@ -30,10 +34,12 @@ pub struct GenerationSettings {
 pub enum Stop {
     /// The model generated an end token, which is not part of the text.
     EndToken(u32),
+    /// The text reached a stop string, which is not part of it.
+    StopString,
     MaxTokens,
     /// The cache is full.
     Context,
-    /// `on_token` ended it.
+    /// `on_token` or [`Generator::cancel`] ended it.
     Caller,
 }
 
@@ -57,6 +63,8 @@ pub struct Generator {
     pub buffers: Buffers,
     /// GPU times of every pass, if set.
     pub profile: Option<Profile>,
+    /// Ends a text at its next pass where it is true; also while a long prompt is computed.
+    pub cancel: Arc<AtomicBool>,
     lists: Lists<PassShape>,
     cached: CachedText,
 }
@@ -119,7 +127,8 @@ impl Generator {
         }
         gpu.flush().await?;
         let (lists, cached) = (Lists::new(MAX_LISTS), CachedText::default());
-        Ok(Self { gpu, plan, buffers, profile: None, lists, cached })
+        let cancel = Arc::default();
+        Ok(Self { gpu, plan, buffers, profile: None, cancel, lists, cached })
     }
 
     /// Computes the logits `[vocabulary]` of the token after `text`, with an adapter (by its index) or with the base alone. A prefix that
@@ -128,15 +137,33 @@ impl Generator {
     /// # Errors
     /// The text is empty or longer than the context, a token is outside the vocabulary, the adapter does not exist, or the device fails.
     pub async fn logits_after(&mut self, text: &[u32], adapter: Option<usize>) -> Result<Vec<f32>> {
+        self.compute(text, adapter, || false).await?;
+        self.read_logits().await
+    }
+
+    /// Computes what the cache lacks of `text`, in passes; false if `cancel` ended it before the last one.
+    async fn compute(&mut self, text: &[u32], adapter: Option<usize>, cancel: impl Fn() -> bool) -> Result<bool> {
         self.check(text, adapter)?;
         self.cached.begin(text, adapter);
         while self.cached.tokens.len() < text.len() {
+            if cancel() {
+                return Ok(false);
+            }
             let first = self.cached.tokens.len();
             let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
             let last = first + rows == text.len();
             self.pass(first, &text[first..first + rows], adapter, last).await?;
             self.cached.tokens.extend_from_slice(&text[first..first + rows]);
+            if !last {
+                // Passes that wait in the queue could not be canceled.
+                self.gpu.flush().await?;
+            }
         }
+        Ok(true)
+    }
+
+    /// Reads the logits `[vocabulary]` of the last computed token.
+    async fn read_logits(&mut self) -> Result<Vec<f32>> {
         let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let mut logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
@@ -158,7 +185,12 @@ impl Generator {
         settings.sampling.check()?;
         let prompt_computed = prompt.len().saturating_sub(self.cached.shared_with(prompt, adapter));
         let started = Instant::now();
-        let mut logits = self.logits_after(prompt, adapter).await?;
+        let cancel = self.cancel.clone();
+        if !self.compute(prompt, adapter, || cancel.load(Ordering::Relaxed)).await? {
+            let (tokens, prompt_time, token_time) = (Vec::new(), started.elapsed(), Duration::ZERO);
+            return Ok(Generation { tokens, stop: Stop::Caller, prompt_computed, prompt_time, token_time });
+        }
+        let mut logits = self.read_logits().await?;
         let prompt_time = started.elapsed();
         let mut text = prompt.to_vec();
         let stop = loop {
@@ -170,7 +202,7 @@ impl Generator {
                 break Stop::EndToken(token);
             }
             text.push(token);
-            if on_token(token).is_break() {
+            if on_token(token).is_break() || cancel.load(Ordering::Relaxed) {
                 break Stop::Caller;
             }
             if text.len() - prompt.len() < settings.max_tokens {

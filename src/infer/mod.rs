@@ -8,4 +8,5 @@ pub mod generator;
 pub mod plan;
 pub mod sampler;
 pub mod session;
+mod stop_strings;
 pub mod text_format;

@@ -7,8 +7,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::adapter_names::AdapterNames;
-use super::generator::{Generation, GenerationSettings, Generator};
+use super::generator::{Generation, GenerationSettings, Generator, Stop};
 use super::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
+use super::stop_strings::StopStrings;
 use super::text_format::{TemplateChoice, TextFormat};
 use crate::data::tokenizer::StreamDecoder;
 use crate::gpu::Gpu;
@@ -114,7 +115,7 @@ impl Session {
     }
 
     /// Continues the tokens of a prompt with an adapter (by its index) or with the base alone. `on_text` receives the text of each token,
-    /// which is empty while a character is incomplete, and at the end the remaining text. It may end the answer.
+    /// which is empty while a character or a stop string is incomplete, and at the end the remaining text. It may end the answer.
     ///
     /// # Errors
     /// The errors of [`Generator::generate`], or tokens that cannot be decoded.
@@ -126,22 +127,28 @@ impl Session {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let mut stream = StreamDecoder::after(&self.format.tokenizer, prompt)?;
+        let mut stops = StopStrings::new(&settings.stop_strings);
         let (mut text, mut failure) = (String::new(), None);
         let on_token = |token| match stream.push(token) {
             Ok(piece) => {
+                let piece = stops.push(&piece);
                 text += &piece;
-                on_text(&piece)
+                let flow = on_text(&piece);
+                if stops.found() { ControlFlow::Break(()) } else { flow }
             }
             Err(e) => {
                 failure = Some(e);
                 ControlFlow::Break(())
             }
         };
-        let generation = self.generator.generate(prompt, adapter, settings, on_token).await?;
+        let mut generation = self.generator.generate(prompt, adapter, settings, on_token).await?;
         if let Some(failure) = failure {
             return Err(failure);
         }
-        let rest = stream.finish()?;
+        let rest = stops.push(&stream.finish()?) + &stops.finish();
+        if stops.found() {
+            generation.stop = Stop::StopString;
+        }
         text += &rest;
         // The answer is over either way.
         let _ = on_text(&rest);

@@ -57,14 +57,16 @@ impl TextFormat {
         };
         let mut settings = DataSettings { chat_template, template_arg: arguments.to_vec(), ..DataSettings::default() };
         adapters.iter().for_each(|adapter| settings.follow_adapter(adapter));
-        let template = ChatTemplate::load(dir, settings.chat_template.as_deref(), tokenizer.special_tokens()?)?;
+        let template = match choice {
+            TemplateChoice::Without => None,
+            _ => ChatTemplate::load(dir, settings.chat_template.as_deref(), tokenizer.special_tokens()?)?,
+        };
         let template = template.map(|template| template.with_arguments(&settings.template_arg)).transpose()?;
         let mut end_tokens = end_tokens::from_dir(dir, config)?;
         for adapter in adapters {
             end_tokens.extend(end_tokens::listed(&home_of_adapter(adapter))?);
         }
         end_tokens.extend(tokenizer.eos());
-        let template = template.filter(|_| *choice != TemplateChoice::Without);
         if let Some(template) = &template {
             end_tokens.extend(end_of_turn(&tokenizer, template)?);
         }

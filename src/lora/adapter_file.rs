@@ -1,6 +1,6 @@
 //! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -11,12 +11,17 @@ use super::targets::{LoraModule, resolve};
 use crate::files::{self, write_atomically};
 use crate::model::config::ModelConfig;
 use crate::model::listing::Entry;
+use crate::model::modules::Projection;
 use crate::model::safetensors_file::read_header;
 use crate::setting::written;
 use crate::{Error, Result};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
+const CARD: &str = "README.md";
+/// The last line of the card.
+const LOADING: &str = "`loraine chat` and `loraine generate` load it with `--adapter DIR`, and PEFT by \
+                       `PeftModel.from_pretrained(model, DIR)`.\n";
 
 /// An adapter as its directory holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +59,7 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = serialize(views, Some(metadata)).map_err(|e| Error::file(&weights, e))?;
     write_atomically(&weights, &bytes)?;
-    write_atomically(&dir.join("README.md"), model_card(config, modules).as_bytes())?;
+    write_atomically(&dir.join(CARD), model_card(config, modules).as_bytes())?;
     write_atomically(&dir.join(CONFIG), config.to_json().as_bytes())
 }
 
@@ -77,7 +82,17 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
         config.lora_alpha,
         modules.len()
     );
-    card + "Load it with `loraine generate --adapter DIR`, or with PEFT by `PeftModel.from_pretrained(model, DIR)`.\n"
+    card + LOADING
+}
+
+/// Names the command that tries the adapter in the card that [`save`] wrote into `dir`.
+///
+/// # Errors
+/// The card cannot be read or written.
+pub fn add_command(dir: &Path, command: &str) -> Result<()> {
+    let path = dir.join(CARD);
+    let card = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    write_atomically(&path, card.replace(LOADING, &format!("Try it:\n\n```sh\n{command}\n```\n\n{LOADING}")).as_bytes())
 }
 
 /// Reads an adapter directory for `model`.
@@ -87,6 +102,9 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
 /// the error names the tensor.
 pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
     let config_path = dir.join(CONFIG);
+    if !files::exists(dir) {
+        return Err(Error::file(dir, "does not exist, so it is not an adapter directory"));
+    }
     if !files::is_file(&config_path) {
         return Err(Error::file(dir, format!("holds no {CONFIG}; it is not a PEFT adapter")));
     }
@@ -104,6 +122,9 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
         ));
     }
     let mut entries = read_header(&weights)?;
+    if let Some(problem) = foreign_base(&config, &entries, model) {
+        return Err(Error::file(dir, problem));
+    }
     let mut read = |name: &str, shape: [usize; 2]| -> Result<Vec<f32>> {
         let error = |problem: String| Error::field(&weights, name, problem);
         let info = match entries.remove(name) {
@@ -137,6 +158,30 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
             Err(Error::field(&weights, name, problem))
         }
     }
+}
+
+/// Says that an adapter was trained on another model, from the width and the number of layers that its tensors show.
+fn foreign_base(config: &LoraConfig, entries: &BTreeMap<String, Entry>, model: &ModelConfig) -> Option<String> {
+    let base = config.base_model_name_or_path.as_deref().map_or("another model".to_owned(), |name| format!("`{name}`"));
+    let layers =
+        entries.keys().filter_map(|name| name.split(".layers.").nth(1)?.split('.').next()?.parse::<usize>().ok());
+    let layers = layers.max().map_or(0, |last| last + 1);
+    if layers > model.num_layers {
+        let has = model.num_layers;
+        return Some(format!("was trained on {base}, which has at least {layers} layers; this model has {has} layers"));
+    }
+    // The input of these projections is as wide as the model.
+    let reads_all = |name: &str| {
+        [Projection::Q, Projection::K, Projection::V, Projection::Gate, Projection::Up]
+            .iter()
+            .any(|projection| name.ends_with(&format!(".{}.lora_A.weight", projection.name())))
+    };
+    let width = entries.iter().find_map(|(name, entry)| match entry {
+        Entry::Float(info) if reads_all(name) => info.shape.get(1).copied(),
+        _ => None,
+    })?;
+    let has = model.hidden_size;
+    (width != has).then(|| format!("was trained on {base}, which has width {width}; this model has width {has}"))
 }
 
 #[cfg(test)]

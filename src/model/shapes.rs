@@ -43,11 +43,14 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
     let Some((_, model_type, [hidden, ffn, layers], [heads, kv_heads, head_dim], vocabulary, context, tied)) =
         SHAPES.into_iter().find(|shape| shape.0.eq_ignore_ascii_case(name))
     else {
-        let known: Vec<_> = names().collect();
-        return Err(Error::setting(
-            MODEL,
-            format!("`{name}` is neither a model directory nor one of {}", known.join(", ")),
-        ));
+        let problem = match nearest(name) {
+            Some(near) => format!("`{name}` is neither a model directory nor a known model; did you mean `{near}`?"),
+            None => {
+                let known: Vec<_> = names().collect();
+                format!("`{name}` is neither a model directory nor one of {}", known.join(", "))
+            }
+        };
+        return Err(Error::setting(MODEL, problem));
     };
     let json = serde_json::json!({
         "model_type": model_type, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
@@ -55,6 +58,18 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         "max_position_embeddings": context, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     });
     ModelConfig::from_json(Path::new(name), &json.to_string())
+}
+
+/// The known name that `name` is nearly, or that it holds between an owner and a suffix: `Qwen/Qwen3-4B-Instruct`.
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let plain = |text: &str| text.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    let wanted = plain(name.rsplit('/').next().unwrap_or(name));
+    if let Some(within) = names().filter(|known| wanted.starts_with(&plain(known))).max_by_key(|known| known.len()) {
+        return Some(within);
+    }
+    let distance = |known: &str| strsim::damerau_levenshtein(&plain(known), &wanted);
+    let near = names().min_by_key(|known| distance(known))?;
+    (distance(near) <= 2).then_some(near)
 }
 
 #[cfg(test)]
@@ -87,5 +102,8 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         assert!(by_name("gpt-9").unwrap_err().to_string().contains("tinyllama-1.1b"));
+        assert!(by_name("qwen-3-4b").unwrap_err().to_string().contains("did you mean `qwen3-4b`?"));
+        assert_eq!(nearest("Qwen/Qwen3-4B-Instruct-2507"), Some("qwen3-4b"));
+        assert_eq!((nearest("lama-3.2-1b"), nearest("bert-base")), (Some("llama-3.2-1b"), None));
     }
 }

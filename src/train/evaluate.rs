@@ -65,7 +65,8 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
     let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
-    let mut format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let context = Some(source.config.max_position_embeddings);
+    let mut format = DataSettings { max_seq_len, context, ..settings.data_format.clone() };
     if let Some(adapter) = &settings.adapter {
         format.follow_adapter(adapter);
     }

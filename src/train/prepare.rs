@@ -44,6 +44,8 @@ pub struct PreparedRun {
     /// The chat template that the data was written with, if it was, and the tokens with which answers end after training.
     pub(super) template: Option<ChatTemplate>,
     pub(super) ends: Vec<u32>,
+    /// The beginning of the first example as a text to continue. None where ids came without a tokenizer.
+    pub opening: Option<String>,
     pub(super) initial: AdapterTensors,
     examples: Vec<Example>,
     eval_examples: Vec<Example>,
@@ -74,12 +76,13 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     }
     let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source.config)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
-    let mut format = DataSettings { max_seq_len, ..settings.data_format.clone() };
+    let context = Some(source.config.max_position_embeddings);
+    let mut format = DataSettings { max_seq_len, context, ..settings.data_format.clone() };
     if let Some(adapter) = &settings.init_adapter {
         format.follow_adapter(adapter);
     }
     let date = format.template_date.get_or_insert_with(template::now).clone();
-    let RunData { examples, report: data, eval_examples, eval } = read_data(&settings, &source, &format)?;
+    let RunData { examples, report: data, opening, eval_examples, eval } = read_data(&settings, &source, &format)?;
     // Recorded, so that the run may be resumed on another day.
     if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
         settings.data_format.template_date = Some(date);
@@ -93,6 +96,9 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     let order = BatchOrder::new(slots.len(), per_step, settings.seed, settings.shuffle)?;
     let epochs = settings.epochs.unwrap_or(1.0);
     let steps = settings.steps.unwrap_or((epochs * order.steps_per_epoch() as f64).ceil().max(1.0) as usize);
+    if let Some(ratio) = settings.warmup_ratio {
+        settings.warmup_steps = (ratio * steps as f64).ceil() as usize;
+    }
     Ok(PreparedRun {
         settings,
         source,
@@ -103,6 +109,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         steps,
         template,
         ends,
+        opening,
         initial,
         examples,
         eval_examples,
@@ -152,6 +159,7 @@ fn text_format(source: &Source, format: &DataSettings, used: bool) -> Result<(Op
 struct RunData {
     examples: Vec<Example>,
     report: DataReport,
+    opening: Option<String>,
     eval_examples: Vec<Example>,
     /// None where the examples to evaluate on were held out of the others.
     eval: Option<DataReport>,
@@ -164,6 +172,7 @@ fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> 
     let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
     let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), format, config.vocab_size);
     let Dataset { examples, report } = read(&settings.data)?;
+    let opening = tokenizer.as_ref().zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
     let valid = if files::is_dir(&settings.data) {
         read::read_split_with(&settings.data, "valid", tokenizer.as_ref(), format, config.vocab_size)?
     } else {
@@ -174,13 +183,31 @@ fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> 
         None => valid,
     };
     if let Some(set) = held_out {
-        return Ok(RunData { examples, report, eval_examples: set.examples, eval: Some(set.report) });
+        return Ok(RunData { examples, report, opening, eval_examples: set.examples, eval: Some(set.report) });
     }
     let (examples, eval_examples) = match settings.eval_fraction > 0.0 {
         true => hold_out(examples, settings.eval_fraction, settings.seed)?,
         false => (examples, Vec::new()),
     };
-    Ok(RunData { examples, report, eval_examples, eval: None })
+    Ok(RunData { examples, report, opening, eval_examples, eval: None })
+}
+
+/// A text to continue, for trying what was learned: the example's prompt if it is a short line, else its first words.
+fn opening(tokenizer: &Tokenizer, example: &Example) -> Option<String> {
+    const WORDS: usize = 6;
+    const LONGEST: usize = 160;
+    let ids = &example.input_ids;
+    let prompt = example.trained.iter().take_while(|trained| !**trained).count();
+    let prompt = tokenizer.decode(&ids[..prompt]).ok()?;
+    let prompt = prompt.trim();
+    if !prompt.is_empty() && prompt.len() <= LONGEST && !prompt.contains(char::is_control) {
+        return Some(prompt.to_owned());
+    }
+    let text = tokenizer.decode(&ids[..ids.len().min(8 * WORDS)]).ok()?;
+    let whole = |c: &char| !c.is_control() && *c != char::REPLACEMENT_CHARACTER;
+    let words: Vec<&str> = text.split_whitespace().take(WORDS).collect();
+    let words: String = words.join(" ").chars().filter(whole).take(LONGEST).collect();
+    Some(words).filter(|words| !words.is_empty())
 }
 
 /// The longest sequence of a run: `asked`, or the default where it is None.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
     /// No decay.
+    #[serde(alias = "constant_with_warmup")]
+    #[cfg_attr(feature = "cli", value(alias = "constant_with_warmup"))]
     Constant,
     /// To 0 in a straight line.
     Linear,

@@ -36,10 +36,12 @@ pub enum Method {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Optim {
+    #[serde(alias = "adamw_torch", alias = "adamw_torch_fused", alias = "adamw_hf")]
+    #[cfg_attr(feature = "cli", value(aliases = ["adamw_torch", "adamw_torch_fused", "adamw_hf"]))]
     Adamw,
     /// AdamW with its moments in 8 bits.
-    #[serde(alias = "adamw_8bit", alias = "adamw_bnb_8bit")]
-    #[cfg_attr(feature = "cli", value(name = "adamw8bit", aliases = ["adamw_8bit", "adamw_bnb_8bit"]))]
+    #[serde(alias = "adamw_8bit", alias = "adamw_bnb_8bit", alias = "paged_adamw_8bit")]
+    #[cfg_attr(feature = "cli", value(name = "adamw8bit", aliases = ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"]))]
     Adamw8bit,
 }
 
@@ -117,6 +119,9 @@ pub struct RunSettings {
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup_steps: usize,
+    /// Share of all steps that warms up, in place of `warmup_steps`, which it sets when a run is prepared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_ratio: Option<f64>,
     pub weight_decay: f64,
     pub max_grad_norm: f64,
     pub seed: u64,
@@ -176,6 +181,8 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("lr", OnResume::Steering).number(Range::Positive, |s| Some(s.lr)),
     Setting::new("schedule", OnResume::Steering),
     Setting::new("warmup-steps", OnResume::Steering).count(0, |s| Some(s.warmup_steps as u64)),
+    // A run steers by the steps that follow from it.
+    Setting::new("warmup-ratio", OnResume::Free).number(Range::Share, |s| s.warmup_ratio),
     Setting::new("weight-decay", OnResume::Steering).number(Range::NotNegative, |s| Some(s.weight_decay)),
     Setting::new("max-grad-norm", OnResume::Steering).number(Range::NotNegative, |s| Some(s.max_grad_norm)),
     Setting::new("seed", OnResume::Fixed).count(0, |s| Some(s.seed)),
@@ -222,6 +229,7 @@ impl Default for RunSettings {
             lr: 2e-4,
             schedule: Schedule::Linear,
             warmup_steps: 0,
+            warmup_ratio: None,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             seed: 0,
@@ -331,6 +339,7 @@ mod tests {
             max_seq_len: Some(2),
             steps: Some(1),
             epochs: Some(1.0),
+            warmup_ratio: Some(0.1),
             eval_data: path,
             dtype: Some(Float::Bf16),
             gpu_memory: Some(1),

@@ -237,7 +237,12 @@ impl Generator {
             ..SamplingSettings::default()
         };
         let end_tokens = session.format.end_tokens.clone();
-        let generation = GenerationSettings { sampling, max_tokens: settings.max_tokens, end_tokens };
+        let generation = GenerationSettings {
+            sampling,
+            max_tokens: settings.max_tokens,
+            end_tokens,
+            ..GenerationSettings::default()
+        };
         let show = |piece: &str| {
             if !piece.is_empty() {
                 // An exception in the page's listener loses this piece of text, not the answer.
@@ -250,7 +255,7 @@ impl Generator {
             text,
             tokens: made.tokens.len(),
             stop: match made.stop {
-                Stop::EndToken(_) => StopReason::EndToken,
+                Stop::EndToken(_) | Stop::StopString => StopReason::EndToken,
                 Stop::MaxTokens => StopReason::MaxTokens,
                 Stop::Context => StopReason::Context,
                 Stop::Caller => StopReason::Canceled,

@@ -73,7 +73,7 @@ fn an_index_stays_in_its_directory() {
 #[test]
 fn models_that_are_none_or_of_another_kind() {
     let shell = shell();
-    shell.fail("train --model nowhere --data data.jsonl --out run", &["nowhere/config.json: cannot be read"]);
+    shell.fail("train --model nowhere --data data.jsonl --out run", &["nowhere: does not exist"]);
     let good = shell.read("model/config.json");
     let cases = [
         ("model_type", json!("mamba"), "`mamba` is not supported; supported are LlamaForCausalLM"),
@@ -302,13 +302,13 @@ fn memory_that_does_not_suffice_names_the_length_that_fits() {
     data(128);
     let train = format!("{TRAIN} --recompute all");
     let allowed = bytes(&shell.succeed(&format!("{train} --dry-run"))) * 8 / 10;
-    let output = shell.command(&format!("{train} --gpu-memory {allowed}")).output().unwrap();
+    let output = shell.command(&format!("{train} --gpu-memory {allowed}B")).output().unwrap();
     let (_, problems) = texts(&output);
     let fits = problems.split_once("sequences of up to ").expect(&problems).1.split_once(' ').unwrap().0;
     let fits: usize = fits.parse().unwrap();
     assert!((16..128).contains(&fits), "{problems}");
-    let limited = format!("--recompute all --gpu-memory {allowed}");
-    refuses(&shell, &limited, &[&format!("--gpu-memory allows {allowed}; ")]);
+    let limited = format!("--recompute all --gpu-memory {allowed}B");
+    refuses(&shell, &limited, &[&format!("--gpu-memory allows {}; ", loraine::gpu::readable_bytes(allowed))]);
     data(fits + 1);
     refuses(&shell, &limited, &[&format!("(--max-seq-len {fits})")]);
     data(fits);
@@ -316,9 +316,13 @@ fn memory_that_does_not_suffice_names_the_length_that_fits() {
     assert!(shell.metrics("run")[0]["gpu_bytes"].as_u64().unwrap() <= allowed);
 
     let shell = self::shell();
-    refuses(&shell, "--gpu-memory 1kB", &["--gpu-memory allows 1000; shorter sequences alone", "lower --batch-size"]);
+    refuses(
+        &shell,
+        "--gpu-memory 1kB",
+        &["--gpu-memory allows 1.00 kB; shorter sequences alone", "lower --batch-size"],
+    );
     let all = "--batch-size 9223372036854775807 --gpu-memory 1kB";
-    refuses(&shell, all, &["--gpu-memory allows 1000"]);
+    refuses(&shell, all, &["--gpu-memory allows 1.00 kB"]);
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn a_seed_repeats_the_text() {
     let mut generator = open(&model, BaseStorage::AsStored, &[], 64, 128);
     let mut run = |seed| {
         let sampling = SamplingSettings { temperature: 1.0, seed, ..SamplingSettings::default() };
-        let settings = GenerationSettings { sampling, max_tokens: 40, end_tokens: vec![] };
+        let settings = GenerationSettings { sampling, max_tokens: 40, ..GenerationSettings::default() };
         let go_on = |_| ControlFlow::Continue(());
         pollster::block_on(generator.generate(&ids, None, &settings, go_on)).unwrap().tokens
     };
@@ -370,7 +370,7 @@ fn bad_requests_are_one_clear_error() {
     let cases: [(&[&str], &[&str]); 14] = [
         (&["--prompt", "w1", "--adapter", &adapter, "--use", "tunned"], &["--use tunned", "base, tuned"]),
         (&["--prompt", "w1", "--use", "tuned"], &["--use tuned", "there are: base"]),
-        (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "adapter_config.json"]),
+        (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "does not exist"]),
         (&["--prompt", "w1", "--adapter", &adapter, "--adapter", &adapter], &["two adapters", "tuned"]),
         (&["--prompt", "w1", "--adapter", "base=/tmp"], &["`base` is the model without an adapter"]),
         (&["--prompt", "w1", "--adapter", &other], &["adapter_model.safetensors", "shape"]),
@@ -393,7 +393,7 @@ fn bad_requests_are_one_clear_error() {
     for (arguments, parts) in cases {
         check(model.path(), arguments, parts);
     }
-    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "is not a directory"]);
+    check(Path::new("/no/such/model"), &["--prompt", "w1"], &["/no/such/model", "does not exist"]);
     let config = model.path().join("config.json");
     let without_begin =
         std::fs::read_to_string(&config).unwrap().replace(r#""bos_token_id": 1"#, r#""bos_token_id": null"#);

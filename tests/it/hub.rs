@@ -357,5 +357,5 @@ fn other_commands_know_the_names_of_models_too() {
     let info: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(info["model"]["layers"], 2, "{info}");
     let shown = hub.succeed(&shell, &format!("{TRAIN} --out run"));
-    assert!(shown.contains("try it: loraine generate --model tiny/llama --adapter run"), "{shown}");
+    assert!(shown.contains("try it: loraine eval --model tiny/llama --quant nf4 --adapter run"), "{shown}");
 }

@@ -105,7 +105,7 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     lines.read_to_string(&mut shown).unwrap();
     let mut problems = String::new();
     child.stderr.take().unwrap().read_to_string(&mut problems).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0), "{shown}{problems}");
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{shown}{problems}");
     assert!(problems.contains("stopping after this step and saving"), "{problems}");
 
     let advice = shown.split_once("; go on: loraine ").expect("a way to go on").1.lines().next().unwrap();
@@ -117,6 +117,64 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     shell.succeed(&train(&shell, "whole", STEPS));
     shell.assert_same_adapter("stopped", ["whole", "stopped"]);
     assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("stopped"));
+}
+
+/// `train && merge` must not merge a part of a run.
+#[test]
+fn a_stopped_run_saves_and_ends_with_the_status_of_its_signal() {
+    let config = ModelConfig::from_file(&fixture("llama_tied/config.json")).unwrap();
+    for (signal, status, ignored) in [("TERM", 143, false), ("HUP", 129, false), ("INT", 130, true)] {
+        let shell = Shell::new();
+        let mut command = shell.command(&train(&shell, "stopped", 1_000_000));
+        if ignored {
+            // As in a background job of a script.
+            command = through_shell("trap '' INT", &command);
+        }
+        let (shown, found) = stop_after_six_steps(command, &[signal]);
+        assert_eq!(found, Some(status), "{signal}: {shown}");
+        assert!(shown.contains("go on: loraine train --config stopped/run.toml --resume"), "{shown}");
+        adapter_file::load(&shell.path("stopped"), &config).expect("the adapter as it was at the stop");
+    }
+}
+
+/// nohup has SIGHUP ignored, so that a run outlives its terminal.
+#[test]
+fn a_run_under_nohup_goes_on_when_its_terminal_is_closed() {
+    let shell = Shell::new();
+    let command = through_shell("trap '' HUP", &shell.command(&train(&shell, "stopped", 1_000_000)));
+    let (shown, found) = stop_after_six_steps(command, &["HUP", "TERM"]);
+    assert_eq!(found, Some(143), "{shown}");
+}
+
+/// The command, started by a shell that has run `first`.
+fn through_shell(first: &str, command: &Command) -> Command {
+    let mut through = Command::new("sh");
+    through.args(["-c", &format!("{first}; exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    through.current_dir(command.get_current_dir().unwrap()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => through.env(name, value),
+            None => through.env_remove(name),
+        };
+    }
+    through
+}
+
+/// Sends the signals to a run, each after some steps; what it printed, and its exit status.
+fn stop_after_six_steps(mut command: Command, signals: &[&str]) -> (String, Option<i32>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut shown = String::new();
+    for (i, signal) in signals.iter().enumerate() {
+        let seen = shown.matches("\nstep ").count();
+        while shown.matches("\nstep ").count() < seen + 2 {
+            assert!(lines.read_line(&mut shown).unwrap() > 0, "signal {i}: {shown}");
+        }
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+    lines.read_to_string(&mut shown).unwrap();
+    (shown, child.wait().unwrap().code())
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod attacks;
 mod common;
 
+mod answers;
 mod architecture;
 mod bad_input;
 mod chat_data;
@@ -29,6 +30,8 @@ mod invariants;
 mod long_run;
 mod lossy;
 mod memory;
+#[cfg(unix)]
+mod next_command;
 mod parity;
 mod project;
 mod quant_parity;
@@ -36,6 +39,8 @@ mod quantized_cache;
 mod readme;
 mod saved_adapter;
 mod shaders;
+#[cfg(unix)]
+mod terminal;
 mod tokenizers;
 mod trainer;
 mod tuning;

@@ -13,10 +13,10 @@ const MIN_BYTES: u64 = 1 << 30;
 #[derive(Args)]
 pub struct CacheArgs {
     /// Do not use the cache: quantize the model and measure the kernels again, and keep neither. The cache is ~/.cache/loraine, or
-    /// $LORAINE_CACHE; it holds 4-bit copies of models over 1 GiB and measurements
+    /// $LORAINE_CACHE; it holds 4-bit copies of models over 1 GiB and tuning results
     #[arg(long, help_heading = "Device")]
     no_cache: bool,
-    /// Limit for all 4-bit copies, such as 20GB; beyond it the copies that were unused the longest are removed
+    /// Limit for all 4-bit copies, such as 20GB; beyond it the least recently used copies are removed
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, default_value = "50GB", env = "LORAINE_CACHE_SIZE")]
     #[arg(help_heading = "Device", hide_env_values = true)]
     cache_size: u64,

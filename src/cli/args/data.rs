@@ -6,7 +6,7 @@ use loraine::data::settings::{DataSettings, OnLong, Shape, TrainOn};
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Shape of the records [default: detected from their fields]
+    /// Format of the records [default: detected from their fields]
     #[arg(long, value_enum)]
     pub shape: Option<Shape>,
     /// Name of the field with the text
@@ -33,7 +33,7 @@ pub struct DataArgs {
     /// Tokens to train on [default: assistant turns, completions, whole texts]
     #[arg(long, value_enum)]
     pub train_on: Option<TrainOn>,
-    /// Treatment of examples longer than --max-seq-len [default: refuse]
+    /// Examples longer than --max-seq-len: stop with an error, truncate, drop or split them [default: refuse]
     #[arg(long, value_enum)]
     pub on_long: Option<OnLong>,
     /// Pack short examples into shared slots of the batch

@@ -11,7 +11,7 @@ pub struct GpuArgs {
     /// GPU to run on: part of its name, or its index in `loraine info` [default: the most capable]
     #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
     pub gpu: Option<String>,
-    /// on uses the GPU's matrix units for linear layers, with scaled factors in f16 and sums in f32; off computes everything in f32
+    /// on uses the GPU's tensor cores (matrix units) for linear layers, with scaled factors in f16 and sums in f32; off computes everything in f32
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
     pub matrix_units: MatrixUnits,
 }

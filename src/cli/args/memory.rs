@@ -14,13 +14,13 @@ pub struct MemoryArgs {
     /// Recompute activations in the backward pass: auto for layers that do not fit, none, or all (keeps only layer inputs)
     #[arg(long, value_enum)]
     recompute: Option<RecomputeChoice>,
-    /// Type of kept activations: auto uses f32 unless only bf16 fits; bf16 takes half the memory [default: auto]
+    /// Type in which activations are kept for the backward pass: auto uses f32 unless only bf16 fits; bf16 takes half the memory [default: auto]
     #[arg(long, value_enum)]
     activations: Option<ActivationsChoice>,
     /// With --method qlora: quantize embedding and head too
     #[arg(long)]
     quantize_embedding: bool,
-    /// Limit for the device memory of the run, such as 12GB
+    /// Limit for the device memory of the run, such as 12GB; a number alone counts GB
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub gpu_memory: Option<u64>,
 }

@@ -1,5 +1,6 @@
 //! Flags that several subcommands share.
 
+pub mod adapter;
 pub mod base;
 pub mod cache;
 pub mod data;
@@ -7,5 +8,6 @@ pub mod device;
 pub mod gpu;
 pub mod memory;
 pub mod model;
+pub mod nearest;
 pub mod session;
 pub mod tune;

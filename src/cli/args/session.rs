@@ -10,6 +10,7 @@ use loraine::infer::session::{self, NamedAdapter, PreparedSession, Session, Sess
 use loraine::infer::text_format::TemplateChoice;
 use loraine::model::config::ModelConfig;
 
+use super::adapter::{AdapterDir, adapter_directory};
 use super::base::BaseArgs;
 use super::device::DeviceArgs;
 use super::model::model_directory;
@@ -19,8 +20,8 @@ pub struct SessionArgs {
     /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory with an optional name [default: the directory's name]; may be given several times
-    #[arg(long = "adapter", value_name = "[NAME=]DIR")]
+    /// PEFT adapter directory, or a zip file of one, with an optional name [default: the directory's name]; may be given several times
+    #[arg(long = "adapter", value_name = "[NAME=]DIR|ZIP")]
     adapters: Vec<String>,
     /// Value of a variable of the chat template, such as enable_thinking=false; may be given several times
     #[arg(long, value_name = "NAME=VALUE")]
@@ -33,9 +34,10 @@ impl SessionArgs {
     /// Reads and checks the files, after downloading a model of the hub.
     pub fn prepare(&self, template: TemplateChoice, device: &DeviceArgs) -> Result<PreparedSession> {
         let base = self.base.storage()?;
-        let adapters = self.adapters.iter().map(|text| named_adapter(text)).collect();
         let model = model_directory(&self.model, Extent::Everything)?;
         let template_arg = self.template_arg.clone();
+        let (adapters, _unpacked): (Vec<_>, Vec<_>) =
+            self.adapters.iter().map(|text| opened_adapter(text)).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let mut prepared = session::prepare(&SessionSettings { model, adapters, base, template, template_arg })?;
         device.cache.apply(&mut prepared.source);
         Ok(prepared)
@@ -66,13 +68,24 @@ pub fn checked_context(given: Option<usize>, config: &ModelConfig) -> Result<Opt
     Ok(given)
 }
 
+/// Parses `[NAME=]DIR|ZIP` and unpacks a zip file, which stays until the second value is dropped.
+fn opened_adapter(text: &str) -> Result<(NamedAdapter, AdapterDir)> {
+    let NamedAdapter { name, dir } = named_adapter(text);
+    let opened = adapter_directory(&dir)?;
+    Ok((NamedAdapter { name, dir: opened.dir.clone() }, opened))
+}
+
 /// Parses `[NAME=]DIR`. An existing directory with an equals sign in its name is taken as a directory.
 fn named_adapter(text: &str) -> NamedAdapter {
     let (name, dir) = match text.split_once('=') {
-        Some((name, dir)) if !Path::new(text).is_dir() => (Some(name.to_owned()), PathBuf::from(dir)),
+        Some((name, dir)) if !Path::new(text).exists() => (Some(name.to_owned()), PathBuf::from(dir)),
         _ => (None, PathBuf::from(text)),
     };
-    let last_part = || dir.canonicalize().ok()?.file_name()?.to_str().map(str::to_owned);
+    let last_part = || {
+        let whole = dir.canonicalize().ok()?;
+        let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
+        name?.to_str().map(str::to_owned)
+    };
     let name = name.or_else(last_part).unwrap_or_else(|| text.to_owned());
     NamedAdapter { name, dir }
 }

@@ -237,11 +237,15 @@ fn read_records(
         settings.template_date.clone().filter(|_| template.is_some_and(ChatTemplate::writes_the_date));
     refuse(&place, &refused, report.read)?;
     if settings.on_long == OnLong::Refuse && !too_long.is_empty() {
-        return Err(Error::file(path, too_long_sentence(&place, &too_long, &report, settings.max_seq_len)));
+        return Err(Error::file(path, too_long_sentence(&place, &too_long, &report, settings)));
     }
     if ends > 0 && ends_kept == 0 && !examples.is_empty() {
         let problem = "leaves no example its end of turn, so the model would never learn to stop";
-        let problem = format!("cutting to {MAX_SEQ_LEN} {problem}; raise it to {}", report.longest);
+        let advice = match settings.raised_limit(report.longest) {
+            Some(limit) => format!("raise it to {limit}"),
+            None => format!("shorten the examples, or choose {} or split", ON_LONG.is("drop")),
+        };
+        let problem = format!("cutting to {MAX_SEQ_LEN} {problem}; {advice}");
         return Err(Error::file(path, problem));
     }
     Ok(Dataset { examples, report })
@@ -302,15 +306,24 @@ fn refuse(place: &Place, refused: &BTreeMap<Rule, (Vec<usize>, String)>, read: u
     }
 }
 
-fn too_long_sentence(place: &Place, numbers: &[usize], report: &DataReport, limit: usize) -> String {
+fn too_long_sentence(place: &Place, numbers: &[usize], report: &DataReport, settings: &DataSettings) -> String {
     let list = place.list(numbers, LISTED);
-    let longest = report.longest;
+    let (longest, limit) = (report.longest, settings.max_seq_len);
+    let others = format!("{}, drop or split", ON_LONG.is("truncate"));
+    let advice = match settings.raised_limit(longest) {
+        Some(raised) if raised >= longest => format!("raise {MAX_SEQ_LEN} to {longest}, or choose {others}"),
+        Some(raised) => {
+            format!(
+                "the model takes at most {raised} tokens, so raise {MAX_SEQ_LEN} to {raised} at most, and choose {others}"
+            )
+        }
+        None => format!("the model takes no more, so choose {others}"),
+    };
     format!(
         "{} of {} examples are longer than {limit} tokens, the longest has {longest} ({list}); nothing is cut without \
-         being asked: raise {MAX_SEQ_LEN} to {longest}, or choose {}, drop or split",
+         being asked: {advice}",
         numbers.len(),
         report.read,
-        ON_LONG.is("truncate")
     )
 }
 
