@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::gpu::GpuError;
-use crate::setting::{Key, RESUME, SAVE_EVERY};
+use crate::setting::{Key, MODEL, RESUME, SAVE_EVERY};
 
 /// The result of a call that can fail with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -142,6 +142,15 @@ impl Error {
     /// A [`Self::File`]. The sentence is the path and `problem`.
     pub fn file(path: impl AsRef<Path>, problem: impl std::fmt::Display) -> Self {
         Self::File { path: path.as_ref().to_owned(), problem: problem.to_string() }
+    }
+
+    /// The text that a clone without git-lfs has in place of a large file.
+    pub fn lfs_pointer(path: impl AsRef<Path>) -> Self {
+        let problem = format!(
+            "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`, or give the name on the hub, {}, to download it",
+            MODEL.is("owner/name")
+        );
+        Self::file(path, problem)
     }
 
     /// A [`Self::Field`]. The sentence is the path, `field` and `problem`.

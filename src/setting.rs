@@ -15,6 +15,8 @@ pub struct Key(pub &'static str);
 pub const ADAPTER: Key = Key("adapter");
 /// Numerator of the LoRA scale.
 pub const ALPHA: Key = Key("alpha");
+/// Alphas of modules whose names match a pattern.
+pub const ALPHA_PATTERN: Key = Key("alpha-pattern");
 /// Slots of a micro-batch.
 pub const BATCH_SIZE: Key = Key("batch-size");
 /// Chat template that writes conversations as text.
@@ -27,6 +29,12 @@ pub const DOUBLE_QUANT: Key = Key("double-quant");
 pub const DTYPE: Key = Key("dtype");
 /// Share of the data that is held out for evaluation.
 pub const EVAL_FRACTION: Key = Key("eval-fraction");
+/// Evaluations without progress after which a run ends.
+pub const EARLY_STOPPING_PATIENCE: Key = Key("early-stopping-patience");
+/// Data for evaluation.
+pub const EVAL_DATA: Key = Key("eval-data");
+/// Steps between evaluations.
+pub const EVAL_EVERY: Key = Key("eval-every");
 /// Linear layers that get no adapter although the target modules include them.
 pub const EXCLUDE_MODULES: Key = Key("exclude-modules");
 /// Full training from new weights.
@@ -37,6 +45,10 @@ pub const GPU_MEMORY: Key = Key("gpu-memory");
 pub const INIT_ADAPTER: Key = Key("init-adapter");
 /// Numbers of the decoder layers that get adapters.
 pub const LAYERS_TO_TRANSFORM: Key = Key("layers-to-transform");
+/// Name of the list of layers.
+pub const LAYERS_PATTERN: Key = Key("layers-pattern");
+/// Choice of the best evaluation's values as the result.
+pub const LOAD_BEST_MODEL_AT_END: Key = Key("load-best-model-at-end");
 /// Learning rate after the warm-up.
 pub const LR: Key = Key("lr");
 /// Most tokens of prompt and answer together.
@@ -63,6 +75,8 @@ pub const QUANT: Key = Key("quant");
 pub const QUANTIZE_EMBEDDING: Key = Key("quantize-embedding");
 /// Rank of the LoRA factors.
 pub const RANK: Key = Key("rank");
+/// Ranks of modules whose names match a pattern.
+pub const RANK_PATTERN: Key = Key("rank-pattern");
 /// Layers whose activations are computed again in the backward pass.
 pub const RECOMPUTE: Key = Key("recompute");
 /// Penalty of tokens that the text has already.
@@ -126,7 +140,7 @@ fn placeholder(text: &str) -> Option<(&str, Option<&str>, &str)> {
         Some((key, value)) => (key, Some(value)),
         None => (inner, None),
     };
-    let plain = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    let plain = !key.is_empty() && key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     plain.then_some((key, value, rest))
 }
 

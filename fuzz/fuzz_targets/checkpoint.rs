@@ -32,7 +32,7 @@ static RUN: LazyLock<Run> = LazyLock::new(|| {
     let base = TensorSource::empty(place.path());
     let origin = Provenance::new(&RunSettings::default(), &[], &[], &base, 9).expect("no file to read");
     let unlogged = vec![Report { loss: 2.5, ..Report::default() }];
-    let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged, origin }).expect("JSON");
+    let state = serde_json::to_vec(&RunState { step: 3, tokens: 70, unlogged, best: None, origin }).expect("JSON");
     Run { place, model, config, modules, state }
 });
 

@@ -20,7 +20,7 @@ pub struct EvalArgs {
     /// Model directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory, or a zip file of one
+    /// PEFT adapter directory, a zip file of one, or owner/name on the hub
     #[arg(long, value_name = "DIR|ZIP")]
     adapter: Option<PathBuf>,
     /// Data: .txt, .jsonl, .json, .parquet, or a directory (test.*, else valid.*)

@@ -25,7 +25,7 @@ pub struct MergeArgs {
     /// The base that the adapter was trained on, in 16 or 32 bits or quantized by bitsandbytes: a directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory, or a zip file of one
+    /// PEFT adapter directory, a zip file of one, or owner/name on the hub
     #[arg(long, value_name = "DIR|ZIP")]
     adapter: PathBuf,
     /// Directory for the merged model
@@ -62,7 +62,7 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
         shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
     let config = ModelConfig::from_dir(&settings.model)?;
-    let prompt = match settings.model.join("tokenizer.json").is_file() {
+    let prompt = match ["tokenizer.json", "tokenizer.model"].iter().any(|name| settings.model.join(name).is_file()) {
         true => Tokenizer::from_dir(&settings.model, &config)?.encode(&args.prompt, true)?,
         false => (1..9).map(|id| id % config.vocab_size as u32).collect(),
     };

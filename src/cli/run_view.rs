@@ -204,13 +204,20 @@ impl RunView {
         if self.json {
             let end = json!({
                 "out": out, "step": outcome.step, "interrupted": outcome.interrupted, "loss_svg": outcome.loss_svg,
-                "first_eval": outcome.first_eval, "last_eval": outcome.last_eval,
+                "first_eval": outcome.first_eval, "last_eval": outcome.last_eval, "best": outcome.best,
+                "stopped_early": outcome.stopped_early,
                 "next": next,
             });
             return self.object("end", end);
         }
         if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
             out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+        }
+        if outcome.stopped_early {
+            out!("stopped early after step {}: the held-out loss had not become lower", outcome.step);
+        }
+        if let Some(best) = &outcome.best {
+            out!("best    step {}: held-out loss {:.4}; the result is of this step", best.step, best.eval_loss);
         }
         if outcome.interrupted {
             let settings = shell_word(&out.join("run.toml"));

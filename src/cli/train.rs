@@ -8,11 +8,12 @@ use loraine::Error;
 use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
+use loraine::lora::config::LoraInit;
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, written};
 use loraine::train::checkpoint;
 use loraine::train::event::{Control, Outcome};
-use loraine::train::output::Output;
+use loraine::train::output::{Output, same_directory};
 use loraine::train::prepare::{PreparedRun, prepare};
 use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
@@ -21,6 +22,7 @@ use loraine::train::settings::{Method, RunSettings};
 use super::args::data::DataArgs;
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
+use super::args::model::{fetched, hub_name, model_directory};
 use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
 use super::run_view::RunView;
@@ -35,7 +37,8 @@ use super::synonyms;
   loraine train --model models/Llama-3.2-1B --data data/ --out runs/a --rank 8 --alpha 16 --epochs 2 --eval-every 100
   loraine train --config runs/a/run.toml --out runs/b        repeat a run
   loraine train --resume runs/a                              resume it from its newest checkpoint
-  loraine train --resume runs/a/checkpoints/step-200         resume from an earlier one and discard later ones"
+  loraine train --resume runs/a/checkpoints/step-200         resume from an earlier one and discard later ones
+  loraine train --resume runs/a --out runs/b                 resume it in a new directory; runs/a stays as it is"
 )]
 pub struct TrainArgs {
     /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
@@ -106,7 +109,25 @@ struct AdapterArgs {
     /// Rank-stabilized scaling: alpha / sqrt(rank)
     #[arg(long)]
     rslora: bool,
-    /// Start from this PEFT adapter, with its rank and target modules
+    /// Rank of the modules whose names end in a match, instead of --rank; may be repeated, the first match counts
+    #[arg(long, value_name = "PATTERN=RANK", value_parser = pattern_of::<usize>)]
+    rank_pattern: Vec<(String, usize)>,
+    /// Alpha of the modules whose names end in a match, instead of --alpha; may be repeated, the first match counts
+    #[arg(long, value_name = "PATTERN=ALPHA", value_parser = pattern_of::<f64>)]
+    alpha_pattern: Vec<(String, f64)>,
+    /// Adapt these layers alone, such as 0-7,10 [default: all]
+    #[arg(long, value_name = "LAYERS", value_parser = layer_list)]
+    layers_to_transform: Option<LayerList>,
+    /// Name of the list of layers, as PEFT's setting; these models have `layers`
+    #[arg(long, value_name = "NAME")]
+    layers_pattern: Option<String>,
+    /// Leave out these modules although --target-modules names them: names separated by commas, or a regular expression
+    #[arg(long, value_name = "NAMES|REGEX")]
+    exclude_modules: Option<String>,
+    /// First values of A: true is PEFT's default (Kaiming uniform) [default: true]
+    #[arg(long, value_enum)]
+    init_lora_weights: Option<LoraInit>,
+    /// Start from this PEFT adapter (a directory, or owner/name on the hub), with its rank and target modules
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
     /// With --method full: start from random weights; the model directory needs only config.json and tokenizer.json
@@ -115,6 +136,35 @@ struct AdapterArgs {
     /// With --method full: type of the saved weights [default: type of the base]
     #[arg(long, value_enum)]
     dtype: Option<Float>,
+}
+
+/// The value of `--layers-to-transform`.
+#[derive(Clone, Debug, PartialEq)]
+struct LayerList(Vec<usize>);
+
+/// Parses numbers and ranges of layers, such as `0-7,10`.
+fn layer_list(text: &str) -> Result<LayerList, String> {
+    let wrong = || format!("`{text}` is no list of layers; write numbers and ranges, such as 0-7,10");
+    let number = |part: &str| part.trim().parse::<usize>().ok().filter(|layer| *layer < 10_000);
+    let mut layers = Vec::new();
+    for part in text.trim_matches(['[', ']']).split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) if first <= last => layers.extend(first..=last),
+            _ => return Err(wrong()),
+        }
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(LayerList(layers))
+}
+
+/// Parses `PATTERN=VALUE`; the pattern may hold further equals signs.
+fn pattern_of<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let parsed = text.rsplit_once('=').and_then(|(pattern, value)| Some((pattern, value.trim().parse().ok()?)));
+    let parsed = parsed.filter(|(pattern, _)| !pattern.is_empty());
+    let (pattern, value) = parsed.ok_or_else(|| format!("`{text}` must be a pattern, `=` and a number: q_proj=8"))?;
+    Ok((pattern.to_owned(), value))
 }
 
 impl AdapterArgs {
@@ -128,6 +178,12 @@ impl AdapterArgs {
             ("--dropout", self.dropout.is_some()),
             ("--target-modules", self.target_modules.is_some()),
             ("--rslora", self.rslora),
+            ("--rank-pattern", !self.rank_pattern.is_empty()),
+            ("--alpha-pattern", !self.alpha_pattern.is_empty()),
+            ("--layers-to-transform", self.layers_to_transform.is_some()),
+            ("--layers-pattern", self.layers_pattern.is_some()),
+            ("--exclude-modules", self.exclude_modules.is_some()),
+            ("--init-lora-weights", self.init_lora_weights.is_some()),
             ("--init-adapter", self.init_adapter.is_some()),
         ]
         .into_iter()
@@ -165,6 +221,15 @@ struct StepArgs {
     /// Warmup as a share of all steps, such as 0.03, in place of --warmup-steps
     #[arg(long, value_name = "SHARE", conflicts_with = "warmup_steps")]
     warmup_ratio: Option<f64>,
+    /// AdamW's decay of the mean of gradients [default: 0.9]
+    #[arg(long, value_name = "BETA")]
+    adam_beta1: Option<f64>,
+    /// AdamW's decay of the mean of squared gradients [default: 0.999]
+    #[arg(long, value_name = "BETA")]
+    adam_beta2: Option<f64>,
+    /// AdamW's constant in the denominator [default: 1e-8]
+    #[arg(long, value_name = "EPS", alias = "adam-epsilon")]
+    adam_eps: Option<f64>,
     /// AdamW weight decay [default: 0]
     #[arg(long)]
     weight_decay: Option<f64>,
@@ -191,6 +256,15 @@ struct WatchArgs {
     /// Evaluate every N steps; 0 evaluates only at the start and the end [default: 0]
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
+    /// End the run after N evaluations in a row without a lower loss, and leave the best step's adapter
+    #[arg(long, value_name = "N", alias = "early-stopping")]
+    early_stopping_patience: Option<usize>,
+    /// With early stopping: a loss counts as lower if it is lower by more than this [default: 0]
+    #[arg(long, value_name = "LOSS")]
+    early_stopping_threshold: Option<f64>,
+    /// Leave the adapter of the step with the lowest evaluation loss, not of the last step
+    #[arg(long, alias = "keep-best")]
+    load_best_model_at_end: bool,
     /// Write a checkpoint every N steps; 0 goes by --save-minutes alone [default: 0]
     #[arg(long, value_name = "N")]
     save_every: Option<usize>,
@@ -215,6 +289,12 @@ impl TrainArgs {
             None => (None, None),
             Some(None) => (Some(Resume::Newest), None),
             Some(Some(dir)) => match checkpoint::run_of(dir)? {
+                (run, false) if self.out.as_ref().is_some_and(|out| !same_directory(out, &run)) => {
+                    let newest = checkpoint::newest(&run);
+                    let newest =
+                        newest.with_context(|| format!("{} holds no checkpoint to resume from", run.display()))?;
+                    (Some(Resume::At(newest)), Some(run))
+                }
                 (run, true) => (Some(Resume::At(dir.clone())), Some(run)),
                 (run, false) => (Some(Resume::Newest), Some(run)),
             },
@@ -227,12 +307,6 @@ impl TrainArgs {
         let file = self.config.as_ref().or(recorded.as_ref()).map(|path| SettingsFile::read(path)).transpose()?;
         let mut s = file.as_ref().map_or_else(RunSettings::default, |file| file.settings.clone());
         if let Some(run) = resumed_run {
-            let same = |out: &PathBuf| out.canonicalize().ok() == run.canonicalize().ok();
-            anyhow::ensure!(
-                self.out.as_ref().is_none_or(same),
-                "--resume {0} goes on in {0}; leave out --out, or name the same directory",
-                run.display()
-            );
             s.out = run.to_owned();
         }
         fn set<T>(field: &mut T, flag: Option<T>) {
@@ -265,6 +339,12 @@ impl TrainArgs {
         set(&mut s.dropout, a.dropout);
         set(&mut s.target_modules, a.target_modules.clone());
         s.rslora |= a.rslora;
+        set(&mut s.rank_pattern.0, Some(a.rank_pattern.clone()).filter(|given| !given.is_empty()));
+        set(&mut s.alpha_pattern.0, Some(a.alpha_pattern.clone()).filter(|given| !given.is_empty()));
+        set_some(&mut s.layers_to_transform, a.layers_to_transform.clone().map(|list| list.0));
+        set_some(&mut s.layers_pattern, a.layers_pattern.clone());
+        set_some(&mut s.exclude_modules, a.exclude_modules.clone());
+        set(&mut s.init_lora_weights, a.init_lora_weights);
         set_some(&mut s.init_adapter, a.init_adapter.clone());
         let t = &self.steps;
         set(&mut s.batch_size, t.batch_size);
@@ -281,6 +361,9 @@ impl TrainArgs {
         }
         set(&mut s.warmup_steps, t.warmup_steps);
         set_some(&mut s.warmup_ratio, t.warmup_ratio);
+        set(&mut s.adam_beta1, t.adam_beta1);
+        set(&mut s.adam_beta2, t.adam_beta2);
+        set(&mut s.adam_eps, t.adam_eps);
         set(&mut s.weight_decay, t.weight_decay);
         set(&mut s.max_grad_norm, t.max_grad_norm);
         set(&mut s.seed, t.seed);
@@ -290,6 +373,9 @@ impl TrainArgs {
         set_some(&mut s.eval_data, w.eval_data.clone());
         set(&mut s.eval_fraction, w.eval_fraction);
         set(&mut s.eval_every, w.eval_every);
+        set_some(&mut s.early_stopping_patience, w.early_stopping_patience);
+        set(&mut s.early_stopping_threshold, w.early_stopping_threshold);
+        s.load_best_model_at_end |= w.load_best_model_at_end;
         set(&mut s.save_every, w.save_every);
         set(&mut s.save_minutes, w.save_minutes);
         set(&mut s.keep, w.keep);
@@ -306,6 +392,17 @@ impl TrainArgs {
         s.check()
             .map_err(|error| file.as_ref().and_then(|file| file.problem(&error, &s)).unwrap_or_else(|| error.into()))?;
         Ok(s)
+    }
+}
+
+/// Lets the paths of a run's record begin at the directory that it ran in, where they do not lead anywhere from this one.
+fn take_from(directory: &Path, settings: &mut RunSettings) {
+    let RunSettings { model, data, eval_data, init_adapter, .. } = settings;
+    for path in [model, data].into_iter().chain(eval_data).chain(init_adapter) {
+        let there = directory.join(path.as_path());
+        if path.is_relative() && !path.as_os_str().is_empty() && !path.exists() && there.exists() {
+            *path = there;
+        }
     }
 }
 
@@ -326,12 +423,17 @@ impl SettingsFile {
             anyhow::anyhow!("{}, line {line}: is not valid TOML: {}", path.display(), e.message())
         })?;
         // A run.toml is in our own words, and its sizes are bytes.
-        let table = match table.remove("record") {
+        let record = table.remove("record");
+        let directory = record.as_ref().and_then(|record| record.get("directory")?.as_str()).map(PathBuf::from);
+        let table = match record {
             Some(_) => table,
             None => synonyms::keys(table).with_context(|| path.display().to_string())?,
         };
         let keys = table.keys().cloned().collect();
-        let settings = RunSettings::from_table(table).with_context(|| path.display().to_string())?;
+        let mut settings = RunSettings::from_table(table).with_context(|| path.display().to_string())?;
+        if let Some(directory) = directory {
+            take_from(&directory, &mut settings);
+        }
         Ok(Self { path: path.to_owned(), keys, settings })
     }
 
@@ -350,9 +452,16 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if resume.is_some() {
         settings.follow_recorded_date();
     }
-    Output::check(&settings.out, args.overwrite || resume.is_some() || args.dry_run)?;
+    let goes_on = resume.is_some() && resumed_run.as_ref().is_none_or(|run| same_directory(run, &settings.out));
+    Output::check(&settings.out, args.overwrite || goes_on || args.dry_run)?;
     let model = settings.model.clone();
-    settings.model = super::args::model::model_directory(&model, Extent::Everything)?;
+    settings.model = model_directory(&model, Extent::Everything)?;
+    if let Some(adapter) = &mut settings.init_adapter {
+        *adapter = match hub_name(adapter) {
+            Some(name) => fetched(&name, Extent::Adapter)?,
+            None => adapter_file::locate(adapter)?,
+        };
+    }
     let mut prepared = prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
     let mut view = RunView::new(args.json);
@@ -399,4 +508,21 @@ pub fn run_shown(
     let outcome = outcome?;
     let ended = outcome.interrupted.then(|| interrupt.ended());
     Ok((outcome, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_and_patterns_are_read_from_flags() {
+        assert_eq!(layer_list("0-2,7"), Ok(LayerList(vec![0, 1, 2, 7])));
+        assert_eq!(layer_list("[3, 1]"), Ok(LayerList(vec![1, 3])));
+        for wrong in ["", "a", "3-1", "-1", "0-", "0-99999999999"] {
+            assert!(layer_list(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(pattern_of("(?<=a=)q=8"), Ok(("(?<=a=)q".to_owned(), 8usize)));
+        assert!(pattern_of::<usize>("q_proj").is_err() && pattern_of::<usize>("=8").is_err());
+        assert_eq!(pattern_of("v=0.5"), Ok(("v".to_owned(), 0.5)));
+    }
 }

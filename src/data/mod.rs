@@ -11,6 +11,7 @@ pub mod read;
 mod records;
 pub mod report;
 pub mod sample;
+mod sentencepiece;
 pub mod settings;
 pub mod template;
 mod template_functions;

@@ -10,11 +10,14 @@ use serde_json::{Map, Value};
 use tokenizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
+use super::sentencepiece::tokenizer_json;
 use crate::model::config::ModelConfig;
+use crate::model::foreign::tokenizer_command;
 use crate::model::json_fields::parse_object;
 use crate::{Error, Result, files};
 
 const FILE: &str = "tokenizer.json";
+const SENTENCEPIECE: &str = "tokenizer.model";
 /// Special tokens that chat templates use as variables.
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -25,18 +28,17 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     special: HashSet<u32>,
+    /// Rows of the embedding, where there is one: no text may have a token beyond them.
+    rows: Option<usize>,
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json` of `model_dir`; the begin and end tokens come from `tokenizer_config.json`,
-    /// `special_tokens_map.json` or `config`, in this order. A vocabulary beyond the embedding is an error.
+    /// `special_tokens_map.json` or `config`, in this order. A vocabulary may go beyond the embedding: a text that has such a token is
+    /// refused.
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
         let mut tokenizer = Self::from_tokenizer_dir(model_dir)?;
-        let vocabulary = tokenizer.vocabulary();
-        if vocabulary > config.vocab_size {
-            let embedding = format!("but the embedding of config.json has {} rows (vocab_size)", config.vocab_size);
-            return Err(Error::file(&tokenizer.path, format!("has {vocabulary} tokens, {embedding}")));
-        }
+        tokenizer.rows = Some(config.vocab_size);
         tokenizer.bos = tokenizer.bos.or(config.bos_token_id);
         tokenizer.eos = tokenizer.eos.or(config.eos_token_ids.first().copied());
         Ok(tokenizer)
@@ -45,7 +47,16 @@ impl Tokenizer {
     /// Like [`Self::from_dir`] for a directory without `config.json`.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let text = match files::is_file(&path) {
+            false if files::is_file(&dir.join(SENTENCEPIECE)) => converted(dir)?,
+            false if tokenizer_command(dir).is_some() => {
+                return Err(Error::file(dir, tokenizer_command(dir).unwrap_or_default()));
+            }
+            _ => files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?,
+        };
+        if files::is_lfs_pointer(text.as_bytes()) {
+            return Err(Error::lfs_pointer(&path));
+        }
         let mut inner =
             parse(text).map_err(|e| Error::file(&path, format!("is not a tokenizer that can be read: {e}")))?;
         // Some files hold truncation or padding settings, which would silently cut or pad every text.
@@ -65,7 +76,7 @@ impl Tokenizer {
         let (bos, eos) = (id("bos_token")?, id("eos_token")?);
         let added = inner.get_added_tokens_decoder();
         let special = added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self { inner, path, bos, eos, special })
+        Ok(Self { inner, path, bos, eos, special, rows: None })
     }
 
     /// One more than the largest id.
@@ -82,6 +93,7 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        encoding.get_ids().iter().try_for_each(|id| self.check_row(*id))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -90,8 +102,23 @@ impl Tokenizer {
     pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = self.inner.encode(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        encoding.get_ids().iter().try_for_each(|id| self.check_row(*id))?;
         let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
+    /// # Errors
+    /// A token that the embedding has no row for.
+    fn check_row(&self, id: u32) -> Result<()> {
+        match self.rows {
+            Some(rows) if id as usize >= rows => {
+                let token = self.token(id).map_or(String::new(), |token| format!(" `{token}`"));
+                let problem =
+                    format!("gives the text the token{token} ({id}), but the embedding of config.json has {rows} rows");
+                Err(Error::file(&self.path, problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Decodes `ids` without special tokens.
@@ -140,10 +167,12 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Returns [`Self::eos`], or an error that says which file lacks it.
+    /// Returns [`Self::eos`], or an error that says which file lacks it, or that the embedding has no row for it.
     pub fn require_eos(&self) -> Result<u32> {
         let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
-        self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))
+        let eos = self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))?;
+        self.check_row(eos)?;
+        Ok(eos)
     }
 }
 
@@ -172,6 +201,28 @@ fn begins_only_texts_with_a_space(dir: &Path, tokenizer: &tokenizers::Tokenizer)
         Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref().iter().any(prepends),
         Some(normalizer) => prepends(normalizer),
         None => false,
+    })
+}
+
+/// The text of a `tokenizer.json` for a directory with `tokenizer.model` alone.
+fn converted(dir: &Path) -> Result<String> {
+    let path = dir.join(SENTENCEPIECE);
+    let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    if files::is_lfs_pointer(&bytes) {
+        return Err(Error::lfs_pointer(&path));
+    }
+    let object = |name: &str| -> Result<Map<String, Value>> {
+        let path = dir.join(name);
+        if !files::is_file(&path) {
+            return Ok(Map::new());
+        }
+        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        parse_object(&path, &text)
+    };
+    let (settings, added) = (object("tokenizer_config.json")?, object("added_tokens.json")?);
+    tokenizer_json(&bytes, &settings, &added).map_err(|problem| {
+        let advice = tokenizer_command(dir).unwrap_or_default();
+        Error::file(&path, format!("{problem}; the directory {advice}"))
     })
 }
 
@@ -303,8 +354,15 @@ pub(crate) mod tests {
         let (dir, mut config) = tiny_dir();
         let message = |config: &ModelConfig| Tokenizer::from_dir(dir.path(), config).err().unwrap().to_string();
         config.vocab_size = 3;
-        let beyond = message(&config);
-        assert!(beyond.contains("has 4 tokens") && beyond.contains("has 3 rows"), "{beyond}");
+        let smaller = Tokenizer::from_dir(dir.path(), &config).unwrap();
+        assert_eq!(smaller.encode("a a", true).unwrap(), [0, 2, 2]);
+        for beyond in [smaller.encode("a b", true).map(|_| ()), smaller.encode_with_ranges("b", false).map(|_| ())] {
+            let beyond = beyond.unwrap_err().to_string();
+            assert!(beyond.contains("the token `b` (3)") && beyond.contains("has 3 rows"), "{beyond}");
+        }
+        config.vocab_size = 1;
+        let without_end = Tokenizer::from_dir(dir.path(), &config).unwrap().require_eos().unwrap_err().to_string();
+        assert!(without_end.contains("the token `</s>` (1)"), "{without_end}");
         config.vocab_size = 4;
         let settings = dir.path().join("tokenizer_config.json");
         fs::write(&settings, r#"{"eos_token": "<end>"}"#).unwrap();
@@ -317,8 +375,18 @@ pub(crate) mod tests {
         assert!(without_end.require_eos().unwrap_err().to_string().contains("never stop"));
         fs::write(dir.path().join(FILE), "{}").unwrap();
         assert!(message(&config).contains("tokenizer.json: is not a tokenizer"));
+        fs::write(dir.path().join(FILE), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+        assert!(message(&config).contains("tokenizer.json: is a Git LFS pointer"));
         fs::remove_file(dir.path().join(FILE)).unwrap();
         assert!(message(&config).contains("tokenizer.json: cannot be read"));
+        fs::write(dir.path().join("vocab.json"), "{}").unwrap();
+        assert!(message(&config).contains("holds vocab.json, but no tokenizer.json; write it: python"));
+        fs::write(dir.path().join(SENTENCEPIECE), "IQ== 0\n").unwrap();
+        let beside = message(&config);
+        assert!(
+            beside.contains("tokenizer.model: is no SentencePiece model; the directory holds tokenizer.model"),
+            "{beside}"
+        );
     }
 
     #[test]

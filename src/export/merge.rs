@@ -62,10 +62,9 @@ pub struct Merge {
 /// fails.
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
     let source = Source::open(&settings.model)?;
-    let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load(&settings.adapter, &source.config)?;
+    let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load_for(&settings.adapter, &source)?;
     let place = |module: &LoraModule| projection_name(module.layer, module.projection);
     let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
-    let stored = source.config.quantization;
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let expected = tensors(&source.config);
@@ -91,9 +90,9 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
     follow_adapter(&settings.adapter, &source, out.path())?;
-    write_config(&source.dir, out.path(), float)?;
+    write_config(&source.dir, out.path(), float, source.config.tie_word_embeddings)?;
     out.finish()?;
-    Ok(Merge { matrices: adapted.len(), float, dequantized: stored.is_some() })
+    Ok(Merge { matrices: adapted.len(), float, dequantized: !source.config.quantized.is_empty() })
 }
 
 /// Writes the chat template and the end tokens that the adapter was trained with into the merged model.
@@ -111,9 +110,9 @@ fn follow_adapter(adapter: &Path, source: &Source, out: &Path) -> Result<()> {
 /// Reads a tensor of the base in f32 and decodes 4-bit weights.
 fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
     let TensorSpec { name, shape, .. } = spec;
-    match (source.config.quantization.filter(|_| spec.is_projection()), &shape[..]) {
+    match (source.config.quantized.get(name), &shape[..]) {
         (Some(stored), [rows, cols]) => {
-            let packed = PackedWeight::find(&source.tensors, name, [*rows, *cols], stored)?.read()?;
+            let packed = PackedWeight::find(&source.tensors, name, [*rows, *cols], *stored)?.read()?;
             Ok(quant::dequantize(&packed, stored.code, rows * cols))
         }
         _ => source.tensors.require(name, shape)?.read_f32(),
@@ -186,7 +185,7 @@ pub async fn compare(settings: &MergeSettings, gpus: [Gpu; 2], prompt: &[u32]) -
 async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) -> Result<Vec<f32>> {
     let source = Source::open(model)?;
     let adapters: Vec<LoadedAdapter> =
-        adapter.map(|dir| adapter_file::load(dir, &source.config)).transpose()?.into_iter().collect();
+        adapter.map(|dir| adapter_file::load_for(dir, &source)).transpose()?.into_iter().collect();
     let plan =
         PlanSettings { base: BaseStorage::AsStored, max_positions: prompt.len(), rows_per_pass: DEFAULT_ROWS_PER_PASS };
     let mut generator = Generator::open(gpu, &source, &adapters, &plan, |_, _| ()).await?;

@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, DirectoryLock};
+use crate::model::model_directory::is_model_file;
 use crate::setting::{OUT, OVERWRITE};
 use crate::{Error, Result};
 
@@ -86,8 +87,12 @@ impl OutputDirectory {
         &self.beside
     }
 
-    /// Moves the complete directory to its final path, on the disk too. The model that was there is removed after that.
+    /// Moves the complete directory to its final path, on the disk too. The model that was there is removed after that; what else its
+    /// directory held stays.
     fn finish(self) -> Result<()> {
+        if files::is_dir(&self.place) {
+            bring_over(&self.place, &self.beside, |name| !is_model_file(name)).map_err(|e| self.failed(&e))?;
+        }
         self.move_in().map_err(|e| self.failed(&e))?;
         for old in [&self.beside, &self.aside] {
             files::remove_if_there(old).map_err(|e| {
@@ -118,6 +123,21 @@ impl OutputDirectory {
     }
 }
 
+/// Puts the entries of a directory whose names `wanted` accepts into another one too, as further links to the files where the disk has
+/// them. Those that are there already stay.
+fn bring_over(from: &Path, to: &Path, wanted: fn(&str) -> bool) -> io::Result<()> {
+    for name in files::names(from)?.iter().filter(|name| wanted(name)) {
+        let (here, there) = (from.join(name), to.join(name));
+        if files::is_dir(&here) && !files::is_link(&here) {
+            files::create_dir_all(&there)?;
+            bring_over(&here, &there, |_| true)?;
+        } else if !files::exists(&there) {
+            std::fs::hard_link(&here, &there).or_else(|_| std::fs::copy(&here, &there).map(|_| ()))?;
+        }
+    }
+    Ok(())
+}
+
 fn parent(place: &Path) -> &Path {
     place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -126,5 +146,32 @@ impl Drop for OutputDirectory {
     /// Removes the temporary directory after an error, or the old model after an exchange; a finished one has been renamed.
     fn drop(&mut self) {
         let _ = files::remove_if_there(&self.beside);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_replaced_model_leaves_what_is_not_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("model");
+        fs::create_dir_all(place.join("notes")).unwrap();
+        for name in ["config.json", "model-00001-of-00002.safetensors", "README.md", "notes/mine.txt", "LICENSE"] {
+            fs::write(place.join(name), "old").unwrap();
+        }
+        let write = |out: &OutputDirectory| fs::write(out.path().join("config.json"), "new").unwrap();
+        let source = dir.path().join("source");
+        assert!(OutputDirectory::create(&place, &source, false).is_err());
+        let out = OutputDirectory::create(&place, &source, true).unwrap();
+        write(&out);
+        out.finish().unwrap();
+        let read = |name: &str| fs::read_to_string(place.join(name)).ok();
+        assert_eq!(read("config.json").as_deref(), Some("new"));
+        assert_eq!((read("README.md").as_deref(), read("notes/mine.txt").as_deref()), (Some("old"), Some("old")));
+        assert_eq!((read("model-00001-of-00002.safetensors"), read("LICENSE")), (None, None));
     }
 }

@@ -11,8 +11,9 @@ use super::OutputDirectory;
 use super::writer::{ModelWriter, Planned};
 use crate::files::write_atomically;
 use crate::model::config::CONFIG;
+use crate::model::json_fields::{object_text, parse_object};
 use crate::model::listing::TensorInfo;
-use crate::model::model_directory::{copy_companions, float_bytes};
+use crate::model::model_directory::{copy_companions, float_bytes, say_tied};
 use crate::model::modules::HEAD;
 use crate::model::packed::state_name;
 use crate::model::source::Source;
@@ -53,7 +54,7 @@ pub struct Quantization {
 /// The model cannot be read or is stored in 4 bits already, the output directory exists, or the disk is full.
 pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usize)) -> Result<Quantization> {
     let source = Source::open(&settings.model)?;
-    if source.config.quantization.is_some() {
+    if !source.config.quantized.is_empty() {
         return Err(Error::file(&settings.model, "holds its weights in 4 bits already"));
     }
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
@@ -87,7 +88,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     }
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
-    write_config(&source.dir, out.path(), settings)?;
+    write_config(&source.dir, out.path(), settings, source.config.tie_word_embeddings)?;
     out.finish()?;
     Ok(sizes)
 }
@@ -151,12 +152,13 @@ fn put_quantized(
     put(&state_name(&info.name, code), &state)
 }
 
-fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<()> {
+fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings, tied: bool) -> Result<()> {
     let path = from.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
-    let dtype = config.get("torch_dtype").or(config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");
-    config["quantization_config"] = json!({
+    let mut config = parse_object(&path, &text)?;
+    say_tied(&mut config, tied);
+    let dtype = config.get("torch_dtype").or_else(|| config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");
+    let quantization = json!({
         "quant_method": "bitsandbytes",
         "load_in_4bit": true,
         "load_in_8bit": false,
@@ -166,5 +168,6 @@ fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings) -> Result<(
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_skip_modules": [HEAD],
     });
-    write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
+    config.insert("quantization_config".to_owned(), quantization);
+    write_atomically(&to.join(CONFIG), object_text(&config).as_bytes())
 }

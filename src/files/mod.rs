@@ -44,6 +44,11 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// True if a file begins as the text that a clone without git-lfs has in its place.
+pub fn is_lfs_pointer(beginning: &[u8]) -> bool {
+    beginning.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
 /// Removes a file, a link, or a directory with everything below it. A missing path is not an error.
 ///
 /// # Errors

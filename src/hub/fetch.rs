@@ -4,30 +4,41 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::transfer::{Failure, Transfer};
-use super::{HubModel, is_plain};
+pub use super::settings::HubSettings;
+use super::transfer::{Failure, Refusal, Transfer};
+use super::{HubModel, conversion, is_license, is_plain, is_plain_path};
+use crate::setting::{ADAPTER, MODEL};
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
-/// Files that are downloaded where the model has them.
-const SIDE_FILES: [&str; 6] = [
+const TOKENIZER_MODEL: &str = "tokenizer.model";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+/// Files that are downloaded where the model has them, beside licenses and further chat templates.
+const SIDE_FILES: [&str; 10] = [
     "generation_config.json",
     TOKENIZER,
+    TOKENIZER_MODEL,
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
 ];
+/// The directory of named chat templates.
+const TEMPLATES: &str = "additional_chat_templates/";
 const ATTEMPTS: u32 = 5;
 /// Wait before the second attempt; each further attempt waits twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -41,40 +52,17 @@ pub enum Extent {
     Tokenizer,
     /// The weights too: all that a run needs.
     Everything,
+    /// A PEFT adapter, which may lie one folder down.
+    Adapter,
 }
 
-/// The hub to download from and the cache to download to.
-#[derive(Clone, Debug)]
-pub struct HubSettings {
-    /// Address of the hub, without a slash at its end.
-    pub endpoint: String,
-    /// Access token for private and gated models. Only the hub itself receives it.
-    pub token: Option<String>,
-    /// Use the cache alone and make no request.
-    pub offline: bool,
-    /// Directory that downloads are kept in, laid out as huggingface_hub lays it out.
-    pub cache: Cache,
+/// True for a file that comes along with a model or an adapter.
+fn is_side_file(name: &str) -> bool {
+    let template = name.strip_prefix(TEMPLATES).is_some_and(|rest| !rest.contains('/') && rest.ends_with(".jinja"));
+    SIDE_FILES.contains(&name) || template || is_license(name)
 }
 
-impl HubSettings {
-    /// `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_CACHE` and `HF_HOME`, as huggingface_hub reads them.
-    pub fn from_env() -> Self {
-        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let cache = set("HF_HUB_CACHE").map_or_else(Cache::from_env, |path| Cache::new(path.into()));
-        let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
-        Self {
-            endpoint: set("HF_ENDPOINT")
-                .unwrap_or_else(|| "https://huggingface.co".into())
-                .trim_end_matches('/')
-                .into(),
-            token: set("HF_TOKEN").or_else(|| cache.token()),
-            offline: set("HF_HUB_OFFLINE").is_some_and(yes),
-            cache,
-        }
-    }
-}
-
-/// Downloads the files of `model` that the cache lacks, and returns the model's directory in the cache. `progress` receives the
+/// Downloads the files of `model` that the cache lacks, and returns the directory of the model or adapter in the cache. `progress` receives the
 /// name of a file, the bytes downloaded so far and the file's size.
 ///
 /// # Errors
@@ -86,19 +74,30 @@ pub fn fetch(
     extent: Extent,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<PathBuf> {
-    let cached = cached(model, &settings.cache).filter(|dir| is_whole(dir, extent));
-    if settings.offline || model.is_commit() {
-        match cached {
-            Some(dir) => return Ok(dir),
-            None if settings.offline => {
-                return Err(error(model, "is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"));
+    let cached = cached(model, &settings.cache).and_then(|dir| whole_directory(&dir, extent));
+    if settings.offline.is_some() || model.is_commit() {
+        match (cached, settings.offline) {
+            (Some(dir), _) => return Ok(dir),
+            (None, Some(variable)) => {
+                return Err(error(model, format!("is not in the cache, and {variable} forbids to fetch it")));
             }
-            None => {}
+            (None, None) => return download(model, settings, extent, None, &mut progress),
         }
     }
-    let transfer = Transfer::new(&settings.endpoint, settings.token.as_deref());
+    download(model, settings, extent, cached, &mut progress)
+}
+
+/// As [`fetch`]; `cached` is the directory that serves where the hub cannot be asked.
+fn download(
+    model: &HubModel,
+    settings: &HubSettings,
+    extent: Extent,
+    cached: Option<PathBuf>,
+    progress: &mut impl FnMut(&str, u64, u64),
+) -> Result<PathBuf> {
+    let transfer = Transfer::new(settings)?;
     let asked = format!("{}/api/{}", settings.endpoint, repo(model).api_url());
-    let info: RepoInfo = match patiently(|| transfer.json(&asked)) {
+    let info: RepoInfo = match patiently(settings, |_| transfer.json(&asked)) {
         Ok(info) => info,
         Err(e) => match cached {
             Some(dir) if e.may_pass() => return Ok(dir),
@@ -110,7 +109,10 @@ pub fn fetch(
     }
     let cache = settings.cache.repo(repo(model));
     let download = Download { model, settings, transfer, cache, info };
-    download.all(extent, &mut progress)
+    match extent {
+        Extent::Adapter => download.adapter(progress),
+        _ => download.model(extent, progress),
+    }
 }
 
 fn error(model: &HubModel, problem: impl std::fmt::Display) -> Error {
@@ -133,6 +135,16 @@ fn cached(model: &HubModel, cache: &Cache) -> Option<PathBuf> {
     is_plain(&commit).then(|| cache.repo(repo(model)).pointer_path(&commit))
 }
 
+/// The directory of the model or adapter in a snapshot of the cache, if all of its files are there.
+fn whole_directory(snapshot: &Path, extent: Extent) -> Option<PathBuf> {
+    if extent != Extent::Adapter {
+        return is_whole(snapshot, extent).then(|| snapshot.to_owned());
+    }
+    let below = fs::read_dir(snapshot).ok()?.flatten().map(|entry| entry.path());
+    let mut places = std::iter::once(snapshot.to_owned()).chain(below);
+    places.find(|dir| [ADAPTER_CONFIG, ADAPTER_WEIGHTS].iter().all(|name| dir.join(name).exists()))
+}
+
 fn is_whole(dir: &Path, extent: Extent) -> bool {
     let there = |name: &str| dir.join(name).exists();
     let weights = || match shards(&dir.join(INDEX)) {
@@ -141,8 +153,9 @@ fn is_whole(dir: &Path, extent: Extent) -> bool {
     };
     match extent {
         Extent::Config => there(CONFIG),
-        Extent::Tokenizer => there(CONFIG) && there(TOKENIZER),
+        Extent::Tokenizer => there(CONFIG) && (there(TOKENIZER) || there(TOKENIZER_MODEL)),
         Extent::Everything => there(CONFIG) && weights(),
+        Extent::Adapter => there(ADAPTER_CONFIG) && there(ADAPTER_WEIGHTS),
     }
 }
 
@@ -166,39 +179,113 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    fn all(&self, extent: Extent, progress: &mut impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
-        let has = |name: &str| self.info.siblings.iter().any(|file| file.rfilename == name);
-        let missing = |name: &str| error(self.model, format!("has no {name}"));
-        if !has(CONFIG) {
-            return Err(missing(CONFIG));
+    fn has(&self, name: &str) -> bool {
+        self.info.siblings.iter().any(|file| file.rfilename == name)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        error(self.model, format!("has no {name}"))
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.cache.pointer_path(&self.info.sha)
+    }
+
+    /// Downloads the files that come along with the model or adapter in `folder`, which is empty or ends in a slash.
+    fn side_files(&self, folder: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
+        let names = self.info.siblings.iter().map(|file| file.rfilename.as_str());
+        let side = |name: &&str| name.strip_prefix(folder).is_some_and(is_side_file) && is_plain_path(name);
+        names.filter(side).try_for_each(|name| self.file(name, progress))
+    }
+
+    fn model(&self, extent: Extent, progress: &mut impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
+        if !self.has(CONFIG) {
+            return Err(self.not_a_model());
         }
         self.file(CONFIG, progress)?;
-        let dir = self.cache.pointer_path(&self.info.sha);
+        let dir = self.snapshot();
         if extent == Extent::Config {
             return Ok(dir);
         }
         // Fails before gigabytes are downloaded.
-        if extent == Extent::Everything && !has(SINGLE) && !has(INDEX) {
-            return Err(error(self.model, "has no safetensors; choose a model that has, or convert it"));
+        if extent == Extent::Everything && !self.has(SINGLE) && !self.has(INDEX) {
+            let problem = match self.info.siblings.iter().any(|file| file.rfilename.ends_with(".bin")) {
+                true => format!("has no safetensors, but pickled weights: {}", conversion(&self.model.id, "converted")),
+                false => "has no safetensors; choose a model that has".to_owned(),
+            };
+            return Err(error(self.model, problem));
         }
-        for name in SIDE_FILES.into_iter().filter(|name| has(name)) {
-            self.file(name, progress)?;
-        }
+        self.side_files("", progress)?;
         if extent == Extent::Tokenizer {
             return Ok(dir);
         }
-        if has(SINGLE) {
+        if self.has(SINGLE) {
             self.file(SINGLE, progress)?;
             return Ok(dir);
         }
         self.file(INDEX, progress)?;
         for shard in shards(&dir.join(INDEX))? {
-            if !has(&shard) {
-                return Err(missing(&shard));
+            if !self.has(&shard) {
+                return Err(self.missing(&shard));
             }
             self.file(&shard, progress)?;
         }
         Ok(dir)
+    }
+
+    /// The error for a repository without a configuration, by what it holds instead.
+    fn not_a_model(&self) -> Error {
+        let problem = if self.has(ADAPTER_CONFIG) {
+            format!(
+                "is a PEFT adapter, not a model: give its base as {MODEL}, and it as {}",
+                ADAPTER.is(&self.model.id)
+            )
+        } else if self.info.siblings.iter().any(|file| file.rfilename.ends_with(".gguf")) {
+            format!("has no {CONFIG}, but GGUF files, which are not read; choose the original model in safetensors")
+        } else {
+            return self.missing(CONFIG);
+        };
+        error(self.model, problem)
+    }
+
+    /// Downloads the adapter at the top, or else the only one in a folder.
+    fn adapter(&self, progress: &mut impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
+        let names = self.info.siblings.iter().map(|file| file.rfilename.as_str());
+        let folder = |name: &'_ str| name.strip_suffix(ADAPTER_CONFIG).map(str::to_owned);
+        let of_adapter = |folder: &String| {
+            folder.is_empty() || (folder.ends_with('/') && is_plain_path(folder.trim_end_matches('/')))
+        };
+        let folders: Vec<String> = names.filter_map(folder).filter(of_adapter).collect();
+        let folder = match &folders[..] {
+            _ if folders.iter().any(String::is_empty) => "",
+            [folder] => folder,
+            [] if self.has(CONFIG) => {
+                let problem = format!("holds no {ADAPTER_CONFIG}: it is a model, not an adapter; give it as {MODEL}");
+                return Err(error(self.model, problem));
+            }
+            [] => return Err(error(self.model, format!("holds no {ADAPTER_CONFIG}; it is not a PEFT adapter"))),
+            several => {
+                let problem = format!(
+                    "holds several adapters ({}); download the one you mean and give its directory",
+                    several.join(", ")
+                );
+                return Err(error(self.model, problem));
+            }
+        };
+        let weights = format!("{folder}{ADAPTER_WEIGHTS}");
+        if !self.has(&weights) {
+            return Err(match self.has(&format!("{folder}adapter_model.bin")) {
+                true => error(
+                    self.model,
+                    "holds adapter_model.bin, a pickle, which is not read; download it and convert it to safetensors",
+                ),
+                false => self.missing(&weights),
+            });
+        }
+        self.file(&format!("{folder}{ADAPTER_CONFIG}"), progress)?;
+        self.side_files(folder, progress)?;
+        self.file(&weights, progress)?;
+        Ok(self.snapshot().join(folder.trim_end_matches('/')))
     }
 
     /// Downloads one file and resumes an earlier, incomplete download of it.
@@ -210,7 +297,11 @@ impl Download<'_> {
         let fail = |problem: String| error(self.model, format!("{name}: {problem}"));
         let endpoint = &self.settings.endpoint;
         let url = format!("{endpoint}/{}/resolve/{}/{name}", self.model.id, self.info.sha);
-        let found = patiently(|| self.transfer.find(&url)).map_err(|e| fail(e.to_string()))?;
+        let failed = |e: Failure, advice: &str| match e {
+            Failure::Refused(Refusal { status: 401 | 403, .. }) => refusal(self.model, self.settings, &e),
+            _ => fail(format!("{e}{advice}")),
+        };
+        let found = patiently(self.settings, |_| self.transfer.find(&url)).map_err(|e| failed(e, ""))?;
         // Both become file names.
         if !is_plain(&found.etag) || found.commit != self.info.sha {
             return Err(fail(format!("changed on {endpoint} meanwhile; run the command again")));
@@ -225,8 +316,10 @@ impl Download<'_> {
         let mut damage = None;
         if !blob.exists() {
             for _ in 0..2 {
-                let filled = patiently(|| self.transfer.fill(&found, &part, |done| progress(name, done, found.size)));
-                filled.map_err(|e| fail(format!("{e}; run the command again to go on")))?;
+                let filled = patiently(self.settings, |alive| {
+                    self.transfer.fill(&found, &part, alive, |done| progress(name, done, found.size))
+                });
+                filled.map_err(|e| failed(e, "; run the command again to go on"))?;
                 damage = whole(&part, found.size, &found.etag).map_err(|e| Error::file(&part, e))?;
                 if damage.is_none() {
                     break;
@@ -240,7 +333,7 @@ impl Download<'_> {
         if !blob.exists() {
             fs::rename(&part, &blob).map_err(|e| Error::file(&blob, e))?;
         }
-        link(&blob, &pointer).map_err(|e| Error::file(&pointer, e))?;
+        link(&blob, &pointer, name.matches('/').count()).map_err(|e| Error::file(&pointer, e))?;
         self.cache.create_ref(&self.info.sha).map_err(|e| Error::file(&pointer, e))
     }
 }
@@ -268,14 +361,14 @@ fn whole(blob: &Path, size: u64, etag: &str) -> io::Result<Option<String>> {
 }
 
 /// Links `pointer` to `blob` as huggingface_hub does: by a relative symbolic link, or by moving the file where links are not
-/// allowed.
-fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
+/// allowed. The pointer lies `depth` folders below its snapshot.
+fn link(blob: &Path, pointer: &Path, depth: usize) -> io::Result<()> {
     if pointer.exists() {
         return Ok(());
     }
     let name = blob.file_name().unwrap_or_default();
     // snapshots/COMMIT/FILE to blobs/ETAG
-    let target = Path::new("../../blobs").join(name);
+    let target = Path::new(&"../".repeat(depth)).join("../../blobs").join(name);
     #[cfg(unix)]
     let linked = std::os::unix::fs::symlink(target, pointer);
     #[cfg(windows)]
@@ -285,32 +378,63 @@ fn link(blob: &Path, pointer: &Path) -> io::Result<()> {
     linked.or_else(|_| fs::rename(blob, pointer))
 }
 
-/// Retries errors that may be temporary.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-    let mut pause = FIRST_PAUSE;
+/// Retries errors that may be temporary, until the patience of the settings has passed without progress. The attempt may set the time
+/// of the last progress.
+fn patiently<T>(
+    settings: &HubSettings,
+    mut attempt: impl FnMut(&mut Instant) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let (mut pause, mut alive) = (FIRST_PAUSE, Instant::now());
     for _ in 1..ATTEMPTS {
-        match attempt() {
-            Err(e) if e.may_pass() => std::thread::sleep(pause),
+        match attempt(&mut alive) {
+            Err(e) if e.may_pass() && alive.elapsed() + pause < settings.patience() => std::thread::sleep(pause),
             other => return other,
         }
         pause *= 2;
     }
-    attempt()
+    attempt(&mut alive)
 }
 
 fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
     let endpoint = &settings.endpoint;
-    let token = match settings.token {
-        Some(_) => "the token in use does not open it",
-        None => "set HF_TOKEN where it is private or gated",
+    let page = format!("{endpoint}/{}", model.id);
+    let away = || {
+        format!(
+            "is no directory here, and {endpoint} cannot be asked for it: {e}; without a network, give a model directory or a model \
+             that is in the cache"
+        )
     };
     let problem = match e {
-        Failure::Status(401) => format!("is not open on {endpoint}, or not there: {token}"),
-        Failure::Status(403) => format!("is gated: accept its terms at {endpoint}/{}; {token}", model.id),
-        Failure::Status(404) => format!("is no directory here, and no model or revision on {endpoint}"),
-        _ => format!(
-            "is no directory here, and {endpoint} cannot be asked for it: {e}; without a network, give a model directory or a model that is in the cache"
-        ),
+        Failure::Refused(refused) => {
+            let gated =
+                refused.code.as_deref() == Some("GatedRepo") || (refused.status == 403 && refused.code.is_none());
+            let problem = match (gated, refused.status, &settings.token) {
+                (true, _, None) => format!(
+                    "is gated: accept its terms at {page}, then give a token of the same account: set HF_TOKEN, or run `hf auth login`"
+                ),
+                (true, _, Some(token)) => format!(
+                    "is gated, and the token in use (of {}) has no access yet: accept its terms at {page} with the token's account, \
+                     or set HF_TOKEN to a token of an account that has access",
+                    token.source
+                ),
+                (_, 401 | 403, None) => {
+                    format!("is not open on {endpoint}, or not there: set HF_TOKEN where it is private or gated")
+                }
+                (_, 401 | 403, Some(token)) => {
+                    format!(
+                        "is not open on {endpoint}, or not there: the token in use does not open it (of {})",
+                        token.source
+                    )
+                }
+                (_, 404, _) => format!("is no directory here, and no model or revision on {endpoint}"),
+                _ => away(),
+            };
+            match &refused.words {
+                Some(words) if matches!(refused.status, 401 | 403) => format!("{problem} (the hub says: {words})"),
+                _ => problem,
+            }
+        }
+        _ => away(),
     };
     error(model, problem)
 }

@@ -3,6 +3,8 @@
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod fetch;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub mod settings;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod transfer;
 
 use std::fmt;
@@ -61,10 +63,38 @@ pub fn base_name(dir: &Path) -> String {
     HubModel::of_snapshot(dir).map_or_else(|| dir.display().to_string(), |model| model.id)
 }
 
+/// True for the name of a file with the terms under which a model is given: `LICENSE`, `NOTICE.txt`, `USE_POLICY.md` and the like.
+pub fn is_license(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default().to_ascii_uppercase();
+    let kind = stem.split(['-', '_']).next().unwrap_or_default();
+    !name.contains('/') && (matches!(kind, "LICENSE" | "LICENCE" | "NOTICE" | "COPYING") || stem == "USE_POLICY")
+}
+
+/// The command that writes the model `from` (a directory or a name of the hub) with safetensors and a tokenizer.json into `to`.
+pub fn conversion(from: &str, to: &str) -> String {
+    let [from, to] = [from, to].map(python_text);
+    format!(
+        "python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; a, b = {from}, {to}; \
+         M.from_pretrained(a, torch_dtype='auto').save_pretrained(b); T.from_pretrained(a).save_pretrained(b)\""
+    )
+}
+
+/// The text in quotes for Python in a shell's double quotes, or a placeholder for a text that would need more than quotes.
+pub fn python_text(text: &str) -> String {
+    let plain = !text.contains(['\'', '"', '\\', '$', '`', '!']) && !text.chars().any(char::is_control);
+    format!("'{}'", if plain { text } else { "DIR" })
+}
+
 /// Checks that `name` is a single path component that cannot leave its directory.
 fn is_plain(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     !part.is_empty() && part.len() <= 128 && !part.starts_with('.') && part.chars().all(allowed)
+}
+
+/// As [`is_plain`], of a path of such components.
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+fn is_plain_path(path: &str) -> bool {
+    path.split('/').all(is_plain)
 }
 
 fn is_commit(revision: &str) -> bool {
@@ -87,6 +117,32 @@ mod tests {
         {
             assert_eq!(HubModel::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn licenses_are_known_by_their_names() {
+        for name in [
+            "LICENSE",
+            "LICENSE.txt",
+            "license.md",
+            "LICENCE",
+            "NOTICE",
+            "Notice.txt",
+            "COPYING",
+            "USE_POLICY.md",
+            "LICENSE-MIT",
+        ] {
+            assert!(is_license(name), "{name}");
+        }
+        for name in ["README.md", "licensed.json", "original/LICENSE", "config.json"] {
+            assert!(!is_license(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn commands_quote_plain_names_alone() {
+        assert!(conversion("models/a b", "out").contains("a, b = 'models/a b', 'out';"));
+        assert_eq!(python_text("it's"), "'DIR'");
     }
 
     #[test]

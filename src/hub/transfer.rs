@@ -3,20 +3,27 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Response, Uri, header};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
+use super::settings::{HubSettings, Token, certificates};
+use crate::Result as LibraryResult;
+
 const MAX_REDIRECTS: usize = 10;
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// A download that brings less in the time of [`HubSettings::patience`] makes no progress.
+const LEAST_PROGRESS: u64 = 16 << 10;
+/// Limit for a server's own words in a message.
+const MAX_WORDS: usize = 300;
 /// Limit for a model's list of files; published lists are far shorter.
 const MAX_INFO_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    #[error("the server answers with status {0}")]
-    Status(u16),
+    #[error("{0}")]
+    Refused(Refusal),
     #[error("{0}")]
     Connection(Box<ureq::Error>),
     #[error("{0}")]
@@ -29,11 +36,41 @@ pub(super) enum Failure {
     Answer(String),
 }
 
+/// A status other than success, with what the hub says about it.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub status: u16,
+    /// The hub's name of the reason, such as `GatedRepo`.
+    pub code: Option<String>,
+    pub words: Option<String>,
+}
+
+impl Refusal {
+    fn of(response: &Response<Body>) -> Self {
+        let words = text(response, "x-error-message").map(|words| {
+            let words: String = words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+            words.trim().trim_end_matches('.').to_owned()
+        });
+        Self {
+            status: response.status().as_u16(),
+            code: text(response, "x-error-code"),
+            words: words.filter(|words| !words.is_empty()),
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the server answers with status {}", self.status)?;
+        self.words.as_ref().map_or(Ok(()), |words| write!(f, " ({words})"))
+    }
+}
+
 impl Failure {
     /// No response, a broken response or a server error: another attempt may succeed.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Self::Status(code) => *code >= 500 || *code == 429,
+            Self::Refused(Refusal { status, .. }) => *status >= 500 || *status == 429,
             Self::Connection(_) | Self::Broken(_) => true,
             Self::Disk(_) | Self::Answer(_) => false,
         }
@@ -60,39 +97,53 @@ struct Answer {
 pub(super) struct Transfer {
     agent: Agent,
     endpoint: String,
-    token: Option<String>,
+    token: Option<Token>,
+    patience: Duration,
 }
 
 impl Transfer {
-    pub(super) fn new(endpoint: &str, token: Option<&str>) -> Self {
+    /// # Errors
+    /// Certificates that the environment names and that cannot be read.
+    pub(super) fn new(settings: &HubSettings) -> LibraryResult<Self> {
+        let HubSettings { endpoint, token, timeout, .. } = settings;
+        let tls = TlsConfig::builder().root_certs(certificates()?).build();
         let config = Agent::config_builder()
             .max_redirects(0)
             .http_status_as_error(false)
             .user_agent(concat!("loraine/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(TIMEOUT))
-            .timeout_recv_response(Some(TIMEOUT))
-            .timeout_per_read(Some(TIMEOUT));
-        Self { agent: config.build().into(), endpoint: endpoint.to_owned(), token: token.map(str::to_owned) }
+            .tls_config(tls)
+            .timeout_resolve(Some(*timeout))
+            .timeout_connect(Some(*timeout))
+            .timeout_recv_response(Some(*timeout))
+            .timeout_per_read(Some(*timeout));
+        Ok(Self {
+            agent: config.build().into(),
+            endpoint: endpoint.clone(),
+            token: token.clone(),
+            patience: settings.patience(),
+        })
     }
 
-    fn once(&self, url: &str, range: Option<&str>) -> Result<Response<Body>, Failure> {
+    /// `limit` is the time for the whole answer; None is for files, which may take hours.
+    fn once(&self, url: &str, range: Option<&str>, limit: Option<Duration>) -> Result<Response<Body>, Failure> {
         // Ranges count bytes of the compressed content, so compression must be off.
-        let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
+        let request = self.agent.get(url).config().timeout_per_call(limit).build();
+        let mut request = request.header(header::ACCEPT_ENCODING, "identity");
         if let Some(range) = range {
             request = request.header(header::RANGE, format!("bytes={range}"));
         }
         if let Some(token) = self.token.as_ref().filter(|_| same_origin(url, &self.endpoint)) {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.text));
         }
         request.call().map_err(|e| Failure::Connection(Box::new(e)))
     }
 
-    fn get(&self, url: &str, range: Option<&str>) -> Result<Answer, Failure> {
+    fn get(&self, url: &str, range: Option<&str>, limit: Option<Duration>) -> Result<Answer, Failure> {
         const NAMES: [&str; 4] = ["x-repo-commit", "x-linked-etag", "x-linked-size", "etag"];
         let mut url = url.to_owned();
         let mut said = [const { None }; 4];
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.once(&url, range)?;
+            let response = self.once(&url, range, limit)?;
             for (said, name) in said.iter_mut().zip(NAMES) {
                 *said = said.take().or_else(|| text(&response, name));
             }
@@ -106,14 +157,14 @@ impl Transfer {
             // 416: the requested range starts at or after the end of the file, which may be empty.
             return match status.is_success() || status.as_u16() == 416 {
                 true => Ok(Answer { response, url, said }),
-                false => Err(Failure::Status(status.as_u16())),
+                false => Err(Failure::Refused(Refusal::of(&response))),
             };
         }
         Err(Failure::Answer(format!("the server leads from one place to the next, {MAX_REDIRECTS} times")))
     }
 
     pub(super) fn json<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, Failure> {
-        let mut response = self.get(url, None)?.response;
+        let mut response = self.get(url, None, Some(self.patience))?.response;
         let mut bytes = Vec::new();
         let mut body = response.body_mut().as_reader().take(MAX_INFO_BYTES);
         body.read_to_end(&mut bytes).map_err(Failure::Broken)?;
@@ -121,7 +172,8 @@ impl Transfer {
     }
 
     pub(super) fn find(&self, url: &str) -> Result<Remote, Failure> {
-        let Answer { response, url, said: [commit, linked_etag, linked_size, etag] } = self.get(url, Some("0-0"))?;
+        let answer = self.get(url, Some("0-0"), Some(self.patience))?;
+        let Answer { response, url, said: [commit, linked_etag, linked_size, etag] } = answer;
         let missing = |name: &str| Failure::Answer(format!("the answer has no {name}, so it is not a hub's"));
         let range = text(&response, "content-range");
         let of_range = range.as_deref().and_then(|range| range.rsplit('/').next()?.parse().ok());
@@ -136,8 +188,15 @@ impl Transfer {
         })
     }
 
-    /// Appends to `part` until it has the file's size. `progress` receives the bytes downloaded so far.
-    pub(super) fn fill(&self, remote: &Remote, part: &Path, mut progress: impl FnMut(u64)) -> Result<(), Failure> {
+    /// Appends to `part` until it has the file's size. `alive` becomes the time of the last progress, and `progress` receives the
+    /// bytes downloaded so far.
+    pub(super) fn fill(
+        &self,
+        remote: &Remote,
+        part: &Path,
+        alive: &mut Instant,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), Failure> {
         let mut file = OpenOptions::new().append(true).create(true).open(part).map_err(Failure::Disk)?;
         let mut there = file.metadata().map_err(Failure::Disk)?.len();
         if there > remote.size {
@@ -146,7 +205,7 @@ impl Transfer {
         if there == remote.size {
             return Ok(());
         }
-        let mut response = self.get(&remote.url, Some(&format!("{there}-")))?.response;
+        let mut response = self.get(&remote.url, Some(&format!("{there}-")), None)?.response;
         let begin = match text(&response, "content-range") {
             Some(range) => range.trim_start_matches("bytes ").split('-').next().and_then(|n| n.parse().ok()),
             None => Some(0),
@@ -159,8 +218,16 @@ impl Transfer {
         progress(there);
         let mut body = response.body_mut().as_reader();
         let mut buffer = vec![0; 1 << 16];
+        let mut since_progress = 0;
         loop {
             let count = body.read(&mut buffer).map_err(Failure::Broken)?;
+            since_progress += count as u64;
+            if since_progress >= LEAST_PROGRESS {
+                (*alive, since_progress) = (Instant::now(), 0);
+            } else if count > 0 && alive.elapsed() > self.patience {
+                let problem = format!("{since_progress} bytes came in {} seconds", self.patience.as_secs());
+                return Err(Failure::Broken(io::Error::new(io::ErrorKind::TimedOut, problem)));
+            }
             if count == 0 {
                 return file.sync_all().map_err(Failure::Disk);
             }

@@ -62,7 +62,7 @@ pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     let source = Source::open(model)?;
     let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();
     let format = TextFormat::load(model, &source.config, template, template_arg, &dirs)?;
-    let load = |adapter: &NamedAdapter| adapter_file::load(&adapter.dir, &source.config);
+    let load = |adapter: &NamedAdapter| adapter_file::load_for(&adapter.dir, &source);
     let adapters = adapters.iter().map(load).collect::<Result<_>>()?;
     Ok(PreparedSession { source, format, names, base: *base, adapters })
 }

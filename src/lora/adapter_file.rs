@@ -1,27 +1,36 @@
 //! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use super::config::LoraConfig;
+use super::config::{LoraConfig, merge_command};
 use super::factors::{AdapterTensors, Factor, ModuleFactors, factors};
 use super::targets::{LoraModule, resolve};
 use crate::files::{self, write_atomically};
+use crate::hub::python_text;
 use crate::model::config::ModelConfig;
-use crate::model::listing::Entry;
-use crate::model::modules::Projection;
+use crate::model::listing::{Entry, TensorInfo};
+use crate::model::modules::{HEAD, Projection};
 use crate::model::safetensors_file::read_header;
-use crate::setting::written;
+use crate::model::source::Source;
+use crate::model::tensor_source::TensorSource;
+use crate::model::tensors::EMBEDDING;
+use crate::setting::{MODEL, written};
 use crate::{Error, Result};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
+const PICKLE: &str = "adapter_model.bin";
 const CONFIG: &str = "adapter_config.json";
 const CARD: &str = "README.md";
 /// The last line of the card.
 const LOADING: &str = "`loraine chat` and `loraine generate` load it with `--adapter DIR`, and PEFT by \
                        `PeftModel.from_pretrained(model, DIR)`.\n";
+/// Stands in every model card that this program writes.
+const CARD_MARK: &str = "trained with loraine";
+/// The name that PEFT puts before those of the base.
+const PREFIX: &str = "base_model.model.";
 
 /// An adapter as its directory holds it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +43,8 @@ pub struct LoadedAdapter {
     pub tensors: AdapterTensors,
 }
 
-/// Writes the three files into `dir` and creates it where it is missing. The bytes depend only on the arguments.
+/// Writes the three files into `dir` and creates it where it is missing. The bytes depend only on the arguments. A README.md that this
+/// program has not written stays as it is.
 ///
 /// # Errors
 /// A value is not finite (existing files then stay as they are), or a file cannot be written.
@@ -59,8 +69,16 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = serialize(views, Some(metadata)).map_err(|e| Error::file(&weights, e))?;
     write_atomically(&weights, &bytes)?;
-    write_atomically(&dir.join(CARD), model_card(config, modules).as_bytes())?;
+    let card = dir.join(CARD);
+    if !files::exists(&card) || is_own_card(&card) {
+        write_atomically(&card, model_card(config, modules).as_bytes())?;
+    }
     write_atomically(&dir.join(CONFIG), config.to_json().as_bytes())
+}
+
+/// True for a model card that this program has written.
+pub fn is_own_card(path: &Path) -> bool {
+    files::read_to_string(path).is_ok_and(|text| text.contains(CARD_MARK))
 }
 
 fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
@@ -76,7 +94,7 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
     }
     card += "- lora\n- transformers\n---\n\n# LoRA adapter\n\n";
     card += &format!(
-        "A low-rank adapter for {}, trained with loraine: rank {}, alpha {}, {} adapted linear layers.\n\n",
+        "A low-rank adapter for {}, {CARD_MARK}: rank {}, alpha {}, {} adapted linear layers.\n\n",
         base.map_or("its base model".to_owned(), |base| format!("`{base}`")),
         config.r,
         config.lora_alpha,
@@ -91,23 +109,65 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
 /// The card cannot be read or written.
 pub fn add_command(dir: &Path, command: &str) -> Result<()> {
     let path = dir.join(CARD);
+    if !is_own_card(&path) {
+        return Ok(());
+    }
     let card = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     write_atomically(&path, card.replace(LOADING, &format!("Try it:\n\n```sh\n{command}\n```\n\n{LOADING}")).as_bytes())
 }
 
-/// Reads an adapter directory for `model`.
+/// The directory of the adapter at `dir`: itself, or the only folder in it that holds one.
+///
+/// # Errors
+/// No adapter, or several.
+pub fn locate(dir: &Path) -> Result<PathBuf> {
+    let holds_one = |dir: &PathBuf| files::is_file(&dir.join(CONFIG));
+    if holds_one(&dir.to_owned()) {
+        return Ok(dir.to_owned());
+    }
+    let below = |dir: &Path| -> Vec<PathBuf> {
+        let mut names = files::names(dir).unwrap_or_default();
+        names.sort();
+        names.iter().filter(|name| !name.starts_with('.')).map(|name| dir.join(name)).collect()
+    };
+    let folders = below(dir);
+    let mut found: Vec<PathBuf> = folders.iter().filter(|dir| holds_one(dir)).cloned().collect();
+    if found.len() == 1 {
+        return Ok(found.remove(0));
+    }
+    if found.is_empty() {
+        found = folders.iter().flat_map(|dir| below(dir)).filter(holds_one).collect();
+    }
+    let problem = if !found.is_empty() {
+        let names: Vec<String> = found.iter().map(|dir| dir.display().to_string()).collect();
+        format!("holds no {CONFIG} itself, but folders in it do: {}; give one of them", names.join(", "))
+    } else if !files::is_dir(dir) {
+        format!("holds no {CONFIG}: there is no such directory; it is not a PEFT adapter")
+    } else if files::is_file(&dir.join("config.json")) {
+        format!("holds no {CONFIG}, but a model; it is not a PEFT adapter: give it as {MODEL}")
+    } else {
+        format!("holds no {CONFIG}; it is not a PEFT adapter")
+    };
+    Err(Error::file(dir, problem))
+}
+
+/// Reads an adapter directory for `model`, whose weights are not at hand. Errors are those of [`load_for`].
+pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
+    load_with(dir, model, None)
+}
+
+/// Reads an adapter directory for the model of `source`.
 ///
 /// # Errors
 /// Files that are missing or cannot be read, and any tensor that is missing, unexpected, of another shape or not finite;
-/// the error names the tensor.
-pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
+/// the error names the tensor. Further tensors may be there if they equal those of the model.
+pub fn load_for(dir: &Path, source: &Source) -> Result<LoadedAdapter> {
+    load_with(dir, &source.config, Some(&source.tensors))
+}
+
+fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Result<LoadedAdapter> {
+    let dir = &locate(dir)?;
     let config_path = dir.join(CONFIG);
-    if !files::exists(dir) {
-        return Err(Error::file(dir, "does not exist, so it is not an adapter directory"));
-    }
-    if !files::is_file(&config_path) {
-        return Err(Error::file(dir, format!("holds no {CONFIG}; it is not a PEFT adapter")));
-    }
     let config = LoraConfig::from_file(&config_path)?;
     let modules = resolve(&config, model).map_err(|e| match e {
         // PEFT writes its keys with underscores.
@@ -115,13 +175,17 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
         other => other,
     })?;
     let weights = dir.join(WEIGHTS);
-    if !files::is_file(&weights) && files::is_file(&dir.join("adapter_model.bin")) {
-        return Err(Error::file(
-            dir,
-            format!("holds adapter_model.bin, which cannot be read; convert it to {WEIGHTS}"),
-        ));
+    if !files::is_file(&weights) && files::is_file(&dir.join(PICKLE)) {
+        let problem =
+            format!("holds {PICKLE}, a pickle, which is not read; convert it to {WEIGHTS}: {}", unpickle(dir));
+        return Err(Error::file(dir, problem));
     }
-    let mut entries = read_header(&weights)?;
+    let mut entries = BTreeMap::new();
+    for (name, entry) in read_header(&weights)? {
+        if entries.insert(canonical(&name), entry).is_some() {
+            return Err(Error::field(&weights, name, "stands there twice, under two spellings of its name"));
+        }
+    }
     if let Some(problem) = foreign_base(&config, &entries, model) {
         return Err(Error::file(dir, problem));
     }
@@ -151,13 +215,86 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
         values.collect::<Result<_>>().map(ModuleFactors)
     };
     let tensors = AdapterTensors { modules: modules.iter().map(&mut read_module).collect::<Result<_>>()? };
-    match entries.into_keys().next() {
-        None => Ok(LoadedAdapter { config, modules, tensors }),
-        Some(name) => {
-            let problem = format!("is unexpected: {CONFIG} and the base model have no place for it");
-            Err(Error::field(&weights, name, problem))
+    for (name, entry) in entries {
+        check_further(&name, &entry, base, dir).map_err(|problem| Error::field(&weights, name, problem))?;
+    }
+    Ok(LoadedAdapter { config, modules, tensors })
+}
+
+/// The command that converts the pickled weights of the adapter in `dir`.
+fn unpickle(dir: &Path) -> String {
+    let dir = python_text(&dir.display().to_string());
+    format!(
+        "python -c \"import torch; from safetensors.torch import save_file as s; d = {dir}; \
+         w = torch.load(d + '/{PICKLE}', map_location='cpu', weights_only=True); \
+         s({{k: v.contiguous() for k, v in w.items()}}, d + '/{WEIGHTS}')\""
+    )
+}
+
+/// The name that PEFT gives a tensor in its files, from a name with the adapter's in it (`lora_A.default.weight`), from a compiled or
+/// distributed module, or from a decoder without its head.
+fn canonical(name: &str) -> String {
+    let name =
+        name.replace("_orig_mod.", "").replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
+    let name = name.strip_prefix("module.").unwrap_or(&name);
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let name = match ["layers.", "embed_tokens.", "norm."].iter().any(|part| name.starts_with(part)) {
+        true => format!("model.{name}"),
+        false => name.to_owned(),
+    };
+    for factor in Factor::ALL {
+        let part = format!(".{}.", factor.name());
+        if let Some((module, rest)) = name.split_once(&part)
+            && rest.strip_suffix(".weight").is_some_and(|adapter| !adapter.contains('.'))
+        {
+            return format!("{PREFIX}{module}{part}weight");
         }
     }
+    format!("{PREFIX}{name}")
+}
+
+/// Checks a tensor that is no factor of an adapted module: PEFT saves embedding and head where the vocabulary may have grown. One that
+/// equals the base's changes nothing.
+///
+/// # Errors
+/// A sentence that says what the tensor is.
+fn check_further(name: &str, entry: &Entry, base: Option<&TensorSource>, dir: &Path) -> Result<(), String> {
+    let of_base = name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", ".");
+    let tied = (of_base == format!("{HEAD}.weight")).then_some(EMBEDDING);
+    let theirs = base.and_then(|base| base.get(&of_base).or_else(|| base.get(tied?)));
+    let advice = || format!("merge it into its base with PEFT and take that model: {}", merge_command(dir));
+    let (Entry::Float(ours), Some(theirs)) = (entry, theirs) else {
+        return Err(match (of_base.contains(".lora_"), of_base.ends_with(".bias")) {
+            (true, _) if of_base.contains("lora_embedding") => {
+                format!("is LoRA on an embedding, which is not supported; {}", advice())
+            }
+            (false, true) => format!("is a trained bias (`bias` of {CONFIG}), which is not supported; {}", advice()),
+            _ => format!("is unexpected: {CONFIG} and the base model have no place for it"),
+        });
+    };
+    if ours.shape != theirs.shape {
+        return Err(format!(
+            "has shape {:?}, but the base's has {:?}: an adapter that brings an embedding of new tokens is not supported; {}",
+            ours.shape,
+            theirs.shape,
+            advice()
+        ));
+    }
+    match equal(ours, theirs).map_err(|e| e.to_string())? {
+        true => Ok(()),
+        false => Err(format!(
+            "is a whole tensor that was trained beside LoRA (`modules_to_save` or `bias` of {CONFIG}) and differs from the \
+             base's, which is not supported; {}",
+            advice()
+        )),
+    }
+}
+
+/// True if both tensors hold the values of one, at the precision of the adapter's.
+fn equal(ours: &TensorInfo, theirs: &TensorInfo) -> Result<bool> {
+    ours.all_pairs(theirs, |a, b| {
+        a == b || a == half::bf16::from_f32(b).to_f32() || a == half::f16::from_f32(b).to_f32()
+    })
 }
 
 /// Says that an adapter was trained on another model, from the width and the number of layers that its tensors show.
@@ -261,7 +398,113 @@ mod tests {
         fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
         assert!(message().contains("cannot be read"));
         fs::write(dir.path().join("adapter_model.bin"), "x").unwrap();
-        assert!(message().contains("adapter_model.bin, which cannot be read"));
+        let message = message();
+        assert!(
+            message.contains("adapter_model.bin, a pickle") && message.contains("python -c \"import torch"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn other_spellings_of_names_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, modules) = small();
+        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        let good = load(dir.path(), &model()).unwrap();
+        let rename = |from: &str, to: &str| {
+            save(dir.path(), &config, &modules, &adapter).unwrap();
+            let path = dir.path().join(WEIGHTS);
+            let bytes = fs::read(&path).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let renamed: Vec<_> = tensors.iter().map(|(name, view)| (name.replace(from, to), view)).collect();
+            fs::write(&path, serialize(renamed, None).unwrap()).unwrap();
+        };
+        for (from, to) in [
+            ("weight", "default.weight"),
+            ("weight", "my-adapter.weight"),
+            ("base_model.model.", ""),
+            ("base_model.model.model.", "base_model.model."),
+            ("base_model.", "module._orig_mod.base_model."),
+        ] {
+            rename(from, to);
+            assert_eq!(load(dir.path(), &model()).unwrap(), good, "{from} as {to}");
+        }
+        rename("weight", "deep.er.weight");
+        assert!(load(dir.path(), &model()).is_err());
+    }
+
+    #[test]
+    fn an_adapter_one_folder_down_is_found_where_it_is_the_only_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, modules) = small();
+        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        save(&dir.path().join("default"), &config, &modules, &adapter).unwrap();
+        assert_eq!(load(dir.path(), &model()).unwrap().tensors, adapter);
+        save(&dir.path().join("other"), &config, &modules, &adapter).unwrap();
+        let message = load(dir.path(), &model()).unwrap_err().to_string();
+        assert!(message.contains("default, ") && message.contains("other; give one"), "{message}");
+        let deep = tempfile::tempdir().unwrap();
+        save(&deep.path().join("checkpoints/step-4"), &config, &modules, &adapter).unwrap();
+        let message = load(deep.path(), &model()).unwrap_err().to_string();
+        assert!(message.contains("checkpoints/step-4; give one"), "{message}");
+        fs::write(deep.path().join("config.json"), "{}").unwrap();
+        fs::remove_dir_all(deep.path().join("checkpoints")).unwrap();
+        let message = load(deep.path(), &model()).unwrap_err().to_string();
+        assert!(message.contains("but a model") && message.contains("⟨model⟩"), "{message}");
+    }
+
+    #[test]
+    fn saved_tensors_that_equal_the_bases_change_nothing() {
+        let base_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama_untied");
+        let source = Source::open(&base_dir).unwrap();
+        let config = LoraConfig { r: 2, ..LoraConfig::default() };
+        let modules = resolve(&config, &source.config).unwrap();
+        let adapter = init(&modules, &source.config, 1, LoraInit::KaimingUniform);
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        let good = fs::read(dir.path().join(WEIGHTS)).unwrap();
+        let with = |name: &str, shape: &[usize], values: &[f32]| {
+            let own = safetensors::SafeTensors::deserialize(&good).unwrap();
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values)).unwrap();
+            let views: Vec<_> =
+                own.iter().map(|(name, view)| (name.to_owned(), view)).chain([(name.to_owned(), view)]).collect();
+            fs::write(dir.path().join(WEIGHTS), serialize(views, None).unwrap()).unwrap();
+            load_for(dir.path(), &source)
+        };
+        let shape = [source.config.vocab_size, source.config.hidden_size];
+        for name in [EMBEDDING, "lm_head.weight"] {
+            let values = source.tensors.require(name, &shape).unwrap().read_f32().unwrap();
+            let saved = format!("base_model.model.{name}");
+            assert_eq!(with(&saved, &shape, &values).unwrap().tensors, adapter);
+            let mut trained = values.clone();
+            trained[7] += 0.5;
+            let message = with(&saved, &shape, &trained).unwrap_err().to_string();
+            assert!(message.contains("`modules_to_save`") && message.contains("merge_and_unload"), "{message}");
+            let grown = [shape[0] - 1, shape[1]];
+            let message = with(&saved, &grown, &values[shape[1]..]).unwrap_err().to_string();
+            assert!(message.contains("embedding of new tokens"), "{message}");
+            assert!(load(dir.path(), &source.config).is_err(), "without the base nothing can be compared");
+        }
+        let bias = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias";
+        let message = with(bias, &[4], &[0.0; 4]).unwrap_err().to_string();
+        assert!(message.contains("is a trained bias"), "{message}");
+    }
+
+    #[test]
+    fn a_readme_of_another_hand_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, modules) = small();
+        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let card = dir.path().join(CARD);
+        fs::write(&card, "# My notes").unwrap();
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        assert_eq!(fs::read_to_string(&card).unwrap(), "# My notes");
+        fs::remove_file(&card).unwrap();
+        save(dir.path(), &config, &modules, &adapter).unwrap();
+        assert!(is_own_card(&card));
+        save(dir.path(), &LoraConfig { lora_alpha: 3.0, ..config }, &modules, &adapter).unwrap();
+        assert!(fs::read_to_string(&card).unwrap().contains("alpha 3"));
     }
 
     #[test]

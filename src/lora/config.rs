@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::hub::python_text;
 use crate::model::json_fields::{JsonFields, parse_object};
 use crate::{Error, Result, files};
 
@@ -54,13 +56,87 @@ pub enum ExcludeModules {
     Regex(String),
 }
 
-/// Initialization of A; B always starts at zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl ExcludeModules {
+    /// Parses an argument: names separated by commas, or a regular expression (if it has any other character). Empty is None.
+    pub fn from_argument(text: &str) -> Option<Self> {
+        match TargetModules::from_argument(text) {
+            TargetModules::Names(names) => Some(Self::Names(names)).filter(|_| !text.trim().is_empty()),
+            TargetModules::Regex(_) | TargetModules::AllLinear => Some(Self::Regex(text.to_owned())),
+        }
+    }
+}
+
+/// Initialization of A; B always starts at zero. The names are PEFT's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
 pub enum LoraInit {
     /// Uniform in ±1/sqrt(in_features), like PyTorch's linear layers.
+    #[serde(rename = "true", alias = "True", alias = "kaiming", alias = "default")]
+    #[cfg_attr(feature = "cli", value(name = "true", aliases = ["True", "kaiming", "default"]))]
     KaimingUniform,
     /// Normal with standard deviation 1/r.
     Gaussian,
+}
+
+/// Reads an initialization as a settings file may have it: PEFT's `true` has no quotes in Python.
+pub fn init_or_true<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<LoraInit, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Flag(bool),
+        Name(LoraInit),
+    }
+    match Given::deserialize(deserializer) {
+        Ok(Given::Flag(true)) => Ok(LoraInit::KaimingUniform),
+        Ok(Given::Name(init)) => Ok(init),
+        _ => Err(serde::de::Error::custom("must be true or \"gaussian\"; B always starts at zero")),
+    }
+}
+
+/// Values by pattern, in the order in which they were given: the first match counts. As JSON or TOML they are one object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patterns<T>(pub Vec<(String, T)>);
+
+impl<T> Default for Patterns<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Patterns<T> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<T: Serialize> Serialize for Patterns<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(pattern, value)| (pattern, value)))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patterns<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Entries<T> {
+            type Value = Patterns<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("values by pattern, such as { q_proj = 8 }")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Patterns(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries(std::marker::PhantomData))
+    }
 }
 
 /// The fields of PEFT's `LoraConfig` that are supported, under PEFT's names.
@@ -114,9 +190,8 @@ impl Default for LoraConfig {
 }
 
 /// PEFT's settings that change the computation and are not supported.
-const REFUSED: [&str; 16] = [
+const REFUSED: [&str; 15] = [
     "use_dora",
-    "modules_to_save",
     "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
@@ -134,8 +209,10 @@ const REFUSED: [&str; 16] = [
 ];
 
 /// Keys that are read, or that do not affect the computation.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
     "peft_type",
+    // Whole tensors in the file are held against the base's.
+    "modules_to_save",
     "peft_version",
     "r",
     "lora_alpha",
@@ -186,11 +263,18 @@ impl LoraConfig {
             Some(other) => return Err(fields.error("peft_type", format!("is `{other}`, but must be `LORA`"))),
             None => return Err(fields.error("peft_type", "is missing; it must be `LORA`")),
         }
-        if let Some(bias) = fields.text("bias")?.filter(|b| *b != "none") {
-            return Err(fields.error("bias", format!("is `{bias}`, but only `none` is supported")));
+        // Trained biases, if there are any, are found in the file of the weights.
+        if let Some(bias) = fields.text("bias")?.filter(|bias| !["none", "all", "lora_only"].contains(bias)) {
+            return Err(fields.error("bias", format!("is `{bias}`, but must be `none`, `all` or `lora_only`")));
         }
         if let Some(key) = REFUSED.iter().find(|key| fields.value(key).is_some_and(|v| !is_unset(v))) {
-            return Err(fields.error(key, "is set, but adapters that use it are not supported"));
+            let kind = match *key {
+                "use_dora" => "is true: DoRA adapters are not supported",
+                _ => "is set, but adapters that use it are not supported",
+            };
+            let dir = path.parent().unwrap_or(Path::new("."));
+            let advice = format!("merge it into its base with PEFT and take that model: {}", merge_command(dir));
+            return Err(fields.error(key, format!("{kind}; {advice}")));
         }
         let is_ignored = |key: &String, value: &Value| {
             !KNOWN.contains(&key.as_str()) && !REFUSED.contains(&key.as_str()) && !is_unset(value)
@@ -282,6 +366,15 @@ impl LoraConfig {
         let sorted: Map<String, Value> = sorted.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         format!("{:#}", Value::Object(sorted))
     }
+}
+
+/// The command that merges the adapter in `dir` into its base with PEFT.
+pub(super) fn merge_command(dir: &Path) -> String {
+    let dir = python_text(&dir.display().to_string());
+    format!(
+        "python -c \"from peft import AutoPeftModelForCausalLM as M; \
+         M.from_pretrained({dir}, torch_dtype='auto').merge_and_unload().save_pretrained('merged')\""
+    )
 }
 
 /// Writes a whole number without a decimal point, as PEFT does.
@@ -425,10 +518,10 @@ mod tests {
     fn unsupported_and_wrong_settings_are_refused_by_name() {
         let cases = [
             (r#""peft_type": "IA3""#, "peft_type", "`LORA`"),
-            (r#""use_dora": true"#, "use_dora", "not supported"),
-            (r#""modules_to_save": ["lm_head"]"#, "modules_to_save", "not supported"),
+            (r#""use_dora": true"#, "use_dora", "DoRA adapters are not supported"),
+            (r#""use_dora": true"#, "use_dora", "M.from_pretrained('out', "),
             (r#""fan_in_fan_out": true"#, "fan_in_fan_out", "not supported"),
-            (r#""bias": "all""#, "bias", "`none`"),
+            (r#""bias": "some""#, "bias", "`none`"),
             (r#""r": 0"#, "r", "whole number"),
             (r#""r": 2.5"#, "r", "whole number"),
             (r#""lora_alpha": 0"#, "lora_alpha", "above 0"),

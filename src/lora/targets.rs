@@ -1,12 +1,14 @@
 //! Selects the linear layers of an adapter with their rank and scale, by PEFT's matching rules.
 
-use regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 
 use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
 use crate::model::config::ModelConfig;
 use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
-use crate::setting::{ALPHA, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, TARGET_MODULES};
+use crate::setting::{
+    ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, RANK_PATTERN, TARGET_MODULES,
+};
 use crate::{Error, Result};
 
 /// One adapted linear layer.
@@ -38,52 +40,75 @@ fn module_name(layer: usize, projection: Projection) -> String {
 /// A list of names or a regular expression that selects modules.
 enum Matcher {
     Names(Vec<String>),
-    Regex(Regex),
+    Regex(Expression),
 }
 
 impl Matcher {
-    fn expression(field: Key, text: &str) -> Result<Self> {
-        let problem = |e: regex::Error| {
-            let supported = "look-around and back-references are not supported";
-            let cause = one_line(&e);
-            let problem =
-                format!("{field}: `{text}` is not a regular expression this program can run ({supported}): {cause}");
-            Error::setting(field, problem)
-        };
-        Regex::new(text).map_err(problem)?;
-        Regex::new(&format!(r"\A(?:{text})\z")).map(Self::Regex).map_err(problem)
-    }
-
-    fn matches(&self, module: &str) -> bool {
+    fn matches(&self, module: &str) -> Result<bool> {
         let ends_in = |name: &String| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
         match self {
-            Self::Names(names) => names.iter().any(|name| name == module || ends_in(name)),
-            Self::Regex(regex) => regex.is_match(module),
+            Self::Names(names) => Ok(names.iter().any(|name| name == module || ends_in(name))),
+            Self::Regex(expression) => expression.matches(module),
         }
     }
 }
 
+/// Steps back that an expression may take over one name; Python's take as many as there are.
+const BACKTRACKING: usize = 100_000;
+/// Limit for a compiled expression. Those that select modules stay far below it.
+const COMPILED_BYTES: usize = 1 << 20;
+
+/// A regular expression of a setting, as Python's `re` reads it: with look-around and back-references.
+struct Expression {
+    field: Key,
+    text: String,
+    regex: Regex,
+}
+
+impl Expression {
+    /// Compiles `text` between `before` and the end of the name.
+    fn new(field: Key, text: &str, before: &str) -> Result<Self> {
+        let build = |pattern: &str| {
+            let mut builder = RegexBuilder::new(pattern);
+            builder.backtrack_limit(BACKTRACKING).delegate_size_limit(COMPILED_BYTES);
+            builder.build().map_err(|e| one_line(&e))
+        };
+        // Alone first: what is unbalanced must not be closed by the parts around it.
+        let regex = build(text).and_then(|_| build(&format!(r"\A{before}(?:{text})\z"))).map_err(|e| {
+            let problem = format!("{field}: `{text}` is not a regular expression: {e}");
+            Error::setting(field, problem)
+        })?;
+        Ok(Self { field, text: text.to_owned(), regex })
+    }
+
+    fn matches(&self, module: &str) -> Result<bool> {
+        let Self { field, text, regex } = self;
+        regex.is_match(module).map_err(|_| {
+            let problem = "goes back and forth too often over one name; write it with fewer repetitions";
+            Error::setting(*field, format!("{field}: `{text}` {problem}"))
+        })
+    }
+}
+
 /// Returns the cause of a regular expression's error; the full message repeats the expression over several lines.
-fn one_line(e: &regex::Error) -> String {
+fn one_line(e: &fancy_regex::Error) -> String {
     let text = e.to_string();
     let last = text.lines().last().unwrap_or_default();
     last.strip_prefix("error: ").unwrap_or(last).to_owned()
 }
 
-/// Compiles a key of `rank_pattern` or `alpha_pattern` by PEFT's rule: it must match the end of the module's name.
-fn patterns<T: Copy>(field: Key, patterns: &[(String, T)]) -> Result<Vec<(Regex, T)>> {
-    let compile = |(key, value): &(String, T)| {
-        let regex = Regex::new(&format!(r"\A(?:.*\.)?(?:{key})\z"));
-        let regex = regex.map_err(|e| {
-            Error::setting(field, format!("{field}: `{key}` is not a regular expression: {}", one_line(&e)))
-        })?;
-        Ok((regex, *value))
-    };
-    patterns.iter().map(compile).collect()
+/// Compiles the keys of `rank_pattern` or `alpha_pattern` by PEFT's rule: each must match the end of the module's name.
+fn patterns<T: Copy>(field: Key, patterns: &[(String, T)]) -> Result<Vec<(Expression, T)>> {
+    patterns.iter().map(|(key, value)| Ok((Expression::new(field, key, r"(?:.*\.)?")?, *value))).collect()
 }
 
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
+fn first_match<T: Copy>(patterns: &[(Expression, T)], module: &str) -> Result<Option<T>> {
+    for (expression, value) in patterns {
+        if expression.matches(module)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the adapted modules, ordered by layer and [`Projection::ALL`].
@@ -94,20 +119,20 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
     let target = match &lora.target_modules {
         TargetModules::AllLinear => None,
         TargetModules::Names(names) => Some(Matcher::Names(names.clone())),
-        TargetModules::Regex(text) => Some(Matcher::expression(TARGET_MODULES, text)?),
+        TargetModules::Regex(text) => Some(Matcher::Regex(Expression::new(TARGET_MODULES, text, "")?)),
     };
     let exclude = match &lora.exclude_modules {
         None => None,
         Some(ExcludeModules::Names(names)) => Some(Matcher::Names(names.clone())),
-        Some(ExcludeModules::Regex(text)) => Some(Matcher::expression(EXCLUDE_MODULES, text)?),
+        Some(ExcludeModules::Regex(text)) => Some(Matcher::Regex(Expression::new(EXCLUDE_MODULES, text, "")?)),
     };
-    let excluded = |module: &str| exclude.as_ref().is_some_and(|m| m.matches(module));
+    let excluded = |module: &str| exclude.as_ref().map_or(Ok(false), |m| m.matches(module));
     if let Some(target) = &target {
-        refuse_other_modules(model, |module| target.matches(module) && !excluded(module))?;
+        refuse_other_modules(model, |module| Ok(target.matches(module)? && !excluded(module)?))?;
     }
     check_layers(lora, model)?;
-    let ranks = patterns(Key("rank-pattern"), &lora.rank_pattern)?;
-    let alphas = patterns(Key("alpha-pattern"), &lora.alpha_pattern)?;
+    let ranks = patterns(RANK_PATTERN, &lora.rank_pattern)?;
+    let alphas = patterns(ALPHA_PATTERN, &lora.alpha_pattern)?;
     let mut modules = Vec::new();
     for layer in 0..model.num_layers {
         if lora.layers_to_transform.as_ref().is_some_and(|layers| !layers.contains(&layer)) {
@@ -115,11 +140,11 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         }
         for projection in Projection::ALL {
             let name = module_name(layer, projection);
-            if excluded(&name) || target.as_ref().is_some_and(|m| !m.matches(&name)) {
+            if excluded(&name)? || !target.as_ref().map_or(Ok(true), |m| m.matches(&name))? {
                 continue;
             }
-            let rank = first_match(&ranks, &name).unwrap_or(lora.r);
-            let alpha = first_match(&alphas, &name).unwrap_or(lora.lora_alpha);
+            let rank = first_match(&ranks, &name)?.unwrap_or(lora.r);
+            let alpha = first_match(&alphas, &name)?.unwrap_or(lora.lora_alpha);
             if !(1..=MAX_RANK).contains(&rank) {
                 let problem = format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}");
                 return Err(Error::setting(RANK, problem));
@@ -172,21 +197,23 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
 }
 
 /// Refuses target modules that are not linear layers, as PEFT does, and the embedding and the head, which stay frozen.
-fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> bool) -> Result<()> {
-    if let Some(frozen) = [modules::HEAD, modules::EMBEDDING].into_iter().find(|module| is_target(module)) {
-        let problem = "adapters on it are not supported, the embedding and the head stay frozen";
-        return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {problem}")));
+fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
+    for frozen in [modules::HEAD, modules::EMBEDDING] {
+        if is_target(frozen)? {
+            let problem = "adapters on it are not supported, the embedding and the head stay frozen";
+            return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {problem}")));
+        }
     }
-    match modules_without_projections(model).iter().find(|module| is_target(module)) {
-        None => Ok(()),
-        Some(module) => {
+    for module in modules_without_projections(model) {
+        if is_target(&module)? {
             let problem = format!(
                 "{TARGET_MODULES} matches {module}, which is not a linear layer; name the linear layers, or leave this one out by \
                  {EXCLUDE_MODULES}"
             );
-            Err(Error::setting(TARGET_MODULES, problem))
+            return Err(Error::setting(TARGET_MODULES, problem));
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -228,6 +255,10 @@ pub(crate) mod tests {
         assert_eq!(resolved(&regex(r".*\.(0|2)\..*[kv]_proj")), ["0.k_proj", "0.v_proj", "2.k_proj", "2.v_proj"]);
         assert!(resolve(&regex("q_proj"), &model()).is_err());
         assert!(resolve(&regex("a|.*q_proj"), &model()).is_ok());
+        // As Python's re.fullmatch selects them.
+        let later = r"model\.layers\.(?!0\.)\d+\.(?:self_attn|mlp)\.(?:q_proj|up_proj)";
+        assert_eq!(resolved(&regex(later)), ["1.q_proj", "1.up_proj", "2.q_proj", "2.up_proj"]);
+        assert_eq!(resolved(&regex(r".*(?<!mlp)\.(?:v|up)_proj")), ["0.v_proj", "1.v_proj", "2.v_proj"]);
     }
 
     #[test]
@@ -267,7 +298,10 @@ pub(crate) mod tests {
         assert!(message(names(&["q_proj", "lm_head"])).contains("lm_head: adapters on it are not supported"));
         assert!(message(regex(".*")).contains("stay frozen"));
         assert!(message(names(&["q_proj", "mlp"])).contains("model.layers.0.mlp, which is not a linear layer"));
-        assert!(message(regex("(?!x).*")).contains("look-around"));
+        assert!(message(regex("(?!x).*")).contains("stay frozen"));
+        assert!(message(regex("(q_proj")).contains("`(q_proj` is not a regular expression"));
+        assert!(message(regex(r"(.+)(.+)(.+)(.+)(.+)(.+)\1\2\3\4\5\6x")).contains("goes back and forth too often"));
+        assert!(message(regex(r"\w{300}\w{300}\w{300}q_proj")).contains("is not a regular expression"));
         assert!(message(LoraConfig { layers_to_transform: Some(vec![3]), ..names(&["q_proj"]) }).contains("layer 3"));
         let both = LoraConfig { layers_to_transform: Some(vec![0]), ..regex(".*q_proj") };
         assert!(message(both).contains("beside a regular expression"));

@@ -65,7 +65,7 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let tensors = tensors(config);
     let mut dtypes: Vec<String> =
         tensors.iter().filter_map(|spec| Some(source.tensors.float(&spec.name)?.to_string())).collect();
-    dtypes.extend(config.quantization.map(|stored| stored.code.to_string()));
+    dtypes.extend(config.quantized.values().map(|stored| stored.code.to_string()));
     dtypes.sort();
     dtypes.dedup();
     Ok(ModelSummary {

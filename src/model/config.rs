@@ -1,14 +1,16 @@
 //! `config.json` of a Hugging Face model directory, checked, with the defaults of transformers' configuration classes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::families::{FAMILIES, supported};
 use super::family::{Bias, Family, SlidingWindows};
+use super::foreign::instead_of_a_model;
 use super::json_fields::{JsonFields, parse_object};
-use super::modules::{Norm, Projection};
-use super::packed;
+use super::modules::{HEAD, Norm, Projection, in_layer};
+use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::ops::glu::Activation;
 use crate::quant::format::Format4;
@@ -66,8 +68,9 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text or a turn; empty where there are none.
     pub eos_token_ids: Vec<u32>,
-    /// 4-bit format of the layers' matrices in the files; `None` where they are floats.
-    pub quantization: Option<Format4>,
+    /// The matrices that the files hold in 4 bits, by the names of their tensors. [`super::source::Source`] reads it off the files; without
+    /// files it is what `quantization_config` declares.
+    pub quantized: BTreeMap<String, Format4>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
 }
@@ -78,7 +81,11 @@ impl ModelConfig {
     /// # Errors
     /// As [`Self::from_file`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        Self::from_file(&dir.join(CONFIG))
+        let path = dir.join(CONFIG);
+        match instead_of_a_model(dir).filter(|_| !files::is_file(&path)) {
+            Some(problem) => Err(Error::file(dir, problem)),
+            None => Self::from_file(&path),
+        }
     }
 
     /// Reads `path`, a `config.json`.
@@ -109,7 +116,7 @@ impl ModelConfig {
         let num_heads = fields.required_count("num_attention_heads", MAX_DIMENSION)?;
         let num_kv_heads = kv_heads(&fields, family, num_heads)?;
         let head_dim = head_dim(&fields, family, hidden_size, num_heads)?;
-        Ok(Self {
+        let mut config = Self {
             family,
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
@@ -133,9 +140,21 @@ impl ModelConfig {
             sliding_windows: sliding_windows(&fields, family.sliding_windows, num_layers)?,
             bos_token_id: token_ids(&fields, "bos_token_id", family.bos_token_id)?.first().copied(),
             eos_token_ids: token_ids(&fields, "eos_token_id", family.eos_token_id)?,
-            quantization,
+            quantized: BTreeMap::new(),
             initializer_range: fields.positive("initializer_range")?.unwrap_or(0.02) as f32,
-        })
+        };
+        if let Some(declared) = quantization {
+            config.quantized = config.declared_matrices(&declared);
+        }
+        Ok(config)
+    }
+
+    fn declared_matrices(&self, declared: &Declared) -> BTreeMap<String, Format4> {
+        let of_layer = |layer| Projection::ALL.map(|projection| in_layer(layer, projection.module()));
+        let head = (!self.tie_word_embeddings).then(|| HEAD.to_owned());
+        let modules = (0..self.num_layers).flat_map(of_layer).chain(head);
+        let held = modules.filter(|module| declared.holds(module));
+        held.map(|module| (format!("{module}.weight"), declared.format)).collect()
     }
 
     /// `(rows, columns)` of the weight, that is (out_features, in_features).

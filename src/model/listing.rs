@@ -45,8 +45,17 @@ impl TensorInfo {
     /// # Errors
     /// A file that cannot be read.
     pub fn read_f32(&self) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; self.byte_len as usize];
-        self.read(0, &mut bytes)?;
+        self.read_f32_range(0..self.byte_len / self.dtype.bytes())
+    }
+
+    /// Reads the elements of a range in row-major order, widened to f32.
+    ///
+    /// # Errors
+    /// Elements beyond the tensor's end, or a file that cannot be read.
+    pub fn read_f32_range(&self, elements: std::ops::Range<u64>) -> Result<Vec<f32>> {
+        let width = self.dtype.bytes();
+        let mut bytes = vec![0; ((elements.end - elements.start) * width) as usize];
+        self.read(elements.start * width, &mut bytes)?;
         Ok(match self.dtype {
             Float::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Float::F16 => bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
@@ -56,6 +65,23 @@ impl TensorInfo {
 }
 
 impl TensorInfo {
+    /// True if `same` holds for each pair of elements of both tensors, which have as many, in bounded pieces.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn all_pairs(&self, other: &Self, same: impl Fn(f32, f32) -> bool) -> Result<bool> {
+        const PIECE: u64 = 1 << 20;
+        let elements = self.byte_len / self.dtype.bytes();
+        for start in (0..elements).step_by(PIECE as usize) {
+            let piece = start..elements.min(start + PIECE);
+            let (ours, theirs) = (self.read_f32_range(piece.clone())?, other.read_f32_range(piece)?);
+            if !ours.iter().zip(&theirs).all(|(a, b)| same(*a, *b)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The place alone, to be read byte by byte.
     pub(super) fn raw(&self) -> RawTensor {
         let dtype = format!("{:?}", self.dtype);

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod families;
 pub mod family;
+pub mod foreign;
 pub(crate) mod json_fields;
 pub mod listing;
 pub mod model_directory;

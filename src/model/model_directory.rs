@@ -5,17 +5,21 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::tensor::{TensorView, serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{CONFIG, ModelConfig};
+use super::json_fields::{object_text, parse_object};
 use super::tensor_source::TensorSource;
-use super::tensors::{NamedTensor, TensorSpec, matrices_then_vectors};
+use super::tensors::{HEAD, NamedTensor, TensorSpec, matrices_then_vectors};
+use crate::hub::is_license;
 use crate::quant::format::Float;
 use crate::setting::{DTYPE, LR};
 use crate::{Error, Result, files};
 
 /// Name of the file with a model's weights, where they are not split into shards.
 pub const WEIGHTS: &str = "model.safetensors";
+/// The file that lists the shards of a model.
+const INDEX: &str = "model.safetensors.index.json";
 /// Companion files of a model: everything but weights and configuration.
 const COMPANIONS: [&str; 11] = [
     "generation_config.json",
@@ -43,13 +47,26 @@ const TOKENIZER: [&str; 7] = [
 /// Directory of chat templates with names of their own.
 const FURTHER_TEMPLATES: &str = "additional_chat_templates";
 
-/// Copies the files that tell how to use the model at `from`; those that it lacks are left out.
+/// True for the name of a file that a written model directory may hold.
+pub fn is_model_file(name: &str) -> bool {
+    let shard = |name: &str| name.starts_with("model-") && name.ends_with(".safetensors");
+    name == CONFIG
+        || name == WEIGHTS
+        || name == INDEX
+        || shard(name)
+        || COMPANIONS.contains(&name)
+        || name == FURTHER_TEMPLATES
+        || is_license(name)
+}
+
+/// Copies the files that tell how to use the model at `from`, and its licenses; those that it lacks are left out.
 ///
 /// # Errors
 /// A file that cannot be read or written.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
-    for name in COMPANIONS {
-        copy_file(from, to, name)?;
+    let licenses = files::names(from).unwrap_or_default().into_iter().filter(|name| is_license(name));
+    for name in COMPANIONS.into_iter().map(str::to_owned).chain(licenses) {
+        copy_file(from, to, &name)?;
     }
     copy_directory(from, to, FURTHER_TEMPLATES)
 }
@@ -82,22 +99,28 @@ fn copy_directory(from: &Path, to: &Path, name: &str) -> Result<()> {
     names.iter().try_for_each(|name| copy_file(&from, &to, name))
 }
 
-/// Writes `config.json` of `from` with the type of the new weights.
+/// Sets `tie_word_embeddings` where the files have decided otherwise than it says.
+pub(crate) fn say_tied(config: &mut Map<String, Value>, tied: bool) {
+    if config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false) != tied {
+        config.insert("tie_word_embeddings".to_owned(), tied.into());
+    }
+}
+
+/// Writes `config.json` of `from` with the type of the new weights; `tied` models have no head of their own.
 ///
 /// # Errors
 /// A file that cannot be read or written.
-pub fn write_config(from: &Path, to: &Path, float: Float) -> Result<()> {
+pub fn write_config(from: &Path, to: &Path, float: Float, tied: bool) -> Result<()> {
     let path = from.join(CONFIG);
     let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, e))?;
-    if let Some(fields) = config.as_object_mut() {
-        // transformers 5 calls it `dtype`.
-        let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        fields.insert(key.to_owned(), float.torch_name().into());
-        // The written weights are in full precision, so a quantization entry would be wrong.
-        fields.remove("quantization_config");
-    }
-    files::write_atomically(&to.join(CONFIG), format!("{config:#}\n").as_bytes())
+    let mut fields = parse_object(&path, &text)?;
+    say_tied(&mut fields, tied);
+    // transformers 5 calls it `dtype`.
+    let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    fields.insert(key.to_owned(), float.torch_name().into());
+    // The written weights are in full precision, so a quantization entry would be wrong.
+    fields.remove("quantization_config");
+    files::write_atomically(&to.join(CONFIG), object_text(&fields).as_bytes())
 }
 
 /// Values in the bytes of a safetensors file, rounded to nearest even.
@@ -151,5 +174,6 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     files::write_atomically(&path, &serialize(views, Some(metadata)).map_err(|e| Error::file(&path, e))?)?;
     copy_companions(from, to)?;
-    write_config(from, to, float)
+    let tied = !tensors.iter().any(|tensor| tensor.name == HEAD);
+    write_config(from, to, float, tied)
 }

@@ -5,16 +5,35 @@ use serde_json::Value;
 
 use super::json_fields::JsonFields;
 use super::listing::RawTensor;
+use super::modules::HEAD;
 use super::tensor_source::TensorSource;
 use crate::quant::format::{Code4, Format4, NESTED_BLOCK};
 use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::{Error, Result};
 
+/// The 4-bit storage that `quantization_config` declares. The files decide, matrix by matrix.
+pub(super) struct Declared {
+    pub format: Format4,
+    /// `llm_int8_skip_modules`: linear layers that are kept as they were. None is the head.
+    skipped: Option<Vec<String>>,
+}
+
+impl Declared {
+    /// True if the linear layer `module` is declared to be in 4 bits.
+    pub(super) fn holds(&self, module: &str) -> bool {
+        let is_part = |part: &String| format!(".{module}.").contains(&format!(".{part}."));
+        match &self.skipped {
+            None => module != HEAD,
+            Some(skipped) => !skipped.iter().any(is_part),
+        }
+    }
+}
+
 /// Reads `quantization_config`: how the linear layers of a directory are quantized.
 ///
 /// # Errors
 /// Another method than bitsandbytes' `load_in_4bit`, or a code that is not known.
-pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Format4> {
+pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Declared> {
     let error = |problem: String| {
         let supported = format!(
             "supported is bitsandbytes' load_in_4bit with {}; or give the original model in 16 or 32 bits",
@@ -24,7 +43,9 @@ pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Format4
     };
     let text = |key: &str| config.get(key).and_then(Value::as_str);
     let flag = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let method = text("quant_method").unwrap_or("an unnamed method");
+    // As in transformers, old files without a method are of bitsandbytes.
+    let unnamed = if flag("load_in_4bit") || flag("load_in_8bit") { "bitsandbytes" } else { "an unnamed method" };
+    let method = text("quant_method").unwrap_or(unnamed);
     if method != "bitsandbytes" {
         return Err(error(format!("the weights are already quantized ({method})")));
     }
@@ -34,7 +55,28 @@ pub(super) fn from_fields(fields: &JsonFields, config: &Value) -> Result<Format4
     // transformers takes this code where the field is absent.
     let name = text("bnb_4bit_quant_type").unwrap_or(Code4::Fp4.name());
     let code: Code4 = name.parse().map_err(|_| error(format!("has the bnb_4bit_quant_type `{name}`")))?;
-    Ok(code.format(flag("bnb_4bit_use_double_quant")))
+    let skipped = config.get("llm_int8_skip_modules").and_then(Value::as_array);
+    let skipped = skipped.map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
+    Ok(Declared { format: code.format(flag("bnb_4bit_use_double_quant")), skipped })
+}
+
+/// The format in which the files hold the matrix `name` in 4 bits; None where they hold it as floats. `declared` counts where the files
+/// hold neither, so that the missing part is named.
+pub(super) fn format_of(
+    source: &TensorSource,
+    name: &str,
+    shape: &[usize],
+    declared: Option<Format4>,
+) -> Option<Format4> {
+    let nested = || {
+        let coded = source.get(&format!("{name}.absmax")).is_none() && source.has(&format!("{name}.absmax"));
+        coded || source.has(&format!("{name}.nested_absmax"))
+    };
+    let found = Code4::ALL.into_iter().find(|code| source.has(&state_name(name, *code)));
+    match found {
+        Some(code) => Some(code.format(nested())),
+        None => declared.filter(|_| source.get(name).is_none_or(|info| info.shape != shape)),
+    }
 }
 
 /// The name of the tensor that has the JSON of a weight's quantization state.

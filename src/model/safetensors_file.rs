@@ -31,6 +31,13 @@ pub(crate) fn read_header(path: &Path) -> Result<BTreeMap<String, Entry>> {
     file.read_exact(&mut prefix).map_err(unreadable)?;
     let header_len = u64::from_le_bytes(prefix);
     if header_len > MAX_HEADER_BYTES {
+        let mut rest = vec![0; 56.min(file_len as usize - 8)];
+        file.read_exact(&mut rest).map_err(unreadable)?;
+        if files::is_lfs_pointer(&[&prefix[..], &rest].concat()) {
+            return Err(Error::lfs_pointer(path));
+        }
+    }
+    if header_len > MAX_HEADER_BYTES {
         let problem = format!("claims a header of {header_len} bytes, above the limit of {MAX_HEADER_BYTES}");
         return Err(Error::file(path, format!("{problem}; it is not a safetensors file")));
     }

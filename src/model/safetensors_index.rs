@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::foreign::other_weights;
 use super::json_fields::parse_object;
 use super::listing::Listing;
 use super::safetensors_file::{self, MAX_HEADER_BYTES};
@@ -20,11 +21,7 @@ pub(super) fn list(dir: &Path) -> Result<Listing> {
         return Ok(Listing { entries: safetensors_file::read_header(&single)?, path: single });
     }
     if !files::is_file(&index) {
-        let hint = match files::is_file(&dir.join("pytorch_model.bin")) {
-            true => "; pytorch_model.bin cannot be read, convert it to safetensors",
-            false => "",
-        };
-        return Err(Error::file(dir, format!("holds neither {SINGLE} nor {INDEX}{hint}")));
+        return Err(Error::file(dir, format!("holds neither {SINGLE} nor {INDEX}{}", other_weights(dir))));
     }
     let mut shards = BTreeMap::new();
     let mut entries = BTreeMap::new();

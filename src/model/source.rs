@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
-use super::packed::PackedWeight;
+use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
-use super::tensors::{EMBEDDING, is_layer_tensor, tensors};
+use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
 use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
@@ -40,8 +40,9 @@ impl Source {
     /// # Errors
     /// A file that is missing or damaged, or weights that are not those of `config.json`.
     pub fn open(dir: &Path) -> Result<Self> {
-        let config = ModelConfig::from_dir(dir)?;
-        let tensors = TensorSource::open(dir)?;
+        let mut config = ModelConfig::from_dir(dir)?;
+        let mut tensors = TensorSource::open(dir)?;
+        read_off(&mut tensors, &mut config)?;
         check_shapes(&tensors, &config)?;
         Ok(Self { dir: dir.to_owned(), config, tensors, cache: None })
     }
@@ -63,7 +64,37 @@ impl Source {
 
     /// True if the directory has a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
-        files::is_file(&self.dir.join("tokenizer.json"))
+        ["tokenizer.json", "tokenizer.model"].iter().any(|name| files::is_file(&self.dir.join(name)))
+    }
+}
+
+/// Reads off the files what they, not `config.json`, decide: a head of its own beside `tie_word_embeddings`, and which matrices are in 4
+/// bits.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn read_off(source: &mut TensorSource, config: &mut ModelConfig) -> Result<()> {
+    if config.tie_word_embeddings && source.has(HEAD) {
+        if !source.has(EMBEDDING) {
+            source.rename(HEAD, EMBEDDING);
+        } else if !equal(source)? {
+            config.tie_word_embeddings = false;
+        }
+    }
+    let matrices = tensors(config).into_iter().filter(TensorSpec::is_matrix);
+    let format = |spec: TensorSpec| {
+        let declared = config.quantized.get(&spec.name).copied();
+        Some((packed::format_of(source, &spec.name, &spec.shape, declared)?, spec.name))
+    };
+    config.quantized = matrices.filter_map(format).map(|(format, name)| (name, format)).collect();
+    Ok(())
+}
+
+/// True if head and embedding hold the same values: many files of tied models have both.
+fn equal(source: &TensorSource) -> Result<bool> {
+    match (source.get(EMBEDDING), source.get(HEAD)) {
+        (Some(embedding), Some(head)) if embedding.shape == head.shape => head.all_pairs(embedding, |a, b| a == b),
+        _ => Ok(false),
     }
 }
 
@@ -79,9 +110,9 @@ pub fn stored_embedding(dir: &Path) -> Option<Float> {
 pub fn check_shapes(source: &TensorSource, config: &ModelConfig) -> Result<()> {
     let expected = tensors(config);
     for spec in &expected {
-        match (config.quantization.filter(|_| spec.is_projection()), &spec.shape[..]) {
+        match (config.quantized.get(&spec.name), &spec.shape[..]) {
             (Some(stored), [rows, cols]) => {
-                PackedWeight::find(source, &spec.name, [*rows, *cols], stored)?;
+                PackedWeight::find(source, &spec.name, [*rows, *cols], *stored)?;
             }
             _ => {
                 source.require(&spec.name, &spec.shape)?;

@@ -7,9 +7,35 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::listing::{Entry, Listing, RawTensor, TensorInfo};
+use super::modules::{EMBEDDING, HEAD};
 use super::safetensors_index;
 use crate::quant::format::Float;
 use crate::{Error, Result};
+
+/// Files that were saved from the decoder without its head have names without `model.`, as transformers reads them too.
+fn add_prefix(listing: &mut Listing) {
+    let base = format!("{}.", EMBEDDING.split('.').next().unwrap_or_default());
+    let Some(without) = EMBEDDING.strip_prefix(&base) else { return };
+    if listing.entries.keys().any(|name| name.starts_with(&base))
+        || !listing.entries.contains_key(&format!("{without}.weight"))
+    {
+        return;
+    }
+    let names: Vec<String> = listing.entries.keys().filter(|name| !name.starts_with(HEAD)).cloned().collect();
+    for name in names {
+        rename(listing, &name, &format!("{base}{name}"));
+    }
+}
+
+fn rename(listing: &mut Listing, from: &str, to: &str) {
+    if let Some(mut entry) = listing.entries.remove(from) {
+        match &mut entry {
+            Entry::Float(info) => info.name = to.to_owned(),
+            Entry::Other(raw) => raw.name = to.to_owned(),
+        }
+        listing.entries.insert(to.to_owned(), entry);
+    }
+}
 
 /// The tensors of a model directory; their data stay on disk until they are read.
 #[derive(Debug)]
@@ -21,7 +47,19 @@ impl TensorSource {
     /// # Errors
     /// No weights in a known container, or a header that is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
-        safetensors_index::list(dir).map(Self)
+        let mut listing = safetensors_index::list(dir)?;
+        add_prefix(&mut listing);
+        Ok(Self(listing))
+    }
+
+    /// True if there is a tensor of this name, of whatever type.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.entries.contains_key(name)
+    }
+
+    /// Lists a tensor under another name.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        rename(&mut self.0, from, to);
     }
 
     /// A source without a tensor, for a model whose weights are drawn anew. `path` is for messages.

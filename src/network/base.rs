@@ -116,13 +116,18 @@ impl BaseStorage {
     /// # Errors
     /// Another 4-bit form than the files', or full training of them.
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
-        let Some(stored) = config.quantization else { return Ok(self) };
-        match self {
-            Self::AsStored => Ok(Self::Quantized(Storage::Quantized(stored))),
-            Self::Quantized(storage) | Self::QuantizedWhole(storage) if storage == Storage::Quantized(stored) => {
-                Ok(self)
-            }
-            Self::Quantized(_) | Self::QuantizedWhole(_) => Err(Error::setting(
+        let Some(first) = config.quantized.values().next() else { return Ok(self) };
+        // A file may hold matrices with and without quantized scales.
+        let holds = |storage| config.quantized.values().any(|stored| storage == Storage::Quantized(*stored));
+        let stored = match self {
+            Self::Quantized(storage) | Self::QuantizedWhole(storage) if holds(storage) => None,
+            _ => Some(first),
+        };
+        match (self, stored) {
+            // What such files hold as floats was left so on purpose.
+            (Self::AsStored, _) | (Self::Quantized(_), None) => Ok(Self::AsStored),
+            (Self::QuantizedWhole(_), None) => Ok(self),
+            (Self::Quantized(_) | Self::QuantizedWhole(_), Some(stored)) => Err(Error::setting(
                 QUANT,
                 format!(
                     "the model's files hold its weights in 4 bits, in another form than asked for; take {}{}, or the original model",
@@ -130,7 +135,7 @@ impl BaseStorage {
                     if stored.double { String::new() } else { format!(" {}", DOUBLE_QUANT.is(false)) }
                 ),
             )),
-            Self::Trained => Err(Error::setting(
+            (Self::Trained, _) => Err(Error::setting(
                 METHOD,
                 format!(
                     "the model's files hold its weights in 4 bits, which cannot be trained themselves; take the original model, \
@@ -152,13 +157,20 @@ pub fn plan(
     max_binding_bytes: u64,
 ) -> Network {
     let stored = |name: &str| if base == BaseStorage::Trained { Float::F32 } else { stored(name) };
+    let in_files = |name: &str| match config.quantized.get(name) {
+        Some(format) => Storage::Quantized(*format),
+        None => Storage::Float(stored(name)),
+    };
     let of_vocabulary = |plan: &mut MemoryPlan, name: &str| {
+        let packed = config.quantized.contains_key(name);
         let storage = match base {
-            BaseStorage::QuantizedWhole(storage) => storage,
-            _ => Storage::Float(stored(name)),
+            BaseStorage::QuantizedWhole(storage) if !packed => storage,
+            _ => in_files(name),
         };
         let shape = [config.vocab_size, config.hidden_size].map(|n| n as u32);
-        Weight::plan(plan, name, storage, shape, false, max_binding_bytes)
+        // A matrix that the files hold in 4 bits stays whole, with its scales.
+        let limit = if packed { u64::MAX } else { max_binding_bytes };
+        Weight::plan(plan, name, storage, shape, false, limit)
     };
     let vector =
         |plan: &mut MemoryPlan, name: &str, length: usize| plan.alloc(Category::Weights, name, 4 * length as u64);
@@ -166,8 +178,10 @@ pub fn plan(
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
         let storage = |projection| match base {
-            BaseStorage::AsStored | BaseStorage::Trained => Storage::Float(stored(&projection_name(i, projection))),
-            BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) => storage,
+            BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) if config.quantized.is_empty() => {
+                storage
+            }
+            _ => in_files(&projection_name(i, projection)),
         };
         let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, storage, max_binding_bytes);
         let [o] = matrices(plan, config, i, [Projection::O], storage, max_binding_bytes);

@@ -37,9 +37,9 @@ pub struct Staging {
 impl Staging {
     /// Plans the buffers; `None` where nothing is quantized, since float weights are written to their place directly.
     pub fn plan(plan: &mut MemoryPlan, arena: &mut Arena, network: &Network) -> Option<Self> {
-        let packed = network.config.quantization.is_some();
+        let packed = &network.config.quantized;
         let quantized = |spec: &TensorSpec, w: &Weight| {
-            matches!(w.storage, Storage::Quantized(_)) && !(packed && spec.is_projection())
+            matches!(w.storage, Storage::Quantized(_)) && !packed.contains_key(&spec.name)
         };
         let sizes = network.weights().filter(|(spec, w)| quantized(spec, w)).filter_map(|(_, w)| {
             let Storage::Quantized(format) = w.storage else { return None };
@@ -80,8 +80,8 @@ pub async fn load(
     let mut to_quantize: Vec<(String, &Weight)> = Vec::new();
     for (spec, weight) in network.weights() {
         let shape = [weight.out_features as usize, weight.in_features as usize];
-        match config.quantization.filter(|_| spec.is_projection()) {
-            Some(stored) => packed.push((PackedWeight::find(&source.tensors, &spec.name, shape, stored)?, weight)),
+        match config.quantized.get(&spec.name) {
+            Some(stored) => packed.push((PackedWeight::find(&source.tensors, &spec.name, shape, *stored)?, weight)),
             None => {
                 tensors.push((source.tensors.require(&spec.name, &shape)?, weight));
                 if quantized(weight) {

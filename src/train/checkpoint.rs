@@ -2,7 +2,7 @@
 //! model in f32), `optimizer.safetensors` with AdamW's moments, and `state.json`. A directory is written beside its place, synced, then
 //! renamed, so that a checkpoint that has its name is whole. Length and checksum of each file show damage that came later.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,36 @@ pub struct RunState {
     pub tokens: u64,
     /// Reports of the steps since the last logged line.
     pub unlogged: Vec<Report>,
+    /// The best evaluation, where the run keeps the values of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestEvaluation>,
     /// The data, the base and the settings that the run's numbers follow from.
     pub origin: Provenance,
+}
+
+/// The evaluation with the lowest loss so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestEvaluation {
+    /// Optimizer steps before it.
+    pub step: usize,
+    /// Mean loss over the held-out tokens.
+    pub eval_loss: f64,
+    /// Evaluations since, none of them better.
+    pub waited: usize,
+}
+
+impl BestEvaluation {
+    /// The best one after a further evaluation, which starts the wait anew if its loss is lower by more than `threshold`.
+    pub(super) fn after(best: Option<Self>, step: usize, eval_loss: f64, threshold: f64) -> Self {
+        match best {
+            None => Self { step, eval_loss, waited: 0 },
+            Some(best) if eval_loss < best.eval_loss => {
+                let waited = if best.eval_loss - eval_loss > threshold { 0 } else { best.waited + 1 };
+                Self { step, eval_loss, waited }
+            }
+            Some(best) => Self { waited: best.waited + 1, ..best },
+        }
+    }
 }
 
 /// Everything that a run needs to go on bit for bit.
@@ -94,13 +122,17 @@ fn directory(out: &Path) -> PathBuf {
     out.join("checkpoints")
 }
 
-/// Writes `checkpoints/step-N` and removes all but the newest `keep`.
+/// The checkpoint of a step.
+pub fn at(out: &Path, step: usize) -> PathBuf {
+    directory(out).join(format!("step-{step}"))
+}
+
+/// Writes `checkpoints/step-N` and removes all but the newest `keep` and that of the best evaluation.
 ///
 /// # Errors
 /// A value that is not finite, or a file that cannot be written; earlier checkpoints then stay.
 pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
-    let parent = directory(out);
-    let place = parent.join(format!("step-{}", checkpoint.state.step));
+    let (parent, place) = (directory(out), at(out, checkpoint.state.step));
     let beside = parent.join(format!(".step-{}.part", checkpoint.state.step));
     let failed = |e: std::io::Error| Error::file(&place, format!("cannot be written: {e}"));
     remove_if_there(&beside).map_err(failed)?;
@@ -118,16 +150,38 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
     write().inspect_err(|_| {
         let _ = files::remove_dir_all(&beside);
     })?;
-    remove_beyond(out, keep)?;
+    remove_beyond(out, keep, checkpoint.state.best)?;
     Ok(place)
 }
 
-/// Removes all checkpoints but the newest `keep`.
+/// Removes all checkpoints but the newest `keep` and that of the best evaluation.
 ///
 /// # Errors
 /// A checkpoint that cannot be removed.
-pub fn remove_beyond(out: &Path, keep: usize) -> Result<()> {
-    steps_in(out).into_iter().rev().skip(keep.max(1)).try_for_each(|step| remove(out, step))
+pub fn remove_beyond(out: &Path, keep: usize, best: Option<BestEvaluation>) -> Result<()> {
+    let old = steps_in(out).into_iter().rev().skip(keep.max(1));
+    old.filter(|step| best.is_none_or(|best| best.step != *step)).try_for_each(|step| remove(out, step))
+}
+
+/// Copies the checkpoint of a step from one run to another.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn copy(from: &Path, to: &Path, step: usize) -> Result<()> {
+    let (from, place) = (at(from, step), at(to, step));
+    let beside = directory(to).join(format!(".step-{step}.part"));
+    let copied = || -> std::io::Result<()> {
+        remove_if_there(&beside)?;
+        files::create_dir_all(&beside)?;
+        for name in files::names(&from)? {
+            let mut file = File::create(beside.join(&name))?;
+            file.write_all(&files::read(from.join(&name))?)?;
+            file.sync_all()?;
+        }
+        remove_if_there(&place)?;
+        files::rename(&beside, &place)
+    };
+    copied().map_err(|e| Error::file(&from, format!("cannot be copied to {}: {e}", place.display())))
 }
 
 /// Writes `state.json` with length and CRC-32C of every other file of the checkpoint, and a CRC-32C of its own.
@@ -209,7 +263,7 @@ pub fn check(dir: &Path) -> Result<()> {
 
 /// The newest checkpoint below `out`, if there is one.
 pub fn newest(out: &Path) -> Option<PathBuf> {
-    steps_in(out).last().map(|step| directory(out).join(format!("step-{step}")))
+    steps_in(out).last().map(|step| at(out, *step))
 }
 
 /// The newest undamaged checkpoint below `out`, if there is a checkpoint. A sentence about each damaged one that is newer is added to
@@ -220,7 +274,7 @@ pub fn newest(out: &Path) -> Option<PathBuf> {
 pub fn newest_whole(out: &Path, passed_over: &mut Vec<String>) -> Result<Option<PathBuf>> {
     let mut first = None;
     for step in steps_in(out).into_iter().rev() {
-        let dir = directory(out).join(format!("step-{step}"));
+        let dir = at(out, step);
         match check(&dir) {
             Ok(()) => return Ok(Some(dir)),
             Err(problem) => {
@@ -240,11 +294,24 @@ pub fn remove_after(out: &Path, step: usize) -> Result<()> {
     steps_in(out).into_iter().filter(|later| *later > step).try_for_each(|later| remove(out, later))
 }
 
+/// Removes every checkpoint below `out`, and the directory of checkpoints if nothing else is in it.
+pub fn remove_all(out: &Path) -> Result<()> {
+    steps_in(out).into_iter().try_for_each(|step| remove(out, step))?;
+    remove_parts(out)?;
+    let parent = directory(out);
+    match files::names(&parent) {
+        Ok(names) if names.is_empty() => {
+            files::remove_dir_all(&parent).map_err(|e| Error::file(&parent, format!("cannot be removed: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes one checkpoint. It is renamed first, so that a checkpoint that has its name is whole, also where the
 /// removal is cut short.
 fn remove(out: &Path, step: usize) -> Result<()> {
     let parent = directory(out);
-    let (old, leaving) = (parent.join(format!("step-{step}")), parent.join(format!(".step-{step}.part")));
+    let (old, leaving) = (at(out, step), parent.join(format!(".step-{step}.part")));
     let removed = remove_if_there(&leaving)
         .and_then(|()| files::rename(&old, &leaving))
         .and_then(|()| files::remove_dir_all(&leaving));
@@ -294,10 +361,11 @@ fn step_of(name: &str) -> Option<usize> {
     (name == format!("step-{step}")).then_some(step)
 }
 
-/// The steps of the whole checkpoints below `out`, ascending.
+/// The steps of the whole checkpoints below `out`, ascending. A directory that lacks its files is none of ours.
 fn steps_in(out: &Path) -> Vec<usize> {
     let names = files::names(&directory(out)).unwrap_or_default();
     let mut steps: Vec<usize> = names.iter().filter_map(|name| step_of(name)).collect();
+    steps.retain(|step| [STATE, OPTIMIZER].iter().any(|file| files::is_file(&at(out, *step).join(file))));
     steps.sort_unstable();
     steps
 }
@@ -323,4 +391,43 @@ pub fn load(dir: &Path, model: &ModelConfig, trainable: Trainable, storage: Mome
     let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let moments = deserialize_moments(&path, &bytes, &values, trainable.modules(), storage)?;
     Ok(Checkpoint { state, values, moments })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_evaluation_waits_for_a_better_one() {
+        let losses = [3.0, 2.0, 2.5, 1.95, 1.9, 2.0, 1.0];
+        let mut best = None;
+        let mut seen = Vec::new();
+        for (i, loss) in losses.into_iter().enumerate() {
+            let now = BestEvaluation::after(best, 10 * (i + 1), loss, 0.2);
+            seen.push((now.step, now.waited));
+            best = Some(now);
+        }
+        assert_eq!(seen, [(10, 0), (20, 0), (20, 1), (40, 2), (50, 3), (50, 4), (70, 0)]);
+    }
+
+    #[test]
+    fn only_own_checkpoints_are_removed() {
+        let out = tempfile::tempdir().unwrap();
+        for (dir, file) in [("step-3", STATE), ("step-5", "theirs"), ("mine", "weights"), (".step-4.part", "x")] {
+            let dir = directory(out.path()).join(dir);
+            files::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(file), "{}").unwrap();
+        }
+        assert_eq!(steps_in(out.path()), [3]);
+        remove_all(out.path()).unwrap();
+        let mut left = files::names(&directory(out.path())).unwrap();
+        left.sort();
+        assert_eq!(left, ["mine", "step-5"]);
+        for name in left {
+            files::remove_dir_all(directory(out.path()).join(name)).unwrap();
+        }
+        remove_all(out.path()).unwrap();
+        assert!(!files::exists(&directory(out.path())));
+        remove_all(out.path()).unwrap();
+    }
 }

@@ -60,7 +60,7 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     let source = Source::open(&settings.model)?;
     let config = &source.config;
     let (modules, tensors) = match &settings.adapter {
-        Some(dir) => adapter_file::load(dir, config).map(|adapter| (adapter.modules, adapter.tensors))?,
+        Some(dir) => adapter_file::load_for(dir, &source).map(|adapter| (adapter.modules, adapter.tensors))?,
         None => (Vec::new(), AdapterTensors::default()),
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, config)?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::checkpoint::BestEvaluation;
 use super::output::{EvalMetrics, StepMetrics};
 use crate::gpu::{Ledger, Profile};
 
@@ -66,6 +67,10 @@ pub struct Outcome {
     /// Optimizer steps done.
     pub step: usize,
     pub interrupted: bool,
+    /// True if evaluations had not become better for as long as the settings allow.
+    pub stopped_early: bool,
+    /// The evaluation that the trained values are of, where the run keeps the best ones.
+    pub best: Option<BestEvaluation>,
     pub last_eval: Option<EvalMetrics>,
     pub first_eval: Option<EvalMetrics>,
     pub profile: Option<Profile>,

@@ -46,6 +46,7 @@ pub(super) struct Observer<'a, L: FnMut(Event<'_>)> {
     pub(super) listen: &'a mut L,
     pub(super) settings: RunSettings,
     pub(super) steps: usize,
+    pub(super) steps_per_epoch: usize,
     pub(super) gpu_bytes: u64,
     pub(super) tokens: u64,
     /// Reports of the steps since the last logged line.
@@ -79,6 +80,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         let settings = &self.settings;
         let metrics = StepMetrics {
             step: result.step,
+            epoch: self.epoch(result.step),
             loss: report.loss,
             values: report.values,
             lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
@@ -90,6 +92,11 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         self.output.log_step(&metrics)?;
         (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
         Ok(())
+    }
+
+    /// Passes over the data after `step` steps.
+    fn epoch(&self, step: usize) -> f64 {
+        step as f64 / self.steps_per_epoch as f64
     }
 
     /// Waits for the results still under way.
@@ -113,7 +120,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
                 "the held-out loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"
             )));
         }
-        let metrics = EvalMetrics::new(step, report, count);
+        let metrics = EvalMetrics::new(step, self.epoch(step), report, count);
         self.output.log_evaluation(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));
         // Evaluation is not training time.

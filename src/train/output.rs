@@ -15,6 +15,7 @@ use crate::data::settings::RUN_FILE;
 use crate::data::template::{FURTHER, OWN_FILE};
 use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
+use crate::lora::adapter_file;
 use crate::setting::{OVERWRITE, RESUME};
 use crate::{Error, Result};
 
@@ -26,6 +27,9 @@ const RUN: &str = RUN_FILE;
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct StepMetrics {
     pub step: usize,
+    /// Passes over the data since the start.
+    #[serde(default)]
+    pub epoch: f64,
     /// Mean over the steps since the last line, as are `values`.
     pub loss: f64,
     /// Further values of the objective by name, between the other fields.
@@ -45,6 +49,9 @@ pub struct StepMetrics {
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct EvalMetrics {
     pub step: usize,
+    /// Passes over the data since the start.
+    #[serde(default)]
+    pub epoch: f64,
     pub eval_loss: f64,
     /// Further values of the objective, each name with `eval_` before it: `eval_perplexity`.
     #[serde(flatten)]
@@ -54,10 +61,10 @@ pub struct EvalMetrics {
 }
 
 impl EvalMetrics {
-    /// The metrics of an evaluation after `step` steps, over `tokens` held-out tokens.
-    pub fn new(step: usize, report: Report, tokens: usize) -> Self {
+    /// The metrics of an evaluation after `step` steps or `epoch` passes over the data, over `tokens` held-out tokens.
+    pub fn new(step: usize, epoch: f64, report: Report, tokens: usize) -> Self {
         let values = report.values.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect();
-        Self { step, eval_loss: report.loss, values, eval_tokens: tokens }
+        Self { step, epoch, eval_loss: report.loss, values, eval_tokens: tokens }
     }
 
     /// The further values of the objective, by its own names.
@@ -78,8 +85,23 @@ pub struct RunRecord {
     /// Kernels that autotuning chose. Every choice gives the same bits, so a resumed run may use others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernels: Vec<String>,
+    /// The working directory, which relative paths of the settings begin at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
     pub data: DataReport,
     pub eval: Option<DataReport>,
+}
+
+/// The place that a run goes on from: a step of the run in a directory.
+#[derive(Clone, Debug)]
+pub struct Continued {
+    pub run: PathBuf,
+    pub step: usize,
+}
+
+/// True if both are one directory.
+pub fn same_directory(a: &Path, b: &Path) -> bool {
+    a == b || files::canonicalize(a).is_ok_and(|a| files::canonicalize(b).is_ok_and(|b| a == b))
 }
 
 /// A run's directory, open for its metrics.
@@ -102,28 +124,37 @@ impl Output {
         files::check_writable(there).map_err(|e| Error::file(dir, format!("cannot be written to: {e}")))
     }
 
-    /// Opens `dir`, which the caller has locked, for a new run, or with `resume_from` for one that goes on after that step.
+    /// Opens `dir`, which the caller has locked, for a new run, or for one that goes on with the run of `from`, in its own directory or in
+    /// this one. `overwrite` removes what an earlier run has written, and nothing else.
     ///
     /// # Errors
     /// A directory that holds a run already, unless it is resumed or `overwrite` is set.
-    pub fn open(dir: &Path, overwrite: bool, resume_from: Option<usize>) -> Result<Self> {
-        if !(overwrite || resume_from.is_some()) {
+    pub fn open(dir: &Path, overwrite: bool, from: Option<&Continued>) -> Result<Self> {
+        let here = from.is_some_and(|from| same_directory(&from.run, dir));
+        if !(overwrite || here) {
             refuse_run(dir)?;
         }
         let failed = |e: std::io::Error| Error::file(dir, format!("cannot be written to: {e}"));
-        if overwrite && resume_from.is_none() {
-            for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json", "README.md"] {
+        if overwrite && !here {
+            for file in [METRICS, RUN, "loss.svg", "adapter_model.safetensors", "adapter_config.json"] {
                 files::remove_if_there(&dir.join(file)).map_err(failed)?;
             }
             for file in [OWN_FILE, FURTHER, "generation_config.json"] {
                 files::remove_if_there(&dir.join(file)).map_err(failed)?;
             }
-            files::remove_if_there(&dir.join("checkpoints")).map_err(failed)?;
+            let card = dir.join("README.md");
+            if adapter_file::is_own_card(&card) {
+                files::remove_if_there(&card).map_err(failed)?;
+            }
+            checkpoint::remove_all(dir)?;
         }
         files::create_dir_all(dir).map_err(failed)?;
         let path = dir.join(METRICS);
-        if let Some(step) = resume_from {
-            keep_until(&path, step)?;
+        if let Some(Continued { run, step }) = from {
+            if !here && let Ok(earlier) = files::read(run.join(METRICS)) {
+                write_atomically(&path, &earlier)?;
+            }
+            keep_until(&path, *step)?;
             checkpoint::remove_parts(dir)?;
         }
         let metrics = files::append(&path);
@@ -174,8 +205,11 @@ impl Output {
         }
         let path = self.dir.join(RUN);
         // The hub's name and commit, which hold on every machine, rather than the place in this one's cache.
-        let model = HubModel::of_snapshot(&settings.model).map_or(settings.model.clone(), |hub| hub.to_string().into());
-        let settings = &RunSettings { model, ..settings.clone() };
+        let named =
+            |dir: &PathBuf| HubModel::of_snapshot(dir).map_or_else(|| dir.clone(), |hub| hub.to_string().into());
+        let model = named(&settings.model);
+        let init_adapter = settings.init_adapter.as_ref().map(named);
+        let settings = &RunSettings { model, init_adapter, ..settings.clone() };
         let text = toml::to_string(&Run { settings, record }).map_err(|e| Error::file(&path, e))?;
         write_atomically(&path, text.as_bytes())
     }
@@ -195,8 +229,8 @@ impl Output {
 }
 
 fn refuse_run(dir: &Path) -> Result<()> {
-    let holds = [METRICS, RUN, "adapter_model.safetensors", "model.safetensors", "checkpoints"];
-    if !holds.iter().any(|file| files::exists(&dir.join(file))) {
+    let holds = [METRICS, RUN, "adapter_model.safetensors", "model.safetensors"];
+    if !holds.iter().any(|file| files::exists(&dir.join(file))) && checkpoint::newest(dir).is_none() {
         return Ok(());
     }
     let problem =

@@ -25,7 +25,9 @@ use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
 use crate::model::source::Source;
 use crate::model::tensors::parameters;
-use crate::setting::{MAX_SEQ_LEN, METHOD, OUT};
+use crate::setting::{
+    EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD, OUT,
+};
 use crate::{Error, Result, files};
 
 /// The longest sequence where neither the user nor the model says less.
@@ -69,12 +71,12 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         true => Source::without_weights(&settings.model)?,
         false => Source::open(&settings.model)?,
     };
-    if settings.method == Method::Lora && source.config.quantization.is_some() {
+    if settings.method == Method::Lora && !source.config.quantized.is_empty() {
         let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4 bits";
         let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));
         return Err(Error::setting(METHOD, format!("{asked} {problem}; choose {fits}")));
     }
-    let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source.config)?;
+    let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
     let context = Some(source.config.max_position_embeddings);
     let mut format = DataSettings { max_seq_len, context, ..settings.data_format.clone() };
@@ -88,6 +90,12 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         settings.data_format.template_date = Some(date);
     }
     let (template, ends) = text_format(&source, &format, data.chat_template.is_some())?;
+    if settings.keeps_best() && eval_examples.is_empty() {
+        let key =
+            if settings.early_stopping_patience.is_some() { EARLY_STOPPING_PATIENCE } else { LOAD_BEST_MODEL_AT_END };
+        let problem = format!("{key} needs data to evaluate on: set {EVAL_DATA} or {EVAL_FRACTION}");
+        return Err(Error::setting(key, problem));
+    }
     let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
     let slots = match format.packing {
         true => pack(&examples, max_seq_len),
@@ -120,14 +128,15 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
 
 /// The adapter that training starts from: the one of `init_adapter`, whose rank and scale become those of the settings, or a new one.
 /// It is empty where the base itself is trained.
-fn initial_adapter(settings: &mut RunSettings, config: &ModelConfig) -> Result<LoadedAdapter> {
+fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<LoadedAdapter> {
+    let config = &source.config;
     if settings.method == Method::Full {
         let tensors = AdapterTensors::default();
         return Ok(LoadedAdapter { config: LoraConfig::default(), modules: Vec::new(), tensors });
     }
     match &settings.init_adapter {
         Some(dir) => {
-            let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load(dir, config)?;
+            let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load_for(dir, source)?;
             // The record of a run holds the settings that it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
             let base_model_name_or_path = Some(base_name(&settings.model));
@@ -267,6 +276,11 @@ impl PreparedRun {
 
     pub(super) fn provenance(&self) -> Result<Provenance> {
         Provenance::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
+    }
+
+    /// Optimizer steps of one pass over the data.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.order.steps_per_epoch()
     }
 
     /// The number of trained parameters.

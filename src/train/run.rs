@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, Checkpoint, RunState};
+use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome};
 use super::observer::{Observer, Speed};
-use super::output::{EvalMetrics, Output, RunRecord};
+use super::output::{Continued, EvalMetrics, Output, RunRecord, same_directory};
 use super::prepare::PreparedRun;
 use super::provenance::Provenance;
 use super::settings::Method;
+use super::values::TrainedValues;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
 use crate::model::tensors::EMBEDDING;
@@ -56,8 +57,11 @@ impl Progress {
         if !self.opened {
             return start;
         }
-        let resume = checkpoint::newest(out).map(|_| Resume::Newest);
-        Start { overwrite: resume.is_none(), resume, ..start }
+        match checkpoint::newest(out) {
+            Some(_) => Start { overwrite: false, resume: Some(Resume::Newest), ..start },
+            // Anew, or from the checkpoint of another run.
+            None => Start { overwrite: true, ..start },
+        }
     }
 }
 
@@ -125,7 +129,7 @@ async fn attempt(
     let resumed = start.resume.as_ref().map(|resume| Resumed::find(prepared, resume, &provenance)).transpose()?;
     let (mut engine, record) = open_engine(prepared, gpu, listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
-    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| found.checkpoint.state.step))?;
+    let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| &found.from))?;
     progress.opened = true;
     output.write_run(&prepared.settings, &record)?;
     // At once, so that checkpoints and stopped runs have it too. A whole model gets it with its weights.
@@ -143,6 +147,7 @@ async fn attempt(
         listen,
         settings: prepared.settings.clone(),
         steps: prepared.steps,
+        steps_per_epoch: prepared.steps_per_epoch(),
         gpu_bytes: engine.buffers.ledger().total(),
         tokens: state.tokens,
         unlogged: state.unlogged.clone(),
@@ -152,6 +157,8 @@ async fn attempt(
     let outcome = Outcome {
         step: state.step,
         interrupted: false,
+        stopped_early: false,
+        best: None,
         last_eval: None,
         first_eval: None,
         profile: None,
@@ -170,6 +177,7 @@ struct Resumed {
     checkpoint: Checkpoint,
     /// Sentences about newer checkpoints that are damaged.
     passed_over: Vec<String>,
+    from: Continued,
     /// Settings that have changed since, as sentences.
     changed: Vec<String>,
 }
@@ -185,8 +193,9 @@ impl Resumed {
         };
         let moments = prepared.settings.optim.moments();
         let checkpoint = checkpoint::load(&dir, &prepared.source.config, prepared.trainable(), moments)?;
+        let from = Continued { run: checkpoint::run_of(&dir)?.0, step: checkpoint.state.step };
         let changed = checkpoint.state.origin.check_resume(provenance).map_err(|problem| Error::file(&dir, problem))?;
-        Ok(Self { dir, checkpoint, passed_over, changed })
+        Ok(Self { dir, checkpoint, from, passed_over, changed })
     }
 }
 
@@ -214,6 +223,7 @@ async fn open_engine(
         trained_parameters,
         gpu_bytes: ledger.total(),
         kernels: Vec::new(),
+        directory: std::env::current_dir().ok(),
         data: prepared.data.clone(),
         eval: prepared.eval.clone(),
     };
@@ -234,12 +244,16 @@ fn first_state(
     provenance: Provenance,
     listen: &mut impl FnMut(Event<'_>),
 ) -> Result<RunState> {
-    let Some(Resumed { dir, checkpoint, passed_over, changed }) = resumed else {
+    let Some(Resumed { dir, checkpoint, from, passed_over, changed }) = resumed else {
         engine.write_adapter(&prepared.initial);
-        return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), origin: provenance });
+        return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), best: None, origin: provenance });
     };
     let step = checkpoint.state.step;
-    checkpoint::remove_after(&prepared.settings.out, step)?;
+    let out = &prepared.settings.out;
+    checkpoint::remove_after(out, step)?;
+    if let Some(best) = checkpoint.state.best.filter(|_| !same_directory(&from.run, out)) {
+        checkpoint::copy(&from.run, out, best.step)?;
+    }
     engine.resume(step, &checkpoint.values, &checkpoint.moments);
     listen(Event::Resumed { step, from: dir, passed_over, changed });
     Ok(RunState { origin: provenance, ..checkpoint.state.clone() })
@@ -270,6 +284,10 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
             while request == Control::Save {
                 request = control().await;
                 self.observer.speed = Speed::starting_now();
+            }
+            if self.has_waited() && self.state.step < self.prepared.steps {
+                self.outcome.stopped_early = true;
+                break;
             }
             if request == Control::Stop && self.state.step < self.prepared.steps {
                 self.outcome.interrupted = true;
@@ -306,12 +324,19 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         if due || evaluate || request != Control::Continue {
             self.observer.drain(&mut self.engine).await?;
         }
+        let mut is_best = false;
         if evaluate {
             let metrics = self.observer.evaluate(&mut self.engine, &self.eval_batches, step).await?;
+            if settings.keeps_best() {
+                let threshold = settings.early_stopping_threshold;
+                let best = BestEvaluation::after(self.state.best, step, metrics.eval_loss, threshold);
+                is_best = best.step == step;
+                self.state.best = Some(best);
+            }
             self.outcome.last_eval = Some(metrics);
         }
         // After a skipped step the state may be broken for good, and must not push the last good checkpoint out.
-        if (due && self.observer.skipped_in_a_row == 0) || request != Control::Continue {
+        if (due && self.observer.skipped_in_a_row == 0) || request != Control::Continue || is_best {
             self.save_checkpoint().await?;
         }
         Ok(())
@@ -333,19 +358,38 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         Ok(())
     }
 
+    /// True if evaluations have not become better for as long as the settings allow.
+    fn has_waited(&self) -> bool {
+        let (patience, best) = (self.prepared.settings.early_stopping_patience, self.state.best);
+        patience.zip(best).is_some_and(|(patience, best)| best.waited >= patience)
+    }
+
+    /// The values of the best evaluation where the run keeps them, else those of the last step.
+    async fn result(&self, out: &Path) -> Result<TrainedValues> {
+        match self.state.best.filter(|_| self.prepared.settings.keeps_best()) {
+            Some(best) if best.step != self.state.step => {
+                let place = checkpoint::at(out, best.step);
+                let (config, moments) = (&self.prepared.source.config, self.prepared.settings.optim.moments());
+                Ok(checkpoint::load(&place, config, self.prepared.trainable(), moments)?.values)
+            }
+            _ => self.engine.read_values().await,
+        }
+    }
+
     /// Waits for the last results and writes the trained values and the drawing of the loss into `out`.
     async fn finish(mut self, out: &Path) -> Result<Outcome> {
         self.observer.drain(&mut self.engine).await?;
         let (settings, source) = (&self.prepared.settings, &self.prepared.source);
         let float = settings.dtype.unwrap_or_else(|| source.stored(EMBEDDING));
-        self.prepared.trainable().save(out, &self.engine.read_values().await?, float)?;
+        self.prepared.trainable().save(out, &self.result(out).await?, float)?;
         self.observer.output.sync()?;
-        checkpoint::remove_beyond(out, settings.keep)?;
+        checkpoint::remove_beyond(out, settings.keep, self.state.best)?;
         if settings.method == Method::Full {
             self.prepared.save_text_format(out)?;
         }
         (self.observer.listen)(Event::Saved(out));
         self.outcome.step = self.state.step;
+        self.outcome.best = self.state.best.filter(|_| settings.keeps_best());
         self.outcome.profile = self.engine.profile.take();
         self.outcome.loss_svg = self.observer.output.draw_loss()?;
         Ok(self.outcome)

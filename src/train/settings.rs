@@ -8,12 +8,15 @@ use super::schedule::Schedule;
 use super::setting_spec::{OnResume, Range, Setting};
 use crate::data::settings::DataSettings;
 use crate::hub::base_name;
-use crate::lora::config::{LoraConfig, LoraInit, TargetModules};
+use crate::lora::config::{ExcludeModules, LoraConfig, LoraInit, Patterns, TargetModules, init_or_true};
 use crate::network::base::BaseStorage;
 use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::{Code4, Float};
-use crate::setting::{DTYPE, FROM_SCRATCH, INIT_ADAPTER, METHOD, QUANTIZE_EMBEDDING};
+use crate::setting::{
+    DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
+    LOAD_BEST_MODEL_AT_END, METHOD, QUANTIZE_EMBEDDING,
+};
 use crate::{Error, Result};
 
 /// Method of training.
@@ -102,6 +105,28 @@ pub struct RunSettings {
     /// `all-linear`, names separated by commas, or a regular expression.
     pub target_modules: String,
     pub rslora: bool,
+    /// Ranks by pattern: a module whose name ends in a match has that rank. The first match counts.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "Record<string, number>"))]
+    pub rank_pattern: Patterns<usize>,
+    /// Alphas by pattern.
+    #[serde(skip_serializing_if = "Patterns::is_empty")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "Record<string, number>"))]
+    pub alpha_pattern: Patterns<f64>,
+    /// The layers that get an adapter; None is all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// The name of the list of layers; these models have one, `layers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub layers_pattern: Option<String>,
+    /// Names separated by commas, or a regular expression, of modules that get no adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub exclude_modules: Option<String>,
+    #[serde(deserialize_with = "init_or_true")]
+    pub init_lora_weights: LoraInit,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub init_adapter: Option<PathBuf>,
@@ -116,6 +141,9 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     pub optim: Optim,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_eps: f64,
     pub lr: f64,
     pub schedule: Schedule,
     pub warmup_steps: usize,
@@ -133,6 +161,14 @@ pub struct RunSettings {
     pub eval_fraction: f64,
     /// 0 evaluates at the end alone.
     pub eval_every: usize,
+    /// The run ends after so many evaluations in a row that are no better than the best one; None goes on to the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub early_stopping_patience: Option<usize>,
+    /// A lower loss than the best counts as better if it is lower by more than this.
+    pub early_stopping_threshold: f64,
+    /// What the run leaves is of the step with the best evaluation, not of the last step. Early stopping does so too.
+    pub load_best_model_at_end: bool,
     /// Steps between checkpoints; 0 saves by `save_minutes` alone.
     pub save_every: usize,
     /// Minutes between checkpoints; 0 saves by `save_every` alone.
@@ -170,6 +206,12 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("dropout", OnResume::Fixed).number(Range::Share, |s| Some(s.dropout)),
     Setting::new("target-modules", OnResume::Free),
     Setting::new("rslora", OnResume::Fixed),
+    Setting::new("rank-pattern", OnResume::Free),
+    Setting::new("alpha-pattern", OnResume::Fixed),
+    Setting::new("layers-to-transform", OnResume::Free),
+    Setting::new("layers-pattern", OnResume::Free),
+    Setting::new("exclude-modules", OnResume::Free),
+    Setting::new("init-lora-weights", OnResume::Free),
     Setting::new("init-adapter", OnResume::Free),
     Setting::new("batch-size", OnResume::Fixed).count(1, |s| Some(s.batch_size as u64)),
     Setting::new("grad-accum", OnResume::Fixed).count(1, |s| Some(s.grad_accum as u64)),
@@ -178,6 +220,9 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("steps", OnResume::Free).count(1, |s| s.steps.map(|n| n as u64)),
     Setting::new("epochs", OnResume::Free).number(Range::Positive, |s| s.epochs),
     Setting::new("optim", OnResume::Fixed),
+    Setting::new("adam-beta1", OnResume::Steering).number(Range::Share, |s| Some(s.adam_beta1)),
+    Setting::new("adam-beta2", OnResume::Steering).number(Range::Share, |s| Some(s.adam_beta2)),
+    Setting::new("adam-eps", OnResume::Steering).number(Range::Positive, |s| Some(s.adam_eps)),
     Setting::new("lr", OnResume::Steering).number(Range::Positive, |s| Some(s.lr)),
     Setting::new("schedule", OnResume::Steering),
     Setting::new("warmup-steps", OnResume::Steering).count(0, |s| Some(s.warmup_steps as u64)),
@@ -190,6 +235,10 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("eval-data", OnResume::Free),
     Setting::new("eval-fraction", OnResume::Free).number(Range::Share, |s| Some(s.eval_fraction)),
     Setting::new("eval-every", OnResume::Free).count(0, |s| Some(s.eval_every as u64)),
+    Setting::new("early-stopping-patience", OnResume::Free).count(1, |s| s.early_stopping_patience.map(|n| n as u64)),
+    Setting::new("early-stopping-threshold", OnResume::Free)
+        .number(Range::NotNegative, |s| Some(s.early_stopping_threshold)),
+    Setting::new("load-best-model-at-end", OnResume::Free),
     Setting::new("save-every", OnResume::Free).count(0, |s| Some(s.save_every as u64)),
     Setting::new("save-minutes", OnResume::Free).number(Range::NotNegative, |s| Some(s.save_minutes)),
     Setting::new("keep", OnResume::Free).count(0, |s| Some(s.keep as u64)),
@@ -219,6 +268,12 @@ impl Default for RunSettings {
             dropout: 0.0,
             target_modules: "all-linear".to_owned(),
             rslora: false,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            layers_to_transform: None,
+            layers_pattern: None,
+            exclude_modules: None,
+            init_lora_weights: LoraInit::KaimingUniform,
             init_adapter: None,
             batch_size: 4,
             grad_accum: 1,
@@ -226,6 +281,9 @@ impl Default for RunSettings {
             steps: None,
             epochs: None,
             optim: Optim::Adamw,
+            adam_beta1: AdamW::default().beta1,
+            adam_beta2: AdamW::default().beta2,
+            adam_eps: AdamW::default().eps,
             lr: 2e-4,
             schedule: Schedule::Linear,
             warmup_steps: 0,
@@ -237,6 +295,9 @@ impl Default for RunSettings {
             eval_data: None,
             eval_fraction: 0.0,
             eval_every: 0,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            load_best_model_at_end: false,
             save_every: 0,
             save_minutes: 10.0,
             keep: 2,
@@ -279,6 +340,17 @@ impl RunSettings {
             let problem = format!("{INIT_ADAPTER} starts an adapter, but {full} trains the model itself");
             return Err(Error::setting(INIT_ADAPTER, problem));
         }
+        let of_new_adapter = [
+            ("rank-pattern", !self.rank_pattern.is_empty()),
+            ("alpha-pattern", !self.alpha_pattern.is_empty()),
+            ("layers-to-transform", self.layers_to_transform.is_some()),
+            ("exclude-modules", self.exclude_modules.is_some()),
+            ("init-lora-weights", self.init_lora_weights != LoraInit::KaimingUniform),
+        ];
+        if let Some((name, _)) = of_new_adapter.into_iter().find(|(_, given)| *given && self.init_adapter.is_some()) {
+            let key = Key(name);
+            return Err(Error::setting(key, format!("{key} is for a new adapter, but {INIT_ADAPTER} brings its own")));
+        }
         for (key, given) in [(FROM_SCRATCH, self.from_scratch), (DTYPE, self.dtype.is_some())] {
             if given && self.method != Method::Full {
                 let problem = format!("{key} is for {full}; LoRA and QLoRA leave the model as it is");
@@ -292,6 +364,8 @@ impl RunSettings {
             );
             return Err(Error::setting(QUANTIZE_EMBEDDING, problem));
         }
+        self.check_layers_pattern()?;
+        self.check_best()?;
         SETTINGS.iter().try_for_each(|setting| setting.check(self))
     }
 
@@ -299,6 +373,35 @@ impl RunSettings {
     pub fn follow_recorded_date(&mut self) {
         let date = &mut self.data_format.template_date;
         *date = date.take().or_else(|| DataSettings::recorded(&self.out)?.template_date);
+    }
+
+    fn check_layers_pattern(&self) -> Result<()> {
+        match &self.layers_pattern {
+            Some(name) if name != "layers" => {
+                let problem = format!("{LAYERS_PATTERN} is {name}, but these models have one list of layers, `layers`");
+                Err(Error::setting(LAYERS_PATTERN, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The best evaluation is found among those between the first step and the last.
+    fn check_best(&self) -> Result<()> {
+        let key = match self.early_stopping_patience {
+            Some(_) => EARLY_STOPPING_PATIENCE,
+            None if self.load_best_model_at_end => LOAD_BEST_MODEL_AT_END,
+            None => return Ok(()),
+        };
+        if self.eval_every == 0 {
+            let problem = format!("{key} compares evaluations during the run: set {EVAL_EVERY} too, 100 for instance");
+            return Err(Error::setting(key, problem));
+        }
+        Ok(())
+    }
+
+    /// True if the run leaves the values of its best evaluation.
+    pub fn keeps_best(&self) -> bool {
+        self.load_best_model_at_end || self.early_stopping_patience.is_some()
     }
 
     pub fn base_storage(&self) -> BaseStorage {
@@ -316,14 +419,24 @@ impl RunSettings {
             lora_dropout: self.dropout,
             target_modules: TargetModules::from_argument(&self.target_modules),
             use_rslora: self.rslora,
+            rank_pattern: self.rank_pattern.0.clone(),
+            alpha_pattern: self.alpha_pattern.0.clone(),
+            layers_to_transform: self.layers_to_transform.clone().filter(|layers| !layers.is_empty()),
+            exclude_modules: self.exclude_modules.as_deref().and_then(ExcludeModules::from_argument),
             base_model_name_or_path: Some(base_name(&self.model)),
-            init_lora_weights: LoraInit::KaimingUniform,
+            init_lora_weights: self.init_lora_weights,
             ..LoraConfig::default()
         }
     }
 
     pub fn optimizer(&self) -> AdamW {
-        AdamW { weight_decay: self.weight_decay, max_norm: self.max_grad_norm, ..AdamW::default() }
+        AdamW {
+            beta1: self.adam_beta1,
+            beta2: self.adam_beta2,
+            eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            max_norm: self.max_grad_norm,
+        }
     }
 }
 
@@ -335,6 +448,12 @@ mod tests {
     fn filled() -> RunSettings {
         let path = Some(PathBuf::new());
         RunSettings {
+            rank_pattern: Patterns(vec![("q_proj".into(), 2)]),
+            alpha_pattern: Patterns(vec![("q_proj".into(), 2.0)]),
+            layers_to_transform: Some(vec![0]),
+            layers_pattern: Some("layers".into()),
+            exclude_modules: Some("v_proj".into()),
+            early_stopping_patience: Some(1),
             init_adapter: path.clone(),
             max_seq_len: Some(2),
             steps: Some(1),
@@ -376,6 +495,21 @@ mod tests {
     }
 
     #[test]
+    fn the_best_is_found_among_evaluations() {
+        let stopping = |change: fn(&mut RunSettings)| {
+            let mut settings = RunSettings { early_stopping_patience: Some(2), eval_every: 5, ..Default::default() };
+            change(&mut settings);
+            settings.check().map_err(|e| e.to_string())
+        };
+        stopping(|_| ()).unwrap();
+        assert!(stopping(|s| s.eval_every = 0).unwrap_err().contains("set ⟨eval-every⟩ too"));
+        let alone = stopping(|s| (s.early_stopping_patience, s.eval_every, s.load_best_model_at_end) = (None, 0, true));
+        assert!(alone.unwrap_err().starts_with("⟨load-best-model-at-end⟩ compares"));
+        assert!(stopping(|s| s.early_stopping_patience = Some(0)).unwrap_err().contains("must be at least 1"));
+        assert!(stopping(|s| s.layers_pattern = Some("h".into())).unwrap_err().contains("`layers`"));
+    }
+
+    #[test]
     fn every_setting_has_one_row() {
         let keys: Vec<_> = SETTINGS.iter().map(|setting| setting.key.0).collect();
         let serialized = serde_json::to_value(filled()).unwrap();
@@ -391,6 +525,18 @@ mod tests {
         assert_eq!(message, "`rnak` is not a setting; the nearest is `rank`");
         let message = RunSettings::from_table(toml::from_str("eval_data = 'x'").unwrap()).unwrap_err().to_string();
         assert!(message.ends_with("`eval-data`"), "{message}");
+        let patterns = r#"rank-pattern = { "layers.1.*q_proj" = 2, q_proj = 4 }
+            alpha-pattern = { a = 1.5 }
+            init-lora-weights = true
+            layers-to-transform = [0, 2]"#;
+        let read = RunSettings::from_table(toml::from_str(patterns).unwrap()).unwrap();
+        let ranks = vec![("layers.1.*q_proj".to_owned(), 2), ("q_proj".to_owned(), 4)];
+        assert_eq!((&read.rank_pattern.0, &read.layers_to_transform), (&ranks, &Some(vec![0, 2])));
+        assert_eq!(toml::from_str::<RunSettings>(&toml::to_string(&read).unwrap()).unwrap(), read);
+        for (text, says) in [("init-lora-weights = false", "gaussian"), ("rank-pattern = 3", "values by pattern")] {
+            let message = RunSettings::from_table(toml::from_str(text).unwrap()).unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
         let optim = |name: &str| RunSettings::from_table(toml::from_str(&format!("optim = '{name}'")).unwrap());
         for name in ["adamw8bit", "adamw_8bit", "adamw_bnb_8bit"] {
             assert_eq!(optim(name).unwrap().optim, Optim::Adamw8bit);

@@ -43,7 +43,7 @@ fn damaged_and_hostile_weights() {
     std::fs::remove_file(&weights).unwrap();
     refuses(&shell, "", &["model: holds neither model.safetensors nor model.safetensors.index.json"]);
     shell.write("model/pytorch_model.bin", "");
-    refuses(&shell, "", &["pytorch_model.bin cannot be read, convert it to safetensors"]);
+    refuses(&shell, "", &["pytorch_model.bin is not read, convert it: python -c"]);
 }
 
 #[test]
@@ -111,7 +111,13 @@ fn tokenizers_that_disagree_with_the_model() {
     shell.write("data.jsonl", "{\"text\": \"w3 w4 w5\"}\n");
     refuses(&shell, "", &["data.jsonl", "tokenizer.json is missing"]);
     shell.write("model/tokenizer.json", attacks::tokenizer(97));
-    refuses(&shell, "", &["model/tokenizer.json: has 97 tokens, but the embedding of config.json has 96 rows"]);
+    shell.write("data.jsonl", "{\"text\": \"w3 w4 w5\"}\n{\"text\": \"w3 w96\"}\n");
+    refuses(
+        &shell,
+        "",
+        &["data.jsonl, line 2: model/tokenizer.json: gives the text the token `w96` (96)", "has 96 rows"],
+    );
+    shell.write("data.jsonl", "{\"text\": \"w3 w4 w5\"}\n");
     shell.write("model/tokenizer.json", "{\"model\": 3}");
     refuses(&shell, "", &["model/tokenizer.json: is not a tokenizer that can be read"]);
     shell.write("model/tokenizer.json", attacks::tokenizer(96));

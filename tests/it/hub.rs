@@ -5,8 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::common::cli::{Shell, assert_fails, random_lines, texts};
+use crate::common::cli::{Shell, assert_fails, copy_files, random_lines, texts};
 use crate::common::fixture;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -29,6 +30,14 @@ enum Mood {
     /// Wants `Bearer secret`.
     Private,
     Gated,
+    /// Describes the model to everybody, and gives its files to those who have accepted its terms.
+    GatedFiles,
+    /// Takes a request and never answers.
+    Silent,
+    /// Sends the headers byte by byte, without end.
+    Trickles,
+    /// Sends a large file byte by byte.
+    TricklesBodies,
     Missing,
     /// Leads to the server at this port of another host name for what is large, as hubs do.
     LeadsTo(u16),
@@ -50,11 +59,16 @@ struct Hub {
 impl Hub {
     /// Serves a fixture as `tiny/llama`.
     fn open(model: &str, mood: Mood) -> Self {
+        Self::serve(fixture(model), mood)
+    }
+
+    /// Serves a directory as `tiny/llama`, or as any other name that begins with `tiny/`.
+    fn serve(dir: std::path::PathBuf, mood: Mood) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let endpoint = format!("http://127.0.0.1:{port}");
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (dir, seen, broken) = (fixture(model), requests.clone(), Arc::new(AtomicUsize::new(0)));
+        let (seen, broken) = (requests.clone(), Arc::new(AtomicUsize::new(0)));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (dir, seen, broken) = (dir.clone(), seen.clone(), broken.clone());
@@ -73,7 +87,18 @@ impl Hub {
     fn command(&self, shell: &Shell, args: &str) -> Command {
         let mut command = shell.command(args);
         command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", shell.path("hf"));
-        for name in ["HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"] {
+        for name in [
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_TOKEN_PATH",
+            "HF_HUB_OFFLINE",
+            "TRANSFORMERS_OFFLINE",
+            "HF_HUB_CACHE",
+            "REQUESTS_CA_BUNDLE",
+            "CURL_CA_BUNDLE",
+            "SSL_CERT_DIR",
+            "SSL_CERT_FILE",
+        ] {
             command.env_remove(name);
         }
         command
@@ -118,7 +143,22 @@ fn answer(
     let refuse = |stream: &mut TcpStream, status: &str| {
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     };
+    let is_file = path.contains("/resolve/");
     match mood {
+        Mood::GatedFiles if is_file && token.is_empty() => {
+            return gated(&mut stream, "401 Unauthorized", "Please log in.");
+        }
+        Mood::GatedFiles if is_file && token != "Bearer granted" => {
+            return gated(&mut stream, "403 Forbidden", "You are not in the authorized list.");
+        }
+        Mood::Silent => {
+            std::thread::sleep(Duration::from_secs(60));
+            return Ok(());
+        }
+        Mood::Trickles => {
+            write!(stream, "HTTP/1.1 200 OK\r\nX-Long: ")?;
+            return trickle(&mut stream, &[b'x'; 600]);
+        }
         Mood::Missing => return refuse(&mut stream, "404 Not Found"),
         Mood::Gated => return refuse(&mut stream, "403 Forbidden"),
         Mood::LeadsInCircles => {
@@ -135,18 +175,11 @@ fn answer(
         Mood::Private if token != "Bearer secret" => return refuse(&mut stream, "401 Unauthorized"),
         _ => {}
     }
-    if path.starts_with("/api/models/tiny/llama/revision/") {
-        let mut names: Vec<String> = std::fs::read_dir(dir)?
-            .flatten()
-            .filter(|e| e.path().is_file())
-            .map(|e| e.file_name().to_string_lossy().into_owned())
-            .collect();
-        names.push("../../outside.safetensors".to_owned());
-        let siblings: Vec<_> = names.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
+    if path.starts_with("/api/models/tiny/") {
+        let body = description(dir)?;
         return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     }
-    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = path.split_once(&format!("/resolve/{COMMIT}/")).map(|(_, name)| name).unwrap_or_default();
     let Ok(mut body) = std::fs::read(dir.join(name)) else { return refuse(&mut stream, "404 Not Found") };
     let large = name.ends_with(".safetensors");
     if let (Mood::LeadsTo(port), true) = (mood, large) {
@@ -162,7 +195,8 @@ fn answer(
     }
     let tag = match large {
         true => sha256(&body),
-        false => format!("{:040x}", name.len()),
+        // As git names a file: by its content.
+        false => sha256(&body)[..40].to_owned(),
     };
     let total = body.len() + usize::from(large && mood == Mood::WrongSize);
     if large && mood == Mood::Damaged {
@@ -187,8 +221,46 @@ fn answer(
         Mood::Breaks { after, times } if large && !is_probe && broken.fetch_add(1, Ordering::SeqCst) < times => {
             stream.write_all(&part[..after.min(part.len())])
         }
+        Mood::TricklesBodies if large && !is_probe => trickle(&mut stream, part),
         _ => stream.write_all(part),
     }
+}
+
+fn gated(stream: &mut TcpStream, status: &str, words: &str) -> std::io::Result<()> {
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nX-Error-Code: GatedRepo\r\nX-Error-Message: {words}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// Sends ten bytes a second.
+fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+    for byte in bytes {
+        stream.write_all(&[*byte])?;
+        stream.flush()?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The description of a model with the files of a directory.
+fn description(dir: &std::path::Path) -> std::io::Result<String> {
+    let mut names = vec!["../../outside.safetensors".to_owned()];
+    list(dir, "", &mut names)?;
+    let siblings: Vec<_> = names.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
+    Ok(serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string())
+}
+
+/// The files below a directory by their paths in it.
+fn list(dir: &std::path::Path, before: &str, names: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)?.flatten() {
+        let name = format!("{before}{}", entry.file_name().to_string_lossy());
+        match entry.path().is_dir() {
+            true => list(&entry.path(), &format!("{name}/"), names)?,
+            false => names.push(name),
+        }
+    }
+    Ok(())
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -358,4 +430,125 @@ fn other_commands_know_the_names_of_models_too() {
     assert_eq!(info["model"]["layers"], 2, "{info}");
     let shown = hub.succeed(&shell, &format!("{TRAIN} --out run"));
     assert!(shown.contains("try it: loraine eval --model tiny/llama --quant nf4 --adapter run"), "{shown}");
+}
+
+#[test]
+fn gated_files_name_the_page_of_the_terms_and_the_token() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::GatedFiles), shell());
+    let train = format!("{TRAIN} --out run");
+    let page = format!("is gated: accept its terms at {}/tiny/llama", hub.endpoint);
+    hub.fail(&shell, &train, &[&page, "set HF_TOKEN", "Please log in"]);
+    let mut other = hub.command(&shell, &train);
+    other.env("HF_TOKEN", "other");
+    assert_fails(&mut other, &train, &["is gated", "(of HF_TOKEN) has no access yet", "not in the authorized list"]);
+    assert!(hub.command(&shell, &train).env("HF_TOKEN", "granted").status().unwrap().success());
+}
+
+#[test]
+fn tokens_and_offline_come_from_every_place_that_huggingface_hub_reads() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Private), shell());
+    let succeeds = |change: &dyn Fn(&mut Command)| {
+        let _ = std::fs::remove_dir_all(shell.path("hf/hub"));
+        let mut command = hub.command(&shell, "info --model tiny/llama");
+        change(&mut command);
+        command.output().unwrap().status.success()
+    };
+    assert!(succeeds(&|command| _ = command.env("HUGGING_FACE_HUB_TOKEN", "secret")));
+    assert!(!succeeds(&|_| ()));
+    shell.write("my-token", "secret\n");
+    assert!(succeeds(&|command| _ = command.env("HF_TOKEN_PATH", shell.path("my-token"))));
+    std::fs::create_dir_all(shell.path("hf")).unwrap();
+    shell.write("hf/token", "secret\n");
+    assert!(succeeds(&|_| ()));
+    // The token stays where HF_HOME is, wherever the cache lies.
+    assert!(succeeds(&|command| _ = command.env("HF_HUB_CACHE", shell.path("elsewhere"))));
+    assert!(shell.path("elsewhere/models--tiny--llama").exists());
+    let before = hub.asked_for("").len();
+    let mut offline = hub.command(&shell, "info --model tiny/other");
+    offline.env("TRANSFORMERS_OFFLINE", "1");
+    assert_fails(&mut offline, "info", &["tiny/other: is not in the cache, and TRANSFORMERS_OFFLINE forbids"]);
+    assert_eq!(hub.asked_for("").len(), before);
+}
+
+#[test]
+fn a_server_without_progress_is_given_up() {
+    for (mood, says) in [
+        (Mood::Silent, "cannot be asked for it"),
+        (Mood::Trickles, "cannot be asked for it"),
+        (Mood::TricklesBodies, "bytes came in 2 seconds; run the command again"),
+    ] {
+        let (hub, shell) = (Hub::open("llama_tied", mood), shell());
+        let started = Instant::now();
+        let train = format!("{TRAIN} --out run");
+        assert_fails(hub.command(&shell, &train).env("HF_HUB_DOWNLOAD_TIMEOUT", "1"), &train, &[says]);
+        assert!(started.elapsed() < Duration::from_secs(15), "{mood:?} held the program for {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn certificates_that_cannot_be_read_are_named() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Well), shell());
+    let info = "info --model tiny/llama";
+    let bundle = shell.path("company.pem");
+    let missing = "company.pem: cannot be read, and REQUESTS_CA_BUNDLE names it";
+    assert_fails(hub.command(&shell, info).env("REQUESTS_CA_BUNDLE", &bundle), info, &[missing]);
+    shell.write("company.pem", "none");
+    let empty = "company.pem: holds no certificate in PEM, and SSL_CERT_FILE names it";
+    assert_fails(hub.command(&shell, info).env("SSL_CERT_FILE", &bundle), info, &[empty]);
+}
+
+#[test]
+fn licenses_templates_and_tokenizers_come_along_and_stay_with_what_is_made() {
+    let shell = shell();
+    copy_files(&fixture("llama_tied"), &shell.path("served"));
+    for (dir, name) in [
+        ("", "LICENSE"),
+        ("", "NOTICE.txt"),
+        ("", "README.md"),
+        ("", "notes.txt"),
+        ("additional_chat_templates/", "tools.jinja"),
+        ("original/", "LICENSE"),
+    ] {
+        std::fs::create_dir_all(shell.path(&format!("served/{dir}"))).unwrap();
+        shell.write(&format!("served/{dir}{name}"), format!("{dir}{name}"));
+    }
+    let hub = Hub::serve(shell.path("served"), Mood::Well);
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    let snapshot = format!("hf/hub/models--tiny--llama/snapshots/{COMMIT}");
+    let names = ["LICENSE", "NOTICE.txt", "additional_chat_templates", "config.json", "model.safetensors"];
+    assert_eq!(shell.names(&snapshot), names);
+    let template = shell.read(&format!("{snapshot}/additional_chat_templates/tools.jinja"));
+    assert_eq!(template, b"additional_chat_templates/tools.jinja");
+    hub.succeed(&shell, "merge --model tiny/llama --adapter run --out merged");
+    hub.succeed(&shell, "quantize --model tiny/llama --out nf4");
+    for made in ["merged", "nf4"] {
+        assert_eq!(shell.read(&format!("{made}/LICENSE")), b"LICENSE", "{made}");
+        assert!(!shell.path(&format!("{made}/README.md")).exists());
+    }
+}
+
+#[test]
+fn an_adapter_by_name_is_the_one_of_its_directory() {
+    let shell = shell();
+    let model = fixture("llama_tied");
+    let with = |adapter: &str| format!("eval --model {} --adapter {adapter} --data data.jsonl --json", model.display());
+    for (serve, name) in [("adapter", "tiny/poet"), ("one-down", "tiny/nested@v1")] {
+        let place = shell.path(serve).join(if serve == "one-down" { "default" } else { "" });
+        copy_files(&model.join("adapter"), &place);
+        let hub = Hub::serve(shell.path(serve), Mood::Well);
+        let local = shell.succeed(&with(place.to_str().unwrap()));
+        assert_eq!(hub.succeed(&shell, &with(name)), local);
+        let mut offline = hub.command(&shell, &with(name));
+        offline.env("HF_HUB_OFFLINE", "1");
+        assert_eq!(texts(&offline.output().unwrap()).0, local, "the cache has it");
+        let train = "train --data data.jsonl --steps 1";
+        hub.succeed(&shell, &format!("{train} --model {} --init-adapter {name} --out from-{serve}", model.display()));
+    }
+    let settings = String::from_utf8(shell.read("from-adapter/run.toml")).unwrap();
+    assert!(settings.contains(&format!("init-adapter = \"tiny/poet@{COMMIT}\"")), "{settings}");
+    copy_files(&model, &shell.path("model"));
+    let hub = Hub::serve(shell.path("model"), Mood::Well);
+    hub.fail(&shell, &with("tiny/model"), &["tiny/model: holds no adapter_config.json: it is a model"]);
+    let adapter = Hub::serve(model.join("adapter"), Mood::Well);
+    adapter.fail(&shell, "info --model tiny/adapter2", &["is a PEFT adapter, not a model", "--adapter tiny/adapter2"]);
 }

@@ -10,6 +10,7 @@ mod common;
 mod answers;
 mod architecture;
 mod bad_input;
+mod best_and_resume;
 mod chat_data;
 mod cli_tools;
 mod cli_train;
@@ -30,6 +31,7 @@ mod invariants;
 mod long_run;
 mod lossy;
 mod memory;
+mod model_directories;
 #[cfg(unix)]
 mod next_command;
 mod parity;

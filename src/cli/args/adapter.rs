@@ -1,4 +1,4 @@
-//! Resolves `--adapter`: a PEFT adapter directory, or a zip file of one, such as the page's download.
+//! Resolves `--adapter`: a PEFT adapter directory, a zip file of one, such as the page's download, or owner/name on the hub.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,6 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use zip::ZipArchive;
 
+use loraine::hub::fetch::Extent;
+use loraine::lora::adapter_file;
+
+use super::model::{fetched, hub_name};
 use super::nearest::suggestion;
 
 const CONFIG: &str = "adapter_config.json";
@@ -21,8 +25,12 @@ pub struct AdapterDir {
     _unpacked: Option<TempDir>,
 }
 
-/// Returns the directory of an adapter and unpacks a zip file first.
+/// Returns the directory of an adapter, which may lie one folder down. A zip file is unpacked first, and an adapter of the hub is
+/// downloaded into the cache.
 pub fn adapter_directory(given: &Path) -> Result<AdapterDir> {
+    if let Some(name) = hub_name(given) {
+        return Ok(AdapterDir { dir: fetched(&name, Extent::Adapter)?, _unpacked: None });
+    }
     if given.is_file() {
         let is_zip = given.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
         ensure!(
@@ -36,7 +44,7 @@ pub fn adapter_directory(given: &Path) -> Result<AdapterDir> {
     if !given.is_dir() {
         bail!("{}: does not exist, so it is not an adapter directory{}", given.display(), suggestion(given, CONFIG));
     }
-    Ok(AdapterDir { dir: given.to_owned(), _unpacked: None })
+    Ok(AdapterDir { dir: adapter_file::locate(given)?, _unpacked: None })
 }
 
 /// Unpacks the files beside the archive's `adapter_config.json` into a temporary directory.

@@ -1,4 +1,4 @@
-//! Resolves `--model` to a directory and downloads models of the hub.
+//! Resolves `--model` and `--adapter` to directories and downloads models and adapters of the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use loraine::hub::HubModel;
 use loraine::hub::fetch::{Extent, HubSettings, fetch};
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::CONFIG;
+use loraine::model::foreign::instead_of_a_model;
 
 use super::nearest::suggestion;
 
@@ -17,20 +18,27 @@ const GGUF: &str = "GGUF cannot be trained or loaded; give the original model wi
 
 /// Returns the directory of `--model`. A model of the hub is downloaded into the cache first.
 pub fn model_directory(model: &Path, extent: Extent) -> Result<PathBuf> {
-    let hub_model = model.to_str().and_then(HubModel::parse);
-    // A name whose first part is an existing directory is a path, even if the path does not exist.
-    let is_path = model.exists() || model.parent().is_some_and(|owner| owner.is_dir() && owner != Path::new(""));
-    let Some(name) = hub_model.filter(|_| !is_path) else {
-        match problem(model, extent) {
-            Some(problem) => bail!("{}: {problem}", model.display()),
-            None => return Ok(model.to_owned()),
-        }
-    };
+    match (hub_name(model), problem(model, extent)) {
+        (Some(name), _) => fetched(&name, extent),
+        (None, Some(problem)) => bail!("{}: {problem}", model.display()),
+        (None, None) => Ok(model.to_owned()),
+    }
+}
+
+/// The name on the hub, if the argument is one and no path. A name whose first part is an existing directory is a path, even if the
+/// path does not exist.
+pub fn hub_name(argument: &Path) -> Option<HubModel> {
+    let is_path = argument.exists() || argument.parent().is_some_and(|owner| owner.is_dir() && owner != Path::new(""));
+    argument.to_str().and_then(HubModel::parse).filter(|_| !is_path)
+}
+
+/// Downloads a model or an adapter of the hub into the cache and returns its directory there.
+pub fn fetched(name: &HubModel, extent: Extent) -> Result<PathBuf> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})")?
             .progress_chars("=> "),
     );
-    let dir = fetch(&name, &HubSettings::from_env(), extent, |file, done, total| {
+    let dir = fetch(name, &HubSettings::from_env(), extent, |file, done, total| {
         bar.set_message(file.to_owned());
         bar.set_length(total);
         bar.set_position(done);
@@ -67,7 +75,7 @@ fn problem(path: &Path, extent: Extent) -> Option<String> {
 
 fn problem_of_directory(dir: &Path, extent: Extent) -> Option<String> {
     let holds = |file: &str| dir.join(file).is_file();
-    if holds(CONFIG) || (extent == Extent::Tokenizer && holds("tokenizer.json")) {
+    if holds(CONFIG) || (extent == Extent::Tokenizer && (holds("tokenizer.json") || holds("tokenizer.model"))) {
         return None;
     }
     if holds(ADAPTER) {
@@ -81,6 +89,9 @@ fn problem_of_directory(dir: &Path, extent: Extent) -> Option<String> {
     }
     if entries.iter().any(|path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))) {
         return Some(format!("holds no {CONFIG}; {GGUF}"));
+    }
+    if let Some(problem) = instead_of_a_model(dir) {
+        return Some(problem);
     }
     Some(format!("holds no {CONFIG}; a model directory has config.json, tokenizer.json and model.safetensors"))
 }

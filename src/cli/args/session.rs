@@ -13,14 +13,14 @@ use loraine::model::config::ModelConfig;
 use super::adapter::{AdapterDir, adapter_directory};
 use super::base::BaseArgs;
 use super::device::DeviceArgs;
-use super::model::model_directory;
+use super::model::{hub_name, model_directory};
 
 #[derive(Args)]
 pub struct SessionArgs {
     /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// PEFT adapter directory, or a zip file of one, with an optional name [default: the directory's name]; may be given several times
+    /// PEFT adapter: a directory, a zip file, or owner/name on the hub, with an optional name [default: its own]; may be repeated
     #[arg(long = "adapter", value_name = "[NAME=]DIR|ZIP")]
     adapters: Vec<String>,
     /// Value of a variable of the chat template, such as enable_thinking=false; may be given several times
@@ -81,12 +81,13 @@ fn named_adapter(text: &str) -> NamedAdapter {
         Some((name, dir)) if !Path::new(text).exists() => (Some(name.to_owned()), PathBuf::from(dir)),
         _ => (None, PathBuf::from(text)),
     };
+    let of_hub = || hub_name(&dir)?.id.split_once('/').map(|(_, name)| name.to_owned());
     let last_part = || {
         let whole = dir.canonicalize().ok()?;
         let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
         name?.to_str().map(str::to_owned)
     };
-    let name = name.or_else(last_part).unwrap_or_else(|| text.to_owned());
+    let name = name.or_else(of_hub).or_else(last_part).unwrap_or_else(|| text.to_owned());
     NamedAdapter { name, dir }
 }
 
@@ -106,6 +107,8 @@ mod tests {
         assert_eq!(given(dir("run1").display().to_string()), expected("run1", dir("run1")));
         assert_eq!(given(dir("a=b").display().to_string()), expected("a=b", dir("a=b")));
         assert_eq!(given(format!("poet={}", dir("run1").display())), expected("poet", dir("run1")));
+        assert_eq!(given("owner/poet@main".to_owned()), expected("poet", PathBuf::from("owner/poet@main")));
+        assert_eq!(given("a=owner/poet".to_owned()), expected("a", PathBuf::from("owner/poet")));
         assert_eq!(given("nowhere".to_owned()), expected("nowhere", PathBuf::from("nowhere")));
     }
 }
