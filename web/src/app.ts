@@ -420,6 +420,7 @@ export class App {
     // A run that goes on keeps to the settings that it began with.
     const settings = resume === undefined ? forRun(this.settings, steps) : this.settings;
     const request = { settings, model: model.source, modelName: model.name, data: data.source };
+    let ended = false;
     try {
       const trained = await this.engine.call("train", resume === undefined ? request : { ...request, resume }, (notice) => {
         if (notice.type === "begun") this.run.id = notice.run;
@@ -429,13 +430,14 @@ export class App {
         else this.changed("run");
       });
       this.run.end(trained.id, trained.outcome);
+      ended = true;
     } catch (error) {
       const failure = failureOf(error);
       if (failure.kind === "canceled") this.run.callOff();
       else this.run.fail(failure);
     }
     this.changed("run", "step");
-    if (this.run.hasResult && this.run.steps.length > 0) this.onFinished();
+    if (ended) this.onFinished();
     if (this.inspection === undefined) this.refresh();
     await this.listSaved();
   }

@@ -13,8 +13,25 @@ const BOX_CHARACTERS = 500_000;
 /** What is in a pasted text, by its first character. */
 function pastedName(text: string, kind: string): string {
   const first = text.trimStart()[0];
+  const table = tableKind(text);
+  if (kind === "csv" || (kind === "auto" && table !== undefined)) return `pasted.${table ?? "csv"}`;
   if (kind === "text" || (kind === "auto" && first !== "{" && first !== "[")) return "pasted.txt";
   return first === "[" ? "pasted.json" : "pasted.jsonl";
+}
+
+/** A table begins with a line of short names, and its next line has as many separators or more. */
+function tableKind(text: string): "csv" | "tsv" | undefined {
+  const [head = "", next = ""] = text.slice(0, 10_000).trimStart().split(/\r?\n/);
+  const names = (separator: string) => head.split(separator).map((name) => name.trim().replace(/^"(.*)"$/, "$1"));
+  for (const [separator, kind] of [
+    ["\t", "tsv"],
+    [",", "csv"],
+  ] as const) {
+    const columns = names(separator);
+    const plain = columns.length > 1 && columns.every((name) => /^[A-Za-z_][\w-]{0,30}$/.test(name));
+    if (plain && (next.split(separator).length >= columns.length || next.startsWith('"'))) return kind;
+  }
+  return undefined;
 }
 
 export interface DataSection {
@@ -24,7 +41,7 @@ export interface DataSection {
 }
 
 export function dataSection(app: App): DataSection {
-  const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are held out for evaluation."));
+  const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are kept for validation."));
   const { element: paste, area } = pastePanel(app);
   const input = h("input", { type: "file", accept: ".jsonl,.ndjson,.json,.txt,.csv,.tsv,.gz,.zst" });
   const take = (file: File | undefined | null) => {
@@ -129,6 +146,7 @@ function pastePanel(app: App): { element: HTMLElement; area: HTMLTextAreaElement
       [
         ["auto", "Detect automatically"],
         ["json", "JSON"],
+        ["csv", "CSV or TSV"],
         ["text", "Plain text"],
       ],
       () => {},

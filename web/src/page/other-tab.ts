@@ -70,14 +70,14 @@ export function otherTab(app: App): HTMLElement {
       return;
     }
     if (data.active) runs.set(data.tab, { told: data, at: performance.now() });
-    else runs.delete(data.tab);
+    // What it has saved can be opened here by now.
+    else if (runs.delete(data.tab)) void app.listSaved();
     draw();
   };
   let wasActive = false;
   app.on(["run"], () => {
     if (app.run.active !== wasActive) tell();
     wasActive = app.run.active;
-    // What the other tab saved is offered here once it has ended.
   });
   setInterval(() => {
     if (app.run.active) tell();

@@ -143,7 +143,7 @@ export function obstacle(app: App): Obstacle | undefined {
   }
   if (app.data === undefined) {
     if (app.chosen.data === "file") return { text: "Choose a data file first.", place: "data" };
-    return { text: app.chosen.data === "text" ? "Press “Use this text” first." : "Choose data first.", place: "data" };
+    return { text: app.chosen.data === "text" ? "Paste a text and press “Use this text” first." : "Choose data first.", place: "data" };
   }
   if (app.inspectionFailure !== undefined || app.inspection?.refusal)
     return { text: "The data has a problem. See section 2.", place: "data" };
