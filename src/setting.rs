@@ -21,7 +21,9 @@ pub const ALPHA_PATTERN: Key = Key("alpha-pattern");
 pub const BATCH_SIZE: Key = Key("batch-size");
 /// Chat template that writes conversations as text.
 pub const CHAT_TEMPLATE: Key = Key("chat-template");
-/// File or directory with the training data.
+/// Field with the completion of a prompt.
+pub const COMPLETION_FIELD: Key = Key("completion-field");
+/// Files or directories with the training data.
 pub const DATA: Key = Key("data");
 /// Quantization of the 4-bit scales.
 pub const DOUBLE_QUANT: Key = Key("double-quant");
@@ -55,10 +57,14 @@ pub const LR: Key = Key("lr");
 pub const MAX_CONTEXT: Key = Key("max-context");
 /// Longest training example in tokens.
 pub const MAX_SEQ_LEN: Key = Key("max-seq-len");
+/// Field with the list of messages.
+pub const MESSAGES_FIELD: Key = Key("messages-field");
 /// Training method: LoRA, QLoRA or full training.
 pub const METHOD: Key = Key("method");
 /// Base model, a directory or a name on a hub.
 pub const MODEL: Key = Key("model");
+/// Treatment of records that cannot be trained on.
+pub const ON_BAD: Key = Key("on-bad");
 /// Treatment of examples that are too long.
 pub const ON_LONG: Key = Key("on-long");
 /// Optimizer, with moments in f32 or in 8 bits.
@@ -69,6 +75,8 @@ pub const OUT: Key = Key("out");
 pub const OVERWRITE: Key = Key("overwrite");
 /// Text to answer or to continue.
 pub const PROMPT: Key = Key("prompt");
+/// Field with the prompt of a completion.
+pub const PROMPT_FIELD: Key = Key("prompt-field");
 /// 4-bit code of the base.
 pub const QUANT: Key = Key("quant");
 /// Quantization of embedding and head.
@@ -95,6 +103,8 @@ pub const TEMPERATURE: Key = Key("temperature");
 pub const TEMPLATE_ARG: Key = Key("template-arg");
 /// Date and time that the chat template writes.
 pub const TEMPLATE_DATE: Key = Key("template-date");
+/// Field with the text.
+pub const TEXT_FIELD: Key = Key("text-field");
 /// Probability that the likeliest tokens to sample from reach together.
 pub const TOP_P: Key = Key("top-p");
 /// Tokens that are in the loss.

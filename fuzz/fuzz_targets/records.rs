@@ -1,11 +1,11 @@
-//! Records as `.jsonl` and `.json`, through shapes, chat template, masks, length policy and packing.
+//! Records as `.jsonl`, `.json` and `.csv`, through shapes, chat template, masks, length policy and packing.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use loraine::data::read::read_with;
-use loraine::data::settings::{DataSettings, OnLong};
+use loraine::data::settings::{DataSettings, OnBad, OnLong};
 use loraine::data::tokenizer::Tokenizer;
 use loraine_fuzz::{Place, demo_model};
 
@@ -14,9 +14,9 @@ static PLACE: LazyLock<(Place, Tokenizer)> =
 
 fuzz_target!(|bytes: &[u8]| {
     let (place, tokenizer) = &*PLACE;
-    for (name, on_long) in [("data.jsonl", OnLong::Split), ("data.json", OnLong::Truncate)] {
+    for (name, on_long) in [("data.jsonl", OnLong::Split), ("data.json", OnLong::Truncate), ("data.csv", OnLong::Drop)] {
         let path = place.write(name, bytes);
-        let settings = DataSettings { max_seq_len: 16, on_long, packing: true, ..DataSettings::default() };
+        let settings = DataSettings { max_seq_len: 16, on_long, on_bad: OnBad::Drop, packing: true, ..DataSettings::default() };
         let Ok(data) = read_with(&path, Some(tokenizer), &settings, tokenizer.vocabulary()) else { continue };
         for example in &data.examples {
             assert!(example.input_ids.len() <= 16 && example.trained_tokens() > 0);

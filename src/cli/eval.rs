@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use loraine::hub::fetch::Extent;
+use loraine::setting::{as_flag, written};
 use loraine::train::evaluate::{self, EvalSettings};
 
 use super::args::adapter::adapter_directory;
 use super::args::base::BaseArgs;
-use super::args::data::DataArgs;
+use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, data_sources};
 use super::args::device::DeviceArgs;
 
 /// Compute loss and perplexity of a model on a data set, with or without an adapter
@@ -23,9 +24,10 @@ pub struct EvalArgs {
     /// PEFT adapter directory, a zip file of one, or owner/name on the hub
     #[arg(long, value_name = "DIR|ZIP")]
     adapter: Option<PathBuf>,
-    /// Data: .txt, .jsonl, .json, .parquet, or a directory (test.*, else valid.*)
-    #[arg(long, value_name = "FILE|DIR")]
-    data: PathBuf,
+    /// Data: .jsonl, .json, .csv, .tsv, .parquet or .txt, also as .gz or .zst, a directory (test.*, else validation.*), or owner/name
+    /// on the hub; may be given several times
+    #[arg(long, value_name = "FILE|DIR|NAME", required = true)]
+    data: Vec<PathBuf>,
     #[command(flatten)]
     base: BaseArgs,
     /// Examples per batch
@@ -49,7 +51,7 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     let settings = EvalSettings {
         model: args.model,
         adapter: adapter.as_ref().map(|adapter| adapter.dir.clone()),
-        data: args.data,
+        data: data_sources(&args.data, SPLITS_OF_EVALUATION)?.into(),
         base: args.base.storage()?,
         batch_size: args.batch_size,
         max_seq_len: args.max_seq_len,
@@ -57,9 +59,15 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     };
     let mut prepared = evaluate::prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
+    let report = prepared.report.clone();
+    if !args.json {
+        out!("{}", written(&report.to_string(), as_flag));
+    }
     let result = pollster::block_on(prepared.run(args.device.open()?))?;
     if args.json {
-        out!("{}", serde_json::to_string(&result)?);
+        let mut result = serde_json::to_value(result)?;
+        result["data"] = serde_json::to_value(report)?;
+        out!("{result}");
     } else {
         out!("loss {:.4}  perplexity {:.3}  tokens {}", result.loss, result.perplexity, result.tokens);
     }

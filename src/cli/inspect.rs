@@ -11,9 +11,12 @@ use loraine::hub::fetch::Extent;
 use loraine::model::config::{CONFIG, ModelConfig};
 use loraine::setting::{as_flag, written};
 
-use super::args::data::DataArgs;
+use unicode_width::UnicodeWidthStr;
 
-const WIDTH: usize = 96;
+use super::args::data::{DataArgs, SPLIT_OF_TRAINING, data_sources};
+
+/// Columns of rows of tokens, on the narrowest terminal that is common.
+const WIDTH: usize = 78;
 const BAR: usize = 40;
 const BUCKETS: usize = 12;
 const TRAINED: &str = "\x1b[1;32m";
@@ -27,9 +30,10 @@ pub struct InspectArgs {
     /// Model directory, or owner/name on the hub; only its tokenizer and chat template are needed
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Data: .txt, .jsonl, .json, .parquet, or a directory (train.*)
-    #[arg(long, value_name = "FILE|DIR")]
-    data: PathBuf,
+    /// Data: .jsonl, .json, .csv, .tsv, .parquet or .txt, also as .gz or .zst, a directory (train.*), or owner/name on the hub; may be
+    /// given several times
+    #[arg(long, value_name = "FILE|DIR|NAME", required = true)]
+    data: Vec<PathBuf>,
     /// Examples to show
     #[arg(long, short, default_value_t = 3, value_name = "COUNT")]
     n: usize,
@@ -58,7 +62,8 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     };
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(512));
     let settings = DataSettings { context: Some(longest), ..args.data_args.settings(max_seq_len) };
-    let mut inspection = inspect(&args.data, &tokenizer, &settings, vocab_size, args.n)?;
+    let sources = data_sources(&args.data, SPLIT_OF_TRAINING)?;
+    let mut inspection = inspect(&sources, &tokenizer, &settings, vocab_size, args.n)?;
     inspection.refusal = inspection.refusal.map(|refusal| written(&refusal, as_flag));
     if args.json {
         out!("{}", serde_json::to_string(&inspection)?);
@@ -79,52 +84,79 @@ fn page(inspection: &Inspection, max_seq_len: usize, colors: bool) -> String {
     }
     page += &histogram(&inspection.lengths, max_seq_len);
     if let Some(report) = &inspection.report {
-        page += &format!("\n{report}\n");
+        page += &format!("\n{}\n", written(&report.to_string(), as_flag));
     }
     page
+}
+
+/// Tokens that share their text, with their ids.
+struct Group {
+    text: String,
+    ids: String,
+    trained: bool,
+    width: usize,
+}
+
+fn groups(tokens: &[ShownToken]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for token in tokens {
+        match groups.last_mut().filter(|_| token.continues) {
+            Some(group) => group.ids += &format!(" {}", token.id),
+            None => groups.push(Group {
+                text: visible(&token.text),
+                ids: token.id.to_string(),
+                trained: token.trained,
+                width: 0,
+            }),
+        }
+    }
+    for group in &mut groups {
+        group.width = group.text.width().max(group.ids.len());
+    }
+    groups
 }
 
 /// Shows the rendered text, then the tokens in rows above their ids. Trained tokens are green, or underlined with `^`.
 fn example_text(example: &ShownExample, colors: bool) -> String {
     let trained = example.tokens.iter().skip(1).filter(|token| token.trained).count();
     let (number, shape, tokens) = (example.number, example.shape.name(), example.tokens.len());
-    let mut out = format!("example {number} ({shape}): {tokens} tokens, {trained} trained on\n\n");
+    let slot = example.slot.map_or_else(String::new, |slot| format!(", slot {slot}"));
+    let change = example.change.as_ref().map_or_else(String::new, |change| format!("; {change}"));
+    let plural = if tokens == 1 { "" } else { "s" };
+    let mut out = format!("example {number} ({shape}{slot}): {tokens} token{plural}, {trained} trained on{change}\n\n");
     for line in example.text.lines() {
         out += &format!("  | {}\n", line.replace('\x1b', "\u{241b}"));
     }
-    let (mut row, mut width): (Vec<(String, &ShownToken)>, usize) = (Vec::new(), 0);
-    for token in &example.tokens {
-        let piece = visible(&token.text);
-        let cell = piece.chars().count().max(token.id.to_string().len()) + 1;
-        if width + cell > WIDTH && !row.is_empty() {
-            out += &token_row(&row, colors);
-            row.clear();
-            width = 0;
-        }
-        width += cell;
-        row.push((piece, token));
+    let groups = groups(&example.tokens);
+    let mut start = 0;
+    while start < groups.len() {
+        let mut width = 2;
+        let fits = |group: &&Group| {
+            width += group.width + 1;
+            width <= WIDTH + 1
+        };
+        let count = groups[start..].iter().take_while(fits).count().max(1);
+        out += &token_row(&groups[start..start + count], colors);
+        start += count;
     }
-    out + &token_row(&row, colors)
+    out
 }
 
-fn token_row(row: &[(String, &ShownToken)], colors: bool) -> String {
+fn token_row(row: &[Group], colors: bool) -> String {
     let [mut pieces, mut ids, mut marks] = ["  "; 3].map(str::to_owned);
-    for (piece, token) in row {
-        let id = token.id.to_string();
-        let length = piece.chars().count();
-        let width = length.max(id.len());
-        let (on, off) = match (colors, token.trained) {
+    for Group { text, ids: of_group, trained, width } in row {
+        let (on, off) = match (colors, trained) {
             (false, _) => ("", ""),
             (true, true) => (TRAINED, RESET),
             (true, false) => (MASKED, RESET),
         };
-        pieces += &format!("{on}{piece}{off}{} ", " ".repeat(width - length));
-        ids += &format!("{id:<width$} ");
-        let mark = if token.trained { "^" } else { " " };
-        marks += &format!("{} ", mark.repeat(width));
+        pieces += &format!("{on}{text}{off}{} ", " ".repeat(width - text.width()));
+        ids += &format!("{of_group:<width$} ");
+        let mark = if *trained { "^" } else { " " };
+        marks += &format!("{} ", mark.repeat(*width));
     }
     let mut out = format!("\n{}\n", pieces.trim_end());
-    if !colors && row.iter().any(|(_, token)| token.trained) {
+    if !colors && row.iter().any(|group| group.trained) {
         out += &format!("{}\n", marks.trim_end());
     }
     out + &format!("{}\n", ids.trim_end())
@@ -150,7 +182,8 @@ fn histogram(lengths: &[usize], max_seq_len: usize) -> String {
     let mut counts = vec![0; longest / width + 1];
     lengths.iter().for_each(|length| counts[length / width] += 1);
     let most = counts.iter().max().copied().unwrap_or(1).max(1);
-    let mut out = format!("tokens of {} examples\n", lengths.len());
+    let plural = if lengths.len() == 1 { "" } else { "s" };
+    let mut out = format!("tokens of {} example{plural}\n", lengths.len());
     for (bucket, count) in counts.into_iter().enumerate().skip_while(|(_, count)| *count == 0) {
         let (first, last) = (bucket * width, (bucket + 1) * width - 1);
         let bar = "\u{2588}".repeat((count * BAR).div_ceil(most));
@@ -166,9 +199,26 @@ mod tests {
     use loraine::data::settings::Shape;
 
     fn example() -> ShownExample {
-        let token = |id, text: &str, trained| ShownToken { id, text: text.into(), trained };
+        let token = |id, text: &str, trained| ShownToken { id, text: text.into(), trained, continues: false };
         let tokens = vec![token(7, "<user>", false), token(1234, " a\n", true), token(9, "\u{1b}[0m", true)];
-        ShownExample { number: 3, shape: Shape::Chat, text: "<user> a\n".into(), tokens }
+        let (text, change, slot) = ("<user> a\n".into(), None, None);
+        ShownExample { number: 3, shape: Shape::Chat, text, tokens, change, slot }
+    }
+
+    #[test]
+    fn ids_stand_under_their_tokens_in_80_columns_for_wide_characters_and_groups() {
+        let token = |id, text: &str, continues| ShownToken { id, text: text.into(), trained: false, continues };
+        let few = vec![
+            token(108_386, "\u{4f60}\u{597d}", false),
+            token(7, "\u{1f600}", false),
+            token(81, "", true),
+            token(5, "a", false),
+        ];
+        let example = |tokens| ShownExample { tokens, text: String::new(), ..example() };
+        let shown = example_text(&example(few), false);
+        assert!(shown.ends_with("  \u{4f60}\u{597d}   \u{1f600}   a\n  108386 7 81 5\n"), "{shown}");
+        let many = example_text(&example((0..200).map(|id| token(id * 997, "\u{597d}", false)).collect()), false);
+        assert!(many.lines().all(|line| line.width() <= 80), "{many}");
     }
 
     #[test]

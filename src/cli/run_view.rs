@@ -32,7 +32,7 @@ impl RunView {
     pub fn data(&self, label: &str, report: &DataReport) {
         match self.json {
             true => self.object(label, json!(report)),
-            false => out!("{label:<7} {}", report.to_string().replace("\n  ", "\n        ")),
+            false => out!("{label:<7} {}", written(&report.to_string(), as_flag).replace("\n  ", "\n        ")),
         }
     }
 

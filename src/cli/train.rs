@@ -19,7 +19,7 @@ use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
 
-use super::args::data::DataArgs;
+use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sources};
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
 use super::args::model::{fetched, hub_name, model_directory};
@@ -44,9 +44,10 @@ pub struct TrainArgs {
     /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Training data: .txt, .jsonl, .json, .parquet, or a directory with train.* and valid.*
-    #[arg(long, value_name = "FILE|DIR")]
-    data: Option<PathBuf>,
+    /// Training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, also as .gz or .zst, a directory (train.*, and validation.* for
+    /// evaluation), or owner/name on the hub; may be given several times
+    #[arg(long, value_name = "FILE|DIR|NAME")]
+    data: Vec<PathBuf>,
     /// Directory for the adapter, metrics and checkpoints
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -320,7 +321,9 @@ impl TrainArgs {
             }
         }
         set(&mut s.model, self.model.clone());
-        set(&mut s.data, self.data.clone());
+        if !self.data.is_empty() {
+            s.data = self.data.clone().into();
+        }
         set(&mut s.out, self.out.clone());
         self.data_format.apply(&mut s.data_format);
         let a = &self.adapter;
@@ -381,9 +384,9 @@ impl TrainArgs {
         set(&mut s.keep, w.keep);
         set(&mut s.log_every, w.log_every);
         s.tensorboard |= w.tensorboard;
-        let needed = [("--model", &s.model), ("--data", &s.data), ("--out", &s.out)];
-        let missing: Vec<&str> =
-            needed.iter().filter(|(_, path)| path.as_os_str().is_empty()).map(|(flag, _)| *flag).collect();
+        let empty = |path: &PathBuf| path.as_os_str().is_empty();
+        let needed = [("--model", empty(&s.model)), ("--data", s.data.is_empty()), ("--out", empty(&s.out))];
+        let missing: Vec<&str> = needed.iter().filter(|(_, empty)| *empty).map(|(flag, _)| *flag).collect();
         match missing[..] {
             [] => {}
             [one] => anyhow::bail!("{one} is missing"),
@@ -461,6 +464,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             Some(name) => fetched(&name, Extent::Adapter)?,
             None => adapter_file::locate(adapter)?,
         };
+    }
+    settings.data = data_sources(&settings.data, SPLITS_OF_RUN)?.into();
+    if let Some(eval) = &settings.eval_data {
+        settings.eval_data = data_sources(std::slice::from_ref(eval), SPLITS_OF_EVALUATION)?.pop();
     }
     let mut prepared = prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);

@@ -1,17 +1,21 @@
 //! Turns one record into token ids and labels, and refuses records that would train a mistake.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Example;
+use super::columns::{columns, unknown_columns};
 use super::fitting::fitted;
-use super::sample::{Conversation, Record, Sample, check_train_on, sample_of, shape_of, unknown_shape};
+use super::leftovers::{Habits, check_roles, count_leftovers};
+use super::report::Tally;
+use super::sample::{Conversation, Record, Sample, check_train_on, sample_of, unused_fields};
 use super::settings::{DataSettings, Shape, TrainOn};
 use super::template::{ChatTemplate, Input, built_in_names};
 use super::tokenizer::Tokenizer;
 use super::turns::{RenderedTurns, assistant_turns};
 use crate::Result;
-use crate::setting::CHAT_TEMPLATE;
+use crate::setting::{CHAT_TEMPLATE, SHAPE};
 
 /// Note for conversations of [`RenderedTurns::as_written_last`].
 const AS_WRITTEN_LAST: &str = "the chat template writes earlier answers differently from the last, for example without their \
@@ -34,6 +38,8 @@ pub struct Encoded {
 /// Reasons to refuse a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
+    /// A setting or a file of the model is wrong, so that no record could be read.
+    Setup,
     /// The fields or the chat template are wrong; the text says how.
     Readable,
     /// No token has a label.
@@ -58,7 +64,7 @@ impl Refusal {
 
 impl From<crate::Error> for Refusal {
     fn from(error: crate::Error) -> Self {
-        Self::new(Rule::Readable, error.to_string())
+        Self::new(Rule::Setup, error.to_string())
     }
 }
 
@@ -74,11 +80,17 @@ pub struct Encoder<'a> {
     settings: &'a DataSettings,
     vocab_size: usize,
     template: OnceCell<Option<ChatTemplate>>,
+    habits: Habits,
+    /// What was read and not used.
+    tally: Tally,
+    /// How the first record of each shape was read.
+    formats: RefCell<BTreeMap<Shape, String>>,
 }
 
 impl<'a> Encoder<'a> {
     pub fn new(tokenizer: Option<&'a Tokenizer>, settings: &'a DataSettings, vocab_size: usize) -> Self {
-        Self { tokenizer, settings, vocab_size, template: OnceCell::new() }
+        let (template, habits, tally) = (OnceCell::new(), Habits::default(), Tally::default());
+        Self { tokenizer, settings, vocab_size, template, habits, tally, formats: RefCell::default() }
     }
 
     /// The chat template, if one was used.
@@ -86,12 +98,29 @@ impl<'a> Encoder<'a> {
         self.template.get().and_then(Option::as_ref)
     }
 
+    /// What was read and not used, with the number of records or messages.
+    pub fn unused(&self) -> BTreeMap<String, usize> {
+        self.tally.counts()
+    }
+
+    /// How the records were read, one sentence for each shape.
+    pub fn formats(&self) -> Vec<String> {
+        self.formats.borrow().values().cloned().collect()
+    }
+
     /// Returns the shape and the example of a record. An empty text gives no example.
     pub fn encode(&self, record: &Record) -> Result<(Shape, Option<Encoded>), Refusal> {
-        let shape = shape_of(record, self.settings).ok_or_else(|| unknown_shape(record))?;
+        let columns = columns(record, self.settings).ok_or_else(|| unknown_columns(record))?;
+        let shape = columns.shape;
         check_train_on(shape, self.settings.train_on)?;
         let chat = shape == Shape::Alpaca && self.template()?.is_some();
-        let sample = sample_of(record, shape, self.settings, self.vocab_size, chat)?;
+        let sample = sample_of(record, &columns, self.settings, self.vocab_size, chat)?;
+        if !self.formats.borrow().contains_key(&shape) {
+            self.formats.borrow_mut().insert(shape, self.format(&columns.sentence(), &sample, shape));
+        }
+        for field in unused_fields(record, &columns, &sample) {
+            self.tally.add(field);
+        }
         let encoded = match sample {
             Sample::Tokens { input_ids, trained } => {
                 let example = Example { input_ids, trained };
@@ -112,6 +141,15 @@ impl<'a> Encoder<'a> {
             return Err(Refusal::new(Rule::TrainsSomething, format!("has no token to train on: {rule}")));
         }
         Ok((shape, Some(encoded)))
+    }
+
+    /// How a record was read: its format, and for plain pairs that another one would use the chat template.
+    fn format(&self, sentence: &str, sample: &Sample, shape: Shape) -> String {
+        let is_plain = shape == Shape::Completion && matches!(sample, Sample::Completion { .. });
+        match is_plain && self.template().is_ok_and(|template| template.is_some()) {
+            true => format!("{sentence}, as plain text; {} uses the chat template", SHAPE.is(Shape::Alpaca.name())),
+            false => sentence.to_owned(),
+        }
     }
 
     pub fn tokenizer(&self) -> Result<&'a Tokenizer, String> {
@@ -166,7 +204,9 @@ impl<'a> Encoder<'a> {
             Refusal::from(format!("is a conversation, but the model has no chat template; {name}"))
         };
         let template = self.template()?.ok_or_else(no_template)?;
+        check_roles(conversation, template)?;
         let conversation = &*fitted(template, conversation)?;
+        count_leftovers(conversation, template, &self.habits, &self.tally);
         let mut notes = Vec::new();
         let RenderedTurns { text, turns, messages, as_written_last } = match self.settings.train_on {
             Some(TrainOn::All) => whole_text(template, conversation)?,
@@ -180,6 +220,12 @@ impl<'a> Encoder<'a> {
                 assistant_turns(template, conversation, first)?
             }
         };
+        let excluded = |message: &usize| conversation.untrained.contains(message);
+        if !conversation.untrained.is_empty() && self.settings.train_on == Some(TrainOn::All) {
+            self.tally.add("weight of messages");
+        }
+        let trained_turns = turns.into_iter().zip(messages).filter(|(_, message)| !excluded(message));
+        let (turns, messages): (Vec<_>, Vec<_>) = trained_turns.unzip();
         if as_written_last {
             notes.push(AS_WRITTEN_LAST.to_owned());
         }

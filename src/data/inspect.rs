@@ -1,12 +1,16 @@
-//! Shows a data set before training: its first examples token by token, and the lengths of all examples.
+//! Shows a data set as training sees it: its first examples token by token, and the lengths of all examples.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::encode::{Encoded, Encoder};
-use super::read::{DataReport, data_file, is_text, read_with, records};
+use super::Example;
+use super::packing::pack;
+use super::read::reading::{Change, Kept, Origin, Reading};
+use super::read::{DataReport, Dataset, read_into};
 use super::settings::{DataSettings, Shape};
+use super::shown::{pieces_of_text, pieces_of_tokens};
+use super::splits::{Split, nothing_to_train};
 use super::tokenizer::Tokenizer;
 use crate::Result;
 
@@ -15,25 +19,33 @@ use crate::Result;
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownToken {
     pub id: u32,
-    /// Text of the token, or its spelling in the vocabulary if it has no text of its own.
+    /// Text of the token, or of the group of tokens that it begins; empty if it continues a group.
     pub text: String,
     pub trained: bool,
+    /// True if the token shares a character with the one before: their text stands at the first token of the group.
+    pub continues: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownExample {
-    /// Line, record or row of the source.
+    /// Line, record or row of the source; for a text the number of the sequence.
     pub number: usize,
     pub shape: Shape,
-    /// The whole text, as the chat template rendered it.
+    /// The text of all tokens.
     pub text: String,
     pub tokens: Vec<ShownToken>,
+    /// What the length limit made of the record, if anything: `cut from 96 tokens`.
+    pub change: Option<String>,
+    /// With packing, the number of the slot that the example shares, from 1.
+    pub slot: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Inspection {
+    /// The first examples as training sees them: cut, split and in slots as the settings say. If training would refuse the data
+    /// because it has no other examples, the first long ones.
     pub examples: Vec<ShownExample>,
     /// Number of tokens of every example that could be encoded, before truncation.
     pub lengths: Vec<usize>,
@@ -43,60 +55,84 @@ pub struct Inspection {
     pub refusal: Option<String>,
 }
 
-/// Encodes the data set as training would and keeps the first `count` examples with their text. The result also reports data that
+/// Encodes the data sets as training does and keeps the first `count` examples with their text. The result also reports data that
 /// training would refuse; only an unreadable file is an error.
 pub fn inspect(
-    path: &Path,
+    sources: &[PathBuf],
     tokenizer: &Tokenizer,
     settings: &DataSettings,
     vocab_size: usize,
     count: usize,
 ) -> Result<Inspection> {
-    let (report, refusal, text_examples) = match read_with(path, Some(tokenizer), settings, vocab_size) {
-        Ok(dataset) => (Some(dataset.report), None, dataset.examples),
+    let mut reading = Reading::new(Some(tokenizer), settings, vocab_size, count)?;
+    let read = match read_into(&mut reading, sources, Split::Train) {
+        Ok(files) if files.is_empty() => {
+            return Err(nothing_to_train(sources.first().map_or("".as_ref(), PathBuf::as_path)));
+        }
+        Ok(files) => Ok(files),
+        Err(error) if reading.lengths.is_empty() && reading.report.read == 0 => return Err(error),
+        Err(error) => Err(error),
+    };
+    let lengths = std::mem::take(&mut reading.lengths);
+    let (kept, long) = (std::mem::take(&mut reading.kept), std::mem::take(&mut reading.long));
+    let origins = std::mem::take(&mut reading.origins);
+    let (report, refusal, examples) = match read.and_then(|files| reading.finish(&files)) {
+        Ok(Dataset { report, examples }) => (Some(report), None, examples),
         Err(error) => (None, Some(error.to_string()), Vec::new()),
     };
-    let path = data_file(path)?;
-    let (mut examples, mut lengths) = (Vec::new(), Vec::new());
-    if is_text(&path) {
-        for (index, example) in text_examples.into_iter().enumerate() {
-            lengths.push(example.input_ids.len());
-            if index < count {
-                let text = tokenizer.decode_with_special(&example.input_ids)?;
-                let encoded = Encoded { example, text, ranges: Vec::new(), ends: Vec::new(), notes: Vec::new() };
-                examples.push(shown(index + 1, Shape::Text, &encoded, tokenizer)?);
-            }
+    let shown = match settings.packing && !examples.is_empty() {
+        true => packed(&examples, &origins, &kept, tokenizer, settings.max_seq_len, count)?,
+        false => {
+            let chosen = if kept.is_empty() { &long } else { &kept };
+            chosen.iter().take(count).map(|kept| shown(kept, None, tokenizer)).collect::<Result<_>>()?
         }
-        return Ok(Inspection { examples, lengths, report, refusal });
-    }
-    let encoder = Encoder::new(Some(tokenizer), settings, vocab_size);
-    for record in records(&path)?.1 {
-        let Ok((number, record)) = record else { break };
-        let Ok((shape, Some(encoded))) = encoder.encode(&record) else { continue };
-        lengths.push(encoded.example.input_ids.len());
-        if examples.len() < count {
-            examples.push(shown(number, shape, &encoded, tokenizer)?);
-        }
-    }
-    Ok(Inspection { examples, lengths, report, refusal })
+    };
+    Ok(Inspection { examples: shown, lengths, report, refusal })
 }
 
-fn shown(number: usize, shape: Shape, encoded: &Encoded, tokenizer: &Tokenizer) -> Result<ShownExample> {
-    let Encoded { example, text, ranges, .. } = encoded;
-    let piece = |at: usize, id: u32| {
-        let shares = |other: Option<&std::ops::Range<usize>>| other.is_some() && other == ranges.get(at);
-        let alone = !shares(ranges.get(at + 1)) && !shares(at.checked_sub(1).and_then(|before| ranges.get(before)));
-        let text = ranges.get(at).filter(|_| alone).and_then(|range| text.get(range.clone()));
-        match text.filter(|text| !text.is_empty()) {
-            Some(text) => text.to_owned(),
-            None => tokenizer.token(id).unwrap_or_default(),
+/// The examples of the first slots, slot by slot.
+fn packed(
+    examples: &[Example],
+    origins: &[Origin],
+    kept: &[Kept],
+    tokenizer: &Tokenizer,
+    max_seq_len: usize,
+    count: usize,
+) -> Result<Vec<ShownExample>> {
+    let slots = pack(examples, max_seq_len);
+    let in_order = slots.iter().enumerate().flat_map(|(slot, of_slot)| of_slot.iter().map(move |&at| (slot + 1, at)));
+    let show = |(slot, at): (usize, usize)| match kept.get(at) {
+        Some(kept) => shown(kept, Some(slot), tokenizer),
+        None => {
+            let (example, origin) = (examples[at].clone(), origins[at].clone());
+            shown(&Kept { example, origin, text: String::new(), ranges: Vec::new() }, Some(slot), tokenizer)
         }
     };
-    let token = |(at, (&id, &trained))| ShownToken { id, text: piece(at, id), trained };
-    let tokens = example.input_ids.iter().zip(&example.trained).enumerate().map(token).collect();
-    let text = match text.is_empty() {
-        true => tokenizer.decode_with_special(&example.input_ids)?,
-        false => text.clone(),
+    in_order.take(count).map(show).collect()
+}
+
+fn shown(kept: &Kept, slot: Option<usize>, tokenizer: &Tokenizer) -> Result<ShownExample> {
+    let Kept { example: Example { input_ids, trained }, origin, text, ranges } = kept;
+    let pieces = match ranges.is_empty() {
+        true => pieces_of_tokens(input_ids, tokenizer)?,
+        false => pieces_of_text(input_ids, text, ranges, tokenizer)?,
     };
-    Ok(ShownExample { number, shape, text, tokens })
+    let token = |((&id, &trained), piece): ((&u32, &bool), Option<String>)| ShownToken {
+        id,
+        trained,
+        continues: piece.is_none(),
+        text: piece.unwrap_or_default(),
+    };
+    let tokens: Vec<_> = input_ids.iter().zip(trained).zip(pieces).map(token).collect();
+    let text = match origin.change {
+        Change::Whole | Change::TooLong if !text.is_empty() => text.clone(),
+        _ => tokens.iter().map(|token| token.text.as_str()).collect(),
+    };
+    let change = match origin.change {
+        Change::Whole => None,
+        Change::CutFrom(tokens) => Some(format!("cut from {tokens} tokens")),
+        Change::Piece(at, of) => Some(format!("piece {at} of {of}")),
+        Change::TooLong => Some("longer than the longest sequence".to_owned()),
+    };
+    Ok(ShownExample { number: origin.number, shape: origin.shape, text, tokens, change, slot })
 }

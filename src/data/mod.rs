@@ -1,9 +1,13 @@
 //! Training data: turns text into tokens, files into examples, and examples into micro-batches.
 
 pub mod batches;
+pub mod columns;
 pub mod encode;
 pub mod fitting;
 pub mod inspect;
+mod leftovers;
+pub mod messages;
+mod opened;
 pub mod packing;
 #[cfg(not(target_arch = "wasm32"))]
 mod parquet_file;
@@ -13,6 +17,9 @@ pub mod report;
 pub mod sample;
 mod sentencepiece;
 pub mod settings;
+mod shown;
+pub mod splits;
+mod table;
 pub mod template;
 mod template_functions;
 pub mod tokenizer;

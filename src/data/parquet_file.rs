@@ -34,7 +34,7 @@ pub(super) fn rows(path: &Path, file: File) -> Result<Records> {
         let row = guarded(|| rows.next().transpose()).and_then(|row| row.map(|row| record(&row)).transpose());
         ended = !matches!(row, Ok(Some(_)));
         match row {
-            Ok(record) => record.map(|record| Ok((number, record))),
+            Ok(record) => record.map(|record| Ok((number, Ok(record)))),
             Err(problem) => Some(Err(Error::file(&path, format!("row {number}: {problem}")))),
         }
     })))
@@ -105,7 +105,9 @@ mod tests {
     }
 
     fn read(path: &Path) -> Result<Vec<(usize, Record)>> {
-        rows(path, File::open(path).unwrap())?.collect()
+        rows(path, File::open(path).unwrap())?
+            .map(|row| row.map(|(number, record)| (number, record.unwrap())))
+            .collect()
     }
 
     #[test]

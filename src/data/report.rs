@@ -1,5 +1,6 @@
 //! Reports what became of a data set, for the user and for the record of a run.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use super::settings::Shape;
 
 /// Number of records that a report or an error lists.
 pub const LISTED: usize = 10;
+/// Number of bad records whose reasons a report or an error gives.
+pub const BAD_LISTED: usize = 20;
 
 /// Reasons to drop a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -22,6 +25,8 @@ pub enum DropReason {
     NothingTrainedLeft,
     /// The last sequence of a text had only one token.
     LastToken,
+    /// The record cannot be read or trained on; the report has the reasons.
+    Bad,
 }
 
 impl DropReason {
@@ -31,6 +36,7 @@ impl DropReason {
             Self::TooLong => "longer than the longest sequence",
             Self::NothingTrainedLeft => "nothing to train on left after cutting",
             Self::LastToken => "a last sequence of one token",
+            Self::Bad => "cannot be trained on",
         }
     }
 }
@@ -58,6 +64,8 @@ pub struct DataReport {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "Record<string, number>"))]
     pub notes: BTreeMap<String, usize>,
+    /// How the records were read: for each shape the fields that it comes from.
+    pub formats: Vec<String>,
     /// Number of records of each shape.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<Shape, number>>"))]
     pub shapes: BTreeMap<Shape, usize>,
@@ -67,6 +75,11 @@ pub struct DataReport {
     pub kept: usize,
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<DropReason, Dropped>>"))]
     pub dropped: BTreeMap<DropReason, Dropped>,
+    /// Reasons to drop the first of the records that cannot be trained on, each with its place.
+    pub bad: Vec<String>,
+    /// What was read and not used, with the number of records, messages or files.
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "Record<string, number>"))]
+    pub unused: BTreeMap<String, usize>,
     /// Number of truncated examples.
     pub truncated: usize,
     /// Number of records that were split into several examples.
@@ -81,7 +94,35 @@ pub struct DataReport {
     pub slots: Option<usize>,
 }
 
+/// Counts what was read and not used.
+#[derive(Debug, Default)]
+pub(super) struct Tally(RefCell<BTreeMap<String, usize>>);
+
+impl Tally {
+    pub(super) fn add(&self, what: impl Into<String>) {
+        *self.0.borrow_mut().entry(what.into()).or_default() += 1;
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<String, usize> {
+        self.0.borrow().clone()
+    }
+}
+
+/// A count with its noun in the singular or plural: `1 example`, `2 examples`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 impl DataReport {
+    /// Counts records that cannot be trained on, with a line for each reason.
+    pub(super) fn drop_bad(&mut self, count: usize, reasons: Vec<String>) {
+        if count > 0 {
+            self.dropped.insert(DropReason::Bad, Dropped { count, first: Vec::new() });
+            self.bad = reasons;
+        }
+    }
+
     pub(super) fn drop_record(&mut self, reason: DropReason, number: usize) {
         let dropped = self.dropped.entry(reason).or_default();
         dropped.count += 1;
@@ -95,7 +136,11 @@ impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let shapes: Vec<_> = self.shapes.keys().map(|shape| shape.name()).collect();
         let source = self.source.display();
-        writeln!(f, "{source}: {} examples from {} records ({})", self.kept, self.read, shapes.join(", "))?;
+        let (kept, read) = (counted(self.kept, "example"), counted(self.read, "record"));
+        writeln!(f, "{source}: {kept} from {read} ({})", shapes.join(", "))?;
+        for format in &self.formats {
+            writeln!(f, "  format: {format}")?;
+        }
         if let Some(template) = &self.chat_template {
             let date = self.template_date.as_ref().map_or_else(String::new, |date| format!(", written for {date}"));
             writeln!(f, "  chat template: {template}{date}")?;
@@ -118,7 +163,18 @@ impl fmt::Display for DataReport {
         for (reason, Dropped { count, first }) in &self.dropped {
             let numbers: Vec<_> = first.iter().map(usize::to_string).collect();
             let more = if *count > first.len() { ", ..." } else { "" };
-            write!(f, "\n  {count} dropped: {} (number {}{more})", reason.sentence(), numbers.join(", "))?;
+            let numbers = match numbers.is_empty() {
+                true => String::new(),
+                false => format!(" (number {}{more})", numbers.join(", ")),
+            };
+            write!(f, "\n  {count} dropped: {}{numbers}", reason.sentence())?;
+        }
+        for problem in &self.bad {
+            write!(f, "\n    {problem}")?;
+        }
+        if !self.unused.is_empty() {
+            let unused: Vec<_> = self.unused.iter().map(|(what, count)| format!("{what} ({count})")).collect();
+            write!(f, "\n  not used: {}", unused.join(", "))?;
         }
         Ok(())
     }

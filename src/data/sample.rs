@@ -1,7 +1,10 @@
-//! Turns the fields of a record into a sample: detects its shape and extracts text, prompt, completion or conversation.
+//! Turns the fields of a record into a sample: extracts text, prompt, completion or conversation.
 
 use serde_json::{Map, Value};
 
+use super::columns::{Columns, Part};
+pub use super::messages::is_assistant;
+use super::messages::{self, Messages, message, starts_with_system};
 use super::settings::{DataSettings, Shape, TrainOn};
 use crate::setting::TRAIN_ON;
 use crate::{Error, Result};
@@ -28,6 +31,8 @@ pub struct Conversation {
     pub tools: Option<Value>,
     /// Values of the template's variables: the record's `chat_template_kwargs`.
     pub variables: Map<String, Value>,
+    /// Places of the assistant's messages that the record excludes from training.
+    pub untrained: Vec<usize>,
 }
 
 impl Conversation {
@@ -35,29 +40,6 @@ impl Conversation {
     pub fn assistant_turns_in_prompt(&self) -> usize {
         self.messages.iter().take(self.prompt_len).filter(|message| is_assistant(message)).count()
     }
-}
-
-/// Returns the shape that the settings name or that the record's fields show; `None` if they show none.
-pub fn shape_of(record: &Record, settings: &DataSettings) -> Option<Shape> {
-    let named = |field: &Option<String>, shape: Shape| field.is_some().then_some(shape);
-    let has = |field: &str| record.get(field).is_some_and(|value| !value.is_null());
-    settings
-        .shape
-        .or(named(&settings.messages_field, Shape::Chat))
-        .or(named(&settings.prompt_field, Shape::Completion))
-        .or(named(&settings.completion_field, Shape::Completion))
-        .or(named(&settings.text_field, Shape::Text))
-        .or_else(|| {
-            let shapes = [
-                (Shape::Tokens, ["input_ids"].as_slice()),
-                (Shape::Chat, &["messages"]),
-                (Shape::Sharegpt, &["conversations"]),
-                (Shape::Completion, &["prompt", "completion"]),
-                (Shape::Alpaca, &["instruction", "output"]),
-                (Shape::Text, &["text"]),
-            ];
-            shapes.into_iter().find(|(_, fields)| fields.iter().all(|field| has(field))).map(|(shape, _)| shape)
-        })
 }
 
 /// Checks the settings against a shape and returns the conflict, if any.
@@ -75,51 +57,120 @@ pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
     }
 }
 
-/// Makes the sample of a record of that shape. `chat` turns an instruction into a conversation instead of the Alpaca prompt.
+/// Makes the sample of a record with these columns. `chat` turns an instruction into a conversation instead of the Alpaca prompt.
 pub fn sample_of(
     record: &Record,
-    shape: Shape,
+    columns: &Columns,
     settings: &DataSettings,
     vocab_size: usize,
     chat: bool,
 ) -> Result<Sample, String> {
-    let field = |named: &Option<String>, usual: &str| named.clone().unwrap_or_else(|| usual.to_owned());
-    match shape {
+    let fields = Fields { record, columns };
+    match columns.shape {
         Shape::Tokens => {
-            let ids = record.get("input_ids").ok_or_else(|| missing("input_ids", record))?;
-            let labels = record.get("labels").filter(|_| settings.train_on != Some(TrainOn::All));
+            let ids = fields.required(Part::InputIds)?;
+            let labels = fields.get(Part::Labels).filter(|_| settings.train_on != Some(TrainOn::All));
             tokens(ids, labels, vocab_size)
         }
-        Shape::Text => text(record, &field(&settings.text_field, "text")).map(|text| Sample::Text(text.to_owned())),
-        Shape::Chat => conversation(record, &field(&settings.messages_field, "messages")),
-        Shape::Sharegpt => conversation(record, &field(&settings.messages_field, "conversations")),
-        Shape::Completion => completion(
-            record,
-            &field(&settings.prompt_field, "prompt"),
-            &field(&settings.completion_field, "completion"),
-        ),
-        Shape::Alpaca => alpaca(record, chat),
+        Shape::Text => fields.text(Part::Text).map(|text| Sample::Text(text.to_owned())),
+        Shape::Chat | Shape::Sharegpt => conversation(&fields),
+        Shape::Completion => completion(&fields),
+        Shape::Alpaca => alpaca(&fields, chat),
     }
 }
 
-/// Error text for a record whose fields make no example.
-pub fn unknown_shape(record: &Record) -> String {
-    let supported = "{messages}, {conversations}, {prompt, completion}, {instruction, output}, {text} and {input_ids}";
-    let fields: Vec<_> = record.keys().map(String::as_str).collect();
-    format!("has the fields [{}], which make no supported example; supported are {supported}", fields.join(", "))
+/// Names of the fields that hold something and that make no part of the sample.
+pub fn unused_fields<'a>(record: &'a Record, columns: &Columns, sample: &Sample) -> Vec<&'a str> {
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    };
+    // A prompt that is one text has no place for them.
+    let of_conversations: &[Part] = match sample {
+        Sample::Completion { .. } => &[Part::System, Part::History, Part::Tools, Part::Variables],
+        _ => &[],
+    };
+    let unused = |name: &&String| {
+        !columns.has_field(name) || of_conversations.iter().any(|part| columns.name(*part) == Some(name.as_str()))
+    };
+    record.iter().filter(|(_, value)| !empty(value)).map(|(name, _)| name).filter(unused).map(String::as_str).collect()
+}
+
+/// The fields of a record by their use.
+struct Fields<'a> {
+    record: &'a Record,
+    columns: &'a Columns,
+}
+
+impl<'a> Fields<'a> {
+    fn get(&self, part: Part) -> Option<&'a Value> {
+        self.record.get(self.columns.name(part)?)
+    }
+
+    fn name(&self, part: Part) -> &'a str {
+        self.columns.name(part).unwrap_or_default()
+    }
+
+    fn required(&self, part: Part) -> Result<&'a Value, String> {
+        self.get(part).ok_or_else(|| missing(self.name(part), self.record))
+    }
+
+    fn text(&self, part: Part) -> Result<&'a str, String> {
+        match self.required(part)? {
+            Value::String(text) => Ok(text),
+            other => Err(format!("`{}` is {}, but must be a string", self.name(part), shortened(other))),
+        }
+    }
+
+    /// A text that may be missing or null.
+    fn optional_text(&self, part: Part) -> Result<&'a str, String> {
+        match self.get(part) {
+            None | Some(Value::Null) => Ok(""),
+            Some(_) => self.text(part),
+        }
+    }
+
+    fn tools(&self) -> Result<Option<Value>, String> {
+        match (messages::tools(self.get(Part::Tools))?, self.get(Part::Functions)) {
+            (None, Some(functions)) => messages::functions_as_tools(functions),
+            (tools, _) => Ok(tools),
+        }
+    }
+
+    /// The template's variables that the record sets, which some files hold as JSON in a string.
+    fn variables(&self) -> Result<Map<String, Value>, String> {
+        let field = self.name(Part::Variables);
+        let parsed =
+            |text: &str| serde_json::from_str(text).map_err(|_| format!("`{field}` is a string that holds no JSON object"));
+        let value = match self.get(Part::Variables) {
+            Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
+            Some(Value::String(text)) => parsed(text)?,
+            other => other.cloned().unwrap_or_default(),
+        };
+        match messages::without_nulls(&value) {
+            Value::Null => Ok(Map::new()),
+            Value::Object(fields) => Ok(fields),
+            other => Err(format!("`{field}` is {}, but must be an object", shortened(&other))),
+        }
+    }
+
+    /// Inserts the record's system text in front, unless the messages begin with one.
+    fn with_system(&self, mut messages: Messages) -> Result<Messages, String> {
+        let system = self.optional_text(Part::System)?;
+        if !system.is_empty() && !starts_with_system(&messages.list) {
+            messages.list.insert(0, message("system", system.to_owned()));
+            messages.untrained.iter_mut().for_each(|at| *at += 1);
+        }
+        Ok(messages)
+    }
 }
 
 fn missing(field: &str, record: &Record) -> String {
     let fields: Vec<_> = record.keys().map(String::as_str).collect();
     format!("has no `{field}`, only the fields [{}]", fields.join(", "))
-}
-
-fn text<'a>(record: &'a Record, field: &str) -> Result<&'a str, String> {
-    match record.get(field) {
-        Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("`{field}` is {}, but must be a string", shortened(other))),
-        None => Err(missing(field, record)),
-    }
 }
 
 /// Takes token ids as they are. A label of -100 is not trained on; every other label must equal the token at its place.
@@ -151,21 +202,23 @@ fn tokens(ids: &Value, labels: Option<&Value>, vocab_size: usize) -> Result<Samp
     Ok(Sample::Tokens { trained: trained.collect::<Result<_, _>>()?, input_ids })
 }
 
-fn completion(record: &Record, prompt_field: &str, completion_field: &str) -> Result<Sample, String> {
-    let value = |field: &str| record.get(field).ok_or_else(|| missing(field, record));
-    match (value(prompt_field)?, value(completion_field)?) {
+fn completion(fields: &Fields) -> Result<Sample, String> {
+    let (prompt_field, completion_field) = (fields.name(Part::Prompt), fields.name(Part::Completion));
+    match (fields.required(Part::Prompt)?, fields.required(Part::Completion)?) {
         (Value::String(_), Value::String(completion)) if completion.is_empty() => {
             Err(format!("`{completion_field}` is empty, so there is nothing to learn"))
         }
         (Value::String(prompt), Value::String(completion)) => {
             Ok(Sample::Completion { prompt: prompt.clone(), completion: completion.clone() })
         }
-        (Value::Array(prompt), Value::Array(completion)) => {
-            let mut messages = list_of_messages(prompt, prompt_field)?;
-            let prompt_len = messages.len();
-            messages.extend(list_of_messages(completion, completion_field)?);
-            let (tools, variables) = (tools(record)?, variables(record)?);
-            Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: true, tools, variables }))
+        (prompt @ Value::Array(_), completion @ Value::Array(_)) => {
+            let Messages { mut list, mut untrained } = fields.with_system(messages::messages(prompt, prompt_field)?)?;
+            let completion = messages::messages(completion, completion_field)?;
+            let prompt_len = list.len();
+            untrained.extend(completion.untrained.iter().map(|at| at + prompt_len));
+            list.extend(completion.list);
+            let (tools, variables) = (fields.tools()?, fields.variables()?);
+            Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion: true, tools, variables, untrained }))
         }
         _ => {
             Err(format!("`{prompt_field}` and `{completion_field}` must both be strings, or both be lists of messages"))
@@ -174,22 +227,27 @@ fn completion(record: &Record, prompt_field: &str, completion_field: &str) -> Re
 }
 
 /// Makes a conversation of an instruction and its output, or the prompt that the Alpaca models were trained with.
-fn alpaca(record: &Record, chat: bool) -> Result<Sample, String> {
-    let instruction = text(record, "instruction")?;
-    let output = text(record, "output")?;
-    let input = match record.get("input") {
-        None | Some(Value::Null) => "",
-        Some(_) => text(record, "input")?,
-    };
+fn alpaca(fields: &Fields, chat: bool) -> Result<Sample, String> {
+    let instruction = fields.text(Part::Prompt)?;
+    let output = fields.text(Part::Completion)?;
+    let input = fields.optional_text(Part::Input)?;
     if output.is_empty() {
-        return Err("`output` is empty, so there is nothing to learn".into());
+        return Err(format!("`{}` is empty, so there is nothing to learn", fields.name(Part::Completion)));
     }
     if chat {
-        let separator = if input.is_empty() { "" } else { "\n\n" };
-        let messages =
-            vec![message("user", format!("{instruction}{separator}{input}")), message("assistant", output.to_owned())];
-        let conversation = Conversation { messages, prompt_len: 1, is_completion: true, ..Default::default() };
-        return Ok(Sample::Chat(Conversation { variables: variables(record)?, ..conversation }));
+        let separator = if input.is_empty() || instruction.is_empty() { "" } else { "\n\n" };
+        let history = match fields.get(Part::History) {
+            Some(history) => messages::history(history, fields.name(Part::History))?,
+            None => Vec::new(),
+        };
+        // As in LLaMA-Factory, which has this format, the answers of the history are learned as well.
+        let is_completion = history.is_empty();
+        let Messages { mut list, .. } = fields.with_system(Messages { list: history, untrained: Vec::new() })?;
+        list.push(message("user", format!("{instruction}{separator}{input}")));
+        let prompt_len = list.len();
+        list.push(message("assistant", output.to_owned()));
+        let (tools, variables, untrained) = (fields.tools()?, fields.variables()?, Vec::new());
+        return Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion, tools, variables, untrained }));
     }
     let (with, input) = match input {
         "" => ("", String::new()),
@@ -202,110 +260,16 @@ fn alpaca(record: &Record, chat: bool) -> Result<Sample, String> {
     Ok(Sample::Completion { prompt, completion: output.to_owned() })
 }
 
-fn conversation(record: &Record, field: &str) -> Result<Sample, String> {
-    let mut messages = match record.get(field) {
-        Some(Value::Array(list)) => list_of_messages(list, field)?,
-        Some(other) => return Err(format!("`{field}` is {}, but must be a list of messages", shortened(other))),
-        None => return Err(missing(field, record)),
-    };
-    let system = record.get("system").and_then(Value::as_str).filter(|system| !system.is_empty());
-    if let (Some(system), false) = (system, starts_with_system(&messages)) {
-        messages.insert(0, message("system", system.to_owned()));
-    }
-    let prompt_len = messages.iter().rposition(is_assistant).unwrap_or(messages.len());
-    let (tools, variables) = (tools(record)?, variables(record)?);
-    Ok(Sample::Chat(Conversation { messages, prompt_len, is_completion: false, tools, variables }))
+fn conversation(fields: &Fields) -> Result<Sample, String> {
+    let list = messages::messages(fields.required(Part::Messages)?, fields.name(Part::Messages))?;
+    let Messages { list, untrained } = fields.with_system(list)?;
+    let prompt_len = list.iter().rposition(is_assistant).unwrap_or(list.len());
+    let (tools, variables) = (fields.tools()?, fields.variables()?);
+    Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion: false, tools, variables, untrained }))
 }
 
-/// Normalizes messages for templates: `role` and `content`, without null fields.
-fn list_of_messages(list: &[Value], field: &str) -> Result<Vec<Value>, String> {
-    let one = |(at, value): (usize, &Value)| {
-        let wrong = |problem: &str| format!("`{field}`, message {}: {problem}", at + 1);
-        let Value::Object(fields) = value else {
-            return Err(wrong(r#"must be {"role", "content"} or {"from", "value"}"#));
-        };
-        let mut fields: Record =
-            fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
-        if let (false, Some(from)) = (fields.contains_key("role"), fields.remove("from")) {
-            fields.insert("role".into(), from);
-        }
-        if let (false, Some(value)) = (fields.contains_key("content"), fields.remove("value")) {
-            fields.insert("content".into(), value);
-        }
-        let role = match fields.get("role") {
-            Some(Value::String(role)) => usual_role(role).to_owned(),
-            _ => return Err(wrong("has no `role` (or `from`) that is a string")),
-        };
-        fields.insert("role".into(), role.into());
-        match fields.get("content") {
-            Some(Value::String(_) | Value::Array(_)) => {}
-            None if fields.contains_key("tool_calls") => {
-                fields.insert("content".into(), String::new().into());
-            }
-            _ => return Err(wrong("has no `content` (or `value`) that is a string")),
-        }
-        Ok(Value::Object(fields))
-    };
-    list.iter().enumerate().map(one).collect()
-}
-
-/// Maps a data set's role name to the name that templates use. Unknown names stay; the template decides about them.
-fn usual_role(name: &str) -> &str {
-    match name {
-        "human" => "user",
-        "gpt" | "chatgpt" | "bard" | "bing" | "model" => "assistant",
-        "observation" | "function_response" => "tool",
-        other => other,
-    }
-}
-
-fn message(role: &str, content: String) -> Value {
-    Value::Object([("role".to_owned(), role.into()), ("content".to_owned(), content.into())].into_iter().collect())
-}
-
-/// True for a message of the assistant.
-pub fn is_assistant(message: &Value) -> bool {
-    message.get("role").is_some_and(|role| role == "assistant")
-}
-
-fn starts_with_system(messages: &[Value]) -> bool {
-    messages.first().and_then(|message| message.get("role")).is_some_and(|role| role == "system")
-}
-
-/// Returns the template's variables that a record sets, which some files hold as JSON in a string.
-fn variables(record: &Record) -> Result<Map<String, Value>, String> {
-    const FIELD: &str = "chat_template_kwargs";
-    let parsed =
-        |text: &str| serde_json::from_str(text).map_err(|_| format!("`{FIELD}` is a string that holds no JSON object"));
-    let value = match record.get(FIELD) {
-        Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
-        Some(Value::String(text)) => parsed(text)?,
-        other => other.cloned().unwrap_or_default(),
-    };
-    match value {
-        Value::Null => Ok(Map::new()),
-        // Files of columns hold a null for each variable that another record sets.
-        Value::Object(fields) => Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect()),
-        other => Err(format!("`{FIELD}` is {}, but must be an object", shortened(&other))),
-    }
-}
-
-/// Returns the tools of a conversation, which some files hold as JSON in a string.
-fn tools(record: &Record) -> Result<Option<Value>, String> {
-    match record.get("tools") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(tools)) if tools.is_empty() => Ok(None),
-        Some(tools @ Value::Array(_)) => Ok(Some(tools.clone())),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => match serde_json::from_str(text) {
-            Ok(tools @ Value::Array(_)) => Ok(Some(tools)),
-            _ => Err("`tools` is a string that holds no JSON list".into()),
-        },
-        Some(other) => Err(format!("`tools` is {}, but must be a list", shortened(other))),
-    }
-}
-
-fn shortened(value: &Value) -> String {
+/// A value as JSON, cut after some 40 characters.
+pub fn shortened(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -317,12 +281,19 @@ fn shortened(value: &Value) -> String {
 mod tests {
     use serde_json::json;
 
+    use super::super::columns::{columns, unknown_columns};
     use super::*;
 
-    fn sample(record: Value, settings: &DataSettings) -> Result<Sample, String> {
+    fn made(record: Value, settings: &DataSettings, chat: bool) -> Result<(Sample, Vec<String>), String> {
         let record = record.as_object().unwrap().clone();
-        let shape = shape_of(&record, settings).ok_or_else(|| unknown_shape(&record))?;
-        sample_of(&record, shape, settings, 100, false)
+        let columns = columns(&record, settings).ok_or_else(|| unknown_columns(&record))?;
+        let sample = sample_of(&record, &columns, settings, 100, chat)?;
+        let unused = unused_fields(&record, &columns, &sample).into_iter().map(str::to_owned).collect();
+        Ok((sample, unused))
+    }
+
+    fn sample(record: Value, settings: &DataSettings) -> Result<Sample, String> {
+        made(record, settings, false).map(|(sample, _)| sample)
     }
 
     fn user_and_assistant(is_completion: bool) -> Sample {
@@ -373,8 +344,8 @@ mod tests {
 
     #[test]
     fn an_instruction_is_the_classic_prompt_or_a_conversation() {
-        let record = json!({"instruction": "Add.", "input": "1 2", "output": "3"}).as_object().unwrap().clone();
-        let of = |chat| sample_of(&record, Shape::Alpaca, &DataSettings::default(), 9, chat).unwrap();
+        let record = json!({"instruction": "Add.", "input": "1 2", "output": "3"});
+        let of = |chat| made(record.clone(), &DataSettings::default(), chat).unwrap().0;
         let Sample::Completion { prompt, completion } = of(false) else { panic!("not a completion") };
         let expected = "Below is an instruction that describes a task, paired with an input that provides further \
                         context. Write a response that appropriately completes the request.\n\n### Instruction:\n\
@@ -382,6 +353,28 @@ mod tests {
         assert_eq!((prompt.as_str(), completion.as_str()), (expected, "3"));
         let Sample::Chat(Conversation { messages, .. }) = of(true) else { panic!("not a conversation") };
         assert_eq!(messages, [message("user", "Add.\n\n1 2".into()), message("assistant", "3".into())]);
+    }
+
+    #[test]
+    fn system_and_history_are_turns_of_a_conversation_and_otherwise_named() {
+        let record = json!({"instruction": "And 3?", "input": "", "output": "7", "system": "Be brief.",
+            "history": [["2+2?", "4"]], "id": 5});
+        let (made_chat, unused) = made(record.clone(), &DataSettings::default(), true).unwrap();
+        let Sample::Chat(got) = made_chat else { panic!("no conversation") };
+        let roles: Vec<_> =
+            got.messages.iter().map(|m| format!("{}: {}", m["role"], m["content"]).replace('"', "")).collect();
+        assert_eq!(roles, ["system: Be brief.", "user: 2+2?", "assistant: 4", "user: And 3?", "assistant: 7"]);
+        assert_eq!((got.prompt_len, got.is_completion, unused), (4, false, vec!["id".to_owned()]));
+        assert_eq!(made(record, &DataSettings::default(), false).unwrap().1, ["system", "history", "id"]);
+        let beside = json!({"prompt": "p", "completion": "c", "system": "s"});
+        assert_eq!(made(beside, &DataSettings::default(), false).unwrap().1, ["system"]);
+        let lists = json!({"prompt": [{"role": "user", "content": "q"}], "system": "s",
+            "completion": [{"role": "assistant", "content": "a", "weight": 0}]});
+        let (Sample::Chat(got), unused) = made(lists, &DataSettings::default(), false).unwrap() else {
+            panic!("no chat")
+        };
+        assert_eq!((got.messages[0]["content"].as_str(), got.prompt_len, got.untrained), (Some("s"), 2, vec![2]));
+        assert!(unused.is_empty(), "{unused:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Settings for reading data, filled in by the command line, a TOML file or the page.
 
+use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,13 +15,14 @@ use crate::files;
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
-    /// `messages` of role and content, perhaps with `tools`.
+    /// `messages` of role and content, perhaps with `system` and `tools`.
     Chat,
     /// `conversations` of from and value.
     Sharegpt,
     /// `prompt` and `completion`: two strings, or two lists of messages.
     Completion,
-    /// `instruction`, perhaps `input`, and `output`.
+    /// `instruction`, perhaps `input`, `system` and `history`, and `output`; also question and answer, and similar pairs.
+    #[cfg_attr(feature = "cli", value(alias = "instruction"))]
     Alpaca,
     /// `text`.
     Text,
@@ -61,8 +64,10 @@ pub enum TrainOn {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnLong {
-    /// Stop with an error that lists the long examples.
+    /// Leave the long examples out where they are fewer than 1 % of all, and stop with an error otherwise.
     #[default]
+    Auto,
+    /// Stop with an error that lists the long examples.
     Refuse,
     /// Cut off the end.
     Truncate,
@@ -72,6 +77,90 @@ pub enum OnLong {
     Split,
 }
 
+/// Treatment of records that cannot be trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBad {
+    /// Stop with an error that lists them.
+    #[default]
+    Refuse,
+    /// Leave them out and count them.
+    Drop,
+}
+
+/// Data files, directories of data, or splits of them (`DIR:SPLIT`), which are read together. In settings files it is a path, or a list
+/// of paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMore", into = "OneOrMore")]
+pub struct DataSources(Vec<PathBuf>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(PathBuf),
+    More(Vec<PathBuf>),
+}
+
+impl From<OneOrMore> for DataSources {
+    fn from(paths: OneOrMore) -> Self {
+        match paths {
+            OneOrMore::One(path) => path.into(),
+            OneOrMore::More(paths) => paths.into(),
+        }
+    }
+}
+
+impl From<DataSources> for OneOrMore {
+    fn from(mut sources: DataSources) -> Self {
+        match sources.0.len() {
+            0 => Self::One(PathBuf::new()),
+            1 => Self::One(sources.0.remove(0)),
+            _ => Self::More(sources.0),
+        }
+    }
+}
+
+impl From<PathBuf> for DataSources {
+    fn from(path: PathBuf) -> Self {
+        Self(if path.as_os_str().is_empty() { Vec::new() } else { vec![path] })
+    }
+}
+
+impl From<&str> for DataSources {
+    fn from(path: &str) -> Self {
+        PathBuf::from(path).into()
+    }
+}
+
+impl From<String> for DataSources {
+    fn from(path: String) -> Self {
+        PathBuf::from(path).into()
+    }
+}
+
+impl From<Vec<PathBuf>> for DataSources {
+    fn from(paths: Vec<PathBuf>) -> Self {
+        Self(paths)
+    }
+}
+
+impl Deref for DataSources {
+    type Target = [PathBuf];
+
+    fn deref(&self) -> &[PathBuf] {
+        &self.0
+    }
+}
+
+impl fmt::Display for DataSources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.0.iter().map(|path| path.display().to_string()).collect();
+        f.write_str(&paths.join(", "))
+    }
+}
+
 /// Settings that turn a data file into examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -79,7 +168,7 @@ pub enum OnLong {
 pub struct DataSettings {
     /// Shape of every record; by default the fields of each record decide.
     pub shape: Option<Shape>,
-    /// Names of fields that differ from the usual names. Setting one also determines the shape.
+    /// Names of fields that differ from the usual names. Setting one also determines the shape, if `shape` does not.
     pub text_field: Option<String>,
     pub prompt_field: Option<String>,
     pub completion_field: Option<String>,
@@ -97,6 +186,7 @@ pub struct DataSettings {
     /// By default assistant turns, completions, whole texts, and the tokens that `labels` select.
     pub train_on: Option<TrainOn>,
     pub on_long: OnLong,
+    pub on_bad: OnBad,
     /// Longest sequence in tokens; a run replaces it by its own setting.
     #[serde(skip)]
     pub max_seq_len: usize,
@@ -162,7 +252,8 @@ impl Default for DataSettings {
             template_arg: Vec::new(),
             template_date: None,
             train_on: None,
-            on_long: OnLong::Refuse,
+            on_long: OnLong::default(),
+            on_bad: OnBad::default(),
             max_seq_len: 512,
             packing: false,
             context: None,

@@ -49,7 +49,7 @@ pub fn write(dir: &Path) -> Result<()> {
 pub fn settings(dir: &Path) -> RunSettings {
     RunSettings {
         model: dir.join("model"),
-        data: dir.join("data"),
+        data: dir.join("data").into(),
         out: dir.join("adapter"),
         batch_size: 8,
         steps: Some(120),

@@ -10,8 +10,8 @@ use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::prepare::seq_len_within;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
-use crate::data::read;
-use crate::data::settings::DataSettings;
+use crate::data::read::{self, DataReport, Dataset};
+use crate::data::settings::{DataSettings, DataSources};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file;
@@ -20,13 +20,13 @@ use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
 use crate::setting::BATCH_SIZE;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 #[derive(Clone, Debug)]
 pub struct EvalSettings {
     pub model: PathBuf,
     pub adapter: Option<PathBuf>,
-    pub data: PathBuf,
+    pub data: DataSources,
     pub base: BaseStorage,
     pub batch_size: usize,
     pub max_seq_len: Option<usize>,
@@ -49,6 +49,8 @@ pub struct PreparedEval {
     modules: Vec<LoraModule>,
     tensors: AdapterTensors,
     examples: Vec<Example>,
+    /// What became of the records.
+    pub report: DataReport,
 }
 
 /// # Errors
@@ -70,15 +72,9 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     if let Some(adapter) = &settings.adapter {
         format.follow_adapter(adapter);
     }
-    let split =
-        |name| read::read_split_with(&settings.data, name, tokenizer.as_ref(), &format, config.vocab_size).transpose();
-    let set = if files::is_dir(&settings.data) {
-        let missing = || Error::file(&settings.data, "holds neither test.* nor valid.*");
-        split("test").or_else(|| split("valid")).ok_or_else(missing)??
-    } else {
-        read::read_with(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?
-    };
-    Ok(PreparedEval { settings, source, modules, tensors, examples: set.examples })
+    let set = read::read_to_evaluate(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?;
+    let Dataset { examples, report } = set;
+    Ok(PreparedEval { settings, source, modules, tensors, examples, report })
 }
 
 impl PreparedEval {
@@ -100,7 +96,7 @@ impl PreparedEval {
         let (sum, tokens) = engine.evaluate(&batches).await?;
         let loss = sum / tokens as f64;
         if !loss.is_finite() {
-            let problem = format!("the loss on {} is not finite", self.settings.data.display());
+            let problem = format!("the loss on {} is not finite", self.settings.data);
             return Err(Error::Training(problem));
         }
         Ok(EvalResult { loss, perplexity: loss.exp(), tokens })

@@ -1,6 +1,6 @@
 //! The preparation of a run: settings, model files and data are read and checked before a device is opened.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
 use super::checkpoint::Trainable;
@@ -13,6 +13,7 @@ use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
 use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
+use crate::data::splits::{Split, nothing_to_train};
 use crate::data::template::{self, ChatTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Capabilities;
@@ -179,17 +180,17 @@ struct RunData {
 fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> Result<RunData> {
     let config = &source.config;
     let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
-    let read = |path: &Path| read::read_with(path, tokenizer.as_ref(), format, config.vocab_size);
-    let Dataset { examples, report } = read(&settings.data)?;
-    let opening = tokenizer.as_ref().zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
-    let valid = if files::is_dir(&settings.data) {
-        read::read_split_with(&settings.data, "valid", tokenizer.as_ref(), format, config.vocab_size)?
-    } else {
-        None
+    let read = |sources: &[PathBuf], split: Split| {
+        read::read_sources(sources, split, tokenizer.as_ref(), format, config.vocab_size)
     };
+    let missing = |sources: &[PathBuf]| nothing_to_train(sources.first().map_or(Path::new(""), PathBuf::as_path));
+    let Dataset { examples, report } = read(&settings.data, Split::Train)?.ok_or_else(|| missing(&settings.data))?;
+    let opening = tokenizer.as_ref().zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
     let held_out = match &settings.eval_data {
-        Some(path) => Some(read(path)?),
-        None => valid,
+        Some(path) => {
+            Some(read::read_to_evaluate(std::slice::from_ref(path), tokenizer.as_ref(), format, config.vocab_size)?)
+        }
+        None => read(&settings.data, Split::Valid)?,
     };
     if let Some(set) = held_out {
         return Ok(RunData { examples, report, opening, eval_examples: set.examples, eval: Some(set.report) });

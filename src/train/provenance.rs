@@ -84,7 +84,7 @@ impl Provenance {
             return Err(format!(
                 "was made with other training examples than {} gives now; take the data and its settings back as they were, \
                  or begin a new run from the adapter with {INIT_ADAPTER}",
-                DATA.is(now.settings.data.display())
+                DATA.is(&now.settings.data)
             ));
         }
         let mut changes: Vec<String> = changed

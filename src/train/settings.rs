@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
 use super::setting_spec::{OnResume, Range, Setting};
-use crate::data::settings::DataSettings;
+use crate::data::settings::{DataSettings, DataSources};
 use crate::hub::base_name;
 use crate::lora::config::{ExcludeModules, LoraConfig, LoraInit, Patterns, TargetModules, init_or_true};
 use crate::network::base::BaseStorage;
@@ -89,8 +89,8 @@ pub enum ActivationsChoice {
 pub struct RunSettings {
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub model: PathBuf,
-    #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
-    pub data: PathBuf,
+    #[cfg_attr(target_arch = "wasm32", tsify(type = "string | string[]"))]
+    pub data: DataSources,
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub out: PathBuf,
     pub method: Method,
@@ -257,7 +257,7 @@ impl Default for RunSettings {
     fn default() -> Self {
         Self {
             model: PathBuf::new(),
-            data: PathBuf::new(),
+            data: DataSources::default(),
             out: PathBuf::new(),
             method: Method::Qlora,
             quant: Code4::default(),

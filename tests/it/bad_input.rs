@@ -162,9 +162,9 @@ fn data_that_cannot_be_trained_on() {
     shell.fail("train --model model --out run --data gone.jsonl", &["gone.jsonl: cannot be read"]);
     shell.fail(
         "train --model model --out run --data model",
-        &["model: holds no train.jsonl, train.json, train.parquet or train.txt"],
+        &["model: holds no train.jsonl, train.json, train.csv, train.parquet or train.txt"],
     );
-    shell.fail("eval --model model --data model", &["model: holds neither test.* nor valid.*"]);
+    shell.fail("eval --model model --data model", &["model: holds no file for evaluation, such as test.jsonl"]);
 }
 
 /// Templates that the limit on instructions does not stop; tests/it/hostile_files.rs has the others.

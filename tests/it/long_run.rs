@@ -36,7 +36,7 @@ fn held_out_losses(method: Method) -> Option<(f64, f64)> {
     std::fs::write(&eval, held_out.chunks(LENGTH).take(32).map(line).collect::<String>()).unwrap();
     let settings = RunSettings {
         model,
-        data,
+        data: data.into(),
         out: dir.path().join("run"),
         method,
         rank: 8,

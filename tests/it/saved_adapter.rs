@@ -33,7 +33,7 @@ fn train(out: &Path) {
     std::fs::write(&data, format!("{{\"input_ids\": {IDS:?}}}\n")).unwrap();
     let settings = RunSettings {
         model: fixture("llama_tied"),
-        data,
+        data: data.into(),
         out: out.to_owned(),
         method: Method::Lora,
         rank: 2,

@@ -39,7 +39,7 @@ const METHODS = ["qlora", "lora"] as const;
 const OPTIMIZERS = ["adamw", "adamw8bit"] as const;
 const SCHEDULES = ["constant", "linear", "cosine"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
-const ON_LONG = ["refuse", "truncate", "drop", "split"] as const;
+const ON_LONG = ["auto", "refuse", "truncate", "drop", "split"] as const;
 const LONGEST_TEXT = 200;
 /** Names of modules, or a regular expression over them. */
 const TARGETS = /^[A-Za-z0-9_.,|()[\]{}*+?^$\\-]+$/;
@@ -121,7 +121,8 @@ export function toFragment(settings: RunSettings, model: ModelSource | undefined
   const format = settings["data-format"];
   if (format["chat-template"] !== undefined) fragment.set("template", format["chat-template"]);
   if (format["train-on"] !== undefined) fragment.set("train-on", format["train-on"]);
-  if (format["on-long"] !== "refuse") fragment.set("on-long", format["on-long"]);
+  if (format["on-long"] !== "auto") fragment.set("on-long", format["on-long"]);
+  if (format["on-bad"] !== "refuse") fragment.set("on-bad", format["on-bad"]);
   if (format.packing) fragment.set("packing", "yes");
   return `#${fragment}`;
 }
@@ -155,6 +156,7 @@ export function fromFragment(fragment: string): Recipe | undefined {
   if (trainOn !== undefined) format["train-on"] = trainOn;
   const onLong = one("on-long", ON_LONG);
   if (onLong !== undefined) format["on-long"] = onLong;
+  if (found.get("on-bad") === "drop") format["on-bad"] = "drop";
   if (found.get("packing") === "yes") format.packing = true;
   if (Object.keys(format).length > 0) settings["data-format"] = format;
   return { model: recipeModel(found), example: found.get("data") === "example", settings };

@@ -13,7 +13,7 @@ export type Method = Exclude<loraine.Method, "full">;
 type Filled<T, Keys extends keyof T> = T & { [Key in Keys]-?: NonNullable<T[Key]> };
 
 /** How data become examples, with what `defaultSettings` fills in. */
-export type DataFormat = Filled<loraine.DataSettings, "on-long" | "packing">;
+export type DataFormat = Filled<loraine.DataSettings, "on-long" | "on-bad" | "packing">;
 
 /** The settings of a run, with what `defaultSettings` fills in; keys that the page does not touch pass through. */
 export type RunSettings = Filled<

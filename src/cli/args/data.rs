@@ -1,7 +1,24 @@
 //! Flags for reading data, shared by every subcommand that reads data.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
-use loraine::data::settings::{DataSettings, OnLong, Shape, TrainOn};
+use loraine::data::settings::{DataSettings, OnBad, OnLong, Shape, TrainOn};
+use loraine::data::splits::Split;
+
+/// Splits that a command reads of a data set.
+pub const SPLITS_OF_RUN: &[Split] = &[Split::Train, Split::Valid];
+pub const SPLIT_OF_TRAINING: &[Split] = &[Split::Train];
+pub const SPLITS_OF_EVALUATION: &[Split] = &[Split::Test, Split::Valid];
+
+/// Returns the sources of `--data` as paths. Data sets of the hub are downloaded into the cache first, as far as `splits` go.
+pub fn data_sources(given: &[PathBuf], splits: &[Split]) -> anyhow::Result<Vec<PathBuf>> {
+    given.iter().map(|source| local(source, splits)).collect()
+}
+
+fn local(source: &Path, _splits: &[Split]) -> anyhow::Result<PathBuf> {
+    Ok(source.to_owned())
+}
 
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Data")]
@@ -12,10 +29,10 @@ pub struct DataArgs {
     /// Name of the field with the text
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Name of the field with the prompt
+    /// Name of the field with the prompt; with --shape alpaca of the instruction
     #[arg(long, value_name = "NAME")]
     pub prompt_field: Option<String>,
-    /// Name of the field with the completion
+    /// Name of the field with the completion; with --shape alpaca of the output
     #[arg(long, value_name = "NAME")]
     pub completion_field: Option<String>,
     /// Name of the field with the list of messages
@@ -33,9 +50,13 @@ pub struct DataArgs {
     /// Tokens to train on [default: assistant turns, completions, whole texts]
     #[arg(long, value_enum)]
     pub train_on: Option<TrainOn>,
-    /// Examples longer than --max-seq-len: stop with an error, truncate, drop or split them [default: refuse]
+    /// Examples longer than --max-seq-len: drop under 1 % of them and refuse more, refuse, truncate, drop or split them
+    /// [default: auto]
     #[arg(long, value_enum)]
     pub on_long: Option<OnLong>,
+    /// Treatment of records that cannot be trained on [default: refuse]
+    #[arg(long, value_enum)]
+    pub on_bad: Option<OnBad>,
     /// Pack short examples into shared slots of the batch
     #[arg(long)]
     pub packing: bool,
@@ -67,6 +88,7 @@ impl DataArgs {
         set(&mut settings.template_date, &self.template_date);
         set(&mut settings.train_on, &self.train_on);
         settings.on_long = self.on_long.unwrap_or(settings.on_long);
+        settings.on_bad = self.on_bad.unwrap_or(settings.on_bad);
         settings.packing |= self.packing;
     }
 }

@@ -1,7 +1,8 @@
 use std::fs;
 
 use super::*;
-use crate::data::settings::TrainOn;
+use crate::data::report::DropReason;
+use crate::data::settings::{OnBad, OnLong, TrainOn};
 use crate::data::tokenizer::tests::{stories, tiny_dir};
 
 fn tiny() -> Tokenizer {
@@ -93,7 +94,8 @@ fn files_without_examples_and_unknown_files_are_refused() {
         ("d.jsonl", "\n\n", "holds no example"),
         ("d.txt", "", "holds no example"),
         ("d.txt", "a", "one token"),
-        ("d.csv", "a", "supported are .txt, .jsonl, .json"),
+        ("d.csv", "a", "holds no example"),
+        ("d.xlsx", "a", "supported are .jsonl, .json, .csv"),
     ] {
         let message = read_as(name, content, 8).unwrap_err().to_string();
         assert!(message.contains(says), "{message}");
@@ -104,25 +106,28 @@ fn files_without_examples_and_unknown_files_are_refused() {
     fs::write(&path, "{\"text\": \"a\"}").unwrap();
     assert!(read(&path, None, 8, 4).unwrap_err().to_string().contains("no tokenizer"));
     assert!(read(&dir.path().join("x.jsonl"), None, 8, 4).unwrap_err().to_string().contains("cannot be read"));
-    fs::write(&path, [0xff, 0xfe]).unwrap();
-    assert!(read(&path, None, 8, 4).unwrap_err().to_string().contains("line 1: cannot be read"));
+    fs::write(&path, [0xff, b'{', b'}']).unwrap();
+    assert!(read(&path, None, 8, 4).unwrap_err().to_string().contains("line 1: cannot be read: byte 1 is not UTF-8"));
 }
 
 #[test]
 fn a_directory_has_splits() {
+    let split = |dir: &Path, split| {
+        read_sources(&[dir.to_owned()], split, None, &DataSettings { max_seq_len: 8, ..Default::default() }, 4)
+    };
     let dir = tempfile::tempdir().unwrap();
     let tokens = |name: &str| fs::write(dir.path().join(name), "{\"input_ids\": [1, 2]}").unwrap();
     let message = |result: Result<Dataset>| result.unwrap_err().to_string();
     assert!(message(read(dir.path(), None, 8, 4)).contains("holds no train.jsonl"));
     tokens("train.jsonl");
     assert_eq!(read(dir.path(), None, 8, 4).unwrap().report.source, dir.path().join("train.jsonl"));
-    assert!(read_split(dir.path(), "valid", None, 8, 4).unwrap().is_none());
+    assert!(split(dir.path(), Split::Valid).unwrap().is_none());
     tokens("valid.jsonl");
-    assert_eq!(read_split(dir.path(), "valid", None, 8, 4).unwrap().unwrap().report.kept, 1);
+    assert_eq!(split(dir.path(), Split::Valid).unwrap().unwrap().report.kept, 1);
     tokens("train.txt");
     assert!(message(read(dir.path(), None, 8, 4)).contains("keep one"));
     tokens("test.parquet");
-    assert!(read_split(dir.path(), "test", None, 8, 4).unwrap_err().to_string().contains("test.parquet"));
+    assert!(split(dir.path(), Split::Test).unwrap_err().to_string().contains("test.parquet"));
 }
 
 #[test]
@@ -148,6 +153,118 @@ fn chat(lines: &str, template: &str, settings: &DataSettings) -> Result<Dataset>
     let path = dir.path().join("d.jsonl");
     fs::write(&path, lines).unwrap();
     read_with(&path, Some(&tokenizer), settings, 4)
+}
+
+#[test]
+fn json_is_read_in_every_layout() {
+    let expected = [(vec![0, 2, 1], "111".to_owned()), (vec![0, 3, 1], "111".to_owned())];
+    for (name, content) in [
+        ("d.jsonl", "[{\"text\": \"a\"}, {\"text\": \"b\"}]\n"),
+        ("D.NDJSON", "{\"text\": \"a\"}\n{\"text\": \"b\"}"),
+        ("d.json", "{\n  \"text\":\n    \"a\",\n  \"x\": [{}]\n}\n{\n  \"text\": \"b\"\n}\n"),
+        ("d.json", "{\"text\": \"a\"}{\"text\": \"b\"}"),
+        (
+            "d.jsonl",
+            "\u{feff}{\"text\": \"a\", \"score\": NaN}\n{\"score\": -Infinity, \"text\": \"b\", \"z\": [Infinity]}",
+        ),
+        ("d.json", "[{\"text\": \"a\", \"note\": \"NaN\", \"score\": NaN}, {\"text\": \"b\"}]"),
+        ("d.json", "{\"version\": 2, \"data\": [{\"text\": \"a\"}, {\"text\": \"b\"}]}"),
+        ("d.csv", "text\na\nb\n"),
+    ] {
+        let dataset = read_as(name, content, 8).unwrap_or_else(|e| panic!("{content}: {e}"));
+        assert_eq!(masks(&dataset), expected, "{content}");
+    }
+}
+
+#[test]
+fn all_bad_records_are_told_at_once_or_left_out() {
+    let lines = "{\"text\": \"a\"}\n{\"text\": \"a\n{\"text\": 3}\n{\"text\": \"b\"}\n[1]\n{\"text\": 4}\n{\"x\": {\n";
+    let message = read_as("d.jsonl", lines, 8).unwrap_err().to_string();
+    let says: Vec<_> = message.lines().collect();
+    assert!(
+        says[0].ends_with("d.jsonl: 5 of 7 examples cannot be trained on; ⟨on-bad=drop⟩ leaves them out"),
+        "{message}"
+    );
+    for (line, says) in says[1..].iter().zip([
+        "  line 2: is not valid JSON: EOF while parsing a string",
+        "  line 3: `text` is 3, but must be a string",
+        "  line 5: must hold one JSON object",
+        "  line 6: `text` is 4, but must be a string",
+        "  line 7: is not valid JSON: EOF while parsing an object",
+    ]) {
+        assert!(line.starts_with(says), "{line}");
+    }
+    let settings = DataSettings { on_bad: OnBad::Drop, max_seq_len: 8, ..Default::default() };
+    let report = chat(lines, TEMPLATE, &settings).unwrap().report;
+    assert_eq!((report.read, report.kept, report.dropped[&DropReason::Bad].count), (7, 2, 5));
+    assert_eq!(report.bad[0].lines().count(), 1);
+    assert!(report.to_string().contains("5 dropped: cannot be trained on\n    line 2: is not"), "{report}");
+    let nothing = chat("{\"x\": 1}", TEMPLATE, &settings).unwrap_err().to_string();
+    assert!(nothing.contains("leaves no example of 1") && nothing.contains("[x]"), "{nothing}");
+}
+
+#[test]
+fn few_long_examples_are_left_out_and_more_are_refused() {
+    let lines =
+        |long: usize| "{\"input_ids\": [1, 2]}\n".repeat(200 - long) + &"{\"input_ids\": [1, 2, 3]}\n".repeat(long);
+    let report = read_as("d.jsonl", &lines(1), 2).unwrap().report;
+    assert_eq!((report.kept, report.dropped[&DropReason::TooLong].first.as_slice()), (199, [200].as_slice()));
+    assert!(report.to_string().contains("1 dropped: longer than the longest sequence (number 200)"), "{report}");
+    let message = read_as("d.jsonl", &lines(2), 2).unwrap_err().to_string();
+    assert!(
+        message.contains("2 of 200 examples are longer") && message.contains("raise ⟨max-seq-len⟩ to 3, or"),
+        "{message}"
+    );
+    let strict = DataSettings { on_long: OnLong::Refuse, max_seq_len: 2, ..Default::default() };
+    assert!(chat(&lines(1), TEMPLATE, &strict).is_err());
+    let at_the_limit = DataSettings { context: Some(2), ..strict };
+    let message = chat(&lines(1), TEMPLATE, &at_the_limit).unwrap_err().to_string();
+    assert!(message.contains("the model takes no more, so choose ⟨on-long=truncate⟩"), "{message}");
+}
+
+#[test]
+fn several_sources_are_read_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let sources = [file("a.csv", "text\na\n"), file("b.jsonl", "{\"text\": \"b\"}\n")];
+    file("set/data/train-00000-of-00002.jsonl", "{\"text\": \"a\"}\n");
+    file("set/data/train-00001-of-00002.jsonl", "{\"text\": \"b\"}\n");
+    file("set/data/validation-00000-of-00001.jsonl", "{\"text\": \"a a\"}\n");
+    file("set/README.md", "---\nconfigs: none\n---\n");
+    let settings = DataSettings { max_seq_len: 8, ..Default::default() };
+    let tiny = tiny();
+    let read = |sources: &[PathBuf], split| read_sources(sources, split, Some(&tiny), &settings, 4).unwrap();
+    let both = read(&sources, Split::Train).unwrap();
+    let expected = [(vec![0, 2, 1], "111".to_owned()), (vec![0, 3, 1], "111".to_owned())];
+    assert_eq!(masks(&both), expected);
+    assert!(both.report.to_string().contains("a.csv, ") && read(&sources, Split::Valid).is_none());
+    let set = [dir.path().join("set")];
+    assert_eq!(masks(&read(&set, Split::Train).unwrap()), expected);
+    assert_eq!(masks(&read(&set, Split::Valid).unwrap()), [(vec![0, 2, 2, 1], "1111".to_owned())]);
+    let named = [PathBuf::from(format!("{}:validation", set[0].display()))];
+    assert_eq!(read(&named, Split::Train).unwrap().report.kept, 1);
+    assert_eq!(read_to_evaluate(&set, Some(&tiny), &settings, 4).unwrap().report.tokens, 4);
+    let sources: crate::data::settings::DataSources = serde_json::from_value(serde_json::json!(["a", "b"])).unwrap();
+    assert_eq!((sources.len(), sources.to_string().as_str()), (2, "a, b"));
+    assert_eq!(serde_json::to_value(crate::data::settings::DataSources::from("a")).unwrap(), "a");
+}
+
+#[test]
+fn what_is_read_and_not_used_is_counted() {
+    let lines = r#"{"messages": [{"role": "user", "content": "a", "name": "n"}, {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}], "id": 7, "source": ""}"#;
+    let lines = lines.replace('\n', " ");
+    let dataset = chat(&format!("{lines}\n{lines}"), TEMPLATE, &DataSettings::default()).unwrap();
+    assert_eq!(masks(&dataset)[0], (vec![0, 2, 3, 1, 2, 3, 1], "0000011".to_owned()));
+    let report = &dataset.report;
+    assert_eq!(serde_json::to_value(&report.unused).unwrap(), serde_json::json!({"id": 2, "name of messages": 2}));
+    assert_eq!(report.formats, ["chat, from the field messages"]);
+    assert!(report.to_string().contains("\n  not used: id (2), name of messages (2)"), "{report}");
 }
 
 const TWO_TURNS: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b b"},
@@ -235,7 +352,9 @@ fn long_examples_are_cut_dropped_or_split_as_asked_and_counted() {
     let truncated = with(OnLong::Truncate, 6).unwrap();
     assert_eq!(masks(&truncated)[0], (vec![0, 2, 3, 3, 1, 2], "001110".to_owned()));
     assert_eq!((truncated.report.truncated, truncated.report.longest, truncated.report.slots), (1, 9, Some(1)));
-    assert!(with(OnLong::Truncate, 4).unwrap_err().to_string().contains("never learn to stop; raise it to 9"));
+    assert!(
+        with(OnLong::Truncate, 4).unwrap_err().to_string().contains("never learn to stop; raise it to 9")
+    );
     let nothing_left = with(OnLong::Truncate, 2).unwrap().report;
     assert_eq!((nothing_left.kept, nothing_left.dropped[&DropReason::NothingTrainedLeft].count), (1, 1));
     let split = with(OnLong::Split, 5).unwrap();
@@ -251,7 +370,9 @@ fn a_json_list_is_read_and_its_records_named() {
     assert_eq!(masks(&dataset), [(vec![0, 2, 1], "111".to_owned()), (vec![2, 3], "11".to_owned())]);
     assert_eq!(read_as("d.json", "{\"text\": \"a\"}\n{\"text\": \"b\"}", 8).unwrap().examples.len(), 2);
     for (content, says) in [
-        ("[{\"text\": \"a\"}, 3]", "record 2: must be a JSON object"),
+        ("[{\"text\": \"a\"}, 3]", "record 2: must be a JSON object; ⟨on-bad=drop⟩ leaves it out"),
+        ("[{\"text\": \"a\"}, {\"text\" 3}]", "is not valid JSON: record 2: expected `:`"),
+        ("[{\"text\": \"a\"}] {}", "more text follows"),
         ("[{\"text\": \"a\"}, {\"text\": 3}]", "record 2: `text` is 3"),
         ("[{\"text\": ", "is not valid JSON"),
         ("[]", "holds no example"),

@@ -43,7 +43,7 @@ export interface DataSection {
 export function dataSection(app: App): DataSection {
   const example = h("div", {}, h("p", {}, "800 short conversations in which a pirate answers. 40 more are kept for validation."));
   const { element: paste, area } = pastePanel(app);
-  const input = h("input", { type: "file", accept: ".jsonl,.ndjson,.json,.txt,.csv,.tsv,.gz,.zst" });
+  const input = h("input", { type: "file", accept: ".jsonl,.ndjson,.json,.csv,.tsv,.txt,.md,.gz,.zst" });
   const take = (file: File | undefined | null) => {
     if (file) void app.openData({ kind: "file", name: file.name }, file);
   };
@@ -213,6 +213,7 @@ function reading(app: App): HTMLElement {
     LABELS["on-long"],
     select(
       [
+        ["auto", "Skip if under 1 %"],
         ["refuse", "Stop with an error"],
         ["truncate", "Truncate"],
         ["drop", "Skip"],
@@ -221,12 +222,14 @@ function reading(app: App): HTMLElement {
       (value) => set({ "on-long": value as DataFormat["on-long"] }),
     ),
   );
+  const skipBad = checkbox("Skip records that cannot be trained on", (checked) => set({ "on-bad": checked ? "drop" : "refuse" }));
   const packing = checkbox("Pack short examples together", (checked) => set({ packing: checked }));
   app.on(["settings"], () => {
     const format = app.settings["data-format"];
     template.input.value = format["chat-template"] ?? "";
     trainOn.input.value = format["train-on"] ?? "";
     onLong.input.value = format["on-long"];
+    skipBad.input.checked = format["on-bad"] === "drop";
     packing.input.checked = format.packing;
   });
   return h(
@@ -235,5 +238,6 @@ function reading(app: App): HTMLElement {
     h("summary", {}, "Data options"),
     h("div", { class: "fields" }, template.element, trainOn.element, onLong.element),
     packing.element,
+    skipBad.element,
   );
 }

@@ -1,7 +1,7 @@
 /** The data token by token, as training will see them, and how long the examples are. */
 
 import type { App } from "../app";
-import type { Inspection, ShownExample } from "../types";
+import type { Inspection, ShownExample, ShownToken } from "../types";
 import { h, setText, show } from "./dom";
 import * as format from "./format";
 import { button } from "./parts";
@@ -52,15 +52,27 @@ export function preview(app: App): HTMLElement {
 
 function tokenSpans(example: ShownExample): Node[] {
   const spans: Node[] = [];
-  for (const { id, text, trained } of example.tokens.slice(0, SHOWN_TOKENS)) {
+  for (const { ids, text, trained } of groups(example.tokens.slice(0, SHOWN_TOKENS))) {
     // A line break inside a token shows as a sign, and breaks the line after it.
     const shown = text.replaceAll("\n", "↵");
-    spans.push(h("span", { class: trained ? "token trained" : "token", title: `token ${id}` }, shown === "" ? "∅" : shown));
+    const title = `${ids.length === 1 ? "token" : "tokens"} ${ids.join(" ")}`;
+    spans.push(h("span", { class: trained ? "token trained" : "token", title }, shown === "" ? "∅" : shown));
     if (text.includes("\n")) spans.push(h("br"));
   }
   const more = example.tokens.length - SHOWN_TOKENS;
   if (more > 0) spans.push(h("span", { class: "hint" }, ` … and ${format.counted(more, "token")} more`));
   return spans;
+}
+
+/** Tokens that share a character stand as one group with their ids. */
+function groups(tokens: ShownToken[]): { ids: number[]; text: string; trained: boolean }[] {
+  const found: { ids: number[]; text: string; trained: boolean }[] = [];
+  for (const { id, text, trained, continues } of tokens) {
+    const last = found.at(-1);
+    if (continues && last !== undefined) last.ids.push(id);
+    else found.push({ ids: [id], text, trained });
+  }
+  return found;
 }
 
 function told({ report, lengths }: Inspection): string {
@@ -74,6 +86,8 @@ function told({ report, lengths }: Inspection): string {
   const dropped = Object.values(report.dropped).reduce((sum, { count }) => sum + count, 0);
   if (dropped > 0) parts.push(`${format.count(dropped)} skipped`);
   if (report.truncated > 0) parts.push(`${format.count(report.truncated)} truncated`);
+  const unused = Object.entries(report.unused).map(([what, count]) => `${what} (${format.count(count)})`);
+  if (unused.length > 0) parts.push(`not used: ${unused.join(", ")}`);
   if (report.split > 0) parts.push(`${format.count(report.split)} split`);
   return `${parts.join("; ")}.`;
 }
