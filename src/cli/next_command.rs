@@ -28,7 +28,12 @@ pub fn after_training(run: &PreparedRun, model: &Path) -> String {
         Some(text) => format!("loraine generate {given} --raw --prompt {}", shell_text(text)),
         None => {
             let longest = settings.max_seq_len.map_or(String::new(), |length| format!(" --max-seq-len {length}"));
-            format!("loraine eval {given} --data {}{longest}", shell_word(&run.data.source))
+            let sources = match run.data.source.is_file() {
+                true => vec![run.data.source.as_path()],
+                false => settings.data.iter().map(AsRef::as_ref).collect(),
+            };
+            let data: String = sources.into_iter().map(|source| format!(" --data {}", shell_word(source))).collect();
+            format!("loraine eval {given}{data}{longest}")
         }
     }
 }

@@ -401,7 +401,7 @@ impl TrainArgs {
 /// Lets the paths of a run's record begin at the directory that it ran in, where they do not lead anywhere from this one.
 fn take_from(directory: &Path, settings: &mut RunSettings) {
     let RunSettings { model, data, eval_data, init_adapter, .. } = settings;
-    for path in [model, data].into_iter().chain(eval_data).chain(init_adapter) {
+    for path in data.iter_mut().chain([model]).chain(eval_data).chain(init_adapter) {
         let there = directory.join(path.as_path());
         if path.is_relative() && !path.as_os_str().is_empty() && !path.exists() && there.exists() {
             *path = there;

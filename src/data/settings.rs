@@ -1,7 +1,7 @@
 //! Settings for reading data, filled in by the command line, a TOML file or the page.
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,12 @@ impl Deref for DataSources {
 
     fn deref(&self) -> &[PathBuf] {
         &self.0
+    }
+}
+
+impl DerefMut for DataSources {
+    fn deref_mut(&mut self) -> &mut [PathBuf] {
+        &mut self.0
     }
 }
 
