@@ -18,6 +18,9 @@ pub struct BatchOrder {
 
 impl BatchOrder {
     /// `examples_per_step` is the batch size times the micro-batches of a step. Both counts must be above 0.
+    ///
+    /// # Errors
+    /// One of the counts is 0.
     pub fn new(examples: usize, examples_per_step: usize, seed: u64, shuffle: bool) -> Result<Self> {
         if examples == 0 || examples_per_step == 0 {
             let problem = format!("{examples} examples in steps of {examples_per_step} make no training");
@@ -26,6 +29,7 @@ impl BatchOrder {
         Ok(Self { examples, examples_per_step, seed, shuffle, epoch_order: None })
     }
 
+    /// Optimizer steps that take every example once.
     pub fn steps_per_epoch(&self) -> usize {
         self.examples.div_ceil(self.examples_per_step)
     }
@@ -53,6 +57,9 @@ impl BatchOrder {
 
 /// Splits off about `fraction` of the examples for evaluation, at least one, chosen by `seed`. Returns (training, held out), each in
 /// the order of the data.
+///
+/// # Errors
+/// A fraction that is not between 0 and 1, or fewer than two examples.
 pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec<Example>, Vec<Example>)> {
     if !(fraction > 0.0 && fraction < 1.0) {
         let problem = format!("{EVAL_FRACTION} is {fraction}; it must be above 0 and below 1");
@@ -76,6 +83,7 @@ pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec
 /// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a label.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
+    /// Token id of each row.
     pub tokens: Vec<u32>,
     /// Position of each row in its own sequence.
     pub positions: Vec<u32>,

@@ -24,6 +24,7 @@ const AS_WRITTEN_LAST: &str = "the chat template writes earlier answers differen
 /// An example together with its source text.
 #[derive(Clone, Debug)]
 pub struct Encoded {
+    /// The token ids, and those that are trained on.
     pub example: Example,
     /// Rendered text; empty for records of token ids.
     pub text: String,
@@ -50,9 +51,12 @@ pub enum Rule {
     BeginsOnce,
 }
 
+/// A record that cannot be trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// The rule that it breaks.
     pub rule: Rule,
+    /// The rest of a sentence whose subject is the record.
     pub detail: String,
 }
 
@@ -88,6 +92,7 @@ pub struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
+    /// An encoder. Without a `tokenizer` it takes only records of token ids, which must be below `vocab_size`.
     pub fn new(tokenizer: Option<&'a Tokenizer>, settings: &'a DataSettings, vocab_size: usize) -> Self {
         let (template, habits, tally) = (OnceCell::new(), Habits::default(), Tally::default());
         Self { tokenizer, settings, vocab_size, template, habits, tally, formats: RefCell::default() }
@@ -109,6 +114,9 @@ impl<'a> Encoder<'a> {
     }
 
     /// Returns the shape and the example of a record. An empty text gives no example.
+    ///
+    /// # Errors
+    /// A record that cannot be read, or that would train a mistake, with the [`Rule`] that it breaks.
     pub fn encode(&self, record: &Record) -> Result<(Shape, Option<Encoded>), Refusal> {
         let columns = columns(record, self.settings).ok_or_else(|| unknown_columns(record))?;
         let shape = columns.shape;
@@ -152,6 +160,10 @@ impl<'a> Encoder<'a> {
         }
     }
 
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none, although the record holds text.
     pub fn tokenizer(&self) -> Result<&'a Tokenizer, String> {
         self.tokenizer.ok_or_else(|| "holds text, but there is no tokenizer: tokenizer.json is missing".into())
     }

@@ -18,22 +18,27 @@ use crate::Result;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownToken {
+    /// Its id in the vocabulary.
     pub id: u32,
     /// Text of the token, or of the group of tokens that it begins; empty if it continues a group.
     pub text: String,
+    /// True if it is in the loss.
     pub trained: bool,
     /// True if the token shares a character with the one before: their text stands at the first token of the group.
     pub continues: bool,
 }
 
+/// An example of a data set, token by token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ShownExample {
     /// Line, record or row of the source; for a text the number of the sequence.
     pub number: usize,
+    /// The shape of its record.
     pub shape: Shape,
     /// The text of all tokens.
     pub text: String,
+    /// Its tokens, before the length limit.
     pub tokens: Vec<ShownToken>,
     /// What the length limit made of the record, if anything: `cut from 96 tokens`.
     pub change: Option<String>,
@@ -41,6 +46,7 @@ pub struct ShownExample {
     pub slot: Option<usize>,
 }
 
+/// The first examples of a data set, and a report on all of it.
 #[derive(Debug, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Inspection {
@@ -57,6 +63,9 @@ pub struct Inspection {
 
 /// Encodes the data sets as training does and keeps the first `count` examples with their text. The result also reports data that
 /// training would refuse; only an unreadable file is an error.
+///
+/// # Errors
+/// A file that cannot be read.
 pub fn inspect(
     sources: &[PathBuf],
     tokenizer: &Tokenizer,

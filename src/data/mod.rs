@@ -28,6 +28,7 @@ pub mod turns;
 /// One sequence of token ids, and the tokens that are trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
+    /// Token ids, in the order of the text.
     pub input_ids: Vec<u32>,
     /// True for each token that is trained on; as long as `input_ids`. The first entry has no effect, since no token precedes it.
     pub trained: Vec<bool>,

@@ -19,7 +19,9 @@ pub const BAD_LISTED: usize = 20;
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case")]
 pub enum DropReason {
+    /// The text is empty.
     EmptyText,
+    /// It is longer than the longest sequence.
     TooLong,
     /// No trained token was left after truncation.
     NothingTrainedLeft,
@@ -41,17 +43,21 @@ impl DropReason {
     }
 }
 
+/// The records that were dropped for one reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct Dropped {
+    /// Number of these records.
     pub count: usize,
     /// Numbers of the first dropped records.
     pub first: Vec<usize>,
 }
 
+/// The report on a data file: what its records became.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct DataReport {
+    /// The file.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub source: PathBuf,
     /// Source of the chat template, if one was used.
@@ -73,6 +79,7 @@ pub struct DataReport {
     pub read: usize,
     /// Number of examples; more than the records if long records were split.
     pub kept: usize,
+    /// The dropped records by reason.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "Partial<Record<DropReason, Dropped>>"))]
     pub dropped: BTreeMap<DropReason, Dropped>,
     /// Reasons to drop the first of the records that cannot be trained on, each with its place.

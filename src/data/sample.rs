@@ -9,25 +9,42 @@ use super::settings::{DataSettings, Shape, TrainOn};
 use crate::setting::TRAIN_ON;
 use crate::{Error, Result};
 
+/// The fields of one record by name.
 pub type Record = Map<String, Value>;
 
 /// Content of one record, in one of four forms.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sample {
-    Tokens { input_ids: Vec<u32>, trained: Vec<bool> },
+    /// Token ids as the record has them.
+    Tokens {
+        /// The token ids.
+        input_ids: Vec<u32>,
+        /// True for each token that is trained on; as long as `input_ids`.
+        trained: Vec<bool>,
+    },
+    /// A text, all of which is trained on.
     Text(String),
-    Completion { prompt: String, completion: String },
+    /// A text in two parts.
+    Completion {
+        /// The part that is given, and by default not trained on.
+        prompt: String,
+        /// The part to learn.
+        completion: String,
+    },
+    /// A conversation, which a chat template turns into text.
     Chat(Conversation),
 }
 
 /// Messages with `role` and `content`, as chat templates expect them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
+    /// JSON objects in the order of the conversation.
     pub messages: Vec<Value>,
     /// Number of messages before the completion.
     pub prompt_len: usize,
     /// True if the record itself separates prompt and completion.
     pub is_completion: bool,
+    /// A JSON list of tools that the assistant may call.
     pub tools: Option<Value>,
     /// Values of the template's variables: the record's `chat_template_kwargs`.
     pub variables: Map<String, Value>,
@@ -42,7 +59,10 @@ impl Conversation {
     }
 }
 
-/// Checks the settings against a shape and returns the conflict, if any.
+/// Checks that records of a shape have the tokens that the settings train on.
+///
+/// # Errors
+/// Completions or assistant turns of records that have none.
 pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
     match (shape, train_on) {
         (Shape::Text | Shape::Tokens, Some(TrainOn::Completion | TrainOn::Assistant)) => {
@@ -58,6 +78,9 @@ pub fn check_train_on(shape: Shape, train_on: Option<TrainOn>) -> Result<()> {
 }
 
 /// Makes the sample of a record with these columns. `chat` turns an instruction into a conversation instead of the Alpaca prompt.
+///
+/// # Errors
+/// The rest of a sentence about the record: a field is missing or has a value that cannot be used.
 pub fn sample_of(
     record: &Record,
     columns: &Columns,

@@ -174,10 +174,13 @@ impl fmt::Display for DataSources {
 pub struct DataSettings {
     /// Shape of every record; by default the fields of each record decide.
     pub shape: Option<Shape>,
-    /// Names of fields that differ from the usual names. Setting one also determines the shape, if `shape` does not.
+    /// Field of the text, by default `text`. A name given here makes the records texts.
     pub text_field: Option<String>,
+    /// Field of the prompt, by default `prompt`. A name given here makes the records completions.
     pub prompt_field: Option<String>,
+    /// Field of the completion, by default `completion`. A name given here makes the records completions.
     pub completion_field: Option<String>,
+    /// Field of the messages, by default `messages` or `conversations`. A name given here makes the records chats.
     pub messages_field: Option<String>,
     /// Template file, or the name of one of the model's or built-in templates; by default the model's own template.
     pub chat_template: Option<String>,
@@ -189,8 +192,9 @@ pub struct DataSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub template_date: Option<String>,
-    /// By default assistant turns, completions, whole texts, and the tokens that `labels` select.
+    /// Tokens in the loss; by default assistant turns, completions, whole texts, and the tokens that `labels` select.
     pub train_on: Option<TrainOn>,
+    /// Treatment of examples longer than `max_seq_len`.
     pub on_long: OnLong,
     pub on_bad: OnBad,
     /// Longest sequence in tokens; a run replaces it by its own setting.

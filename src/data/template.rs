@@ -33,8 +33,9 @@ const MAX_BYTES: usize = 128 << 10;
 #[cfg(not(target_arch = "wasm32"))]
 const DEEP_STACK: usize = 512 << 20;
 const NAME: &str = "chat template";
-/// A model's own template, and the directory of its further ones.
+/// File of a model's own template.
 pub const OWN_FILE: &str = "chat_template.jinja";
+/// Directory of a model's further templates, one file each.
 pub const FURTHER: &str = "additional_chat_templates";
 /// Names in lists of templates: the template for conversations without tools, and the one with tools.
 const DEFAULT: &str = "default";
@@ -66,7 +67,9 @@ struct Compiled {
 /// The values that a conversation gives to a template.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Input<'a> {
+    /// Messages with `role` and `content`, in the order of the conversation.
     pub messages: &'a [Value],
+    /// A JSON list of tools that the assistant may call.
     pub tools: Option<&'a Value>,
     /// Values of further variables; they go before those of the template.
     pub variables: Option<&'a Map<String, Value>>,
@@ -74,7 +77,9 @@ pub struct Input<'a> {
 
 /// A rendered text and the byte ranges of its `{% generation %}` regions.
 pub struct Rendered {
+    /// The text, without the marks of its regions.
     pub text: String,
+    /// Byte ranges in `text`, ascending.
     pub regions: Vec<std::ops::Range<usize>>,
 }
 
@@ -84,6 +89,9 @@ impl ChatTemplate {
     /// model has none.
     ///
     /// `special_tokens` maps `bos_token`, `eos_token` and the like to their text.
+    ///
+    /// # Errors
+    /// A choice that names no template, a file that cannot be read, or a template that cannot be compiled.
     pub fn load(model_dir: &Path, choice: Option<&str>, special_tokens: Map<String, Value>) -> Result<Option<Self>> {
         let Some(choice) = choice else { return Self::own(model_dir, special_tokens) };
         let path = Path::new(choice);
@@ -131,6 +139,9 @@ impl ChatTemplate {
     }
 
     /// Compiles `template`. Messages name its `source`.
+    ///
+    /// # Errors
+    /// A template that is too long or is not valid.
     pub fn new(template: &str, source: String, special_tokens: Map<String, Value>) -> Result<Self> {
         let main = compile(template, &source)?;
         let (variables, wants_parts) = (Map::new(), OnceLock::new());
@@ -231,6 +242,9 @@ impl ChatTemplate {
     }
 
     /// Renders `messages`; `add_generation_prompt` adds the beginning of an assistant turn.
+    ///
+    /// # Errors
+    /// The template refuses the messages, or runs without end.
     pub fn render(
         &self,
         messages: &[Value],
@@ -243,6 +257,9 @@ impl ChatTemplate {
 
     /// Like [`Self::render`], with further variables and with the regions that the template marks. Messages reach the template as
     /// transformers passes them: without fields that are null, and with the reasoning under every name that templates read.
+    ///
+    /// # Errors
+    /// As [`Self::render`], or marks that do not pair up.
     pub fn render_input(&self, input: &Input, add_generation_prompt: bool) -> Result<Rendered, String> {
         let compiled = self.compiled(input.tools);
         let messages: Vec<TemplateValue> = input.messages.iter().map(message_value).collect();

@@ -22,6 +22,7 @@ const SENTENCEPIECE: &str = "tokenizer.model";
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// A tokenizer of Hugging Face's tokenizers library, with the special tokens of the model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -36,6 +37,9 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of `model_dir`; the begin and end tokens come from `tokenizer_config.json`,
     /// `special_tokens_map.json` or `config`, in this order. A vocabulary may go beyond the embedding: a text that has such a token is
     /// refused.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, or a vocabulary with more tokens than the embedding has rows.
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
         let mut tokenizer = Self::from_tokenizer_dir(model_dir)?;
         tokenizer.rows = Some(config.vocab_size);
@@ -45,6 +49,9 @@ impl Tokenizer {
     }
 
     /// Like [`Self::from_dir`] for a directory without `config.json`.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let text = match files::is_file(&path) {
@@ -90,6 +97,9 @@ impl Tokenizer {
     }
 
     /// Encodes `text`; `add_special` adds the special tokens that the tokenizer puts around a text, usually a begin token.
+    ///
+    /// # Errors
+    /// A text that the tokenizer refuses.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
@@ -99,6 +109,9 @@ impl Tokenizer {
 
     /// Like [`Self::encode`], with the byte range in `text` of each token. A token without text has an empty range; tokens that are
     /// parts of one character all have the range of that character.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
     pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         let encoding = self.inner.encode(text, add_special);
         let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
@@ -122,11 +135,17 @@ impl Tokenizer {
     }
 
     /// Decodes `ids` without special tokens.
+    ///
+    /// # Errors
+    /// Tokens that the tokenizer refuses.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
 
     /// Decodes `ids` with special tokens.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
     pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
     }
@@ -142,6 +161,9 @@ impl Tokenizer {
     }
 
     /// Special tokens by name (`bos_token`, `eos_token`, ...) for chat templates.
+    ///
+    /// # Errors
+    /// A file that is damaged.
     pub fn special_tokens(&self) -> Result<Map<String, Value>> {
         let mut tokens = Map::new();
         for name in NAMED_TOKENS {
@@ -167,7 +189,10 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Returns [`Self::eos`], or an error that says which file lacks it, or that the embedding has no row for it.
+    /// The token that ends a text.
+    ///
+    /// # Errors
+    /// The model's files name none.
     pub fn require_eos(&self) -> Result<u32> {
         let problem = "names no eos_token, nor does config.json: a model trained on these texts would never stop";
         let eos = self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))?;
@@ -268,12 +293,18 @@ pub struct StreamDecoder<'a> {
 
 impl<'a> StreamDecoder<'a> {
     /// Starts a stream after `context`, the tokens of the prompt.
+    ///
+    /// # Errors
+    /// Tokens that the tokenizer refuses.
     pub fn after(tokenizer: &'a Tokenizer, context: &[u32]) -> Result<Self> {
         let shown = tokenizer.decode(context)?;
         Ok(Self { tokenizer, window: context.to_vec(), shown_tokens: context.len(), shown })
     }
 
     /// Adds `token` and returns the text that it completes; empty while a character lacks bytes.
+    ///
+    /// # Errors
+    /// A token that the tokenizer refuses.
     pub fn push(&mut self, token: u32) -> Result<String> {
         self.window.push(token);
         let text = self.tokenizer.decode(&self.window)?;
@@ -288,6 +319,9 @@ impl<'a> StreamDecoder<'a> {
     }
 
     /// Returns the text of the waiting tokens, with replacement characters for incomplete ones.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
     pub fn finish(self) -> Result<String> {
         let text = self.tokenizer.decode(&self.window)?;
         Ok(text.get(self.shown.len()..).unwrap_or_default().to_owned())

@@ -14,7 +14,9 @@ const STAND_IN: &str = "\u{10fff2}loraine\u{10fff3}";
 /// A rendered conversation and the byte ranges of its assistant turns, from the end of the generation prompt to the end of the turn.
 #[derive(Clone, Debug, Default)]
 pub struct RenderedTurns {
+    /// The whole conversation.
     pub text: String,
+    /// Byte ranges in `text`, ascending and apart.
     pub turns: Vec<Range<usize>>,
     /// Index of the message that each range of `turns` belongs to. A template may mark several ranges of one message.
     pub messages: Vec<usize>,

@@ -11,6 +11,8 @@ pub const BASE: &str = "base";
 pub struct AdapterNames(Vec<String>);
 
 impl AdapterNames {
+    /// The names of the adapters, in the order in which they are loaded.
+    ///
     /// # Errors
     /// A name is empty, is [`BASE`], or belongs to two adapters.
     pub fn new(names: impl IntoIterator<Item = String>) -> Result<Self> {
@@ -58,10 +60,12 @@ impl AdapterNames {
         std::iter::once(BASE).chain(self.0.iter().map(String::as_str))
     }
 
+    /// Number of adapters, the base not counted.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// True if there is only the base.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

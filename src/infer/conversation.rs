@@ -13,6 +13,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// A conversation without questions; `system` is its system message.
     pub fn new(system: Option<String>) -> Self {
         let mut conversation = Self { system, messages: Vec::new() };
         conversation.reset();
@@ -44,6 +45,7 @@ impl Conversation {
         self.messages.len() - usize::from(self.system.is_some())
     }
 
+    /// True if nothing was asked yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -21,7 +21,9 @@ const MAX_LISTS: usize = 64;
 /// Settings of one generated text.
 #[derive(Clone, Debug, Default)]
 pub struct GenerationSettings {
+    /// Settings of the choice among tokens.
     pub sampling: SamplingSettings,
+    /// Largest number of generated tokens.
     pub max_tokens: usize,
     /// Tokens that end the text; they are not part of it. Without any, the text does not stop by itself.
     pub end_tokens: Vec<u32>,
@@ -36,6 +38,7 @@ pub enum Stop {
     EndToken(u32),
     /// The text reached a stop string, which is not part of it.
     StopString,
+    /// The text has as many tokens as the settings allow.
     MaxTokens,
     /// The cache is full.
     Context,
@@ -43,10 +46,12 @@ pub enum Stop {
     Caller,
 }
 
+/// A generated text with its times.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// Generated tokens, without the prompt.
     pub tokens: Vec<u32>,
+    /// The reason for its end.
     pub stop: Stop,
     /// Tokens of the prompt that were computed; tokens in the cache do not count.
     pub prompt_computed: usize,
@@ -58,8 +63,11 @@ pub struct Generation {
 
 /// A base with any number of adapters on the device, ready to continue texts.
 pub struct Generator {
+    /// The device.
     pub gpu: Gpu,
+    /// The plan that the buffers were allocated by.
     pub plan: GenerationPlan,
+    /// The buffers on the device.
     pub buffers: Buffers,
     /// GPU times of every pass, if set.
     pub profile: Option<Profile>,

@@ -21,6 +21,7 @@ pub const DEFAULT_ROWS_PER_PASS: usize = 128;
 /// The sizes and choices that determine a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanSettings {
+    /// Storage of the base on the device.
     pub base: BaseStorage,
     /// Positions of the cache: the longest text including the prompt.
     pub max_positions: usize,
@@ -31,8 +32,11 @@ pub struct PlanSettings {
 /// Shape of a recorded pass: its rows, its adapter, and whether it computes logits of the last row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PassShape {
+    /// Tokens of the pass, at most [`GenerationPlan::rows_per_pass`].
     pub rows: u32,
+    /// Index of the adapter; `None` is the base alone.
     pub adapter: Option<usize>,
+    /// True if the pass ends with the logits of one row.
     pub logits: bool,
 }
 
@@ -41,12 +45,15 @@ pub struct PassShape {
 pub struct GenerationPlan {
     /// Its uniforms are the dispatch parameters of the passes over prompts, and of the passes of one row.
     pub shared: NetworkPlan,
+    /// The adapters, in the order in which they were given.
     pub adapters: Vec<DeviceAdapter>,
     /// Row whose logits are computed, u32.
     pub last_row: View,
-    /// `[1, vocabulary]`.
+    /// Logits of the row that `last_row` names, `[1, vocabulary]`.
     pub logits: Matrix,
+    /// Copy of `logits` that the host reads.
     pub logits_read: View,
+    /// Rows of the largest pass; longer prompts take several.
     pub rows_per_pass: u32,
     cache: KvCache,
     last_hidden: Matrix,
@@ -98,6 +105,7 @@ impl GenerationPlan {
         self.shared.ledger()
     }
 
+    /// Largest number of tokens of prompt and answer together.
     pub fn max_positions(&self) -> usize {
         self.shared.network.max_positions
     }

@@ -7,6 +7,7 @@ use crate::random::{Stream, uniform};
 use crate::setting::{Key, REPETITION_PENALTY, TEMPERATURE, TOP_P};
 use crate::{Error, Result};
 
+/// The choice of a token from logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingSettings {
     /// Divisor of the logits; 0 always takes the most likely token.
@@ -29,6 +30,8 @@ impl Default for SamplingSettings {
 }
 
 impl SamplingSettings {
+    /// Checks that every setting is in its range.
+    ///
     /// # Errors
     /// A setting is out of range.
     pub fn check(&self) -> Result<()> {

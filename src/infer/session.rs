@@ -23,7 +23,9 @@ use crate::{Error, Result, files};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(target_arch = "wasm32", derive(serde::Deserialize, tsify::Tsify))]
 pub struct NamedAdapter {
+    /// The name by which requests choose it.
     pub name: String,
+    /// Its directory.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub dir: PathBuf,
 }
@@ -33,8 +35,11 @@ pub struct NamedAdapter {
 pub struct SessionSettings {
     /// A Hugging Face model directory.
     pub model: PathBuf,
+    /// The adapters to load; each request chooses one of them or the base.
     pub adapters: Vec<NamedAdapter>,
+    /// Storage of the base on the device.
     pub base: BaseStorage,
+    /// The chat template for conversations.
     pub template: TemplateChoice,
     /// Values of the template's variables, each as `name=value`.
     pub template_arg: Vec<String>,
@@ -42,8 +47,11 @@ pub struct SessionSettings {
 
 /// A session whose files are read and checked, without a GPU.
 pub struct PreparedSession {
+    /// The base model.
     pub source: Source,
+    /// The model's tokenizer and chat template.
     pub format: TextFormat,
+    /// The names of the adapters.
     pub names: AdapterNames,
     base: BaseStorage,
     adapters: Vec<LoadedAdapter>,
@@ -92,19 +100,25 @@ impl PreparedSession {
 pub struct Session {
     /// The model's directory.
     pub model: PathBuf,
+    /// The model's tokenizer and chat template.
     pub format: TextFormat,
+    /// The names of the adapters, in the order of their indices.
     pub names: AdapterNames,
+    /// The model on the device.
     pub generator: Generator,
 }
 
 /// An answer as text, with its tokens and times.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// The text, without special tokens.
     pub text: String,
+    /// The tokens of the text, the reason for its end, and the times.
     pub generation: Generation,
 }
 
 impl Session {
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.generator.plan.shared.network.config
     }

@@ -27,7 +27,9 @@ pub enum TemplateChoice {
 
 /// Turns text into tokens and back; all clients of a model share it.
 pub struct TextFormat {
+    /// The model's tokenizer.
     pub tokenizer: Tokenizer,
+    /// The chat template; `None` where there is none or none is wanted.
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer: from the model's files, from the tokenizer, and the template's end of turn.
     pub end_tokens: Vec<u32>,

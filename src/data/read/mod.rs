@@ -14,13 +14,19 @@ use super::tokenizer::Tokenizer;
 use crate::{Error, Result, files};
 use reading::Reading;
 
+/// The examples of a data file and what became of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
+    /// The examples, in the order of the file.
     pub examples: Vec<Example>,
+    /// Counts of records, examples and tokens, and the dropped records.
     pub report: DataReport,
 }
 
 /// [`read_with`] with default settings and this `max_seq_len`.
+///
+/// # Errors
+/// As [`read_with`].
 pub fn read(path: &Path, tokenizer: Option<&Tokenizer>, max_seq_len: usize, vocab_size: usize) -> Result<Dataset> {
     read_with(path, tokenizer, &DataSettings { max_seq_len, ..Default::default() }, vocab_size)
 }
