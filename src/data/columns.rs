@@ -10,21 +10,27 @@ use crate::{Error, Result};
 /// Uses of a field in an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// The messages of a conversation.
     Messages,
+    /// Tools that the assistant of a conversation may call.
     Tools,
     /// Functions in the older form of tools.
     Functions,
+    /// A system message, in a field of its own.
     System,
     /// Earlier pairs of instruction and output.
     History,
     /// A prompt or an instruction.
     Prompt,
-    /// What an instruction is about.
+    /// The input or context of an instruction.
     Input,
     /// A completion, an output or an answer.
     Completion,
+    /// A text, all of which is trained on.
     Text,
+    /// Token ids.
     InputIds,
+    /// The token ids that are trained on, with -100 at the places of the others.
     Labels,
     /// Values of the chat template's variables.
     Variables,
@@ -33,6 +39,7 @@ pub enum Part {
 /// The fields of a record that make an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {
+    /// The shape of the record.
     pub shape: Shape,
     names: Vec<(Part, String)>,
 }
@@ -43,6 +50,7 @@ impl Columns {
         self.names.iter().find(|(has, _)| *has == part).map(|(_, name)| name.as_str())
     }
 
+    /// True if the field `name` is one of these.
     pub fn has_field(&self, name: &str) -> bool {
         self.names.iter().any(|(_, known)| known == name)
     }

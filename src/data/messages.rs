@@ -7,6 +7,7 @@ use super::sample::{Record, shortened};
 /// The messages of a record, and which of them are not trained on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Messages {
+    /// JSON objects with `role` and `content`, in the order of the conversation.
     pub list: Vec<Value>,
     /// Places of the assistant's messages that the record excludes from training.
     pub untrained: Vec<usize>,
@@ -38,6 +39,7 @@ pub fn is_assistant(message: &Value) -> bool {
     message.get("role").is_some_and(|role| role == "assistant")
 }
 
+/// True if the first message is of the system or the developer.
 pub fn starts_with_system(messages: &[Value]) -> bool {
     let role = messages.first().and_then(|message| message.get("role"));
     role.is_some_and(|role| role == "system" || role == "developer")
@@ -56,6 +58,9 @@ pub fn without_nulls(value: &Value) -> Value {
 }
 
 /// Reads the messages of the field `field`: a list, or a list as JSON in a string, as tables of text hold it.
+///
+/// # Errors
+/// The rest of a sentence about the record: the field holds something else.
 pub fn messages(value: &Value, field: &str) -> Result<Messages, String> {
     let parsed;
     let list = match value {
@@ -166,6 +171,9 @@ fn tool_calls(content: Option<&Value>) -> Result<Value, String> {
 }
 
 /// Returns the tools of a conversation, which some files hold as JSON in a string.
+///
+/// # Errors
+/// The rest of a sentence about the record: the field holds no list.
 pub fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
     let list = |list: Vec<Value>| (!list.is_empty()).then(|| without_nulls(&Value::Array(list)));
     match value {
@@ -181,12 +189,18 @@ pub fn tools(value: Option<&Value>) -> Result<Option<Value>, String> {
 }
 
 /// Functions in the older form, as tools.
+///
+/// # Errors
+/// As [`tools`].
 pub fn functions_as_tools(value: &Value) -> Result<Option<Value>, String> {
     let Some(Value::Array(functions)) = tools(Some(value))? else { return Ok(None) };
     Ok(Some(functions.into_iter().map(|function| json!({"type": "function", "function": function})).collect()))
 }
 
 /// Earlier pairs of instruction and output, as messages.
+///
+/// # Errors
+/// The rest of a sentence about the record: the field holds no pairs of texts.
 pub fn history(value: &Value, field: &str) -> Result<Vec<Value>, String> {
     let wrong = || format!("`{field}` is {}, but must be a list of pairs of texts", shortened(value));
     let parsed;

@@ -174,13 +174,17 @@ impl fmt::Display for DataSources {
 pub struct DataSettings {
     /// Shape of every record; by default the fields of each record decide.
     pub shape: Option<Shape>,
-    /// Field of the text, by default `text`. A name given here makes the records texts.
+    /// Field of the text; by default one of the usual names, such as `text`. A name given here makes the records
+    /// texts.
     pub text_field: Option<String>,
-    /// Field of the prompt, by default `prompt`. A name given here makes the records completions.
+    /// Field of the prompt; by default one of the usual names, such as `prompt`. A name given here makes the records
+    /// completions.
     pub prompt_field: Option<String>,
-    /// Field of the completion, by default `completion`. A name given here makes the records completions.
+    /// Field of the completion; by default one of the usual names, such as `completion`. A name given here makes the
+    /// records completions.
     pub completion_field: Option<String>,
-    /// Field of the messages, by default `messages` or `conversations`. A name given here makes the records chats.
+    /// Field of the messages; by default one of the usual names, such as `messages`. A name given here makes the
+    /// records chats.
     pub messages_field: Option<String>,
     /// Template file, or the name of one of the model's or built-in templates; by default the model's own template.
     pub chat_template: Option<String>,
@@ -196,6 +200,7 @@ pub struct DataSettings {
     pub train_on: Option<TrainOn>,
     /// Treatment of examples longer than `max_seq_len`.
     pub on_long: OnLong,
+    /// Treatment of records that cannot be read or trained on.
     pub on_bad: OnBad,
     /// Longest sequence in tokens; a run replaces it by its own setting.
     #[serde(skip)]

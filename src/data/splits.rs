@@ -10,8 +10,11 @@ use crate::{Error, Result, files};
 /// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Split {
+    /// The part to train on.
     Train,
+    /// The part to evaluate on while training.
     Valid,
+    /// The part to evaluate on after training.
     Test,
 }
 
@@ -97,6 +100,7 @@ fn list(dir: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Resu
 /// What to choose among the files of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted<'a> {
+    /// A split by the words that usually mean it, such as `validation` or `dev`.
     Split(Split),
     /// A split by its name, such as `train_sft`.
     Named(&'a str),
@@ -105,7 +109,9 @@ pub enum Wanted<'a> {
 /// Files of a split by their paths in the data set, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chosen {
+    /// Files of the split.
     pub files: Vec<String>,
+    /// Data files that belong to no split.
     pub left_out: Vec<String>,
 }
 

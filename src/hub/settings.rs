@@ -17,17 +17,22 @@ const CERTIFICATES: [&str; 4] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CE
 /// A token of the hub, and the variable or file that it comes from.
 #[derive(Clone, Debug)]
 pub struct Token {
+    /// The token itself.
     pub text: String,
+    /// The variable or the file that it was read from.
     pub source: String,
 }
 
 /// The hub to download from and the cache to download to.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
+    /// Address of the hub, without a slash at its end.
     pub endpoint: String,
+    /// Access token for private and gated models. Only the hub itself receives it.
     pub token: Option<Token>,
     /// The variable that forbids requests: the cache alone is used.
     pub offline: Option<&'static str>,
+    /// Directory that downloads are kept in, laid out as huggingface_hub lays it out.
     pub cache: Cache,
     /// The longest wait for the headers of an answer, or for the next bytes of a file.
     pub timeout: Duration,

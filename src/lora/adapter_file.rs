@@ -151,7 +151,10 @@ pub fn locate(dir: &Path) -> Result<PathBuf> {
     Err(Error::file(dir, problem))
 }
 
-/// Reads an adapter directory for `model`, whose weights are not at hand. Errors are those of [`load_for`].
+/// Reads an adapter directory for `model`, whose weights are not at hand.
+///
+/// # Errors
+/// As [`load_for`].
 pub fn load(dir: &Path, model: &ModelConfig) -> Result<LoadedAdapter> {
     load_with(dir, model, None)
 }

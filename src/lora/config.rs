@@ -81,6 +81,9 @@ pub enum LoraInit {
 }
 
 /// Reads an initialization as a settings file may have it: PEFT's `true` has no quotes in Python.
+///
+/// # Errors
+/// A value that is no initialization.
 pub fn init_or_true<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<LoraInit, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -106,6 +109,7 @@ impl<T> Default for Patterns<T> {
 }
 
 impl<T> Patterns<T> {
+    /// True if there is no pattern.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

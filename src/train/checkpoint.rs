@@ -295,6 +295,9 @@ pub fn remove_after(out: &Path, step: usize) -> Result<()> {
 }
 
 /// Removes every checkpoint below `out`, and the directory of checkpoints if nothing else is in it.
+///
+/// # Errors
+/// A directory that cannot be removed.
 pub fn remove_all(out: &Path) -> Result<()> {
     steps_in(out).into_iter().try_for_each(|step| remove(out, step))?;
     remove_parts(out)?;

@@ -22,29 +22,40 @@ use crate::network::base::BaseStorage;
 use crate::setting::BATCH_SIZE;
 use crate::{Error, Result};
 
+/// The settings of an evaluation.
 #[derive(Clone, Debug)]
 pub struct EvalSettings {
+    /// Directory of the base model.
     pub model: PathBuf,
+    /// Directory of a PEFT adapter; `None` evaluates the base alone.
     pub adapter: Option<PathBuf>,
+    /// Data to evaluate on, read together.
     pub data: DataSources,
+    /// Storage of the base on the device.
     pub base: BaseStorage,
+    /// Examples of a micro-batch, at least 1.
     pub batch_size: usize,
+    /// Longest example in tokens; `None` is 512, or what the model has if that is less.
     pub max_seq_len: Option<usize>,
-    /// Its own `max_seq_len` is not looked at.
+    /// The way in which the file becomes examples. Its own `max_seq_len` is not used.
     pub data_format: DataSettings,
 }
 
+/// The result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct EvalResult {
     /// Mean cross-entropy over all trained tokens.
     pub loss: f64,
+    /// `exp(loss)`.
     pub perplexity: f64,
+    /// Number of trained tokens, over which the loss is the mean.
     pub tokens: usize,
 }
 
-/// Everything read and checked, before a device is opened.
+/// An evaluation whose files were read and checked, before a device is opened.
 pub struct PreparedEval {
     settings: EvalSettings,
+    /// The base model.
     pub source: Source,
     modules: Vec<LoraModule>,
     tensors: AdapterTensors,
@@ -53,6 +64,8 @@ pub struct PreparedEval {
     pub report: DataReport,
 }
 
+/// Reads the model, the adapter and the data, and refuses those that cannot work.
+///
 /// # Errors
 /// The first thing that is wrong, by file and field.
 pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
@@ -78,6 +91,8 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
 }
 
 impl PreparedEval {
+    /// Loads the model and computes the loss over all examples.
+    ///
     /// # Errors
     /// Out of memory, a failing device, or a loss that is not finite.
     pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {

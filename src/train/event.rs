@@ -9,46 +9,68 @@ use crate::gpu::{Ledger, Profile};
 /// An event of a run, given to the watcher as it happens.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
+    /// The memory plan is made; nothing is allocated yet.
     Planned {
+        /// Bytes of the plan by category.
         ledger: &'a Ledger,
+        /// Layers that keep their activations; the others compute them again.
         kept_layers: usize,
+        /// Decoder layers of the model.
         layers: usize,
+        /// Number of parameters that the optimizer changes.
         trained_parameters: u64,
+        /// Optimizer steps of the whole run.
         steps: usize,
     },
+    /// The run goes on from a checkpoint.
     Resumed {
+        /// Optimizer steps of that checkpoint.
         step: usize,
+        /// Its directory.
         from: &'a Path,
         /// Sentences about newer checkpoints that are damaged; the run replaces them.
         passed_over: &'a [String],
         /// Settings that have changed since the checkpoint, so that the rest differs from that of one uninterrupted run.
         changed: &'a [String],
     },
+    /// A piece of the weights reached the device.
     Loading {
+        /// Bytes of the model's files so far.
         done: u64,
+        /// Bytes of the model's files in all.
         total: u64,
     },
+    /// A step was made and logged.
     Step {
+        /// The line of `metrics.jsonl`.
         metrics: &'a StepMetrics,
+        /// Optimizer steps of the whole run.
         steps: usize,
     },
     /// Loss or gradient were not finite; the step changed nothing.
     Skipped {
+        /// Number of the step, from 1.
         step: usize,
     },
     /// The device was lost after `step` steps. The run opens it again and goes on from `checkpoint`, or from its beginning.
     DeviceLost {
+        /// Optimizer steps done before.
         step: usize,
+        /// Reason that the driver gave.
         reason: &'a str,
+        /// Checkpoint to go on from; `None` where the run begins anew.
         checkpoint: Option<&'a Path>,
     },
+    /// The loss on the held-out data was measured.
     Evaluated(&'a EvalMetrics),
+    /// A directory was written: a checkpoint, or at the end the run's own.
     Saved(&'a Path),
 }
 
 /// The command that the watcher of a run gives after each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
+    /// Make the next step.
     Continue,
     /// Save a checkpoint, and ask again before the next step. A watcher that pauses a run gives this first.
     Save,
@@ -66,13 +88,18 @@ pub async fn to_the_end() -> Control {
 pub struct Outcome {
     /// Optimizer steps done.
     pub step: usize,
+    /// True if the run was stopped before its last step.
     pub interrupted: bool,
     /// True if evaluations had not become better for as long as the settings allow.
     pub stopped_early: bool,
     /// The evaluation that the trained values are of, where the run keeps the best ones.
     pub best: Option<BestEvaluation>,
+    /// The last evaluation; `None` without held-out data, or if the run was stopped before one.
     pub last_eval: Option<EvalMetrics>,
+    /// The evaluation before the first step; `None` without held-out data, and in a resumed run.
     pub first_eval: Option<EvalMetrics>,
+    /// GPU time by operation, if [`super::run::Start::profile`] asked for it.
     pub profile: Option<Profile>,
+    /// Path of the picture of the loss.
     pub loss_svg: PathBuf,
 }

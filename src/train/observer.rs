@@ -13,10 +13,11 @@ use crate::data::batches::MicroBatch;
 use crate::setting::LR;
 use crate::{Error, Result};
 
-/// A run whose numbers stay broken for so many steps on end will not recover.
+/// Skipped steps in a row after which a run ends, since its numbers will not recover.
 const MAX_SKIPPED: usize = 3;
 
-/// Rows and the moments at which steps' results came, for the speed over the last few of them: several results may come at once.
+/// Times at which the results of steps came, with their rows. The speed is taken over the last few, since several
+/// results may come at once.
 pub(super) struct Speed(VecDeque<(Instant, u64)>);
 
 impl Speed {

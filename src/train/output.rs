@@ -26,21 +26,26 @@ const RUN: &str = RUN_FILE;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct StepMetrics {
+    /// Number of the step, from 1.
     pub step: usize,
     /// Passes over the data since the start.
     #[serde(default)]
     pub epoch: f64,
-    /// Mean over the steps since the last line, as are `values`.
+    /// Mean loss over the steps since the last line, in nats. `values` are means too.
     pub loss: f64,
     /// Further values of the objective by name, between the other fields.
     #[serde(flatten)]
     #[cfg_attr(target_arch = "wasm32", tsify(type = "{}"))]
     pub values: BTreeMap<String, f64>,
+    /// Learning rate of the step.
     pub lr: f64,
+    /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
     /// Rows computed since the start.
     pub tokens: u64,
+    /// Rows computed per second, over the last few steps.
     pub tokens_per_s: f64,
+    /// Device memory of the run in bytes.
     pub gpu_bytes: u64,
 }
 
@@ -48,15 +53,18 @@ pub struct StepMetrics {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct EvalMetrics {
+    /// Optimizer steps done; 0 is before the first.
     pub step: usize,
     /// Passes over the data since the start.
     #[serde(default)]
     pub epoch: f64,
+    /// Mean loss over the held-out tokens, in nats.
     pub eval_loss: f64,
     /// Further values of the objective, each name with `eval_` before it: `eval_perplexity`.
     #[serde(flatten)]
     #[cfg_attr(target_arch = "wasm32", tsify(type = "{}"))]
     pub values: BTreeMap<String, f64>,
+    /// Number of held-out tokens in the loss.
     pub eval_tokens: usize,
 }
 
@@ -76,11 +84,17 @@ impl EvalMetrics {
 /// A record of how a run was made, beside its settings.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunRecord {
+    /// Version of loraine.
     pub loraine: String,
+    /// Name of the adapter.
     pub gpu: String,
+    /// Name and version of its driver.
     pub driver: String,
+    /// Interface to the driver, such as `vulkan` or `metal`.
     pub backend: String,
+    /// Number of parameters that the optimizer changes.
     pub trained_parameters: u64,
+    /// Device memory of the run in bytes.
     pub gpu_bytes: u64,
     /// Kernels that autotuning chose. Every choice gives the same bits, so a resumed run may use others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -88,14 +102,18 @@ pub struct RunRecord {
     /// The working directory, which relative paths of the settings begin at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub directory: Option<PathBuf>,
+    /// Report on the training data.
     pub data: DataReport,
+    /// Report on the evaluation data; `None` where it was held out of the training data.
     pub eval: Option<DataReport>,
 }
 
 /// The place that a run goes on from: a step of the run in a directory.
 #[derive(Clone, Debug)]
 pub struct Continued {
+    /// Directory of the run.
     pub run: PathBuf,
+    /// Optimizer steps done.
     pub step: usize,
 }
 
@@ -112,8 +130,10 @@ pub struct Output {
 }
 
 impl Output {
+    /// Checks that a run may write into `dir`.
+    ///
     /// # Errors
-    /// A directory that holds a run already, unless `may_hold_run`, that another process writes to, or where nothing can be written.
+    /// A directory that holds a run already, unless `may_hold_run`, or where nothing can be written.
     pub fn check(dir: &Path, may_hold_run: bool) -> Result<()> {
         if !may_hold_run {
             refuse_run(dir)?;
@@ -163,11 +183,18 @@ impl Output {
     }
 
     /// Writes TensorBoard's event files beside the metrics from now on.
+    ///
+    /// # Errors
+    /// A file that cannot be made.
     pub fn add_tensorboard(&mut self) -> Result<()> {
         self.events = Some(EventFile::create(&self.dir)?);
         Ok(())
     }
 
+    /// Appends the line of a step to `metrics.jsonl`, and its values to TensorBoard's file where there is one.
+    ///
+    /// # Errors
+    /// A full disk.
     pub fn log_step(&mut self, metrics: &StepMetrics) -> Result<()> {
         let mut values = vec![("train/loss".to_owned(), metrics.loss)];
         values.extend(metrics.values.iter().map(|(name, value)| (format!("train/{name}"), *value)));
@@ -180,6 +207,10 @@ impl Output {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }
 
+    /// Appends the line of an evaluation to `metrics.jsonl`, and its values to TensorBoard's file where there is one.
+    ///
+    /// # Errors
+    /// A full disk.
     pub fn log_evaluation(&mut self, metrics: &EvalMetrics) -> Result<()> {
         let mut values = vec![("eval/loss".to_owned(), metrics.eval_loss)];
         values.extend(metrics.named_values().map(|(name, value)| (format!("eval/{name}"), value)));
@@ -196,6 +227,9 @@ impl Output {
     }
 
     /// Writes `run.toml`: the settings as a file that `--config` takes, and a record of what they ran on.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
     pub fn write_run(&self, settings: &RunSettings, record: &RunRecord) -> Result<()> {
         #[derive(Serialize)]
         struct Run<'a> {
@@ -215,11 +249,17 @@ impl Output {
     }
 
     /// Writes the metrics to the disk, so that they survive a power cut.
+    ///
+    /// # Errors
+    /// A failing disk.
     pub fn sync(&self) -> Result<()> {
         self.metrics.sync_all().map_err(|e| Error::file(self.dir.join(METRICS), format!("cannot be written: {e}")))
     }
 
     /// Draws `loss.svg` from the lines logged so far.
+    ///
+    /// # Errors
+    /// Metrics that cannot be read, or a file that cannot be written.
     pub fn draw_loss(&self) -> Result<PathBuf> {
         let path = self.dir.join("loss.svg");
         let (steps, evals) = read_curves(&self.dir)?;
@@ -241,7 +281,10 @@ fn refuse_run(dir: &Path) -> Result<()> {
 /// The (step, loss) pairs of a metrics file: training and evaluation.
 pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
 
-/// The metrics that a run's directory holds so far.
+/// The losses that `metrics.jsonl` of a run's directory holds so far.
+///
+/// # Errors
+/// There is no `metrics.jsonl`, or it cannot be read.
 pub fn read_curves(dir: &Path) -> Result<Curves> {
     let path = dir.join(METRICS);
     let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;

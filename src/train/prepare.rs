@@ -36,13 +36,19 @@ const DEFAULT_SEQ_LEN: usize = 512;
 
 /// A run whose settings, model files and data were read and checked, before a device is opened.
 pub struct PreparedRun {
+    /// The settings; rank, alpha and rslora are those of `init_adapter` where the run starts from one.
     pub settings: RunSettings,
-    /// Without tensors where training starts from new weights.
+    /// The base model; without tensors where training starts from new weights.
     pub source: Source,
+    /// The contents of the adapter's `adapter_config.json`.
     pub lora: LoraConfig,
+    /// The linear layers that get an adapter; none where the base itself is trained.
     pub modules: Vec<LoraModule>,
+    /// Report on the training data.
     pub data: DataReport,
+    /// Report on the evaluation data; `None` where it was held out of the training data, or there is none.
     pub eval: Option<DataReport>,
+    /// Optimizer steps of the whole run.
     pub steps: usize,
     /// The chat template that the data was written with, if it was, and the tokens with which answers end after training.
     pub(super) template: Option<ChatTemplate>,
@@ -240,6 +246,9 @@ pub fn seq_len_within(asked: Option<usize>, config: &ModelConfig) -> Result<usiz
 
 impl PreparedRun {
     /// The run's memory plan, refused if it exceeds the budget of the settings.
+    ///
+    /// # Errors
+    /// A plan over the budget or over a limit of the device; the error names the longest sequence that fits.
     pub fn plan(&self, capabilities: Capabilities) -> Result<TrainPlan> {
         let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].input_ids.len()).sum::<usize>();
         let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(|e| e.input_ids.len()));

@@ -23,16 +23,20 @@ use crate::{Error, Result, files};
 /// The checkpoint that a run resumes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
+    /// The newest one in the run's directory.
     Newest,
-    /// This one; later ones are given up.
+    /// The one in this directory. Those of later steps are removed.
     At(PathBuf),
 }
 
 /// The way in which a run starts in its directory.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
+    /// True to replace a run that the directory holds already.
     pub overwrite: bool,
+    /// The checkpoint to go on from; `None` starts at step 0.
     pub resume: Option<Resume>,
+    /// True to measure the GPU time of each operation, for [`Outcome::profile`].
     pub profile: bool,
 }
 
@@ -65,11 +69,10 @@ impl Progress {
     }
 }
 
-/// Makes the run. `control` is asked after each step; the run waits for its answer. After a lost device the run opens the device again
-/// and goes on from its newest checkpoint.
+/// Trains. `control` is asked after each step, and the run waits for its answer; `listen` receives the events.
 ///
 /// # Errors
-/// A full disk, a device that is lost again and again, numbers that stay broken: checkpoints that were saved before stay whole.
+/// A full disk, a failing device, numbers that stay broken: checkpoints that were saved before stay whole.
 pub async fn run(
     mut prepared: PreparedRun,
     mut gpu: Gpu,

@@ -39,6 +39,7 @@ pub enum Method {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Optim {
+    /// AdamW with its moments in 32-bit floats.
     #[serde(alias = "adamw_torch", alias = "adamw_torch_fused", alias = "adamw_hf")]
     #[cfg_attr(feature = "cli", value(aliases = ["adamw_torch", "adamw_torch_fused", "adamw_hf"]))]
     Adamw,
@@ -49,6 +50,7 @@ pub enum Optim {
 }
 
 impl Optim {
+    /// Storage of the optimizer's moments.
     pub fn moments(self) -> MomentStorage {
         match self {
             Self::Adamw => MomentStorage::F32,
@@ -57,13 +59,13 @@ impl Optim {
     }
 }
 
-/// Which layers keep their activations for the backward pass.
+/// The layers that keep their activations for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum RecomputeChoice {
-    /// As many as fit into a budget.
+    /// Keep the activations of as many layers as fit into a budget.
     Auto,
     /// Keep everything.
     None,
@@ -71,7 +73,7 @@ pub enum RecomputeChoice {
     All,
 }
 
-/// How activations are kept for the backward pass.
+/// The type of the activations that are kept for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
@@ -79,31 +81,43 @@ pub enum RecomputeChoice {
 pub enum ActivationsChoice {
     /// In f32, unless only bf16 fits into the budget.
     Auto,
+    /// As they are computed, 4 bytes a value.
     F32,
+    /// Rounded to bf16, 2 bytes a value; computation stays in f32.
     Bf16,
 }
 
+/// Every setting of a run, under its key in `run.toml`. [`SETTINGS`] has the values that each may have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct RunSettings {
+    /// Directory of the base model.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub model: PathBuf,
+    /// Data to train on, read together: files, directories with a training split, or one split as `DIR:SPLIT`.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string | string[]"))]
     pub data: DataSources,
+    /// Directory for the results.
     #[cfg_attr(target_arch = "wasm32", tsify(type = "string"))]
     pub out: PathBuf,
+    /// Method of training.
     pub method: Method,
     /// 4-bit code of the base under QLoRA.
     pub quant: Code4,
+    /// True to quantize the scales of the 4-bit base too.
     pub double_quant: bool,
     /// Embedding and head in 4 bits too, where the base is.
     pub quantize_embedding: bool,
+    /// Rank of the LoRA factors, at least 1.
     pub rank: usize,
+    /// Numerator of the LoRA scale, above 0.
     pub alpha: f64,
+    /// Probability that an element of A's input becomes 0 in training, from 0 to below 1.
     pub dropout: f64,
     /// `all-linear`, names separated by commas, or a regular expression.
     pub target_modules: String,
+    /// True to scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, rsLoRA).
     pub rslora: bool,
     /// Ranks by pattern: a module whose name ends in a match has that rank. The first match counts.
     #[serde(skip_serializing_if = "Patterns::is_empty")]
@@ -125,41 +139,58 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub exclude_modules: Option<String>,
+    /// Initial values of a new adapter's A.
     #[serde(deserialize_with = "init_or_true")]
     pub init_lora_weights: LoraInit,
+    /// Directory of a PEFT adapter to start from; its rank and alpha replace those given here.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub init_adapter: Option<PathBuf>,
+    /// Slots of a micro-batch: examples, or packed groups of them.
     pub batch_size: usize,
+    /// Micro-batches whose gradients are added up for one optimizer step.
     pub grad_accum: usize,
-    /// None takes 512, or what the model has if that is less.
+    /// Longest example in tokens; `None` is 512, or what the model has if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seq_len: Option<usize>,
+    /// Optimizer steps of the run; `None` leaves it to `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Used where `steps` is absent; 1 where both are.
+    /// Passes over the data where `steps` is absent; 1 where both are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
+    /// The optimizer.
     pub optim: Optim,
+    /// Decay of AdamW's first moment, from 0 to below 1.
     pub adam_beta1: f64,
+    /// Decay of AdamW's second moment, from 0 to below 1.
     pub adam_beta2: f64,
+    /// The constant that AdamW adds to the square root of the second moment, above 0.
     pub adam_eps: f64,
+    /// Learning rate after the warm-up, above 0.
     pub lr: f64,
+    /// Decay of the learning rate after the warm-up.
     pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0.
     pub warmup_steps: usize,
     /// Share of all steps that warms up, in place of `warmup_steps`, which it sets when a run is prepared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_ratio: Option<f64>,
+    /// Decoupled weight decay of AdamW; 0 is off.
     pub weight_decay: f64,
+    /// Norm to which larger gradients are scaled down; 0 is off.
     pub max_grad_norm: f64,
+    /// Seed of the order of the data and of its held-out part, of new factors, and of dropout.
     pub seed: u64,
+    /// True to draw a new order of the examples for each epoch.
     pub shuffle: bool,
+    /// Data to evaluate on.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub eval_data: Option<PathBuf>,
-    /// Share of the data held out for evaluation where there is no `eval_data`.
+    /// Share of the data held out for evaluation where there is no `eval_data`, from 0 to below 1.
     pub eval_fraction: f64,
-    /// 0 evaluates at the end alone.
+    /// Steps between evaluations; 0 evaluates at the end alone.
     pub eval_every: usize,
     /// The run ends after so many evaluations in a row that are no better than the best one; None goes on to the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -175,8 +206,11 @@ pub struct RunSettings {
     pub save_minutes: f64,
     /// Checkpoints that stay; the oldest go first.
     pub keep: usize,
+    /// Steps between lines of the log, at least 1.
     pub log_every: usize,
+    /// Layers that keep their activations for the backward pass.
     pub recompute: RecomputeChoice,
+    /// Type of the activations that are kept.
     pub activations: ActivationsChoice,
     /// True to write TensorBoard event files beside the metrics.
     pub tensorboard: bool,
@@ -188,7 +222,7 @@ pub struct RunSettings {
     /// Limit for the device memory of the run, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu_memory: Option<u64>,
-    /// How the data's files become examples; its `max_seq_len` is the run's.
+    /// Settings that turn the data's files into examples. Its `max_seq_len` is the run's.
     pub data_format: DataSettings,
 }
 
@@ -332,6 +366,8 @@ impl RunSettings {
         table.try_into().map_err(|e: toml::de::Error| Error::Argument(e.message().to_owned()))
     }
 
+    /// Checks every setting alone and with the others.
+    ///
     /// # Errors
     /// The first setting that cannot work, with what would be right.
     pub fn check(&self) -> Result<()> {
@@ -404,6 +440,7 @@ impl RunSettings {
         self.load_best_model_at_end || self.early_stopping_patience.is_some()
     }
 
+    /// Storage of the base on the device for the method.
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
             Method::Qlora => BaseStorage::quantized(self.quant.storage(self.double_quant), self.quantize_embedding),
@@ -412,6 +449,7 @@ impl RunSettings {
         }
     }
 
+    /// The contents of `adapter_config.json` for a new adapter.
     pub fn lora_config(&self) -> LoraConfig {
         LoraConfig {
             r: self.rank,
@@ -429,6 +467,7 @@ impl RunSettings {
         }
     }
 
+    /// AdamW's coefficients, weight decay and gradient norm.
     pub fn optimizer(&self) -> AdamW {
         AdamW {
             beta1: self.adam_beta1,

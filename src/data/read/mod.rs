@@ -32,6 +32,9 @@ pub fn read(path: &Path, tokenizer: Option<&Tokenizer>, max_seq_len: usize, voca
 }
 
 /// Reads one data file, or the training data of a directory. The other arguments are those of [`read_sources`].
+///
+/// # Errors
+/// As [`read_sources`], and no training data.
 pub fn read_with(
     path: &Path,
     tokenizer: Option<&Tokenizer>,
