@@ -256,6 +256,9 @@ pub fn append(path: &Path) -> io::Result<File> {
 }
 
 /// Creates a file; one that is there is replaced.
+///
+/// # Errors
+/// The directory above it is missing, or `path` is a directory.
 pub fn create_new(path: &Path) -> io::Result<File> {
     super::remove_if_there(path)?;
     File::create(path)
@@ -289,6 +292,9 @@ pub fn check_unlocked(_: &Path) -> Result<()> {
 }
 
 /// The store cannot exchange two paths.
+///
+/// # Errors
+/// Always [`ErrorKind::Unsupported`].
 pub fn exchange(_: &Path, _: &Path) -> io::Result<()> {
     Err(ErrorKind::Unsupported.into())
 }
