@@ -87,8 +87,8 @@ pub fn files_below(dir: &Path) -> Vec<(PathBuf, u64)> {
 ///
 /// # Errors
 /// There is no such file, or the page's reader fails.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path.as_ref())?;
     let mut bytes = vec![0; usize::try_from(file.content.len()).map_err(io::Error::other)?];
     file.read_exact(&mut bytes)?;
     Ok(bytes)
@@ -98,7 +98,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`], and bytes that are not UTF-8.
-pub fn read_to_string(path: &Path) -> io::Result<String> {
+pub fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|_| io::Error::new(ErrorKind::InvalidData, "stream did not contain valid UTF-8"))
 }
@@ -146,7 +146,8 @@ pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
 ///
 /// # Errors
 /// There is nothing at `from`, or a directory would replace another.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+    let (from, to) = (from.as_ref(), to.as_ref());
     with(|store| {
         if let Some(content) = store.files.remove(from) {
             store.files.insert(to.to_owned(), content);
