@@ -151,6 +151,13 @@ impl<'a> Encoder<'a> {
         Ok((shape, Some(encoded)))
     }
 
+    /// The prompt of a record, as [`Sample::question`] has it; `None` for a record that cannot be read.
+    pub fn question(&self, record: &Record) -> Option<String> {
+        let columns = columns(record, self.settings)?;
+        let chat = columns.shape == Shape::Alpaca && self.template().ok()?.is_some();
+        sample_of(record, &columns, self.settings, self.vocab_size, chat).ok()?.question()
+    }
+
     /// How a record was read: its format, and for plain pairs that another one would use the chat template.
     fn format(&self, sentence: &str, sample: &Sample, shape: Shape) -> String {
         let is_plain = shape == Shape::Completion && matches!(sample, Sample::Completion { .. });

@@ -53,6 +53,8 @@ pub struct Inspection {
     /// The first examples as training sees them: cut, split and in slots as the settings say. If training would refuse the data
     /// because it has no other examples, the first long ones.
     pub examples: Vec<ShownExample>,
+    /// A prompt from the data, for a first try of what was trained: that of the first record, or the first words of a text.
+    pub question: Option<String>,
     /// Number of tokens of every example that could be encoded, before truncation.
     pub lengths: Vec<usize>,
     /// Report of the data that training would read.
@@ -82,6 +84,7 @@ pub fn inspect(
         Err(error) if reading.lengths.is_empty() && reading.report.read == 0 => return Err(error),
         Err(error) => Err(error),
     };
+    let question = reading.question.take();
     let lengths = std::mem::take(&mut reading.lengths);
     let (kept, long) = (std::mem::take(&mut reading.kept), std::mem::take(&mut reading.long));
     let origins = std::mem::take(&mut reading.origins);
@@ -96,7 +99,7 @@ pub fn inspect(
             chosen.iter().take(count).map(|kept| shown(kept, None, tokenizer)).collect::<Result<_>>()?
         }
     };
-    Ok(Inspection { examples: shown, lengths, report, refusal })
+    Ok(Inspection { examples: shown, question, lengths, report, refusal })
 }
 
 /// The examples of the first slots, slot by slot.

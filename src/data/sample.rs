@@ -35,6 +35,30 @@ pub enum Sample {
     Chat(Conversation),
 }
 
+/// Number of words of a text that ask for its continuation.
+const FIRST_WORDS: usize = 8;
+
+impl Sample {
+    /// A prompt for the trained model to begin with: the prompt or the first user message, or the first words of a text.
+    pub fn question(&self) -> Option<String> {
+        let question = match self {
+            Self::Tokens { .. } => None,
+            Self::Text(text) => Some(first_words(text)),
+            Self::Completion { prompt, .. } => Some(prompt.clone()),
+            Self::Chat(conversation) => {
+                let message = conversation.messages.iter().find(|message| message["role"] == "user")?;
+                message["content"].as_str().map(str::to_owned)
+            }
+        };
+        question.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+}
+
+/// The first words of a text.
+pub fn first_words(text: &str) -> String {
+    text.split_whitespace().take(FIRST_WORDS).collect::<Vec<_>>().join(" ")
+}
+
 /// Messages with `role` and `content`, as chat templates expect them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
@@ -322,6 +346,18 @@ mod tests {
     fn user_and_assistant(is_completion: bool) -> Sample {
         let messages = vec![message("user", "q".into()), message("assistant", "a".into())];
         Sample::Chat(Conversation { messages, prompt_len: 1, is_completion, ..Default::default() })
+    }
+
+    #[test]
+    fn a_record_has_a_question_to_begin_with() {
+        let question = |record| sample(record, &DataSettings::default()).unwrap().question();
+        let chat = json!({"messages": [message("system", "be brief".into()), message("user", " who? ".into())]});
+        assert_eq!(question(chat).as_deref(), Some("who?"));
+        assert_eq!(question(json!({"prompt": "Count.", "completion": "1"})).as_deref(), Some("Count."));
+        let text = "one two three four\nfive six seven eight nine";
+        assert_eq!(question(json!({"text": text})).as_deref(), Some("one two three four five six seven eight"));
+        assert_eq!(question(json!({"input_ids": [1, 2]})), None);
+        assert_eq!(question(json!({"text": " "})), None);
     }
 
     #[test]

@@ -2,9 +2,7 @@
 
 import type * as loraine from "../pkg/loraine";
 
-export type { AdapterSummary, Answer, DataReport, ModelSummary, ShownToken } from "../pkg/loraine";
-export type ShownExample = loraine.ShownExample & { prompt?: string };
-export type Inspection = Omit<loraine.Inspection, "examples"> & { examples: ShownExample[] };
+export type { AdapterSummary, Answer, DataReport, Inspection, ModelSummary, ShownExample, ShownToken } from "../pkg/loraine";
 export type RunEvent = loraine.RunEvent | PhaseEvent | { type: "warning"; message: string };
 export type Outcome = loraine.RunOutcome & { warnings?: { message: string }[] };
 export type Estimate = loraine.PlanReport;
@@ -40,7 +38,7 @@ export type RunSettings = Filled<
 type EventOf<Type> = Extract<loraine.RunEvent, { type: Type }>;
 export type StepEvent = EventOf<"step">;
 export type EvaluatedEvent = EventOf<"evaluated">;
-export type PhaseEvent = { type: "phase"; phase: string; step?: number; done?: number; total?: number };
+export type PhaseEvent = { type: "phase"; phase: string; step?: number | undefined; done?: number | undefined; total?: number | undefined };
 
 export type AnswerSettings = Required<Pick<loraine.AnswerSettings, "max_tokens" | "temperature" | "seed" | "raw">>;
 

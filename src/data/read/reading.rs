@@ -13,6 +13,7 @@ use crate::data::opened::{self, FileKind, SUPPORTED, kind_of};
 use crate::data::packing::pack;
 use crate::data::records::{self, Place, Records};
 use crate::data::report::{DataReport, DropReason, LISTED};
+use crate::data::sample::first_words;
 use crate::data::settings::{DataSettings, OnBad, OnLong, Shape};
 use crate::data::table;
 use crate::data::template::ChatTemplate;
@@ -63,6 +64,8 @@ pub(in crate::data) struct Reading<'a> {
     /// Number of examples to keep with their text, and those examples.
     keep: usize,
     pub kept: Vec<Kept>,
+    /// A prompt from the first record, where examples are kept.
+    pub question: Option<String>,
     /// The first examples that were too long.
     pub long: Vec<Kept>,
     pub report: DataReport,
@@ -99,6 +102,7 @@ impl<'a> Reading<'a> {
             lengths: Vec::new(),
             keep,
             kept: Vec::new(),
+            question: None,
             long: Vec::new(),
             report: DataReport::default(),
             bad: Bad::default(),
@@ -128,6 +132,9 @@ impl<'a> Reading<'a> {
         let problem = "holds text, but there is no tokenizer: tokenizer.json is missing";
         let tokenizer = self.tokenizer.ok_or_else(|| Error::file(path, problem))?;
         let ids = tokenizer.encode(&text, false)?;
+        if self.keep > 0 && self.question.is_none() {
+            self.question = Some(first_words(&text)).filter(|words| !words.is_empty());
+        }
         let sequences = ids.chunks(self.settings.max_seq_len);
         if ids.len() == 1 {
             return Err(Error::file(path, "holds one token, but training needs two or more"));
@@ -154,7 +161,12 @@ impl<'a> Reading<'a> {
             let (number, record) = record?;
             self.report.read += 1;
             let encoded = match record {
-                Ok(record) => self.encoder.encode(&record),
+                Ok(record) => {
+                    if self.keep > 0 && self.question.is_none() {
+                        self.question = self.encoder.question(&record);
+                    }
+                    self.encoder.encode(&record)
+                }
                 Err(problem) => Err(Refusal { rule: Rule::Readable, detail: problem }),
             };
             let (shape, encoded) = match encoded {

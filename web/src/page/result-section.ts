@@ -54,8 +54,7 @@ function cutNote({ stop }: Answer, { max_tokens }: AnswerSettings): string {
 /** The question that is asked first: of the data on screen, where they are a visitor's own. */
 function firstPrompt(app: App): string {
   const own = app.model?.source.kind !== "demo" || app.data?.source.kind !== "example";
-  const asked = app.inspection?.examples.map(({ prompt }) => prompt).find((prompt) => prompt);
-  return (own ? asked : undefined) ?? (QUESTIONS[0] as string);
+  return (own ? app.inspection?.question : undefined) ?? (QUESTIONS[0] as string);
 }
 
 function comparison(app: App): { element: HTMLElement; ask(): Promise<void> } {

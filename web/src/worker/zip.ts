@@ -17,7 +17,7 @@ export function adapterZip({ run, model, base }: { run: string; model: string; b
   const names = loraine
     .listFiles(out)
     .map(({ path }) => path.slice(out.length + 1))
-    .filter((name) => !name.includes("/"));
+    .filter((name) => !name.includes("/") && !name.startsWith("."));
   const missing = NEEDED.find((name) => !names.includes(name));
   if (missing !== undefined) throw new PageError("file", `The run has no ${missing} yet. Wait until the run ends, or stop it.`);
   const folder = adapterFolder(model);
