@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::sample::Record;
+use super::record::Record;
 use super::settings::{DataSettings, Shape};
 use crate::setting::{COMPLETION_FIELD, Key, MESSAGES_FIELD, PROMPT_FIELD, SHAPE, TEXT_FIELD};
 use crate::{Error, Result};
@@ -57,7 +57,8 @@ impl Columns {
 
     /// The format and the fields that it comes from, for people: `alpaca, from the fields question and answer`.
     pub fn sentence(&self) -> String {
-        let shown = self.names.iter().filter(|(part, _)| !matches!(part, Part::Tools | Part::Functions | Part::Variables));
+        let shown =
+            self.names.iter().filter(|(part, _)| !matches!(part, Part::Tools | Part::Functions | Part::Variables));
         let names: Vec<&str> = shown.map(|(_, name)| name.as_str()).collect();
         let shape = self.shape.name();
         match names.split_last() {

@@ -18,6 +18,8 @@ const PROBE: &str = "loraineprobe";
 pub(super) struct Habits {
     /// True for a role whose content reaches the text.
     leaves_text: RefCell<BTreeMap<String, bool>>,
+    /// True for a field that the template's text names.
+    reads: RefCell<BTreeMap<String, bool>>,
 }
 
 /// Refuses roles that neither loraine nor the template knows: a template may skip them, or take them for another one.
@@ -48,11 +50,7 @@ pub(super) fn count_leftovers(conversation: &Conversation, template: &ChatTempla
     for (at, message) in conversation.messages.iter().enumerate() {
         for (name, value) in message.as_object().into_iter().flatten() {
             let name = name.as_str();
-            let read = match REASONING.contains(&name) {
-                true => REASONING.iter().any(|name| mentions(template, name)),
-                false => matches!(name, "role" | "content") || mentions(template, name),
-            };
-            if !read && !empty(value) {
+            if !matches!(name, "role" | "content") && !empty(value) && !reads(name, template, habits) {
                 tally.add(format!("{name} of messages"));
             }
         }
@@ -62,6 +60,19 @@ pub(super) fn count_leftovers(conversation: &Conversation, template: &ChatTempla
             tally.add(format!("messages of the role {role}"));
         }
     }
+}
+
+/// Finds out once for each field of messages whether the template reads it. Reasoning reaches the template under each of its names.
+fn reads(name: &str, template: &ChatTemplate, habits: &Habits) -> bool {
+    if let Some(known) = habits.reads.borrow().get(name) {
+        return *known;
+    }
+    let reads = match REASONING.contains(&name) {
+        true => REASONING.iter().any(|name| mentions(template, name)),
+        false => mentions(template, name),
+    };
+    habits.reads.borrow_mut().insert(name.to_owned(), reads);
+    reads
 }
 
 /// True if the template's text names `word` as a role or a field, quoted or as `.word`, or as the variable `tools`.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::sample::{Record, shortened};
+use super::record::{Record, shortened};
 
 /// The messages of a record, and which of them are not trained on.
 #[derive(Clone, Debug, Default, PartialEq)]

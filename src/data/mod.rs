@@ -12,6 +12,7 @@ pub mod packing;
 #[cfg(not(target_arch = "wasm32"))]
 mod parquet_file;
 pub mod read;
+pub mod record;
 mod records;
 pub mod report;
 pub mod sample;

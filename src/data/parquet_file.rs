@@ -8,8 +8,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
+use super::record::Record;
 use super::records::Records;
-use super::sample::Record;
 use crate::{Error, Result};
 
 /// Iterates over the rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::opened::TextReader;
-use super::sample::Record;
+use super::record::Record;
 use crate::{Error, Result};
 
 /// Records with their numbers in the file: the line, the place in the list, or the row. A record that cannot be read is a sentence; an

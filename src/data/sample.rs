@@ -5,12 +5,10 @@ use serde_json::{Map, Value};
 use super::columns::{Columns, Part};
 pub use super::messages::is_assistant;
 use super::messages::{self, Messages, message, starts_with_system};
+use super::record::{Record, shortened};
 use super::settings::{DataSettings, Shape, TrainOn};
 use crate::setting::TRAIN_ON;
 use crate::{Error, Result};
-
-/// The fields of one record by name.
-pub type Record = Map<String, Value>;
 
 /// Content of one record, in one of four forms.
 #[derive(Clone, Debug, PartialEq)]
@@ -190,8 +188,9 @@ impl<'a> Fields<'a> {
     /// The template's variables that the record sets, which some files hold as JSON in a string.
     fn variables(&self) -> Result<Map<String, Value>, String> {
         let field = self.name(Part::Variables);
-        let parsed =
-            |text: &str| serde_json::from_str(text).map_err(|_| format!("`{field}` is a string that holds no JSON object"));
+        let parsed = |text: &str| {
+            serde_json::from_str(text).map_err(|_| format!("`{field}` is a string that holds no JSON object"))
+        };
         let value = match self.get(Part::Variables) {
             Some(Value::String(text)) if text.trim().is_empty() => Value::Null,
             Some(Value::String(text)) => parsed(text)?,
@@ -265,7 +264,14 @@ fn completion(fields: &Fields) -> Result<Sample, String> {
             untrained.extend(completion.untrained.iter().map(|at| at + prompt_len));
             list.extend(completion.list);
             let (tools, variables) = (fields.tools()?, fields.variables()?);
-            Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion: true, tools, variables, untrained }))
+            Ok(Sample::Chat(Conversation {
+                messages: list,
+                prompt_len,
+                is_completion: true,
+                tools,
+                variables,
+                untrained,
+            }))
         }
         _ => {
             Err(format!("`{prompt_field}` and `{completion_field}` must both be strings, or both be lists of messages"))
@@ -294,7 +300,14 @@ fn alpaca(fields: &Fields, chat: bool) -> Result<Sample, String> {
         let prompt_len = list.len();
         list.push(message("assistant", output.to_owned()));
         let (tools, variables, untrained) = (fields.tools()?, fields.variables()?, Vec::new());
-        return Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion, tools, variables, untrained }));
+        return Ok(Sample::Chat(Conversation {
+            messages: list,
+            prompt_len,
+            is_completion,
+            tools,
+            variables,
+            untrained,
+        }));
     }
     let (with, input) = match input {
         "" => ("", String::new()),
@@ -313,15 +326,6 @@ fn conversation(fields: &Fields) -> Result<Sample, String> {
     let prompt_len = list.iter().rposition(is_assistant).unwrap_or(list.len());
     let (tools, variables) = (fields.tools()?, fields.variables()?);
     Ok(Sample::Chat(Conversation { messages: list, prompt_len, is_completion: false, tools, variables, untrained }))
-}
-
-/// A value as JSON, cut after some 40 characters.
-pub fn shortened(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(40) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
 }
 
 #[cfg(test)]

@@ -97,6 +97,11 @@ fn list(dir: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> Resu
     Ok(())
 }
 
+/// True for a path whose name is that of a data file.
+pub fn is_data_file(path: &Path) -> bool {
+    kind_of(path).is_some()
+}
+
 /// What to choose among the files of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted<'a> {

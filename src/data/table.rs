@@ -10,8 +10,8 @@ use csv::{ByteRecord, Reader, ReaderBuilder};
 use serde_json::Value;
 
 use super::opened::TextReader;
+use super::record::Record;
 use super::records::{Place, Records, not_utf8};
-use super::sample::Record;
 use crate::{Error, Result};
 
 /// Delimiters that are looked for in the first line where the usual one is not there.

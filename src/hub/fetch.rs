@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 pub use super::settings::HubSettings;
 use super::transfer::{Failure, Refusal, Transfer};
-use super::{HubModel, conversion, is_license, is_plain, is_plain_path};
+use super::{HubModel, RepoKind, conversion, is_license, is_plain, is_plain_path};
 use crate::setting::{ADAPTER, MODEL};
 use crate::{Error, Result};
 
@@ -74,7 +74,7 @@ pub fn fetch(
     extent: Extent,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<PathBuf> {
-    let cached = cached(model, &settings.cache).and_then(|dir| whole_directory(&dir, extent));
+    let cached = cached_snapshot(model, &settings.cache).and_then(|dir| whole_directory(&dir, extent));
     if settings.offline.is_some() || model.is_commit() {
         match (cached, settings.offline) {
             (Some(dir), _) => return Ok(dir),
@@ -115,16 +115,28 @@ fn download(
     }
 }
 
-fn error(model: &HubModel, problem: impl std::fmt::Display) -> Error {
+pub(super) fn error(model: &HubModel, problem: impl std::fmt::Display) -> Error {
     Error::Hub { model: model.to_string(), problem: problem.to_string() }
 }
 
-fn repo(model: &HubModel) -> Repo {
-    Repo::with_revision(model.id.clone(), RepoType::Model, model.revision.clone())
+pub(super) fn repo(model: &HubModel) -> Repo {
+    let kind = match model.kind {
+        RepoKind::Model => RepoType::Model,
+        RepoKind::Dataset => RepoType::Dataset,
+    };
+    Repo::with_revision(model.id.clone(), kind, model.revision.clone())
+}
+
+/// The path of a repository on its hub.
+fn place(model: &HubModel) -> String {
+    match model.kind {
+        RepoKind::Model => model.id.clone(),
+        RepoKind::Dataset => format!("datasets/{}", model.id),
+    }
 }
 
 /// The directory of the revision in the cache.
-fn cached(model: &HubModel, cache: &Cache) -> Option<PathBuf> {
+pub(super) fn cached_snapshot(model: &HubModel, cache: &Cache) -> Option<PathBuf> {
     let commit = match model.is_commit() {
         true => model.revision.clone(),
         false => {
@@ -170,12 +182,12 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     names.ok_or_else(|| Error::field(index, "weight_map", "names something that is no file of the directory"))
 }
 
-struct Download<'a> {
-    model: &'a HubModel,
-    settings: &'a HubSettings,
-    transfer: Transfer,
-    cache: CacheRepo,
-    info: RepoInfo,
+pub(super) struct Download<'a> {
+    pub(super) model: &'a HubModel,
+    pub(super) settings: &'a HubSettings,
+    pub(super) transfer: Transfer,
+    pub(super) cache: CacheRepo,
+    pub(super) info: RepoInfo,
 }
 
 impl Download<'_> {
@@ -289,14 +301,14 @@ impl Download<'_> {
     }
 
     /// Downloads one file and resumes an earlier, incomplete download of it.
-    fn file(&self, name: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
+    pub(super) fn file(&self, name: &str, progress: &mut impl FnMut(&str, u64, u64)) -> Result<()> {
         let pointer = self.cache.pointer_path(&self.info.sha).join(name);
         if pointer.exists() {
             return Ok(());
         }
         let fail = |problem: String| error(self.model, format!("{name}: {problem}"));
         let endpoint = &self.settings.endpoint;
-        let url = format!("{endpoint}/{}/resolve/{}/{name}", self.model.id, self.info.sha);
+        let url = format!("{endpoint}/{}/resolve/{}/{name}", place(self.model), self.info.sha);
         let failed = |e: Failure, advice: &str| match e {
             Failure::Refused(Refusal { status: 401 | 403, .. }) => refusal(self.model, self.settings, &e),
             _ => fail(format!("{e}{advice}")),
@@ -380,7 +392,7 @@ fn link(blob: &Path, pointer: &Path, depth: usize) -> io::Result<()> {
 
 /// Retries errors that may be temporary, until the patience of the settings has passed without progress. The attempt may set the time
 /// of the last progress.
-fn patiently<T>(
+pub(super) fn patiently<T>(
     settings: &HubSettings,
     mut attempt: impl FnMut(&mut Instant) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -395,9 +407,9 @@ fn patiently<T>(
     attempt(&mut alive)
 }
 
-fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
+pub(super) fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
     let endpoint = &settings.endpoint;
-    let page = format!("{endpoint}/{}", model.id);
+    let page = format!("{endpoint}/{}", place(model));
     let away = || {
         format!(
             "is no directory here, and {endpoint} cannot be asked for it: {e}; without a network, give a model directory or a model \
@@ -426,7 +438,10 @@ fn refusal(model: &HubModel, settings: &HubSettings, e: &Failure) -> Error {
                         token.source
                     )
                 }
-                (_, 404, _) => format!("is no directory here, and no model or revision on {endpoint}"),
+                (_, 404, _) => {
+                    let noun = if model.kind == RepoKind::Model { "model" } else { "data set" };
+                    format!("is no directory here, and no {noun} or revision on {endpoint}")
+                }
                 _ => away(),
             };
             match &refused.words {

@@ -1,7 +1,10 @@
-//! Models by their name on a hub: `owner/name`, with `@revision` where it is not `main`.
+//! Models and data sets by their name on a hub: `owner/name`, with `@revision` where it is not `main`.
 
+pub mod dataset;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod fetch;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub mod fetch_dataset;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod settings;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
@@ -13,13 +16,24 @@ use std::path::Path;
 /// The revision of a name that gives none.
 const MAIN: &str = "main";
 
-/// A model on a hub: its name and one revision of it.
+/// Kinds of repositories on a hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepoKind {
+    /// Weights and configuration.
+    Model,
+    /// Data files.
+    Dataset,
+}
+
+/// A model on a hub: its name and one revision of it. Also the repository of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubModel {
     /// `owner/name`.
     pub id: String,
     /// A branch, a tag or a commit.
     pub revision: String,
+    /// What the repository holds.
+    pub kind: RepoKind,
 }
 
 impl HubModel {
@@ -28,8 +42,11 @@ impl HubModel {
         let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (owner, name) = id.split_once('/')?;
         let plain = |part: &str| is_plain(part) && !part.contains("--");
-        (plain(owner) && plain(name) && is_plain(revision))
-            .then(|| Self { id: id.to_owned(), revision: revision.to_owned() })
+        (plain(owner) && plain(name) && is_plain(revision)).then(|| Self {
+            id: id.to_owned(),
+            revision: revision.to_owned(),
+            kind: RepoKind::Model,
+        })
     }
 
     /// Returns the model whose cached snapshot is `dir`, from a path like `models--owner--name/snapshots/COMMIT`.

@@ -15,6 +15,7 @@ use crate::data::settings::RUN_FILE;
 use crate::data::template::{FURTHER, OWN_FILE};
 use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
+use crate::hub::dataset::HubDataset;
 use crate::lora::adapter_file;
 use crate::setting::{OVERWRITE, RESUME};
 use crate::{Error, Result};
@@ -243,7 +244,9 @@ impl Output {
             |dir: &PathBuf| HubModel::of_snapshot(dir).map_or_else(|| dir.clone(), |hub| hub.to_string().into());
         let model = named(&settings.model);
         let init_adapter = settings.init_adapter.as_ref().map(named);
-        let settings = &RunSettings { model, init_adapter, ..settings.clone() };
+        let data = settings.data.iter().map(|path| named_data(path)).collect::<Vec<_>>().into();
+        let eval_data = settings.eval_data.as_deref().map(named_data);
+        let settings = &RunSettings { model, init_adapter, data, eval_data, ..settings.clone() };
         let text = toml::to_string(&Run { settings, record }).map_err(|e| Error::file(&path, e))?;
         write_atomically(&path, text.as_bytes())
     }
@@ -308,4 +311,9 @@ fn keep_until(path: &Path, step: usize) -> Result<()> {
     let Ok(text) = files::read_to_string(path) else { return Ok(()) };
     let kept = text.lines().filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step));
     write_atomically(path, kept.flat_map(|line| [line, "\n"]).collect::<String>().as_bytes())
+}
+
+/// The name of a data set that lies in the hub's cache, or the path.
+fn named_data(path: &Path) -> PathBuf {
+    HubDataset::of_snapshot(path).map_or_else(|| path.to_owned(), |set| set.to_string().into())
 }

@@ -15,6 +15,7 @@ mod chat_data;
 mod cli_tools;
 mod cli_train;
 mod damaged_files;
+mod data_files;
 mod demo_and_chat;
 mod eight_bit_moments;
 mod exports;
@@ -25,6 +26,7 @@ mod full_training;
 mod generate;
 mod hostile_files;
 mod hub;
+mod hub_data;
 #[cfg(unix)]
 mod interruption;
 mod invariants;

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::settings::{DataSettings, OnBad, OnLong, Shape, TrainOn};
-use loraine::data::splits::Split;
+use loraine::data::splits::{Split, Wanted, choose, is_data_file, named_split};
+use loraine::hub::dataset::HubDataset;
+use loraine::hub::fetch_dataset::fetch_dataset;
+use loraine::hub::settings::HubSettings;
 
 /// Splits that a command reads of a data set.
 pub const SPLITS_OF_RUN: &[Split] = &[Split::Train, Split::Valid];
@@ -16,8 +20,51 @@ pub fn data_sources(given: &[PathBuf], splits: &[Split]) -> anyhow::Result<Vec<P
     given.iter().map(|source| local(source, splits)).collect()
 }
 
-fn local(source: &Path, _splits: &[Split]) -> anyhow::Result<PathBuf> {
-    Ok(source.to_owned())
+fn local(source: &Path, splits: &[Split]) -> anyhow::Result<PathBuf> {
+    let Some(set) = hub_name(source) else { return Ok(source.to_owned()) };
+    let choose = |names: &[String]| chosen(names, &set, splits);
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})")?
+            .progress_chars("=> "),
+    );
+    let dir = fetch_dataset(&set, &HubSettings::from_env(), choose, |file, done, total| {
+        bar.set_message(file.to_owned());
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let dir = dir?;
+    Ok(match &set.split {
+        Some(split) => format!("{}:{split}", dir.display()).into(),
+        None => dir,
+    })
+}
+
+/// The data set on the hub, if the argument names one and no path. A name whose first part is an existing directory is a path, even if
+/// the path does not exist, and so is the name of a data file.
+fn hub_name(source: &Path) -> Option<HubDataset> {
+    let (path, _) = named_split(source);
+    let first = path.components().next().map(|first| PathBuf::from(first.as_os_str()));
+    let is_path = path.exists() || is_data_file(&path) || first.is_some_and(|first| first.is_dir());
+    source.to_str().and_then(HubDataset::parse).filter(|_| !is_path)
+}
+
+/// Chooses the files of the wanted splits, of which one has to be there.
+fn chosen(names: &[String], set: &HubDataset, splits: &[Split]) -> Result<Vec<String>, String> {
+    let wanted: Vec<Wanted> = match &set.split {
+        Some(split) => vec![Wanted::Named(split)],
+        None => splits.iter().map(|split| Wanted::Split(*split)).collect(),
+    };
+    let mut files = Vec::new();
+    for wanted in wanted {
+        files.extend(choose(names, wanted)?.unwrap_or_default().files);
+    }
+    match files.is_empty() {
+        false => Ok(files),
+        true => {
+            Err("holds no such data as Parquet, JSON or CSV files; data sets that a script makes are not read".into())
+        }
+    }
 }
 
 #[derive(Args, Clone)]

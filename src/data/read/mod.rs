@@ -6,22 +6,13 @@ pub(super) mod reading;
 
 use std::path::{Path, PathBuf};
 
-use super::Example;
 pub use super::report::DataReport;
 use super::settings::DataSettings;
 use super::splits::{Split, SplitFiles, files_of, nothing_to_train};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result, files};
+pub use reading::Dataset;
 use reading::Reading;
-
-/// The examples of a data file and what became of its records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dataset {
-    /// The examples, in the order of the file.
-    pub examples: Vec<Example>,
-    /// Counts of records, examples and tokens, and the dropped records.
-    pub report: DataReport,
-}
 
 /// [`read_with`] with default settings and this `max_seq_len`.
 ///

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::Dataset;
 use super::bad::Bad;
 use super::lengths::{Fitted, fit};
 use crate::data::Example;
@@ -19,7 +18,16 @@ use crate::data::table;
 use crate::data::template::ChatTemplate;
 use crate::data::tokenizer::Tokenizer;
 use crate::setting::{MAX_SEQ_LEN, ON_LONG};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
+
+/// The examples of a data set, and what became of its records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// The examples, in the order of the files.
+    pub examples: Vec<Example>,
+    /// Counts of records, examples and tokens, and the dropped records.
+    pub report: DataReport,
+}
 
 /// Where an example comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +128,10 @@ impl<'a> Reading<'a> {
         match kind_of(path) {
             Some(FileKind::Text) => self.text(path),
             Some(kind) => self.records(path, kind),
+            None if !files::exists(path) => {
+                let problem = "is not there; data is a file, a directory, or a data set of the hub as owner/name";
+                Err(Error::file(path, problem))
+            }
             None => Err(Error::file(path, SUPPORTED)),
         }
     }
@@ -140,6 +152,9 @@ impl<'a> Reading<'a> {
             return Err(Error::file(path, "holds one token, but training needs two or more"));
         }
         self.report.longest = self.report.longest.max(ids.len());
+        if self.report.formats.is_empty() {
+            self.report.formats.push("text, from a file that is cut into sequences".to_owned());
+        }
         for sequence in sequences {
             self.report.read += 1;
             let number = self.report.read;
@@ -254,7 +269,7 @@ impl<'a> Reading<'a> {
         self.report.chat_template = template.map(|template| template.source().to_owned());
         let writes_date = template.is_some_and(ChatTemplate::writes_the_date);
         self.report.template_date = self.settings.template_date.clone().filter(|_| writes_date);
-        self.report.formats = self.encoder.formats();
+        self.report.formats.extend(self.encoder.formats());
         self.report.unused.extend(self.encoder.unused());
         let read = self.report.read;
         match self.settings.on_bad {

@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::data::Example;
 use crate::data::report::DropReason;
 use crate::data::settings::{OnBad, OnLong, TrainOn};
 use crate::data::tokenizer::tests::{stories, tiny_dir};
@@ -352,9 +353,7 @@ fn long_examples_are_cut_dropped_or_split_as_asked_and_counted() {
     let truncated = with(OnLong::Truncate, 6).unwrap();
     assert_eq!(masks(&truncated)[0], (vec![0, 2, 3, 3, 1, 2], "001110".to_owned()));
     assert_eq!((truncated.report.truncated, truncated.report.longest, truncated.report.slots), (1, 9, Some(1)));
-    assert!(
-        with(OnLong::Truncate, 4).unwrap_err().to_string().contains("never learn to stop; raise it to 9")
-    );
+    assert!(with(OnLong::Truncate, 4).unwrap_err().to_string().contains("never learn to stop; raise it to 9"));
     let nothing_left = with(OnLong::Truncate, 2).unwrap().report;
     assert_eq!((nothing_left.kept, nothing_left.dropped[&DropReason::NothingTrainedLeft].count), (1, 1));
     let split = with(OnLong::Split, 5).unwrap();
