@@ -630,4 +630,57 @@ mod tests {
         let odd = json!([{"content": REGION_BEGIN.to_string()}]);
         assert!(template.render(odd.as_array().unwrap(), None, false).unwrap_err().contains("do not pair up"));
     }
+
+    #[test]
+    fn variables_and_the_date_are_set() {
+        let text = "{{ enable_thinking }} {{ effort }} {{ n + 1 }} {{ strftime_now('%d %b %Y') }}";
+        let arguments = ["enable_thinking=false", "effort=high", "n=2"].map(str::to_owned);
+        let set = || template(text).with_arguments(&arguments).unwrap().at("2026-03-04T05:06:07").unwrap();
+        assert_eq!(set().render(&[], None, false).unwrap(), "False high 3 04 Mar 2026");
+        assert!(set().writes_the_date() && !template("x").writes_the_date());
+        let own = json!({"effort": "low"});
+        let input = Input { variables: own.as_object(), ..Default::default() };
+        assert_eq!(set().render_input(&input, false).unwrap().text, "False low 3 04 Mar 2026");
+        let problem = template(text).with_arguments(&["effort".to_owned()]).err().unwrap().to_string();
+        assert!(problem.contains("must be NAME=VALUE"), "{problem}");
+        let problem = template(text).at("today").err().unwrap().to_string();
+        assert!(problem.contains("must be like 2026-03-04T05:06:07"), "{problem}");
+    }
+
+    #[test]
+    fn further_templates_lie_in_a_directory_and_come_back_from_it() {
+        let place = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| place.path().join(name));
+        fs::create_dir_all(from.join(FURTHER)).unwrap();
+        fs::create_dir_all(to.join(FURTHER)).unwrap();
+        fs::write(from.join(OWN_FILE), "d").unwrap();
+        fs::write(from.join(FURTHER).join("tool_use.jinja"), "t").unwrap();
+        fs::write(from.join(FURTHER).join("rag.jinja"), "r").unwrap();
+        fs::write(to.join(FURTHER).join("old.jinja"), "o").unwrap();
+        fs::write(to.join("tokenizer_config.json"), r#"{"chat_template": "old", "eos_token": "</s>"}"#).unwrap();
+        let load = |dir: &Path, choice| ChatTemplate::load(dir, choice, special()).unwrap().unwrap();
+        let texts =
+            |template: &ChatTemplate| [None, Some(&json!([]))].map(|tools| template.render(&[], tools, false).unwrap());
+        assert_eq!(texts(&load(&from, Some("rag"))), ["r", "r"]);
+        save(&load(&from, None), &to).unwrap();
+        assert_eq!(texts(&load(&to, None)), ["d", "t"]);
+        // The directory of an adapter goes before the model's own.
+        assert_eq!(texts(&load(place.path(), from.to_str())), ["d", "t"]);
+        assert!(!to.join(FURTHER).join("old.jinja").exists());
+        assert!(!fs::read_to_string(to.join("tokenizer_config.json")).unwrap().contains("chat_template"));
+    }
+
+    #[test]
+    fn templates_that_could_nest_values_have_a_deep_stack() {
+        for plain in
+            ["{% set ns.x = true %}", "{% set ns.i = loop.index0 %}", "{% set x = [x] %}", "{%- set ns.x = 'a' -%}"]
+        {
+            assert!(!can_nest(plain), "{plain}");
+        }
+        for nests in ["{% set ns.x = [ns.x] %}", "{%- set ns . x = y -%}", "{% set ns.x = namespace(a=ns.x) %}"] {
+            assert!(can_nest(nests), "{nests}");
+        }
+        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}ok";
+        assert_eq!(render(deep, json!([])).unwrap(), "ok");
+    }
 }

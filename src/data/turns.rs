@@ -294,3 +294,97 @@ impl Rendering<'_> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    const QUESTIONS: &str = "{% for m in messages %}{% if m.role == 'user' %}<u>{{ m.content }}<e>{% endif %}";
+
+    /// The text with brackets around each turn, and the message of each.
+    fn turns(template: &str, messages: Value, first: usize) -> Result<(String, Vec<usize>, bool), String> {
+        let special = json!({"eos_token": "<e>"}).as_object().cloned().unwrap();
+        let template = ChatTemplate::new(template, "a test".into(), special).unwrap();
+        let messages = messages.as_array().unwrap().clone();
+        let conversation = Conversation { messages, variables: Map::new(), ..Default::default() };
+        let found = assistant_turns(&template, &conversation, first)?;
+        let mut shown = found.text.clone();
+        for range in found.turns.iter().rev() {
+            shown.insert(range.end, ']');
+            shown.insert(range.start, '[');
+        }
+        Ok((shown, found.messages, found.as_written_last))
+    }
+
+    fn talk(answers: [&str; 2]) -> Value {
+        json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": answers[0]},
+            {"role": "user", "content": "r"}, {"role": "assistant", "content": answers[1]}])
+    }
+
+    #[test]
+    fn turns_that_are_written_differently_later_are_trained_as_they_were_written() {
+        let hybrid = format!(
+            "{QUESTIONS}{{% if m.role == 'assistant' %}}<a>{{% if loop.last %}}<think></think>{{% endif %}}{{{{ m.content }}}}<e>\
+             {{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}<a>{{% endif %}}"
+        );
+        let (text, messages, as_last) = turns(&hybrid, talk(["x", "y"]), 0).unwrap();
+        assert_eq!(text, "<u>q<e><a>[<think></think>x<e>]<u>r<e><a>[<think></think>y<e>]");
+        assert_eq!((messages, as_last), (vec![1, 3], true));
+        // The last turn alone is in the text that the template writes.
+        let (text, messages, as_last) = turns(&hybrid, talk(["x", "y"]), 1).unwrap();
+        assert_eq!(text, "<u>q<e><a>x<e><u>r<e><a>[<think></think>y<e>]");
+        assert_eq!((messages, as_last), (vec![3], false));
+    }
+
+    #[test]
+    fn a_prompt_that_opens_thoughts_belongs_to_them_alone() {
+        let opens = format!(
+            "{QUESTIONS}{{% if m.role == 'assistant' %}}<a>{{{{ m.content.split('</think>')[-1] }}}}<e>{{% endif %}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}<a><think>{{% endif %}}"
+        );
+        let (text, _, as_last) = turns(&opens, talk(["x", "<b>y"]), 0).unwrap();
+        assert_eq!((text.as_str(), as_last), ("<u>q<e><a>[x<e>]<u>r<e><a>[<b>y<e>]", false));
+        let (text, _, as_last) = turns(&opens, talk(["<think>t</think>x", "y"]), 0).unwrap();
+        assert_eq!((text.as_str(), as_last), ("<u>q<e><a><think>[t</think>x<e>]<u>r<e><a>[y<e>]", true));
+    }
+
+    #[test]
+    fn a_conversation_may_begin_with_the_assistant() {
+        let plain = "{{ messages[0].role[:0] }}<s>{% for m in messages %}<{{ m.role }}>{{ m.content }}<e>{% endfor %}\
+                     {% if add_generation_prompt %}<assistant>{% endif %}";
+        let greeting = json!([{"role": "assistant", "content": "hi"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]);
+        let (text, messages, _) = turns(plain, greeting.clone(), 0).unwrap();
+        assert_eq!(text, "<s><assistant>[hi<e>]<user>q<e><assistant>[x<e>]");
+        assert_eq!(messages, [0, 2]);
+        let wants_a_user = format!(
+            "{{% if messages|selectattr('role', 'eq', 'user')|list|length == 0 %}}{{{{ raise_exception('no user') }}}}{{% endif %}}{plain}"
+        );
+        assert_eq!(turns(&wants_a_user, greeting, 0).unwrap().0, text);
+    }
+
+    #[test]
+    fn several_regions_belong_to_one_turn() {
+        let marked = format!(
+            "{QUESTIONS}{{% if m.role == 'assistant' %}}<a>{{% generation %}}{{{{ m.content }}}}{{% endgeneration %}}|{{% generation %}}<e>\
+             {{% endgeneration %}}{{% endif %}}{{% endfor %}}"
+        );
+        let (text, messages, _) = turns(&marked, talk(["x", "y"]), 0).unwrap();
+        assert_eq!(text, "<u>q<e><a>[x]|[<e>]<u>r<e><a>[y]|[<e>]");
+        assert_eq!(messages, [1, 1, 3, 3]);
+        assert_eq!(turns(&marked, talk(["x", "y"]), 1).unwrap().0, "<u>q<e><a>x|<e><u>r<e><a>[y]|[<e>]");
+        let never = format!("{QUESTIONS}{{% generation %}}{{% endgeneration %}}{{% endfor %}}").replace(
+            "{% generation %}{% endgeneration %}",
+            "{% if false %}{% generation %}{% endgeneration %}{% endif %}",
+        );
+        assert!(turns(&never, talk(["x", "y"]), 0).unwrap_err().contains("marks 0 generation regions for 2"));
+    }
+
+    #[test]
+    fn text_that_cannot_be_told_apart_is_refused() {
+        let drops = "{% for m in messages %}{{ m.content if loop.last else '-' }}<e>{% endfor %}";
+        let problem = turns(drops, talk(["x", "y"]), 0).unwrap_err();
+        assert!(problem.contains("writes the text up to message 2 differently"), "{problem}");
+    }
+}

@@ -141,7 +141,10 @@ impl Session {
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
         let mut stream = StreamDecoder::after(&self.format.tokenizer, prompt)?;
-        let mut stops = StopStrings::new(&settings.stop_strings);
+        let mut ends = settings.stop_strings.clone();
+        // Not where the end tokens are ignored.
+        ends.extend(self.format.end_text.clone().filter(|_| !settings.end_tokens.is_empty()));
+        let mut stops = StopStrings::new(&ends);
         let (mut text, mut failure) = (String::new(), None);
         let on_token = |token| match stream.push(token) {
             Ok(piece) => {

@@ -33,6 +33,8 @@ pub struct TextFormat {
     pub template: Option<ChatTemplate>,
     /// Tokens that end an answer: from the model's files, from the tokenizer, and the template's end of turn.
     pub end_tokens: Vec<u32>,
+    /// Ordinary text with which the template ends turns, where the tokenizer has no token for it.
+    pub end_text: Option<String>,
 }
 
 pub(super) fn message(role: &str, content: &str) -> Value {
@@ -74,7 +76,11 @@ impl TextFormat {
         }
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        Ok(Self { tokenizer, template, end_tokens })
+        let end_text = match &template {
+            Some(template) if end_of_turn(&tokenizer, template)?.is_none() => template.end_of_turn(),
+            _ => None,
+        };
+        Ok(Self { tokenizer, template, end_tokens, end_text })
     }
 
     /// Encodes a text to continue, with the special tokens that the tokenizer adds. An empty text gives the begin token, or nothing if
@@ -155,7 +161,7 @@ pub(super) mod tests {
         let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
         let template = ChatTemplate::new(template, "test".to_owned(), special).unwrap();
-        Some(TextFormat { tokenizer, template: Some(template), end_tokens: Vec::new() })
+        Some(TextFormat { tokenizer, template: Some(template), end_tokens: Vec::new(), end_text: None })
     }
 
     #[test]
@@ -172,5 +178,30 @@ pub(super) mod tests {
         let error = format.chat(&[message("user", "hi")]).unwrap_err().to_string();
         assert!(error.contains("no chat template"), "{error}");
         assert_eq!(format.continuation("").unwrap().first().copied(), format.tokenizer.bos());
+    }
+
+    #[test]
+    fn what_was_trained_is_saved_and_read_again() {
+        let Some(format) = plain_chat() else { return };
+        let model = Path::new("../shared/models/stories260K");
+        let config = ModelConfig::from_dir(model).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("run");
+        let checkpoint = run.join("checkpoints/step-3");
+        std::fs::create_dir_all(&checkpoint).unwrap();
+        save(&run, model, format.template.as_ref(), &[7]).unwrap();
+        std::fs::write(run.join("run.toml"), "[data-format]\ntemplate-arg = [\"kind=true\"]\n").unwrap();
+        for adapter in [&run, &checkpoint] {
+            let load = |choice| TextFormat::load(model, &config, &choice, &[], std::slice::from_ref(adapter)).unwrap();
+            let own = load(TemplateChoice::Own);
+            let ids = |text: &str| own.tokenizer.encode(text, false).unwrap();
+            assert_eq!(own.chat(&[message("user", "hi")]).unwrap(), ids("user: hi</s>assistant:"));
+            assert!(own.end_tokens.contains(&7) && load(TemplateChoice::Without).end_tokens.contains(&7));
+            let named = load(TemplateChoice::Named("zephyr".to_owned()));
+            assert_eq!(named.chat(&[message("user", "hi")]).unwrap(), ids("<|user|>\nhi</s>\n<|assistant|>\n"));
+        }
+        let mut settings = DataSettings::default();
+        settings.follow_adapter(&checkpoint);
+        assert_eq!(settings.template_arg, ["kind=true"]);
     }
 }

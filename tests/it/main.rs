@@ -45,6 +45,7 @@ mod saved_adapter;
 mod shaders;
 #[cfg(unix)]
 mod terminal;
+mod text_format;
 mod tokenizers;
 mod trainer;
 mod tuning;
