@@ -220,7 +220,7 @@ impl Rendering<'_> {
                 None => whole.text += &self.before(at)?,
                 Some(last) => whole.text += &self.between(last, at)?,
             }
-            let (turn, start) = self.as_last(at)?;
+            let (turn, start) = self.as_last(at, last)?;
             if wanted.contains(&at) {
                 whole.turns.push(whole.text.len() + start..whole.text.len() + turn.len());
                 whole.messages.push(at);
@@ -235,10 +235,15 @@ impl Rendering<'_> {
         Some(whole)
     }
 
-    /// Message `at` as the template writes it when it is the last, and the position in it at which the model begins to write.
-    fn as_last(&self, at: usize) -> Option<(String, usize)> {
+    /// Message `at` as the template writes it when it is the last, and the position in it at which the model begins to write. The
+    /// assistant's message before it is `last`.
+    fn as_last(&self, at: usize, last: Option<usize>) -> Option<(String, usize)> {
         let (before, through) = (self.before(at)?, self.render(at + 1, false).ok()?);
-        let mut turn = through.strip_prefix(&before)?.to_owned();
+        let mut turn = match through.strip_prefix(&before) {
+            Some(turn) => turn.to_owned(),
+            // The message before is the assistant's too, and changes when this one follows.
+            None => self.between(last?, at + 1)?.strip_prefix(&self.between(last?, at)?)?.to_owned(),
+        };
         let content = self.conversation.messages[at].get("content").and_then(Value::as_str).unwrap_or_default();
         if self.loses_reasoning(at, &turn) {
             let stand_in = self.render_with_stand_in(at + 1, at).ok()?;
@@ -332,6 +337,10 @@ mod tests {
         let (text, messages, as_last) = turns(&hybrid, talk(["x", "y"]), 0).unwrap();
         assert_eq!(text, "<u>q<e><a>[<think></think>x<e>]<u>r<e><a>[<think></think>y<e>]");
         assert_eq!((messages, as_last), (vec![1, 3], true));
+        let twice = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y"}]);
+        let (text, messages, _) = turns(&hybrid, twice, 0).unwrap();
+        assert_eq!(text, "<u>q<e><a>[<think></think>x<e>]<a>[<think></think>y<e>]");
+        assert_eq!(messages, [1, 2]);
         // The last turn alone is in the text that the template writes.
         let (text, messages, as_last) = turns(&hybrid, talk(["x", "y"]), 1).unwrap();
         assert_eq!(text, "<u>q<e><a>x<e><u>r<e><a>[<think></think>y<e>]");
