@@ -59,7 +59,8 @@ async function trainedPage(browser) {
   await waitForText(page, ".run-status", /Finished/, WAIT_MS);
   await page.getByRole("button", { name: "What does a cat say?" }).click();
   const ask = page.getByRole("button", { name: "Compare" });
-  await ask.click();
+  // The page asks its first question by itself.
+  await ask.click({ timeout: WAIT_MS });
   await ask.and(page.locator(":disabled")).waitFor();
   await ask.and(page.locator(":enabled")).waitFor({ timeout: WAIT_MS });
   const [top, bottom] = await page.evaluate(() => {

@@ -355,7 +355,8 @@ mod tests {
     #[test]
     fn a_record_has_a_question_to_begin_with() {
         let question = |record| sample(record, &DataSettings::default()).unwrap().question();
-        let chat = json!({"messages": [message("system", "be brief".into()), message("user", " who? ".into())]});
+        let turns = [("system", "be brief"), ("user", " who? "), ("assistant", "me")];
+        let chat = json!({"messages": turns.map(|(role, text)| message(role, text.into()))});
         assert_eq!(question(chat).as_deref(), Some("who?"));
         assert_eq!(question(json!({"prompt": "Count.", "completion": "1"})).as_deref(), Some("Count."));
         let text = "one two three four\nfive six seven eight nine";
