@@ -19,10 +19,11 @@ use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
 
+use super::args::adapter::adapter_directory;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sources};
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
-use super::args::model::{fetched, hub_name, model_directory};
+use super::args::model::model_directory;
 use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
 use super::run_view::RunView;
@@ -229,7 +230,7 @@ struct StepArgs {
     #[arg(long, value_name = "BETA")]
     adam_beta2: Option<f64>,
     /// AdamW's constant in the denominator [default: 1e-8]
-    #[arg(long, value_name = "EPS", alias = "adam-epsilon")]
+    #[arg(long, value_name = "EPS")]
     adam_eps: Option<f64>,
     /// AdamW weight decay [default: 0]
     #[arg(long)]
@@ -258,13 +259,13 @@ struct WatchArgs {
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
     /// End the run after N evaluations in a row without a lower loss, and leave the best step's adapter
-    #[arg(long, value_name = "N", alias = "early-stopping")]
+    #[arg(long, value_name = "N")]
     early_stopping_patience: Option<usize>,
     /// With early stopping: a loss counts as lower if it is lower by more than this [default: 0]
     #[arg(long, value_name = "LOSS")]
     early_stopping_threshold: Option<f64>,
     /// Leave the adapter of the step with the lowest evaluation loss, not of the last step
-    #[arg(long, alias = "keep-best")]
+    #[arg(long)]
     load_best_model_at_end: bool,
     /// Write a checkpoint every N steps; 0 goes by --save-minutes alone [default: 0]
     #[arg(long, value_name = "N")]
@@ -460,10 +461,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let model = settings.model.clone();
     settings.model = model_directory(&model, Extent::Everything)?;
     if let Some(adapter) = &mut settings.init_adapter {
-        *adapter = match hub_name(adapter) {
-            Some(name) => fetched(&name, Extent::Adapter)?,
-            None => adapter_file::locate(adapter)?,
-        };
+        // A run.toml names its adapter, so a zip file that is unpacked for the moment does not serve.
+        anyhow::ensure!(!adapter.is_file(), "{}: is a file; --init-adapter takes a directory", adapter.display());
+        *adapter = adapter_directory(adapter)?.dir;
     }
     settings.data = data_sources(&settings.data, SPLITS_OF_RUN)?.into();
     if let Some(eval) = &settings.eval_data {

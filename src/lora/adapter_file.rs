@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::config::{LoraConfig, merge_command};
 use super::factors::{AdapterTensors, Factor, ModuleFactors, factors};
-use super::targets::{LoraModule, resolve};
+use super::targets::{FROZEN, LoraModule, resolve};
 use crate::files::{self, write_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
@@ -173,8 +173,14 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     let config_path = dir.join(CONFIG);
     let config = LoraConfig::from_file(&config_path)?;
     let modules = resolve(&config, model).map_err(|e| match e {
-        // PEFT writes its keys with underscores.
-        Error::Setting { problem, .. } => Error::file(&config_path, written(&problem, |key, _| key.replace('-', "_"))),
+        Error::Setting { problem, .. } => {
+            let advice = match problem.ends_with(FROZEN) {
+                true => format!("; merge it into its base with PEFT and take that model: {}", merge_command(dir)),
+                false => String::new(),
+            };
+            // PEFT writes its keys with underscores.
+            Error::file(&config_path, written(&problem, |key, _| key.replace('-', "_")) + &advice)
+        }
         other => other,
     })?;
     let weights = dir.join(WEIGHTS);
@@ -492,6 +498,19 @@ mod tests {
         let bias = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias";
         let message = with(bias, &[4], &[0.0; 4]).unwrap_err().to_string();
         assert!(message.contains("is a trained bias"), "{message}");
+    }
+
+    #[test]
+    fn an_adapter_on_the_head_comes_with_the_command_that_merges_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for target in ["lm_head", "embed_tokens"] {
+            let target_modules = TargetModules::Names(vec!["q_proj".into(), target.into()]);
+            let config = LoraConfig { target_modules, ..LoraConfig::default() };
+            fs::write(dir.path().join(CONFIG), config.to_json()).unwrap();
+            let message = load(dir.path(), &model()).unwrap_err().to_string();
+            assert!(message.contains(&format!("{target}: adapters on it are not supported")), "{message}");
+            assert!(message.contains("stay frozen; merge it") && message.contains("merge_and_unload"), "{message}");
+        }
     }
 
     #[test]

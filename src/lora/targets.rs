@@ -11,6 +11,9 @@ use crate::setting::{
 };
 use crate::{Error, Result};
 
+/// The problem of an adapter on the embedding or the head.
+pub(super) const FROZEN: &str = "adapters on it are not supported, the embedding and the head stay frozen";
+
 /// One adapted linear layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
@@ -200,8 +203,7 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
     for frozen in [modules::HEAD, modules::EMBEDDING] {
         if is_target(frozen)? {
-            let problem = "adapters on it are not supported, the embedding and the head stay frozen";
-            return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {problem}")));
+            return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {FROZEN}")));
         }
     }
     for module in modules_without_projections(model) {

@@ -104,7 +104,7 @@ fn metrics_have_their_fields_and_the_printed_plan_is_what_was_allocated() {
     let shell = Shell::new();
     shell.write("data.jsonl", random_lines(8, 96, 1));
     let shown = shell.succeed(&format!("{} --data data.jsonl --out run --steps 3", train_on("llama_tied")));
-    let fields = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "gpu_bytes"];
+    let fields = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "gpu_bytes"];
     let lines = shell.metrics("run");
     assert_eq!(lines.len(), 3);
     let printed: u64 = shown

@@ -201,5 +201,8 @@ fn a_directory_after_resume_names_the_run_or_one_of_its_checkpoints() {
     let shown = shell.succeed("train --resume again --steps 12");
     assert!(shown.contains("resumed after step 12 "), "{shown}");
     shell.fail("train --resume nowhere", &["nowhere", "neither a run with checkpoints/"]);
-    shell.fail("train --resume again --out other", &["leave out --out"]);
+    let shown = shell.succeed("train --resume again/checkpoints/step-6 --out other");
+    assert!(shown.contains("resumed after step 6 "), "{shown}");
+    shell.assert_same_adapter("other", ["whole", "other"]);
+    assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("other"));
 }

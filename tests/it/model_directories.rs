@@ -231,7 +231,7 @@ fn numbers_that_json_does_not_have_do_no_harm_where_nobody_needs_them() {
 fn directories_that_are_no_model_are_named_for_what_they_are() {
     let shell = shell();
     copy_files(&fixture("llama_tied").join("adapter"), &shell.path("adapter"));
-    shell.fail("info --model adapter", &["adapter: is a PEFT adapter, not a model", "as --model", "as --adapter"]);
+    shell.fail("info --model adapter", &["adapter: is an adapter, not a model", "--model", "--adapter adapter"]);
     std::fs::remove_file(shell.path("model/model.safetensors")).unwrap();
     shell.write("model/pytorch_model.bin", "x");
     shell.fail(

@@ -10,6 +10,7 @@ use zip::ZipArchive;
 
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
+use loraine::lora::config::LoraConfig;
 
 use super::model::{fetched, hub_name};
 use super::nearest::suggestion;
@@ -29,7 +30,9 @@ pub struct AdapterDir {
 /// downloaded into the cache.
 pub fn adapter_directory(given: &Path) -> Result<AdapterDir> {
     if let Some(name) = hub_name(given) {
-        return Ok(AdapterDir { dir: fetched(&name, Extent::Adapter)?, _unpacked: None });
+        let dir = fetched(&name, Extent::Adapter)?;
+        name_ignored(&dir);
+        return Ok(AdapterDir { dir, _unpacked: None });
     }
     if given.is_file() {
         let is_zip = given.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
@@ -44,7 +47,18 @@ pub fn adapter_directory(given: &Path) -> Result<AdapterDir> {
     if !given.is_dir() {
         bail!("{}: does not exist, so it is not an adapter directory{}", given.display(), suggestion(given, CONFIG));
     }
-    Ok(AdapterDir { dir: adapter_file::locate(given)?, _unpacked: None })
+    let dir = adapter_file::locate(given)?;
+    name_ignored(&dir);
+    Ok(AdapterDir { dir, _unpacked: None })
+}
+
+/// Names the settings of an adapter that are set and not known here, as PEFT does.
+fn name_ignored(dir: &Path) {
+    let path = dir.join(CONFIG);
+    let ignored = LoraConfig::from_file(&path).map(|config| config.ignored).unwrap_or_default();
+    if !ignored.is_empty() {
+        eprintln!("note: {}: without effect, since it is not known here: {}", path.display(), ignored.join(", "));
+    }
 }
 
 /// Unpacks the files beside the archive's `adapter_config.json` into a temporary directory.
