@@ -1,7 +1,7 @@
 //! One kernel by hand: plan memory, record a dispatch, run it, read the result. `cargo run --example kernel`.
 
 use loraine::gpu::{Buffers, Category, Gpu, GpuOptions, MemoryPlan, Recorder, Scratch, params_bytes};
-use loraine::ops::rms_norm;
+use loraine::ops::rms_norm::{self, NormConstants};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let gpu = pollster::block_on(Gpu::open(&GpuOptions::default()))?;
@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // So is the list of commands.
     let scratch = Scratch { weight_panel: scratch, partials: scratch };
     let mut rec = Recorder::new(gpu.capabilities, unused, unused_write, scratch);
-    rms_norm::forward(&mut rec, x, gain, 1e-5, y);
+    let norm = NormConstants { eps: 1e-5, gain_offset: 0.0 };
+    rms_norm::forward(&mut rec, x, gain, norm, y);
     let uniform = plan.alloc(Category::Uploads, "parameters", params_bytes(&rec.commands));
 
     let mut buffers = Buffers::default();

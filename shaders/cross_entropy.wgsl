@@ -1,7 +1,7 @@
 // Softmax cross-entropy: one workgroup per row reads the logits once for the loss and, with GRADIENT, writes their
 // gradient over them, times the row's weight. Labels beyond the vocabulary have neither loss nor gradient.
 
-struct Params { rows: u32, cols: u32, ld: u32 }
+struct Params { rows: u32, cols: u32, ld: u32, logit_scale: f32, cap: f32 }
 
 @group(0) @binding(0) var<storage, read> labels: array<u32>;
 @group(0) @binding(1) var<storage, read> label_weights: array<f32>;
@@ -15,7 +15,7 @@ const LOWEST: f32 = -1e30;
 
 fn load(base: u32, quad: u32) -> vec4<f32> {
     let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
-    return select(vec4<f32>(LOWEST), logits[base + quad], columns < vec4<u32>(params.cols));
+    return select(vec4<f32>(LOWEST), shown_logits(logits[base + quad]), columns < vec4<u32>(params.cols));
 }
 
 @compute @workgroup_size(WG_SIZE)
@@ -46,9 +46,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let scale = select(0.0, label_weights[row], counted);
         for (var quad = lane; quad < quads; quad += WG_SIZE) {
             let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
-            let softmax = exp(load(base, quad) - row_highest) / row_sum;
+            let shown = load(base, quad);
+            let softmax = exp(shown - row_highest) / row_sum;
             let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(label));
-            logits[base + quad] = (softmax - one_hot) * scale;
+            var gradient = (softmax - one_hot) * scale;
+            if SCALED || CAPPED {
+                // Columns beyond the last one have no slope.
+                gradient = select(vec4<f32>(0.0), gradient * logits_slope(shown), columns < vec4<u32>(params.cols));
+            }
+            logits[base + quad] = gradient;
         }
     }
 }

@@ -1,6 +1,6 @@
-// Embedding: rows of one panel of a table, in any storage.
+// Embedding: rows of one panel of a table, in any storage, times a factor.
 
-struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32 }
+struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = tokens[quad.x] - params.first_row;
     if row >= params.panel_rows { return; }
     let col = 4u * quad.y;
-    let value = weight4(row, col, params.cols);
+    let value = params.scale * weight4(row, col, params.cols);
     #for i in 0..4
     if col + $iu < params.cols { y[quad.x * params.ld + col + $iu] = value[$i]; }
     #end

@@ -1,7 +1,7 @@
 // Embedding gradient without atomics: `order` holds the rows sorted by token. The workgroup at the first row of a token adds all
 // of its rows, in their order, to the token's row of one panel.
 
-struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32 }
+struct Params { rows: u32, cols: u32, ld: u32, first_row: u32, panel_rows: u32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> order: array<u32>;
@@ -25,6 +25,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var col = lane; col < params.cols; col += WG_SIZE) {
         var sum = 0.0;
         for (var i = begin; i < end; i++) { sum += dy[order[i] * params.ld + col]; }
-        gradient[row * params.cols + col] += sum;
+        gradient[row * params.cols + col] += params.scale * sum;
     }
 }

@@ -1,6 +1,6 @@
-// RMSNorm input gradient: one workgroup per row; with ACCUMULATE it is added to dx.
+// RMSNorm input gradient of `scale * dy`: one workgroup per row; with ACCUMULATE it is added to dx.
 
-struct Params { rows: u32, cols: u32, ld4: u32, eps: f32 }
+struct Params { rows: u32, cols: u32, ld4: u32, eps: f32, gain_offset: f32, scale: f32 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
@@ -22,14 +22,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var i = lane; i < quads; i += WG_SIZE) {
         let v = mask_tail(x[base + i], i * 4u, cols);
         squares += dot(v, v);
-        products += dot(v, mask_tail(dy[base + i] * gain[i], i * 4u, cols));
+        products += dot(v, mask_tail(dy[base + i] * (params.gain_offset + gain[i]), i * 4u, cols));
     }
     let mean_square = workgroup_sum(squares, lane) / f32(cols) + params.eps;
     let product = workgroup_sum(products, lane);
     let scale = inverseSqrt(mean_square);
     let pull = product / (f32(cols) * mean_square);
     for (var i = lane; i < quads; i += WG_SIZE) {
-        var d = scale * (dy[base + i] * gain[i] - x[base + i] * pull);
+        var d = params.scale * (scale * (dy[base + i] * (params.gain_offset + gain[i]) - x[base + i] * pull));
         if ACCUMULATE { d += dx[base + i]; }
         dx[base + i] = d;
     }

@@ -1,6 +1,7 @@
-// Rotary positions in place: each invocation rotates PAIRS neighboring pairs (i, i + head_dim / 2) of one head, as one value of type Pairs.
+// Rotary positions in place: each invocation rotates PAIRS neighboring pairs (i, i + half_dim) of one head, as one value of type Pairs;
+// with INTERLEAVED the pair (2 i, 2 i + 1). Features of the head beyond 2 half_dim stay as they are.
 
-struct Params { rows: u32, heads: u32, half_dim: u32, ld: u32 }
+struct Params { rows: u32, heads: u32, head_dim: u32, half_dim: u32, ld: u32 }
 
 @group(0) @binding(0) var<storage, read> positions: array<u32>;
 @group(0) @binding(1) var<storage, read> turns: array<Turns>;
@@ -31,8 +32,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let turned = turn.y;
 #end
     let sine = select(turned, -turned, BACKWARD);
-    let first_at = row * (params.ld / PAIRS) + head * 2u * per_head + at;
-    let second_at = first_at + per_head;
+    let head_at = row * (params.ld / PAIRS) + head * (params.head_dim / PAIRS);
+    let first_at = head_at + select(at, 2u * at, INTERLEAVED);
+    let second_at = first_at + select(per_head, 1u, INTERLEAVED);
     let first = x[first_at];
     let second = x[second_at];
     x[first_at] = first * cosine - second * sine;

@@ -207,7 +207,8 @@ fn rms_norm_case(rows: u32, cols: u32) -> Case {
         let x = harness.plan.matrix(Category::Workspace, "x", rows, cols);
         let y = harness.plan.matrix(Category::Workspace, "y", rows, cols);
         let gain = harness.plan.alloc(Category::Weights, "gain", 4 * u64::from(cols));
-        rms_norm::forward(&mut harness.rec, x, gain, 1e-5, y);
+        let norm = rms_norm::NormConstants { eps: 1e-5, gain_offset: 0.0 };
+        rms_norm::forward(&mut harness.rec, x, gain, norm, y);
         Amount::Bytes(8.0 * f64::from(rows) * f64::from(cols))
     };
     Case { name: "RMSNorm", shape: format!("{rows} x {cols}"), record: Box::new(record) }
@@ -228,7 +229,8 @@ fn cross_entropy_case(rows: u32, vocabulary: u32) -> Case {
         let logits = harness.plan.matrix(Category::Workspace, "logits", rows, vocabulary);
         let mut vector = |label: &str| harness.plan.alloc(Category::Workspace, label, 4 * u64::from(rows));
         let (labels, losses, scalars) = (vector("labels"), vector("losses"), vector("scalars"));
-        cross_entropy::forward_backward(&mut harness.rec, logits, labels, scalars, losses, true);
+        let plain = cross_entropy::LogitRange::PLAIN;
+        cross_entropy::forward_backward(&mut harness.rec, (logits, plain), labels, scalars, losses, true);
         // Read for the sum, read and written for the gradient.
         Amount::Bytes(12.0 * f64::from(rows) * f64::from(vocabulary))
     };

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::families::{FAMILIES, supported};
-use super::family::{Bias, Family, SlidingWindows};
+use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
 use super::json_fields::{JsonFields, parse_object};
-use super::modules::{HEAD, Norm, Projection, in_layer};
+use super::modules::{HEAD, HeadNorms, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::ops::glu::Activation;
@@ -46,8 +46,10 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// The constant that RMSNorm adds to the mean square, above 0.
     pub rms_norm_eps: f32,
-    /// Base and scaling of the rotary position embedding.
-    pub rope: RopeConfig,
+    /// The kinds of rotary position embedding that the layers have.
+    pub ropes: Vec<RopeConfig>,
+    /// Each layer's place in `ropes`; `None` where queries and keys are not rotated.
+    pub layer_ropes: Vec<Option<usize>>,
     /// True if the embedding is the output head too.
     pub tie_word_embeddings: bool,
     /// True if q, k and v have biases.
@@ -56,10 +58,22 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// True if gate, up and down have biases.
     pub mlp_bias: bool,
-    /// The norms of every layer.
-    pub norms: &'static [Norm],
+    /// The norms of every layer, with their names.
+    pub norms: NamedNorms,
+    /// How the norms over queries and keys work, where there are such.
+    pub head_norms: HeadNorms,
+    /// The constant that every norm adds to its gains.
+    pub gain_offset: f32,
+    /// The factor on the embedding's rows.
+    pub embedding_scale: f32,
+    /// The factor on the output of a block before it is added to the residual stream.
+    pub residual_scale: f32,
     /// The factor on a query's product with a key, before the softmax.
     pub attention_scale: f32,
+    /// The factor on the logits.
+    pub logit_scale: f32,
+    /// The bound `c` of the logits, `c tanh(z / c)`; `None` where there is none.
+    pub final_softcap: Option<f32>,
     /// Longest sequence in tokens that the model is made for.
     pub max_position_embeddings: usize,
     /// Positions that a query sees in each layer, its own included; `None` is all before it.
@@ -108,14 +122,20 @@ impl ModelConfig {
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
         let quantization = quantization.map(|config| packed::from_fields(&fields, config)).transpose()?;
-        let activation = fields.text("hidden_act")?.map_or(Ok(family.activation), Activation::parse);
-        let activation = activation.map_err(|problem| fields.error("hidden_act", problem))?;
+        for (flag, problem) in family.refused_flags {
+            if fields.flag(flag, false)? {
+                return Err(fields.error(flag, format!("is true: this is {problem}")));
+            }
+        }
 
         let hidden_size = fields.required_count("hidden_size", MAX_DIMENSION)?;
         let num_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
         let num_heads = fields.required_count("num_attention_heads", MAX_DIMENSION)?;
         let num_kv_heads = kv_heads(&fields, family, num_heads)?;
         let head_dim = head_dim(&fields, family, hidden_size, num_heads)?;
+        let scale = |rule| scale(&fields, rule, hidden_size);
+        let sliding_windows = sliding_windows(&fields, family.sliding_windows, num_layers)?;
+        let (ropes, layer_ropes) = layer_ropes(&fields, family, &sliding_windows, head_dim)?;
         let mut config = Self {
             family,
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
@@ -125,19 +145,26 @@ impl ModelConfig {
             num_heads,
             num_kv_heads,
             head_dim,
-            activation,
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope: RopeConfig::from_fields(&fields)?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            activation: activation(&fields, family)?,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(family.rms_norm_eps) as f32,
+            ropes,
+            layer_ropes,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", family.tie_word_embeddings)?,
             qkv_bias: bias(&fields, family.qkv_bias)?,
             o_bias: bias(&fields, family.o_bias)?,
             mlp_bias: bias(&fields, family.mlp_bias)?,
             norms: family.norms,
-            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            head_norms: family.head_norms,
+            gain_offset: family.gain_offset,
+            embedding_scale: scale(family.embedding_scale)?,
+            residual_scale: scale(family.residual_scale)?,
+            attention_scale: attention_scale(&fields, family.attention_scale, head_dim)?,
+            logit_scale: scale(family.logit_scale)?,
+            final_softcap: final_softcap(&fields, family)?,
             max_position_embeddings: fields
                 .count("max_position_embeddings", MAX_POSITIONS)?
                 .unwrap_or(family.max_position_embeddings),
-            sliding_windows: sliding_windows(&fields, family.sliding_windows, num_layers)?,
+            sliding_windows,
             bos_token_id: token_ids(&fields, "bos_token_id", family.bos_token_id)?.first().copied(),
             eos_token_ids: token_ids(&fields, "eos_token_id", family.eos_token_id)?,
             quantized: BTreeMap::new(),
@@ -171,14 +198,21 @@ impl ModelConfig {
 
     /// True if a layer has a norm at this place.
     pub fn has_norm(&self, norm: Norm) -> bool {
-        self.norms.contains(&norm)
+        self.norms.iter().any(|(place, _)| *place == norm)
+    }
+
+    /// True if the output of a block goes through a norm before it is added to the residual stream.
+    pub fn norms_outputs(&self) -> bool {
+        self.has_norm(Norm::AttentionOutput) || self.has_norm(Norm::FeedForwardOutput)
     }
 
     /// Number of gains of a norm at this place.
     pub fn norm_length(&self, norm: Norm) -> usize {
+        let heads = |count: usize| if self.head_norms.whole_row { count * self.head_dim } else { self.head_dim };
         match norm {
-            Norm::Input | Norm::PostAttention => self.hidden_size,
-            Norm::Query | Norm::Key => self.head_dim,
+            Norm::Query => heads(self.num_heads),
+            Norm::Key => heads(self.num_kv_heads),
+            Norm::Input | Norm::AttentionOutput | Norm::FeedForwardInput | Norm::FeedForwardOutput => self.hidden_size,
         }
     }
 
@@ -207,6 +241,89 @@ fn family(fields: &JsonFields) -> Result<&'static Family> {
             Err(unsupported("architectures", name))
         }
         _ => Ok(family),
+    }
+}
+
+fn activation(fields: &JsonFields, family: &Family) -> Result<Activation> {
+    let key = family.activation_key;
+    match fields.text(key)? {
+        None => Ok(family.activation),
+        Some("gelu") if family.gelu_is_tanh => Ok(Activation::GeluTanh),
+        Some(name) => Activation::parse(name).map_err(|problem| fields.error(key, problem)),
+    }
+}
+
+fn scale(fields: &JsonFields, rule: Scale, hidden_size: usize) -> Result<f32> {
+    Ok(match rule {
+        Scale::One => 1.0,
+        Scale::SqrtHidden => (hidden_size as f32).sqrt(),
+        Scale::Key(key) => fields.positive(key)?.unwrap_or(1.0) as f32,
+        Scale::Reciprocal(key) => (1.0 / fields.positive(key)?.unwrap_or(1.0)) as f32,
+    })
+}
+
+fn attention_scale(fields: &JsonFields, rule: AttentionScale, head_dim: usize) -> Result<f32> {
+    Ok(match rule {
+        AttentionScale::HeadSize => 1.0 / (head_dim as f32).sqrt(),
+        AttentionScale::InverseSqrt { key, default } => fields.positive(key)?.unwrap_or(default).sqrt().recip() as f32,
+        AttentionScale::Key(key) => fields.positive(key)?.unwrap_or(1.0) as f32,
+    })
+}
+
+fn final_softcap(fields: &JsonFields, family: &Family) -> Result<Option<f32>> {
+    let Some((key, default)) = family.final_softcap else { return Ok(None) };
+    let absent = default.filter(|_| !fields.contains(key));
+    Ok(fields.positive(key)?.or(absent).map(|cap| cap as f32))
+}
+
+/// The kinds of rotary position embedding, and the place of each layer's among them.
+fn layer_ropes(
+    fields: &JsonFields,
+    family: &Family,
+    windows: &[Option<usize>],
+    head_dim: usize,
+) -> Result<(Vec<RopeConfig>, Vec<Option<usize>>)> {
+    let rotated: Vec<bool> = match family.rope.layers {
+        RopeLayers::All => vec![true; windows.len()],
+        RopeLayers::Windowed => {
+            let any = windows.iter().any(Option::is_some);
+            windows.iter().map(|window| !any || window.is_some()).collect()
+        }
+        RopeLayers::Listed { interval } => listed_ropes(fields, interval, windows.len())?,
+    };
+    let mut ropes: Vec<RopeConfig> = Vec::new();
+    let mut places = Vec::with_capacity(windows.len());
+    for (window, rotated) in windows.iter().zip(rotated) {
+        if !rotated {
+            places.push(None);
+            continue;
+        }
+        let rope = RopeConfig::from_fields(fields, &family.rope, window.is_some(), head_dim)?;
+        let place = ropes.iter().position(|other| *other == rope);
+        places.push(Some(place.unwrap_or(ropes.len())));
+        if place.is_none() {
+            ropes.push(rope);
+        }
+    }
+    Ok((ropes, places))
+}
+
+/// `no_rope_layers`: 1 for a layer with rotation, 0 for one without.
+fn listed_ropes(fields: &JsonFields, interval: usize, num_layers: usize) -> Result<Vec<bool>> {
+    let key = "no_rope_layers";
+    let Some(value) = fields.value(key) else {
+        let interval = fields.count("no_rope_layer_interval", MAX_LAYERS)?.unwrap_or(interval);
+        return Ok((0..num_layers).map(|layer| !(layer + 1).is_multiple_of(interval)).collect());
+    };
+    let flag = |value: &Value| match value.as_u64() {
+        Some(0) => Some(false),
+        Some(1) => Some(true),
+        _ => None,
+    };
+    let listed: Option<Vec<bool>> = value.as_array().and_then(|list| list.iter().map(flag).collect());
+    match listed {
+        Some(listed) if listed.len() == num_layers => Ok(listed),
+        _ => Err(fields.error(key, format!("must be a list of {num_layers} numbers, each 0 or 1"))),
     }
 }
 
@@ -251,15 +368,25 @@ fn head_dim(fields: &JsonFields, family: &Family, hidden_size: usize, num_heads:
 /// Positions that a query sees in each layer, its own included; `None` is all before it.
 fn sliding_windows(fields: &JsonFields, rule: SlidingWindows, num_layers: usize) -> Result<Vec<Option<usize>>> {
     // A key that is null turns the window off; an absent one means the default.
-    let window = |default: usize| -> Result<Option<usize>> {
+    let window = |default: Option<usize>| -> Result<Option<usize>> {
         let absent = !fields.contains("sliding_window");
-        Ok(fields.count("sliding_window", MAX_POSITIONS)?.or(absent.then_some(default)))
+        Ok(fields.count("sliding_window", MAX_POSITIONS)?.or(default.filter(|_| absent)))
     };
     match rule {
         SlidingWindows::Never => Ok(vec![None; num_layers]),
         SlidingWindows::EveryLayer { default } => Ok(vec![window(default)?; num_layers]),
+        SlidingWindows::Pattern { default, pattern } => {
+            let Some(window) = window(default)? else { return Ok(vec![None; num_layers]) };
+            match fields.texts("layer_types")? {
+                Some(kinds) => windows_by_name(fields, &kinds, Some(window), num_layers),
+                None => {
+                    let every = fields.count("sliding_window_pattern", MAX_LAYERS)?.unwrap_or(pattern);
+                    Ok((0..num_layers).map(|i| (!(i + 1).is_multiple_of(every)).then_some(window)).collect())
+                }
+            }
+        }
         SlidingWindows::Chosen { default, default_first } => {
-            let given = window(default)?;
+            let given = window(Some(default))?;
             let window = if fields.flag("use_sliding_window", false)? { given } else { None };
             match fields.texts("layer_types")? {
                 Some(kinds) => windows_by_name(fields, &kinds, window, num_layers),
@@ -344,7 +471,8 @@ mod tests {
     fn a_minimal_llama_gets_the_defaults_of_transformers() {
         let config = parse(&format!("{LLAMA}}}")).unwrap();
         assert_eq!((config.num_kv_heads, config.head_dim, config.max_position_embeddings), (8, 8, 2048));
-        assert_eq!(config.rope, RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default });
+        assert_eq!(config.ropes, [RopeConfig::plain(10_000.0, 8)]);
+        assert_eq!(config.layer_ropes, vec![Some(0); 5]);
         assert_eq!((config.bos_token_id, config.eos_token_ids.as_slice()), (Some(1), [2].as_slice()));
         assert_eq!(config.sliding_windows, vec![None; 5]);
         assert_eq!(config.activation, Activation::Silu);
@@ -388,10 +516,11 @@ mod tests {
 
     #[test]
     fn rope_is_read_from_all_its_places() {
-        let theta = |rest: &str| llama_with(rest).unwrap().rope;
+        let theta = |rest: &str| llama_with(rest).unwrap().ropes[0].clone();
         assert_eq!(theta(r#""rope_theta": 5e5"#).theta, 5e5);
         let new = theta(r#""rope_parameters": {"rope_type": "linear", "rope_theta": 7000, "factor": 2}"#);
-        assert_eq!(new, RopeConfig { theta: 7000.0, scaling: RopeScaling::Linear { factor: 2.0 } });
+        let linear = RopeScaling::Linear { factor: 2.0 };
+        assert_eq!(new, RopeConfig { scaling: linear, ..RopeConfig::plain(7000.0, 8) });
         let old = theta(r#""rope_theta": 7000, "rope_scaling": {"type": "linear", "factor": 2}"#);
         assert_eq!(old, new);
         let llama3 = r#""rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,

@@ -1,6 +1,6 @@
 //! A decoder family as data: the names that it goes by in `config.json`, and the values by which families differ.
 
-use super::modules::Norm;
+use super::modules::{HeadNorms, NamedNorms, Norm};
 use crate::ops::glu::Activation;
 
 /// One decoder family: what its `config.json` leaves out, and what no `config.json` says.
@@ -26,10 +26,36 @@ pub struct Family {
     pub o_bias: Bias,
     /// Biases of gate, up and down.
     pub mlp_bias: Bias,
+    /// The key of the activation's name.
+    pub activation_key: &'static str,
+    /// True if the activation `gelu` is the tanh form.
+    pub gelu_is_tanh: bool,
     /// The norms of a layer.
-    pub norms: &'static [Norm],
+    pub norms: NamedNorms,
+    /// How the norms over queries and keys work, where `norms` has them.
+    pub head_norms: HeadNorms,
+    /// A constant that every norm adds to its gains.
+    pub gain_offset: f32,
+    /// `rms_norm_eps` where the key is absent.
+    pub rms_norm_eps: f64,
+    /// `tie_word_embeddings` where the key is absent.
+    pub tie_word_embeddings: bool,
+    /// The factor on the embedding's rows.
+    pub embedding_scale: Scale,
+    /// The factor on the output of a block before it is added to the residual stream.
+    pub residual_scale: Scale,
+    /// The factor on a query's product with a key.
+    pub attention_scale: AttentionScale,
+    /// The factor on the logits.
+    pub logit_scale: Scale,
+    /// The key of the bound `c` of the logits, `c tanh(z / c)`, and its value where the key is absent.
+    pub final_softcap: Option<(&'static str, Option<f64>)>,
+    /// The rotary position embedding.
+    pub rope: RopeRule,
     /// The layers whose attention has a limited window.
     pub sliding_windows: SlidingWindows,
+    /// Flags of `config.json` that must not be true, and what a model with them is.
+    pub refused_flags: &'static [(&'static str, &'static str)],
     /// `bos_token_id` where the key is absent.
     pub bos_token_id: Option<u32>,
     /// `eos_token_id` where the key is absent.
@@ -47,6 +73,83 @@ pub enum Bias {
     Key(&'static str),
 }
 
+/// The rule for a factor of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// 1.
+    One,
+    /// The square root of the hidden size.
+    SqrtHidden,
+    /// The value of a key; 1 where it is absent.
+    Key(&'static str),
+    /// 1 divided by the value of a key; 1 where it is absent.
+    Reciprocal(&'static str),
+}
+
+/// The rule for the factor on a query's product with a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttentionScale {
+    /// 1 divided by the square root of the head size.
+    HeadSize,
+    /// 1 divided by the square root of a key's value.
+    InverseSqrt {
+        /// The key.
+        key: &'static str,
+        /// The value where the key is absent.
+        default: f64,
+    },
+    /// The value of a key; 1 where it is absent.
+    Key(&'static str),
+}
+
+/// The rotary position embedding of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeRule {
+    /// `rope_theta` where the key is absent.
+    pub theta: f64,
+    /// `partial_rotary_factor` where the key is absent; None if every feature of a head is rotated.
+    pub partial: Option<f64>,
+    /// True if neighboring features form a pair, false if features half a head apart do.
+    pub interleaved: bool,
+    /// What layers with a window have in place of the parameters of the others.
+    pub of_windows: RopeOfWindows,
+    /// The layers that are rotated.
+    pub layers: RopeLayers,
+    /// True if queries grow with the logarithm of their position, by `llama_4_scaling_beta`.
+    pub query_scaling: bool,
+}
+
+/// The rotary parameters of layers with a window, where `config.json` has one set of parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeOfWindows {
+    /// Those of the other layers.
+    Same,
+    /// No scaling, and the base of this key.
+    Key {
+        /// The key.
+        key: &'static str,
+        /// The base where the key is absent.
+        default: f64,
+    },
+    /// No scaling, and the family's default base.
+    Default,
+}
+
+/// The layers whose queries and keys are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayers {
+    /// Every layer.
+    All,
+    /// `no_rope_layers` lists 1 for layers with rotation and 0 for those without. Where it is absent, every `no_rope_layer_interval`-th
+    /// layer has none.
+    Listed {
+        /// `no_rope_layer_interval` where the key is absent.
+        interval: usize,
+    },
+    /// Layers with a window, if there are any; otherwise every layer.
+    Windowed,
+}
+
 /// The layers that see a limited number of positions, and the keys of `config.json` that say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlidingWindows {
@@ -54,8 +157,15 @@ pub enum SlidingWindows {
     Never,
     /// Every layer has the window of `sliding_window`.
     EveryLayer {
-        /// Positions that a query sees where `sliding_window` is absent, its own included.
-        default: usize,
+        /// Positions that a query sees where `sliding_window` is absent, its own included; None is all before it.
+        default: Option<usize>,
+    },
+    /// `layer_types` names the layers; where it is absent, all but every `sliding_window_pattern`-th have a window.
+    Pattern {
+        /// Positions that a query of such a layer sees where `sliding_window` is absent; None is all before it.
+        default: Option<usize>,
+        /// `sliding_window_pattern` where the key is absent.
+        pattern: usize,
     },
     /// `use_sliding_window` turns windows on; `layer_types` names the layers, or all from `max_window_layers` on have one.
     Chosen {
@@ -78,8 +188,28 @@ pub(super) const PLAIN: Family = Family {
     qkv_bias: Bias::Never,
     o_bias: Bias::Never,
     mlp_bias: Bias::Never,
-    norms: &[Norm::Input, Norm::PostAttention],
+    activation_key: "hidden_act",
+    gelu_is_tanh: false,
+    norms: &[(Norm::Input, "input_layernorm"), (Norm::FeedForwardInput, "post_attention_layernorm")],
+    head_norms: HeadNorms { whole_row: false, after_rope: false },
+    gain_offset: 0.0,
+    rms_norm_eps: 1e-6,
+    tie_word_embeddings: false,
+    embedding_scale: Scale::One,
+    residual_scale: Scale::One,
+    attention_scale: AttentionScale::HeadSize,
+    logit_scale: Scale::One,
+    final_softcap: None,
+    rope: RopeRule {
+        theta: 10_000.0,
+        partial: None,
+        interleaved: false,
+        of_windows: RopeOfWindows::Same,
+        layers: RopeLayers::All,
+        query_scaling: false,
+    },
     sliding_windows: SlidingWindows::Never,
+    refused_flags: &[],
     bos_token_id: None,
     eos_token_id: None,
 };

@@ -64,27 +64,35 @@ impl Projection {
 pub enum Norm {
     /// Before attention.
     Input,
+    /// On the output of attention, before it is added to the residual stream.
+    AttentionOutput,
     /// Before the feed-forward block.
-    PostAttention,
-    /// Over each head of the queries.
+    FeedForwardInput,
+    /// On the output of the feed-forward block, before it is added to the residual stream.
+    FeedForwardOutput,
+    /// Over the queries.
     Query,
-    /// Over each head of the keys.
+    /// Over the keys.
     Key,
 }
 
 impl Norm {
     /// Every place, in the order in which lists of a layer's norms have them.
-    pub const ALL: [Self; 4] = [Self::Input, Self::PostAttention, Self::Query, Self::Key];
+    pub const ALL: [Self; 6] =
+        [Self::Input, Self::AttentionOutput, Self::FeedForwardInput, Self::FeedForwardOutput, Self::Query, Self::Key];
+}
 
-    /// Its name below the layer, such as `input_layernorm`.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Input => "input_layernorm",
-            Self::PostAttention => "post_attention_layernorm",
-            Self::Query => "self_attn.q_norm",
-            Self::Key => "self_attn.k_norm",
-        }
-    }
+/// The norms of a family's layers, each with its name below the layer. The name alone does not tell the place: the
+/// `post_attention_layernorm` of Llama stands before the feed-forward block, that of Gemma 3 on the output of attention.
+pub type NamedNorms = &'static [(Norm, &'static str)];
+
+/// The features that a norm over queries and keys takes together, and its place beside the rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNorms {
+    /// True for one norm over all heads of a row, false for one over each head.
+    pub whole_row: bool,
+    /// True if the norm reads queries and keys after their rotation.
+    pub after_rope: bool,
 }
 
 /// The full name of a module of layer `layer` from its path below the layer.

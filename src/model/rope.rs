@@ -2,6 +2,7 @@
 
 use std::f64::consts::PI;
 
+use super::family::{RopeOfWindows, RopeRule};
 use super::json_fields::JsonFields;
 use crate::Result;
 
@@ -29,6 +30,11 @@ pub enum RopeScaling {
         /// Positions of pre-training; `None` is the model's `max_position_embeddings`.
         original_max_position_embeddings: Option<usize>,
     },
+    /// The base multiplied by `alpha^(d / (d - 2))` for `d` rotated features, as Hunyuan has it.
+    Alpha {
+        /// The factor before it is raised to its power, above 0.
+        alpha: f64,
+    },
     /// YaRN (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
         /// The divisor of the low frequencies; `None` is the model's positions divided by those of pre-training.
@@ -51,87 +57,170 @@ pub enum RopeScaling {
     },
 }
 
-/// Base and scaling of a model's rotary position embedding (Su et al. 2021, RoFormer).
+/// Growth of queries with their position (Llama 4): `q * (1 + beta * ln(1 + floor(position / original)))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScaling {
+    /// Weight of the logarithm.
+    pub beta: f64,
+    /// Positions up to which queries keep their size.
+    pub original: usize,
+}
+
+/// Base and scaling of a rotary position embedding (Su et al. 2021, RoFormer).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// The base of the wavelengths' geometric series, above 1.
     pub theta: f64,
     /// The change of the frequencies for sequences longer than those of pre-training.
     pub scaling: RopeScaling,
+    /// The first features of a head, which are rotated: an even number, at most the head size.
+    pub rotated: usize,
+    /// True if neighboring features form a pair, false if features half of `rotated` apart do.
+    pub interleaved: bool,
+    /// Growth of queries with their position; `None` where they keep their size.
+    pub query_scaling: Option<QueryScaling>,
 }
 
 impl RopeConfig {
-    /// Reads `rope_parameters` (transformers 5) or `rope_scaling`, and `rope_theta` at either place.
-    pub(crate) fn from_fields(fields: &JsonFields) -> Result<Self> {
-        let parameters = match fields.object("rope_scaling", "rope_scaling.")? {
-            Some(scaling) => Some(scaling),
-            None => fields.object("rope_parameters", "rope_parameters.")?,
-        };
+    /// The plain embedding: every feature rotated, no scaling.
+    pub fn plain(theta: f64, head_dim: usize) -> Self {
+        let (scaling, rotated) = (RopeScaling::Default, head_dim);
+        Self { theta, scaling, rotated, interleaved: false, query_scaling: None }
+    }
+
+    /// Reads `rope_parameters` (transformers 5) or `rope_scaling`, and `rope_theta` at either place, for layers with
+    /// or without a window.
+    pub(crate) fn from_fields(fields: &JsonFields, rule: &RopeRule, windowed: bool, head_dim: usize) -> Result<Self> {
+        let (mut parameters, mut of_kind) = (fields.object("rope_scaling", "rope_scaling.")?, false);
+        if parameters.is_none() {
+            parameters = fields.object("rope_parameters", "rope_parameters.")?;
+        }
+        if let Some(outer) = &parameters
+            && outer.keys().any(|(_, value)| value.is_object())
+        {
+            let (key, prefix) = match windowed {
+                true => ("sliding_attention", "rope_parameters.sliding_attention."),
+                false => ("full_attention", "rope_parameters.full_attention."),
+            };
+            let inner = outer.object(key, prefix)?;
+            parameters = Some(inner.ok_or_else(|| outer.error(key, "is missing, but a layer is of this kind"))?);
+            of_kind = true;
+        }
+        let given_theta = fields.positive("rope_theta")?;
+        let mut default_theta = given_theta.unwrap_or(rule.theta);
+        if windowed && !of_kind {
+            match rule.of_windows {
+                RopeOfWindows::Same => {}
+                RopeOfWindows::Key { key, default } => {
+                    (parameters, default_theta) = (None, fields.positive(key)?.unwrap_or(default));
+                }
+                // As transformers reads it: another base at the old place is for the other layers alone.
+                RopeOfWindows::Default => {
+                    let inside = parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten();
+                    (parameters, default_theta) = (None, inside.unwrap_or(rule.theta));
+                }
+            }
+        }
         let theta = match parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten() {
             Some(theta) => theta,
-            None => fields.positive("rope_theta")?.unwrap_or(10_000.0),
+            None => default_theta,
         };
         if theta <= 1.0 {
             return Err(fields.error("rope_theta", format!("is {theta}, but must be above 1")));
         }
-        for place in [Some(fields), parameters.as_ref()].into_iter().flatten() {
-            if let Some(part) = place.positive("partial_rotary_factor")?.filter(|f| *f != 1.0) {
-                return Err(place.error("partial_rotary_factor", format!("is {part}, but only 1 is supported")));
-            }
-        }
-        let Some(parameters) = parameters else { return Ok(Self { theta, scaling: RopeScaling::Default }) };
-        if let Some((key, _)) = parameters.keys().find(|(_, value)| value.is_object()) {
-            return Err(parameters.error(key, "rotary parameters per kind of layer are not supported"));
-        }
-        let kind = match parameters.text("rope_type")? {
-            Some(kind) => kind,
-            None => parameters.text("type")?.unwrap_or("default"),
+        let rotated = rotated(fields, parameters.as_ref(), rule, head_dim)?;
+        let interleaved = rule.interleaved;
+        let Some(parameters) = parameters else {
+            return Ok(Self { interleaved, rotated, ..Self::plain(theta, head_dim) });
         };
-        // A length outside of the object takes precedence over the one inside, as in transformers.
-        let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
-            Some(length) => Some(length),
-            None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,
-        };
-        let scaling = match kind {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
-            "llama3" => {
-                let low_freq_factor = parameters.required_positive("low_freq_factor")?;
-                let high_freq_factor = parameters.required_positive("high_freq_factor")?;
-                if high_freq_factor <= low_freq_factor {
-                    let problem =
-                        format!("is {high_freq_factor}, but must be above low_freq_factor, {low_freq_factor}");
-                    return Err(parameters.error("high_freq_factor", problem));
-                }
-                let factor = parameters.required_positive("factor")?;
-                let original_max_position_embeddings = original_length;
-                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
-            }
-            "yarn" => RopeScaling::Yarn {
-                factor: parameters.positive("factor")?,
-                original_max_position_embeddings: original_length,
-                beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
-                beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
-                attention_factor: parameters.positive("attention_factor")?,
-                mscale: parameters.positive("mscale")?,
-                mscale_all_dim: parameters.positive("mscale_all_dim")?,
-                truncate: parameters.flag("truncate", true)?,
-            },
-            other => {
-                let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
-                return Err(parameters.error("rope_type", problem));
+        let (scaling, original) = scaling(fields, &parameters)?;
+        let beta = parameters.positive("llama_4_scaling_beta")?.filter(|_| rule.query_scaling);
+        let query_scaling = match beta {
+            None => None,
+            Some(beta) => {
+                let missing = || parameters.error("original_max_position_embeddings", "is missing");
+                Some(QueryScaling { beta, original: original.ok_or_else(missing)? })
             }
         };
-        Ok(Self { theta, scaling })
+        Ok(Self { theta, scaling, rotated, interleaved, query_scaling })
     }
 }
 
-/// The `head_dim / 2` angular frequencies (radians per position), and the factor on every cosine and sine.
-pub fn inverse_frequencies(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize) -> (Vec<f32>, f32) {
+/// The number of rotated features of a head.
+fn rotated(fields: &JsonFields, parameters: Option<&JsonFields>, rule: &RopeRule, head_dim: usize) -> Result<usize> {
+    let mut part = rule.partial.unwrap_or(1.0);
+    for place in [Some(fields), parameters].into_iter().flatten() {
+        let Some(given) = place.positive("partial_rotary_factor")? else { continue };
+        if given != 1.0 && rule.partial.is_none() {
+            return Err(place.error("partial_rotary_factor", format!("is {given}, but only 1 is supported")));
+        }
+        part = given;
+    }
+    let rotated = (head_dim as f64 * part) as usize;
+    if rotated < 2 || rotated > head_dim || !rotated.is_multiple_of(2) {
+        let problem = format!("is {part}, which rotates {rotated} of {head_dim} features; the number must be even");
+        return Err(fields.error("partial_rotary_factor", problem));
+    }
+    Ok(rotated)
+}
+
+/// The scaling that an object names, and the positions of pre-training where they are given.
+fn scaling(fields: &JsonFields, parameters: &JsonFields) -> Result<(RopeScaling, Option<usize>)> {
+    let kind = match parameters.text("rope_type")? {
+        Some(kind) => kind,
+        None => parameters.text("type")?.unwrap_or("default"),
+    };
+    // A length outside of the object takes precedence over the one inside, as in transformers.
+    let original_length = match fields.count("original_max_position_embeddings", MAX_POSITIONS)? {
+        Some(length) => Some(length),
+        None => parameters.count("original_max_position_embeddings", MAX_POSITIONS)?,
+    };
+    let scaling = match kind {
+        "default" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
+        "dynamic" if parameters.value("alpha").is_some() => {
+            RopeScaling::Alpha { alpha: parameters.required_positive("alpha")? }
+        }
+        "llama3" => {
+            let low_freq_factor = parameters.required_positive("low_freq_factor")?;
+            let high_freq_factor = parameters.required_positive("high_freq_factor")?;
+            if high_freq_factor <= low_freq_factor {
+                let problem = format!("is {high_freq_factor}, but must be above low_freq_factor, {low_freq_factor}");
+                return Err(parameters.error("high_freq_factor", problem));
+            }
+            let factor = parameters.required_positive("factor")?;
+            let original_max_position_embeddings = original_length;
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+        }
+        "yarn" => RopeScaling::Yarn {
+            factor: parameters.positive("factor")?,
+            original_max_position_embeddings: original_length,
+            beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
+            beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
+            attention_factor: parameters.positive("attention_factor")?,
+            mscale: parameters.positive("mscale")?,
+            mscale_all_dim: parameters.positive("mscale_all_dim")?,
+            truncate: parameters.flag("truncate", true)?,
+        },
+        other => {
+            let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
+            return Err(parameters.error("rope_type", problem));
+        }
+    };
+    Ok((scaling, original_length))
+}
+
+/// The `rotated / 2` angular frequencies (radians per position), and the factor on every cosine and sine.
+pub fn inverse_frequencies(rope: &RopeConfig, max_position_embeddings: usize) -> (Vec<f32>, f32) {
+    let head_dim = rope.rotated;
+    let theta = match rope.scaling {
+        RopeScaling::Alpha { alpha } => rope.theta * alpha.powf(head_dim as f64 / (head_dim as f64 - 2.0)),
+        _ => rope.theta,
+    };
     let base: Vec<f32> =
-        (0..head_dim / 2).map(|i| 1.0 / (rope.theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
+        (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
     match &rope.scaling {
-        RopeScaling::Default => (base, 1.0),
+        RopeScaling::Default | RopeScaling::Alpha { .. } => (base, 1.0),
         RopeScaling::Linear { factor } => (base.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let original = original_max_position_embeddings.unwrap_or(max_position_embeddings) as f64;
@@ -193,16 +282,28 @@ fn yarn_magnitude(scale: f64, mscale: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 
-/// `[cosine, sine]` of every angle at `[position * head_dim / 2 + i]`, the attention factor multiplied in.
+/// `[cosine, sine]` of every angle at `[position * rotated / 2 + i]`, the attention factor multiplied in.
 ///
 /// The angle is the f32 product of position and frequency, as in transformers; element `i` turns with element
-/// `i + head_dim / 2`.
-pub fn table(rope: &RopeConfig, head_dim: usize, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
-    let (frequencies, factor) = inverse_frequencies(rope, head_dim, max_position_embeddings);
+/// `i + rotated / 2`, or with its neighbor where the embedding is interleaved.
+pub fn table(rope: &RopeConfig, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
+    let (frequencies, factor) = inverse_frequencies(rope, max_position_embeddings);
     (0..positions)
         .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
         .map(|angle| [angle.cos() * factor, angle.sin() * factor])
         .collect()
+}
+
+/// The table of [`table`] for queries, which may grow with their position.
+pub fn query_table(rope: &RopeConfig, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
+    let mut table = table(rope, max_position_embeddings, positions);
+    if let Some(QueryScaling { beta, original }) = rope.query_scaling {
+        for (position, row) in table.chunks_exact_mut(rope.rotated / 2).enumerate() {
+            let growth = 1.0 + beta * (1.0 + (position / original) as f64).ln();
+            row.iter_mut().flatten().for_each(|value| *value *= growth as f32);
+        }
+    }
+    table
 }
 
 #[cfg(test)]
@@ -282,14 +383,14 @@ mod tests {
     #[test]
     fn frequencies_and_table_equal_those_of_transformers() {
         for (theta, head_dim, max_positions, scaling, attention, frequencies, at_1000) in cases() {
-            let rope = RopeConfig { theta, scaling };
-            let (found, factor) = inverse_frequencies(&rope, head_dim, max_positions);
+            let rope = RopeConfig { scaling, ..RopeConfig::plain(theta, head_dim) };
+            let (found, factor) = inverse_frequencies(&rope, max_positions);
             assert_eq!(found.len(), head_dim / 2);
             assert!((factor - attention).abs() < 1e-6, "{rope:?}: {factor}");
             for &(i, expected) in frequencies {
                 assert!((found[i] / expected - 1.0).abs() < 3e-7, "{rope:?} [{i}]: {} not {expected}", found[i]);
             }
-            let table = table(&rope, head_dim, max_positions, 1001);
+            let table = table(&rope, max_positions, 1001);
             assert_eq!(table.len(), 1001 * head_dim / 2);
             assert_eq!(table[0], [factor, 0.0]);
             let row = table[1000 * head_dim / 2 + head_dim / 4];

@@ -77,8 +77,8 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     };
     push(modules::EMBEDDING, "weight", vec![config.vocab_size, hidden], TensorKind::Embedding, None);
     for layer in (0..config.num_layers).map(Some) {
-        for norm in config.norms {
-            push(norm.module(), "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
+        for (norm, name) in config.norms {
+            push(name, "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
         }
         for projection in Projection::ALL {
             let (rows, columns) = config.projection_shape(projection);

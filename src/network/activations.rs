@@ -171,6 +171,8 @@ pub struct LayerActivations {
     pub lse: View,
     /// The residual stream between attention and feed-forward, `[rows, hidden]`.
     pub middle: Matrix,
+    /// Outputs of attention and of the feed-forward block before their norms, `[rows, hidden]`, where there are such norms.
+    pub outputs: Option<[Matrix; 2]>,
     /// Output of gate, `[rows, intermediate]`; the backward pass puts its gradient in its place.
     pub gate: Matrix,
     /// Output of up, `[rows, intermediate]`; the backward pass puts its gradient in its place.
@@ -215,10 +217,14 @@ impl LayerActivations {
         let raw_qk = config.has_norm(Norm::Query).then(|| {
             [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
         });
+        let outputs = config.norms_outputs().then(|| {
+            let attention = matrix("attention output", hidden, through(ProjectO, OBackward));
+            [attention, matrix("feed-forward output", hidden, through(ProjectDown, DownBackward))]
+        });
         let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
         let bytes = 4 * u64::from(rows) * config.num_heads as u64;
         let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
-        Self { q, k, v, raw_qk, attention, lse, middle, gate, up, low }
+        Self { q, k, v, raw_qk, attention, lse, middle, outputs, gate, up, low }
     }
 
     /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
@@ -237,6 +243,7 @@ impl LayerActivations {
             attention: self.attention.first_rows(rows),
             lse: self.lse,
             middle: self.middle.first_rows(rows),
+            outputs: self.outputs.map(|outputs| outputs.map(|m| m.first_rows(rows))),
             gate: self.gate.first_rows(rows),
             up: self.up.first_rows(rows),
             low: self.low.iter().map(|m| m.map(|m| m.first_rows(rows))).collect(),
@@ -271,6 +278,8 @@ pub struct BackwardWorkspace {
     pub d_hidden: Matrix,
     /// Gradient of a block's normed input, `[rows, hidden]`.
     pub d_norm: Matrix,
+    /// Gradient of a block's output, `[rows, hidden]`; `None` where that is the gradient of the residual stream.
+    pub d_output: Option<Matrix>,
     /// Gradient of the result of attention, `[rows, heads * head_dim]`.
     pub d_attention: Matrix,
     /// Gradient of the queries, `[rows, heads * head_dim]`.
@@ -453,6 +462,9 @@ impl BackwardWorkspace {
         let of_attention = [through(AttentionBackward, QkvBackward)];
         let d_hidden = matrix("residual gradient", config.hidden_size, &[whole_step()]);
         let d_norm = matrix("norm gradient", config.hidden_size, &d_norm);
+        let own_output = config.norms_outputs() || config.residual_scale != 1.0;
+        let d_output = own_output
+            .then(|| matrix("block output gradient", config.hidden_size, &[through(DownBackward, OBackward)]));
         let d_attention = matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]);
         // The gradients of the projections' own outputs are contiguous.
         let through_norm = config
@@ -466,6 +478,7 @@ impl BackwardWorkspace {
         Self {
             d_hidden,
             d_norm,
+            d_output,
             d_attention,
             d_q,
             d_k,

@@ -19,8 +19,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The gains of the norm at this place, `[hidden_size]`, or `[head_dim]` for queries and keys; None where the model has no such
-    /// norm.
+    /// The gains of the norm at this place, of [`ModelConfig::norm_length`]; None where the model has no such norm.
     pub fn norm(&self, norm: Norm) -> Option<View> {
         self.norms[norm as usize]
     }
@@ -44,10 +43,19 @@ pub struct Network {
     pub final_norm: View,
     /// The matrix from hidden states to logits, `[vocabulary, hidden]`; `None` where the embedding is the head too.
     pub untied_head: Option<Weight>,
-    /// Cosine and sine of each angle, f32 `[position][head_dim / 2]`.
-    pub rope_table: View,
-    /// Positions that `rope_table` covers, and so the longest sequence.
+    /// The tables of each of the configuration's rotary position embeddings.
+    pub rope_tables: Vec<RopeTables>,
+    /// Positions that the tables cover, and so the longest sequence.
     pub max_positions: usize,
+}
+
+/// Cosine and sine of each angle of a rotary position embedding, f32 `[position][rotated / 2]`.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTables {
+    /// The table of keys.
+    pub keys: View,
+    /// The table of queries: that of keys, unless queries grow with their position.
+    pub queries: View,
 }
 
 impl Network {
@@ -189,16 +197,23 @@ pub fn plan(
         let [down] = matrices(plan, config, i, [Projection::Down], storage, max_binding_bytes);
         let projections = vec![q, k, v, o, gate, up, down];
         layers.push(Layer {
-            norms: Norm::ALL
-                .map(|norm| config.has_norm(norm).then(|| vector(plan, norm.module(), config.norm_length(norm)))),
+            norms: Norm::ALL.map(|norm| {
+                let (_, name) = config.norms.iter().find(|(place, _)| *place == norm)?;
+                Some(vector(plan, name, config.norm_length(norm)))
+            }),
             projections,
         });
     }
     let final_norm = vector(plan, FINAL_NORM, config.hidden_size);
     let untied_head = (!config.tie_word_embeddings).then(|| of_vocabulary(plan, HEAD));
-    let table_bytes = 4 * (max_positions * config.head_dim) as u64;
-    let rope_table = plan.alloc(Category::Workspace, "rope table", table_bytes);
-    Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_table, max_positions }
+    let rope_tables = config.ropes.iter().map(|rope| {
+        let mut table = |label| plan.alloc(Category::Workspace, label, 4 * (max_positions * rope.rotated) as u64);
+        let keys = table("rope table");
+        let grows = rope.query_scaling.is_some_and(|scaling| scaling.original < max_positions);
+        RopeTables { keys, queries: if grows { table("rope table of queries") } else { keys } }
+    });
+    let rope_tables = rope_tables.collect();
+    Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_tables, max_positions }
 }
 
 /// Plans matrices of a layer that read the same input, one behind the other where they are stored alike.

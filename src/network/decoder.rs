@@ -8,12 +8,16 @@ use super::base::Network;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
+use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
 use crate::network::adapter::{DeviceAdapter, DeviceModule};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, GradientTerm, LowRank};
+use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
+use crate::ops::rope::RotatedHeads;
 use crate::ops::{
-    bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, rms_norm, rope, weight_gradient,
+    add, bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, rms_norm, rope, scale,
+    weight_gradient,
 };
 
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
@@ -84,8 +88,9 @@ impl Pass<'_> {
         self.inputs.ranges(self.network.config.sliding_windows[layer])
     }
 
-    fn eps(&self) -> f32 {
-        self.network.config.rms_norm_eps
+    fn norm(&self) -> NormConstants {
+        let ModelConfig { rms_norm_eps, gain_offset, .. } = self.network.config;
+        NormConstants { eps: rms_norm_eps, gain_offset }
     }
 
     fn hidden(&self, layer: usize) -> Matrix {
@@ -96,32 +101,66 @@ impl Pass<'_> {
         self.adapter?.module(layer, projection)
     }
 
-    /// The gains of a norm that this network has in each layer.
-    fn gain(&self, layer: usize, norm: Norm) -> View {
-        let gains = self.network.layers[layer].norm(norm);
-        gains.unwrap_or_else(|| unreachable!("a pass reads only the norms of its network, not {norm:?}"))
+    fn gain(&self, layer: usize, norm: Norm) -> Option<View> {
+        self.network.layers[layer].norm(norm)
     }
 
     /// The gains of the norm that reads the residual stream before `layer`; after the last layer, the final norm's.
-    fn input_gain(&self, layer: usize) -> View {
-        if layer < self.network.layers.len() { self.gain(layer, Norm::Input) } else { self.network.final_norm }
+    fn input_gain(&self, layer: usize) -> Option<View> {
+        match self.network.layers.get(layer) {
+            Some(layer) => layer.norm(Norm::Input),
+            None => Some(self.network.final_norm),
+        }
+    }
+
+    /// The matrix that a block's projections read: the normed residual stream in `workspace.norm`, or the stream itself.
+    fn block_input(&self, gain: Option<View>, stream: Matrix) -> Matrix {
+        if gain.is_some() { self.activations.workspace.norm.first_rows(self.rows) } else { stream }
+    }
+
+    /// Computes [`Self::block_input`] from the residual stream.
+    fn norm_input(&self, rec: &mut Recorder, gain: Option<View>, stream: Matrix) -> Matrix {
+        let input = self.block_input(gain, stream);
+        if let Some(gain) = gain {
+            rms_norm::forward(rec, stream, gain, self.norm(), input);
+        }
+        input
+    }
+
+    /// Adds the output of a block to the residual stream `x`, and computes the norm that reads the sum. `place` is that of the norm on
+    /// the output.
+    fn add_output(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        place: Norm,
+        [x, delta, sum]: [Matrix; 3],
+        next: Option<View>,
+    ) {
+        let (delta_gain, delta_scale) = (self.gain(layer, place), self.network.config.residual_scale);
+        let next = next.map(|gain| (gain, self.activations.workspace.norm.first_rows(self.rows)));
+        rms_norm::forward_add(rec, Residual { x, delta, delta_gain, delta_scale, sum }, next, self.norm());
     }
 
     /// Records the whole network up to the final norm, whose result `[rows, hidden]` is returned.
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
-        let norm = self.activations.workspace.norm.first_rows(self.rows);
-        embedding::forward(rec, self.inputs.tokens, &self.network.embedding, self.hidden(0));
-        rms_norm::forward(rec, self.hidden(0), self.input_gain(0), self.eps(), norm);
+        let scale = self.network.config.embedding_scale;
+        embedding::forward(rec, self.inputs.tokens, &self.network.embedding, scale, self.hidden(0));
+        self.norm_input(rec, self.input_gain(0), self.hidden(0));
         for layer in 0..self.network.layers.len() {
             let acts = self.activations.layer(layer).0.first_rows(self.rows);
             self.layer_forward(rec, layer, &acts);
             self.compress(rec, layer, &acts);
             // One kernel adds down's output to the residual stream and computes the next norm.
-            let out = self.activations.workspace.out.first_rows(self.rows);
-            let (gain, next) = (self.input_gain(layer + 1), self.hidden(layer + 1));
-            rms_norm::forward_add(rec, acts.middle, out, gain, self.eps(), next, norm);
+            let stream = [acts.middle, self.output(&acts, 1), self.hidden(layer + 1)];
+            self.add_output(rec, layer, Norm::FeedForwardOutput, stream, self.input_gain(layer + 1));
         }
-        norm
+        self.activations.workspace.norm.first_rows(self.rows)
+    }
+
+    /// The output of attention (0) or of the feed-forward block (1), which its backward pass reads where it goes through a norm.
+    fn output(&self, acts: &LayerActivations, block: usize) -> Matrix {
+        acts.outputs.map_or_else(|| self.activations.workspace.out.first_rows(self.rows), |outputs| outputs[block])
     }
 
     /// Stores the layer's input and activations in bf16, where the plan says so.
@@ -141,44 +180,72 @@ impl Pass<'_> {
         }
     }
 
-    /// Records a layer, from its normed input in `workspace.norm` to down's output in `workspace.out`.
+    /// Records a layer, from its input to down's output.
     fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         self.layer_activations(rec, index, acts);
-        let [act, out] =
-            [self.activations.workspace.act, self.activations.workspace.out].map(|m| m.first_rows(self.rows));
-        self.project(rec, index, Projection::Down, act, acts, out);
+        let act = self.activations.workspace.act.first_rows(self.rows);
+        self.project(rec, index, Projection::Down, act, acts, self.output(acts, 1));
     }
 
-    /// Records a layer up to down's input: everything that its backward pass reads, except `x A^T` of down.
+    /// Records a layer up to down's input: everything that its backward pass reads, except down's output and its `x A^T`. The norm
+    /// before attention is computed already.
     fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
-        let workspace = &self.activations.workspace;
-        let [norm, out] = [workspace.norm, workspace.out].map(|m| m.first_rows(self.rows));
-        self.attention_forward(rec, index, norm, acts);
-        self.project(rec, index, Projection::O, acts.attention, acts, out);
         let hidden = self.hidden(index);
-        rms_norm::forward_add(rec, hidden, out, self.gain(index, Norm::PostAttention), self.eps(), acts.middle, norm);
+        self.attention_forward(rec, index, self.block_input(self.input_gain(index), hidden), acts);
+        let out = self.output(acts, 0);
+        self.project(rec, index, Projection::O, acts.attention, acts, out);
+        let gain = self.gain(index, Norm::FeedForwardInput);
+        self.add_output(rec, index, Norm::AttentionOutput, [hidden, out, acts.middle], gain);
 
-        self.project(rec, index, Projection::Gate, norm, acts, acts.gate);
-        self.project(rec, index, Projection::Up, norm, acts, acts.up);
-        let act = workspace.act.first_rows(self.rows);
+        let input = self.block_input(gain, acts.middle);
+        self.project(rec, index, Projection::Gate, input, acts, acts.gate);
+        self.project(rec, index, Projection::Up, input, acts, acts.up);
+        let act = self.activations.workspace.act.first_rows(self.rows);
         glu::forward(rec, self.network.config.activation, acts.gate, acts.up, act);
     }
 
-    fn attention_forward(&self, rec: &mut Recorder, index: usize, norm: Matrix, acts: &LayerActivations) {
-        let layer = &self.network.layers[index];
-        let shape = self.shape();
-        let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
-        self.project(rec, index, Projection::Q, norm, acts, raw_q);
-        self.project(rec, index, Projection::K, norm, acts, raw_k);
-        self.project(rec, index, Projection::V, norm, acts, acts.v);
-        if let (Some(q_gain), Some(k_gain)) = (layer.norm(Norm::Query), layer.norm(Norm::Key)) {
-            let heads = [(raw_q, acts.q, q_gain, shape.heads), (raw_k, acts.k, k_gain, shape.kv_heads)];
-            for (raw, normed, gain, heads) in heads {
-                rms_norm::forward(rec, raw.split_heads(heads), gain, self.eps(), normed.split_heads(heads));
+    /// The heads of queries or keys as rotation sees them, and the table of the angles; `None` where the layer has no rotation.
+    fn rotation(&self, layer: usize, queries: bool) -> Option<(RotatedHeads, View)> {
+        let config = &self.network.config;
+        let place = config.layer_ropes[layer]?;
+        let (rope, tables) = (&config.ropes[place], self.network.rope_tables[place]);
+        let Shape { heads, kv_heads, head_dim } = self.shape();
+        let (heads, table) = if queries { (heads, tables.queries) } else { (kv_heads, tables.keys) };
+        let (rotated, interleaved) = (rope.rotated as u32, rope.interleaved);
+        Some((RotatedHeads { heads, head_dim, rotated, interleaved }, table))
+    }
+
+    fn rotate(&self, rec: &mut Recorder, layer: usize, [q, k]: [Matrix; 2]) {
+        for (x, queries) in [(q, true), (k, false)] {
+            if let Some((heads, table)) = self.rotation(layer, queries) {
+                rope::forward(rec, x, heads, self.inputs.positions, table);
             }
         }
-        for (x, heads) in [(acts.q, shape.heads), (acts.k, shape.kv_heads)] {
-            rope::forward(rec, x, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
+    }
+
+    /// Queries or keys as their norm sees them: a row for each head, or one for all.
+    fn norm_rows(&self, x: Matrix, heads: u32) -> Matrix {
+        x.split_heads(if self.network.config.head_norms.whole_row { 1 } else { heads })
+    }
+
+    fn attention_forward(&self, rec: &mut Recorder, index: usize, input: Matrix, acts: &LayerActivations) {
+        let shape = self.shape();
+        let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
+        self.project(rec, index, Projection::Q, input, acts, raw_q);
+        self.project(rec, index, Projection::K, input, acts, raw_k);
+        self.project(rec, index, Projection::V, input, acts, acts.v);
+        let after_rope = self.network.config.head_norms.after_rope;
+        if after_rope {
+            self.rotate(rec, index, [raw_q, raw_k]);
+        }
+        if let (Some(q_gain), Some(k_gain)) = (self.gain(index, Norm::Query), self.gain(index, Norm::Key)) {
+            let heads = [(raw_q, acts.q, q_gain, shape.heads), (raw_k, acts.k, k_gain, shape.kv_heads)];
+            for (raw, normed, gain, heads) in heads {
+                rms_norm::forward(rec, self.norm_rows(raw, heads), gain, self.norm(), self.norm_rows(normed, heads));
+            }
+        }
+        if !after_rope {
+            self.rotate(rec, index, [acts.q, acts.k]);
         }
         let [keys, values] = match self.cache {
             None => [acts.k, acts.v],
@@ -252,8 +319,7 @@ impl Pass<'_> {
         let ws = first_rows(ws, self.rows);
         let layers = self.network.layers.len();
         let final_norm = self.network.final_norm;
-        self.gain_gradient(rec, self.hidden(layers), final_norm, ws.d_norm);
-        rms_norm::backward(rec, self.hidden(layers), final_norm, self.eps(), ws.d_norm, ws.d_hidden, false);
+        self.norm_backward(rec, self.hidden(layers), final_norm, [ws.d_norm, ws.d_hidden], false);
         let lowest = if self.trained.is_some() { 0 } else { adapter.lowest_layer() };
         for layer in (lowest..layers).rev() {
             let (acts, shared) = self.activations.layer(layer);
@@ -263,18 +329,22 @@ impl Pass<'_> {
                 self.decompress(rec, layer, &acts);
             }
             if shared && layer + 1 < layers {
-                let norm = self.activations.workspace.norm.first_rows(self.rows);
-                rms_norm::forward(rec, self.hidden(layer), self.input_gain(layer), self.eps(), norm);
-                self.layer_activations(rec, layer, &acts);
-                let act = self.activations.workspace.act.first_rows(self.rows);
-                self.low_rank(rec, layer, Projection::Down, act, &acts);
+                self.norm_input(rec, self.input_gain(layer), self.hidden(layer));
+                if acts.outputs.is_some() {
+                    self.layer_forward(rec, layer, &acts);
+                } else {
+                    self.layer_activations(rec, layer, &acts);
+                    let act = self.activations.workspace.act.first_rows(self.rows);
+                    self.low_rank(rec, layer, Projection::Down, act, &acts);
+                }
             }
             let lowest = layer == lowest && self.trained.is_none();
             self.layer_backward(rec, LayerBackward { index: layer, acts: &acts, ws: &ws }, lowest);
         }
         if let Some(trained) = self.trained {
             let (tokens, panels) = (self.inputs.tokens, &self.network.embedding.panels);
-            embedding::backward(rec, tokens, trained.row_order, ws.d_hidden, panels, |data| trained.gradient(data));
+            let dy = (ws.d_hidden, self.network.config.embedding_scale);
+            embedding::backward(rec, tokens, trained.row_order, dy, panels, |data| trained.gradient(data));
         }
     }
 
@@ -283,48 +353,85 @@ impl Pass<'_> {
     fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
         let LayerBackward { index, acts, ws } = pass;
         use Projection::{Down, Gate, K, O, Q, Up, V};
-        let [input_gain, middle_gain] = [Norm::Input, Norm::PostAttention].map(|norm| self.gain(index, norm));
+        let middle_gain = self.gain(index, Norm::FeedForwardInput);
         let trained = |projections: &[Projection]| {
             self.trained.is_some() || projections.iter().any(|p| self.module(index, *p).is_some())
         };
-        let workspace = &self.activations.workspace;
-        let [norm, act] = [workspace.norm, workspace.act].map(|m| m.first_rows(self.rows));
+        let act = self.activations.workspace.act.first_rows(self.rows);
 
         // Feed-forward. The buffers of gate and up take their gradients; `act` holds its gradient, and then its value again.
-        let down = self.projection_gradient(rec, index, Down, ws.d_hidden, ws.low[0]);
+        let d_output = self.output_gradient(rec, pass, Norm::FeedForwardOutput, 1);
+        let down = self.projection_gradient(rec, index, Down, d_output, ws.low[0]);
         self.input_gradient(rec, index, &[down], act);
         glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);
         self.parameter_gradients(rec, pass, act, down);
         if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
             return;
         }
+        let mut input = self.block_input(middle_gain, acts.middle);
         if trained(&[Gate, Up]) {
-            rms_norm::forward(rec, acts.middle, middle_gain, self.eps(), norm);
+            input = self.norm_input(rec, middle_gain, acts.middle);
         }
-        self.projections_backward(rec, pass, [(Gate, acts.gate), (Up, acts.up)], norm, Some(ws.d_norm));
+        self.projections_backward(rec, pass, [(Gate, acts.gate), (Up, acts.up)], input, Some(ws.d_norm));
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
-        self.gain_gradient(rec, acts.middle, middle_gain, ws.d_norm);
-        rms_norm::backward(rec, acts.middle, middle_gain, self.eps(), ws.d_norm, ws.d_hidden, true);
+        self.block_input_backward(rec, middle_gain, acts.middle, ws);
 
         // Attention.
-        let out = self.projection_gradient(rec, index, O, ws.d_hidden, ws.low[0]);
+        let d_output = self.output_gradient(rec, pass, Norm::AttentionOutput, 0);
+        let out = self.projection_gradient(rec, index, O, d_output, ws.low[0]);
         self.input_gradient(rec, index, &[out], ws.d_attention);
         self.parameter_gradients(rec, pass, acts.attention, out);
         if lowest && !trained(&[Q, K, V]) {
             return;
         }
         let [d_q, d_k] = self.attention_backward(rec, pass);
+        let (input_gain, hidden) = (self.input_gain(index), self.hidden(index));
+        let mut input = self.block_input(input_gain, hidden);
         if trained(&[Q, K, V]) {
-            rms_norm::forward(rec, self.hidden(index), input_gain, self.eps(), norm);
+            input = self.norm_input(rec, input_gain, hidden);
         }
         let d_norm = (!lowest).then_some(ws.d_norm);
-        self.projections_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], norm, d_norm);
+        self.projections_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], input, d_norm);
         if !lowest {
-            self.gain_gradient(rec, self.hidden(index), input_gain, ws.d_norm);
-            rms_norm::backward(rec, self.hidden(index), input_gain, self.eps(), ws.d_norm, ws.d_hidden, true);
+            self.block_input_backward(rec, input_gain, hidden, ws);
         }
+    }
+
+    /// The gradient of a block's output from that of the residual stream: through the norm at `place`, and times the residual factor.
+    fn output_gradient(&self, rec: &mut Recorder, pass: LayerBackward, place: Norm, block: usize) -> Matrix {
+        let LayerBackward { index, acts, ws } = pass;
+        let dy_scale = self.network.config.residual_scale;
+        match (self.gain(index, place).zip(acts.outputs), ws.d_output) {
+            (Some((gain, outputs)), Some(dx)) => {
+                let x = outputs[block];
+                self.gain_gradient(rec, x, gain, ws.d_hidden);
+                let gradient = NormGradient { x, gain, dy: ws.d_hidden, dy_scale, dx, accumulate: false };
+                rms_norm::backward(rec, gradient, self.norm());
+                dx
+            }
+            (None, Some(dx)) => {
+                scale::scale(rec, ws.d_hidden, dy_scale, dx);
+                dx
+            }
+            (_, None) => ws.d_hidden,
+        }
+    }
+
+    /// Adds the gradient of a block's input in `d_norm` to that of the residual stream, through the norm before the block if there is
+    /// one.
+    fn block_input_backward(&self, rec: &mut Recorder, gain: Option<View>, stream: Matrix, ws: &BackwardWorkspace) {
+        match gain {
+            Some(gain) => self.norm_backward(rec, stream, gain, [ws.d_norm, ws.d_hidden], true),
+            None => add::add(rec, ws.d_norm, ws.d_hidden),
+        }
+    }
+
+    /// The gradients of a norm's gain, where the base is trained, and of its input x.
+    fn norm_backward(&self, rec: &mut Recorder, x: Matrix, gain: View, [dy, dx]: [Matrix; 2], accumulate: bool) {
+        self.gain_gradient(rec, x, gain, dy);
+        rms_norm::backward(rec, NormGradient { x, gain, dy, dy_scale: 1.0, dx, accumulate }, self.norm());
     }
 
     /// Gradients of the projections' outputs for queries and keys; that of values lies in `d_v`.
@@ -340,17 +447,31 @@ impl Pass<'_> {
             dv: ws.d_v,
         };
         attention::backward(rec, &self.attention(index, acts), &gradients);
-        for (dx, heads) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)] {
-            rope::backward(rec, dx, heads, shape.head_dim, self.inputs.positions, self.network.rope_table);
+        let after_rope = self.network.config.head_norms.after_rope;
+        if !after_rope {
+            self.rotate_back(rec, index, [ws.d_q, ws.d_k]);
         }
-        let (Some(raw), Some(d_raw)) = (acts.raw_qk, ws.d_raw_qk) else { return [ws.d_q, ws.d_k] };
         let gains = [Norm::Query, Norm::Key].map(|norm| self.gain(index, norm));
-        for (i, (d_normed, heads)) in [(ws.d_q, shape.heads), (ws.d_k, shape.kv_heads)].into_iter().enumerate() {
-            let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| m.split_heads(heads));
-            self.gain_gradient(rec, raw, gains[i], d_normed);
-            rms_norm::backward(rec, raw, gains[i], self.eps(), d_normed, d_raw, false);
+        let (Some(raw), Some(d_raw), [Some(q_gain), Some(k_gain)]) = (acts.raw_qk, ws.d_raw_qk, gains) else {
+            return [ws.d_q, ws.d_k];
+        };
+        let of_heads = [(ws.d_q, q_gain, shape.heads), (ws.d_k, k_gain, shape.kv_heads)];
+        for (i, (d_normed, gain, heads)) in of_heads.into_iter().enumerate() {
+            let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| self.norm_rows(m, heads));
+            self.norm_backward(rec, raw, gain, [d_normed, d_raw], false);
+        }
+        if after_rope {
+            self.rotate_back(rec, index, d_raw);
         }
         d_raw
+    }
+
+    fn rotate_back(&self, rec: &mut Recorder, layer: usize, [d_q, d_k]: [Matrix; 2]) {
+        for (dx, queries) in [(d_q, true), (d_k, false)] {
+            if let Some((heads, table)) = self.rotation(layer, queries) {
+                rope::backward(rec, dx, heads, self.inputs.positions, table);
+            }
+        }
     }
 
     /// The backward pass of projections that read the same input x, from their outputs' gradients: `dx`, where it is wanted, and
@@ -418,7 +539,14 @@ impl Pass<'_> {
     /// The gradient of a norm's gain, where the base is trained; x is what the norm read.
     fn gain_gradient(&self, rec: &mut Recorder, x: Matrix, gain: View, dy: Matrix) {
         if let Some(trained) = self.trained {
-            column_gradient::gain(rec, x, self.eps(), dy, trained.row_scales, trained.gradient(gain));
+            column_gradient::gain(
+                rec,
+                x,
+                self.network.config.rms_norm_eps,
+                dy,
+                trained.row_scales,
+                trained.gradient(gain),
+            );
         }
     }
 
@@ -462,6 +590,7 @@ fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
     BackwardWorkspace {
         d_hidden: ws.d_hidden.first_rows(rows),
         d_norm: ws.d_norm.first_rows(rows),
+        d_output: ws.d_output.map(|m| m.first_rows(rows)),
         d_attention: ws.d_attention.first_rows(rows),
         d_q: ws.d_q.first_rows(rows),
         d_k: ws.d_k.first_rows(rows),

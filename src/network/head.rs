@@ -4,14 +4,26 @@
 use super::base::Network;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder};
+use crate::ops::cross_entropy::{self, LogitRange};
 use crate::ops::{linear, weight_gradient};
+
+/// The factor and the bound of the network's logits.
+pub fn range(network: &Network) -> LogitRange {
+    LogitRange { scale: network.config.logit_scale, cap: network.config.final_softcap }
+}
 
 /// Logits `[rows, vocabulary]` of the final hidden states `[rows, hidden]`.
 pub fn forward(rec: &mut Recorder, network: &Network, hidden: Matrix, logits: Matrix) {
+    product(rec, network, hidden, logits);
+    cross_entropy::apply_range(rec, logits, range(network));
+}
+
+/// The logits of [`forward`] before their factor and bound, which the loss applies by itself.
+pub fn product(rec: &mut Recorder, network: &Network, hidden: Matrix, logits: Matrix) {
     linear::forward(rec, hidden, network.head(), None, logits, false);
 }
 
-/// Replaces the final hidden states by their gradient, given that of the logits. Where the base is trained, the head's own gradient
+/// Replaces the final hidden states by their gradient, given that of [`product`]. Where the base is trained, the head's own gradient
 /// is added up first, since it reads the hidden states.
 pub fn backward_in_place(
     rec: &mut Recorder,

@@ -124,10 +124,21 @@ pub async fn load(
         }
         gpu.write(buffers, view, bytemuck::cast_slice(&values));
     }
-    let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
-    gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
+    write_rope_tables(gpu, buffers, network);
     gpu.flush().await?;
     Ok(())
+}
+
+fn write_rope_tables(gpu: &Gpu, buffers: &Buffers, network: &Network) {
+    let (config, positions) = (&network.config, network.max_positions);
+    for (rope, tables) in config.ropes.iter().zip(&network.rope_tables) {
+        let keys = rope::table(rope, config.max_position_embeddings, positions);
+        gpu.write(buffers, tables.keys, bytemuck::cast_slice(&keys));
+        if tables.queries != tables.keys {
+            let queries = rope::query_table(rope, config.max_position_embeddings, positions);
+            gpu.write(buffers, tables.queries, bytemuck::cast_slice(&queries));
+        }
+    }
 }
 
 fn not_finite(path: &Path, tensor: &str, element: u64) -> Error {
@@ -324,11 +335,10 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
         }
     }
     for (spec, view) in network.vectors() {
-        let value = if matches!(spec.kind, TensorKind::Bias(_)) { 0.0f32 } else { 1.0 };
+        let value = if matches!(spec.kind, TensorKind::Bias(_)) { 0.0 } else { 1.0 - config.gain_offset };
         gpu.write(buffers, view, bytemuck::cast_slice(&vec![value; spec.elements()]));
     }
-    let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
-    gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
+    write_rope_tables(gpu, buffers, network);
     Ok(gpu.flush().await?)
 }
 
@@ -343,8 +353,6 @@ pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed
     for (spec, view) in network.vectors() {
         gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; spec.elements()]));
     }
-    let config = &network.config;
-    let table = rope::table(&config.rope, config.head_dim, config.max_position_embeddings, network.max_positions);
-    gpu.write(buffers, network.rope_table, bytemuck::cast_slice(&table));
+    write_rope_tables(gpu, buffers, network);
     Ok(gpu.flush().await?)
 }

@@ -12,17 +12,66 @@ use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 const SUM_WG_SIZE: u32 = 256;
 
 params! {
+    struct Params {
+        rows: u32,
+        cols: u32,
+        ld: u32,
+        logit_scale: f32,
+        cap: f32,
+    }
+}
+
+params! {
     struct SumParams {
         count: u32,
     }
 }
 
+/// The factor and the bound of the logits: `z` becomes `cap * tanh(scale * z / cap)`, or `scale * z` without a bound.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitRange {
+    /// The factor.
+    pub scale: f32,
+    /// The bound, above 0.
+    pub cap: Option<f32>,
+}
+
+impl LogitRange {
+    /// Logits as the head computes them.
+    pub const PLAIN: Self = Self { scale: 1.0, cap: None };
+
+    fn join(self, kernel: Kernel) -> Kernel {
+        kernel
+            .constant("SCALED", self.scale != 1.0)
+            .constant("CAPPED", self.cap.is_some())
+            .part(include_str!("../../shaders/lib/logits.wgsl"))
+    }
+
+    fn params(self, logits: Matrix) -> Params {
+        let (rows, cols, ld) = (logits.rows, logits.cols, logits.ld);
+        Params { rows, cols, ld, logit_scale: self.scale, cap: self.cap.unwrap_or(1.0) }
+    }
+
+    #[cfg(test)]
+    const ALL: [Self; 4] = [
+        Self::PLAIN,
+        Self { scale: 0.25, cap: None },
+        Self { scale: 1.0, cap: Some(3.0) },
+        Self { scale: 1.5, cap: Some(2.0) },
+    ];
+}
+
 /// A software adapter gets workgroups of one vector: it would switch between several vectors at each barrier.
-fn kernel(cpu: bool, gradient: bool) -> Kernel {
-    Kernel::new::<elementwise::Params>("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl"))
+fn kernel(cpu: bool, gradient: bool, range: LogitRange) -> Kernel {
+    range
+        .join(Kernel::new::<Params>("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl")))
         .part(REDUCE)
         .constant("WG_SIZE", if cpu { 8 } else { 256 })
         .constant("GRADIENT", gradient)
+}
+
+fn range_kernel(range: LogitRange) -> Kernel {
+    range.join(elementwise::kernel::<Params>("shown_logits", include_str!("../../shaders/shown_logits.wgsl")))
 }
 
 fn sum_kernel() -> Kernel {
@@ -31,18 +80,37 @@ fn sum_kernel() -> Kernel {
         .constant("WG_SIZE", SUM_WG_SIZE)
 }
 
+/// One range of each kind.
+const KINDS: [LogitRange; 4] = [
+    LogitRange::PLAIN,
+    LogitRange { scale: 2.0, cap: None },
+    LogitRange { scale: 1.0, cap: Some(1.0) },
+    LogitRange { scale: 2.0, cap: Some(1.0) },
+];
+
 pub(super) fn kernels() -> Vec<Kernel> {
-    vec![kernel(false, false), kernel(false, true), kernel(true, false), kernel(true, true), sum_kernel()]
+    let variants = [(false, false), (false, true), (true, false), (true, true)];
+    let of_range = |range| variants.map(|(cpu, gradient)| kernel(cpu, gradient, range));
+    let losses = KINDS.into_iter().flat_map(of_range);
+    losses.chain(KINDS[1..].iter().map(|range| range_kernel(*range))).chain([sum_kernel()]).collect()
 }
 
-/// Computes the losses of the rows of `logits`, `[rows, vocabulary]`, without their weights. With `with_gradient` the gradient of
-/// `sum(losses * label_weights)` replaces the logits.
+/// Scales and bounds logits `[rows, vocabulary]` in place.
+pub fn apply_range(rec: &mut Recorder, logits: Matrix, range: LogitRange) {
+    if range != LogitRange::PLAIN {
+        let (groups, work) = (elementwise::workgroups(rec, logits), 4 * elementwise::elements(logits));
+        rec.dispatch("shown_logits", range_kernel(range), &[logits.view], &range.params(logits), groups, work);
+    }
+}
+
+/// Computes the losses of the rows of `logits`, `[rows, vocabulary]` as the head computes them, without their weights. The losses are
+/// those of the logits in their range. With `with_gradient` the gradient of `sum(losses * label_weights)` replaces the logits.
 ///
 /// `labels` is one u32 per row, where [`NO_ROW`] (or any value outside the vocabulary) gives loss and gradient 0. `label_weights` and
 /// `losses` are one f32 per row; `losses` lies in a buffer of its own.
 pub fn forward_backward(
     rec: &mut Recorder,
-    logits: Matrix,
+    (logits, range): (Matrix, LogitRange),
     labels: View,
     label_weights: View,
     losses: View,
@@ -53,9 +121,9 @@ pub fn forward_backward(
     assert!(enough, "{labels:?}, {label_weights:?}, {losses:?} for {} rows", logits.rows);
     let groups = rec.fold(u64::from(logits.rows));
     let views = [labels, label_weights, losses, logits.view];
-    let kernel = kernel(rec.capabilities.cpu, with_gradient);
+    let kernel = kernel(rec.capabilities.cpu, with_gradient, range);
     let work = 8 * elementwise::elements(logits);
-    rec.dispatch("cross_entropy", kernel, &views, &elementwise::params(logits), groups, work);
+    rec.dispatch("cross_entropy", kernel, &views, &range.params(logits), groups, work);
 }
 
 /// `total[0] += losses[0] + ... + losses[count - 1]`, in a fixed order.
@@ -75,6 +143,18 @@ pub(crate) mod twin {
             row.get(*label as usize).map_or(0.0, |z| sum.ln() + highest - z)
         };
         logits.chunks_exact(vocabulary).zip(labels).map(loss).collect()
+    }
+
+    /// Scaled and bounded logits.
+    pub(crate) fn shown(logits: &[f64], range: super::LogitRange) -> Vec<f64> {
+        let scaled = logits.iter().map(|z| f64::from(range.scale) * z);
+        scaled.map(|z| range.cap.map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh())).collect()
+    }
+
+    /// The gradient by logits from that by the shown ones: times `scale (1 - tanh^2)`.
+    pub(crate) fn through_range(gradient: &[f64], shown: &[f64], range: super::LogitRange) -> Vec<f64> {
+        let slope = |z: &f64| range.cap.map_or(1.0, |cap| 1.0 - (z / f64::from(cap)).powi(2)) * f64::from(range.scale);
+        gradient.iter().zip(shown).map(|(d, z)| d * slope(z)).collect()
     }
 
     /// The gradient of the sum of the losses, each times its weight.
@@ -102,7 +182,9 @@ mod tests {
     #[test]
     fn losses_and_gradients_equal_the_twin() {
         for (rows, vocabulary) in shapes(&[(1, 1), (3, 7), (5, 64), (17, 300), (2, 5001)]) {
-            for (cpu, spread) in [(false, 1.0), (true, 1.0), (false, 40.0), (true, 40.0)] {
+            let kinds = [(false, 1.0), (true, 1.0), (false, 40.0), (true, 40.0)];
+            for ((cpu, spread), range) in kinds.into_iter().flat_map(|kind| LogitRange::ALL.map(|range| (kind, range)))
+            {
                 let mut lab = Lab::for_cpu(cpu);
                 let logits: Vec<f64> =
                     lab.normal(rows * vocabulary).iter().map(|z| f64::from((spread * (z + 2.0)) as f32)).collect();
@@ -116,18 +198,33 @@ mod tests {
                 let (device_labels, device_weights, total) =
                     (lab.words(&labels), lab.vector(&weights), lab.vector(&[1.5, -1.0]));
                 let mut rec = lab.recorder();
-                forward_backward(&mut rec, kept, device_labels, device_weights, losses, false);
-                forward_backward(&mut rec, replaced, device_labels, device_weights, same, true);
+                forward_backward(&mut rec, (kept, range), device_labels, device_weights, losses, false);
+                forward_backward(&mut rec, (replaced, range), device_labels, device_weights, same, true);
                 sum_losses(&mut rec, losses, rows as u32, total);
                 lab.run(&rec);
-                let want = twin::forward(&logits, &labels, vocabulary);
+                let shown = twin::shown(&logits, range);
+                let want = twin::forward(&shown, &labels, vocabulary);
                 assert_close("losses", &lab.read_vector(losses)[..rows], &want, 1e-5);
                 assert_eq!(lab.read_vector(losses)[..rows], lab.read_vector(same)[..rows], "losses with the gradient");
                 assert_close("logits", &lab.read(kept), &logits, 1e-7);
-                let gradient = twin::backward(&logits, &labels, vocabulary, &weights);
+                let by_shown = twin::backward(&shown, &labels, vocabulary, &weights);
+                let gradient = twin::through_range(&by_shown, &shown, range);
                 assert_close("gradient", &lab.read(replaced), &gradient, 1e-5);
                 assert_close("total", &lab.read_vector(total)[..2], &[1.5 + want.iter().sum::<f64>(), -1.0], 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn logits_are_scaled_and_bounded() {
+        for range in LogitRange::ALL {
+            let mut lab = Lab::new();
+            let logits: Vec<f64> = lab.normal(5 * 37).iter().map(|z| f64::from((60.0 * z) as f32)).collect();
+            let shown = lab.matrix(5, 37, &logits);
+            let mut rec = lab.recorder();
+            apply_range(&mut rec, shown, range);
+            lab.run(&rec);
+            assert_close(&format!("{range:?}"), &lab.read(shown), &twin::shown(&logits, range), 1e-6);
         }
     }
 
@@ -140,7 +237,7 @@ mod tests {
             let logits = lab.matrix(2, 50, &values);
             let (labels, weights, losses) = (lab.words(&[1, 1]), lab.vector(&[1.0; 2]), lab.vector(&[0.0; 2]));
             let mut rec = lab.recorder();
-            forward_backward(&mut rec, logits, labels, weights, losses, true);
+            forward_backward(&mut rec, (logits, LogitRange::PLAIN), labels, weights, losses, true);
             lab.run(&rec);
             let losses = lab.read_vector(losses);
             assert!(losses[0].is_finite() && !losses[1].is_finite(), "{losses:?}");
@@ -165,10 +262,14 @@ mod tests {
         let logits = lab.normal(3 * 6);
         let labels = [2, NO_ROW, 5];
         let weights = [0.5, 1.0, -2.0];
-        let gradient = twin::backward(&logits, &labels, 6, &weights);
         let weighted = |(loss, weight): (f64, f64)| loss * weight;
-        assert_gradient(&logits, &gradient, |z| {
-            twin::forward(z, &labels, 6).into_iter().zip(weights).map(weighted).sum::<f64>()
-        });
+        for range in LogitRange::ALL {
+            let shown = twin::shown(&logits, range);
+            let gradient = twin::through_range(&twin::backward(&shown, &labels, 6, &weights), &shown, range);
+            assert_gradient(&logits, &gradient, |z| {
+                let losses = twin::forward(&twin::shown(z, range), &labels, 6);
+                losses.into_iter().zip(weights).map(weighted).sum::<f64>()
+            });
+        }
     }
 }

@@ -13,6 +13,7 @@ params! {
         ld: u32,
         first_row: u32,
         panel_rows: u32,
+        scale: f32,
     }
 }
 
@@ -30,9 +31,9 @@ pub(super) fn kernels() -> Vec<Kernel> {
     forward.chain([false, true].map(backward_kernel)).collect()
 }
 
-/// `out` is `[rows, hidden]`, `tokens` one u32 per row, `table` `[vocabulary, hidden]`.
+/// `out` is `[rows, hidden]`, `tokens` one u32 per row, `table` `[vocabulary, hidden]`; its rows are multiplied by `scale`.
 /// A row whose token lies in no panel keeps its content.
-pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
+pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, scale: f32, out: Matrix) {
     assert!(tokens.bytes >= 4 * u64::from(out.rows), "{tokens:?} for {} rows", out.rows);
     assert_eq!(table.in_features, out.cols, "embedding");
     for panel in &table.panels {
@@ -42,8 +43,8 @@ pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
             "{panel:?} with {} columns",
             out.cols
         );
-        let params =
-            Params { rows: out.rows, cols: out.cols, ld: out.ld, first_row: panel.first_row, panel_rows: panel.rows };
+        let (first_row, panel_rows) = (panel.first_row, panel.rows);
+        let params = Params { rows: out.rows, cols: out.cols, ld: out.ld, first_row, panel_rows, scale };
         let [absmax, nested] = [panel.absmax, panel.nested].map(|view| view.unwrap_or(rec.unused));
         let groups = elementwise::workgroups(rec, out);
         let work = elementwise::elements(out);
@@ -52,21 +53,21 @@ pub fn forward(rec: &mut Recorder, tokens: View, table: &Weight, out: Matrix) {
     }
 }
 
-/// Adds the gradient of the table; dy is `[rows, hidden]`, `order` the indices of its rows sorted by their tokens, and
+/// Adds the gradient of the table; dy is `[rows, hidden]`, to be multiplied by `scale`, `order` the indices of its rows sorted by their tokens, and
 /// `gradient_of` gives the view of a panel's gradient, dense f32 `[panel rows, hidden]`.
 pub fn backward(
     rec: &mut Recorder,
     tokens: View,
     order: View,
-    dy: Matrix,
+    (dy, scale): (Matrix, f32),
     panels: &[Panel],
     gradient_of: impl Fn(View) -> View,
 ) {
     let bytes = 4 * u64::from(dy.rows);
     assert!(tokens.bytes >= bytes && order.bytes >= bytes, "{tokens:?}, {order:?} for {} rows", dy.rows);
     for panel in panels {
-        let params =
-            Params { rows: dy.rows, cols: dy.cols, ld: dy.ld, first_row: panel.first_row, panel_rows: panel.rows };
+        let (first_row, panel_rows) = (panel.first_row, panel.rows);
+        let params = Params { rows: dy.rows, cols: dy.cols, ld: dy.ld, first_row, panel_rows, scale };
         let views = [tokens, order, dy.view, gradient_of(panel.data)];
         let groups = rec.fold(u64::from(dy.rows));
         let kernel = backward_kernel(rec.capabilities.cpu);
@@ -111,10 +112,11 @@ mod tests {
                 let device_tokens = lab.words(&tokens);
                 let out = lab.empty(rows, hidden);
                 let mut rec = lab.recorder();
-                forward(&mut rec, device_tokens, &table, out);
+                forward(&mut rec, device_tokens, &table, 3.0, out);
                 lab.run(&rec);
                 let what = format!("{storage:?}, {rows} rows of {hidden}");
-                assert_close(&what, &lab.read(out), &twin::forward(&tokens, &held, hidden), 1e-6);
+                let want: Vec<f64> = twin::forward(&tokens, &held, hidden).iter().map(|v| 3.0 * v).collect();
+                assert_close(&what, &lab.read(out), &want, 1e-6);
             }
         }
     }
@@ -144,12 +146,12 @@ mod tests {
                 let device_dy = lab.matrix(rows, hidden, &dy);
                 let mut rec = lab.recorder();
                 // The gradients stand where the panels' values would.
-                backward(&mut rec, device_tokens, device_order, device_dy, &panels, |data| data);
+                backward(&mut rec, device_tokens, device_order, (device_dy, 0.5), &panels, |data| data);
                 lab.run(&rec);
                 let want: Vec<f64> = twin::backward(&tokens, &dy, VOCABULARY, hidden)
                     .iter()
                     .zip(&before)
-                    .map(|(sum, before)| sum + before)
+                    .map(|(sum, before)| 0.5 * sum + before)
                     .collect();
                 for (panel, want) in panels.iter().zip(want.chunks(panel_rows * hidden)) {
                     assert_close("gradient", &lab.read_vector(panel.data)[..want.len()], want, 1e-6);
@@ -175,7 +177,7 @@ mod tests {
         table.panels[0].first_row = 2;
         let out = lab.matrix(2, 4, &before);
         let mut rec = lab.recorder();
-        forward(&mut rec, tokens, &table, out);
+        forward(&mut rec, tokens, &table, 1.0, out);
         lab.run(&rec);
         assert_close("untouched", &lab.read(out), &before, 1e-7);
     }
@@ -191,7 +193,7 @@ mod tests {
         let (device_table, _) = lab.weight(Storage::Float(Float::F32), [3, hidden], &table, 1);
         let out = lab.empty(rows, hidden);
         let mut rec = lab.recorder();
-        forward(&mut rec, device_tokens, &device_table, out);
+        forward(&mut rec, device_tokens, &device_table, 1.0, out);
         lab.run(&rec);
         assert_close("embedding", &lab.read(out), &twin::forward(&tokens, &table, hidden), 1e-7);
     }

@@ -23,6 +23,7 @@ pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod scale;
 #[cfg(test)]
 pub(crate) mod testing;
 mod variant_family;
@@ -52,6 +53,7 @@ pub fn kernels() -> Vec<Kernel> {
         rms_norm::kernels(),
         rope::kernels(),
         rows::kernels(),
+        scale::kernels(),
         weight_gradient::kernels(),
     ]
     .concat()

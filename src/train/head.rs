@@ -84,9 +84,10 @@ impl HeadBuffers {
             let rows = self.logits.rows.min(labels - first);
             let (x, logits) = (self.gathered.rows(first, rows), self.logits.first_rows(rows));
             let words = |view: View| view.slice(4 * u64::from(first), 4 * u64::from(rows));
-            head::forward(rec, network, x, logits);
+            head::product(rec, network, x, logits);
             let [labels, weights, losses] = [self.labels, self.label_weights, self.losses].map(words);
-            cross_entropy::forward_backward(rec, logits, labels, weights, losses, gradient);
+            let ranged = (logits, head::range(network));
+            cross_entropy::forward_backward(rec, ranged, labels, weights, losses, gradient);
             if gradient {
                 head::backward_in_place(rec, network, trained, logits, x);
             }

@@ -1,15 +1,39 @@
 //! The decoder families, one file each. A family whose formulas are there is added by a file beside this one and its entry in
 //! [`FAMILIES`].
 
+mod ernie;
+mod exaone4;
+mod gemma;
+mod gemma3;
+mod granite;
+mod hunyuan;
 mod llama;
+mod ministral3;
 mod mistral;
+mod olmo;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use super::family::Family;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 4] = [&llama::FAMILY, &mistral::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+pub static FAMILIES: [&Family; 14] = [
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &ministral3::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma::FAMILY,
+    &gemma3::FAMILY,
+    &smollm3::FAMILY,
+    &granite::FAMILY,
+    &olmo::OLMO2,
+    &olmo::OLMO3,
+    &exaone4::FAMILY,
+    &hunyuan::FAMILY,
+    &ernie::FAMILY,
+];
 
 /// The supported families as a part of a sentence.
 pub(super) fn supported() -> String {

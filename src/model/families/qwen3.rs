@@ -11,7 +11,12 @@ pub(super) static FAMILY: Family = Family {
     max_position_embeddings: 32_768,
     qkv_bias: Bias::Key("attention_bias"),
     o_bias: Bias::Key("attention_bias"),
-    norms: &[Norm::Input, Norm::PostAttention, Norm::Query, Norm::Key],
+    norms: &[
+        (Norm::Input, "input_layernorm"),
+        (Norm::FeedForwardInput, "post_attention_layernorm"),
+        (Norm::Query, "self_attn.q_norm"),
+        (Norm::Key, "self_attn.k_norm"),
+    ],
     sliding_windows: SlidingWindows::Chosen { default: 4096, default_first: 28 },
     ..PLAIN
 };

@@ -1,0 +1,17 @@
+// y = factor * x.
+
+struct Params { rows: u32, cols: u32, ld: u32, factor: f32 }
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let quad = quad_of(group, groups, lane, params.cols);
+    if quad.x >= params.rows { return; }
+    let at = quad.x * (params.ld / 4u) + quad.y;
+    y[at] = params.factor * x[at];
+}
