@@ -46,13 +46,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let scale = select(0.0, label_weights[row], counted);
         for (var quad = lane; quad < quads; quad += WG_SIZE) {
             let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
-            let shown = load(base, quad);
-            let softmax = exp(shown - row_highest) / row_sum;
+            let softmax = exp(load(base, quad) - row_highest) / row_sum;
             let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(label));
             var gradient = (softmax - one_hot) * scale;
             if SCALED || CAPPED {
                 // Columns beyond the last one have no slope.
-                gradient = select(vec4<f32>(0.0), gradient * logits_slope(shown), columns < vec4<u32>(params.cols));
+                gradient = select(vec4<f32>(0.0), gradient * logits_slope(logits[base + quad]), columns < vec4<u32>(params.cols));
             }
             logits[base + quad] = gradient;
         }
