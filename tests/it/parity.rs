@@ -239,8 +239,8 @@ fn full_gradients_are_the_slopes_of_the_loss() {
         for (i, gradient) in gradients.iter().enumerate() {
             let norm = gradient.values.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             assert!(norm > 1e-4, "{name}: {} has the gradient {norm}", gradient.name);
-            // A step that moves the loss by so little that its curvature does not show.
-            let reach = 0.002 / norm;
+            // A step that moves the loss by so little that its curvature does not show; Granite's small logits have small gradients.
+            let reach = if name == "granite" { 0.0004 } else { 0.002 } / norm;
             let mut loss = |sign: f64| {
                 let mut moved = params.clone();
                 for (value, g) in moved[i].values.iter_mut().zip(&gradient.values) {

@@ -11,7 +11,7 @@ use imports::{Crate, circles};
 
 /// The modules under `src/` from the ground up: each uses only those before it.
 const ORDER: [&str; 22] = [
-    "random", "setting", "gpu", "error", "files", "hub", "quant", "ops", "tune", "model", "lora", "data", "network",
+    "random", "panics", "setting", "gpu", "error", "files", "hub", "quant", "ops", "tune", "model", "lora", "data", "network",
     "infer", "train", "memory", "export", "bench", "demo", "cli", "web", "crate",
 ];
 
