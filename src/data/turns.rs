@@ -147,9 +147,15 @@ impl Rendering<'_> {
     fn through_first(&self, text: &str, at: usize, start: usize) -> Option<String> {
         let content = self.conversation.messages[at].get("content").and_then(Value::as_str).unwrap_or_default().trim();
         let after = start + text[start..].find(content)? + content.len();
-        let marker = self.template.end_of_turn().filter(|_| at == 0)?;
+        let marker = self.template.end_of_turn().filter(|_| self.unasked(at))?;
         let end = after + text[after..].find(&marker)? + marker.len();
         Some(text[..end].to_owned())
+    }
+
+    /// True for a message before the first question, without which some templates render nothing.
+    fn unasked(&self, at: usize) -> bool {
+        let is_question = |message: &Value| message.get("role").is_some_and(|role| role == "user");
+        !self.conversation.messages[..at].iter().any(is_question)
     }
 
     /// Position in the whole text at which the model begins to write message `at`.
@@ -170,7 +176,7 @@ impl Rendering<'_> {
     fn before(&self, at: usize) -> Option<String> {
         match self.render(at, false) {
             Ok(before) => Some(before),
-            Err(_) if at == 0 => Some(String::new()),
+            Err(_) if self.unasked(at) => Some(String::new()),
             Err(_) => None,
         }
     }
@@ -178,8 +184,7 @@ impl Rendering<'_> {
     /// What stands before the part of message `at` that the model writes, for a generation prompt that the finished turn does not
     /// begin with: it opens a block for thoughts, or `at` is the first message. `before` is the text before the message.
     fn header(&self, at: usize, before: &str) -> Option<String> {
-        // Some templates render nothing without a question.
-        let count = if at == 0 { self.conversation.messages.len() } else { at + 1 };
+        let count = if self.unasked(at) { self.conversation.messages.len() } else { at + 1 };
         let stand_in = self.render_with_stand_in(count, at).ok()?;
         let place = stand_in.find(STAND_IN)?;
         let (header, prompt) = (&stand_in[..place], self.generation_prompt(at, before)?);
@@ -370,7 +375,11 @@ mod tests {
         let wants_a_user = format!(
             "{{% if messages|selectattr('role', 'eq', 'user')|list|length == 0 %}}{{{{ raise_exception('no user') }}}}{{% endif %}}{plain}"
         );
-        assert_eq!(turns(&wants_a_user, greeting, 0).unwrap().0, text);
+        assert_eq!(turns(&wants_a_user, greeting.clone(), 0).unwrap().0, text);
+        let mut instructed = greeting;
+        instructed.as_array_mut().unwrap().insert(0, json!({"role": "system", "content": "s"}));
+        let (text, ..) = turns(&wants_a_user, instructed, 0).unwrap();
+        assert_eq!(text, "<s><system>s<e><assistant>[hi<e>]<user>q<e><assistant>[x<e>]");
     }
 
     #[test]
@@ -394,6 +403,6 @@ mod tests {
     fn text_that_cannot_be_told_apart_is_refused() {
         let drops = "{% for m in messages %}{{ m.content if loop.last else '-' }}<e>{% endfor %}";
         let problem = turns(drops, talk(["x", "y"]), 0).unwrap_err();
-        assert!(problem.contains("writes the text up to message 2 differently"), "{problem}");
+        assert!(problem.contains("message 2 differently when more follows"), "{problem}");
     }
 }

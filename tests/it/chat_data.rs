@@ -188,7 +188,7 @@ fn the_end_of_turn_of_another_tokenizer_is_ordinary_text() {
     std::fs::write(&path, "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}").unwrap();
     let chat_template = Some(path.display().to_string());
     let message = read(&DataSettings { chat_template, ..settings }).unwrap_err().to_string();
-    assert!(message.contains("1000 of 1000 examples cannot be trained on (lines 1, 2, 3"), "{message}");
+    assert!(message.contains("1000 of 1000 examples cannot be trained on"), "{message}");
     assert!(
         message.contains("is no special token of this tokenizer: the model would never learn to stop"),
         "{message}"
