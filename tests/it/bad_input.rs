@@ -155,10 +155,9 @@ fn data_that_cannot_be_trained_on() {
     }
     refuses(&shell, "--max-seq-len 5", &["8 of 8 examples are longer than 5 tokens", "--max-seq-len to"]);
     shell.write("bad.csv", "1,2");
-    shell.fail(
-        "train --model model --out run --data bad.csv",
-        &["bad.csv", "supported are .txt, .jsonl, .json and .parquet"],
-    );
+    shell.fail("train --model model --out run --data bad.csv", &["bad.csv: holds no example"]);
+    shell.write("bad.xlsx", "PK");
+    shell.fail("train --model model --out run --data bad.xlsx", &["bad.xlsx", "supported are .jsonl, .json, .csv"]);
     shell.fail("train --model model --out run --data gone.jsonl", &["gone.jsonl: cannot be read"]);
     shell.fail(
         "train --model model --out run --data model",

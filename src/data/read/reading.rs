@@ -187,8 +187,8 @@ impl<'a> Reading<'a> {
             let (shape, encoded) = match encoded {
                 Ok(encoded) => encoded,
                 Err(Refusal { rule: Rule::Setup, detail }) => return Err(place.error(number, detail)),
-                Err(Refusal { detail, .. }) => {
-                    self.bad.add(&place, number, detail);
+                Err(refusal) => {
+                    self.bad.add(&place, number, refusal);
                     continue;
                 }
             };
