@@ -6,8 +6,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use loraine::setting::{as_flag, written};
-
 fn main() -> ExitCode {
     // Without it, Mesa's software driver prints lines that read as errors of ours; nothing is put there.
     if cfg!(unix) && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
@@ -23,11 +21,10 @@ fn main() -> ExitCode {
             hook(panic);
         }
     }));
-    let Err(error) = cli::run(cli::parse()) else { return ExitCode::SUCCESS };
+    let Err(error) = cli::run() else { return ExitCode::SUCCESS };
     if let Some(ended) = error.downcast_ref::<cli::Ended>() {
         return ExitCode::from(ended.status());
     }
-    // The message may quote a file's text.
-    eprintln!("error: {}", cli::printable(&written(&format!("{error:#}"), as_flag)));
+    eprintln!("error: {}", cli::shown(&error));
     ExitCode::FAILURE
 }

@@ -29,6 +29,8 @@ pub const DATA: Key = Key("data");
 pub const DOUBLE_QUANT: Key = Key("double-quant");
 /// Float type of the saved weights.
 pub const DTYPE: Key = Key("dtype");
+/// Passes over the data.
+pub const EPOCHS: Key = Key("epochs");
 /// Share of the data that is held out for evaluation.
 pub const EVAL_FRACTION: Key = Key("eval-fraction");
 /// Evaluations without progress after which a run ends.
@@ -95,6 +97,8 @@ pub const RESUME: Key = Key("resume");
 pub const SAVE_EVERY: Key = Key("save-every");
 /// Shape of the data's records.
 pub const SHAPE: Key = Key("shape");
+/// Number of optimizer steps.
+pub const STEPS: Key = Key("steps");
 /// Linear layers that get adapters.
 pub const TARGET_MODULES: Key = Key("target-modules");
 /// Divisor of the logits when tokens are sampled.
@@ -122,6 +126,11 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "⟨{}⟩", self.0)
     }
+}
+
+/// A count with its noun, in the plural where it is not 1: `1 step`, `3 steps`.
+pub fn counted(count: u64, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// Replaces every placeholder in `text` by the result of `write` for its key and value.
@@ -184,6 +193,11 @@ mod tests {
         assert_eq!(written(&text, as_flag), "lower --batch-size or take --quant nf4 --no-double-quant");
         assert_eq!(written(&text, as_toml), "lower `batch-size` or take `quant = \"nf4\"` `double-quant = false`");
         assert_eq!(written(&LR.is(0.1), as_toml), "`lr = 0.1`");
+    }
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "step")), ["0 steps", "1 step", "2 steps"]);
     }
 
     #[test]

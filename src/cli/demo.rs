@@ -13,6 +13,7 @@ use loraine::infer::sampler::SamplingSettings;
 use loraine::infer::session::{self, NamedAdapter, SessionSettings};
 use loraine::infer::text_format::TemplateChoice;
 use loraine::lora::adapter_file;
+use loraine::setting::counted;
 use loraine::train::prepare::prepare;
 use loraine::train::run::Start;
 use loraine::train::settings::RunSettings;
@@ -51,9 +52,11 @@ pub fn run(args: DemoArgs) -> Result<()> {
     settings.steps = args.steps.or(settings.steps);
     settings.check()?;
     let mut view = RunView::new(args.json);
+    view.phase("answering", "asking the model before training");
     view.say("A tiny model that knows little stories learns to talk like a pirate.\n".to_owned());
     show(&view, "before", &answers(&settings, args.gpu.open()?, false)?);
 
+    view.phase("reading", "reading the model's files and the data");
     let prepared = prepare(settings.clone())?;
     let gpu = args.gpu.open()?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
@@ -66,17 +69,17 @@ pub fn run(args: DemoArgs) -> Result<()> {
         view.say(format!("stopped after step {}", outcome.step));
         return Err(ended.into());
     }
-    let (losses, _) = output::read_curves(&settings.out)?;
-    view.say(format!("\nloss over {} steps\n{}", outcome.step, plot::loss_text(&losses, 64, 8)));
+    let losses = output::read_curves(&settings.out)?.steps;
+    view.say(format!("\nloss over {}\n{}", counted(outcome.step as u64, "step"), plot::loss_text(&losses, 64, 8)));
     view.say(memory_lines(&ledger));
+    view.phase("answering", "asking the model after training");
     show(&view, "after", &answers(&settings, args.gpu.open()?, true)?);
+    view.finish();
     if args.json {
         view.summary(&outcome, &settings.out, false, &next);
         return Ok(());
     }
-    if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
-        out!("validation loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
-    }
+    view.results(&outcome);
     let model = shell_word(&settings.model);
     out!("adapter {}   curve {}", settings.out.display(), outcome.loss_svg.display());
     out!("look at the data:         loraine inspect --model {model} --data {}", shell_word(&dir.join("data")));

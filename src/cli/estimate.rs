@@ -187,7 +187,7 @@ fn print(estimate: &Estimate, card: Option<u64>) {
     let name = method_name(estimate.method);
     out!("\n{name}: {} for {} trained parameters", bytes(estimate.total), estimate.trained_parameters);
     for (category, count) in &estimate.categories {
-        out!("  {} {:<22} {:>9}  ({count} bytes)", memory_bar::letter(*category), category.name(), bytes(*count));
+        out!("  {} {:<22} {:>9}", memory_bar::letter(*category), category.name(), bytes(*count));
     }
     if estimate.kept_layers < estimate.layers {
         let recomputed = estimate.layers - estimate.kept_layers;

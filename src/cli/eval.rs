@@ -6,11 +6,13 @@ use clap::Args;
 use loraine::hub::fetch::Extent;
 use loraine::setting::{as_flag, written};
 use loraine::train::evaluate::{self, EvalSettings};
+use loraine::train::event::Event;
 
 use super::args::adapter::adapter_directory;
 use super::args::base::BaseArgs;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, data_sources};
 use super::args::device::DeviceArgs;
+use super::status::StatusLine;
 
 /// Compute loss and perplexity of a model on a data set, with or without an adapter
 #[derive(Args)]
@@ -46,6 +48,7 @@ pub struct EvalArgs {
 }
 
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
+    let mut status = StatusLine::new(false);
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let adapter = args.adapter.as_deref().map(adapter_directory).transpose()?;
     let settings = EvalSettings {
@@ -57,13 +60,22 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         max_seq_len: args.max_seq_len,
         data_format: args.data_format.settings(0),
     };
+    status.phase("reading the model's files and the data", None);
     let mut prepared = evaluate::prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
     let report = prepared.report.clone();
     if !args.json {
-        out!("{}", written(&report.to_string(), as_flag));
+        status.above(|| out!("{}", written(&report.to_string(), as_flag)));
     }
-    let result = pollster::block_on(prepared.run(args.device.open()?))?;
+    status.phase("opening the GPU", None);
+    let gpu = args.device.open()?;
+    let listen = |event: Event<'_>| match event {
+        Event::Loading { done, total } => status.loading(done, total),
+        Event::Phase(phase) => status.work(phase),
+        _ => {}
+    };
+    let result = pollster::block_on(prepared.run(gpu, listen))?;
+    drop(status);
     if args.json {
         let mut result = serde_json::to_value(result)?;
         result["data"] = serde_json::to_value(report)?;

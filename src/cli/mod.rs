@@ -14,6 +14,7 @@ mod cache;
 mod chat;
 mod completions;
 mod demo;
+mod error_event;
 mod estimate;
 mod eval;
 mod generate;
@@ -26,16 +27,20 @@ mod next_command;
 mod quantize;
 mod run_view;
 mod show;
+mod status;
 mod synonyms;
 mod terminal;
 mod train;
 mod watchdog;
 
+use std::ffi::OsString;
+
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use loraine::setting::{as_flag, written};
 
 pub use interrupt::Ended;
-pub use show::printable;
+use show::printable;
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
 #[derive(Parser)]
@@ -84,16 +89,42 @@ fn print_completions(args: completions::CompletionsArgs) -> anyhow::Result<()> {
     completions::run(args, Cli::command())
 }
 
-/// Parses the command line; names of other programs' flags are replaced first. Ends the program where it cannot be understood.
-pub fn parse() -> Cli {
+/// Parses arguments; names of other programs' flags are replaced first.
+fn matches(args: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
     let mut command = Cli::command();
-    match synonyms::flags(std::env::args_os(), &command) {
-        Ok(args) => Cli::parse_from(args),
-        Err(problem) => command.error(ErrorKind::UnknownArgument, problem).exit(),
+    match synonyms::flags(args, &command) {
+        Ok(args) => command.try_get_matches_from(args),
+        Err(problem) => Err(command.error(ErrorKind::UnknownArgument, problem)),
     }
 }
 
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs the command of the program's arguments. An error is returned for the terminal, after its event for programs.
+///
+/// Does not return if the arguments cannot be understood, or ask for help.
+pub fn run() -> anyhow::Result<()> {
+    let matches = matches(std::env::args_os().collect()).unwrap_or_else(|error| {
+        let json = std::env::args_os().any(|argument| argument == "--json");
+        if json && error.use_stderr() {
+            out!("{}", error_event::of_usage(&error));
+        }
+        error.exit()
+    });
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     watchdog::watch_templates();
-    cli.command.run()
+    cli.command.run().inspect_err(|error| {
+        if wants_json(&matches) && !error.is::<Ended>() {
+            out!("{}", error_event::of(error, &shown(error)));
+        }
+    })
+}
+
+/// An error as the terminal shows it.
+pub fn shown(error: &anyhow::Error) -> String {
+    // The message may quote a file's text.
+    printable(&written(&format!("{error:#}"), as_flag)).into()
+}
+
+fn wants_json(matches: &ArgMatches) -> bool {
+    let of_command = |(_, matches): (_, &ArgMatches)| matches.try_get_one("json").is_ok_and(|json| json == Some(&true));
+    matches.subcommand().is_some_and(of_command)
 }

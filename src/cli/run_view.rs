@@ -1,67 +1,141 @@
-//! Shows a run: lines and a progress bar for people, or one JSON object per line for programs.
+//! Shows a run: lines and a moving line for people, or one JSON object per line for programs.
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use loraine::data::read::DataReport;
 use loraine::gpu::{Ledger, Profile};
-use loraine::setting::{as_flag, written};
-use loraine::train::event::{Event, Outcome};
+use loraine::setting::{as_flag, counted, written};
+use loraine::train::diagnosis::{Warning, nothing_held_out};
+use loraine::train::event::{Event, Outcome, Phase};
 use loraine::train::output::StepMetrics;
+use loraine::train::prepare::{PreparedRun, Validation};
 use serde_json::{Value, json};
 
-use super::show::{bytes, profile_table, shell_word};
+use super::show::{bytes, duration, print_labeled, profile_table, shell_word};
+use super::status::{Count, StatusLine, Training};
 
 pub struct RunView {
     json: bool,
-    bar: Option<ProgressBar>,
-    /// True if a terminal can show a progress bar.
-    interactive: bool,
+    status: StatusLine,
+    /// True if each step is a line: where no terminal shows the moving line, or where the lines go into a file.
+    step_lines: bool,
+    /// The name of the last phase in JSON.
+    phase: &'static str,
     smoothed: Option<f64>,
-    loading: bool,
+    steps: usize,
+    /// Steps that were done before this program started.
+    resumed_after: usize,
+    /// When the first step of this program started, and the last results.
+    started: Option<Instant>,
+    last: Option<Training>,
 }
 
 impl RunView {
     pub fn new(json: bool) -> Self {
-        let interactive = !json && std::io::stderr().is_terminal();
-        Self { json, bar: None, interactive, smoothed: None, loading: false }
-    }
-
-    pub fn data(&self, label: &str, report: &DataReport) {
-        match self.json {
-            true => self.object(label, json!(report)),
-            false => out!("{label:<7} {}", written(&report.to_string(), as_flag).replace("\n  ", "\n        ")),
+        let status = StatusLine::new(json);
+        let moving_line_alone = status.is_terminal() && std::io::stdout().is_terminal();
+        let step_lines = !json && !moving_line_alone;
+        Self {
+            json,
+            status,
+            step_lines,
+            phase: "",
+            smoothed: None,
+            steps: 0,
+            resumed_after: 0,
+            started: None,
+            last: None,
         }
     }
 
-    pub fn plan(&self, ledger: &Ledger, kept_layers: usize, layers: usize, steps: usize) {
+    /// Shows what the program does before and after the run itself; `name` is for programs.
+    pub fn phase(&mut self, name: &'static str, text: &str) {
+        self.announce(name);
+        self.status.phase(text, None);
+    }
+
+    fn announce(&mut self, name: &'static str) {
+        if self.json && self.phase != name {
+            self.object("phase", json!({ "phase": name }));
+        }
+        self.phase = name;
+    }
+
+    /// Shows what training reads, what is held out of it, and hints at settings that seldom work.
+    pub fn prepared(&self, prepared: &PreparedRun) {
+        self.data("data", &prepared.data, prepared.validation);
+        if let Some(eval) = &prepared.eval {
+            self.data("eval", eval, Validation::Given);
+        }
+        let held_out = match prepared.validation {
+            Validation::HeldOut { examples, of } => {
+                let are = if examples == 1 { "is" } else { "are" };
+                Some(format!(
+                    "{examples} of {of} examples {are} held out for validation (--eval-fraction 0 trains on all)"
+                ))
+            }
+            Validation::TooFew { examples, needed } => Some(written(&nothing_held_out(examples, needed), as_flag)),
+            Validation::Given | Validation::Off => None,
+        };
+        if let Some(held_out) = held_out {
+            self.labeled("eval", &held_out);
+        }
+        prepared.hints().iter().for_each(|hint| self.warning("hint", hint));
+    }
+
+    fn data(&self, label: &str, report: &DataReport, validation: Validation) {
+        if !self.json {
+            return self
+                .status
+                .above(|| out!("{label:<7} {}", written(&report.to_string(), as_flag).replace("\n  ", "\n        ")));
+        }
+        let mut fields = json!(report);
+        if let Validation::HeldOut { examples, .. } = validation {
+            fields["held_out"] = json!(examples);
+        }
+        self.object(label, fields);
+    }
+
+    /// Prints a line with a label for people; nothing with `--json`.
+    fn labeled(&self, label: &str, text: &str) {
+        if !self.json {
+            self.status.above(|| print_labeled(label, text));
+        }
+    }
+
+    fn warning(&self, label: &str, warning: &Warning) {
+        let message = written(&warning.message, as_flag);
+        match self.json {
+            true => self.object("warning", json!({ "kind": warning.kind, "message": message })),
+            false => self.labeled(label, &message),
+        }
+    }
+
+    pub fn plan(&self, ledger: &Ledger, kept_layers: usize, layers: usize, trained_parameters: u64, steps: usize) {
         if self.json {
-            let categories: serde_json::Map<_, _> =
-                ledger.entries().map(|(category, count)| (category.name().to_owned(), json!(count))).collect();
             let plan = json!({
-                "gpu_bytes": ledger.total(), "categories": categories, "kept_layers": kept_layers, "layers": layers,
-                "steps": steps,
+                "gpu_bytes": ledger.total(), "categories": ledger, "trained_parameters": trained_parameters,
+                "layers": layers, "kept_layers": kept_layers, "steps": steps,
             });
             return self.object("plan", plan);
         }
-        out!("memory  {} on the device", bytes(ledger.total()));
+        self.labeled("memory", &format!("{} on the device", bytes(ledger.total())));
         for (category, count) in ledger.entries() {
-            out!("        {:<22} {:>9}  ({count} bytes)", category.name(), bytes(count));
+            self.say(format!("        {:<22} {:>9}", category.name(), bytes(count)));
         }
         if kept_layers < layers {
-            out!("        {} of {layers} layers recompute their activations, which takes time;", layers - kept_layers);
-            out!("        --gpu-memory SIZE or --recompute none keeps more of them");
+            let recomputed = layers - kept_layers;
+            let sentence = format!("{recomputed} of {layers} layers recompute their activations, which takes time;");
+            self.labeled("", &format!("{sentence} --gpu-memory SIZE or --recompute none keeps more of them"));
         }
     }
 
     /// Prints a line for people; nothing with `--json`.
     pub fn say(&self, line: String) {
-        match &self.bar {
-            _ if self.json => {}
-            Some(bar) => bar.suspend(|| out!("{line}")),
-            None => out!("{line}"),
+        if !self.json {
+            self.status.above(|| out!("{line}"));
         }
     }
 
@@ -77,10 +151,16 @@ impl RunView {
     pub fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Planned { ledger, kept_layers, layers, trained_parameters, steps } => {
-                self.plan(ledger, kept_layers, layers, steps);
-                self.say(format!("train   {trained_parameters} parameters, {steps} steps"));
+                self.plan(ledger, kept_layers, layers, trained_parameters, steps);
+                self.say(format!(
+                    "train   {}, {}",
+                    counted(trained_parameters, "parameter"),
+                    counted(steps as u64, "step")
+                ));
+                self.steps = steps;
             }
             Event::Resumed { step, from, passed_over, changed } => {
+                self.resumed_after = step;
                 let changed: Vec<_> = changed.iter().map(|sentence| written(sentence, as_flag)).collect();
                 if self.json {
                     let fields = json!({ "step": step, "from": from, "passed_over": passed_over, "changed": changed });
@@ -94,8 +174,11 @@ impl RunView {
                     self.say(format!("        not as one uninterrupted run: {} before", changed.join(", ")));
                 }
             }
-            Event::Loading { done, total } => self.show_loading(done, total),
-            Event::Step { metrics, .. } if self.json => self.object("step", json!(metrics)),
+            Event::Loading { done, total } => {
+                self.announce("loading");
+                self.status.loading(done, total);
+            }
+            Event::Phase(phase) => self.show_phase(phase),
             Event::Step { metrics, steps } => self.show_step(metrics, steps),
             Event::Skipped { step } if self.json => self.object("skipped", json!({ "step": step })),
             Event::Skipped { step } => {
@@ -114,71 +197,59 @@ impl RunView {
                 let values = metrics.named_values().map(|(name, value)| format!(", {name} {value:.2}"));
                 let (step, loss, tokens) = (metrics.step, metrics.eval_loss, metrics.eval_tokens);
                 let values: String = values.collect();
-                self.say(format!("eval    step {step}: loss {loss:.4}{values} over {tokens} tokens"));
+                self.say(format!(
+                    "eval    step {step}: loss {loss:.4}{values} over {}",
+                    counted(tokens as u64, "token")
+                ));
             }
+            Event::Warning(warning) => self.warning("warning", warning),
             Event::Saved(path) if self.json => self.object("saved", json!({ "path": path })),
             Event::Saved(path) => self.say(format!("saved   {}", path.display())),
         }
     }
 
-    fn show_loading(&mut self, done: u64, total: u64) {
-        if !self.interactive {
-            return;
-        }
-        if !self.loading {
-            self.loading = true;
-            let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("load    {bar:30} {bytes}/{total_bytes}") {
-                bar.set_style(style);
-            }
-            self.bar = Some(bar);
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
-            if done == total {
-                bar.finish_and_clear();
-                self.bar = None;
-            }
+    fn show_phase(&mut self, phase: Phase) {
+        self.announce(phase.name());
+        let Phase::Step { step, done, total } = phase else { return self.status.work(phase) };
+        self.started.get_or_insert_with(Instant::now);
+        let count = Some(Count::Items(done, total));
+        match self.last {
+            Some(training) => self.status.training(training, count),
+            None => self.status.phase(&format!("step {step} of {}", self.steps), count),
         }
     }
 
     fn show_step(&mut self, metrics: &StepMetrics, steps: usize) {
         let smoothed = self.smoothed.map_or(metrics.loss, |s| s + 0.1 * (metrics.loss - s));
         self.smoothed = Some(smoothed);
-        if !self.interactive {
-            out!(
-                "step {}/{steps}  loss {:.4}  smoothed {smoothed:.4}  lr {:.2e}  grad norm {:.3}  {:.0} tokens/s",
-                metrics.step,
-                metrics.loss,
-                metrics.lr,
-                metrics.grad_norm,
-                metrics.tokens_per_s
-            );
-            return;
+        let StepMetrics { step, loss, tokens_per_s, .. } = *metrics;
+        let left = time_left(metrics, steps);
+        if self.json {
+            let mut fields = json!(metrics);
+            fields["steps"] = json!(steps);
+            fields["elapsed_seconds"] = json!(self.elapsed().as_secs_f64());
+            fields["eta_seconds"] = json!(left.as_secs_f64());
+            return self.object("step", fields);
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(steps as u64);
-            let template = "{bar:24} {pos}/{len}  {msg}  {eta} left";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(500));
-            bar
-        });
-        bar.set_position(metrics.step as u64);
-        bar.set_message(format!(
-            "loss {:.4} (smoothed {smoothed:.4})  {:.0} tokens/s  {}",
-            metrics.loss,
-            metrics.tokens_per_s,
-            bytes(metrics.gpu_bytes)
-        ));
+        if self.step_lines {
+            let (lr, grad_norm) = (metrics.lr, metrics.grad_norm);
+            self.say(format!(
+                "step {step}/{steps}  loss {loss:.4}  smoothed {smoothed:.4}  lr {lr:.2e}  grad norm {grad_norm:.3}  \
+                 {tokens_per_s:.0} tokens/s"
+            ));
+        }
+        let training = Training { step, steps, loss, smoothed, tokens_per_s, left };
+        self.last = Some(training);
+        self.status.training(training, None);
     }
 
-    /// Ends the progress bar and leaves it on the screen.
+    fn elapsed(&self) -> Duration {
+        self.started.map_or(Duration::ZERO, |started| started.elapsed())
+    }
+
+    /// Takes the moving line away.
     pub fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.abandon();
-        }
+        self.status.clear();
     }
 
     /// Prints the memory plan for programs.
@@ -199,25 +270,35 @@ impl RunView {
         self.object("profile", json!({ "operations": operations }));
     }
 
+    /// Prints the speed, the losses before and after, and the signs that the run went wrong.
+    pub fn results(&self, outcome: &Outcome) {
+        if let Some(Training { tokens_per_s, .. }) = self.last {
+            let (steps, time) = (counted((outcome.step - self.resumed_after) as u64, "step"), duration(self.elapsed()));
+            out!("trained {steps} in {time}, {tokens_per_s:.0} tokens/s");
+        }
+        if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
+            out!("validation loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
+        }
+        outcome.warnings.iter().for_each(|warning| self.warning("warning", warning));
+    }
+
     /// Prints the result and the command that tries it.
     pub fn summary(&self, outcome: &Outcome, out: &Path, full: bool, next: &str) {
         if self.json {
             let end = json!({
                 "out": out, "step": outcome.step, "interrupted": outcome.interrupted, "loss_svg": outcome.loss_svg,
                 "first_eval": outcome.first_eval, "last_eval": outcome.last_eval, "best": outcome.best,
-                "stopped_early": outcome.stopped_early,
+                "stopped_early": outcome.stopped_early, "warnings": warnings(outcome),
                 "next": next,
             });
             return self.object("end", end);
         }
-        if let (Some(first), Some(last)) = (&outcome.first_eval, &outcome.last_eval) {
-            out!("held-out loss {:.4} before, {:.4} after", first.eval_loss, last.eval_loss);
-        }
+        self.results(outcome);
         if outcome.stopped_early {
-            out!("stopped early after step {}: the held-out loss had not become lower", outcome.step);
+            out!("stopped early after step {}: the validation loss had not become lower", outcome.step);
         }
         if let Some(best) = &outcome.best {
-            out!("best    step {}: held-out loss {:.4}; the result is of this step", best.step, best.eval_loss);
+            out!("best    step {}: validation loss {:.4}; the result is of this step", best.step, best.eval_loss);
         }
         if outcome.interrupted {
             let settings = shell_word(&out.join("run.toml"));
@@ -225,6 +306,22 @@ impl RunView {
         }
         let what = if full { "model  " } else { "adapter" };
         out!("{what} {}   curve {}", out.display(), outcome.loss_svg.display());
+        if !outcome.warnings.is_empty() {
+            return print_labeled("", "It was saved all the same. Read the warnings before you use it.");
+        }
         out!("try it: {next}");
     }
+}
+
+/// The signs that a run went wrong, for programs.
+fn warnings(outcome: &Outcome) -> Vec<Value> {
+    let object = |w: &Warning| json!({ "kind": w.kind, "message": written(&w.message, as_flag) });
+    outcome.warnings.iter().map(object).collect()
+}
+
+/// The time that the remaining steps take, if they have as many tokens and go as fast as those so far.
+fn time_left(metrics: &StepMetrics, steps: usize) -> Duration {
+    let per_step = metrics.tokens as f64 / metrics.step.max(1) as f64;
+    let seconds = steps.saturating_sub(metrics.step) as f64 * per_step / metrics.tokens_per_s;
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }

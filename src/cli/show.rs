@@ -3,9 +3,54 @@
 use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use loraine::gpu::OperationShare;
 pub use loraine::gpu::readable_bytes as bytes;
+
+/// Formats a time in whole seconds: `12 s`, `5 min 03 s`, `2 h 05 min`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds:02} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes:02} min"),
+    }
+}
+
+/// Joins names: `a`, `a and b`, `a, b and c`.
+pub fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+    }
+}
+
+/// Prints `text` after a label of 8 columns. On a terminal it is broken between words, and its further lines are indented.
+pub fn print_labeled(label: &str, text: &str) {
+    let columns = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
+    let width = columns.filter(|_| std::io::stdout().is_terminal()).map_or(usize::MAX, |columns| columns.max(40) - 9);
+    for (i, line) in broken(text, width).iter().enumerate() {
+        let label = if i == 0 { label } else { "" };
+        out!("{label:<7} {line}");
+    }
+}
+
+/// Breaks `text` into lines of at most `width` characters, where its words allow it.
+fn broken(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
 
 /// True if standard output is a terminal and `NO_COLOR` is not set (no-color.org).
 pub fn colored() -> bool {
@@ -129,6 +174,15 @@ mod tests {
         let line = harmless(&object.to_string()).into_owned();
         assert!(!line.contains(char::is_control), "{line}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap(), object);
+    }
+
+    #[test]
+    fn times_names_and_lines_are_written_for_people() {
+        let times = [0, 59, 60, 303, 3600, 100_000].map(|seconds| duration(Duration::from_secs(seconds)));
+        assert_eq!(times, ["0 s", "59 s", "1 min 00 s", "5 min 03 s", "1 h 00 min", "27 h 46 min"]);
+        assert_eq!([listed(&["a"]), listed(&["a", "b"]), listed(&["a", "b", "c"])], ["a", "a and b", "a, b and c"]);
+        assert_eq!(broken("one two three", 7), ["one two", "three"]);
+        assert_eq!(broken("incomprehensible words", 7), ["incomprehensible", "words"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
 use loraine::lora::config::LoraInit;
 use loraine::quant::format::{Code4, Float};
-use loraine::setting::{as_toml, written};
+use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
 use loraine::train::event::{Control, Outcome};
 use loraine::train::output::{Output, same_directory};
@@ -27,6 +27,7 @@ use super::args::model::model_directory;
 use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
 use super::run_view::RunView;
+use super::show::listed;
 use super::synonyms;
 
 /// Train a LoRA adapter, or a whole model, on a text or data set
@@ -67,7 +68,7 @@ pub struct TrainArgs {
     /// Print GPU time per operation at the end; slows the run down
     #[arg(long)]
     profile: bool,
-    /// Print one JSON object per line: data, plan, steps, evaluations, saved files, end
+    /// Print one JSON object per line: phases, data, plan, steps, evaluations, warnings, saved files, end, error
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -252,7 +253,8 @@ struct WatchArgs {
     /// Validation data
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
-    /// Fraction of the data to use for validation, without --eval-data [default: 0]
+    /// Fraction of the data to use for validation, without --eval-data [default: 0.05, at most 64 examples; none of fewer
+    /// than 20]
     #[arg(long, value_name = "SHARE")]
     eval_fraction: Option<f64>,
     /// Evaluate every N steps; 0 evaluates only at the start and the end [default: 0]
@@ -375,7 +377,7 @@ impl TrainArgs {
         self.memory.apply(&mut s);
         let w = &self.watch;
         set_some(&mut s.eval_data, w.eval_data.clone());
-        set(&mut s.eval_fraction, w.eval_fraction);
+        set_some(&mut s.eval_fraction, w.eval_fraction);
         set(&mut s.eval_every, w.eval_every);
         set_some(&mut s.early_stopping_patience, w.early_stopping_patience);
         set(&mut s.early_stopping_threshold, w.early_stopping_threshold);
@@ -388,11 +390,8 @@ impl TrainArgs {
         let empty = |path: &PathBuf| path.as_os_str().is_empty();
         let needed = [("--model", empty(&s.model)), ("--data", s.data.is_empty()), ("--out", empty(&s.out))];
         let missing: Vec<&str> = needed.iter().filter(|(_, empty)| *empty).map(|(flag, _)| *flag).collect();
-        match missing[..] {
-            [] => {}
-            [one] => anyhow::bail!("{one} is missing"),
-            _ => anyhow::bail!("{} are missing", missing.join(" and ")),
-        }
+        let are = if missing.len() == 1 { "is" } else { "are" };
+        anyhow::ensure!(missing.is_empty(), "{} {are} missing", listed(&missing));
         s.check()
             .map_err(|error| file.as_ref().and_then(|file| file.problem(&error, &s)).unwrap_or_else(|| error.into()))?;
         Ok(s)
@@ -469,20 +468,22 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if let Some(eval) = &settings.eval_data {
         settings.eval_data = data_sources(std::slice::from_ref(eval), SPLITS_OF_EVALUATION)?.pop();
     }
+    let mut view = RunView::new(args.json);
+    view.phase("reading", "reading the model's files and the data");
     let mut prepared = prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
-    let mut view = RunView::new(args.json);
-    view.data("data", &prepared.data);
-    if let Some(eval) = &prepared.eval {
-        view.data("eval", eval);
-    }
+    view.prepared(&prepared);
     if args.dry_run {
         let capabilities = args.device.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
         let plan = prepared.plan(capabilities)?;
-        view.plan(&plan.ledger(), plan.recompute.kept_layers, prepared.source.config.num_layers, prepared.steps);
-        view.say(format!("dry run: {} steps planned, nothing was trained or written", prepared.steps));
+        let (kept_layers, layers) = (plan.recompute.kept_layers, prepared.source.config.num_layers);
+        view.plan(&plan.ledger(), kept_layers, layers, prepared.trained_parameters(), prepared.steps);
+        let steps = counted(prepared.steps as u64, "step");
+        view.say(format!("dry run: {steps} planned, nothing was trained or written"));
+        view.finish();
         return Ok(());
     }
+    view.phase("opening", "opening the GPU");
     let gpu = args.device.open()?;
     view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     let out = prepared.settings.out.clone();

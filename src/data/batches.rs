@@ -71,13 +71,19 @@ pub fn hold_out(examples: Vec<Example>, fraction: f64, seed: u64) -> Result<(Vec
         return Err(Error::setting(EVAL_FRACTION, problem));
     }
     let held = ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
+    Ok(hold_out_count(examples, held, seed))
+}
+
+/// Splits off `held` examples, as [`hold_out`] does.
+pub fn hold_out_count(examples: Vec<Example>, held: usize, seed: u64) -> (Vec<Example>, Vec<Example>) {
+    let count = examples.len();
     let mut by_draw: Vec<usize> = (0..count).collect();
     by_draw.sort_by_key(|&i| (bits(seed, Stream::Split, 0, i as u64), i));
     let mut is_held = vec![false; count];
     by_draw.iter().take(held).for_each(|&i| is_held[i] = true);
     let (held_out, training): (Vec<_>, Vec<_>) = examples.into_iter().zip(is_held).partition(|(_, held)| *held);
     let examples = |pairs: Vec<(Example, bool)>| pairs.into_iter().map(|(example, _)| example).collect();
-    Ok((examples(training), examples(held_out)))
+    (examples(training), examples(held_out))
 }
 
 /// A micro-batch as a stream of rows: sequences laid end to end, each trimmed after its last row with a label.

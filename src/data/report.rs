@@ -153,10 +153,11 @@ impl fmt::Display for DataReport {
             writeln!(f, "  chat template: {template}{date}")?;
         }
         let share = 100.0 * self.trained_tokens as f64 / self.tokens.max(1) as f64;
-        writeln!(f, "  {} tokens, {} of them trained on ({share:.1}%)", self.tokens, self.trained_tokens)?;
-        write!(f, "  longest record: {} tokens", self.longest)?;
+        let tokens = counted(self.tokens, "token");
+        writeln!(f, "  {tokens}, {} of them trained on ({share:.1}%)", self.trained_tokens)?;
+        write!(f, "  longest record: {}", counted(self.longest, "token"))?;
         if let Some(slots) = self.slots {
-            write!(f, "\n  packed into {slots} slots")?;
+            write!(f, "\n  packed into {}", counted(slots, "slot"))?;
         }
         if self.truncated > 0 {
             write!(f, "\n  {} cut at their end", self.truncated)?;

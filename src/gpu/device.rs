@@ -1,7 +1,7 @@
 //! Adapters and the opened device.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
@@ -80,6 +80,8 @@ const COOPERATIVE_FEATURES: wgpu::Features =
 pub(super) struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
     pub bindings: wgpu::BindGroupLayout,
+    /// True once [`Gpu::compile`] has run it.
+    pub warm: AtomicBool,
 }
 
 /// An opened adapter: compiles kernels, allocates planned memory, runs command lists.
@@ -385,6 +387,11 @@ impl Gpu {
         self.next_list.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// True if [`Gpu::compile`] has run the kernel.
+    pub(super) fn is_warm(&self, kernel: &Kernel) -> bool {
+        locked(&self.pipelines).get(kernel).is_some_and(|pipeline| pipeline.warm.load(Ordering::Relaxed))
+    }
+
     /// The pipeline of a kernel, compiled at its first use.
     pub(super) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<Pipeline>, GpuError> {
         if let Some(pipeline) = locked(&self.pipelines).get(kernel) {
@@ -435,7 +442,7 @@ impl Gpu {
             cache: None,
         });
         self.check()?;
-        let pipeline = Arc::new(Pipeline { pipeline, bindings });
+        let pipeline = Arc::new(Pipeline { pipeline, bindings, warm: AtomicBool::new(false) });
         locked(&self.pipelines).insert(kernel.clone(), pipeline.clone());
         Ok(pipeline)
     }

@@ -1,6 +1,6 @@
 //! The errors of a device. Each message says what to do about it.
 
-use super::memory::readable_bytes;
+use super::memory::{readable_bytes, readable_need};
 use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, RECOMPUTE};
 
 /// An error of the device.
@@ -45,8 +45,8 @@ pub enum GpuError {
     /// A buffer or binding is over a limit of the adapter.
     #[error(
         "{what} needs {} in one {limit}, the adapter allows {}: lower {} or {}",
-        readable_bytes(*needed),
-        readable_bytes(*allowed),
+        readable_need(*needed, *allowed)[0],
+        readable_need(*needed, *allowed)[1],
         BATCH_SIZE,
         MAX_SEQ_LEN
     )]

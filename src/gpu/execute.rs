@@ -1,6 +1,6 @@
 //! Allocation of planned memory, and execution of recorded lists in few submits, each short enough for a driver's watchdog.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_channel::oneshot::{self, Receiver};
 use web_time::Instant;
 
-use super::commands::{Command, PARAMS_STRIDE};
+use super::commands::{Command, Dispatch, PARAMS_STRIDE};
 use super::device::{Gpu, Pipeline};
 use super::error::GpuError;
 use super::memory::{BufferId, Ledger, MemoryPlan, View};
@@ -85,6 +85,8 @@ pub struct PendingRead {
     staging: View,
     submission: wgpu::SubmissionIndex,
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    /// The result of the copy, once it was asked for and is there.
+    outcome: Option<Result<(), wgpu::BufferAsyncError>>,
 }
 
 impl Gpu {
@@ -194,6 +196,43 @@ impl Gpu {
         });
         self.check()?;
         Ok(Prepared { id: self.next_list_id(), items, params, uniform, uniform_group })
+    }
+
+    /// Compiles the kernels of `commands` that the device has not compiled yet. `progress` is told how many of them are done, and how
+    /// many there are.
+    ///
+    /// A driver may put this work off until a kernel runs for the first time. So each kernel gets a dispatch of no workgroups, which
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// As [`Gpu::prepare`], or a failing device.
+    pub async fn compile(
+        &self,
+        commands: &[Command],
+        buffers: &mut Buffers,
+        uniform: View,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<(), GpuError> {
+        let mut seen = HashSet::new();
+        let dispatches = commands.iter().filter_map(|command| match command {
+            Command::Dispatch(dispatch) => Some(dispatch),
+            Command::Copy { .. } | Command::Clear(_) => None,
+        });
+        let missing: Vec<_> =
+            dispatches.filter(|dispatch| seen.insert(&dispatch.kernel) && !self.is_warm(&dispatch.kernel)).collect();
+        if !missing.is_empty() {
+            // Work of earlier lists is not compilation.
+            self.flush().await?;
+        }
+        for (done, dispatch) in missing.iter().enumerate() {
+            progress(done, missing.len());
+            let alone = Command::Dispatch(Dispatch { workgroups: [0, 1, 1], ..(*dispatch).clone() });
+            let list = self.prepare(&[alone], buffers, uniform)?;
+            self.run(&list, buffers)?;
+            self.flush().await?;
+            self.pipeline(&dispatch.kernel)?.warm.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn upload_params(&self, list: &Prepared, buffers: &mut Buffers) {
@@ -503,7 +542,17 @@ impl Gpu {
         encoder.copy_buffer_to_buffer(source, from.offset, target, staging.offset, Some(from.bytes));
         let submission = self.submit(encoder);
         let staging = View { bytes: from.bytes, ..staging };
-        PendingRead { staging, submission, mapped: map(target, staging.offset, staging.bytes) }
+        PendingRead { staging, submission, mapped: map(target, staging.offset, staging.bytes), outcome: None }
+    }
+
+    /// True if [`Gpu::finish_read`] would return at once. Does not wait.
+    pub fn is_ready(&self, pending: &mut PendingRead) -> bool {
+        // An error of the device shows when the read is finished.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        if pending.outcome.is_none() {
+            pending.outcome = pending.mapped.try_recv().ok().flatten();
+        }
+        pending.outcome.is_some()
     }
 
     /// The bytes of a read begun earlier; frees its staging buffer.
@@ -511,9 +560,15 @@ impl Gpu {
     /// # Errors
     /// A failing device.
     pub async fn finish_read(&self, buffers: &Buffers, pending: PendingRead) -> Result<Vec<u8>, GpuError> {
-        let staging = pending.staging;
-        self.finish_map(buffers.get(staging.buffer), staging.offset, staging.bytes, pending.mapped, pending.submission)
-            .await
+        let PendingRead { staging, submission, mapped, outcome } = pending;
+        let buffer = buffers.get(staging.buffer);
+        match outcome {
+            Some(outcome) => {
+                let known = std::future::ready(Ok(outcome));
+                self.finish_map(buffer, staging.offset, staging.bytes, known, submission).await
+            }
+            None => self.finish_map(buffer, staging.offset, staging.bytes, mapped, submission).await,
+        }
     }
 
     async fn finish_map(
@@ -521,7 +576,7 @@ impl Gpu {
         staging: &wgpu::Buffer,
         offset: u64,
         bytes: u64,
-        mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+        mapped: impl Future<Output = Result<Result<(), wgpu::BufferAsyncError>, oneshot::Canceled>>,
         submission: wgpu::SubmissionIndex,
     ) -> Result<Vec<u8>, GpuError> {
         // Up to the copy and no further: later work stays under way.

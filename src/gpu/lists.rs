@@ -21,6 +21,11 @@ impl<K: Eq + Hash> Lists<K> {
         Self { prepared: HashMap::new(), max }
     }
 
+    /// True if the list of `key` is prepared.
+    pub fn contains(&self, key: &K) -> bool {
+        self.prepared.contains_key(key)
+    }
+
     /// The list of `key`. `prepare` makes it if the store does not have it yet.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ impl Category {
         Self::Uploads,
     ];
 
-    /// The name in reports and JSON.
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Weights => "weights",
@@ -69,9 +69,25 @@ pub fn readable_bytes(count: u64) -> String {
     format!("{value:.digits$} {name}")
 }
 
+/// Formats a need and a smaller limit, in whole bytes where rounding would make them equal.
+pub fn readable_need(needed: u64, allowed: u64) -> [String; 2] {
+    let rounded = [needed, allowed].map(readable_bytes);
+    match rounded[0] == rounded[1] {
+        true => [needed, allowed].map(|bytes| format!("{bytes} B")),
+        false => rounded,
+    }
+}
+
 /// Bytes by category.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger([u64; Category::ALL.len()]);
+
+/// An object with the bytes of each category that holds any.
+impl Serialize for Ledger {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.entries())
+    }
+}
 
 impl Ledger {
     /// Adds `bytes` to a category.

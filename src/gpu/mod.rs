@@ -23,7 +23,7 @@ pub use harness::{Harness, PreparedHarness};
 pub use kernel::{Access, Constant, Kernel};
 pub use lists::Lists;
 pub use memory::{BufferId, BufferSpec, Category, Ledger, Matrix, MemoryPlan, VIEW_ALIGNMENT, View};
-pub use memory::{readable_bytes, round_up};
+pub use memory::{readable_bytes, readable_need, round_up};
 pub(crate) use params::params;
 pub use params::{Field, Layout, Param, ParamType};
 pub use profile::{OperationShare, Profile};

@@ -32,8 +32,10 @@ pub struct Estimate {
     /// Training method that the estimate is for.
     pub method: Method,
     /// Bytes on the device.
+    #[serde(rename = "gpu_bytes")]
     pub total: u64,
     /// Bytes of each category that is not empty, in the order of [`Category::ALL`]. They add up to `total`.
+    #[serde(serialize_with = "as_object")]
     pub categories: Vec<(Category, u64)>,
     /// Number of parameters that the optimizer changes.
     pub trained_parameters: u64,
@@ -47,6 +49,11 @@ pub struct Estimate {
     pub fits: Option<bool>,
     /// Longest sequence that fits in `gpu_memory`; `None` without such a setting.
     pub longest_seq_len: Option<usize>,
+}
+
+/// Writes pairs of a category and its bytes as an object, as the plan of a run has it.
+fn as_object<S: serde::Serializer>(categories: &[(Category, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(categories.iter().copied())
 }
 
 /// Plans a run of `settings` with full micro-batches of `seq_len` tokens. `float` is the type of the model's files.

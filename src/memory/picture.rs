@@ -10,6 +10,8 @@ const LEFT: f64 = 16.0;
 const BAR: f64 = 26.0;
 const ROW: f64 = 62.0;
 const TOP: f64 = 40.0;
+/// The scale ends here, as a multiple of the card's memory; longer bars are cut.
+const CLIPPED_AT: f64 = 1.5;
 
 fn color(category: Category) -> &'static str {
     match category {
@@ -38,7 +40,9 @@ fn escaped(text: &str) -> String {
 /// Draws named `estimates` against a card of `card` bytes. Colors follow the viewer's light or dark mode.
 pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> String {
     let largest = estimates.iter().map(|(_, e)| e.total).chain(card).max().unwrap_or(1).max(1) as f64;
-    let x = |bytes: f64| (WIDTH - 2.0 * LEFT) * bytes / largest;
+    // A bar far beyond the card would squeeze those that fit.
+    let scale = card.map_or(largest, |card| largest.min(CLIPPED_AT * card as f64));
+    let x = |bytes: f64| (WIDTH - 2.0 * LEFT) * bytes.min(scale) / scale;
     let used: Vec<Category> = Category::ALL
         .into_iter()
         .filter(|c| estimates.iter().any(|(_, e)| e.categories.iter().any(|(category, _)| category == c)))
@@ -48,7 +52,7 @@ pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> S
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"13\">\n<style>\n\
-         .paper{{fill:#fff}} text{{fill:#333}} .free{{fill:#eef0f2}} .card{{stroke:#c22;stroke-dasharray:5 3}}\n\
+         .paper{{fill:#fff}} text{{fill:#333}} .free{{fill:#eef0f2}} .card{{stroke:#c22;stroke-dasharray:5 3}} .clipped{{fill:#fff;font-weight:600}}\n\
          @media (prefers-color-scheme: dark){{.paper{{fill:#16181c}} text{{fill:#ccc}} .free{{fill:#2a2e34}}}}\n</style>\n\
          <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
          <text x=\"{LEFT}\" y=\"24\" font-size=\"15\">{}</text>\n",
@@ -71,7 +75,7 @@ pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> S
         }
         let mut from = 0.0;
         for (category, bytes) in &estimate.categories {
-            let (at, width) = (LEFT + x(from), x(*bytes as f64));
+            let (at, width) = (LEFT + x(from), x(from + *bytes as f64) - x(from));
             let _ = writeln!(
                 svg,
                 "<rect x=\"{at:.2}\" y=\"{y:.1}\" width=\"{width:.2}\" height=\"{BAR}\" fill=\"{}\"><title>{} {}</title></rect>",
@@ -80,6 +84,14 @@ pub fn svg(title: &str, estimates: &[(&str, &Estimate)], card: Option<u64>) -> S
                 gigabytes(*bytes)
             );
             from += *bytes as f64;
+        }
+        if estimate.total as f64 > scale {
+            let (at, y) = (WIDTH - LEFT - 6.0, y + BAR / 2.0 + 4.0);
+            let _ = writeln!(
+                svg,
+                "<text class=\"clipped\" x=\"{at:.1}\" y=\"{y:.1}\" text-anchor=\"end\">goes on to {}</text>",
+                gigabytes(estimate.total)
+            );
         }
         if let Some(card) = card {
             let at = LEFT + x(card as f64);
@@ -133,7 +145,9 @@ mod tests {
             .filter_map(|part| part.split('"').next()?.parse().ok())
             .filter(|width| *width != 12.0 && *width != WIDTH && *width != 2.0)
             .collect();
-        // The card and the two parts of each bar, with 688 pixels for 16 GB.
-        assert_eq!(widths, [344.0, 43.0, 129.0, 344.0, 172.0, 516.0], "{picture}");
+        // The card and the two parts of each bar, with 688 pixels for 12 GB: the larger bar is cut there.
+        assert_eq!(widths, [458.67, 57.33, 172.0, 458.67, 229.33, 458.67], "{picture}");
+        assert_eq!(picture.matches("goes on to 16.00 GB").count(), 1, "{picture}");
+        assert!(!svg("a", &[("large", &large)], None).contains("goes on"));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
-use crate::gpu::{Capabilities, readable_bytes};
+use crate::gpu::{Capabilities, readable_need};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::network::activations::ActivationFormat;
@@ -80,11 +80,9 @@ impl PlanRequest<'_> {
                 format!("with these settings sequences of up to {length} tokens fit ({})", MAX_SEQ_LEN.is(length))
             }
         };
-        let problem = format!(
-            "the run needs {} on the device, {GPU_MEMORY} allows {}; {advice}",
-            readable_bytes(needed),
-            readable_bytes(total_bytes)
-        );
+        let [needed, allowed] = readable_need(needed, total_bytes);
+        let problem =
+            format!("the run needs {needed} of memory on the device, {GPU_MEMORY} allows {allowed}; {advice}");
         Err(Error::setting(GPU_MEMORY, problem))
     }
 

@@ -44,6 +44,8 @@ struct Pending {
     step: usize,
     labels: usize,
     tokens: usize,
+    /// Rough multiply-adds.
+    work: u64,
     read: PendingRead,
 }
 
@@ -65,10 +67,11 @@ pub struct Engine {
     optimizer: Prepared,
     pending: VecDeque<Pending>,
     submitted: usize,
-    /// Time of the last result, if later steps were under way then.
-    pace: Option<Instant>,
     /// Multiply-adds of the lists that were submitted for the step at hand.
     work: u64,
+    /// The time at which the device's pace was last measured, and the work whose results have come since.
+    pace: Option<Instant>,
+    finished_work: u64,
 }
 
 impl Engine {
@@ -134,8 +137,9 @@ impl Engine {
             optimizer,
             pending: VecDeque::new(),
             submitted: 0,
-            pace: None,
             work: 0,
+            pace: None,
+            finished_work: 0,
         })
     }
 
@@ -211,7 +215,22 @@ impl Engine {
         learning_rate: f64,
         seed: u64,
     ) -> Result<Option<StepResult>> {
-        self.accumulate(micro_batches, seed).await?;
+        self.step_watched(micro_batches, optimizer, learning_rate, seed, |_| ()).await
+    }
+
+    /// [`Self::step`]; `progress` is told the number of micro-batches that were given to the device before each.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub async fn step_watched(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        optimizer: &AdamW,
+        learning_rate: f64,
+        seed: u64,
+        progress: impl FnMut(usize),
+    ) -> Result<Option<StepResult>> {
+        self.accumulate_watched(micro_batches, seed, progress).await?;
         self.submitted += 1;
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
@@ -221,17 +240,59 @@ impl Engine {
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
         let labels = micro_batches.iter().map(|m| m.labels.len()).sum();
         let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
-        self.pending.push_back(Pending { step, labels, tokens, read });
         let work = std::mem::take(&mut self.work) + self.optimizer.work();
-        if self.pending.len() < RESULTS_IN_FLIGHT {
-            return Ok(None);
+        self.pending.push_back(Pending { step, labels, tokens, work, read });
+        let result = match self.pending.len() < RESULTS_IN_FLIGHT {
+            true => None,
+            false => self.next_result().await?,
+        };
+        // With steps always under way, results come at the pace of the device; submits are sized by it.
+        if self.finished_work > 0 {
+            let work = std::mem::take(&mut self.finished_work);
+            if let Some(last) = self.pace.replace(Instant::now()) {
+                self.gpu.learn_rate(work, last.elapsed().as_secs_f64());
+            }
         }
-        let result = self.next_result().await;
-        // Steps are always under way, so results come as fast as the device computes: the size of submits follows from that rate.
-        if let Some(last) = self.pace.replace(Instant::now()) {
-            self.gpu.learn_rate(work, last.elapsed().as_secs_f64());
+        Ok(result)
+    }
+
+    /// The oldest result that has not been given out, if it is there already. Does not wait for the device.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn ready_result(&mut self) -> Result<Option<StepResult>> {
+        match self.pending.front_mut().is_some_and(|pending| self.gpu.is_ready(&mut pending.read)) {
+            true => self.next_result().await,
+            false => Ok(None),
         }
-        result
+    }
+
+    /// Compiles the kernels that the lists of these micro-batches need, forward alone or with the backward pass and the optimizer.
+    /// `progress` is told how many are done, and how many there are; it is not called where there are none.
+    ///
+    /// # Errors
+    /// A kernel that the driver refuses, or a failing device.
+    pub async fn compile(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        training: bool,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let class = |batch: &MicroBatch| {
+            let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
+            (rows, labels, training)
+        };
+        let mut classes: Vec<_> = micro_batches.iter().map(class).collect();
+        classes.retain(|class| !self.passes.contains(class));
+        classes.sort_unstable();
+        classes.dedup();
+        let record = |(rows, labels, training)| self.plan.record_pass(rows, labels, training).commands;
+        let mut commands: Vec<_> = classes.into_iter().flat_map(record).collect();
+        if commands.is_empty() {
+            return Ok(());
+        }
+        commands.extend(self.plan.record_optimizer().commands.into_iter().filter(|_| training));
+        Ok(self.gpu.compile(&commands, &mut self.buffers, self.plan.shared.uniforms[0], progress).await?)
     }
 
     /// The oldest result that has not been given out; None when there is none.
@@ -239,8 +300,9 @@ impl Engine {
     /// # Errors
     /// A failing device.
     pub async fn next_result(&mut self) -> Result<Option<StepResult>> {
-        let Some(Pending { step, labels, tokens, read }) = self.pending.pop_front() else { return Ok(None) };
+        let Some(Pending { step, labels, tokens, work, read }) = self.pending.pop_front() else { return Ok(None) };
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
+        self.finished_work += work;
         let state: State = bytemuck::pod_read_unaligned(&bytes[..size_of::<State>()]);
         let at = TOTAL_LOSS_AT as usize;
         let total: f32 = bytemuck::pod_read_unaligned(&bytes[at..at + 4]);
@@ -254,11 +316,21 @@ impl Engine {
     /// # Errors
     /// Micro-batches without a label, a micro-batch larger than planned, or a failing device.
     pub async fn accumulate(&mut self, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
+        self.accumulate_watched(micro_batches, seed, |_| ()).await
+    }
+
+    async fn accumulate_watched(
+        &mut self,
+        micro_batches: &[MicroBatch],
+        seed: u64,
+        mut progress: impl FnMut(usize),
+    ) -> Result<()> {
         let Some(scale) = self.objective.step_scale(micro_batches) else {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
         };
         self.gpu.replay(&self.begin, &mut self.buffers, self.profile.as_mut()).await?;
         for (i, batch) in micro_batches.iter().enumerate() {
+            progress(i);
             let seed =
                 crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;
             self.gpu.write(&self.buffers, self.plan.optimizer.dropout_seed, bytemuck::bytes_of(&seed));
@@ -276,7 +348,7 @@ impl Engine {
         micro_batches: impl IntoIterator<Item = &'a MicroBatch>,
     ) -> Result<(f64, usize)> {
         let (mut sum, mut count) = (0.0, 0);
-        self.pace = None;
+        (self.pace, self.finished_work) = (None, 0);
         for batch in micro_batches {
             // One sum per micro-batch: an f32 total over a whole data set would lose digits.
             self.gpu.run(&self.begin, &mut self.buffers)?;

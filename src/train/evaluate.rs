@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::budget::longest_rows;
 use super::engine::Engine;
+use super::event::{Event, Phase};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::prepare::seq_len_within;
 use crate::data::Example;
@@ -95,7 +96,7 @@ impl PreparedEval {
     ///
     /// # Errors
     /// Out of memory, a failing device, or a loss that is not finite.
-    pub async fn run(self, gpu: Gpu) -> Result<EvalResult> {
+    pub async fn run(self, gpu: Gpu, mut listen: impl FnMut(Event<'_>)) -> Result<EvalResult> {
         let (max_rows, max_positions) =
             longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
         let base = self.settings.base.of(&self.source.config)?;
@@ -104,11 +105,13 @@ impl PreparedEval {
         let stored = |name: &str| self.source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, &self.source.config, stored, &self.modules, &settings);
         plan.check_limits()?;
-        let mut engine = Engine::open(gpu, plan, &self.source, |_, _| {}).await?;
+        listen(Event::Phase(Phase::Preparing));
+        let loading = |done, total| listen(Event::Loading { done, total });
+        let mut engine = Engine::open(gpu, plan, &self.source, loading).await?;
         engine.write_adapter(&self.tensors);
         let batches: Vec<MicroBatch> =
             self.examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect();
-        let (sum, tokens) = engine.evaluate(&batches).await?;
+        let (sum, tokens) = sum_of_losses(&mut engine, &batches, |phase| listen(Event::Phase(phase))).await?;
         let loss = sum / tokens as f64;
         if !loss.is_finite() {
             let problem = format!("the loss on {} is not finite", self.settings.data);
@@ -116,4 +119,22 @@ impl PreparedEval {
         }
         Ok(EvalResult { loss, perplexity: loss.exp(), tokens })
     }
+}
+
+/// Sum of losses and count of labels over micro-batches, without gradients. `listen` is told the work before each of them.
+pub(super) async fn sum_of_losses(
+    engine: &mut Engine,
+    batches: &[MicroBatch],
+    mut listen: impl FnMut(Phase),
+) -> Result<(f64, usize)> {
+    let (mut sum, mut count) = (0.0, 0);
+    for (done, batch) in batches.iter().enumerate() {
+        let compiling = |done, total| listen(Phase::Compiling { done, total });
+        engine.compile(std::slice::from_ref(batch), false, compiling).await?;
+        listen(Phase::Evaluating { done, total: batches.len() });
+        let (of_batch, labels) = engine.evaluate([batch]).await?;
+        sum += of_batch;
+        count += labels;
+    }
+    Ok((sum, count))
 }

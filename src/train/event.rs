@@ -3,8 +3,64 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::BestEvaluation;
+use super::diagnosis::Warning;
 use super::output::{EvalMetrics, StepMetrics};
 use crate::gpu::{Ledger, Profile};
+
+/// The work that a run is about to do, for a watcher that shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Measures kernels and allocates the device memory.
+    Preparing,
+    /// Compiles the kernels of the next passes.
+    Compiling {
+        /// Kernels that are compiled.
+        done: usize,
+        /// Kernels to compile.
+        total: usize,
+    },
+    /// Evaluates.
+    Evaluating {
+        /// Micro-batches that are done.
+        done: usize,
+        /// Micro-batches of the evaluation.
+        total: usize,
+    },
+    /// Makes a step.
+    Step {
+        /// Number of the step, from 1.
+        step: usize,
+        /// Micro-batches that were given to the device.
+        done: usize,
+        /// Micro-batches of the step.
+        total: usize,
+    },
+    /// Reads the trained values back and writes files.
+    Saving,
+}
+
+impl Phase {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Compiling { .. } => "compiling",
+            Self::Evaluating { .. } => "evaluating",
+            Self::Step { .. } => "step",
+            Self::Saving => "saving",
+        }
+    }
+
+    /// The count of finished parts and of all parts, where the phase has such.
+    pub fn progress(self) -> Option<(usize, usize)> {
+        match self {
+            Self::Compiling { done, total } | Self::Evaluating { done, total } | Self::Step { done, total, .. } => {
+                Some((done, total))
+            }
+            Self::Preparing | Self::Saving => None,
+        }
+    }
+}
 
 /// An event of a run, given to the watcher as it happens.
 #[derive(Clone, Debug)]
@@ -40,6 +96,8 @@ pub enum Event<'a> {
         /// Bytes of the model's files in all.
         total: u64,
     },
+    /// The run is about to do this.
+    Phase(Phase),
     /// A step was made and logged.
     Step {
         /// The line of `metrics.jsonl`.
@@ -63,6 +121,8 @@ pub enum Event<'a> {
     },
     /// The loss on the held-out data was measured.
     Evaluated(&'a EvalMetrics),
+    /// A sign that the run goes wrong.
+    Warning(&'a Warning),
     /// A directory was written: a checkpoint, or at the end the run's own.
     Saved(&'a Path),
 }
@@ -98,6 +158,8 @@ pub struct Outcome {
     pub last_eval: Option<EvalMetrics>,
     /// The evaluation before the first step; `None` without held-out data, and in a resumed run.
     pub first_eval: Option<EvalMetrics>,
+    /// Signs that the run went wrong; empty after a good one.
+    pub warnings: Vec<Warning>,
     /// GPU time by operation, if [`super::run::Start::profile`] asked for it.
     pub profile: Option<Profile>,
     /// Path of the picture of the loss.

@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod checkpoint;
+pub mod diagnosis;
 pub mod engine;
 pub mod evaluate;
 pub mod event;

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
-use web_time::Instant;
+use web_time::{Duration, Instant};
 
+use super::diagnosis::{Curves, Warning, WarningKind, diagnose};
 use super::engine::{Engine, StepResult};
-use super::event::Event;
+use super::evaluate::sum_of_losses;
+use super::event::{Event, Phase};
 use super::objective::Report;
 use super::output::{EvalMetrics, Output, StepMetrics};
 use super::settings::RunSettings;
@@ -34,6 +36,11 @@ impl Speed {
         }
     }
 
+    /// Leaves out `time` in which no step was made.
+    pub(super) fn leave_out(&mut self, time: Duration) {
+        self.0.iter_mut().for_each(|(moment, _)| *moment += time);
+    }
+
     fn rows_per_second(&self) -> f64 {
         let Some(((first, _), (last, _))) = self.0.front().zip(self.0.back()) else { return 0.0 };
         let rows: u64 = self.0.iter().skip(1).map(|(_, rows)| rows).sum();
@@ -54,6 +61,12 @@ pub(super) struct Observer<'a, L: FnMut(Event<'_>)> {
     pub(super) unlogged: Vec<Report>,
     pub(super) speed: Speed,
     pub(super) skipped_in_a_row: usize,
+    /// Parameters and vocabulary of the base.
+    pub(super) parameters: u64,
+    pub(super) vocabulary: usize,
+    pub(super) curves: Curves,
+    /// The number of logged losses at which the curves are looked at next; None once the watcher was warned.
+    pub(super) next_look: Option<usize>,
 }
 
 impl<L: FnMut(Event<'_>)> Observer<'_, L> {
@@ -62,6 +75,8 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         self.speed.add(result.tokens as u64);
         if !result.applied {
             self.skipped_in_a_row += 1;
+            self.curves.skipped.push(result.step);
+            self.output.log_skipped(result.step)?;
             (self.listen)(Event::Skipped { step: result.step });
             if self.skipped_in_a_row == MAX_SKIPPED {
                 return Err(Error::Training(format!(
@@ -92,6 +107,51 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         };
         self.output.log_step(&metrics)?;
         (self.listen)(Event::Step { metrics: &metrics, steps: self.steps });
+        self.curves.steps.push((metrics.step, metrics.loss));
+        // Ever more seldom, since each look costs as much as there are losses.
+        let count = self.curves.steps.len();
+        if self.next_look.is_some_and(|next| count >= next) {
+            self.next_look = Some(count + (count / 10).max(1));
+            self.warn(result.step);
+        }
+        Ok(())
+    }
+
+    /// Tells the watcher once that the run goes wrong. What is to be said after the last step stands in the run's outcome.
+    fn warn(&mut self, step: usize) {
+        if self.next_look.is_none() || step >= self.steps {
+            return;
+        }
+        if let Some(warning) = self.warnings().iter().find(|warning| warning.kind != WarningKind::SkippedSteps) {
+            self.next_look = None;
+            (self.listen)(Event::Warning(warning));
+        }
+    }
+
+    /// The signs so far that the run goes wrong.
+    pub(super) fn warnings(&self) -> Vec<Warning> {
+        diagnose(&self.settings, self.parameters, self.vocabulary, &self.curves)
+    }
+
+    /// Compiles the kernels that the next step needs. The time that this takes is not training time.
+    pub(super) async fn compile(&mut self, engine: &mut Engine, batches: &[MicroBatch]) -> Result<()> {
+        let (mut started, listen) = (None, &mut self.listen);
+        let progress = |done, total| {
+            started.get_or_insert_with(Instant::now);
+            listen(Event::Phase(Phase::Compiling { done, total }));
+        };
+        engine.compile(batches, true, progress).await?;
+        if let Some(started) = started {
+            self.speed.leave_out(started.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Takes the results that have come, without waiting.
+    pub(super) async fn take_ready(&mut self, engine: &mut Engine) -> Result<()> {
+        while let Some(result) = engine.ready_result().await? {
+            self.step(result)?;
+        }
         Ok(())
     }
 
@@ -114,16 +174,19 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         batches: &[MicroBatch],
         step: usize,
     ) -> Result<EvalMetrics> {
-        let (sum, count) = engine.evaluate(batches).await?;
+        let listen = &mut self.listen;
+        let (sum, count) = sum_of_losses(engine, batches, |phase| listen(Event::Phase(phase))).await?;
         let report = engine.objective.evaluation(sum, count);
         if !report.loss.is_finite() {
             return Err(Error::Training(format!(
-                "the held-out loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"
+                "the validation loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"
             )));
         }
         let metrics = EvalMetrics::new(step, self.epoch(step), report, count);
         self.output.log_evaluation(&metrics)?;
         (self.listen)(Event::Evaluated(&metrics));
+        self.curves.evals.push((step, metrics.eval_loss));
+        self.warn(step);
         // Evaluation is not training time.
         self.speed = Speed::starting_now();
         Ok(metrics)

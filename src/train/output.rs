@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint;
+use super::diagnosis::{Curves, Warning};
 use super::objective::Report;
 use super::settings::RunSettings;
 use super::tensorboard::EventFile;
@@ -17,7 +18,7 @@ use crate::files::{self, File, write_atomically};
 use crate::hub::HubModel;
 use crate::hub::dataset::HubDataset;
 use crate::lora::adapter_file;
-use crate::setting::{OVERWRITE, RESUME};
+use crate::setting::{OVERWRITE, RESUME, as_toml, written};
 use crate::{Error, Result};
 
 const METRICS: &str = "metrics.jsonl";
@@ -80,6 +81,13 @@ impl EvalMetrics {
     pub fn named_values(&self) -> impl Iterator<Item = (&str, f64)> {
         self.values.iter().map(|(name, value)| (name.strip_prefix("eval_").unwrap_or(name), *value))
     }
+}
+
+/// A step whose loss or gradient were not finite, a line of `metrics.jsonl`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct SkippedStep {
+    step: usize,
+    skipped: bool,
 }
 
 /// A record of how a run was made, beside its settings.
@@ -219,6 +227,10 @@ impl Output {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }
 
+    pub fn log_skipped(&mut self, step: usize) -> Result<()> {
+        self.log(&SkippedStep { step, skipped: true })
+    }
+
     /// Appends one line.
     fn log(&mut self, metrics: &impl Serialize) -> Result<()> {
         let path = self.dir.join(METRICS);
@@ -259,15 +271,23 @@ impl Output {
         self.metrics.sync_all().map_err(|e| Error::file(self.dir.join(METRICS), format!("cannot be written: {e}")))
     }
 
-    /// Draws `loss.svg` from the lines logged so far.
+    /// Draws `loss.svg` of the run's curves, with the warnings below them.
     ///
     /// # Errors
-    /// Metrics that cannot be read, or a file that cannot be written.
-    pub fn draw_loss(&self) -> Result<PathBuf> {
+    /// A file that cannot be written.
+    pub fn draw_loss(&self, curves: &Curves, warnings: &[Warning]) -> Result<PathBuf> {
         let path = self.dir.join("loss.svg");
-        let (steps, evals) = read_curves(&self.dir)?;
-        write_atomically(&path, super::plot::loss_svg(&steps, &evals).as_bytes())?;
+        let sentences: Vec<String> = warnings.iter().map(|warning| written(&warning.message, as_toml)).collect();
+        write_atomically(&path, super::plot::loss_svg(curves, &sentences).as_bytes())?;
         Ok(path)
+    }
+
+    /// The metrics that were logged so far.
+    ///
+    /// # Errors
+    /// Metrics that cannot be read.
+    pub fn curves(&self) -> Result<Curves> {
+        read_curves(&self.dir)
     }
 }
 
@@ -281,9 +301,6 @@ fn refuse_run(dir: &Path) -> Result<()> {
     Err(Error::file(dir, problem))
 }
 
-/// The (step, loss) pairs of a metrics file: training and evaluation.
-pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
-
 /// The losses that `metrics.jsonl` of a run's directory holds so far.
 ///
 /// # Errors
@@ -291,12 +308,14 @@ pub type Curves = (Vec<(usize, f64)>, Vec<(usize, f64)>);
 pub fn read_curves(dir: &Path) -> Result<Curves> {
     let path = dir.join(METRICS);
     let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let mut curves: Curves = Default::default();
+    let mut curves = Curves::default();
     for line in text.lines() {
         if let Ok(metrics) = serde_json::from_str::<StepMetrics>(line) {
-            curves.0.push((metrics.step, metrics.loss));
+            curves.steps.push((metrics.step, metrics.loss));
         } else if let Ok(metrics) = serde_json::from_str::<EvalMetrics>(line) {
-            curves.1.push((metrics.step, metrics.eval_loss));
+            curves.evals.push((metrics.step, metrics.eval_loss));
+        } else if let Ok(SkippedStep { step, .. }) = serde_json::from_str(line) {
+            curves.skipped.push(step);
         }
     }
     Ok(curves)

@@ -267,7 +267,7 @@ mod tests {
         let capabilities = Capabilities { max_binding_bytes: 1 << 20, ..Capabilities::BASELINE };
         plan(capabilities, 64, RecomputePolicy::Keep(9)).check_limits().unwrap();
         let message = plan(capabilities, 1 << 15, RecomputePolicy::Keep(9)).check_limits().unwrap_err().to_string();
-        assert!(message.contains("1048576") && message.contains("⟨batch-size⟩"), "{message}");
+        assert!(message.contains("1.05 MB") && message.contains("⟨batch-size⟩"), "{message}");
     }
 
     #[test]

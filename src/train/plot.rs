@@ -1,6 +1,8 @@
-//! The loss curve as a small SVG: the logged values, their running mean, and the evaluations.
+//! The loss curve as a small SVG: the logged values, their moving average, the evaluations, and notes.
 
 use std::fmt::Write;
+
+use super::diagnosis::{Curves, skipped_sentence};
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 360.0;
@@ -11,6 +13,10 @@ const TOP: f64 = 28.0;
 const BOTTOM: f64 = 40.0;
 /// Between the base lines of two texts.
 const LINE: f64 = 14.0;
+/// Characters of a line of notes.
+const NOTE_COLUMNS: usize = 100;
+/// Up to so many losses are drawn as points too.
+const FEW_POINTS: usize = 3;
 
 /// The mean over a window around each point, a twentieth of the curve long.
 fn smoothed(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
@@ -30,71 +36,131 @@ fn tick_step(span: f64, count: f64) -> f64 {
     unit.unwrap_or(10.0) * power
 }
 
-/// The picture of (step, loss) pairs; light or dark as the viewer prefers.
-pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
+/// The picture of a run's losses; light or dark as the viewer prefers. Skipped steps are marked, and `notes` stand below the curves.
+pub fn loss_svg(curves: &Curves, notes: &[String]) -> String {
     let finite = |points: &[(usize, f64)]| -> Vec<(usize, f64)> {
         points.iter().copied().filter(|(_, loss)| loss.is_finite()).collect()
     };
-    let (steps, evals) = (finite(steps), finite(evals));
-    let all = || steps.iter().chain(&evals);
-    let last = all().map(|p| p.0).max().unwrap_or(1).max(1) as f64;
-    let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min).min(1e9);
-    let high = all().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max).max(low + 1e-3);
-    let margin = 0.05 * (high - low);
-    let (low, high) = (low - margin, high + margin);
-    let x = |step: f64| LEFT + (WIDTH - LEFT - RIGHT) * step / last;
-    let y = |loss: f64| TOP + (HEIGHT - TOP - BOTTOM) * (high - loss) / (high - low);
-
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<style>\n\
-         .paper{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#e4e4e4}} .raw{{stroke:#9db8dd}} .mean{{stroke:#1f5fbf}}\n\
-         .eval{{stroke:#d9622b}} circle.eval,.value.eval{{fill:#d9622b}} .value.mean{{fill:#1f5fbf}}\n\
-         .value{{stroke:none;font-weight:600}} polyline{{fill:none;stroke-linejoin:round}}\n\
-         @media (prefers-color-scheme: dark){{.paper{{fill:#16181c}} text{{fill:#ccc}} .grid{{stroke:#333}}\n\
-         .raw{{stroke:#3d5578}} .mean{{stroke:#7db0ff}} .eval{{stroke:#ff9a66}} circle.eval,.value.eval{{fill:#ff9a66}}\n\
-         .value.mean{{fill:#7db0ff}}}}\n</style>\n\
-         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
-    );
-    let (step_x, step_y) = (tick_step(last, 8.0).max(1.0), tick_step(high - low, 6.0));
-    let digits = (-step_y.log10().floor()).max(0.0) as usize;
-    let mut tick = (low / step_y).ceil() * step_y;
-    while tick <= high {
-        let at = y(tick);
+    let (steps, evals) = (finite(&curves.steps), finite(&curves.evals));
+    let axes = Axes::around(&steps, &evals, &curves.skipped);
+    let skipped = (!curves.skipped.is_empty()).then(|| skipped_sentence(&curves.skipped));
+    let lines: Vec<String> =
+        notes.iter().chain(&skipped.filter(|_| notes.is_empty())).flat_map(|n| wrapped(n)).collect();
+    let height = HEIGHT + LINE * lines.len() as f64;
+    let mut svg = opening(height);
+    axes.draw(&mut svg);
+    for step in &curves.skipped {
+        let (at, end) = (axes.x(*step as f64), HEIGHT - BOTTOM);
         let _ = writeln!(
             svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.digits$}</text>",
-            WIDTH - RIGHT,
-            LEFT - 8.0,
-            at + 4.0
+            "<line class=\"skipped\" stroke-dasharray=\"4 3\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{end}\"/>"
         );
-        tick += step_y;
     }
-    let mut tick = 0.0;
-    while tick <= last {
-        let at = HEIGHT - BOTTOM + 18.0;
-        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{at:.1}\" text-anchor=\"middle\">{tick:.0}</text>", x(tick));
-        tick += step_x;
-    }
-    let mut line = |class: &str, width: f64, points: &[(usize, f64)]| {
-        let points: Vec<String> = points.iter().map(|(s, l)| format!("{:.1},{:.1}", x(*s as f64), y(*l))).collect();
-        let _ = writeln!(svg, "<polyline class=\"{class}\" stroke-width=\"{width}\" points=\"{}\"/>", points.join(" "));
-    };
-    line("raw", 1.0, &steps);
     let mean = smoothed(&steps);
-    line("mean", 2.0, &mean);
-    // Two points would draw a straight line that nobody measured.
-    if evals.len() > 2 {
-        line("eval", 1.5, &evals);
-    }
-    for (step, loss) in &evals {
-        let _ = writeln!(svg, "<circle class=\"eval\" r=\"3\" cx=\"{:.1}\" cy=\"{:.1}\"/>", x(*step as f64), y(*loss));
-    }
-    let mut at = LEFT;
-    for (class, name, shown) in
-        [("raw", "loss", true), ("mean", "its running mean", true), ("eval", "held-out loss", !evals.is_empty())]
+    // Two evaluations would draw a straight line that nobody measured.
+    for (class, width, points, shown) in
+        [("raw", 1.0, &steps, true), ("mean", 2.0, &mean, steps.len() > 1), ("eval", 1.5, &evals, evals.len() > 2)]
     {
+        if shown {
+            let place = |(step, loss): &(usize, f64)| format!("{:.1},{:.1}", axes.x(*step as f64), axes.y(*loss));
+            let points = points.iter().map(place).collect::<Vec<_>>().join(" ");
+            let _ = writeln!(svg, "<polyline class=\"{class}\" stroke-width=\"{width}\" points=\"{points}\"/>");
+        }
+    }
+    // A line of so few points is hard to see.
+    let few = if steps.len() <= FEW_POINTS { &steps[..] } else { &[] };
+    for (class, (step, loss)) in few.iter().map(|p| ("mean", p)).chain(evals.iter().map(|p| ("eval", p))) {
+        let (x, y) = (axes.x(*step as f64), axes.y(*loss));
+        let _ = writeln!(svg, "<circle class=\"{class}\" r=\"3\" cx=\"{x:.1}\" cy=\"{y:.1}\"/>");
+    }
+    legend(&mut svg, steps.len(), evals.len(), curves.skipped.len());
+    end_values(&mut svg, &axes, mean.last(), evals.last());
+    let middle = (LEFT + WIDTH - RIGHT) / 2.0;
+    let _ = writeln!(svg, "<text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>", HEIGHT - 6.0);
+    for (i, line) in lines.iter().enumerate() {
+        let y = HEIGHT + LINE * i as f64 + 6.0;
+        let _ = writeln!(svg, "<text class=\"note\" x=\"{LEFT}\" y=\"{y:.1}\">{line}</text>");
+    }
+    svg + "</svg>\n"
+}
+
+/// The opening tag, the styles and the paper.
+fn opening(height: f64) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" \
+         font-family=\"system-ui, sans-serif\" font-size=\"12\">\n<style>\n\
+         .paper{{fill:#fff}} text{{fill:#333}} .grid{{stroke:#e4e4e4}} .raw{{stroke:#9db8dd}} .mean{{stroke:#1f5fbf}}\n\
+         .eval{{stroke:#d9622b}} circle.eval,.value.eval{{fill:#d9622b}} circle.mean,.value.mean{{fill:#1f5fbf}}\n\
+         .value{{stroke:none;font-weight:600}} polyline{{fill:none;stroke-linejoin:round}}\n\
+         .skipped{{stroke:#c22}} .note{{fill:#b00020}}\n\
+         @media (prefers-color-scheme: dark){{.paper{{fill:#16181c}} text{{fill:#ccc}} .grid{{stroke:#333}}\n\
+         .raw{{stroke:#3d5578}} .mean{{stroke:#7db0ff}} .eval{{stroke:#ff9a66}} circle.eval,.value.eval{{fill:#ff9a66}}\n\
+         circle.mean,.value.mean{{fill:#7db0ff}} .skipped{{stroke:#f66}} .note{{fill:#ff8a80}}}}\n</style>\n\
+         <rect class=\"paper\" width=\"{WIDTH}\" height=\"{height}\"/>\n"
+    )
+}
+
+/// The ranges of the picture.
+struct Axes {
+    last: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Axes {
+    fn around(steps: &[(usize, f64)], evals: &[(usize, f64)], skipped: &[usize]) -> Self {
+        let all = || steps.iter().chain(evals);
+        let last = all().map(|p| p.0).chain(skipped.iter().copied()).max().unwrap_or(1).max(1) as f64;
+        let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
+        let high = all().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
+        let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
+        // Equal losses would make an axis of one value: the scale shows at least a tenth of it.
+        let margin = (0.05 * (high - low)).max(0.05 * high.abs() - 0.5 * (high - low)).max(1e-3);
+        Self { last, low: low - margin, high: high + margin }
+    }
+
+    fn x(&self, step: f64) -> f64 {
+        LEFT + (WIDTH - LEFT - RIGHT) * step / self.last
+    }
+
+    fn y(&self, loss: f64) -> f64 {
+        TOP + (HEIGHT - TOP - BOTTOM) * (self.high - loss) / (self.high - self.low)
+    }
+
+    fn draw(&self, svg: &mut String) {
+        let (step_x, step_y) = (tick_step(self.last, 8.0).max(1.0), tick_step(self.high - self.low, 6.0));
+        let digits = (-step_y.log10().floor()).max(0.0) as usize;
+        let mut tick = (self.low / step_y).ceil() * step_y;
+        while tick <= self.high {
+            let at = self.y(tick);
+            let _ = writeln!(
+                svg,
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{tick:.digits$}</text>",
+                WIDTH - RIGHT,
+                LEFT - 8.0,
+                at + 4.0
+            );
+            tick += step_y;
+        }
+        let mut tick = 0.0;
+        while tick <= self.last {
+            let (x, y) = (self.x(tick), HEIGHT - BOTTOM + 18.0);
+            let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{tick:.0}</text>");
+            tick += step_x;
+        }
+    }
+}
+
+/// Names what is drawn, from the counts of the points of each kind.
+fn legend(svg: &mut String, steps: usize, evals: usize, skipped: usize) {
+    let mut at = LEFT;
+    for (class, name, shown) in [
+        ("raw", "training loss", steps > 0),
+        ("mean", "moving average", steps > 1),
+        ("eval", "validation loss", evals > 0),
+        ("skipped", "skipped step", skipped > 0),
+    ] {
         if shown {
             let (end, text) = (at + 18.0, at + 24.0);
             let _ = writeln!(
@@ -105,29 +171,37 @@ pub fn loss_svg(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> String {
             at = text + 7.0 * name.len() as f64 + 16.0;
         }
     }
-    // The last values beside their points, a line apart where the two are close.
-    let ends = [("mean", mean.last()), ("eval", evals.last())];
-    let [of_mean, of_evals] = ends.map(|(_, end)| end.map_or(f64::NAN, |(_, loss)| y(*loss)));
+}
+
+/// Writes the last values beside their points, a line apart where the two are close.
+fn end_values(svg: &mut String, axes: &Axes, mean: Option<&(usize, f64)>, eval: Option<&(usize, f64)>) {
+    let ends = [("mean", mean), ("eval", eval)];
+    let [of_mean, of_evals] = ends.map(|(_, end)| end.map_or(f64::NAN, |(_, loss)| axes.y(*loss)));
     let apart = (LINE - (of_mean - of_evals).abs()).max(0.0) / 2.0;
     for ((class, end), (place, other)) in ends.into_iter().zip([(of_mean, of_evals), (of_evals, of_mean)]) {
         if let Some((step, loss)) = end {
             let below = place > other || (place == other && class == "mean");
             let place = if below { place + apart } else { place - apart };
-            let _ = writeln!(
-                svg,
-                "<text class=\"value {class}\" x=\"{:.1}\" y=\"{:.1}\">{loss:.3}</text>",
-                x(*step as f64) + 8.0,
-                place + 4.0
-            );
+            let (x, y) = (axes.x(*step as f64) + 8.0, place + 4.0);
+            let _ = writeln!(svg, "<text class=\"value {class}\" x=\"{x:.1}\" y=\"{y:.1}\">{loss:.3}</text>");
         }
     }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">step</text>\n</svg>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 6.0
-    );
-    svg
+}
+
+/// Breaks a sentence into lines that fit into the picture.
+fn wrapped(sentence: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in sentence.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= NOTE_COLUMNS => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Draws the losses for a terminal: columns of blocks, `rows` high, with the highest and the lowest loss beside them.
@@ -177,26 +251,48 @@ mod tests {
         assert!(loss_text(&[(1, 2.0)], 20, 2).contains('▁'));
     }
 
+    fn curves(steps: &[(usize, f64)], evals: &[(usize, f64)]) -> Curves {
+        Curves { steps: steps.to_vec(), evals: evals.to_vec(), skipped: Vec::new() }
+    }
+
     #[test]
     fn curves_stay_inside_the_picture() {
         let steps: Vec<(usize, f64)> = (1..=100).map(|s| (s, 3.0 + 2.0 / s as f64)).collect();
-        let svg = loss_svg(&steps, &[(50, 3.5), (100, 3.2)]);
+        let svg = loss_svg(&curves(&steps, &[(50, 3.5), (100, 3.2)]), &[]);
         let numbers =
             svg.split("points=\"").skip(1).flat_map(|part| part.split('"').next().unwrap_or("").split([' ', ',']));
         let numbers: Vec<f64> = numbers.filter_map(|n| n.parse().ok()).collect();
         assert!(numbers.len() >= 400 && numbers.iter().all(|n| (0.0..=WIDTH).contains(n)));
         assert_eq!(svg.matches("<circle").count(), 2);
         // Three evaluations make a line; a polyline that took its class's fill would be an area.
-        let svg = loss_svg(&steps, &[(1, 5.0), (50, 3.5), (100, 3.2)]);
+        let svg = loss_svg(&curves(&steps, &[(1, 5.0), (50, 3.5), (100, 3.2)]), &[]);
         assert!(svg.contains("<polyline class=\"eval\"") && !svg.contains("} .eval{stroke:#d9622b;fill"), "{svg}");
-        assert!(svg.contains("held-out loss") && svg.contains(">3.200</text>"), "{svg}");
+        assert!(svg.contains("validation loss") && svg.contains("moving average"), "{svg}");
+        assert!(svg.contains(">3.200</text>"), "{svg}");
     }
 
     #[test]
     fn one_point_none_and_values_that_are_not_finite_still_make_a_picture() {
         for steps in [vec![], vec![(1, 2.0)], vec![(1, f64::NAN), (2, 1.0), (3, f64::INFINITY)]] {
-            let svg = loss_svg(&steps, &[]);
+            let svg = loss_svg(&curves(&steps, &[]), &[]);
             assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
+        // A single loss is a point on an axis of a few values, without an average.
+        let svg = loss_svg(&curves(&[(1, 4.267)], &[]), &[]);
+        assert_eq!(svg.matches("<circle class=\"mean\"").count(), 1);
+        assert!(svg.contains(">4.3</text>") && !svg.contains("moving average"), "{svg}");
+    }
+
+    #[test]
+    fn skipped_steps_and_notes_stand_in_the_picture() {
+        let run = Curves { skipped: vec![2, 3], ..curves(&[(1, 2.0), (4, 2.5)], &[]) };
+        let svg = loss_svg(&run, &[]);
+        assert_eq!(svg.matches("<line class=\"skipped\" stroke-dasharray").count(), 2);
+        assert!(svg.contains("skipped step<") && svg.contains("2 steps were skipped (steps 2, 3)<"), "{svg}");
+        let note = format!("{} end", "a word and another".repeat(10));
+        let svg = loss_svg(&run, std::slice::from_ref(&note));
+        let lines: Vec<&str> = svg.lines().filter(|line| line.starts_with("<text class=\"note\"")).collect();
+        assert_eq!(lines.len(), 2, "{svg}");
+        assert!(svg.contains(&format!("height=\"{}\"", HEIGHT + 2.0 * LINE)) && !svg.contains("were skipped"), "{svg}");
     }
 }

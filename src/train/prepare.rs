@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
 use super::checkpoint::Trainable;
+use super::diagnosis::{self, Warning};
 use super::plan::TrainPlan;
 use super::provenance::Provenance;
 use super::settings::{Method, RunSettings};
 use super::values::TrainedValues;
 use crate::data::Example;
-use crate::data::batches::{BatchOrder, MicroBatch, hold_out};
+use crate::data::batches::{BatchOrder, MicroBatch, hold_out, hold_out_count};
 use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
@@ -34,6 +35,35 @@ use crate::{Error, Result, files};
 /// The longest sequence where neither the user nor the model says less.
 const DEFAULT_SEQ_LEN: usize = 512;
 
+/// The share of the examples that is held out where the user says nothing, the largest number of them, and the fewest examples of which
+/// any are held out.
+const DEFAULT_HELD_OUT: f64 = 0.05;
+const MAX_HELD_OUT: usize = 64;
+const MIN_TO_HOLD_OUT: usize = 20;
+
+/// The data of a run's evaluations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validation {
+    /// A file of its own.
+    Given,
+    /// Some of the examples; the others are trained on.
+    HeldOut {
+        /// Number of examples that are held out.
+        examples: usize,
+        /// Number of examples of the data.
+        of: usize,
+    },
+    /// None, because there are too few examples to hold some out.
+    TooFew {
+        /// Number of examples of the data.
+        examples: usize,
+        /// The smallest number of which some are held out.
+        needed: usize,
+    },
+    /// None, as the settings want it.
+    Off,
+}
+
 /// A run whose settings, model files and data were read and checked, before a device is opened.
 pub struct PreparedRun {
     /// The settings; rank, alpha and rslora are those of `init_adapter` where the run starts from one.
@@ -48,6 +78,8 @@ pub struct PreparedRun {
     pub data: DataReport,
     /// Report on the evaluation data; `None` where it was held out of the training data, or there is none.
     pub eval: Option<DataReport>,
+    /// The data of the evaluations.
+    pub validation: Validation,
     /// Optimizer steps of the whole run.
     pub steps: usize,
     /// The chat template that the data was written with, if it was, and the tokens with which answers end after training.
@@ -91,7 +123,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         format.follow_adapter(adapter);
     }
     let date = format.template_date.get_or_insert_with(template::now).clone();
-    let RunData { examples, report: data, opening, eval_examples, eval } = read_data(&settings, &source, &format)?;
+    let RunData { examples, report: data, opening, eval_examples, eval, validation } =
+        read_data(&settings, &source, &format)?;
     // Recorded, so that the run may be resumed on another day.
     if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
         settings.data_format.template_date = Some(date);
@@ -102,6 +135,10 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
             if settings.early_stopping_patience.is_some() { EARLY_STOPPING_PATIENCE } else { LOAD_BEST_MODEL_AT_END };
         let problem = format!("{key} needs data to evaluate on: set {EVAL_DATA} or {EVAL_FRACTION}");
         return Err(Error::setting(key, problem));
+    }
+    if let (Validation::HeldOut { examples, of }, None) = (validation, settings.eval_fraction) {
+        // The record of a run holds the share that it was made with, whatever later versions take by default.
+        settings.eval_fraction = Some(examples as f64 / of as f64);
     }
     let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
     let slots = match format.packing {
@@ -121,6 +158,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         modules,
         data,
         eval,
+        validation,
         steps,
         template,
         ends,
@@ -179,6 +217,7 @@ struct RunData {
     eval_examples: Vec<Example>,
     /// None where the examples to evaluate on were held out of the others.
     eval: Option<DataReport>,
+    validation: Validation,
 }
 
 /// Reads the training data, and the held-out data from the settings' file, from the directory's `valid` split, or as a fraction of the
@@ -199,13 +238,29 @@ fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> 
         None => read(&settings.data, Split::Valid)?,
     };
     if let Some(set) = held_out {
-        return Ok(RunData { examples, report, opening, eval_examples: set.examples, eval: Some(set.report) });
+        let (eval_examples, eval) = (set.examples, Some(set.report));
+        return Ok(RunData { examples, report, opening, eval_examples, eval, validation: Validation::Given });
     }
-    let (examples, eval_examples) = match settings.eval_fraction > 0.0 {
-        true => hold_out(examples, settings.eval_fraction, settings.seed)?,
-        false => (examples, Vec::new()),
+    let count = examples.len();
+    let (examples, eval_examples) = match settings.eval_fraction {
+        Some(fraction) if fraction > 0.0 => hold_out(examples, fraction, settings.seed)?,
+        Some(_) => (examples, Vec::new()),
+        None => hold_out_count(examples, held_out_by_default(count), settings.seed),
     };
-    Ok(RunData { examples, report, opening, eval_examples, eval: None })
+    let validation = match (eval_examples.len(), settings.eval_fraction) {
+        (0, None) => Validation::TooFew { examples: count, needed: MIN_TO_HOLD_OUT },
+        (0, Some(_)) => Validation::Off,
+        (held, _) => Validation::HeldOut { examples: held, of: count },
+    };
+    Ok(RunData { examples, report, opening, eval_examples, eval: None, validation })
+}
+
+/// The number of examples that are held out of `count` where the user says nothing.
+fn held_out_by_default(count: usize) -> usize {
+    match count {
+        0..MIN_TO_HOLD_OUT => 0,
+        _ => ((count as f64 * DEFAULT_HELD_OUT).round() as usize).clamp(1, MAX_HELD_OUT),
+    }
 }
 
 /// A text to continue, for trying what was learned: the example's prompt if it is a short line, else its first words.
@@ -301,6 +356,11 @@ impl PreparedRun {
         }
     }
 
+    /// Hints at settings that seldom work.
+    pub fn hints(&self) -> Vec<Warning> {
+        diagnosis::hints(&self.settings, parameters(&self.source.config), self.examples.len(), self.steps)
+    }
+
     /// The held-out examples in micro-batches, in their order.
     pub(super) fn eval_batches(&self) -> Vec<MicroBatch> {
         self.eval_examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect()
@@ -314,5 +374,23 @@ impl PreparedRun {
             MicroBatch::from_examples(chosen.iter().flat_map(|slot| &slots[*slot]).map(|i| &examples[*i]))
         };
         chosen.map(batch).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twentieth_of_the_examples_is_held_out_within_bounds() {
+        let cases = [(1, 0), (19, 0), (20, 1), (29, 1), (30, 2), (100, 5), (1000, 50), (1280, 64), (1_000_000, 64)];
+        for (count, held) in cases {
+            assert_eq!(held_out_by_default(count), held, "{count} examples");
+            if held > 0 {
+                // The recorded share gives as many again.
+                let recorded = held as f64 / count as f64;
+                assert_eq!((count as f64 * recorded).round() as usize, held);
+            }
+        }
     }
 }

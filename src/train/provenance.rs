@@ -11,7 +11,7 @@ use crate::Result;
 use crate::data::Example;
 use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
-use crate::setting::{DATA, INIT_ADAPTER, MODEL};
+use crate::setting::{DATA, EVAL_FRACTION, INIT_ADAPTER, MODEL};
 
 /// The provenance of a run, kept in a checkpoint and compared when a run resumes from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,8 +81,12 @@ impl Provenance {
             return Err(format!("was made with other base weights ({was}) than those of {is}"));
         }
         if self.data != now.data {
+            let held_out = match (self.settings.eval_fraction, now.settings.eval_fraction) {
+                (was, is) if was == is => String::new(),
+                (was, _) => format!(" ({})", EVAL_FRACTION.is(was.unwrap_or(0.0))),
+            };
             return Err(format!(
-                "was made with other training examples than {} gives now; take the data and its settings back as they were, \
+                "was made with other training examples than {} gives now; take the data and its settings{held_out} back as they were, \
                  or begin a new run from the adapter with {INIT_ADAPTER}",
                 DATA.is(&now.settings.data)
             ));
@@ -122,7 +126,9 @@ mod tests {
         assert_eq!(refusal(|s| s.batch_size = 2), "was made with ⟨batch-size=4⟩, not 2");
         assert_eq!(refusal(|s| s.shuffle = false), "was made with shuffle = true, not false");
         let other_data = first.check_resume(&provenance(|_| (), &[1, 2, 4], 9)).unwrap_err();
-        assert!(other_data.contains("other training examples"), "{other_data}");
+        assert!(other_data.contains("other training examples") && !other_data.contains("fraction"), "{other_data}");
+        let held_out = first.check_resume(&provenance(|s| s.eval_fraction = Some(0.1), &[1, 2], 9)).unwrap_err();
+        assert!(held_out.contains("its settings (⟨eval-fraction=0⟩) back"), "{held_out}");
         let steered = provenance(|s| s.lr = 1.0, &[1, 2, 3], 12);
         assert_eq!(
             first.check_resume(&steered),

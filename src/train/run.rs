@@ -7,7 +7,7 @@ use web_time::Instant;
 
 use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState};
 use super::engine::Engine;
-use super::event::{Control, Event, Outcome};
+use super::event::{Control, Event, Outcome, Phase};
 use super::observer::{Observer, Speed};
 use super::output::{Continued, EvalMetrics, Output, RunRecord, same_directory};
 use super::prepare::PreparedRun;
@@ -16,7 +16,7 @@ use super::settings::Method;
 use super::values::TrainedValues;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
-use crate::model::tensors::EMBEDDING;
+use crate::model::tensors::{EMBEDDING, parameters};
 use crate::setting::RESUME;
 use crate::{Error, Result, files};
 
@@ -145,6 +145,7 @@ async fn attempt(
     engine.profile = start.profile.then(Profile::default);
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
     (progress.first_step, progress.step) = (state.step, state.step);
+    let curves = output.curves()?;
     let observer = Observer {
         output: &mut output,
         listen,
@@ -156,6 +157,10 @@ async fn attempt(
         unlogged: state.unlogged.clone(),
         speed: Speed::starting_now(),
         skipped_in_a_row: 0,
+        parameters: parameters(&prepared.source.config),
+        vocabulary: prepared.source.config.vocab_size,
+        curves,
+        next_look: Some(1),
     };
     let outcome = Outcome {
         step: state.step,
@@ -164,13 +169,20 @@ async fn attempt(
         best: None,
         last_eval: None,
         first_eval: None,
+        warnings: Vec::new(),
         profile: None,
         loss_svg: PathBuf::new(),
     };
     let eval_batches = prepared.eval_batches();
     let last_save = Instant::now();
     let mut training = Training { prepared, engine, observer, state, eval_batches, outcome, progress, last_save };
-    training.make_steps(control).await?;
+    if let Err(error) = training.make_steps(control).await {
+        if matches!(error, Error::Training(_)) {
+            // The picture shows what happened; the error is what counts.
+            let _ = training.draw();
+        }
+        return Err(error);
+    }
     training.finish(&out).await
 }
 
@@ -218,6 +230,7 @@ async fn open_engine(
         trained_parameters,
         steps: prepared.steps,
     });
+    listen(Event::Phase(Phase::Preparing));
     let mut record = RunRecord {
         loraine: env!("CARGO_PKG_VERSION").to_owned(),
         gpu: gpu.adapter.name.clone(),
@@ -302,15 +315,22 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
 
     async fn step(&mut self) -> Result<()> {
         let micro_batches = self.prepared.micro_batches(self.state.step);
+        self.observer.compile(&mut self.engine, &micro_batches).await?;
         let settings = &self.prepared.settings;
         let factor = settings.schedule.factor(self.state.step, settings.warmup_steps, self.prepared.steps);
-        let lr = settings.lr * factor;
-        let result = self.engine.step(&micro_batches, &settings.optimizer(), lr, settings.seed).await?;
-        self.state.step += 1;
-        self.progress.step = self.state.step;
-        match result {
-            Some(result) => self.observer.step(result),
-            None => Ok(()),
+        let (lr, optimizer) = (settings.lr * factor, settings.optimizer());
+        let (step, total) = (self.state.step + 1, micro_batches.len());
+        let listen = &mut self.observer.listen;
+        let progress = |done| listen(Event::Phase(Phase::Step { step, done, total }));
+        let result = self.engine.step_watched(&micro_batches, &optimizer, lr, settings.seed, progress).await?;
+        (self.state.step, self.progress.step) = (step, step);
+        if let Some(result) = result {
+            self.observer.step(result)?;
+        }
+        // The first result shows that all is well, so it is waited for. Later ones come while the next steps run.
+        match step == self.progress.first_step + 1 {
+            true => self.observer.drain(&mut self.engine).await,
+            false => self.observer.take_ready(&mut self.engine).await,
         }
     }
 
@@ -346,6 +366,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     }
 
     async fn save_checkpoint(&mut self) -> Result<()> {
+        (self.observer.listen)(Event::Phase(Phase::Saving));
         self.state.tokens = self.observer.tokens;
         self.state.unlogged = self.observer.unlogged.clone();
         let checkpoint = Checkpoint {
@@ -382,6 +403,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     /// Waits for the last results and writes the trained values and the drawing of the loss into `out`.
     async fn finish(mut self, out: &Path) -> Result<Outcome> {
         self.observer.drain(&mut self.engine).await?;
+        (self.observer.listen)(Event::Phase(Phase::Saving));
         let (settings, source) = (&self.prepared.settings, &self.prepared.source);
         let float = settings.dtype.unwrap_or_else(|| source.stored(EMBEDDING));
         self.prepared.trainable().save(out, &self.result(out).await?, float)?;
@@ -394,7 +416,13 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         self.outcome.step = self.state.step;
         self.outcome.best = self.state.best.filter(|_| settings.keeps_best());
         self.outcome.profile = self.engine.profile.take();
-        self.outcome.loss_svg = self.observer.output.draw_loss()?;
+        self.outcome.loss_svg = self.draw()?;
+        self.outcome.warnings = self.observer.warnings();
         Ok(self.outcome)
+    }
+
+    /// Draws the curves so far, with the signs that the run goes wrong.
+    fn draw(&self) -> Result<PathBuf> {
+        self.observer.output.draw_loss(&self.observer.curves, &self.observer.warnings())
     }
 }

@@ -188,8 +188,11 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
     pub eval_data: Option<PathBuf>,
-    /// Share of the data held out for evaluation where there is no `eval_data`, from 0 to below 1.
-    pub eval_fraction: f64,
+    /// Share of the data held out for evaluation where there is no `eval_data`. None holds out 5 % and at most 64 examples, and nothing
+    /// of fewer than 20 examples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub eval_fraction: Option<f64>,
     /// Steps between evaluations; 0 evaluates at the end alone.
     pub eval_every: usize,
     /// The run ends after so many evaluations in a row that are no better than the best one; None goes on to the last step.
@@ -267,7 +270,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("seed", OnResume::Fixed).count(0, |s| Some(s.seed)),
     Setting::new("shuffle", OnResume::Fixed),
     Setting::new("eval-data", OnResume::Free),
-    Setting::new("eval-fraction", OnResume::Free).number(Range::Share, |s| Some(s.eval_fraction)),
+    Setting::new("eval-fraction", OnResume::Free).number(Range::Share, |s| s.eval_fraction),
     Setting::new("eval-every", OnResume::Free).count(0, |s| Some(s.eval_every as u64)),
     Setting::new("early-stopping-patience", OnResume::Free).count(1, |s| s.early_stopping_patience.map(|n| n as u64)),
     Setting::new("early-stopping-threshold", OnResume::Free)
@@ -327,7 +330,7 @@ impl Default for RunSettings {
             seed: 0,
             shuffle: true,
             eval_data: None,
-            eval_fraction: 0.0,
+            eval_fraction: None,
             eval_every: 0,
             early_stopping_patience: None,
             early_stopping_threshold: 0.0,
@@ -499,6 +502,7 @@ mod tests {
             epochs: Some(1.0),
             warmup_ratio: Some(0.1),
             eval_data: path,
+            eval_fraction: Some(0.1),
             dtype: Some(Float::Bf16),
             gpu_memory: Some(1),
             ..RunSettings::default()

@@ -6,6 +6,8 @@ use tsify::Tsify;
 use crate::data::report::DataReport;
 use crate::gpu::{Category, Ledger};
 use crate::memory::Estimate;
+use crate::train::diagnosis::Warning;
+use crate::train::event::Phase;
 use crate::train::output::{EvalMetrics, StepMetrics};
 
 /// A file of the engine's file system.
@@ -82,6 +84,26 @@ pub struct StepReport {
     pub steps: usize,
 }
 
+/// The work that a run is about to do.
+#[derive(Serialize, Tsify)]
+pub struct PhaseReport {
+    /// `preparing`, `compiling`, `evaluating`, `step` or `saving`.
+    pub phase: &'static str,
+    /// The step that is made, counted from 1.
+    pub step: Option<usize>,
+    /// Finished kernels or micro-batches, and their number.
+    pub done: Option<usize>,
+    pub total: Option<usize>,
+}
+
+impl PhaseReport {
+    pub fn of(phase: Phase) -> Self {
+        let (done, total) = phase.progress().unzip();
+        let step = if let Phase::Step { step, .. } = phase { Some(step) } else { None };
+        Self { phase: phase.name(), step, done, total }
+    }
+}
+
 /// An event of a run.
 #[derive(Serialize, Tsify)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -100,6 +122,8 @@ pub enum RunEvent {
         /// Bytes of the model's files in all.
         total: u64,
     },
+    /// The run is about to do this.
+    Phase(PhaseReport),
     /// A step was made and logged.
     Step(StepReport),
     /// Loss or gradient were not finite, so the step changed nothing.
@@ -118,6 +142,8 @@ pub enum RunEvent {
     },
     /// The loss on the held-out data was measured.
     Evaluated(EvalMetrics),
+    /// A hint at the settings, or a sign that the run goes wrong.
+    Warning(Warning),
     /// Directory in the engine's file system: a checkpoint, or at the end the output directory.
     Saved {
         /// Path of that directory.
@@ -146,4 +172,7 @@ pub struct RunOutcome {
     pub first_eval: Option<EvalMetrics>,
     /// The last evaluation; absent without held-out data, or if the run was stopped before one.
     pub last_eval: Option<EvalMetrics>,
+    /// Signs that the run went wrong. Settings in their messages are placeholders, as in errors.
+    #[tsify(optional)]
+    pub warnings: Vec<Warning>,
 }

@@ -6,7 +6,7 @@ use futures_channel::oneshot;
 use js_sys::Function;
 use wasm_bindgen::prelude::*;
 
-use super::report::{PlanReport, RunEvent, RunOutcome, StepReport};
+use super::report::{PhaseReport, PlanReport, RunEvent, RunOutcome, StepReport};
 use super::{errors, from_js, open_gpu, to_js};
 use crate::train::event::{Control, Event, Outcome};
 use crate::train::prepare::{PreparedRun, prepare};
@@ -67,6 +67,7 @@ impl Run {
             interrupted: outcome.interrupted,
             first_eval: outcome.first_eval,
             last_eval: outcome.last_eval,
+            warnings: outcome.warnings,
         })
     }
 
@@ -106,6 +107,9 @@ impl Run {
     async fn run(&self, on_event: &Function) -> Result<Outcome> {
         let prepared = self.prepared.take();
         let prepared = prepared.ok_or(Error::Busy("this run was started already"))?;
+        for hint in prepared.hints() {
+            emit(on_event, RunEvent::Warning(hint));
+        }
         let gpu = open_gpu().await?;
         let start = Start { overwrite: !self.resume, resume: self.resume.then_some(Resume::Newest), profile: false };
         let layers = prepared.source.config.num_layers;
@@ -124,6 +128,7 @@ impl Run {
                         RunEvent::Resumed { step }
                     }
                     Event::Loading { done, total } => RunEvent::Loading { done, total },
+                    Event::Phase(phase) => RunEvent::Phase(PhaseReport::of(phase)),
                     Event::Step { metrics, steps } => RunEvent::Step(StepReport { metrics: metrics.clone(), steps }),
                     Event::Skipped { step } => RunEvent::Skipped { step },
                     Event::DeviceLost { step, reason, checkpoint } => {
@@ -132,6 +137,7 @@ impl Run {
                         RunEvent::DeviceLost { step, reason: reason.to_owned(), resumes: checkpoint.is_some() }
                     }
                     Event::Evaluated(metrics) => RunEvent::Evaluated(metrics.clone()),
+                    Event::Warning(warning) => RunEvent::Warning(warning.clone()),
                     Event::Saved(path) => RunEvent::Saved { path: path.display().to_string() },
                 },
             );

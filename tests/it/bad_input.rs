@@ -300,13 +300,12 @@ fn memory_that_does_not_suffice_names_the_length_that_fits() {
         shell.write("data.jsonl", line.repeat(6));
     };
     let bytes = |text: &str| -> u64 {
-        let lines =
-            text.lines().filter_map(|line| line.split_once('(')?.1.strip_suffix(" bytes)")?.parse::<u64>().ok());
-        lines.sum()
+        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        events.filter_map(|event| event["gpu_bytes"].as_u64()).sum()
     };
     data(128);
     let train = format!("{TRAIN} --recompute all");
-    let allowed = bytes(&shell.succeed(&format!("{train} --dry-run"))) * 8 / 10;
+    let allowed = bytes(&shell.succeed(&format!("{train} --dry-run --json"))) * 8 / 10;
     let output = shell.command(&format!("{train} --gpu-memory {allowed}B")).output().unwrap();
     let (_, problems) = texts(&output);
     let fits = problems.split_once("sequences of up to ").expect(&problems).1.split_once(' ').unwrap().0;
@@ -468,8 +467,8 @@ fn numbers_that_break_stop_the_run_and_spare_the_adapter() {
         assert!(shown.contains(&format!("step {step}: loss or gradient were not finite; the step was skipped")));
     }
     shell.fail(&format!("{huge} --overwrite"), &[clear, "damaged weights"]);
-    assert_eq!(shell.names("huge"), ["metrics.jsonl", "run.toml"]);
-    shell.fail(&format!("{huge} --overwrite --eval-data data.jsonl"), &["held-out loss is not finite"]);
+    assert_eq!(shell.names("huge"), ["loss.svg", "metrics.jsonl", "run.toml"]);
+    shell.fail(&format!("{huge} --overwrite --eval-data data.jsonl"), &["validation loss is not finite"]);
     shell.fail("eval --model model --data data.jsonl", &["the loss on data.jsonl is not finite"]);
 }
 

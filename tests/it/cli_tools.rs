@@ -21,7 +21,7 @@ fn info_lists_adapters_and_describes_a_model() {
     assert_eq!(info["model"]["heads"], 16);
     assert_eq!(info["model"]["kv_heads"], 2);
     let (fine, text, _) = loraine(&["info"]);
-    assert!(fine && text.contains("(default)") && text.contains("limits"), "{text}");
+    assert!(fine && text.contains("  (default)") && text.contains("limits"), "{text}");
     let (fine, _, error) = loraine(&["info", "--model", "/nowhere"]);
     assert!(!fine && error.contains("/nowhere: does not exist") && !error.contains("panicked"), "{error}");
 }
@@ -111,7 +111,7 @@ fn an_estimate_is_what_a_run_takes() {
         assert!(fine, "{error}");
         let metrics = std::fs::read_to_string(format!("{out}/metrics.jsonl")).unwrap();
         let metrics: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
-        assert_eq!(estimate[0]["total"], metrics["gpu_bytes"], "{method}");
+        assert_eq!(estimate[0]["gpu_bytes"], metrics["gpu_bytes"], "{method}");
     }
     let (fine, text, _) = loraine(&["estimate", "--model", "llama-2-7b", "--batch-size", "1", "--gpu-memory", "12GB"]);
     assert!(fine && text.contains("fits into 12.0 GB") && text.contains("[WWW"), "{text}");
@@ -124,7 +124,7 @@ fn an_estimate_is_what_a_run_takes() {
         let command = ["estimate", "--model", "smollm2-135m", "--method", "qlora", "--json", "--matrix-units"];
         let (fine, text, error) = loraine(&[&command[..], &[matrix_units]].concat());
         assert!(fine, "{error}");
-        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")[0]["total"].as_u64().expect("bytes")
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")[0]["gpu_bytes"].as_u64().expect("bytes")
     };
     // Room for rows in f16, at least those of gate's and up's gradients together.
     assert!(total("on") >= total("off") + 2048 * 2 * (2 * 1536));

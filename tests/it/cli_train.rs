@@ -1,6 +1,6 @@
 //! `loraine train` and `loraine eval` at the terminal: PEFT's numbers, the files of a run, and runs that repeat.
 
-use crate::common::cli::{Shell, random_lines, token_lines, train_on};
+use crate::common::cli::{Shell, random_lines, texts, token_lines, train_on};
 use crate::common::*;
 
 /// Losses of a run against PEFT's: the first within 1e-4, all within 2e-3.
@@ -33,7 +33,7 @@ fn check_stories(mode: &str, method: &str) {
     shell.write("data.jsonl", token_lines(batches.ids("input_ids").chunks(length)));
     shell.succeed(&format!(
         "train --model {} --data data.jsonl --out run --method {method} --init-adapter {} --batch-size 4 --steps 20 \
-         --no-shuffle --lr 1e-3 --schedule constant --weight-decay 0.01 --max-grad-norm 0",
+         --eval-fraction 0 --no-shuffle --lr 1e-3 --schedule constant --weight-decay 0.01 --max-grad-norm 0",
         model.display(),
         dir.join("adapter_init").display()
     ));
@@ -103,19 +103,20 @@ fn a_run_repeats_to_the_byte_and_from_its_own_run_toml() {
 fn metrics_have_their_fields_and_the_printed_plan_is_what_was_allocated() {
     let shell = Shell::new();
     shell.write("data.jsonl", random_lines(8, 96, 1));
-    let shown = shell.succeed(&format!("{} --data data.jsonl --out run --steps 3", train_on("llama_tied")));
+    let command = format!("{} --data data.jsonl --out run --steps 3", train_on("llama_tied"));
+    let planned = shell.succeed(&format!("{command} --dry-run --json"));
+    let planned = planned.lines().find(|line| line.contains(r#""event":"plan""#)).expect("a plan");
+    let planned: serde_json::Value = serde_json::from_str(planned).unwrap();
+    let shown = shell.succeed(&command);
+    // Round figures for people, on lines that fit into a terminal; bytes for programs.
+    assert!(shown.contains("memory  ") && !shown.contains("bytes)"), "{shown}");
     let fields = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "gpu_bytes"];
     let lines = shell.metrics("run");
     assert_eq!(lines.len(), 3);
-    let printed: u64 = shown
-        .lines()
-        .filter_map(|line| line.split_once('(')?.1.strip_suffix(" bytes)")?.parse::<u64>().ok())
-        .inspect(|bytes| assert!(*bytes > 0))
-        .sum();
     for (index, line) in lines.iter().enumerate() {
         assert_eq!(line.as_object().unwrap().keys().collect::<Vec<_>>(), fields);
         assert_eq!(line["step"], index + 1);
-        assert_eq!(line["gpu_bytes"], printed, "{shown}");
+        assert_eq!(line["gpu_bytes"], planned["gpu_bytes"], "{planned}");
     }
     assert!(lines.is_sorted_by_key(|line| line["tokens"].as_u64()));
     for file in ["README.md", "adapter_config.json", "adapter_model.safetensors", "loss.svg", "run.toml"] {
@@ -135,14 +136,37 @@ fn json_lines_tell_programs_what_people_read() {
     let events = |lines: &[serde_json::Value]| -> Vec<String> {
         lines.iter().map(|line| line["event"].as_str().expect("an event").to_owned()).collect()
     };
-    let shown = lines(&shell.succeed(&format!("{train} --out run --save-every 2 --profile")));
-    let want = ["data", "plan", "evaluation", "saved", "step", "step", "step", "evaluation", "saved", "profile", "end"];
+    let phases = |lines: &[serde_json::Value]| -> Vec<String> {
+        lines.iter().filter_map(|line| line["phase"].as_str().map(str::to_owned)).collect()
+    };
+    let mut shown = lines(&shell.succeed(&format!("{train} --out run --save-every 2 --profile")));
+    let begin = ["reading", "opening", "preparing", "loading", "compiling", "evaluating"];
+    assert_eq!(phases(&shown)[..6], begin, "{shown:?}");
+    shown.retain(|line| line["event"] != "phase");
+    let want = [
+        "data",
+        "warning",
+        "plan",
+        "evaluation",
+        "saved",
+        "step",
+        "step",
+        "step",
+        "evaluation",
+        "saved",
+        "profile",
+        "end",
+    ];
     let mut sorted = [events(&shown), want.map(str::to_owned).to_vec()];
     sorted.iter_mut().for_each(|events| events.sort());
     assert_eq!(sorted[0], sorted[1], "{shown:?}");
     let metrics = shell.metrics("run");
     let step = shown.iter().find(|line| line["event"] == "step").unwrap();
     assert_eq!(step["loss"], metrics[1]["loss"]);
+    assert!(step["elapsed_seconds"].as_f64() > Some(0.0) && step["eta_seconds"].as_f64() > Some(0.0), "{step}");
+    let last = shown.iter().rfind(|line| line["event"] == "step").unwrap();
+    assert_eq!((&last["steps"], &last["eta_seconds"]), (&3.into(), &0.0.into()), "{last}");
+    assert_eq!((&shown[0]["held_out"], &shown[1]["kind"]), (&2.into(), &"few-examples".into()), "{shown:?}");
     let plan = shown.iter().find(|line| line["event"] == "plan").unwrap();
     let parts: u64 = plan["categories"].as_object().unwrap().values().filter_map(|bytes| bytes.as_u64()).sum();
     assert_eq!((plan["gpu_bytes"].as_u64().unwrap(), &plan["gpu_bytes"]), (parts, &step["gpu_bytes"]));
@@ -150,9 +174,20 @@ fn json_lines_tell_programs_what_people_read() {
     assert_eq!((&end["step"], &end["interrupted"]), (&3.into(), &false.into()));
     assert_eq!(end["last_eval"]["eval_loss"], metrics.last().unwrap()["eval_loss"]);
     let planned = lines(&shell.succeed(&format!("{train} --out other --dry-run")));
-    assert_eq!(events(&planned), ["data", "plan"]);
-    assert_eq!(planned[1]["gpu_bytes"], plan["gpu_bytes"]);
+    assert_eq!(events(&planned), ["phase", "data", "warning", "plan"]);
+    assert_eq!(planned[3]["gpu_bytes"], plan["gpu_bytes"]);
     assert!(!shell.path("other").exists());
+    let output = shell.command(&format!("{train} --out run")).output().unwrap();
+    let (shown, problems) = texts(&output);
+    let error = lines(&shown).pop().expect("an event");
+    assert_eq!((&error["event"], &error["kind"], &error["path"]), (&"error".into(), &"file".into(), &"run".into()));
+    assert_eq!(problems, format!("error: {}\n", error["message"].as_str().unwrap()));
+    let output = shell.command("train --json").output().unwrap();
+    let error = lines(&texts(&output).0).pop().expect("an event");
+    assert_eq!(error["message"], "--model, --data and --out are missing");
+    let output = shell.command("train --json --stpes 3").output().unwrap();
+    let error = lines(&texts(&output).0).pop().expect("an event");
+    assert_eq!((&error["kind"], output.status.code()), (&"usage".into(), Some(2)), "{error}");
     let shown = shell.succeed(&format!("quantize --model {} --out small --json", fixture("llama_tied").display()));
     let made: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert!(made["bytes_after"].as_u64() < made["bytes_before"].as_u64(), "{made}");

@@ -37,10 +37,13 @@ mod model_directories;
 #[cfg(unix)]
 mod next_command;
 mod parity;
+#[cfg(unix)]
+mod progress;
 mod project;
 mod quant_parity;
 mod quantized_cache;
 mod readme;
+mod ruined_runs;
 mod saved_adapter;
 mod shaders;
 #[cfg(unix)]

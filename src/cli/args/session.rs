@@ -1,10 +1,10 @@
 //! Flags that name a model and its adapters, and the session that they open.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use loraine::hub::fetch::Extent;
 use loraine::infer::session::{self, NamedAdapter, PreparedSession, Session, SessionSettings};
 use loraine::infer::text_format::TemplateChoice;
@@ -14,6 +14,7 @@ use super::adapter::{AdapterDir, adapter_directory};
 use super::base::BaseArgs;
 use super::device::DeviceArgs;
 use super::model::{hub_name, model_directory};
+use crate::cli::status::StatusLine;
 
 #[derive(Args)]
 pub struct SessionArgs {
@@ -49,16 +50,12 @@ impl SessionArgs {
     }
 }
 
-/// Loads a session onto the GPU, with a progress bar on a terminal.
+/// Loads a session onto the GPU. A terminal shows the progress; elsewhere the answers stand alone.
 pub fn open(prepared: PreparedSession, context: usize, device: &DeviceArgs) -> Result<Session> {
+    let mut status = StatusLine::new(!std::io::stderr().is_terminal());
+    status.phase("opening the GPU", None);
     let gpu = device.open()?;
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes}")?);
-    let session = pollster::block_on(prepared.open(gpu, context, |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    }));
-    bar.finish_and_clear();
-    Ok(session?)
+    Ok(pollster::block_on(prepared.open(gpu, context, |done, total| status.loading(done, total)))?)
 }
 
 /// Returns the value of `--max-context` and refuses values beyond the model's limit.

@@ -151,7 +151,7 @@ impl<'a> Reading<'a> {
         if ids.len() == 1 {
             return Err(Error::file(path, "holds one token, but training needs two or more"));
         }
-        self.report.longest = self.report.longest.max(ids.len());
+        self.report.longest = self.report.longest.max(ids.len().min(self.settings.max_seq_len));
         if self.report.formats.is_empty() {
             self.report.formats.push("text, from a file that is cut into sequences".to_owned());
         }

@@ -139,9 +139,9 @@ function curves(path: string, steps: number): { steps: StepEvent[]; evaluations:
   }
   const found: { steps: StepEvent[]; evaluations: EvaluatedEvent[] } = { steps: [], evaluations: [] };
   for (const line of text.split("\n").filter((line) => line !== "")) {
-    const metrics = JSON.parse(line) as StepEvent | EvaluatedEvent;
+    const metrics = JSON.parse(line) as StepEvent | EvaluatedEvent | { skipped: true };
     if ("eval_loss" in metrics) found.evaluations.push({ ...metrics, type: "evaluated" });
-    else found.steps.push({ ...metrics, type: "step", steps });
+    else if ("loss" in metrics) found.steps.push({ ...metrics, type: "step", steps });
   }
   return found;
 }
