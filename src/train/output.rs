@@ -227,6 +227,10 @@ impl Output {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(metrics.step, &values))
     }
 
+    /// Adds the line of a step that was skipped because its numbers were not finite.
+    ///
+    /// # Errors
+    /// The disk is full, or the file cannot be written.
     pub fn log_skipped(&mut self, step: usize) -> Result<()> {
         self.log(&SkippedStep { step, skipped: true })
     }
