@@ -91,12 +91,14 @@ pub struct PhaseReport {
     pub phase: &'static str,
     /// The step that is made, counted from 1.
     pub step: Option<usize>,
-    /// Finished kernels or micro-batches, and their number.
+    /// Number of finished kernels or micro-batches; absent in phases that count nothing.
     pub done: Option<usize>,
+    /// Number of kernels or micro-batches of the phase; absent in phases that count nothing.
     pub total: Option<usize>,
 }
 
 impl PhaseReport {
+    /// The report of a phase, under the phase's name.
     pub fn of(phase: Phase) -> Self {
         let (done, total) = phase.progress().unzip();
         let step = if let Phase::Step { step, .. } = phase { Some(step) } else { None };
