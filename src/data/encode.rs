@@ -1,6 +1,6 @@
 //! Turns one record into token ids and labels, and refuses records that would train a mistake.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -85,6 +85,8 @@ pub struct Encoder<'a> {
     settings: &'a DataSettings,
     vocab_size: usize,
     template: OnceCell<Option<ChatTemplate>>,
+    /// True once the template has written a record.
+    has_rendered: Cell<bool>,
     habits: Habits,
     /// What was read and not used.
     tally: Tally,
@@ -96,12 +98,13 @@ impl<'a> Encoder<'a> {
     /// An encoder. Without a `tokenizer` it takes only records of token ids, which must be below `vocab_size`.
     pub fn new(tokenizer: Option<&'a Tokenizer>, settings: &'a DataSettings, vocab_size: usize) -> Self {
         let (template, habits, tally) = (OnceCell::new(), Habits::default(), Tally::default());
-        Self { tokenizer, settings, vocab_size, template, habits, tally, formats: RefCell::default() }
+        let (has_rendered, formats) = (Cell::default(), RefCell::default());
+        Self { tokenizer, settings, vocab_size, template, has_rendered, habits, tally, formats }
     }
 
     /// The chat template, if one was used.
     pub fn used_template(&self) -> Option<&ChatTemplate> {
-        self.template.get().and_then(Option::as_ref)
+        self.template.get().and_then(Option::as_ref).filter(|_| self.has_rendered.get())
     }
 
     /// What was read and not used, with the number of records or messages.
@@ -224,6 +227,7 @@ impl<'a> Encoder<'a> {
             Refusal::from(format!("is a conversation, but the model has no chat template; {name}"))
         };
         let template = self.template()?.ok_or_else(no_template)?;
+        self.has_rendered.set(true);
         check_roles(conversation, template)?;
         let conversation = &*fitted(template, conversation)?;
         count_leftovers(conversation, template, &self.habits, &self.tally);

@@ -159,11 +159,9 @@ fn data_that_cannot_be_trained_on() {
     shell.write("bad.xlsx", "PK");
     shell.fail("train --model model --out run --data bad.xlsx", &["bad.xlsx", "supported are .jsonl, .json, .csv"]);
     shell.fail("train --model model --out run --data gone.jsonl", &["gone.jsonl: cannot be read"]);
-    shell.fail(
-        "train --model model --out run --data model",
-        &["model: holds no train.jsonl, train.json, train.csv, train.parquet or train.txt"],
-    );
-    shell.fail("eval --model model --data model", &["model: holds no file for evaluation, such as test.jsonl"]);
+    std::fs::create_dir(shell.path("empty")).unwrap();
+    shell.fail("train --model model --out run --data empty", &["empty: holds no "]);
+    shell.fail("eval --model model --data empty", &["empty: holds no file for evaluation, such as test.jsonl"]);
 }
 
 /// Templates that the limit on instructions does not stop; tests/it/hostile_files.rs has the others.
@@ -257,7 +255,7 @@ fn settings_files_that_cannot_be_used() {
     let shell = shell();
     for (text, says) in [
         ("rnak = 3", "`rnak` is not a setting; the nearest is `rank`"),
-        ("eval_every = 3", "the nearest is `eval-every`"),
+        ("evil_every = 3", "the nearest is `eval-every`"),
         ("[lora]\nrank = 3", "`lora` is not a setting"),
         ("rank = \"three\"", "three"),
         ("rank = -3", "rank"),
@@ -361,7 +359,7 @@ fn adapters_that_do_not_belong_to_the_model() {
     std::fs::remove_file(&weights).unwrap();
     both(&["adapter_model.safetensors", "cannot be read"]);
     copy_files(&fixture("odd_sizes/adapter"), &adapter);
-    both(&["adapter_model.safetensors", "has shape", "the base model ask for"]);
+    both(&["adapter: was trained on `odd_sizes`, which has width 72; this model has width 32"]);
     shell.write("adapter/adapter_config.json", "{\"peft_type\": \"IA3\", \"target_modules\": [\"q_proj\"]}");
     both(&["adapter_config.json", "IA3"]);
     std::fs::remove_file(adapter.join("adapter_config.json")).unwrap();
@@ -406,12 +404,18 @@ fn a_damaged_checkpoint_is_named() {
         let path = format!("run/checkpoints/step-2/{file}");
         let good = shell.read(&path);
         edit(&shell.path(&path), |bytes| bytes.truncate(bytes.len() / 2));
-        shell.fail(&resume, &[&path]);
+        let newest = resume.replace("--resume", "--resume run/checkpoints/step-2").replace(" --out run", "");
+        shell.fail(&newest, &[&path]);
         std::fs::remove_file(shell.path(&path)).unwrap();
-        shell.fail(&resume, &["run/checkpoints/step-2"]);
+        shell.fail(&newest, &["run/checkpoints/step-2"]);
         shell.write(&path, good);
     }
-    shell.succeed(&resume);
+    // Without a name, the newest checkpoint that is whole serves, and the damaged one is named.
+    let path = "run/checkpoints/step-2/optimizer.safetensors";
+    edit(&shell.path(path), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let shown = shell.succeed(&resume);
+    assert!(shown.contains("the checkpoint of step 2 is passed over") && shown.contains(path), "{shown}");
+    assert!(shown.contains("resumed after step 1"), "{shown}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn early_stopping_ends_the_run_and_leaves_the_best_step() {
     let last = found.last().unwrap().0;
     assert_eq!(last, best + 6, "three evaluations after the best: {found:?}");
     assert!(last < 40 && shown.contains(&format!("stopped early after step {last}")), "{shown}");
-    assert!(shown.contains(&format!("best    step {best}: held-out loss")), "{shown}");
+    assert!(shown.contains(&format!("best    step {best}: validation loss")), "{shown}");
     // The same run up to its best step.
     shell.succeed(&train(&format!("--steps {best} --out twin")));
     shell.assert_same_adapter("best step", ["twin", "run"]);

@@ -211,13 +211,13 @@ fn eval_agrees_with_the_evaluation_inside_training() {
             let command = format!("eval --model {} --data held_out.jsonl {adapter} --quant {quant}", model.display());
             let printed = shell.succeed(&format!("{command} --json"));
             let got: serde_json::Value = serde_json::from_str(&printed).expect("one JSON object");
-            assert_eq!(got.as_object().unwrap().keys().collect::<Vec<_>>(), ["loss", "perplexity", "tokens"]);
+            assert_eq!(got.as_object().unwrap().keys().collect::<Vec<_>>(), ["loss", "perplexity", "tokens", "data"]);
             let value = |value: &serde_json::Value| value.as_f64().unwrap();
             assert!((value(&got["loss"]) / value(&want["eval_loss"]) - 1.0).abs() < 1e-5, "{got} {want}");
             assert!((value(&got["perplexity"]) / value(&got["loss"]).exp() - 1.0).abs() < 1e-12);
             assert_eq!(got["tokens"], want["eval_tokens"]);
             let plain = shell.succeed(&command);
-            assert!(plain.starts_with(&format!("loss {:.4}", value(&got["loss"]))), "{plain}");
+            assert!(plain.contains(&format!("\nloss {:.4}", value(&got["loss"]))), "{plain}");
         }
         assert_ne!(before["eval_loss"], after["eval_loss"]);
     }

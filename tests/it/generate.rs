@@ -365,6 +365,7 @@ fn the_command_chooses_adapters_per_prompt() {
 fn bad_requests_are_one_clear_error() {
     let model = model_with_tokenizer();
     let adapter = format!("tuned={}", fixture("llama_tied").join("adapter").display());
+    let base = format!("base={}", fixture("llama_tied").join("adapter").display());
     let other = format!("other={}", fixture("qwen3").join("adapter").display());
     let long = vec!["w1"; 5000].join(" ");
     let cases: [(&[&str], &[&str]); 14] = [
@@ -372,7 +373,7 @@ fn bad_requests_are_one_clear_error() {
         (&["--prompt", "w1", "--use", "tuned"], &["--use tuned", "there are: base"]),
         (&["--prompt", "w1", "--adapter", "/no/such"], &["/no/such", "does not exist"]),
         (&["--prompt", "w1", "--adapter", &adapter, "--adapter", &adapter], &["two adapters", "tuned"]),
-        (&["--prompt", "w1", "--adapter", "base=/tmp"], &["`base` is the model without an adapter"]),
+        (&["--prompt", "w1", "--adapter", &base], &["`base` is the model without an adapter"]),
         (&["--prompt", "w1", "--adapter", &other], &["adapter_model.safetensors", "shape"]),
         (&["--prompt", &long], &["5000 tokens", "context"]),
         (&["--prompt", "w1 w2 w3", "--max-context", "2"], &["3 tokens", "--max-context is 2"]),
