@@ -1,4 +1,4 @@
-//! Handles Ctrl-C and the signals that ask a program to end: the first asks, the second ends the program at once.
+//! Handles Ctrl-C and the signals that ask a program to end: the first one asks, and a second Ctrl-C ends the program at once.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -65,12 +65,18 @@ impl Interrupt {
     }
 
     fn arrived(&self, signal: i32, asking: Asking, notice: Option<&str>) {
-        let asks = asking == Asking::Every || signal == SIGINT;
-        self.signal.store(signal, Ordering::Relaxed);
-        if !asks || self.asked.swap(true, Ordering::Relaxed) {
-            terminal::restore();
-            std::process::exit(i32::from(self.ended().status()));
+        if asking == Asking::CtrlC && signal != SIGINT {
+            leave(signal);
         }
+        if self.asked() {
+            // A terminal that is closed sends its signal twice, by the shell and by the system.
+            if signal == SIGINT {
+                leave(signal);
+            }
+            return;
+        }
+        self.signal.store(signal, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
         if let Some(notice) = notice {
             // The terminal may be gone.
             let _ = writeln!(io::stderr(), "\n{notice}");
@@ -95,6 +101,12 @@ impl Interrupt {
     pub fn ended(&self) -> Ended {
         Ended { signal: self.signal.load(Ordering::Relaxed) }
     }
+}
+
+/// Ends the program at once.
+fn leave(signal: i32) -> ! {
+    terminal::restore();
+    std::process::exit(i32::from(Ended { signal }.status()))
 }
 
 /// Calls `handle` in a thread of its own with each signal that asks the program to end.

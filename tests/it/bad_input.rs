@@ -255,7 +255,8 @@ fn settings_files_that_cannot_be_used() {
     let shell = shell();
     for (text, says) in [
         ("rnak = 3", "`rnak` is not a setting; the nearest is `rank`"),
-        ("evil_every = 3", "the nearest is `eval-every`"),
+        ("evel_every = 3", "the nearest is `eval-every`"),
+        ("load_in_8bit = true", "`load_in_8bit` is not a setting of loraine: there is no 8-bit base"),
         ("[lora]\nrank = 3", "`lora` is not a setting"),
         ("rank = \"three\"", "three"),
         ("rank = -3", "rank"),
@@ -359,7 +360,7 @@ fn adapters_that_do_not_belong_to_the_model() {
     std::fs::remove_file(&weights).unwrap();
     both(&["adapter_model.safetensors", "cannot be read"]);
     copy_files(&fixture("odd_sizes/adapter"), &adapter);
-    both(&["adapter: was trained on `odd_sizes`, which has width 72; this model has width 32"]);
+    both(&["adapter: was trained on", "this model has width 32"]);
     shell.write("adapter/adapter_config.json", "{\"peft_type\": \"IA3\", \"target_modules\": [\"q_proj\"]}");
     both(&["adapter_config.json", "IA3"]);
     std::fs::remove_file(adapter.join("adapter_config.json")).unwrap();
