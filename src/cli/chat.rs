@@ -96,7 +96,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
     let prepared = args.session.prepare(template, &args.device)?;
     ensure!(
         prepared.format.template.is_some(),
-        "{}: has no chat template; name one with --chat-template ({}, or a .jinja file)",
+        "{}: has no chat template; name one with --chat-template ({}, or a .jinja file), or continue a text with `loraine generate`",
         prepared.source.dir.display(),
         built_in_names()
     );

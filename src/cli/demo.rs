@@ -82,7 +82,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     view.results(&outcome);
     let model = shell_word(&settings.model);
     out!("adapter {}   curve {}", settings.out.display(), outcome.loss_svg.display());
-    out!("look at the data:         loraine inspect --model {model} --data {}", shell_word(&dir.join("data")));
+    out!("look at the data: loraine inspect --model {model} --data {}", shell_word(&dir.join("data")));
     let yours = shell_word(&dir.join("yours"));
     out!(
         "train with data you edit: loraine train --model {model} --data {} --out {yours}",

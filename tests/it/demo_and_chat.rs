@@ -12,6 +12,16 @@ fn the_demo_leaves_an_adapter_to_talk_to() {
     for part in ["before", "after", "loss over 30 steps"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
+    // The commands that it prints work as they stand; training is cut short.
+    let printed: Vec<&str> =
+        shown.lines().filter_map(|line| line.split_once(": loraine ")).map(|(_, line)| line).collect();
+    let next = "chat --model demo/model --quant nf4 --adapter demo/adapter";
+    assert_eq!(printed.last(), Some(&next), "{shown}");
+    assert!(shown.trim_end().ends_with(next), "{shown}");
+    for line in &printed {
+        shell.succeed(&format!("{line}{}", if line.starts_with("train ") { " --steps 1" } else { "" }));
+    }
+    assert_eq!(printed.len(), 3, "{shown}");
     let lines = shell.succeed("demo --out json --steps 2 --json");
     let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let count = |event: &str| lines.iter().filter(|line| line["event"] == event).count();

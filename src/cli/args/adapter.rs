@@ -142,7 +142,10 @@ mod tests {
         std::fs::write(path("adapter_model.safetensors"), "").unwrap();
         std::fs::create_dir(path("pirate")).unwrap();
         std::fs::write(path("pirate").join(CONFIG), "{}").unwrap();
+        std::fs::create_dir(path("model")).unwrap();
+        std::fs::write(path("model/config.json"), "{}").unwrap();
         for (name, says) in [
+            ("model", "but a model"),
             ("other.zip", "holds no adapter_config.json"),
             ("two.zip", "holds 2 adapters"),
             ("broken.zip", "not a whole zip file"),
