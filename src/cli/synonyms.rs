@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 
 use anyhow::{Result, bail, ensure};
-use clap::{ArgAction, Command};
+use clap::{Arg, ArgAction, Command};
 use loraine::data::settings::DataSettings;
 use loraine::train::settings::SETTINGS;
 use toml::{Table, Value};
@@ -24,11 +24,13 @@ const SAME: &[(&str, &[&str])] = &[
     ("dataset-path", &["data"]),
     ("dataset-text-field", &["text-field"]),
     ("early-stopping", &["early-stopping-patience"]),
+    ("early-stopping-rounds", &["early-stopping-patience"]),
     ("eval-dataset", &["eval-data"]),
     ("eval-steps", &["eval-every"]),
     ("gradient-accumulation", &["grad-accum"]),
     ("gradient-accumulation-steps", &["grad-accum"]),
     ("grad-accumulation-steps", &["grad-accum"]),
+    ("format", &["shape"]),
     ("grad-clip", &["max-grad-norm"]),
     ("ignore-chat-template", &["raw"]),
     ("iters", &["steps"]),
@@ -131,6 +133,13 @@ const OTHERS: &[(&str, &str)] = &[
     ("min-lr", "the schedules end at 0"),
     ("neftune-noise-alpha", "noise on embeddings is not supported"),
     ("num-layers", "--layers-to-transform names the layers that get an adapter, such as 8-15; the default is all"),
+    ("lora-target-linear", "--target-modules all-linear is the default"),
+    ("mask-prompt", "prompts are masked by default; --train-on chooses the trained tokens"),
+    ("lora-layers", "--layers-to-transform names the layers; without it every layer gets an adapter"),
+    ("metric-for-best-model", "the best step is the one with the lowest validation loss"),
+    ("min-lr", "the schedules end at 0"),
+    ("neftune-noise-alpha", "noise on embeddings is not supported"),
+    ("num-layers", "--layers-to-transform names the layers; without it every layer gets an adapter"),
     ("push-to-hub", "there is no upload; `hf upload` takes the adapter's directory"),
     ("quantization-bit", "--method qlora, the default, holds the base in 4 bits"),
     ("report-to", "--tensorboard writes TensorBoard files, and metrics.jsonl is always written"),
@@ -173,7 +182,10 @@ pub fn flags(args: impl IntoIterator<Item = OsString>, command: &Command) -> Res
         translated.extend(args);
         return Ok(translated);
     };
-    let find = |name: &str| command.get_arguments().find(|arg| arg.get_long() == Some(name));
+    let is_named = |arg: &&Arg, name: &str| {
+        arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    };
+    let find = |name: &str| command.get_arguments().find(|arg| is_named(arg, name));
     let has = |name: &str| find(name).is_some() || matches!(name, "help" | "version");
     while let Some(arg) = args.next() {
         let flag = arg.to_str().and_then(|text| text.strip_prefix("--")).filter(|text| !text.is_empty());
@@ -205,7 +217,7 @@ pub fn flags(args: impl IntoIterator<Item = OsString>, command: &Command) -> Res
             continue;
         }
         let value = match name {
-            "target-modules" => Some(modules(value, &mut args)),
+            "target-modules" | "exclude-modules" => Some(modules(value, &mut args)),
             _ => value,
         };
         translated.push(value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}")).into());
@@ -318,6 +330,11 @@ mod tests {
                 "loraine train --target-modules=q_proj,v_proj --rank 2",
             ),
             ("loraine train --lora_target all", "loraine train --target-modules=all-linear"),
+            (
+                "loraine train --early_stopping_patience 3 --load_best_model_at_end true",
+                "loraine train --early-stopping-patience 3 --load-best-model-at-end",
+            ),
+            ("loraine train --early-stopping 3", "loraine train --early-stopping 3"),
             ("loraine train --data a_b --no-shuffle", "loraine train --data a_b --no-shuffle"),
             ("loraine generate --prompt a --rank 2", "loraine generate --prompt a --rank 2"),
             ("loraine", "loraine"),
@@ -331,6 +348,7 @@ mod tests {
         for (flag, says) in [
             ("report-to wandb", "--tensorboard"),
             ("lora_layers 8", "--layers-to-transform"),
+            ("push_to_hub", "no upload"),
             ("load-in-4bit", "--method qlora"),
             ("gradient_checkpointing", "--recompute all"),
         ] {
