@@ -1,7 +1,7 @@
 // Rotary positions in place: each invocation rotates PAIRS neighboring pairs (i, i + half_dim) of one head, as one value of type Pairs;
 // with INTERLEAVED the pair (2 i, 2 i + 1). Features of the head beyond 2 half_dim stay as they are.
 
-struct Params { rows: u32, heads: u32, head_dim: u32, half_dim: u32, ld: u32 }
+struct Params { rows: u32, heads: u32, head_dim: u32, half_dim: u32, ld: u32, positions: u32 }
 
 @group(0) @binding(0) var<storage, read> positions: array<u32>;
 @group(0) @binding(1) var<storage, read> turns: array<Turns>;
@@ -20,7 +20,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let row = of_heads / params.heads;
     let head = of_heads - row * params.heads;
     if row >= params.rows { return; }
-    let turn_at = positions[row] * per_head + at;
+    // The host makes positions of the table alone; the bound holds where it errs.
+    let turn_at = min(positions[row], params.positions - 1u) * per_head + at;
 #if QUADS
     let turns0 = turns[2u * turn_at];
     let turns1 = turns[2u * turn_at + 1u];

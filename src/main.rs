@@ -15,6 +15,13 @@ fn main() -> ExitCode {
             std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir());
         }
     }
+    // A file beyond the limit of `ulimit -f` is then an error of its write instead of the end of the program.
+    #[cfg(unix)]
+    // SAFETY: ignoring a signal runs no code of ours.
+    #[expect(unsafe_code, reason = "the standard library cannot ignore a signal")]
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !loraine::panics::is_caught() {

@@ -47,6 +47,7 @@ pub struct DemoArgs {
 
 pub fn run(args: DemoArgs) -> Result<()> {
     let dir = &args.out;
+    let _lock = loraine::files::lock_directory(dir)?;
     demo::write(dir)?;
     let mut settings = demo::settings(dir);
     settings.steps = args.steps.or(settings.steps);

@@ -1,10 +1,12 @@
 //! The terminal program: one file per subcommand parses arguments, calls the library and shows the result.
 
-/// Prints a line on standard output, with control characters shown instead of obeyed. A closed pipe (`| head`) does not end a run.
+/// Prints a line on standard output, with control characters shown instead of obeyed. Neither a closed pipe (`| head`) nor a full disk
+/// ends a run; the latter is an error at the end of the program.
 macro_rules! out {
     ($($argument:tt)*) => {{
         use std::io::Write;
-        let _ = writeln!(std::io::stdout(), "{}", crate::cli::show::harmless(&format!($($argument)*)));
+        let line = format!($($argument)*);
+        crate::cli::output::note(writeln!(std::io::stdout(), "{}", crate::cli::show::harmless(&line)));
     }};
 }
 
@@ -24,6 +26,7 @@ mod interrupt;
 mod memory_bar;
 mod merge;
 mod next_command;
+mod output;
 mod quantize;
 mod run_view;
 mod show;
@@ -40,6 +43,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use loraine::setting::{as_flag, written};
 
 pub use interrupt::Ended;
+pub use output::without_passwords;
 use show::printable;
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.
@@ -110,18 +114,19 @@ pub fn run() -> anyhow::Result<()> {
         error.exit()
     });
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    watchdog::watch_templates();
+    watchdog::watch();
     cli.command.run().inspect_err(|error| {
         if wants_json(&matches) && !error.is::<Ended>() {
             out!("{}", error_event::of(error, &shown(error)));
         }
-    })
+    })?;
+    output::finish()
 }
 
 /// An error as the terminal shows it.
 pub fn shown(error: &anyhow::Error) -> String {
     // The message may quote a file's text.
-    printable(&written(&format!("{error:#}"), as_flag)).into()
+    printable(&without_passwords(&written(&format!("{error:#}"), as_flag))).into()
 }
 
 fn wants_json(matches: &ArgMatches) -> bool {

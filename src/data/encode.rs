@@ -4,11 +4,14 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use serde_json::Value;
+
 use super::Example;
 use super::columns::{columns, unknown_columns};
 use super::fitting::fitted;
 use super::leftovers::{Habits, check_roles, count_leftovers};
 use super::record::Record;
+use super::records::{MAX_RECORD_BYTES, too_large};
 use super::report::Tally;
 use super::sample::{Conversation, Sample, check_train_on, sample_of, unused_fields};
 use super::settings::{DataSettings, Shape, TrainOn};
@@ -122,6 +125,9 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A record that cannot be read, or that would train a mistake, with the [`Rule`] that it breaks.
     pub fn encode(&self, record: &Record) -> Result<(Shape, Option<Encoded>), Refusal> {
+        if record.values().map(text_bytes).sum::<usize>() > MAX_RECORD_BYTES {
+            return Err(too_large().into());
+        }
         let columns = columns(record, self.settings).ok_or_else(|| unknown_columns(record))?;
         let shape = columns.shape;
         check_train_on(shape, self.settings.train_on)?;
@@ -335,6 +341,16 @@ fn no_end(last: &str, source: &str) -> String {
         "ends a trained turn with {last:?}, which is no special token of this tokenizer: the model would never learn to \
          stop; the chat template ({source}) does not fit the model, choose another with {CHAT_TEMPLATE}"
     )
+}
+
+/// Bytes of all texts in a value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(text_bytes).sum(),
+        Value::Object(object) => object.values().map(text_bytes).sum(),
+        _ => 0,
+    }
 }
 
 /// Returns the range of tokens that overlap the byte range `turn`. A token across the edge counts as a whole, as in transformers;

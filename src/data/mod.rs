@@ -25,6 +25,7 @@ pub mod template;
 mod template_functions;
 pub mod tokenizer;
 pub mod turns;
+pub mod watch;
 
 /// One sequence of token ids, and the tokens that are trained on.
 #[derive(Clone, Debug, PartialEq, Eq)]

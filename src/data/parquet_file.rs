@@ -1,7 +1,6 @@
 //! Reads the rows of a Parquet file as records.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -10,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::record::Record;
 use super::records::Records;
+use crate::panics::caught;
 use crate::{Error, Result};
 
 /// Iterates over the rows of a file, counted from 1. Nested lists and structs become JSON lists and objects.
@@ -21,6 +21,7 @@ pub(super) fn rows(path: &Path, file: File) -> Result<Records> {
         Ok((reader, columns))
     });
     let (reader, columns) = opened.map_err(|e| broken(&e))?;
+    refuse_bombs(&reader).map_err(|problem| Error::file(path, problem))?;
     if columns == 0 {
         return Err(broken(&"it has no columns"));
     }
@@ -40,9 +41,24 @@ pub(super) fn rows(path: &Path, file: File) -> Result<Records> {
     })))
 }
 
+/// A column is decompressed in pieces that may be as large as the column. Data of large columns does not shrink so far.
+const UNSUSPICIOUS_BYTES: i64 = 64 << 20;
+const MOST_SHRUNK: i64 = 200;
+
+fn refuse_bombs(reader: &SerializedFileReader<File>) -> Result<(), String> {
+    for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+        let (whole, stored) = (column.uncompressed_size(), column.compressed_size());
+        if whole > UNSUSPICIOUS_BYTES && whole / stored.max(1) > MOST_SHRUNK {
+            let name = column.column_path().string();
+            return Err(format!("its column `{name}` grows from {stored} to {whole} bytes; it is not read"));
+        }
+    }
+    Ok(())
+}
+
 /// The parquet crate panics on some damaged files; such a panic becomes an ordinary error.
 fn guarded<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match caught(read) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its contents contradict each other".into()),
     }
@@ -124,6 +140,34 @@ mod tests {
         let tokens = read(&fixture("tokens.parquet")).unwrap();
         assert_eq!(Value::Object(tokens[0].1.clone()), json!({"input_ids": [0, 2, 3], "labels": [-100, 2, 3]}));
         assert_eq!(read(&fixture("texts.parquet")).unwrap()[1].1["text"], "b");
+    }
+
+    #[test]
+    fn a_column_that_grows_out_of_all_proportion_is_not_read() {
+        use parquet::basic::{Compression, Encoding, ZstdLevel};
+        use parquet::data_type::{ByteArray, ByteArrayType};
+        use parquet::file::properties::WriterProperties;
+        use parquet::file::writer::SerializedFileWriter;
+        use std::sync::Arc;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bomb.parquet");
+        let schema = parquet::schema::parser::parse_message_type("message m { required binary text (UTF8); }").unwrap();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_dictionary_enabled(false)
+            .set_encoding(Encoding::PLAIN)
+            .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None);
+        let file = File::create(&path).unwrap();
+        let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties.build())).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[ByteArray::from(vec![b'a'; 100 << 20])], None, None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        let problem = rows(&path, File::open(&path).unwrap()).err().unwrap().to_string();
+        assert!(problem.contains("its column `text` grows from") && problem.contains("it is not read"), "{problem}");
     }
 
     #[test]

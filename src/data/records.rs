@@ -1,6 +1,6 @@
 //! Reads the records of JSON files: objects one after the other, on a line each or over several lines, or one list of objects.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -8,6 +8,9 @@ use serde_json::Value;
 use super::opened::TextReader;
 use super::record::Record;
 use crate::{Error, Result};
+
+/// Longest record in bytes. The tokens of a text take some fifty times its memory while it is encoded.
+pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// Records with their numbers in the file: the line, the place in the list, or the row. A record that cannot be read is a sentence; an
 /// error ends the file.
@@ -37,6 +40,16 @@ impl Place {
         let numbers: Vec<_> = numbers.iter().take(listed).map(usize::to_string).collect();
         format!("{}{plural} {}{more}", self.unit, numbers.join(", "))
     }
+}
+
+/// Keeps a record from filling the memory while it is read.
+fn check_size(bytes: usize) -> io::Result<()> {
+    if bytes > MAX_RECORD_BYTES { Err(io::Error::other(too_large())) } else { Ok(()) }
+}
+
+/// The problem of a record with more than [`MAX_RECORD_BYTES`].
+pub(super) fn too_large() -> String {
+    format!("has more than {} MiB, which one example may have; cut it into several", MAX_RECORD_BYTES >> 20)
 }
 
 /// Opens the records of a JSON file. Its first character decides: `[` begins one list, whatever the file is called.
@@ -185,9 +198,11 @@ impl Lines {
         }
         loop {
             let mut bytes = Vec::new();
-            if self.reader.read_until(b'\n', &mut bytes)? == 0 {
+            // One byte more, by which a line that is too large is known.
+            if self.reader.by_ref().take(MAX_RECORD_BYTES as u64 + 1).read_until(b'\n', &mut bytes)? == 0 {
                 return Ok(None);
             }
+            check_size(bytes.len())?;
             self.line += 1;
             match String::from_utf8(bytes) {
                 Ok(line) if line.trim_start_matches('\u{feff}').trim().is_empty() => {}
@@ -223,6 +238,7 @@ impl Lines {
             }
             line.bytes().for_each(|byte| nesting.take(byte));
             text += &line;
+            check_size(text.len())?;
         }
         match values(text.trim_end()) {
             Ok(values) => {
@@ -283,6 +299,7 @@ impl List {
                 nesting.take(byte);
             }
             element.extend_from_slice(buffer);
+            check_size(element.len())?;
             let length = buffer.len();
             self.reader.consume(length);
         }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::civil::DateTime;
 use minijinja::syntax::SyntaxConfig;
@@ -11,7 +10,10 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
 use super::template_functions as functions;
+use super::watch::{Work, watched};
 use crate::model::json_fields::parse_object;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::panics::caught;
 use crate::setting::{CHAT_TEMPLATE, TEMPLATE_ARG, TEMPLATE_DATE};
 use crate::{Error, Result, files};
 
@@ -31,7 +33,7 @@ const MAX_BYTES: usize = 128 << 10;
 /// Stack for the template parser, which recurses for each operator of a chain such as `- - - 1`, and for templates that could nest
 /// values deeply, which are dropped recursively.
 #[cfg(not(target_arch = "wasm32"))]
-const DEEP_STACK: usize = 512 << 20;
+const DEEP_STACK: usize = if cfg!(target_pointer_width = "64") { 1 << 30 } else { 128 << 20 };
 const NAME: &str = "chat template";
 /// File of a model's own template.
 pub const OWN_FILE: &str = "chat_template.jinja";
@@ -272,13 +274,13 @@ impl ChatTemplate {
         let variables = self.variables.iter().chain(input.variables.into_iter().flatten());
         context.extend(variables.map(|(k, v)| (k.as_str(), functions::template_value(v))));
         let context = TemplateValue::from_pairs(context);
-        RENDERINGS.fetch_add(1, Ordering::Relaxed);
-        let rendered = match compiled.nests {
-            true => on_deep_stack(|| compiled.render(context)),
-            false => Ok(compiled.render(context)),
-        };
-        RENDERINGS.fetch_add(1, Ordering::Relaxed);
-        let marked = rendered.map_err(|e| format!("{}: {e}", self.source))?.map_err(|e| self.problem(&e))?;
+        // Errors hold the template's variables, so they too are dropped where the stack is deep.
+        let render = || compiled.render(context).map_err(|e| self.problem(&e));
+        let rendered = watched(Work::Template, 0, || match compiled.nests {
+            true => on_deep_stack(render).map_err(|e| format!("{}: {e}", self.source)).flatten(),
+            false => render(),
+        });
+        let marked = rendered?;
         if !compiled.marks_regions {
             return Ok(Rendered { text: marked, regions: Vec::new() });
         }
@@ -293,16 +295,6 @@ impl ChatTemplate {
         let line = error.line().map_or_else(String::new, |line| format!(", line {line}"));
         format!("the chat template refuses it: {detail} ({}{line})", self.source)
     }
-}
-
-/// Incremented at the beginning and at the end of each rendering, so it is odd during a rendering.
-static RENDERINGS: AtomicU64 = AtomicU64::new(0);
-
-/// Returns the number of the current rendering, so that a watchdog can measure its time. Only for programs that render on one
-/// thread.
-pub fn rendering() -> Option<u64> {
-    let count = RENDERINGS.load(Ordering::Relaxed);
-    (count % 2 == 1).then_some(count)
 }
 
 /// A value as JSON with the spacing of Python.
@@ -337,8 +329,9 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T>
     return Ok(work());
     #[cfg(not(target_arch = "wasm32"))]
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn_scoped(scope, work)?;
-        thread.join().map_err(|_| std::io::Error::other("stopped unexpectedly"))
+        let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn_scoped(scope, || caught(work))?;
+        let done = thread.join().unwrap_or_else(|_| Err("stopped unexpectedly".to_owned()));
+        done.map_err(std::io::Error::other)
     })
 }
 
@@ -379,13 +372,15 @@ fn compile(template: &str, source: &str) -> Result<Compiled> {
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     functions::register(&mut environment);
-    let added = on_deep_stack(|| environment.add_template_owned(NAME, template))
-        .map_err(|e| Error::file(source, format!("cannot be compiled: {e}")))?;
-    added.map_err(|e| {
-        let line = e.line().map_or_else(String::new, |line| format!(" in line {line}"));
-        let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
-        Error::file(source, format!("is no chat template that can be read{line}: {detail}"))
-    })?;
+    let added = on_deep_stack(|| {
+        environment.add_template_owned(NAME, template).map_err(|e| {
+            let line = e.line().map_or_else(String::new, |line| format!(" in line {line}"));
+            let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
+            format!("is no chat template that can be read{line}: {detail}")
+        })
+    });
+    let added = added.map_err(|e| format!("cannot be compiled: {e}")).flatten();
+    added.map_err(|problem| Error::file(source, problem))?;
     let nests = can_nest(&text);
     Ok(Compiled { environment, text, marks_regions, nests })
 }
@@ -615,6 +610,24 @@ mod tests {
         assert!(message(endless).contains("runs without end"));
         let recursive = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
         assert!(message(recursive).contains("recursion"), "{}", message(recursive));
+    }
+
+    #[test]
+    fn values_nested_deep_end_in_a_sentence_and_never_in_an_abort() {
+        let nested = |levels: usize, end: &str| {
+            let level = "{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}".repeat(levels / 90_000);
+            let rest = format!("{{% for i in range({}) %}}{{% set ns.x = [ns.x] %}}{{% endfor %}}", levels % 90_000);
+            render(&format!("{{% set ns = namespace(x=[]) %}}{level}{rest}{end}"), json!([]))
+        };
+        assert!(nested(400, "{{ ns.x }}").unwrap().contains("[[[[[]]]]]"));
+        for print in ["{{ ns.x }}", "{{ ns.x | tojson }}", "{{ ns.x | string }}"] {
+            let problem = nested(20_000, print).unwrap_err();
+            assert!(problem.contains("nests deeper than 500 values"), "{print}: {problem}");
+        }
+        assert_eq!(nested(30_000, "{{ ns.x == [ns.x] }}").unwrap(), "False");
+        assert_eq!(nested(360_000, "ok").unwrap(), "ok");
+        // The error holds the variables.
+        assert!(nested(360_000, "{{ raise_exception('no') }}").unwrap_err().contains("no"));
     }
 
     #[test]

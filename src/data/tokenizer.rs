@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
@@ -11,9 +10,11 @@ use tokenizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use super::sentencepiece::tokenizer_json;
-use crate::model::config::ModelConfig;
+use super::watch::{Work, watched};
+use crate::model::config::{CONFIG, ModelConfig};
 use crate::model::foreign::tokenizer_command;
 use crate::model::json_fields::parse_object;
+use crate::panics::caught;
 use crate::{Error, Result, files};
 
 const FILE: &str = "tokenizer.json";
@@ -43,8 +44,21 @@ impl Tokenizer {
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
         let mut tokenizer = Self::from_tokenizer_dir(model_dir)?;
         tokenizer.rows = Some(config.vocab_size);
-        tokenizer.bos = tokenizer.bos.or(config.bos_token_id);
-        tokenizer.eos = tokenizer.eos.or(config.eos_token_ids.first().copied());
+        let own = |key: &str, id: Option<u32>| match id {
+            Some(id) if id as usize >= config.vocab_size => {
+                let problem = format!("is {id}, but the vocabulary ends at {} (vocab_size)", config.vocab_size - 1);
+                Err(Error::field(model_dir.join(CONFIG), key, problem))
+            }
+            id => Ok(id),
+        };
+        if tokenizer.bos.is_none() {
+            tokenizer.bos = own("bos_token_id", config.bos_token_id)?;
+        }
+        if tokenizer.eos.is_none() {
+            tokenizer.eos = own("eos_token_id", config.eos_token_ids.first().copied())?;
+        }
+        // The tokens that the file puts around every text.
+        tokenizer.encode("", true)?;
         Ok(tokenizer)
     }
 
@@ -101,8 +115,7 @@ impl Tokenizer {
     /// # Errors
     /// A text that the tokenizer refuses.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special);
-        let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        let encoding = self.call("encode the text", text.len(), || self.inner.encode_fast(text, add_special))?;
         encoding.get_ids().iter().try_for_each(|id| self.check_row(*id))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -113,8 +126,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_with_ranges(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self.inner.encode(text, add_special);
-        let encoding = encoding.map_err(|e| Error::file(&self.path, format!("cannot encode the text: {e}")))?;
+        let encoding = self.call("encode the text", text.len(), || self.inner.encode(text, add_special))?;
         encoding.get_ids().iter().try_for_each(|id| self.check_row(*id))?;
         let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok((encoding.get_ids().to_vec(), ranges))
@@ -139,7 +151,7 @@ impl Tokenizer {
     /// # Errors
     /// Tokens that the tokenizer refuses.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
+        self.call("decode the tokens", 4 * ids.len(), || self.inner.decode(ids, true))
     }
 
     /// Decodes `ids` with special tokens.
@@ -147,7 +159,13 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::decode`].
     pub fn decode_with_special(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| Error::file(&self.path, format!("cannot decode the tokens: {e}")))
+        self.call("decode the tokens", 4 * ids.len(), || self.inner.decode(ids, false))
+    }
+
+    /// Calls the tokenizers crate on `bytes` bytes.
+    fn call<T>(&self, task: &str, bytes: usize, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+        let result = guarded(bytes, call);
+        result.map_err(|problem| Error::file(&self.path, format!("cannot {task}: {problem}")))
     }
 
     /// The token as the vocabulary spells it.
@@ -251,11 +269,16 @@ fn converted(dir: &Path) -> Result<String> {
     })
 }
 
-/// Parses a tokenizer from JSON. The tokenizers crate panics on some damaged files; such a panic becomes an ordinary error.
+/// Parses a tokenizer from JSON.
 fn parse(text: String) -> Result<tokenizers::Tokenizer, String> {
     serde_json::from_str::<IgnoredAny>(&text).map_err(|e| e.to_string())?;
-    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(text)) {
-        Ok(parsed) => parsed.map_err(|e| e.to_string()),
+    guarded(text.len(), || tokenizers::Tokenizer::from_bytes(text))
+}
+
+/// Calls the tokenizers crate on `bytes` bytes. It panics on some damaged files; such a panic becomes an ordinary error.
+fn guarded<T>(bytes: usize, call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match caught(|| watched(Work::Tokenizer, bytes, call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("one of its parts is damaged".to_owned()),
     }
 }
@@ -421,6 +444,38 @@ pub(crate) mod tests {
             beside.contains("tokenizer.model: is no SentencePiece model; the directory holds tokenizer.model"),
             "{beside}"
         );
+    }
+
+    #[test]
+    fn tokens_beyond_the_vocabulary_are_named_with_their_file() {
+        let (dir, mut config) = tiny_dir();
+        let path = dir.path().join(FILE);
+        let good = fs::read_to_string(&path).unwrap();
+        let message = |config: &ModelConfig| Tokenizer::from_dir(dir.path(), config).err().unwrap().to_string();
+        fs::write(&path, good.replace(r#""ids": [0]"#, r#""ids": [4294967295]"#)).unwrap();
+        let beyond = message(&config);
+        assert!(beyond.contains("tokenizer.json: gives the text the token (4294967295)"), "{beyond}");
+        fs::write(&path, &good).unwrap();
+        fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
+        config.eos_token_ids = vec![4_294_967_294];
+        let beyond = message(&config);
+        assert!(
+            beyond.contains("config.json: `eos_token_id`: is 4294967294, but the vocabulary ends at 3"),
+            "{beyond}"
+        );
+        config.eos_token_ids = vec![1];
+        config.bos_token_id = Some(4);
+        assert!(message(&config).contains("`bos_token_id`: is 4, but"), "{}", message(&config));
+    }
+
+    #[test]
+    fn a_panic_of_the_tokenizers_crate_is_an_error() {
+        let (dir, config) = tiny_dir();
+        let path = dir.path().join(FILE);
+        let damaged = fs::read_to_string(&path).unwrap().replace(r#"{"<s>": {"id": "<s>""#, r#"{"<x>": {"id": "<s>""#);
+        fs::write(&path, damaged).unwrap();
+        let message = Tokenizer::from_dir(dir.path(), &config).err().unwrap().to_string();
+        assert!(message.contains("one of its parts is damaged") || message.contains("cannot be read"), "{message}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::factors::{Factor, ModuleFactors};
 use crate::lora::targets::LoraModule;
-use crate::model::model_directory::{copy_companions, float_bytes, write_config};
+use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, write_config};
 use crate::model::packed::PackedWeight;
 use crate::model::source::Source;
 use crate::model::tensors::{self, TensorSpec, projection_name, tensors};
@@ -62,6 +62,7 @@ pub struct Merge {
 /// fails.
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
     let source = Source::open(&settings.model)?;
+    refuse_links(&source.dir, false)?;
     let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load_for(&settings.adapter, &source)?;
     let place = |module: &LoraModule| projection_name(module.layer, module.projection);
     let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();

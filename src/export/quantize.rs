@@ -13,7 +13,7 @@ use crate::files::write_atomically;
 use crate::model::config::CONFIG;
 use crate::model::json_fields::{object_text, parse_object};
 use crate::model::listing::TensorInfo;
-use crate::model::model_directory::{copy_companions, float_bytes, say_tied};
+use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, say_tied};
 use crate::model::modules::HEAD;
 use crate::model::packed::state_name;
 use crate::model::source::Source;
@@ -57,6 +57,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     if !source.config.quantized.is_empty() {
         return Err(Error::file(&settings.model, "holds its weights in 4 bits already"));
     }
+    refuse_links(&source.dir, false)?;
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let tensors: Vec<(bool, &TensorInfo)> = tensors(&source.config)
         .iter()

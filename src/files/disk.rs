@@ -89,15 +89,6 @@ pub fn append(path: &Path) -> io::Result<File> {
     without_links(File::options().create(true).append(true)).open(path)
 }
 
-/// Creates a file that did not exist. A file that is there, or a link, is removed first and never written through.
-///
-/// # Errors
-/// A directory that is missing, or that cannot be written to.
-pub fn create_new(path: &Path) -> io::Result<File> {
-    super::remove_if_there(path)?;
-    File::create_new(path)
-}
-
 /// The options for opening, so that a link in the place of the file is an error.
 pub(super) fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
@@ -115,9 +106,14 @@ pub fn sync_directory(dir: &Path) -> io::Result<()> {
         return Ok(());
     }
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    match File::open(dir)?.sync_all() {
-        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
-        synced => synced,
+    match File::open(dir) {
+        // A directory may be open for writing alone.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(e) => Err(e),
+        Ok(dir) => match dir.sync_all() {
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+            synced => synced,
+        },
     }
 }
 
@@ -177,6 +173,6 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
     #[cfg(not(unix))]
     {
         let probe = dir.join(format!(".loraine-{}.part", writer_id()));
-        create_new(&probe).and_then(|_| remove_file(&probe))
+        File::create_new(&probe).and_then(|_| remove_file(&probe))
     }
 }

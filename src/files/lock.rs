@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::disk::without_links;
-use super::remove_if_there;
 use crate::setting::OUT;
 use crate::{Error, Result};
 
@@ -124,7 +123,7 @@ impl Drop for DirectoryLock {
     fn drop(&mut self) {
         // While the lock is held, so that nobody else's is removed.
         if cfg!(unix) && self.file.is_some() {
-            let _ = remove_if_there(&self.path);
+            let _ = fs::remove_file(&self.path);
         }
         self.file = None;
         for dir in &self.made {

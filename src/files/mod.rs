@@ -49,6 +49,15 @@ pub fn is_lfs_pointer(beginning: &[u8]) -> bool {
     beginning.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
+/// Creates a file that did not exist. A file that is there, or a link, is removed first and never written through.
+///
+/// # Errors
+/// A directory that is missing, or that cannot be written to.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    remove_if_there(path)?;
+    File::create_new(path)
+}
+
 /// Removes a file, a link, or a directory with everything below it. A missing path is not an error.
 ///
 /// # Errors

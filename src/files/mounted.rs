@@ -256,15 +256,6 @@ pub fn append(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a file; one that is there is replaced.
-///
-/// # Errors
-/// The directory above it is missing, or `path` is a directory.
-pub fn create_new(path: &Path) -> io::Result<File> {
-    super::remove_if_there(path)?;
-    File::create(path)
-}
-
 /// Every directory can be written to.
 ///
 /// # Errors
@@ -340,6 +331,21 @@ impl File {
     }
 
     /// Does nothing: the store has no disk to write to.
+    /// Creates a file that is not there.
+    ///
+    /// # Errors
+    /// As [`Self::create`], or the file is there.
+    pub fn create_new(path: impl AsRef<Path>) -> io::Result<Self> {
+        match exists(path.as_ref()) {
+            true => Err(ErrorKind::AlreadyExists.into()),
+            false => Self::create(path),
+        }
+    }
+
+    /// Does nothing: what is mounted lies in memory.
+    ///
+    /// # Errors
+    /// None; the function has the form of the disk's.
     pub fn sync_all(&self) -> io::Result<()> {
         Ok(())
     }

@@ -58,8 +58,8 @@ impl Matcher {
 
 /// Steps back that an expression may take over one name; Python's take as many as there are.
 const BACKTRACKING: usize = 100_000;
-/// Limit for a compiled expression. Those that select modules stay far below it.
-const COMPILED_BYTES: usize = 1 << 20;
+/// Limit for all compiled expressions of a field. Those that select modules stay far below it.
+const COMPILED_BYTES: usize = 16 << 20;
 
 /// A regular expression of a setting, as Python's `re` reads it: with look-around and back-references.
 struct Expression {
@@ -69,11 +69,11 @@ struct Expression {
 }
 
 impl Expression {
-    /// Compiles `text` between `before` and the end of the name.
-    fn new(field: Key, text: &str, before: &str) -> Result<Self> {
+    /// Compiles `text`, one of `count` expressions of the field, between `before` and the end of the name.
+    fn new(field: Key, text: &str, before: &str, count: usize) -> Result<Self> {
         let build = |pattern: &str| {
             let mut builder = RegexBuilder::new(pattern);
-            builder.backtrack_limit(BACKTRACKING).delegate_size_limit(COMPILED_BYTES);
+            builder.backtrack_limit(BACKTRACKING).delegate_size_limit(COMPILED_BYTES / count.max(16));
             builder.build().map_err(|e| one_line(&e))
         };
         // Alone first: what is unbalanced must not be closed by the parts around it.
@@ -102,7 +102,10 @@ fn one_line(e: &fancy_regex::Error) -> String {
 
 /// Compiles the keys of `rank_pattern` or `alpha_pattern` by PEFT's rule: each must match the end of the module's name.
 fn patterns<T: Copy>(field: Key, patterns: &[(String, T)]) -> Result<Vec<(Expression, T)>> {
-    patterns.iter().map(|(key, value)| Ok((Expression::new(field, key, r"(?:.*\.)?")?, *value))).collect()
+    patterns
+        .iter()
+        .map(|(key, value)| Ok((Expression::new(field, key, r"(?:.*\.)?", patterns.len())?, *value)))
+        .collect()
 }
 
 fn first_match<T: Copy>(patterns: &[(Expression, T)], module: &str) -> Result<Option<T>> {
@@ -122,12 +125,12 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
     let target = match &lora.target_modules {
         TargetModules::AllLinear => None,
         TargetModules::Names(names) => Some(Matcher::Names(names.clone())),
-        TargetModules::Regex(text) => Some(Matcher::Regex(Expression::new(TARGET_MODULES, text, "")?)),
+        TargetModules::Regex(text) => Some(Matcher::Regex(Expression::new(TARGET_MODULES, text, "", 1)?)),
     };
     let exclude = match &lora.exclude_modules {
         None => None,
         Some(ExcludeModules::Names(names)) => Some(Matcher::Names(names.clone())),
-        Some(ExcludeModules::Regex(text)) => Some(Matcher::Regex(Expression::new(EXCLUDE_MODULES, text, "")?)),
+        Some(ExcludeModules::Regex(text)) => Some(Matcher::Regex(Expression::new(EXCLUDE_MODULES, text, "", 1)?)),
     };
     let excluded = |module: &str| exclude.as_ref().map_or(Ok(false), |m| m.matches(module));
     if let Some(target) = &target {
@@ -286,6 +289,18 @@ pub(crate) mod tests {
         assert_eq!(ranks, expected);
         lora.use_rslora = true;
         assert_eq!(resolve(&lora, &model()).unwrap()[0].scale, 8.0);
+    }
+
+    #[test]
+    fn many_expressions_fit_where_they_are_small() {
+        let mut lora = names(&["q_proj"]);
+        // PEFT writes one for each module of an adapter with ranks of its own.
+        lora.rank_pattern = (0..900).map(|i| (format!("model.layers.{i}.self_attn.q_proj"), 4)).collect();
+        lora.rank_pattern.push(("2.self_attn.q_proj".into(), 5));
+        assert_eq!(resolve(&lora, &model()).unwrap().iter().map(|m| m.rank).collect::<Vec<_>>(), [4, 4, 4]);
+        lora.rank_pattern = (0..300).map(|i| (format!(r"\w{{200}}q{i}"), 4)).collect();
+        let message = resolve(&lora, &model()).unwrap_err().to_string();
+        assert!(message.contains("is not a regular expression"), "{message}");
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub fn estimate(
         config,
         modules: &modules,
         stored: &stored,
-        max_rows: length * settings.batch_size,
+        max_rows: length.saturating_mul(settings.batch_size),
         max_positions: length,
         capabilities,
     };
@@ -161,6 +161,40 @@ mod tests {
         let large = estimate(&with_budget(12_000_000_000), &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap();
         assert!(large.fits == Some(true) && large.longest_seq_len.unwrap() > 512, "{large:?}");
         assert!(large.total <= 12_000_000_000);
+    }
+
+    #[test]
+    fn sizes_beyond_all_devices_name_the_setting() {
+        let config = shapes::by_name("smollm2-135m").unwrap();
+        let of = |batch_size, seq_len, method| {
+            let settings = RunSettings { batch_size, ..settings(method) };
+            estimate(&settings, &config, Float::Bf16, seq_len, ASSUMED_CAPABILITIES)
+        };
+        let largest = i64::MAX as usize;
+        for (batch_size, seq_len) in [
+            (16_777_217, 256),
+            (100_000, 256),
+            (usize::from(u16::MAX), 65_536),
+            (largest, 2),
+            (1, largest),
+            (largest, largest),
+        ] {
+            for method in [Method::Qlora, Method::Full] {
+                match of(batch_size, seq_len, method) {
+                    // A true number grows with the rows.
+                    Ok(estimate) => {
+                        assert!(estimate.total / 2000 > (batch_size * seq_len) as u64, "{batch_size} {seq_len}")
+                    }
+                    Err(error) => {
+                        let message = error.to_string();
+                        assert!(message.contains(&format!("⟨batch-size={batch_size}⟩")), "{message}");
+                    }
+                }
+            }
+        }
+        assert!(of(16_777_217, 256, Method::Qlora).is_err());
+        let with_budget = RunSettings { batch_size: largest, gpu_memory: Some(1 << 34), ..settings(Method::Lora) };
+        estimate(&with_budget, &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap_err();
     }
 
     #[test]

@@ -59,11 +59,42 @@ pub fn is_model_file(name: &str) -> bool {
         || is_license(name)
 }
 
+/// Refuses companion files that are links out of the model's directory: what they lead to would be copied into a directory that is
+/// made to be passed on. The files of a hub's cache are links into its `blobs`, beside the directory of the commit. With
+/// `of_same_name`, links to files of their own name pass: people share tokenizers so.
+///
+/// # Errors
+/// The file and what it leads to.
+pub fn refuse_links(dir: &Path, of_same_name: bool) -> Result<()> {
+    let whole = |path: &Path| files::canonicalize(path).ok();
+    let Some(own) = whole(dir) else { return Ok(()) };
+    let snapshots = own.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    let further = files::names(&dir.join(FURTHER_TEMPLATES)).unwrap_or_default();
+    let further = further.iter().map(|name| format!("{FURTHER_TEMPLATES}/{name}"));
+    let licenses = files::names(dir).unwrap_or_default().into_iter().filter(|name| is_license(name));
+    let companions = COMPANIONS.into_iter().chain([CONFIG, FURTHER_TEMPLATES]).map(str::to_owned);
+    for name in companions.chain(licenses).chain(further) {
+        let path = dir.join(name);
+        let Some(to) = whole(&path) else { continue };
+        let shared = of_same_name && to.file_name() == path.file_name();
+        if !shared && !to.starts_with(&own) && !blobs.as_ref().is_some_and(|blobs| to.starts_with(blobs)) {
+            let problem = format!(
+                "is a link to {}, outside the model's directory, and would be copied; put the file itself there",
+                to.display()
+            );
+            return Err(Error::file(path, problem));
+        }
+    }
+    Ok(())
+}
+
 /// Copies the files that tell how to use the model at `from`, and its licenses; those that it lacks are left out.
 ///
 /// # Errors
 /// A file that cannot be read or written.
 pub fn copy_companions(from: &Path, to: &Path) -> Result<()> {
+    refuse_links(from, true)?;
     let licenses = files::names(from).unwrap_or_default().into_iter().filter(|name| is_license(name));
     for name in COMPANIONS.into_iter().map(str::to_owned).chain(licenses) {
         copy_file(from, to, &name)?;

@@ -14,6 +14,7 @@ params! {
         head_dim: u32,
         half_dim: u32,
         ld: u32,
+        positions: u32,
     }
 }
 
@@ -56,7 +57,8 @@ fn rotate(rec: &mut Recorder, x: Matrix, of: RotatedHeads, positions: View, tabl
     let half_dim = rotated / 2;
     let quads = half_dim.is_multiple_of(4) && head_dim.is_multiple_of(4) && !interleaved;
     let pairs = if quads { 4 } else { 1 };
-    let params = Params { rows: x.rows, heads, head_dim, half_dim, ld: x.ld };
+    let positions_of_table = (table.bytes / (4 * u64::from(rotated))) as u32;
+    let params = Params { rows: x.rows, heads, head_dim, half_dim, ld: x.ld, positions: positions_of_table };
     let invocations = u64::from(x.rows) * u64::from(heads) * u64::from(half_dim / pairs);
     let groups = rec.fold(invocations.div_ceil(u64::from(WG_SIZE)));
     let views = [positions, table, x.view];

@@ -1,12 +1,14 @@
 //! A run's memory plan held to a budget, which decides the activations that are kept and those that are recomputed.
 
-use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use super::plan::{PlanSettings, ROW_CLASS, RecomputePolicy, TrainPlan};
 use super::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
 use crate::gpu::{Capabilities, readable_need};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
+use crate::model::modules::Projection;
 use crate::network::activations::ActivationFormat;
 use crate::network::base::BaseStorage;
+use crate::panics::caught;
 use crate::quant::format::Float;
 use crate::setting::{BATCH_SIZE, GPU_MEMORY, MAX_SEQ_LEN, RANK};
 use crate::{Error, Result};
@@ -58,11 +60,11 @@ impl PlanRequest<'_> {
         let base = settings.base_storage().of(self.config)?;
         let plan = |format| self.plan(base, recompute, format);
         let plan = match settings.activations {
-            ActivationsChoice::F32 => plan(ActivationFormat::F32),
-            ActivationsChoice::Bf16 => plan(ActivationFormat::Bf16),
+            ActivationsChoice::F32 => plan(ActivationFormat::F32)?,
+            ActivationsChoice::Bf16 => plan(ActivationFormat::Bf16)?,
             ActivationsChoice::Auto => {
-                let exact = plan(ActivationFormat::F32);
-                if exact.ledger().total() <= total_bytes { exact } else { plan(ActivationFormat::Bf16) }
+                let exact = plan(ActivationFormat::F32)?;
+                if exact.ledger().total() <= total_bytes { exact } else { plan(ActivationFormat::Bf16)? }
             }
         };
         let needed = plan.ledger().total();
@@ -91,7 +93,7 @@ impl PlanRequest<'_> {
         // The longest micro-batch has this many sequences of the longest length, or fewer.
         let sequences = self.max_rows.div_ceil(self.max_positions.max(1)).min(self.settings.batch_size);
         let fits = |length: usize| {
-            let request = Self { max_rows: length * sequences, max_positions: length, ..*self };
+            let request = Self { max_rows: length.saturating_mul(sequences), max_positions: length, ..*self };
             request.fits_within_budget().unwrap_or(false)
         };
         longest_below(self.max_positions, fits)
@@ -117,18 +119,48 @@ impl PlanRequest<'_> {
             ActivationsChoice::Auto => &[ActivationFormat::Bf16, ActivationFormat::F32],
         };
         let fits = |layers, format| {
-            let plan = self.plan(base, RecomputePolicy::Keep(layers), format);
-            plan.ledger().total() <= settings.gpu_memory.unwrap_or(u64::MAX) && plan.check_limits().is_ok()
+            self.plan(base, RecomputePolicy::Keep(layers), format).is_ok_and(|plan| {
+                plan.ledger().total() <= settings.gpu_memory.unwrap_or(u64::MAX) && plan.check_limits().is_ok()
+            })
         };
         Ok(kept_layers.iter().any(|layers| formats.iter().any(|format| fits(*layers, *format))))
     }
 
-    fn plan(&self, base: BaseStorage, recompute: RecomputePolicy, format: ActivationFormat) -> TrainPlan {
+    /// # Errors
+    /// Sizes that kernels cannot index.
+    fn plan(&self, base: BaseStorage, recompute: RecomputePolicy, format: ActivationFormat) -> Result<TrainPlan> {
         let Self { settings, max_rows, max_positions, .. } = *self;
+        self.check_rows()?;
         let training = Some(settings.optim.moments());
         let dropout = settings.dropout as f32;
         let sizes = PlanSettings { base, max_rows, max_positions, recompute, dropout, training };
-        TrainPlan::with_activations(self.capabilities, self.config, self.stored, self.modules, &sizes, format)
+        let plan =
+            || TrainPlan::with_activations(self.capabilities, self.config, self.stored, self.modules, &sizes, format);
+        // Operations refuse what no dispatch can cover by a panic, since only sizes from outside lead there.
+        caught(plan).map_err(|panic| self.too_large(&format!("more than kernels can index ({panic})")))
+    }
+
+    /// Kernels index the elements of a matrix by 32 bits.
+    fn check_rows(&self) -> Result<()> {
+        let config = self.config;
+        let widths =
+            Projection::ALL.map(|projection| config.projection_shape(projection)).map(|(out, cols)| out.max(cols));
+        let widest = widths.into_iter().chain([config.hidden_size, 1]).max().unwrap_or(1);
+        let most = (u32::MAX as usize / widest).saturating_sub(ROW_CLASS as usize);
+        match self.max_rows.max(self.max_positions) <= most {
+            true => Ok(()),
+            false => Err(self.too_large(&format!("more than the {most} that kernels can index"))),
+        }
+    }
+
+    fn too_large(&self, problem: &str) -> Error {
+        let (batch_size, length) = (BATCH_SIZE.is(self.settings.batch_size), MAX_SEQ_LEN.is(self.max_positions));
+        let problem = format!(
+            "{batch_size} with {length} makes {} rows with matrices of this model: {problem}; lower {BATCH_SIZE} or \
+             {MAX_SEQ_LEN}",
+            self.max_rows
+        );
+        Error::setting(BATCH_SIZE, problem)
     }
 }
 

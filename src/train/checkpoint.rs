@@ -145,7 +145,7 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
         write_state(&beside, &checkpoint.state)?;
         remove_if_there(&place).map_err(failed)?;
         files::rename(&beside, &place).map_err(failed)?;
-        files::sync_directory(&parent).map_err(failed)
+        files::sync_directory(&parent).and_then(|()| files::sync_directory(out)).map_err(failed)
     };
     write().inspect_err(|_| {
         let _ = files::remove_dir_all(&beside);

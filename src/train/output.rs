@@ -178,6 +178,7 @@ impl Output {
             checkpoint::remove_all(dir)?;
         }
         files::create_dir_all(dir).map_err(failed)?;
+        files::sync_directory(dir.parent().unwrap_or(Path::new(""))).map_err(failed)?;
         let path = dir.join(METRICS);
         if let Some(Continued { run, step }) = from {
             if !here && let Ok(earlier) = files::read(run.join(METRICS)) {

@@ -18,7 +18,7 @@ use crate::network::trained::Trained;
 use crate::quant::format::Float;
 
 /// Row counts are rounded up to this, so that few shapes of list occur.
-const ROW_CLASS: u32 = 32;
+pub(super) const ROW_CLASS: u32 = 32;
 
 /// The sizes and choices that decide a plan.
 #[derive(Clone, Debug)]

@@ -25,6 +25,7 @@ use crate::lora::config::LoraConfig;
 use crate::lora::factors::{self, AdapterTensors};
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
+use crate::model::model_directory::refuse_links;
 use crate::model::source::Source;
 use crate::model::tensors::parameters;
 use crate::setting::{
@@ -110,6 +111,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         true => Source::without_weights(&settings.model)?,
         false => Source::open(&settings.model)?,
     };
+    refuse_links(&source.dir, settings.method != Method::Full)?;
     if settings.method == Method::Lora && !source.config.quantized.is_empty() {
         let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4 bits";
         let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));

@@ -400,21 +400,20 @@ fn a_directory_with_a_run_is_kept_until_told_otherwise() {
 fn a_damaged_checkpoint_is_named() {
     let shell = shell();
     shell.succeed(&format!("{TRAIN} --save-every 1"));
-    let resume = TRAIN.replace("--steps 2", "--steps 4 --resume");
+    let resume = "train --resume run/checkpoints/step-2 --steps 4";
     for file in ["state.json", "optimizer.safetensors", "adapter_model.safetensors", "adapter_config.json"] {
         let path = format!("run/checkpoints/step-2/{file}");
         let good = shell.read(&path);
         edit(&shell.path(&path), |bytes| bytes.truncate(bytes.len() / 2));
-        let newest = resume.replace("--resume", "--resume run/checkpoints/step-2").replace(" --out run", "");
-        shell.fail(&newest, &[&path]);
+        shell.fail(resume, &[&path]);
         std::fs::remove_file(shell.path(&path)).unwrap();
-        shell.fail(&newest, &["run/checkpoints/step-2"]);
+        shell.fail(resume, &["run/checkpoints/step-2"]);
         shell.write(&path, good);
     }
     // Without a name, the newest checkpoint that is whole serves, and the damaged one is named.
     let path = "run/checkpoints/step-2/optimizer.safetensors";
     edit(&shell.path(path), |bytes| *bytes.last_mut().unwrap() ^= 1);
-    let shown = shell.succeed(&resume);
+    let shown = shell.succeed(&TRAIN.replace("--steps 2", "--steps 4 --resume"));
     assert!(shown.contains("the checkpoint of step 2 is passed over") && shown.contains(path), "{shown}");
     assert!(shown.contains("resumed after step 1"), "{shown}");
 }
@@ -536,4 +535,29 @@ fn a_read_only_disk_is_found_before_the_model_is_loaded() {
     assert_eq!(output.status.code(), Some(1), "{shown}{problems}");
     assert!(problems.contains("error: disk/run: cannot be written to: Read-only file system"), "{problems}");
     assert!(!shown.contains("memory "), "{shown}");
+}
+
+#[test]
+fn a_tokenizer_that_grows_without_end_is_stopped() {
+    let shell = shell();
+    let doubled = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "normalizer": {"type": "Sequence", "normalizers": vec![doubled; 34]},
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "b"},
+    });
+    shell.write("model/tokenizer.json", tokenizer.to_string());
+    shell.write("model/tokenizer_config.json", r#"{"eos_token": "b"}"#);
+    shell.write("data.jsonl", "{\"text\": \"aaaa\"}\n");
+    shell.fail("inspect --model model --data data.jsonl", &["tokenizer.json of the model", "MiB of memory"]);
+    refuses(&shell, "", &["tokenizer.json of the model", "MiB of memory"]);
+}
+
+#[test]
+fn a_record_has_a_limit() {
+    let shell = shell();
+    shell.write("data.jsonl", format!("{{\"text\": \"{}\"}}\n", "a ".repeat(9 << 20)));
+    refuses(&shell, "", &["data.jsonl, line 1", "has more than 16 MiB"]);
+    shell.write("data.json", format!("[{{\"text\": \"{}\"}}]\n", "a ".repeat(9 << 20)));
+    shell.fail("train --model model --data data.json --out run", &["data.json", "has more than 16 MiB"]);
 }

@@ -133,3 +133,39 @@ fn an_estimate_is_what_a_run_takes() {
     let (fine, _, error) = loraine(&["estimate", "--model", "gpt-9"]);
     assert!(!fine && error.contains("llama-2-7b") && !error.contains("panicked"), "{error}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
+    use std::process::Stdio;
+    let model = fixture("llama_tied");
+    for args in [&["info", "--json"][..], &["info"], &["estimate", "--model", &model], &["completions", "bash"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_loraine"))
+            .args(args)
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let problems = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {problems}");
+        assert!(problems.contains("standard output cannot be written: No space left"), "{args:?}: {problems}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loraine"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn texts_of_files_cannot_control_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(format!("{}/config.json", fixture("llama_tied"))).unwrap();
+    let hostile = config.replace("\"llama\"", "\"\\u001b]0;owned\\u0007\"");
+    assert_ne!(config, hostile);
+    std::fs::write(dir.path().join("config.json"), hostile).unwrap();
+    let (fine, text, error) = loraine(&["info", "--model", dir.path().to_str().unwrap()]);
+    assert!(!fine && error.contains("\\u{1b}]0;owned\\u{7}"), "{text}{error}");
+    assert!(!error.contains(['\u{1b}', '\u{7}']), "{error:?}");
+}

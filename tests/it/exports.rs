@@ -147,3 +147,43 @@ fn completions_know_the_commands() {
         assert!(["train", "inspect", "--model"].iter().all(|word| script.contains(word.trim_start_matches('-'))));
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn no_link_leads_into_an_export_or_through_one() {
+    use std::os::unix::fs::symlink;
+    let shell = shell();
+    shell.write("secret", "a key");
+    shell.write("victim", "precious");
+    symlink("../secret", shell.path("model/added_tokens.json")).unwrap();
+    shell.succeed(&format!("train --model model --out run {RUN}"));
+    let commands = ["quantize --model model --out made", "merge --model model --adapter run --out made"];
+    for command in commands {
+        shell.fail(command, &["model/added_tokens.json", "is a link to", "secret", "outside the model's directory"]);
+        assert!(!shell.path("made").exists());
+    }
+    shell
+        .fail("train --model model --method full --out full --data data.jsonl", &["added_tokens.json", "is a link to"]);
+
+    // The cache of a hub is made of links into its own store.
+    let cached = "models--a--b/snapshots/0123";
+    copy_files(&fixture("llama_tied"), &shell.path("models--a--b/blobs"));
+    std::fs::create_dir_all(shell.path(cached)).unwrap();
+    for name in shell.names("models--a--b/blobs") {
+        symlink(format!("../../blobs/{name}"), shell.path(&format!("{cached}/{name}"))).unwrap();
+    }
+    // Links at the places of temporary files lead to no file of others.
+    for place in [".made.part", ".made.loraine.lock"] {
+        symlink("victim", shell.path(place)).unwrap();
+    }
+    shell.fail(&format!("quantize --model {cached} --out made"), &["made"]);
+    std::fs::remove_file(shell.path(".made.loraine.lock")).unwrap();
+    shell.succeed(&format!("quantize --model {cached} --out made"));
+    std::fs::create_dir(shell.path("planted")).unwrap();
+    for name in ["metrics.jsonl", ".run.toml.part", ".adapter_model.safetensors.part"] {
+        symlink("../victim", shell.path(&format!("planted/{name}"))).unwrap();
+    }
+    shell.succeed(&format!("train --model model --out planted {RUN} --overwrite"));
+    assert_eq!(shell.read("victim"), b"precious");
+    assert!(!shell.path("planted/metrics.jsonl").is_symlink());
+}

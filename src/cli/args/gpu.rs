@@ -14,6 +14,9 @@ pub struct GpuArgs {
     /// on uses the GPU's tensor cores (matrix units) for linear layers, with scaled factors in f16 and sums in f32; off computes everything in f32
     #[arg(long, value_enum, default_value = "off", env = "LORAINE_MATRIX_UNITS", help_heading = "Device")]
     pub matrix_units: MatrixUnits,
+    /// Let the driver check every access of a kernel to memory; takes time, and changes no result
+    #[arg(long, help_heading = "Device")]
+    pub checked_shaders: bool,
 }
 
 impl GpuArgs {
@@ -23,8 +26,12 @@ impl GpuArgs {
     }
 
     pub fn open_tuned(&self, tuning: TuneOptions) -> anyhow::Result<Gpu> {
-        let options =
-            GpuOptions { adapter: self.gpu.clone(), matrix_units: self.matrix_units, tuning, ..Default::default() };
+        let options = GpuOptions {
+            adapter: self.gpu.clone(),
+            matrix_units: self.matrix_units,
+            checked_shaders: self.checked_shaders,
+            tuning,
+        };
         Ok(pollster::block_on(Gpu::open(&options))?)
     }
 }
