@@ -327,7 +327,7 @@ mod tests {
                 "loraine train --early_stopping_patience 3 --load_best_model_at_end true",
                 "loraine train --early-stopping-patience 3 --load-best-model-at-end",
             ),
-            ("loraine train --early-stopping 3", "loraine train --early-stopping 3"),
+            ("loraine train --early-stopping 3", "loraine train --early-stopping-patience 3"),
             ("loraine train --data a_b --no-shuffle", "loraine train --data a_b --no-shuffle"),
             ("loraine generate --prompt a --rank 2", "loraine generate --prompt a --rank 2"),
             ("loraine", "loraine"),

@@ -136,7 +136,7 @@ mod tests {
             ("m.GGUF", "GGUF cannot be"),
             ("m.zip", "zip file"),
             ("m.safetensors", "is a file"),
-            ("modle", "did you mean"),
+            ("modelz", "did you mean"),
             ("nowhere/at/all", "does not exist"),
         ] {
             let problem = problem(&path(name), Extent::Everything).expect(name);
