@@ -155,8 +155,8 @@ fn no_link_leads_into_an_export_or_through_one() {
     let shell = shell();
     shell.write("secret", "a key");
     shell.write("victim", "precious");
-    symlink("../secret", shell.path("model/added_tokens.json")).unwrap();
     shell.succeed(&format!("train --model model --out run {RUN}"));
+    symlink("../secret", shell.path("model/added_tokens.json")).unwrap();
     let commands = ["quantize --model model --out made", "merge --model model --adapter run --out made"];
     for command in commands {
         shell.fail(command, &["model/added_tokens.json", "is a link to", "secret", "outside the model's directory"]);
@@ -183,6 +183,7 @@ fn no_link_leads_into_an_export_or_through_one() {
     for name in ["metrics.jsonl", ".run.toml.part", ".adapter_model.safetensors.part"] {
         symlink("../victim", shell.path(&format!("planted/{name}"))).unwrap();
     }
+    std::fs::remove_file(shell.path("model/added_tokens.json")).unwrap();
     shell.succeed(&format!("train --model model --out planted {RUN} --overwrite"));
     assert_eq!(shell.read("victim"), b"precious");
     assert!(!shell.path("planted/metrics.jsonl").is_symlink());
