@@ -152,7 +152,8 @@ test("a start can be called off at every moment, and the page goes on", { skip: 
       .waitForFunction(
         (seen) => {
           const now = [...document.querySelectorAll(".stage")].at(-1)?.textContent.replace(/\d.*/, "") ?? "";
-          if (document.querySelector(".stats")?.offsetParent) return "step";
+          const ended = /Finished/.test(document.querySelector(".run-status")?.textContent ?? "");
+          if (ended || document.querySelector(".stats")?.offsetParent) return "step";
           return now !== "" && !seen.includes(now) ? now : undefined;
         },
         [...seen],
@@ -188,7 +189,13 @@ test("a phone that is turned has a chart of its width", { skip: missing }, async
   await finished(page);
   for (const viewport of [{ width: 844, height: 390 }, PHONE, { width: 1280, height: 800 }, PHONE]) {
     await page.setViewportSize(viewport);
-    await page.waitForTimeout(300);
+    // The chart follows its place with the next frames.
+    await page
+      .waitForFunction(() => {
+        const widths = [".chart-place", ".chart-place .uplot"].map((it) => document.querySelector(it).getBoundingClientRect().width);
+        return Math.abs(widths[0] - widths[1]) <= 1;
+      })
+      .catch(() => undefined);
     const { wide, chart } = await page.evaluate(() => ({
       wide: document.documentElement.scrollWidth,
       chart: document.querySelector(".chart-place").clientWidth,

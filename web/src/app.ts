@@ -1,6 +1,6 @@
 /** What the page knows and what it can do. Sections read the state, call the actions, and hear what changed. */
 
-import { type Engine, failureOf } from "./engine";
+import { type Engine, EngineError, failureOf } from "./engine";
 import { Latest } from "./latest";
 import type {
   CachedModel,
@@ -83,6 +83,9 @@ export class App {
   private readonly estimating: Latest;
   private readonly inspectingAgain: Latest;
   private restarts = 0;
+  /** Settles when a new engine has the model and the data that were open. */
+  private reopening: Promise<void> = Promise.resolve();
+  private calledOff = 0;
 
   constructor(
     readonly engine: Engine,
@@ -421,7 +424,10 @@ export class App {
     const settings = resume === undefined ? forRun(this.settings, steps) : this.settings;
     const request = { settings, model: model.source, modelName: model.name, data: data.source };
     let ended = false;
+    const calledOff = this.calledOff;
     try {
+      await this.reopened();
+      if (calledOff !== this.calledOff) throw new EngineError({ kind: "canceled", message: "Canceled." });
       const trained = await this.engine.call("train", resume === undefined ? request : { ...request, resume }, (notice) => {
         if (notice.type === "begun") this.run.id = notice.run;
         if (notice.type === "phase") this.run.enter(notice.phase);
@@ -457,6 +463,7 @@ export class App {
   /** Calls off a run that has made no step yet, whatever the engine is at. */
   async cancelStart(): Promise<void> {
     if (this.run.phase !== "starting") return;
+    this.calledOff += 1;
     this.engine.cancel();
     await this.reopen();
   }
@@ -530,14 +537,30 @@ export class App {
   }
 
   /** A new engine knows nothing: it is given the model and the data that were open. */
-  private async reopen(): Promise<void> {
+  private reopen(): Promise<void> {
+    this.reopening = this.openAgain();
+    return this.reopening;
+  }
+
+  /** Waits for the newest of the engines that stand in for others. */
+  private async reopened(): Promise<void> {
+    let waited: Promise<void>;
+    do {
+      waited = this.reopening;
+      await waited;
+    } while (waited !== this.reopening);
+  }
+
+  private async openAgain(): Promise<void> {
     const { model, data } = this.sources;
     try {
       await this.engine.call("adapter", null);
       if (model !== undefined) this.openedModel = await model();
       if (data !== undefined) this.openedData = await data();
     } catch (error) {
-      this.modelFailure = failureOf(error);
+      const failure = failureOf(error);
+      // An engine that was replaced once more has nothing to say.
+      if (failure.kind !== "canceled") this.modelFailure = failure;
     }
     this.changed("model", "data", "run");
     this.refresh();
