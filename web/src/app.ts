@@ -86,6 +86,7 @@ export class App {
   /** Settles when a new engine has the model and the data that were open. */
   private reopening: Promise<void> = Promise.resolve();
   private calledOff = 0;
+  private relisting: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     readonly engine: Engine,
@@ -490,6 +491,9 @@ export class App {
     const saved = await this.engine.call("savedRuns", null).catch(() => []);
     this.saved = saved.filter((run) => run.id !== this.run.id && !run.busy);
     this.changed("saved");
+    // A page that is just being left, or another tab, still holds a run: it is listed once it is free.
+    clearTimeout(this.relisting);
+    if (saved.some((run) => run.busy && run.id !== this.run.id)) this.relisting = setTimeout(() => void this.listSaved(), 2000);
   }
 
   /** Opens a saved run, and goes on with it where it has not come to its end. */
