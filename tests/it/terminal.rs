@@ -191,7 +191,9 @@ fn what_is_typed_during_an_answer_is_the_next_question() {
     let ended = terminal.wait_for("[ended after --max-tokens 300]", second);
     let prompt = terminal.wait_for("base> ", ended);
     terminal.press("\x03");
-    terminal.wait_for("(Ctrl-C again", prompt);
+    let asked_again = terminal.wait_for("(Ctrl-C again", prompt);
+    // The prompt reads keys itself from here on.
+    terminal.wait_for("base> ", asked_again);
     terminal.press("\x03");
     assert_eq!(terminal.end(), 0, "{}", terminal.shown);
 }
