@@ -36,8 +36,11 @@ const MAX_BROADCAST_HEAD_DIM: u32 = 128;
 const FEW_ITEMS: u64 = 256;
 /// The elementwise pass before the backward has no reason to stay that narrow.
 const DELTA_LANES: u32 = 64;
-/// Rows on either side of a tile, and columns of a head staged at once; both stand in attention_tile.wgsl too.
+/// Rows on either side of a tile of the variants for GPUs; attention_tile.wgsl has it too.
 const TILE: u32 = 32;
+/// Groups of 64 threads in a workgroup of those variants, and quads of columns that one of their threads sums.
+const MAX_SIDES: u32 = 4;
+const MAX_CHUNKS: u32 = 2;
 const MAX_HEAD_DIM: u32 = 256;
 
 /// The heads of one attention layer. `heads` is a multiple of `kv_heads`, `head_dim` a multiple of 4 up to 256.
@@ -87,9 +90,9 @@ impl Shape {
         assert!(matrices.iter().all(|m| (m.rows, m.cols) == (rows, cols)), "not {rows} x {cols}: {matrices:?}");
     }
 
-    /// Workgroups of `each` items for `items` (query rows times the heads of a group, or keys) of every key head.
-    fn workgroups(self, rec: &Recorder, items: u64, each: u32) -> [u32; 3] {
-        rec.fold(items.div_ceil(u64::from(each)) * u64::from(self.kv_heads))
+    /// Workgroups for `items` (query rows times the heads of a group, or keys) of every key head.
+    fn workgroups(self, rec: &Recorder, items: u64, variant: &Variant) -> [u32; 3] {
+        rec.fold(items.div_ceil(u64::from(variant.items)) * u64::from(self.kv_heads * variant.parts))
     }
 
     /// Multiply-adds of one product between all queries and keys, halved for causality.
@@ -107,6 +110,13 @@ enum Owned {
     Keys,
 }
 
+/// A kernel, the items or keys that a workgroup owns, and the workgroups that each sum a part of their columns.
+struct Variant {
+    kernel: Kernel,
+    items: u32,
+    parts: u32,
+}
+
 /// Rows that each lane owns. Every value loaded for all lanes serves each of them, which is what pays on these adapters; the
 /// text, and with it the time to compile it, grows with `head_dim * items`, and faster than it where values are exchanged.
 fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64) -> u32 {
@@ -119,15 +129,15 @@ fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64
     (columns / head_dim).clamp(1, 4)
 }
 
-/// A variant for software adapters, and the rows that its workgroups own.
-fn lanes_kernel(
+/// A variant for software adapters.
+fn lanes_variant(
     name: &'static str,
     source: &'static str,
     family: VariantFamily,
     owned: Owned,
     head_dim: u32,
     items: u64,
-) -> (Kernel, u32) {
+) -> Variant {
     let family = if head_dim > MAX_BROADCAST_HEAD_DIM { VariantFamily::Lanes } else { family };
     let broadcast = family == VariantFamily::Broadcast;
     let items_per_lane = items_per_lane(family, owned, head_dim, items);
@@ -138,46 +148,53 @@ fn lanes_kernel(
         .constant("ITEMS", items_per_lane)
         .constant("BROADCAST", broadcast)
         .constant("BLOCK", if broadcast { LANES } else { BLOCK });
-    (kernel, LANES * items_per_lane)
+    Variant { kernel, items: LANES * items_per_lane, parts: 1 }
 }
 
-/// As many threads as keep each thread's part of the sums within 64 registers.
-fn tiles_kernel(name: &'static str, source: &'static str, owned: Owned, head_dim: u32) -> (Kernel, u32) {
-    let chunks = head_dim.div_ceil(TILE);
-    let outputs = if owned == Owned::Keys { 2 } else { 1 };
-    let rows = (16 / (outputs * chunks)).clamp(1, 4);
-    let rows = 1 << rows.ilog2();
+/// A variant for GPUs. A thread keeps at most 32 numbers of the sums beside 16
+/// of the scores, so that no compiler has to move any to memory: wider heads take more threads, then more workgroups.
+fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, head_dim: u32) -> Variant {
+    let sides = if owned == Owned::Queries && head_dim <= 128 { 2 } else { MAX_SIDES };
+    // Both sums of a key kernel lie side by side.
+    let (sums, across) = if owned == Owned::Keys { (2, 16 * sides) } else { (1, 32 * sides) };
+    let parts = head_dim.div_ceil(MAX_CHUNKS * across);
+    let chunks = head_dim.div_ceil(parts * across);
+    // Rows of the other side that are summed at a time, as many as fit into the memory that the scores take before.
+    let rows = 512 * sides / (sums * chunks * across);
     let kernel = Kernel::new::<Params>(name, source)
         .part(COMMON)
         .part(TILE_PART)
         .constant("D4", head_dim / 4)
+        .constant("SIDES", sides)
+        .constant("HALF", sides / 2)
+        .constant("SHARE", 4 / sides)
         .constant("CHUNKS", chunks)
-        .constant("ROWS", rows)
-        .constant("TR", TILE / rows);
-    (kernel, TILE)
+        .constant("PARTS", parts)
+        .constant("KEYS", 1 << rows.min(TILE).ilog2());
+    Variant { kernel, items: TILE, parts }
 }
 
-fn forward_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
+fn forward_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
     match family {
-        VariantFamily::Tiles => tiles_kernel("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
-        _ => lanes_kernel("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, head_dim, items),
+        VariantFamily::Tiles => tiles_variant("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
+        _ => lanes_variant("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, head_dim, items),
     }
 }
 
-fn dq_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
-    let (kernel, each) = match family {
-        VariantFamily::Tiles => tiles_kernel("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
-        _ => lanes_kernel("attention_dq_lanes", DQ_LANES, family, Owned::Queries, head_dim, items),
+fn dq_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
+    let variant = match family {
+        VariantFamily::Tiles => tiles_variant("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
+        _ => lanes_variant("attention_dq_lanes", DQ_LANES, family, Owned::Queries, head_dim, items),
     };
-    (kernel.part(SCRATCH), each)
+    Variant { kernel: variant.kernel.part(SCRATCH), ..variant }
 }
 
-fn dkv_kernel(family: VariantFamily, head_dim: u32, items: u64) -> (Kernel, u32) {
-    let (kernel, each) = match family {
-        VariantFamily::Tiles => tiles_kernel("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
-        _ => lanes_kernel("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, head_dim, items),
+fn dkv_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
+    let variant = match family {
+        VariantFamily::Tiles => tiles_variant("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
+        _ => lanes_variant("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, head_dim, items),
     };
-    (kernel.part(SCRATCH), each)
+    Variant { kernel: variant.kernel.part(SCRATCH), ..variant }
 }
 
 fn delta_kernel(head_dim: u32) -> Kernel {
@@ -194,7 +211,7 @@ pub(super) fn kernels() -> Vec<Kernel> {
         let lanes = [VariantFamily::Lanes, VariantFamily::Broadcast]
             .map(|family| [(family, 1), (family, 100), (family, u64::MAX)]);
         for (family, items) in lanes.into_iter().flatten().chain([(VariantFamily::Tiles, 1)]) {
-            kernels.extend([forward_kernel, dq_kernel, dkv_kernel].map(|make| make(family, head_dim, items).0));
+            kernels.extend([forward_variant, dq_variant, dkv_variant].map(|make| make(family, head_dim, items).kernel));
         }
     }
     kernels
@@ -277,9 +294,9 @@ pub fn forward(rec: &mut Recorder, operands: &Operands) {
     let params = operands.params();
     let items = u64::from(q.rows) * u64::from(shape.heads / shape.kv_heads);
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let (kernel, each) = forward_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
-    let groups = shape.workgroups(rec, items, each);
-    rec.dispatch("attention", kernel, &views, &params, groups, 2 * shape.product_work(&params));
+    let variant = forward_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
+    let groups = shape.workgroups(rec, items, &variant);
+    rec.dispatch("attention", variant.kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
 
 /// Gradients of q, k and v from `dout`, with the `out` and `lse` of [`forward`]; as many keys as rows.
@@ -302,12 +319,12 @@ pub fn backward(rec: &mut Recorder, operands: &Operands, gradients: &Gradients) 
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
     let items = cells / u64::from(shape.kv_heads);
-    let (kernel, each) = dq_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
-    let groups = shape.workgroups(rec, items, each);
-    rec.dispatch("attention_dq", kernel, &views, &params, groups, 3 * shape.product_work(&params));
+    let variant = dq_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
+    let groups = shape.workgroups(rec, items, &variant);
+    rec.dispatch("attention_dq", variant.kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let (kernel, each) = dkv_kernel(VariantFamily::of(&rec.capabilities), shape.head_dim, rows);
-    let groups = shape.workgroups(rec, rows, each);
-    rec.dispatch("attention_dkv", kernel, &views, &params, groups, 4 * shape.product_work(&params));
+    let variant = dkv_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, rows);
+    let groups = shape.workgroups(rec, rows, &variant);
+    rec.dispatch("attention_dkv", variant.kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }
