@@ -1,4 +1,4 @@
-.PHONY: help demo test soak check web serve page bench fmt deny typos dist packages
+.PHONY: help demo test soak check web serve page bench vendors fmt deny typos dist packages
 .DEFAULT_GOAL := help
 
 SWIFTSHADER := /usr/lib/chromium/vk_swiftshader_icd.json
@@ -12,7 +12,7 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
-test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in Chromium
+test: ## format, lints, all tests, GPUs' kernels and other drivers and compilers, the page in Chromium
 	-@scripts/setup vulkan chromium wasm node debootstrap
 	scripts/typos
 	cargo fmt --all --check
@@ -27,6 +27,7 @@ test: ## format, lints, all tests, GPUs' kernels and other drivers, the page in 
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
 	scripts/newer-mesa-test
+	scripts/vendors --check
 	scripts/wasm-cargo clippy -- -D warnings
 	scripts/page-test
 
@@ -55,6 +56,10 @@ page: ## build the page and test it in Chromium alone
 bench: ## ceilings, operations, whole steps, and the figures of BENCHMARKS.md beside their peers
 	-@scripts/setup vulkan
 	scripts/bench
+
+vendors: ## registers, spills and inner loops that the compilers of AMD's, NVIDIA's and Intel's GPUs report, without a GPU
+	-@scripts/setup vulkan
+	scripts/vendors
 
 fmt: ## format the code
 	cargo fmt --all

@@ -36,7 +36,7 @@ impl Tile {
         tile("128x64x16 by 8x8", [128, 64, 16], [2, 2]),
         tile("128x128x8 by 8x8", [128, 128, 8], [2, 2]),
         tile("32x64x32 by 8x4", [32, 64, 32], [2, 1]),
-        tile("16x32x64 by 4x4", [16, 32, 64], [1, 1]),
+        tile("16x32x32 by 4x4", [16, 32, 32], [1, 1]),
         // For products with LoRA's factors, which are as narrow as its rank.
         tile("128x16x16 by 8x4", [128, 16, 16], [2, 1]),
     ];
