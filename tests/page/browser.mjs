@@ -86,7 +86,13 @@ export const text = (page, selector) => page.locator(selector).innerText();
 /** Waits until the text of `selector` matches, and answers with it. */
 export async function waitForText(page, selector, pattern, timeout = 60_000) {
   const locator = page.locator(selector);
-  await locator.filter({ hasText: pattern }).first().waitFor({ state: "visible", timeout });
+  try {
+    await locator.filter({ hasText: pattern }).first().waitFor({ state: "visible", timeout });
+  } catch (error) {
+    // A failure in CI has no screen to look at: say what stood there, and how far a run of this page is.
+    const texts = await page.locator(`${selector}, .run-status`).allTextContents();
+    throw new Error(`${selector} did not come to match ${pattern}; the page says ${JSON.stringify(texts)}`, { cause: error });
+  }
   return locator.first().innerText();
 }
 

@@ -277,6 +277,11 @@ export class App {
     this.estimating.ask();
   }
 
+  /** Resolves when what the page shows of data and memory is of the settings as they are now. */
+  async settled(): Promise<void> {
+    await Promise.all([this.inspectingAgain.settled(), this.estimating.settled()]);
+  }
+
   private async inspectNow(): Promise<void> {
     const { model, data } = this;
     if (model === undefined || data === undefined || this.run.active) return;
@@ -409,7 +414,7 @@ export class App {
       await this.openDemo();
       await this.openData({ kind: "example" }, null);
     }
-    await this.inspectingAgain.settled();
+    await this.settled();
     await this.train();
   }
 

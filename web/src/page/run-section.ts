@@ -36,7 +36,12 @@ export function stageTold({ progress, began, ended }: Stage): string {
 
 export function runSection(app: App, goTo: (place: Place) => void): RunSection {
   const { run } = app;
-  const start = button("Start training", () => void app.train(), "primary");
+  // Data that are read once more for a changed setting do not swallow the click: the run starts with what they become.
+  const startWhenRead = async () => {
+    await app.settled();
+    if (obstacle(app) === undefined) await app.train();
+  };
+  const start = button("Start training", () => void startWhenRead(), "primary");
   const goOn = button("Resume", () => void app.train(run.id), "primary");
   const status = h("p", { class: "run-status", role: "status" });
   let way: Place = "top";
@@ -90,12 +95,20 @@ export function runSection(app: App, goTo: (place: Place) => void): RunSection {
   // The clock of the stage at hand goes on when nothing else does.
   setInterval(() => run.phase === "starting" && drawStages(), 1000);
 
+  const drawStart = () => {
+    const blocked = obstacle(app);
+    // A long reading has a bar of its own, and its end is not in sight.
+    const soon = blocked?.passing === true && app.reading === undefined;
+    start.disabled = blocked !== undefined && !soon;
+  };
+  app.on(["reading"], drawStart);
+
   app.on(["run", "gpu", "inspection"], () => {
     const blocked = obstacle(app);
     show(start, !run.active);
     setText(start, run.steps.length > 0 ? "New run" : "Start training");
     start.className = `button ${run.resumable || run.hasResult ? "plain" : "primary"}`;
-    start.disabled = blocked !== undefined;
+    drawStart();
     show(goOn, run.resumable);
     goOn.disabled = app.model === undefined || app.data === undefined;
     const quiet = !run.active && run.phase !== "done" && run.phase !== "failed";
