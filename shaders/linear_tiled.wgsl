@@ -1,8 +1,9 @@
 // y = sum of x B + product * C (+ bias), ROWS x COLS outputs per workgroup. Operands are staged in workgroup memory, DEPTH contracted
-// values at a time. B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed
-// rows. `product * C` is the LoRA term, where C is the LoRA factor; further turns of the same loop contract it. Every output is one sum
-// in the order of k, so that tiles of all sizes give the same bits. The input gradients of layers that read the same input are one sum
-// of at most TERMS such products.
+// values at a time. The next codes of a 4-bit weight, and with PREFETCH the next values of x, are fetched into registers meanwhile.
+// B(k, c) is weight[c, k] in the forward direction and weight[k, c] for the input gradient; both read the same packed rows.
+// `product * C` is the LoRA term, where C is the LoRA factor; further turns of the same loop contract it. Every output is one sum in the
+// order of k, so that tiles of all sizes give the same bits. The input gradients of layers that read the same input are one sum of at
+// most TERMS such products.
 
 struct Term {
     depth: u32, x_first4: u32, x_ld4: u32,
@@ -24,72 +25,65 @@ struct Params {
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// An invocation owns ROW_QUADS quads of neighboring rows by COL_QUADS quads of columns, which are COLS_AT quads apart, so that
-// neighboring invocations read neighboring quads of workgroup memory.
-const ROWS_4 = ROWS / 4u;
-const COLS_4 = COLS / 4u;
+// A thread owns OWN_ROWS rows, ROWS_APART apart, by COL_QUADS quads of columns, COLS_APART quads apart: neighboring threads read
+// neighboring places of workgroup memory.
 const DEPTH_4 = DEPTH / 4u;
-const COLS_AT = COLS_4 / COL_QUADS;
-const WG_SIZE = COLS_AT * (ROWS_4 / ROW_QUADS);
+const COLS_4 = COLS / 4u;
+const COLS_APART = COLS_4 / COL_QUADS;
+const ROWS_APART = ROWS / OWN_ROWS;
+const WG_SIZE = COLS_APART * ROWS_APART;
 
-// Both tiles lie with the contracted index outermost: x_tile[k][row / 4], w_tile[k][col / 4].
-var<workgroup> x_tile: array<vec4<f32>, DEPTH * ROWS_4>;
+// Quads of contracted values, row by row as they lie in x, and for the forward direction as they lie in the weight; rows an odd number
+// of quads apart use different banks. For the input gradient w_tile has quads of columns, w_tile[k][col / 4].
+const STRIDE = DEPTH_4 + 1u;
+var<workgroup> x_tile: array<vec4<f32>, ROWS * STRIDE>;
+#if FORWARD
+var<workgroup> w_tile: array<vec4<f32>, COLS * STRIDE>;
+#else
 var<workgroup> w_tile: array<vec4<f32>, DEPTH * COLS_4>;
-
-// Operands are loaded in blocks of 4 rows by 4 contracted values and transposed in registers. Eight neighboring lanes (or all) hold
-// neighboring quads of rows, so that their stores use different banks of workgroup memory. The next lanes go on along the rows.
-const X_FAST = min(8u, ROWS_4);
-const W_FAST = min(8u, COLS_4);
-const X_BLOCKS = ROWS_4 * DEPTH_4;
-
-fn store_x(row4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    x_tile[(k + 0u) * ROWS_4 + row4] = vec4(v0.x, v1.x, v2.x, v3.x);
-    x_tile[(k + 1u) * ROWS_4 + row4] = vec4(v0.y, v1.y, v2.y, v3.y);
-    x_tile[(k + 2u) * ROWS_4 + row4] = vec4(v0.z, v1.z, v2.z, v3.z);
-    x_tile[(k + 3u) * ROWS_4 + row4] = vec4(v0.w, v1.w, v2.w, v3.w);
-}
-
-fn store_w_turned(col4: u32, k: u32, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>) {
-    w_tile[(k + 0u) * COLS_4 + col4] = vec4(v0.x, v1.x, v2.x, v3.x);
-    w_tile[(k + 1u) * COLS_4 + col4] = vec4(v0.y, v1.y, v2.y, v3.y);
-    w_tile[(k + 2u) * COLS_4 + col4] = vec4(v0.z, v1.z, v2.z, v3.z);
-    w_tile[(k + 3u) * COLS_4 + col4] = vec4(v0.w, v1.w, v2.w, v3.w);
-}
-
-fn load_x(term: Term, block: u32, first_row: u32, first_k: u32) {
-    let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
-    let k = block / X_FAST % DEPTH_4 * 4u;
-    let row = first_row + row4 * 4u;
-    let at = first_k + k;
-    let quad = term.x_first4 + at / 4u;
-#for i in 0..4
-    var v$i = vec4<f32>();
-    if row + $iu < params.rows && at < term.depth { v$i = mask_tail(x[(row + $iu) * term.x_ld4 + quad], at, term.depth); }
 #end
-    store_x(row4, k, v0, v1, v2, v3);
-}
 
-fn load_product(term: Term, block: u32, first_row: u32, first_k: u32) {
-    let row4 = block % X_FAST + block / (X_FAST * DEPTH_4) * X_FAST;
-    let k = block / X_FAST % DEPTH_4 * 4u;
-    let row = first_row + row4 * 4u;
-    let at = first_k + k;
-#for i in 0..4
-    var v$i = vec4<f32>();
-    if row + $iu < params.rows && at < term.rank {
-        v$i = term.scale * mask_tail(product[term.product_first4 + (row + $iu) * term.product_ld4 + at / 4u], at, term.rank);
+fn fetch_x(term: Term, element: u32, first_row: u32, first_k: u32) -> vec4<f32> {
+    let row = first_row + element / DEPTH_4;
+    let at = first_k + element % DEPTH_4 * 4u;
+    var quad = vec4<f32>();
+    if row < params.rows && at < term.depth {
+        quad = x[row * term.x_ld4 + term.x_first4 + at / 4u];
+        if at + 4u > term.depth { quad = mask_tail(quad, at, term.depth); }
     }
-#end
-    store_x(row4, k, v0, v1, v2, v3);
+    return quad;
 }
+
+fn store_x(quad: vec4<f32>, element: u32) {
+#if X_WHOLE
+    x_tile[element / DEPTH_4 * STRIDE + element % DEPTH_4] = quad;
+#else
+    if element < X_ELEMENTS { x_tile[element / DEPTH_4 * STRIDE + element % DEPTH_4] = quad; }
+#end
+}
+
+fn load_product(term: Term, element: u32, first_row: u32, first_k: u32) {
+    let row = first_row + element / DEPTH_4;
+    let at = first_k + element % DEPTH_4 * 4u;
+    var quad = vec4<f32>();
+    if row < params.rows && at < term.rank {
+        quad = term.scale * mask_tail(product[term.product_first4 + row * term.product_ld4 + at / 4u], at, term.rank);
+    }
+    x_tile[element / DEPTH_4 * STRIDE + element % DEPTH_4] = quad;
+}
+
+#if FORWARD
+// The quads of a column lie beside those of the columns that other threads read with it.
+fn column_at(col: u32) -> u32 {
+    return (col % 4u * COLS_4 + col / 4u) * STRIDE;
+}
+#end
 
 #if SCALED
-// Each block scale of a 4-bit tile is decoded once, for the next turn while this one is loaded.
+// Each block scale is decoded once, before the turns that need it.
 #if FORWARD
-const W_BLOCKS = COLS_4 * (DEPTH / 8u);
 const SCALES = COLS;
 #else
-const W_BLOCKS = COLS / 8u * DEPTH;
 const SCALE_COLS = (COLS + QUANT_BLOCK - 1u) / QUANT_BLOCK;
 const SCALES = DEPTH * SCALE_COLS;
 #end
@@ -97,195 +91,228 @@ const SCALES = DEPTH * SCALE_COLS;
 var<workgroup> scale_tile: array<f32, 2u * SCALES>;
 
 fn load_scales(depth: u32, first_col: u32, first_k: u32, slot: u32, lane: u32) {
-    for (var i = lane; i < SCALES; i += WG_SIZE) {
+    if lane < SCALES {
         var scale = 0.0;
 #if FORWARD
-        let row = first_col + i;
+        let row = first_col + lane;
         if row < params.cols && first_k < depth { scale = absmax_of((row * params.in_features + first_k) / QUANT_BLOCK); }
 #else
-        let row = first_k + i / SCALE_COLS;
-        let col = first_col + i % SCALE_COLS * QUANT_BLOCK;
+        let row = first_k + lane / SCALE_COLS;
+        let col = first_col + lane % SCALE_COLS * QUANT_BLOCK;
         if row < depth && col < params.cols { scale = absmax_of((row * params.in_features + col) / QUANT_BLOCK); }
 #end
-        scale_tile[slot * SCALES + i] = scale;
+        scale_tile[slot * SCALES + lane] = scale;
     }
 }
 
-fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
+// Eight codes of a row of the weight. The scale of what lies outside is zero.
+fn fetch_w(depth: u32, element: u32, first_col: u32, first_k: u32) -> u32 {
 #if FORWARD
-    let col4 = block % W_FAST + block / (W_FAST * (DEPTH / 8u)) * W_FAST;
-    let k = block / W_FAST % (DEPTH / 8u) * 8u;
-    let col = first_col + col4 * 4u;
-    let at = slot * SCALES + col4 * 4u;
+    let col = min(first_col + element / (DEPTH / 8u), params.cols - 1u);
+    return octet_word(col, min(first_k + element % (DEPTH / 8u) * 8u, depth - 8u), params.in_features);
+#else
+    let n = min(first_k + element / (COLS / 8u), depth - 1u);
+    return octet_word(n, min(first_col + element % (COLS / 8u) * 8u, params.cols - 8u), params.in_features);
+#end
+}
+
+fn store_w(word: u32, element: u32, slot: u32) {
+#if FORWARD
+    let col = element / (DEPTH / 8u);
+    let scale = scale_tile[slot * SCALES + col];
+    let at = column_at(col) + element % (DEPTH / 8u) * 2u;
+#else
+    let col8 = element % (COLS / 8u);
+    let scale = scale_tile[slot * SCALES + element / (COLS / 8u) * SCALE_COLS + col8 / (QUANT_BLOCK / 8u)];
+    let at = element * 2u;
+#end
+    let values = octet_of(word);
+    w_tile[at] = values.h0 * scale;
+    w_tile[at + 1u] = values.h1 * scale;
+}
+#else
+fn load_w(depth: u32, element: u32, first_col: u32, first_k: u32) {
+    var quad = vec4<f32>();
+#if FORWARD
+    let col = element / DEPTH_4;
+    let at = first_k + element % DEPTH_4 * 4u;
+    if first_col + col < params.cols && at < depth { quad = weight4(first_col + col, at, params.in_features); }
+    w_tile[column_at(col) + element % DEPTH_4] = quad;
+#else
+    let n = first_k + element / COLS_4;
+    let col = first_col + element % COLS_4 * 4u;
+    if n < depth && col < params.cols { quad = weight4(n, col, params.in_features); }
+    w_tile[element] = quad;
+#end
+}
+#end
+
+// Four values of a LoRA factor from `at` on, zero from the `count`th on.
+fn factor_quad(at: u32, count: u32) -> vec4<f32> {
+    var quad = vec4<f32>();
 #for i in 0..4
-    var w$i = Octet();
-    if col + $iu < params.cols && first_k + k < depth {
-        w$i = octet(col + $iu, first_k + k, params.in_features);
-        w$i = Octet(w$i.h0 * scale_tile[at + $iu], w$i.h1 * scale_tile[at + $iu]);
-    }
+    if $iu < count { quad[$i] = factor[at + $iu]; }
 #end
-    store_w_turned(col4, k, w0.h0, w1.h0, w2.h0, w3.h0);
-    store_w_turned(col4, k + 4u, w0.h1, w1.h1, w2.h1, w3.h1);
-#else
-    let k = block / (COLS / 8u);
-    let col8 = block % (COLS / 8u);
-    let n = first_k + k;
-    let col = first_col + col8 * 8u;
-    var w = Octet();
-    if n < depth && col < params.cols {
-        let scale = scale_tile[slot * SCALES + k * SCALE_COLS + col8 / (QUANT_BLOCK / 8u)];
-        w = octet(n, col, params.in_features);
-        w = Octet(w.h0 * scale, w.h1 * scale);
-    }
-    w_tile[k * COLS_4 + col8 * 2u] = w.h0;
-    w_tile[k * COLS_4 + col8 * 2u + 1u] = w.h1;
-#end
+    return quad;
 }
-#else
+
+// lora_B forward, lora_A for the input gradient.
+fn load_factor(term: Term, element: u32, first_col: u32, first_k: u32) {
+    var quad = vec4<f32>();
 #if FORWARD
-const W_BLOCKS = COLS_4 * DEPTH_4;
-#else
-const W_BLOCKS = COLS_4 * DEPTH;
-#end
-
-fn load_w(depth: u32, block: u32, first_col: u32, first_k: u32, slot: u32) {
-#if FORWARD
-    let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
-    let k = block / W_FAST % DEPTH_4 * 4u;
-    let col = first_col + col4 * 4u;
-    let at = first_k + k;
-#for i in 0..4
-    var w$i = vec4<f32>();
-    if col + $iu < params.cols && at < depth { w$i = weight4(col + $iu, at, params.in_features); }
-#end
-    store_w_turned(col4, k, w0, w1, w2, w3);
-#else
-    let n = first_k + block / COLS_4;
-    let col = first_col + block % COLS_4 * 4u;
-    var w = vec4<f32>();
-    if n < depth && col < params.cols { w = weight4(n, col, params.in_features); }
-    w_tile[block] = w;
-#end
-}
-#end
-
-#if FORWARD
-const FACTOR_BLOCKS = COLS_4 * DEPTH_4;
-
-fn lora_b(term: Term, col: u32, at: u32) -> vec4<f32> {
-    var w = vec4<f32>();
-    if col < params.cols {
-        let base = term.factor_first + col * term.rank + at;
-        let count = min(4u, max(term.rank, at) - at);
-        for (var i = 0u; i < count; i++) { w[i] = factor[base + i]; }
+    let col = element / DEPTH_4;
+    let at = first_k + element % DEPTH_4 * 4u;
+    if first_col + col < params.cols && at < term.rank {
+        quad = factor_quad(term.factor_first + (first_col + col) * term.rank + at, term.rank - at);
     }
-    return w;
-}
-
-fn load_factor(term: Term, block: u32, first_col: u32, first_k: u32) {
-    let col4 = block % W_FAST + block / (W_FAST * DEPTH_4) * W_FAST;
-    let k = block / W_FAST % DEPTH_4 * 4u;
-    let col = first_col + col4 * 4u;
-    let at = first_k + k;
-    store_w_turned(col4, k, lora_b(term, col, at), lora_b(term, col + 1u, at), lora_b(term, col + 2u, at), lora_b(term, col + 3u, at));
-}
+    w_tile[column_at(col) + element % DEPTH_4] = quad;
 #else
-const FACTOR_BLOCKS = COLS_4 * DEPTH;
-
-// Of lora_A.
-fn load_factor(term: Term, block: u32, first_col: u32, first_k: u32) {
-    let n = first_k + block / COLS_4;
-    let col = first_col + block % COLS_4 * 4u;
-    var w = vec4<f32>();
-    if n < term.rank {
-        let count = min(4u, max(params.cols, col) - col);
-        for (var i = 0u; i < count; i++) { w[i] = factor[term.factor_first + n * params.cols + col + i]; }
-    }
-    w_tile[block] = w;
-}
+    let n = first_k + element / COLS_4;
+    let col = first_col + element % COLS_4 * 4u;
+    if n < term.rank && col < params.cols { quad = factor_quad(term.factor_first + n * params.cols + col, params.cols - col); }
+    w_tile[element] = quad;
 #end
+}
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first_col = group.x * COLS;
     let first_row = group.y * ROWS;
-    let tx = lane % COLS_AT;
-    let ty = lane / COLS_AT;
-#for q in 0..ROW_QUADS
-#for i in 0..4
+    let tx = lane % COLS_APART;
+    let ty = lane / COLS_APART;
+#for i in 0..OWN_ROWS
 #for c in 0..COL_QUADS
-    var acc$q_$i_$c = vec4<f32>();
-#end
+    var acc$i_$c = vec4<f32>();
 #end
 #end
 #if SCALED
     fill_code_table(lane);
 #end
+#if MOVING
     for (var t = 0u; t < params.count; t++) {
         let term = params.terms[t];
-#if MOVING
         origin = Origin(term.weight_first, term.absmax_first, term.nested_first);
-#end
-#if SCALED
-        load_scales(term.depth, first_col, 0u, 0u, lane);
-        workgroupBarrier();
+#else
+    {
+        let term = params.terms[0];
 #end
         let base_turns = (term.depth + DEPTH - 1u) / DEPTH;
         let turns = base_turns + (term.rank + DEPTH - 1u) / DEPTH;
-        for (var turn = 0u; turn < turns; turn++) {
-            if turn < base_turns {
-                let slot = turn % 2u;
-                for (var block = lane; block < X_BLOCKS + W_BLOCKS; block += WG_SIZE) {
-                    if block < X_BLOCKS {
-                        load_x(term, block, first_row, turn * DEPTH);
-                    } else {
-                        load_w(term.depth, block - X_BLOCKS, first_col, turn * DEPTH, slot);
-                    }
-                }
+#if PREFETCH
+#for b in 0..X_PER
+        var x_next$b = fetch_x(term, lane + $bu * WG_SIZE, first_row, 0u);
+#end
+#end
 #if SCALED
-                load_scales(term.depth, first_col, (turn + 1u) * DEPTH, 1u - slot, lane);
+#for b in 0..W_PER
+        var w_next$b = fetch_w(term.depth, lane + $bu * WG_SIZE, first_col, 0u);
+#end
+        load_scales(term.depth, first_col, 0u, 0u, lane);
+        workgroupBarrier();
+#end
+        for (var turn = 0u; turn < turns; turn++) {
+            // Quads of contracted values in this turn.
+            var quads = (term.depth - turn * DEPTH + 3u) / 4u;
+            if turn < base_turns {
+#if PREFETCH
+#for b in 0..X_PER
+                store_x(x_next$b, lane + $bu * WG_SIZE);
+#end
+#else
+#for b in 0..X_PER
+                store_x(fetch_x(term, lane + $bu * WG_SIZE, first_row, turn * DEPTH), lane + $bu * WG_SIZE);
+#end
+#end
+#if SCALED
+#if FORWARD
+                let slot = turn * DEPTH / QUANT_BLOCK % 2u;
+#else
+                let slot = turn % 2u;
+#end
+#for b in 0..W_PER
+#if W_WHOLE
+                store_w(w_next$b, lane + $bu * WG_SIZE, slot);
+#else
+                if lane + $bu * WG_SIZE < W_ELEMENTS { store_w(w_next$b, lane + $bu * WG_SIZE, slot); }
+#end
+#end
+#else
+                for (var e = lane; e < W_ELEMENTS; e += WG_SIZE) { load_w(term.depth, e, first_col, turn * DEPTH); }
 #end
             } else {
                 let first_k = (turn - base_turns) * DEPTH;
-                for (var block = lane; block < X_BLOCKS; block += WG_SIZE) { load_product(term, block, first_row, first_k); }
-                for (var block = lane; block < FACTOR_BLOCKS; block += WG_SIZE) { load_factor(term, block, first_col, first_k); }
+                quads = (term.rank - first_k + 3u) / 4u;
+                for (var e = lane; e < X_ELEMENTS; e += WG_SIZE) { load_product(term, e, first_row, first_k); }
+                for (var e = lane; e < COLS * DEPTH_4; e += WG_SIZE) { load_factor(term, e, first_col, first_k); }
             }
             workgroupBarrier();
-            for (var k = 0u; k < DEPTH; k++) {
-#for c in 0..COL_QUADS
-                let w$c = w_tile[k * COLS_4 + $cu * COLS_AT + tx];
+            let next = turn + 1u;
+            if next < base_turns {
+#if PREFETCH
+#for b in 0..X_PER
+                x_next$b = fetch_x(term, lane + $bu * WG_SIZE, first_row, next * DEPTH);
 #end
-#for q in 0..ROW_QUADS
-                let x$q = x_tile[k * ROWS_4 + ty * ROW_QUADS + $qu];
+#end
+#if SCALED
+#for b in 0..W_PER
+                w_next$b = fetch_w(term.depth, lane + $bu * WG_SIZE, first_col, next * DEPTH);
+#end
+#if FORWARD
+                if next * DEPTH % QUANT_BLOCK == 0u {
+                    load_scales(term.depth, first_col, next * DEPTH, next * DEPTH / QUANT_BLOCK % 2u, lane);
+                }
+#else
+                load_scales(term.depth, first_col, next * DEPTH, next % 2u, lane);
+#end
+#end
+            }
+            quads = min(quads, DEPTH_4);
+            for (var k = 0u; k < quads; k++) {
 #for c in 0..COL_QUADS
-                acc$q_0_$c += x$q.x * w$c;
-                acc$q_1_$c += x$q.y * w$c;
-                acc$q_2_$c += x$q.z * w$c;
-                acc$q_3_$c += x$q.w * w$c;
+#for j in 0..4
+#if FORWARD
+                let w$j_$c = w_tile[($ju * COLS_4 + $cu * COLS_APART + tx) * STRIDE + k];
+#else
+                let w$j_$c = w_tile[(k * 4u + $ju) * COLS_4 + $cu * COLS_APART + tx];
+#end
+#end
+#end
+#for i in 0..OWN_ROWS
+                let x$i = x_tile[(ty + $iu * ROWS_APART) * STRIDE + k];
+#for c in 0..COL_QUADS
+#if FORWARD
+                acc$i_$c += x$i.x * vec4(w0_$c.x, w1_$c.x, w2_$c.x, w3_$c.x);
+                acc$i_$c += x$i.y * vec4(w0_$c.y, w1_$c.y, w2_$c.y, w3_$c.y);
+                acc$i_$c += x$i.z * vec4(w0_$c.z, w1_$c.z, w2_$c.z, w3_$c.z);
+                acc$i_$c += x$i.w * vec4(w0_$c.w, w1_$c.w, w2_$c.w, w3_$c.w);
+#else
+                acc$i_$c += x$i.x * w0_$c;
+                acc$i_$c += x$i.y * w1_$c;
+                acc$i_$c += x$i.z * w2_$c;
+                acc$i_$c += x$i.w * w3_$c;
+#end
 #end
 #end
             }
             workgroupBarrier();
         }
     }
-    let first = first_row + ty * ROW_QUADS * 4u;
 #for c in 0..COL_QUADS
-    let col$c = first_col + ($cu * COLS_AT + tx) * 4u;
+    let col$c = first_col + ($cu * COLS_APART + tx) * 4u;
     if col$c < params.cols {
         var shift = vec4<f32>();
         if params.bias != 0u {
             let count = min(4u, params.cols - col$c);
             for (var i = 0u; i < count; i++) { shift[i] = bias[params.bias_first + col$c + i]; }
         }
-#for q in 0..ROW_QUADS
-#for i in 0..4
-        if first + $qu * 4u + $iu < params.rows {
-            let at = (first + $qu * 4u + $iu) * params.y_ld4 + params.y_col4 + col$c / 4u;
-            var value = acc$q_$i_$c + shift;
+#for i in 0..OWN_ROWS
+        let row$i = first_row + ty + $iu * ROWS_APART;
+        if row$i < params.rows {
+            let at = row$i * params.y_ld4 + params.y_col4 + col$c / 4u;
+            var value = acc$i_$c + shift;
             if params.accumulate != 0u { value += y[at]; }
             y[at] = value;
         }
-#end
 #end
     }
 #end

@@ -10,9 +10,12 @@ fn fill_code_table(lane: u32) {
     if lane < 16u { code_table[lane] = decode(lane); }
 }
 
-// Elements col .. col+7 of a row, the first of each byte in its high half; col and in_features are multiples of 8.
-fn octet(row: u32, col: u32, in_features: u32) -> Octet {
-    let word = weight[origin.weight + (row * in_features + col) / 8u];
+// The word with the elements col .. col+7 of a row, the first of each byte in its high half; col and in_features are multiples of 8.
+fn octet_word(row: u32, col: u32, in_features: u32) -> u32 {
+    return weight[origin.weight + (row * in_features + col) / 8u];
+}
+
+fn octet_of(word: u32) -> Octet {
     return Octet(
         vec4(
             code_table[(word >> 4u) & 15u], code_table[word & 15u],

@@ -30,15 +30,14 @@ const fn tile(name: &'static str, [rows, cols, depth]: [u32; 3], [row_quads, col
 
 impl Tile {
     /// Every size.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         tile("64x64x16 by 8x4", [64, 64, 16], [2, 1]),
-        tile("64x64x16 by 8x8", [64, 64, 16], [2, 2]),
-        tile("128x64x16 by 8x8", [128, 64, 16], [2, 2]),
+        tile("64x128x8 by 8x4", [64, 128, 8], [2, 1]),
         tile("128x128x8 by 8x8", [128, 128, 8], [2, 2]),
-        tile("32x64x32 by 8x4", [32, 64, 32], [2, 1]),
-        tile("16x32x32 by 4x4", [16, 32, 32], [1, 1]),
+        tile("32x64x16 by 4x4", [32, 64, 16], [1, 1]),
+        tile("16x32x16 by 4x4", [16, 32, 16], [1, 1]),
         // For products with LoRA's factors, which are as narrow as its rank.
-        tile("128x16x16 by 8x4", [128, 16, 16], [2, 1]),
+        tile("128x16x16 by 4x4", [128, 16, 16], [1, 1]),
     ];
 
     /// The tiles that are not mostly empty for `rows` x `cols` outputs. The first one is taken where none was measured.
@@ -47,9 +46,9 @@ impl Tile {
         let holds_enough = |tile: &Self| cols <= 32 || tile.cols >= 32;
         let fits = |tile: &Self| tile.rows <= room(rows, 16) && tile.cols <= room(cols, 32) && holds_enough(tile);
         let first = Self::ALL[match (rows, cols) {
-            (0..=16, _) => 5,
-            (17..=32, _) => 4,
-            (_, 0..=16) => 6,
+            (0..=16, _) => 4,
+            (17..=32, _) => 3,
+            (_, 0..=16) => 5,
             _ => 0,
         }];
         let others = Self::ALL.into_iter().filter(fits).filter(|tile| *tile != first);
@@ -73,8 +72,21 @@ impl Tile {
             .constant("ROWS", self.rows)
             .constant("COLS", self.cols)
             .constant("DEPTH", self.depth)
-            .constant("ROW_QUADS", self.row_quads)
-            .constant("COL_QUADS", self.col_quads);
+            .constant("OWN_ROWS", 4 * self.row_quads)
+            .constant("COL_QUADS", self.col_quads)
+            // Wider threads have no registers to spare.
+            .constant("PREFETCH", self.col_quads == 1);
+        let lanes = self.rows * self.cols / (16 * self.row_quads * self.col_quads);
+        // What the lanes take to workgroup memory a turn: quads of x, and words or quads of the weight.
+        let x = self.rows * self.depth / 4;
+        let weight = self.cols * self.depth / if scaled { 8 } else { 4 };
+        kernel = kernel
+            .constant("X_ELEMENTS", x)
+            .constant("X_PER", x.div_ceil(lanes))
+            .constant("X_WHOLE", x.is_multiple_of(lanes))
+            .constant("W_ELEMENTS", weight)
+            .constant("W_PER", weight.div_ceil(lanes))
+            .constant("W_WHOLE", weight.is_multiple_of(lanes));
         if scaled {
             kernel = kernel.part(include_str!("../../../shaders/lib/octet_table.wgsl"));
         }
@@ -184,17 +196,17 @@ mod tests {
             let Tile { name, rows, cols, depth, row_quads, col_quads } = tile;
             // Two sets of block scales, and the table of codes.
             let scales = cols.max(depth * cols.div_ceil(64));
-            let bytes = 4 * (depth * (rows + cols) + 2 * scales + 16);
+            let bytes = 4 * ((depth + 4) * (rows + cols) + 2 * scales + 16);
             let invocations = rows * cols / (16 * row_quads * col_quads);
             assert!(bytes <= 16 << 10 && invocations <= 256, "{name}: {bytes} bytes, {invocations} invocations");
+            // A thread for each block scale and each code.
+            assert!(scales <= invocations && invocations >= 16, "{name}: {scales} scales, {invocations} invocations");
             // A turn lies within one block of a row, and columns begin with one or lie within one.
             assert!(64 % depth == 0 && depth % 8 == 0, "{name}");
             assert!(cols % 64 == 0 || 64 % cols == 0, "{name}");
-            // Blocks of four rows are dealt out by eights, or all at once.
-            for quads in [rows / 4, cols / 4] {
-                assert!(quads % quads.min(8) == 0, "{name}");
-            }
-            assert!((rows / 4) % row_quads == 0 && (cols / 4) % col_quads == 0 && rows % 4 == 0, "{name}");
+            // Rows of an odd number of quads use different banks.
+            assert!(depth / 4 % 2 == 0, "{name}");
+            assert!(rows % (4 * row_quads) == 0 && (cols / 4) % col_quads == 0, "{name}");
         }
     }
 }
