@@ -65,6 +65,10 @@ impl RunView {
 
     /// Shows what training reads, what is held out of it, and hints at settings that seldom work.
     pub fn prepared(&self, prepared: &PreparedRun) {
+        if let Some(wrapper) = prepared.source.config.wrapper {
+            let parts = "its other parts are neither trained nor used";
+            self.labeled("model", &format!("the text decoder of a {} model is trained; {parts}", wrapper.model_type));
+        }
         self.data("data", &prepared.data, prepared.validation);
         if let Some(eval) = &prepared.eval {
             self.data("eval", eval, Validation::Given);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::OutputDirectory;
+use super::others::OtherParts;
 use super::writer::{ModelWriter, Planned};
 use crate::data::settings::home_of_adapter;
 use crate::data::template::{ChatTemplate, OWN_FILE};
@@ -69,10 +70,19 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let expected = tensors(&source.config);
-    let planned = expected
-        .iter()
-        .map(|spec| Planned { name: spec.name.clone(), dtype: float.dtype(), shape: spec.shape.clone() })
-        .collect();
+    let others = OtherParts::of(&source, &expected)?;
+    if !source.config.quantized.is_empty() && others.quantized() {
+        let problem = "holds parts beside the text decoder in 4 bits, and a merged model is written in full precision; take the \
+                       original model in 16 or 32 bits";
+        return Err(Error::file(&settings.model, problem));
+    }
+    let in_files = |name: &str| source.tensors.name_in_files(name).to_owned();
+    let planned = expected.iter().map(|spec| Planned {
+        name: in_files(&spec.name),
+        dtype: float.dtype(),
+        shape: spec.shape.clone(),
+    });
+    let planned = planned.chain(others.planned()).collect();
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
     for (done, spec) in expected.iter().enumerate() {
         let TensorSpec { name, shape, .. } = spec;
@@ -85,9 +95,10 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
             let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
             return Err(Error::field(&settings.model, name, problem));
         }
-        writer.write(name, &float_bytes(&values, float))?;
+        writer.write(&in_files(name), &float_bytes(&values, float))?;
         progress(done + 1, expected.len());
     }
+    others.write(&mut writer)?;
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
     follow_adapter(&settings.adapter, &source, out.path())?;

@@ -2,6 +2,7 @@
 //! a time, and a directory gets its final name only when it is complete.
 
 pub mod merge;
+mod others;
 pub mod quantize;
 mod writer;
 

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::OutputDirectory;
+use super::others::OtherParts;
 use super::writer::{ModelWriter, Planned};
 use crate::files::write_atomically;
 use crate::model::config::CONFIG;
@@ -17,7 +18,7 @@ use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, 
 use crate::model::modules::HEAD;
 use crate::model::packed::state_name;
 use crate::model::source::Source;
-use crate::model::tensors::tensors;
+use crate::model::tensors::{TensorSpec, tensors};
 use crate::quant::format::{Format4, NESTED_BLOCK};
 use crate::quant::{self, Scales, dynamic_map};
 use crate::{Error, Result};
@@ -59,16 +60,22 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     }
     refuse_links(&source.dir, false)?;
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    let tensors: Vec<(bool, &TensorInfo)> = tensors(&source.config)
-        .iter()
-        .map(|spec| Ok((spec.is_projection(), source.tensors.require(&spec.name, &spec.shape)?)))
-        .collect::<Result<_>>()?;
-    let planned: Vec<Planned> =
-        tensors.iter().flat_map(|(quantized, info)| parts(info, *quantized, settings)).collect();
+    let expected = tensors(&source.config);
+    let others = OtherParts::of(&source, &expected)?;
+    let tensor = |spec: &TensorSpec| -> Result<(bool, TensorInfo)> {
+        let info = source.tensors.require(&spec.name, &spec.shape)?;
+        Ok((
+            spec.is_projection(),
+            TensorInfo { name: source.tensors.name_in_files(&spec.name).to_owned(), ..info.clone() },
+        ))
+    };
+    let tensors: Vec<(bool, TensorInfo)> = expected.iter().map(tensor).collect::<Result<_>>()?;
+    let planned = tensors.iter().flat_map(|(quantized, info)| parts(info, *quantized, settings));
+    let planned: Vec<Planned> = planned.chain(others.planned()).collect();
     let matrices = tensors.iter().filter(|(quantized, _)| *quantized).count();
     let (mut done, mut sizes) = (0, Quantization { matrices, before: 0, after: 0 });
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
-    for (quantized, info) in tensors {
+    for (quantized, info) in &tensors {
         sizes.before += info.byte_len;
         let mut put = |name: &str, bytes: &[u8]| {
             sizes.after += bytes.len() as u64;
@@ -79,7 +86,7 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
             let problem = format!("holds a value that is not finite (element {at}); the file is damaged");
             return Err(Error::field(&info.path, &info.name, problem));
         }
-        if quantized {
+        if *quantized {
             put_quantized(info, &values, settings, &mut put)?;
             done += 1;
             progress(done, matrices);
@@ -87,9 +94,10 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
             put(&info.name, &float_bytes(&values, info.dtype))?;
         }
     }
+    others.write(&mut writer)?;
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
-    write_config(&source.dir, out.path(), settings, source.config.tie_word_embeddings)?;
+    write_config(&source, out.path(), settings, &others)?;
     out.finish()?;
     Ok(sizes)
 }
@@ -153,11 +161,12 @@ fn put_quantized(
     put(&state_name(&info.name, code), &state)
 }
 
-fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings, tied: bool) -> Result<()> {
-    let path = from.join(CONFIG);
+fn write_config(from: &Source, to: &Path, settings: &QuantizeSettings, others: &OtherParts) -> Result<()> {
+    let path = from.dir.join(CONFIG);
     let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     let mut config = parse_object(&path, &text)?;
-    say_tied(&mut config, tied);
+    say_tied(&mut config, from.config.tie_word_embeddings);
+    let skipped: Vec<String> = std::iter::once(HEAD.to_owned()).chain(others.modules()).collect();
     let dtype = config.get("torch_dtype").or_else(|| config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");
     let quantization = json!({
         "quant_method": "bitsandbytes",
@@ -167,7 +176,7 @@ fn write_config(from: &Path, to: &Path, settings: &QuantizeSettings, tied: bool)
         "bnb_4bit_use_double_quant": settings.format.double,
         "bnb_4bit_compute_dtype": dtype,
         "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": [HEAD],
+        "llm_int8_skip_modules": skipped,
     });
     config.insert("quantization_config".to_owned(), quantization);
     write_atomically(&to.join(CONFIG), object_text(&config).as_bytes())

@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use super::config::{LoraConfig, merge_command};
+use super::config::{LoraConfig, TargetModules, merge_command};
 use super::factors::{AdapterTensors, Factor, ModuleFactors, factors};
 use super::targets::{FROZEN, LoraModule, resolve};
 use crate::files::{self, write_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
 use crate::model::listing::{Entry, TensorInfo};
-use crate::model::modules::{HEAD, Projection};
+use crate::model::modules::{HEAD, MODEL as DECODER, Projection};
 use crate::model::safetensors_file::read_header;
 use crate::model::source::Source;
 use crate::model::tensor_source::TensorSource;
 use crate::model::tensors::EMBEDDING;
+use crate::model::wrapper::{in_decoder, text_name};
 use crate::setting::{MODEL, written};
 use crate::{Error, Result};
 
@@ -73,7 +74,37 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     if !files::exists(&card) || is_own_card(&card) {
         write_atomically(&card, model_card(config, modules).as_bytes())?;
     }
+    let config = match modules.first().filter(|module| module.decoder != DECODER) {
+        Some(_) => in_one_expression(config, modules),
+        None => config.clone(),
+    };
     write_atomically(&dir.join(CONFIG), config.to_json().as_bytes())
+}
+
+/// The configuration with the modules as one expression: in a model of several modalities, PEFT would find the names of the decoder's
+/// linear layers in the other parts too, and expect adapters there.
+fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
+    let mut of_layers: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
+    for layer in modules.chunk_by(|a, b| a.layer == b.layer) {
+        let names = layer.iter().map(|module| module.projection.module()).collect();
+        of_layers.entry(names).or_default().push(layer[0].layer.to_string());
+    }
+    let decoder = modules[0].decoder;
+    let part = |(names, layers): (Vec<&str>, Vec<String>)| {
+        format!(
+            r"{}\.layers\.(?:{})\.(?:{})",
+            decoder.replace('.', r"\."),
+            layers.join("|"),
+            names.join("|").replace('.', r"\.")
+        )
+    };
+    let parts: Vec<String> = of_layers.into_iter().map(part).collect();
+    LoraConfig {
+        target_modules: TargetModules::Regex(parts.join("|")),
+        layers_to_transform: None,
+        exclude_modules: None,
+        ..config.clone()
+    }
 }
 
 /// True for a model card that this program has written.
@@ -191,7 +222,7 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     }
     let mut entries = BTreeMap::new();
     for (name, entry) in read_header(&weights)? {
-        if entries.insert(canonical(&name), entry).is_some() {
+        if entries.insert(canonical(&name, model.decoder()), entry).is_some() {
             return Err(Error::field(&weights, name, "stands there twice, under two spellings of its name"));
         }
     }
@@ -242,15 +273,16 @@ fn unpickle(dir: &Path) -> String {
 
 /// The name that PEFT gives a tensor in its files, from a name with the adapter's in it (`lora_A.default.weight`), from a compiled or
 /// distributed module, or from a decoder without its head.
-fn canonical(name: &str) -> String {
+fn canonical(name: &str, decoder: &str) -> String {
     let name =
         name.replace("_orig_mod.", "").replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
     let name = name.strip_prefix("module.").unwrap_or(&name);
     let name = name.strip_prefix(PREFIX).unwrap_or(name);
     let name = match ["layers.", "embed_tokens.", "norm."].iter().any(|part| name.starts_with(part)) {
-        true => format!("model.{name}"),
-        false => name.to_owned(),
+        true => format!("{DECODER}.{name}"),
+        false => text_name(name).unwrap_or_else(|| name.to_owned()),
     };
+    let name = in_decoder(decoder, &name);
     for factor in Factor::ALL {
         let part = format!(".{}.", factor.name());
         if let Some((module, rest)) = name.split_once(&part)
@@ -269,6 +301,7 @@ fn canonical(name: &str) -> String {
 /// A sentence that says what the tensor is.
 fn check_further(name: &str, entry: &Entry, base: Option<&TensorSource>, dir: &Path) -> Result<(), String> {
     let of_base = name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", ".");
+    let of_base = text_name(&of_base).unwrap_or(of_base);
     let tied = (of_base == format!("{HEAD}.weight")).then_some(EMBEDDING);
     let theirs = base.and_then(|base| base.get(&of_base).or_else(|| base.get(tied?)));
     let advice = || format!("merge it into its base with PEFT and take that model: {}", merge_command(dir));
@@ -276,6 +309,13 @@ fn check_further(name: &str, entry: &Entry, base: Option<&TensorSource>, dir: &P
         return Err(match (of_base.contains(".lora_"), of_base.ends_with(".bias")) {
             (true, _) if of_base.contains("lora_embedding") => {
                 format!("is LoRA on an embedding, which is not supported; {}", advice())
+            }
+            (true, _)
+                if ["vision", "visual", "audio", "multi_modal", "connector"]
+                    .iter()
+                    .any(|part| of_base.contains(part)) =>
+            {
+                "adapts a part of the model that is not its text decoder; only the decoder is read".to_owned()
             }
             (false, true) => format!("is a trained bias (`bias` of {CONFIG}), which is not supported; {}", advice()),
             _ => format!("is unexpected: {CONFIG} and the base model have no place for it"),

@@ -6,6 +6,7 @@ use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
 use crate::model::config::ModelConfig;
 use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
+use crate::model::wrapper::in_decoder;
 use crate::setting::{
     ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, RANK_PATTERN, TARGET_MODULES,
 };
@@ -21,6 +22,8 @@ pub struct LoraModule {
     pub layer: usize,
     /// Its place in the layer.
     pub projection: Projection,
+    /// The decoder's place among the modules of transformers: `model` for a text model.
+    pub decoder: &'static str,
     /// Rank of its factors: `r`, or the rank of the first pattern that matches.
     pub rank: usize,
     /// Numerator of its scale: `lora_alpha`, or the alpha of the first pattern that matches.
@@ -32,12 +35,12 @@ pub struct LoraModule {
 impl LoraModule {
     /// Name of the module in the base model, such as `model.layers.N.self_attn.q_proj`.
     pub fn name(&self) -> String {
-        module_name(self.layer, self.projection)
+        module_name(self.decoder, self.layer, self.projection)
     }
 }
 
-fn module_name(layer: usize, projection: Projection) -> String {
-    modules::in_layer(layer, projection.module())
+fn module_name(decoder: &str, layer: usize, projection: Projection) -> String {
+    in_decoder(decoder, &modules::in_layer(layer, projection.module()))
 }
 
 /// A list of names or a regular expression that selects modules.
@@ -145,7 +148,7 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             continue;
         }
         for projection in Projection::ALL {
-            let name = module_name(layer, projection);
+            let name = module_name(model.decoder(), layer, projection);
             if excluded(&name)? || !target.as_ref().map_or(Ok(true), |m| m.matches(&name))? {
                 continue;
             }
@@ -160,7 +163,8 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
                 return Err(Error::setting(ALPHA, problem));
             }
             let divisor = if lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-            modules.push(LoraModule { layer, projection, rank, alpha: alpha as f32, scale: (alpha / divisor) as f32 });
+            let (alpha, scale) = (alpha as f32, (alpha / divisor) as f32);
+            modules.push(LoraModule { layer, projection, decoder: model.decoder(), rank, alpha, scale });
         }
     }
     if modules.is_empty() {
@@ -169,7 +173,7 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             "{TARGET_MODULES} {}matches no module; each of the {} layers has {exist}, with full names like {}",
             describe(&lora.target_modules),
             model.num_layers,
-            module_name(0, Projection::Q)
+            module_name(model.decoder(), 0, Projection::Q)
         );
         return Err(Error::setting(TARGET_MODULES, problem));
     }
@@ -205,11 +209,12 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
 /// Refuses target modules that are not linear layers, as PEFT does, and the embedding and the head, which stay frozen.
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
     for frozen in [modules::HEAD, modules::EMBEDDING] {
-        if is_target(frozen)? {
+        if is_target(&in_decoder(model.decoder(), frozen))? {
             return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {FROZEN}")));
         }
     }
     for module in modules_without_projections(model) {
+        let module = in_decoder(model.decoder(), &module);
         if is_target(&module)? {
             let problem = format!(
                 "{TARGET_MODULES} matches {module}, which is not a linear layer; name the linear layers, or leave this one out by \

@@ -9,9 +9,10 @@ use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
 use super::json_fields::{JsonFields, parse_object};
-use super::modules::{HEAD, HeadNorms, NamedNorms, Norm, Projection, in_layer};
+use super::modules::{HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
+use super::wrapper::{self, Wrapper};
 use crate::ops::glu::Activation;
 use crate::quant::format::Format4;
 use crate::{Error, Result, files};
@@ -28,6 +29,8 @@ const MAX_LAYERS: usize = 4096;
 pub struct ModelConfig {
     /// The decoder family that `model_type` names.
     pub family: &'static Family,
+    /// The class of models of several modalities whose text decoder this is; `None` for a text model.
+    pub wrapper: Option<&'static Wrapper>,
     /// Rows of the embedding and of the head: the number of token ids.
     pub vocab_size: usize,
     /// Features of the residual stream.
@@ -118,7 +121,11 @@ impl ModelConfig {
     /// As [`Self::from_file`].
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let object = parse_object(path, text)?;
-        let fields = JsonFields::new(path, &object);
+        let unwrapped = wrapper::unwrap(path, &object)?;
+        let fields = match &unwrapped {
+            Some(inner) => JsonFields::below(path, inner.prefix, &inner.fields),
+            None => JsonFields::new(path, &object),
+        };
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
         let quantization = quantization.map(|config| packed::from_fields(&fields, config)).transpose()?;
@@ -138,6 +145,7 @@ impl ModelConfig {
         let (ropes, layer_ropes) = layer_ropes(&fields, family, &sliding_windows, head_dim)?;
         let mut config = Self {
             family,
+            wrapper: unwrapped.as_ref().map(|inner| inner.wrapper),
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
             intermediate_size: fields.required_count("intermediate_size", MAX_DIMENSION)?,
@@ -194,6 +202,11 @@ impl ModelConfig {
             Projection::Gate | Projection::Up => (self.intermediate_size, self.hidden_size),
             Projection::Down => (self.hidden_size, self.intermediate_size),
         }
+    }
+
+    /// The decoder's place among the modules of transformers, which the names of adapted modules follow.
+    pub fn decoder(&self) -> &'static str {
+        self.wrapper.map_or(MODEL, |wrapper| wrapper.decoder)
     }
 
     /// True if a layer has a norm at this place.

@@ -62,7 +62,12 @@ pub(crate) fn object_text(object: &Map<String, Value>) -> String {
 
 impl<'a> JsonFields<'a> {
     pub(crate) fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
-        Self { path, prefix: "", object }
+        Self::below(path, "", object)
+    }
+
+    /// An object inside the file's, with `prefix` (its key and a point) put before the keys in messages.
+    pub(crate) fn below(path: &'a Path, prefix: &'static str, object: &'a Map<String, Value>) -> Self {
+        Self { path, prefix, object }
     }
 
     /// The object under `key`, with `prefix` (the key and a point) put before the keys in messages.

@@ -83,10 +83,10 @@ impl TensorInfo {
     }
 
     /// The place alone, to be read byte by byte.
-    pub(super) fn raw(&self) -> RawTensor {
+    pub(crate) fn raw(&self) -> RawTensor {
         let dtype = format!("{:?}", self.dtype);
-        let (name, path) = (self.name.clone(), self.path.clone());
-        RawTensor { name, dtype, path, file_offset: self.file_offset, byte_len: self.byte_len }
+        let (name, path, shape) = (self.name.clone(), self.path.clone(), self.shape.clone());
+        RawTensor { name, dtype, shape, path, file_offset: self.file_offset, byte_len: self.byte_len }
     }
 }
 
@@ -97,6 +97,8 @@ pub struct RawTensor {
     pub name: String,
     /// The type as the file spells it.
     pub dtype: String,
+    /// Sizes of its dimensions, the outermost first.
+    pub shape: Vec<usize>,
     /// The file that holds it.
     pub path: PathBuf,
     /// Place of its first byte, counted from the start of the file.

@@ -16,3 +16,4 @@ pub mod shapes;
 pub mod source;
 pub mod tensor_source;
 pub mod tensors;
+pub mod wrapper;

@@ -21,7 +21,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// The file that lists the shards of a model.
 const INDEX: &str = "model.safetensors.index.json";
 /// Companion files of a model: everything but weights and configuration.
-const COMPANIONS: [&str; 11] = [
+const COMPANIONS: [&str; 14] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,6 +33,9 @@ const COMPANIONS: [&str; 11] = [
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 ];
 /// The files of a tokenizer.
 const TOKENIZER: [&str; 7] = [
@@ -132,7 +135,10 @@ fn copy_directory(from: &Path, to: &Path, name: &str) -> Result<()> {
 
 /// Sets `tie_word_embeddings` where the files have decided otherwise than it says.
 pub(crate) fn say_tied(config: &mut Map<String, Value>, tied: bool) {
-    if config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false) != tied {
+    // Models of several modalities differ in what an absent key means.
+    if config.contains_key("text_config")
+        || config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false) != tied
+    {
         config.insert("tie_word_embeddings".to_owned(), tied.into());
     }
 }

@@ -1,5 +1,7 @@
 //! The modules of a decoder, by the names that transformers gives them. No other file spells one.
 
+/// Name of the decoder without its head.
+pub const MODEL: &str = "model";
 /// Name of the embedding.
 pub const EMBEDDING: &str = "model.embed_tokens";
 /// Name of the list of layers; a layer's number follows it.

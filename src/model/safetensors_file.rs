@@ -84,13 +84,13 @@ fn entry(path: &Path, name: &str, value: &Value, data_start: u64, file_len: u64)
         let there = file_len - data_start;
         return Err(error(format!("ends at data byte {end}, but the file has {there}: it is cut short or damaged")));
     }
+    let shape = shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>();
+    let shape: Vec<usize> = shape.map_err(|_| error("is too large for this machine's address space".into()))?;
     let Some(dtype) = float_of(dtype) else {
         let (name, dtype, path) = (name.to_owned(), dtype.to_owned(), path.to_owned());
-        let raw = RawTensor { name, dtype, path, file_offset: data_start + begin, byte_len };
+        let raw = RawTensor { name, dtype, shape, path, file_offset: data_start + begin, byte_len };
         return Ok((Entry::Other(raw), (begin, end)));
     };
-    let shape = shape.iter().map(|&size| usize::try_from(size)).collect::<Result<_, _>>();
-    let shape = shape.map_err(|_| error("is too large for this machine's address space".into()))?;
     let (name, path) = (name.to_owned(), path.to_owned());
     let info = TensorInfo { name, dtype, shape, path, file_offset: data_start + begin, byte_len };
     Ok((Entry::Float(info), (begin, end)))

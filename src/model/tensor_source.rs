@@ -9,8 +9,21 @@ use std::path::Path;
 use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
 use super::safetensors_index;
+use super::wrapper::text_name;
 use crate::quant::format::Float;
 use crate::{Error, Result};
+
+/// Gives the tensors of the decoder in a model of several modalities the names of a text model; answers with their names in the files.
+fn unwrap_names(listing: &mut Listing) -> BTreeMap<String, String> {
+    let names: Vec<String> = listing.entries.keys().cloned().collect();
+    let mut in_files = BTreeMap::new();
+    for name in names {
+        let Some(ours) = text_name(&name).filter(|ours| !listing.entries.contains_key(ours)) else { continue };
+        rename(listing, &name, &ours);
+        in_files.insert(ours, name);
+    }
+    in_files
+}
 
 /// Files that were saved from the decoder without its head have names without `model.`, as transformers reads them too.
 fn add_prefix(listing: &mut Listing) {
@@ -39,7 +52,11 @@ fn rename(listing: &mut Listing, from: &str, to: &str) {
 
 /// The tensors of a model directory; their data stay on disk until they are read.
 #[derive(Debug)]
-pub struct TensorSource(Listing);
+pub struct TensorSource {
+    listing: Listing,
+    /// The names in the files of the tensors that are listed under another.
+    in_files: BTreeMap<String, String>,
+}
 
 impl TensorSource {
     /// Lists the tensors of a model directory and checks every header.
@@ -48,28 +65,39 @@ impl TensorSource {
     /// No weights in a known container, or a header that is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut listing = safetensors_index::list(dir)?;
+        let in_files = unwrap_names(&mut listing);
         add_prefix(&mut listing);
-        Ok(Self(listing))
+        Ok(Self { listing, in_files })
     }
 
     /// True if there is a tensor of this name, of whatever type.
     pub fn has(&self, name: &str) -> bool {
-        self.0.entries.contains_key(name)
+        self.listing.entries.contains_key(name)
     }
 
     /// Lists a tensor under another name.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
-        rename(&mut self.0, from, to);
+        rename(&mut self.listing, from, to);
+    }
+
+    /// The name that the files give to the tensor `name`.
+    pub fn name_in_files<'a>(&'a self, name: &'a str) -> &'a str {
+        self.in_files.get(name).map_or(name, String::as_str)
+    }
+
+    /// Every tensor with its name, of whatever type.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.listing.entries.iter().map(|(name, entry)| (name.as_str(), entry))
     }
 
     /// A source without a tensor, for a model whose weights are drawn anew. `path` is for messages.
     pub fn empty(path: &Path) -> Self {
-        Self(Listing { path: path.to_owned(), entries: BTreeMap::new() })
+        Self { listing: Listing { path: path.to_owned(), entries: BTreeMap::new() }, in_files: BTreeMap::new() }
     }
 
     /// The tensor, if it is there in a float type.
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        match self.0.entries.get(name) {
+        match self.listing.entries.get(name) {
             Some(Entry::Float(info)) => Some(info),
             _ => None,
         }
@@ -80,8 +108,8 @@ impl TensorSource {
     /// # Errors
     /// A tensor that is missing, of another type or of another shape.
     pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
-        let error = |problem: String| Error::field(&self.0.path, name, problem);
-        match self.0.entries.get(name) {
+        let error = |problem: String| Error::field(&self.listing.path, name, problem);
+        match self.listing.entries.get(name) {
             None => Err(error(format!("is missing; config.json asks for it with shape {shape:?}"))),
             Some(Entry::Other(raw)) => {
                 Err(error(format!("has the type {}; supported are F32, F16 and BF16", raw.dtype)))
@@ -95,10 +123,12 @@ impl TensorSource {
 
     /// The tensor's bytes, whatever its type.
     pub(super) fn require_any_bytes(&self, name: &str) -> Result<RawTensor> {
-        match self.0.entries.get(name) {
-            None => {
-                Err(Error::field(&self.0.path, name, "is missing; config.json says that the weights are in 4 bits"))
-            }
+        match self.listing.entries.get(name) {
+            None => Err(Error::field(
+                &self.listing.path,
+                name,
+                "is missing; config.json says that the weights are in 4 bits",
+            )),
             Some(Entry::Other(raw)) => Ok(raw.clone()),
             Some(Entry::Float(info)) => Ok(info.raw()),
         }
@@ -109,19 +139,19 @@ impl TensorSource {
         let raw = self.require_any_bytes(name)?;
         if raw.byte_len != byte_len {
             let problem = format!("has {} bytes, but config.json asks for {byte_len}", raw.byte_len);
-            return Err(Error::field(&self.0.path, name, problem));
+            return Err(Error::field(&self.listing.path, name, problem));
         }
         Ok(raw)
     }
 
     /// The names of all tensors, of whatever type.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.entries.keys().map(String::as_str)
+        self.listing.entries.keys().map(String::as_str)
     }
 
     /// The file that lists the tensors, for messages.
     pub fn path(&self) -> &Path {
-        &self.0.path
+        &self.listing.path
     }
 
     /// The type in which the files hold a tensor; None where they hold none of this name in a float type.
@@ -135,7 +165,7 @@ impl TensorSource {
     /// A file that cannot be read.
     pub fn beginnings(&self, mut each: impl FnMut(&str, &[u8])) -> Result<()> {
         const BYTES: u64 = 4096;
-        for (name, entry) in &self.0.entries {
+        for (name, entry) in &self.listing.entries {
             if let Entry::Float(info) = entry {
                 let mut bytes = vec![0; info.byte_len.min(BYTES) as usize];
                 info.read(0, &mut bytes)?;

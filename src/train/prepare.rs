@@ -178,6 +178,15 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
 fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<LoadedAdapter> {
     let config = &source.config;
     if settings.method == Method::Full {
+        if let Some(wrapper) = config.wrapper {
+            let problem = format!(
+                "full is not supported for the text part of {}: the model would be written without its other parts; choose {} or {}",
+                wrapper.model_type,
+                METHOD.is("lora"),
+                METHOD.is("qlora")
+            );
+            return Err(Error::setting(METHOD, problem));
+        }
         let tensors = AdapterTensors::default();
         return Ok(LoadedAdapter { config: LoraConfig::default(), modules: Vec::new(), tensors });
     }

@@ -101,6 +101,43 @@ fn a_merged_model_answers_as_base_and_adapter() {
     assert!((adapter - merged).abs() < 1e-5 * adapter, "{adapter} {merged}");
 }
 
+/// In a model with a vision tower, the tensors beside the text decoder stay as they are, under their own names.
+#[test]
+fn the_other_parts_of_a_model_are_kept_byte_for_byte() {
+    for (name, decoder) in [("gemma3_vision", "language_model.model"), ("qwen3_vl", "model.language_model")] {
+        let shell = Shell::new();
+        copy_files(&fixture(name), &shell.path("model"));
+        shell.write("data.jsonl", random_lines(24, 96, 7));
+        let shown = shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
+        assert!(shown.contains("the text decoder of a "), "{shown}");
+        let config = json(&String::from_utf8(shell.read("run/adapter_config.json")).unwrap());
+        let targets = config["target_modules"].as_str().expect("one expression");
+        assert!(targets.starts_with(r"model\.language_model\.layers\.(?:0|1"), "{targets}");
+        let adapter = shell.adapter("run");
+        assert!(adapter.names().all(|name| name.starts_with("base_model.model.model.language_model.layers.")));
+
+        let report = json(&shell.succeed("merge --model model --adapter run --out merged --json"));
+        assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
+        shell.succeed("quantize --model model --out nf4");
+        let before = Reference::read(&shell.path("model/model.safetensors"));
+        let [merged, nf4] = ["merged", "nf4"].map(|made| Reference::read(&shell.path(made).join("model.safetensors")));
+        let names = |of: &Reference| of.names().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
+        assert_eq!(names(&merged), names(&before), "{name}");
+        let (mut kept, mut changed) = (0, 0);
+        for tensor in before.names() {
+            let projection = tensor.starts_with(&format!("{decoder}.layers.")) && tensor.ends_with("_proj.weight");
+            assert_eq!(merged.bytes(tensor) == before.bytes(tensor), !projection, "{tensor}");
+            assert_eq!(nf4.bytes(tensor) == before.bytes(tensor), !projection, "{tensor}");
+            (kept, changed) = (kept + usize::from(!projection), changed + usize::from(projection));
+        }
+        assert!(kept > 20 && changed >= 14, "{kept} {changed}");
+        let config = json(&String::from_utf8(shell.read("nf4/config.json")).unwrap());
+        let skipped = config["quantization_config"]["llm_int8_skip_modules"].to_string();
+        assert!(skipped.contains(if name == "qwen3_vl" { "model.visual" } else { "model.vision_tower" }), "{skipped}");
+        shell.fail(&format!("train --model model --method full --out full {RUN}"), &["--method", "text part"]);
+    }
+}
+
 #[test]
 fn merging_into_a_4_bit_base_says_that_it_was_decoded() {
     let shell = shell();

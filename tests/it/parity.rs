@@ -113,6 +113,8 @@ fixture_tests! {
     hunyuan: "hunyuan", "adapter", "reference", BaseStorage::AsStored;
     ministral3: "ministral3", "adapter", "reference", BaseStorage::AsStored;
     ernie: "ernie", "adapter", "reference", BaseStorage::AsStored;
+    gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_with_a_vision_tower: "qwen3_vl", "adapter", "reference", BaseStorage::AsStored;
     odd_sizes_nf4_double: "odd_sizes", "adapter", "reference_nf4_dq", NF4_DOUBLE;
     odd_sizes_nf4: "odd_sizes", "adapter", "reference_nf4", NF4;
     odd_sizes_fp4: "odd_sizes", "adapter", "reference_fp4", FP4;

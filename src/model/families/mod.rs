@@ -16,6 +16,7 @@ mod qwen3;
 mod smollm3;
 
 use super::family::Family;
+use super::wrapper;
 
 /// Every supported family, in the order of messages.
 pub static FAMILIES: [&Family; 14] = [
@@ -45,7 +46,9 @@ pub(super) fn supported() -> String {
     };
     let described: Vec<String> = FAMILIES.iter().map(describe).collect();
     match described.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("supported are {} and {last}", rest.join(", ")),
+        Some((last, rest)) if !rest.is_empty() => {
+            format!("supported are {} and {last}, {}", rest.join(", "), wrapper::supported())
+        }
         _ => format!("supported is {}", described.concat()),
     }
 }
