@@ -99,8 +99,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #for i in 0..ITEMS
             let asked$i_$j = at$j >= range$i.x && at$j < range$i.y;
             let on$i_$j = asked$i_$j && key$i >= keys$j.x && key$i < keys$j.y;
+#if CAP
+            s$i_$j = capped(s$i_$j);
+            let p$i_$j = select(0.0, exp2(s$i_$j - terms$j.x), on$i_$j);
+            let ds$i_$j = cap_slope(s$i_$j) * p$i_$j * (dp$i_$j - terms$j.y);
+#else
             let p$i_$j = select(0.0, exp2(s$i_$j - terms$j.x), on$i_$j);
             let ds$i_$j = p$i_$j * (dp$i_$j - terms$j.y);
+#end
 #end
 #end
 #for d in 0..D4

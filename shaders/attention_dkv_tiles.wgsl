@@ -129,7 +129,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let terms$j = row_terms(query$j, head);
             let seen$j = (own_keys >= vec4(keys$j.x)) & (own_keys < vec4(keys$j.y));
             let on$j = within(base + other$j, from_row, to_row) & seen$j;
+#if CAP
+            let bounded$j = capped_all(score$j * params.score_scale);
+            let p$j = select(vec4(0.0), exp2(bounded$j - terms$j.x), on$j);
+            dp$j = terms$j.y + cap_slopes(bounded$j) * (dp$j - terms$j.y);
+#else
             let p$j = select(vec4(0.0), exp2(score$j * params.score_scale - terms$j.x), on$j);
+#end
             tile[other$j * 8u + tr] = p$j;
             // The weight of a query's only key is 1 whatever its score.
             tile[(TILE + other$j) * 8u + tr] = select(vec4(0.0), p$j * (dp$j - terms$j.y), keys$j.y > keys$j.x + 1u);

@@ -89,7 +89,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #for i in 0..ITEMS
 #for j in 0..BLOCK
         let on$i_$j = base + $ju >= range$i.x && base + $ju < range$i.y;
+#if CAP
+        s$i_$j = capped(s$i_$j);
+        dp$i_$j = cap_slope(s$i_$j) * (dp$i_$j - terms$i.y);
+        let ds$i_$j = select(0.0, exp2(s$i_$j - terms$i.x) * dp$i_$j, on$i_$j);
+#else
         let ds$i_$j = select(0.0, exp2(s$i_$j - terms$i.x) * (dp$i_$j - terms$i.y), on$i_$j);
+#end
 #end
 #end
 #for d in 0..D4

@@ -154,7 +154,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #for j in 0..SHARE
         let other$j = 4u * tc + side * SHARE + $ju;
         let on$j = within(base + other$j, from_row, to_row) & several;
+#if CAP
+        let bounded$j = capped_all(score$j * params.score_scale);
+        let p$j = select(vec4(0.0), exp2(bounded$j - lse) * cap_slopes(bounded$j), on$j);
+#else
         let p$j = select(vec4(0.0), exp2(score$j * params.score_scale - lse), on$j);
+#end
         tile[other$j * 8u + tr] = p$j * (dp$j - delta);
 #end
         for (var step = 0u; step < TILE; step += KEYS) {

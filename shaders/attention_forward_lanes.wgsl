@@ -69,6 +69,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
 #end
+#if CAP
+#for i in 0..ITEMS
+#for j in 0..BLOCK
+        s$i_$j = capped(s$i_$j);
+#end
+#end
+#end
 #for i in 0..ITEMS
         let before$i = highest$i;
 #for j in 0..BLOCK

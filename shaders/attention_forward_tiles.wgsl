@@ -124,7 +124,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var here = vec4(LOWEST);
 #for j in 0..SHARE
         let on$j = within(base + 4u * tc + side * SHARE + $ju, from_row, to_row);
+#if CAP
+        t$j = select(vec4(LOWEST), capped_all(t$j * params.score_scale), on$j);
+#else
         t$j = select(vec4(LOWEST), t$j * params.score_scale, on$j);
+#end
         here = max(here, t$j);
 #end
         tile[tr * ACROSS + side * 8u + tc] = here;

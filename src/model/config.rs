@@ -73,6 +73,8 @@ pub struct ModelConfig {
     pub residual_scale: f32,
     /// The factor on a query's product with a key, before the softmax.
     pub attention_scale: f32,
+    /// The bound `c` of attention's scores, `c tanh(s / c)`; `None` where there is none.
+    pub attention_softcap: Option<f32>,
     /// The factor on the logits.
     pub logit_scale: f32,
     /// The bound `c` of the logits, `c tanh(z / c)`; `None` where there is none.
@@ -167,8 +169,9 @@ impl ModelConfig {
             embedding_scale: scale(family.embedding_scale)?,
             residual_scale: scale(family.residual_scale)?,
             attention_scale: attention_scale(&fields, family.attention_scale, head_dim)?,
+            attention_softcap: softcap(&fields, family.attention_softcap)?,
             logit_scale: scale(family.logit_scale)?,
-            final_softcap: final_softcap(&fields, family)?,
+            final_softcap: softcap(&fields, family.final_softcap)?,
             max_position_embeddings: fields
                 .count("max_position_embeddings", MAX_POSITIONS)?
                 .unwrap_or(family.max_position_embeddings),
@@ -283,8 +286,8 @@ fn attention_scale(fields: &JsonFields, rule: AttentionScale, head_dim: usize) -
     })
 }
 
-fn final_softcap(fields: &JsonFields, family: &Family) -> Result<Option<f32>> {
-    let Some((key, default)) = family.final_softcap else { return Ok(None) };
+fn softcap(fields: &JsonFields, rule: Option<(&str, Option<f64>)>) -> Result<Option<f32>> {
+    let Some((key, default)) = rule else { return Ok(None) };
     let absent = default.filter(|_| !fields.contains(key));
     Ok(fields.positive(key)?.or(absent).map(|cap| cap as f32))
 }

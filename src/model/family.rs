@@ -46,6 +46,8 @@ pub struct Family {
     pub residual_scale: Scale,
     /// The factor on a query's product with a key.
     pub attention_scale: AttentionScale,
+    /// The key of the bound `c` of attention's scores, `c tanh(s / c)`, and its value where the key is absent.
+    pub attention_softcap: Option<(&'static str, Option<f64>)>,
     /// The factor on the logits.
     pub logit_scale: Scale,
     /// The key of the bound `c` of the logits, `c tanh(z / c)`, and its value where the key is absent.
@@ -198,6 +200,7 @@ pub(super) const PLAIN: Family = Family {
     embedding_scale: Scale::One,
     residual_scale: Scale::One,
     attention_scale: AttentionScale::HeadSize,
+    attention_softcap: None,
     logit_scale: Scale::One,
     final_softcap: None,
     rope: RopeRule {

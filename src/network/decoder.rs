@@ -264,6 +264,7 @@ impl Pass<'_> {
         attention::Operands {
             shape: self.shape(),
             scale: self.network.config.attention_scale,
+            cap: self.network.config.attention_softcap,
             q: acts.q,
             k: acts.k,
             v: acts.v,

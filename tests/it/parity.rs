@@ -104,6 +104,7 @@ fixture_tests! {
     eight_heads_in_a_group: "grouped8", "adapter", "reference", BaseStorage::AsStored;
     odd_sizes: "odd_sizes", "adapter", "reference", BaseStorage::AsStored;
     gemma: "gemma", "adapter", "reference", BaseStorage::AsStored;
+    gemma2: "gemma2", "adapter", "reference", BaseStorage::AsStored;
     gemma3: "gemma3", "adapter", "reference", BaseStorage::AsStored;
     smollm3: "smollm3", "adapter", "reference", BaseStorage::AsStored;
     granite: "granite", "adapter", "reference", BaseStorage::AsStored;

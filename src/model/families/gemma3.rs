@@ -4,7 +4,7 @@ use crate::model::family::{AttentionScale, Bias, Family, PLAIN, RopeOfWindows, R
 use crate::model::modules::Norm;
 use crate::ops::glu::Activation;
 
-/// The values that Gemma 1 and 3 share.
+/// The values that Gemma 1 to 3 share.
 pub(super) const GEMMA: Family = Family {
     head_dim: Some(256),
     max_position_embeddings: 8192,
@@ -19,6 +19,14 @@ pub(super) const GEMMA: Family = Family {
     ..PLAIN
 };
 
+/// The norms of Gemma 2, before and after each block.
+pub(super) const NORMS: [(Norm, &str); 4] = [
+    (Norm::Input, "input_layernorm"),
+    (Norm::AttentionOutput, "post_attention_layernorm"),
+    (Norm::FeedForwardInput, "pre_feedforward_layernorm"),
+    (Norm::FeedForwardOutput, "post_feedforward_layernorm"),
+];
+
 pub(super) static FAMILY: Family = Family {
     model_type: "gemma3_text",
     architecture: "Gemma3ForCausalLM",
@@ -26,10 +34,10 @@ pub(super) static FAMILY: Family = Family {
     max_position_embeddings: 131_072,
     activation_key: "hidden_activation",
     norms: &[
-        (Norm::Input, "input_layernorm"),
-        (Norm::AttentionOutput, "post_attention_layernorm"),
-        (Norm::FeedForwardInput, "pre_feedforward_layernorm"),
-        (Norm::FeedForwardOutput, "post_feedforward_layernorm"),
+        NORMS[0],
+        NORMS[1],
+        NORMS[2],
+        NORMS[3],
         (Norm::Query, "self_attn.q_norm"),
         (Norm::Key, "self_attn.k_norm"),
     ],

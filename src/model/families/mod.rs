@@ -4,6 +4,7 @@
 mod ernie;
 mod exaone4;
 mod gemma;
+mod gemma2;
 mod gemma3;
 mod granite;
 mod hunyuan;
@@ -19,13 +20,14 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 14] = [
+pub static FAMILIES: [&Family; 15] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &gemma::FAMILY,
+    &gemma2::FAMILY,
     &gemma3::FAMILY,
     &smollm3::FAMILY,
     &granite::FAMILY,

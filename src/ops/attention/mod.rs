@@ -1,7 +1,7 @@
 //! Causal grouped-query attention over a stream of rows, in memory linear in its length (Dao 2023, FlashAttention-2).
 //!
 //! Query row i of head h sees the keys j of its range, one contiguous stretch, in head `h / (heads / kv_heads)` of k and v:
-//! `s_ij = scale q_i . k_j`, `p_ij = exp(s_ij - lse_i)`, `lse_i = log sum_j exp(s_ij)`, `out_i = sum_j p_ij v_j`.
+//! `s_ij = scale q_i . k_j`, bounded by `cap tanh(s_ij / cap)` where a model bounds its scores (Gemma 2), `p_ij = exp(s_ij - lse_i)`, `lse_i = log sum_j exp(s_ij)`, `out_i = sum_j p_ij v_j`.
 //! Segments, causality and sliding windows are all said by the ranges; what lies outside is not visited.
 //!
 //! Backward, with `delta_i = dout_i . out_i` and `ds_ij = p_ij (dout_i . v_j - delta_i)`: `dq_i = scale sum_j ds_ij k_j`,
@@ -71,6 +71,7 @@ params! {
         dv_ld: u32,
         scale: f32,
         score_scale: f32,
+        score_cap: f32,
     }
 }
 
@@ -129,21 +130,30 @@ fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64
     (columns / head_dim).clamp(1, 4)
 }
 
+/// What decides on a variant besides the device: the size of a head, the rows that the lanes share, and bounded scores.
+#[derive(Clone, Copy)]
+struct Problem {
+    head_dim: u32,
+    items: u64,
+    capped: bool,
+}
+
 /// A variant for software adapters.
 fn lanes_variant(
     name: &'static str,
     source: &'static str,
     family: VariantFamily,
     owned: Owned,
-    head_dim: u32,
-    items: u64,
+    problem: Problem,
 ) -> Variant {
+    let Problem { head_dim, items, capped } = problem;
     let family = if head_dim > MAX_BROADCAST_HEAD_DIM { VariantFamily::Lanes } else { family };
     let broadcast = family == VariantFamily::Broadcast;
     let items_per_lane = items_per_lane(family, owned, head_dim, items);
     let kernel = Kernel::new::<Params>(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
+        .constant("CAP", capped)
         .constant("LANES", LANES)
         .constant("ITEMS", items_per_lane)
         .constant("BROADCAST", broadcast)
@@ -153,7 +163,8 @@ fn lanes_variant(
 
 /// A variant for GPUs. A thread keeps at most 32 numbers of the sums beside 16
 /// of the scores, so that no compiler has to move any to memory: wider heads take more threads, then more workgroups.
-fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, head_dim: u32) -> Variant {
+fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, problem: Problem) -> Variant {
+    let Problem { head_dim, capped, .. } = problem;
     let sides = if owned == Owned::Queries && head_dim <= 128 { 2 } else { MAX_SIDES };
     // Both sums of a key kernel lie side by side.
     let (sums, across) = if owned == Owned::Keys { (2, 16 * sides) } else { (1, 32 * sides) };
@@ -165,6 +176,7 @@ fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, head_di
         .part(COMMON)
         .part(TILE_PART)
         .constant("D4", head_dim / 4)
+        .constant("CAP", capped)
         .constant("SIDES", sides)
         .constant("HALF", sides / 2)
         .constant("SHARE", 4 / sides)
@@ -174,25 +186,25 @@ fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, head_di
     Variant { kernel, items: TILE, parts }
 }
 
-fn forward_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
+fn forward_variant(family: VariantFamily, problem: Problem) -> Variant {
     match family {
-        VariantFamily::Tiles => tiles_variant("attention_forward_tiles", FORWARD_TILES, Owned::Queries, head_dim),
-        _ => lanes_variant("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, head_dim, items),
+        VariantFamily::Tiles => tiles_variant("attention_forward_tiles", FORWARD_TILES, Owned::Queries, problem),
+        _ => lanes_variant("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, problem),
     }
 }
 
-fn dq_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
+fn dq_variant(family: VariantFamily, problem: Problem) -> Variant {
     let variant = match family {
-        VariantFamily::Tiles => tiles_variant("attention_dq_tiles", DQ_TILES, Owned::Queries, head_dim),
-        _ => lanes_variant("attention_dq_lanes", DQ_LANES, family, Owned::Queries, head_dim, items),
+        VariantFamily::Tiles => tiles_variant("attention_dq_tiles", DQ_TILES, Owned::Queries, problem),
+        _ => lanes_variant("attention_dq_lanes", DQ_LANES, family, Owned::Queries, problem),
     };
     Variant { kernel: variant.kernel.part(SCRATCH), ..variant }
 }
 
-fn dkv_variant(family: VariantFamily, head_dim: u32, items: u64) -> Variant {
+fn dkv_variant(family: VariantFamily, problem: Problem) -> Variant {
     let variant = match family {
-        VariantFamily::Tiles => tiles_variant("attention_dkv_tiles", DKV_TILES, Owned::Keys, head_dim),
-        _ => lanes_variant("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, head_dim, items),
+        VariantFamily::Tiles => tiles_variant("attention_dkv_tiles", DKV_TILES, Owned::Keys, problem),
+        _ => lanes_variant("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, problem),
     };
     Variant { kernel: variant.kernel.part(SCRATCH), ..variant }
 }
@@ -201,6 +213,7 @@ fn delta_kernel(head_dim: u32) -> Kernel {
     Kernel::new::<Params>("attention_delta", DELTA)
         .part(COMMON)
         .constant("D4", head_dim / 4)
+        .constant("CAP", false)
         .constant("LANES", DELTA_LANES)
 }
 
@@ -211,7 +224,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
         let lanes = [VariantFamily::Lanes, VariantFamily::Broadcast]
             .map(|family| [(family, 1), (family, 100), (family, u64::MAX)]);
         for (family, items) in lanes.into_iter().flatten().chain([(VariantFamily::Tiles, 1)]) {
-            kernels.extend([forward_variant, dq_variant, dkv_variant].map(|make| make(family, head_dim, items).kernel));
+            // The models with bounded scores have wide heads.
+            for capped in [false, true].into_iter().take(if head_dim < 128 { 1 } else { 2 }) {
+                let problem = Problem { head_dim, items, capped };
+                kernels.extend([forward_variant, dq_variant, dkv_variant].map(|make| make(family, problem).kernel));
+            }
         }
     }
     kernels
@@ -224,6 +241,8 @@ pub struct Operands {
     pub shape: Shape,
     /// The factor of the scores, `1 / sqrt(head_dim)` in most models.
     pub scale: f32,
+    /// The bound `c` of the scores, `c tanh(s / c)`; None where there is none.
+    pub cap: Option<f32>,
     /// Queries, `[rows, heads * head_dim]`.
     pub q: Matrix,
     /// Keys, `[keys, kv_heads * head_dim]`.
@@ -256,9 +275,13 @@ pub struct Gradients {
 }
 
 impl Operands {
+    fn problem(&self, items: u64) -> Problem {
+        Problem { head_dim: self.shape.head_dim, items, capped: self.cap.is_some() }
+    }
+
     /// The parameters of a forward pass, once the operands' shapes are checked.
     fn params(&self) -> Params {
-        let Self { shape, scale, q, k, v, key_ranges, out, lse } = *self;
+        let Self { shape, scale, cap, q, k, v, key_ranges, out, lse } = *self;
         assert!(
             shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
             "query heads that do not divide among the key heads: {shape:?}"
@@ -283,6 +306,7 @@ impl Operands {
             out_ld: out.ld / 4,
             scale,
             score_scale: scale * std::f32::consts::LOG2_E,
+            score_cap: cap.unwrap_or_default() * std::f32::consts::LOG2_E,
             ..Params::default()
         }
     }
@@ -294,7 +318,7 @@ pub fn forward(rec: &mut Recorder, operands: &Operands) {
     let params = operands.params();
     let items = u64::from(q.rows) * u64::from(shape.heads / shape.kv_heads);
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
-    let variant = forward_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
+    let variant = forward_variant(VariantFamily::of(&rec.capabilities), operands.problem(items));
     let groups = shape.workgroups(rec, items, &variant);
     rec.dispatch("attention", variant.kernel, &views, &params, groups, 2 * shape.product_work(&params));
 }
@@ -319,12 +343,12 @@ pub fn backward(rec: &mut Recorder, operands: &Operands, gradients: &Gradients) 
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dq.view];
     let items = cells / u64::from(shape.kv_heads);
-    let variant = dq_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, items);
+    let variant = dq_variant(VariantFamily::of(&rec.capabilities), operands.problem(items));
     let groups = shape.workgroups(rec, items, &variant);
     rec.dispatch("attention_dq", variant.kernel, &views, &params, groups, 3 * shape.product_work(&params));
 
     let views = [q.view, k.view, v.view, dout.view, scratch, dk.view, dv.view];
-    let variant = dkv_variant(VariantFamily::of(&rec.capabilities), shape.head_dim, rows);
+    let variant = dkv_variant(VariantFamily::of(&rec.capabilities), operands.problem(rows));
     let groups = shape.workgroups(rec, rows, &variant);
     rec.dispatch("attention_dkv", variant.kernel, &views, &params, groups, 4 * shape.product_work(&params));
 }

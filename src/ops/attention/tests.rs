@@ -37,6 +37,10 @@ struct Results {
 
 /// Runs forward and backward, and holds them to the twin.
 fn check(family: VariantFamily, shape: Shape, segments: &[u32], window: u32) -> Results {
+    check_capped(family, shape, segments, window, None)
+}
+
+fn check_capped(family: VariantFamily, shape: Shape, segments: &[u32], window: u32, cap: Option<f32>) -> Results {
     let mut lab = Lab::for_family(family);
     let (key_ranges, query_ranges) = ranges(segments, window);
     let rows = key_ranges.len();
@@ -53,18 +57,26 @@ fn check(family: VariantFamily, shape: Shape, segments: &[u32], window: u32) -> 
     let lse = lab.vector(&vec![f64::NAN; rows * shape.heads as usize]);
     let scratch = lab.vector(&vec![f64::NAN; shape.scratch_bytes(rows as u32) as usize / 4]);
     let mut rec = lab.recorder();
-    let operands = Operands { shape, scale, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse };
+    let operands = Operands { shape, scale, cap, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse };
     forward(&mut rec, &operands);
     backward(&mut rec, &operands, &Gradients { query_ranges: gqueries, dout: gdout, scratch, dq, dk, dv });
     lab.run(&rec);
 
-    let operands = twin::Operands { shape, scale: f64::from(scale), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+    let operands = twin::Operands {
+        shape,
+        scale: f64::from(scale),
+        cap: cap.map(f64::from),
+        q: &q,
+        k: &k,
+        v: &v,
+        key_ranges: &key_ranges,
+    };
     let (want_out, want_lse) = operands.forward();
     let (want_dq, want_dk, want_dv) = operands.backward(&dout);
     let mut got_lse = lab.read_vector(lse);
     got_lse.truncate(want_lse.len());
     let got = Results { out: lab.read(out), lse: got_lse, dq: lab.read(dq), dk: lab.read(dk), dv: lab.read(dv) };
-    let case = format!("{family:?}, {shape:?}, {segments:?}, window {window}");
+    let case = format!("{family:?}, {shape:?}, {segments:?}, window {window}, cap {cap:?}");
     assert_close(&format!("out, {case}"), &got.out, &want_out, BOUND);
     assert_close(&format!("lse, {case}"), &got.lse, &want_lse, BOUND);
     assert_close(&format!("dq, {case}"), &got.dq, &want_dq, BOUND);
@@ -115,6 +127,18 @@ fn groups_segments_and_windows_equal_the_twin() {
     }
 }
 
+/// Bounds so low that most scores feel them.
+#[test]
+fn bounded_scores_equal_the_twin() {
+    for family in families() {
+        for (head_dim, cap) in [(8, 1.5), (64, 0.7)] {
+            let bounded = check_capped(family, shape(4, 2, head_dim), &[37, 1, 20], 25, Some(cap));
+            let free = check(family, shape(4, 2, head_dim), &[37, 1, 20], 25);
+            assert_ne!(bounded.out, free.out);
+        }
+    }
+}
+
 #[test]
 fn two_runs_give_the_same_bits() {
     for family in families() {
@@ -143,9 +167,10 @@ fn queries_read_a_cache_of_more_keys() {
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(rows, q_cols), lab.vector(&vec![f64::NAN; rows * 4]));
         let mut rec = lab.recorder();
-        forward(&mut rec, &Operands { shape, scale: 0.2, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
+        forward(&mut rec, &Operands { shape, scale: 0.2, cap: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
         lab.run(&rec);
-        let operands = twin::Operands { shape, scale: f64::from(0.2f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands =
+            twin::Operands { shape, scale: f64::from(0.2f32), cap: None, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         assert_close("lse", &lab.read_vector(lse)[..want_lse.len()], &want_lse, BOUND);
@@ -163,9 +188,10 @@ fn a_query_without_keys_gives_zeros() {
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(3, 8), lab.vector(&[f64::NAN; 3]));
         let mut rec = lab.recorder();
-        forward(&mut rec, &Operands { shape, scale: 0.3, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
+        forward(&mut rec, &Operands { shape, scale: 0.3, cap: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
         lab.run(&rec);
-        let operands = twin::Operands { shape, scale: f64::from(0.3f32), q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands =
+            twin::Operands { shape, scale: f64::from(0.3f32), cap: None, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         let lse = lab.read_vector(lse);
@@ -180,13 +206,15 @@ fn the_twins_gradients_are_the_slopes_of_its_forward() {
     let mut lab = Lab::new();
     let (key_ranges, _) = ranges(&[3, 5], 3);
     let (q, k, v, dout) = (lab.normal(8 * 16), lab.normal(8 * 8), lab.normal(8 * 8), lab.normal(8 * 16));
-    let at = |q: &[f64], k: &[f64], v: &[f64]| {
-        let (out, _) = twin::Operands { shape, scale: 0.7, q, k, v, key_ranges: &key_ranges }.forward();
-        out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
-    };
-    let operands = twin::Operands { shape, scale: 0.7, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
-    let (dq, dk, dv) = operands.backward(&dout);
-    assert_gradient(&q, &dq, |q| at(q, &k, &v));
-    assert_gradient(&k, &dk, |k| at(&q, k, &v));
-    assert_gradient(&v, &dv, |v| at(&q, &k, v));
+    for cap in [None, Some(0.9)] {
+        let at = |q: &[f64], k: &[f64], v: &[f64]| {
+            let (out, _) = twin::Operands { shape, scale: 0.7, cap, q, k, v, key_ranges: &key_ranges }.forward();
+            out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
+        };
+        let operands = twin::Operands { shape, scale: 0.7, cap, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let (dq, dk, dv) = operands.backward(&dout);
+        assert_gradient(&q, &dq, |q| at(q, &k, &v));
+        assert_gradient(&k, &dk, |k| at(&q, k, &v));
+        assert_gradient(&v, &dv, |v| at(&q, &k, v));
+    }
 }

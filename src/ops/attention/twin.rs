@@ -6,6 +6,7 @@ use super::Shape;
 pub(crate) struct Operands<'a> {
     pub shape: Shape,
     pub scale: f64,
+    pub cap: Option<f64>,
     pub q: &'a [f64],
     pub k: &'a [f64],
     pub v: &'a [f64],
@@ -31,12 +32,21 @@ impl Operands<'_> {
         at..at + d
     }
 
+    fn bounded(&self, score: f64) -> f64 {
+        self.cap.map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
+    /// The derivative of a bounded score by the score.
+    fn slope(&self, bounded: f64) -> f64 {
+        self.cap.map_or(1.0, |cap| 1.0 - (bounded / cap).powi(2))
+    }
+
     /// (key, probability) of each key that the query sees, and the log-sum-exp of its scores.
     fn probabilities(&self, row: usize, head: usize) -> (Vec<(usize, f64)>, f64) {
         let [from, to] = self.key_ranges[row];
         let q = &self.q[self.query(row, head)];
-        let scores: Vec<(usize, f64)> =
-            (from as usize..to as usize).map(|j| (j, self.scale * dot(q, &self.k[self.key(j, head)]))).collect();
+        let score = |j: usize| self.bounded(self.scale * dot(q, &self.k[self.key(j, head)]));
+        let scores: Vec<(usize, f64)> = (from as usize..to as usize).map(|j| (j, score(j))).collect();
         let highest = scores.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
         let lse = highest + scores.iter().map(|s| (s.1 - highest).exp()).sum::<f64>().ln();
         (scores.into_iter().map(|(j, s)| (j, (s - lse).exp())).collect(), lse)
@@ -71,7 +81,8 @@ impl Operands<'_> {
                 let mean: f64 = probabilities.iter().zip(&dp).map(|((_, p), dp)| p * dp).sum();
                 for ((j, p), dp) in probabilities.into_iter().zip(dp) {
                     let key = self.key(j, head);
-                    let ds = self.scale * p * (dp - mean);
+                    let score = self.bounded(self.scale * dot(&self.q[query.clone()], &self.k[key.clone()]));
+                    let ds = self.scale * self.slope(score) * p * (dp - mean);
                     for (a, b) in query.clone().zip(key) {
                         dq[a] += ds * self.k[b];
                         dk[b] += ds * self.q[a];
