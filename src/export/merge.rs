@@ -14,7 +14,7 @@ use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
-use crate::lora::factors::{Factor, ModuleFactors};
+use crate::lora::factors::Factor;
 use crate::lora::targets::LoraModule;
 use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, write_config};
 use crate::model::packed::PackedWeight;
@@ -76,26 +76,37 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
                        original model in 16 or 32 bits";
         return Err(Error::file(&settings.model, problem));
     }
-    let in_files = |name: &str| source.tensors.name_in_files(name).to_owned();
-    let planned = expected.iter().map(|spec| Planned {
-        name: in_files(&spec.name),
-        dtype: float.dtype(),
-        shape: spec.shape.clone(),
+    let planned = expected.iter().filter_map(|spec| match source.tensors.fusion(&spec.name) {
+        Some(fusion) if fusion.part > 0 => None,
+        Some(fusion) => Some((fusion.name.clone(), &fusion.shape)),
+        None => Some((source.tensors.name_in_files(&spec.name).to_owned(), &spec.shape)),
     });
+    let planned = planned.map(|(name, shape)| Planned { name, dtype: float.dtype(), shape: shape.clone() });
     let planned = planned.chain(others.planned()).collect();
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
+    // The rows of a fused tensor that are done.
+    let mut fused = Vec::new();
     for (done, spec) in expected.iter().enumerate() {
         let TensorSpec { name, shape, .. } = spec;
         let mut values = values(&source, spec)?;
         if let Some(i) = adapted.get(name) {
-            let factors = &adapter.modules[*i];
+            let factors = [adapter.a(&modules, *i), &adapter.modules[*i][Factor::B]];
             values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], factors).await?;
         }
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
             let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
             return Err(Error::field(&settings.model, name, problem));
         }
-        writer.write(&in_files(name), &float_bytes(&values, float))?;
+        let bytes = float_bytes(&values, float);
+        match source.tensors.fusion(name) {
+            None => writer.write(source.tensors.name_in_files(name), &bytes)?,
+            Some(fusion) => {
+                fused.extend(bytes);
+                if fusion.part + 1 == fusion.parts {
+                    writer.write(&fusion.name, &std::mem::take(&mut fused))?;
+                }
+            }
+        }
         progress(done + 1, expected.len());
     }
     others.write(&mut writer)?;
@@ -138,9 +149,9 @@ async fn add_product(
     base: &[f32],
     [rows, cols]: [usize; 2],
     module: &LoraModule,
-    factors: &ModuleFactors,
+    [a, b]: [&[f32]; 2],
 ) -> Result<Vec<f32>> {
-    let (rank, a, b) = (module.rank, &factors[Factor::A], &factors[Factor::B]);
+    let rank = module.rank;
     let mut memory = MemoryPlan::new();
     let unused = [(); 2].map(|()| memory.alloc(Category::Workspace, "unused binding", 16));
     let scratch = Scratch { weight_panel: unused[0], partials: unused[1] };

@@ -163,8 +163,16 @@ mod tests {
     fn plan(cpu: bool, max_positions: usize, max_binding_bytes: u64) -> Result<GenerationPlan> {
         let capabilities = Capabilities { cpu, max_binding_bytes, ..Capabilities::BASELINE };
         let config = crate::lora::targets::tests::model();
-        let module =
-            LoraModule { layer: 0, projection: Projection::Q, decoder: "model", rank: 3, alpha: 3.0, scale: 1.0 };
+        let module = LoraModule {
+            layer: 0,
+            projection: Projection::Q,
+            decoder: "model",
+            path: "self_attn.q_proj",
+            shares_a: false,
+            rank: 3,
+            alpha: 3.0,
+            scale: 1.0,
+        };
         let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
         GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
     }

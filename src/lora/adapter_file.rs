@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::config::{LoraConfig, TargetModules, merge_command};
-use super::factors::{AdapterTensors, Factor, ModuleFactors, factors};
-use super::targets::{FROZEN, LoraModule, resolve};
+use super::factors::{AdapterTensors, Factor, FactorSpec, ModuleFactors, factors};
+use super::targets::{FROZEN, LoraModule, last_part, resolve};
 use crate::files::{self, write_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
@@ -57,15 +57,11 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     }
     files::create_dir_all(dir).map_err(|e| Error::file(dir, format!("cannot be made: {e}")))?;
     let weights = dir.join(WEIGHTS);
+    let tensors = file_tensors(modules, adapter);
     let mut views = Vec::new();
-    for (module, values) in modules.iter().zip(&adapter.modules) {
-        for (factor, values) in Factor::ALL.into_iter().zip(&values.0) {
-            let name = factor.tensor(module);
-            let shape = factor.shape_of(module.rank, values.len()).to_vec();
-            let view = TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(values));
-            let view = view.map_err(|e| Error::field(&weights, &name, e))?;
-            views.push((name, view));
-        }
+    for (name, shape, values) in &tensors {
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values));
+        views.push((name.as_str(), view.map_err(|e| Error::field(&weights, name, e))?));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = serialize(views, Some(metadata)).map_err(|e| Error::file(&weights, e))?;
@@ -76,9 +72,21 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     }
     let config = match modules.first().filter(|module| module.decoder != DECODER) {
         Some(_) => in_one_expression(config, modules),
+        None if config.target_modules == TargetModules::AllLinear => with_names(config, modules),
         None => config.clone(),
     };
     write_atomically(&dir.join(CONFIG), config.to_json().as_bytes())
+}
+
+/// The configuration with the names of the modules in place of `all-linear`.
+fn with_names(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
+    let mut names: Vec<String> = Vec::new();
+    for name in modules.iter().map(|module| last_part(module.path)) {
+        if !names.iter().any(|other| other == name) {
+            names.push(name.to_owned());
+        }
+    }
+    LoraConfig { target_modules: TargetModules::Names(names), ..config.clone() }
 }
 
 /// The configuration with the modules as one expression: in a model of several modalities, PEFT would find the names of the decoder's
@@ -86,7 +94,8 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
 fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
     let mut of_layers: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
     for layer in modules.chunk_by(|a, b| a.layer == b.layer) {
-        let names = layer.iter().map(|module| module.projection.module()).collect();
+        let mut names: Vec<&str> = layer.iter().map(|module| module.path).collect();
+        names.dedup();
         of_layers.entry(names).or_default().push(layer[0].layer.to_string());
     }
     let decoder = modules[0].decoder;
@@ -105,6 +114,22 @@ fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig 
         exclude_modules: None,
         ..config.clone()
     }
+}
+
+/// The tensors of an adapter's file: name, shape and values. The parts of a fused layer are one module for PEFT, with one A and the rows
+/// of B one after the other.
+pub fn file_tensors(modules: &[LoraModule], adapter: &AdapterTensors) -> Vec<(String, [usize; 2], Vec<f32>)> {
+    let mut tensors = Vec::new();
+    let mut values = adapter.modules.iter();
+    for parts in modules.chunk_by(|_, next| next.shares_a) {
+        let values: Vec<&ModuleFactors> = values.by_ref().take(parts.len()).collect();
+        for factor in Factor::ALL {
+            let whole: Vec<f32> = values.iter().flat_map(|values| values[factor].iter().copied()).collect();
+            let shape = factor.shape_of(parts[0].rank, whole.len());
+            tensors.push((factor.tensor(&parts[0]), shape, whole));
+        }
+    }
+    tensors
 }
 
 /// True for a model card that this program has written.
@@ -250,11 +275,23 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
             }
         }
     };
-    let mut read_module = |module: &LoraModule| -> Result<ModuleFactors> {
-        let values = factors(module, model).into_iter().map(|spec| read(&spec.tensor, spec.shape));
-        values.collect::<Result<_>>().map(ModuleFactors)
-    };
-    let tensors = AdapterTensors { modules: modules.iter().map(&mut read_module).collect::<Result<_>>()? };
+    let mut tensors = AdapterTensors::default();
+    for parts in modules.chunk_by(|_, next| next.shares_a) {
+        let specs: Vec<_> = parts.iter().map(|module| factors(module, model)).collect();
+        let mut of_parts = vec![ModuleFactors::default(); parts.len()];
+        for factor in Factor::ALL {
+            let rows = specs.iter().map(|specs| specs[factor as usize].shape[0]).sum();
+            let FactorSpec { shape: [_, columns], ref tensor, .. } = specs[0][factor as usize];
+            let whole = read(tensor, [rows, columns])?;
+            let mut rest = whole.as_slice();
+            for (part, specs) in of_parts.iter_mut().zip(&specs) {
+                let (values, after) = rest.split_at(specs[factor as usize].elements());
+                part.0.push(values.to_vec());
+                rest = after;
+            }
+        }
+        tensors.modules.extend(of_parts);
+    }
     for (name, entry) in entries {
         check_further(&name, &entry, base, dir).map_err(|problem| Error::field(&weights, name, problem))?;
     }

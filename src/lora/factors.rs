@@ -67,12 +67,16 @@ impl FactorSpec {
     }
 }
 
-/// The factors of a module, in the order in which they are stored, trained and saved.
+/// The factors of a module, in the order in which they are stored, trained and saved. An A that is shared has its values at the first
+/// part of the fused layer, and no row at the others.
 pub fn factors(module: &LoraModule, model: &ModelConfig) -> Vec<FactorSpec> {
     let (out_features, in_features) = model.projection_shape(module.projection);
     let spec = |factor: Factor| FactorSpec {
         factor,
-        shape: factor.shape(module.rank, [out_features, in_features]),
+        shape: match factor {
+            Factor::A if module.shares_a => [0, in_features],
+            _ => factor.shape(module.rank, [out_features, in_features]),
+        },
         tensor: factor.tensor(module),
     };
     Factor::ALL.map(spec).into()
@@ -107,6 +111,12 @@ impl AdapterTensors {
     /// Every factor's values, module by module.
     pub fn values(&self) -> impl Iterator<Item = &Vec<f32>> {
         self.modules.iter().flat_map(|module| &module.0)
+    }
+
+    /// A of the module at `index`, which a part of a fused layer has from the first part.
+    pub fn a(&self, modules: &[LoraModule], index: usize) -> &[f32] {
+        let owner = (0..=index).rev().find(|at| !modules[*at].shares_a).unwrap_or(index);
+        &self.modules[owner][Factor::A]
     }
 
     /// Number of trained parameters.

@@ -24,6 +24,10 @@ pub struct LoraModule {
     pub projection: Projection,
     /// The decoder's place among the modules of transformers: `model` for a text model.
     pub decoder: &'static str,
+    /// Its path below the layer in the files and for PEFT.
+    pub path: &'static str,
+    /// True if it is a part of a fused layer and takes A from the module before it: PEFT trains one A for all parts.
+    pub shares_a: bool,
     /// Rank of its factors: `r`, or the rank of the first pattern that matches.
     pub rank: usize,
     /// Numerator of its scale: `lora_alpha`, or the alpha of the first pattern that matches.
@@ -35,12 +39,17 @@ pub struct LoraModule {
 impl LoraModule {
     /// Name of the module in the base model, such as `model.layers.N.self_attn.q_proj`.
     pub fn name(&self) -> String {
-        module_name(self.decoder, self.layer, self.projection)
+        module_name(self.decoder, self.layer, self.path)
+    }
+
+    /// A name that no other module has: parts of a fused layer have one in [`Self::name`].
+    pub fn own_name(&self) -> String {
+        module_name(self.decoder, self.layer, self.projection.module())
     }
 }
 
-fn module_name(decoder: &str, layer: usize, projection: Projection) -> String {
-    in_decoder(decoder, &modules::in_layer(layer, projection.module()))
+fn module_name(decoder: &str, layer: usize, path: &str) -> String {
+    in_decoder(decoder, &modules::in_layer(layer, path))
 }
 
 /// A list of names or a regular expression that selects modules.
@@ -148,7 +157,8 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             continue;
         }
         for projection in Projection::ALL {
-            let name = module_name(model.decoder(), layer, projection);
+            let path = model.path(projection);
+            let name = module_name(model.decoder(), layer, path);
             if excluded(&name)? || !target.as_ref().map_or(Ok(true), |m| m.matches(&name))? {
                 continue;
             }
@@ -164,20 +174,29 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             }
             let divisor = if lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             let (alpha, scale) = (alpha as f32, (alpha / divisor) as f32);
-            modules.push(LoraModule { layer, projection, decoder: model.decoder(), rank, alpha, scale });
+            let shares_a = model.fused(projection).is_some_and(|fused| fused.parts[0] != projection);
+            let decoder = model.decoder();
+            modules.push(LoraModule { layer, projection, decoder, path, shares_a, rank, alpha, scale });
         }
     }
     if modules.is_empty() {
-        let exist = Projection::ALL.map(Projection::name).join(", ");
+        let mut exist = Projection::ALL.map(|projection| last_part(model.path(projection))).to_vec();
+        exist.dedup();
+        let exist = exist.join(", ");
         let problem = format!(
             "{TARGET_MODULES} {}matches no module; each of the {} layers has {exist}, with full names like {}",
             describe(&lora.target_modules),
             model.num_layers,
-            module_name(model.decoder(), 0, Projection::Q)
+            module_name(model.decoder(), 0, model.path(Projection::Q))
         );
         return Err(Error::setting(TARGET_MODULES, problem));
     }
     Ok(modules)
+}
+
+/// The last part of a module's path, such as `q_proj`.
+pub(super) fn last_part(path: &'static str) -> &'static str {
+    path.rsplit_once('.').map_or(path, |(_, name)| name)
 }
 
 fn describe(target: &TargetModules) -> String {

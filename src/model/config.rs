@@ -9,7 +9,7 @@ use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
 use super::json_fields::{JsonFields, parse_object};
-use super::modules::{HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
+use super::modules::{Fused, HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use super::wrapper::{self, Wrapper};
@@ -137,6 +137,7 @@ impl ModelConfig {
             }
         }
 
+        check_layer_kinds(&fields, family)?;
         let hidden_size = fields.required_count("hidden_size", MAX_DIMENSION)?;
         let num_layers = fields.required_count("num_hidden_layers", MAX_LAYERS)?;
         let num_heads = fields.required_count("num_attention_heads", MAX_DIMENSION)?;
@@ -150,7 +151,7 @@ impl ModelConfig {
             wrapper: unwrapped.as_ref().map(|inner| inner.wrapper),
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
-            intermediate_size: fields.required_count("intermediate_size", MAX_DIMENSION)?,
+            intermediate_size: fields.required_count(family.intermediate_key, MAX_DIMENSION)?,
             num_layers,
             num_heads,
             num_kv_heads,
@@ -207,6 +208,17 @@ impl ModelConfig {
         }
     }
 
+    /// The linear layer that holds a projection in the files with others; None where it is a layer of its own.
+    pub fn fused(&self, projection: Projection) -> Option<&'static Fused> {
+        self.family.fused.iter().find(|fused| fused.parts.contains(&projection))
+    }
+
+    /// The path below the layer of the linear layer that holds a projection in the files and for PEFT.
+    pub fn path(&self, projection: Projection) -> &'static str {
+        let renamed = self.family.paths.iter().find(|(of, _)| *of == projection).map(|(_, path)| *path);
+        self.fused(projection).map(|fused| fused.path).or(renamed).unwrap_or(projection.module())
+    }
+
     /// The decoder's place among the modules of transformers, which the names of adapted modules follow.
     pub fn decoder(&self) -> &'static str {
         self.wrapper.map_or(MODEL, |wrapper| wrapper.decoder)
@@ -257,6 +269,30 @@ fn family(fields: &JsonFields) -> Result<&'static Family> {
             Err(unsupported("architectures", name))
         }
         _ => Ok(family),
+    }
+}
+
+/// Refuses layers that are no attention, and experts, in families whose larger models have them.
+fn check_layer_kinds(fields: &JsonFields, family: &Family) -> Result<()> {
+    let Some(key) = family.attention_only else { return Ok(()) };
+    let kinds = fields.texts(key)?.unwrap_or_default();
+    if let Some(other) = kinds.iter().find(|kind| !["attention", "full_attention"].contains(&kind.as_str())) {
+        return Err(fields.error(
+            key,
+            format!("names a layer of the kind `{other}`; only `attention` is supported, as in the dense models"),
+        ));
+    }
+    if let Some(experts) = fields.value("num_local_experts").filter(|count| count.as_u64() != Some(0)) {
+        return Err(fields.error(
+            "num_local_experts",
+            format!("is {experts}: mixtures of experts are not supported, only the dense models"),
+        ));
+    }
+    match fields.text("position_embedding_type")? {
+        None | Some("rope") => Ok(()),
+        Some(other) => {
+            Err(fields.error("position_embedding_type", format!("is `{other}`, but only `rope` is supported")))
+        }
     }
 }
 
@@ -481,6 +517,26 @@ mod tests {
 
     fn llama_with(rest: &str) -> Result<ModelConfig> {
         parse(&format!("{LLAMA}, {rest}}}"))
+    }
+
+    #[test]
+    fn granite_4_is_read_where_it_is_dense() {
+        let with = |rest: &str| {
+            parse(&format!(
+                r#"{{"model_type": "granitemoehybrid", "vocab_size": 32, "hidden_size": 16, "shared_intermediate_size": 24,
+                "num_hidden_layers": 2, "num_attention_heads": 4, {rest}}}"#
+            ))
+        };
+        let config = with(r#""layer_types": ["attention", "full_attention"], "num_local_experts": 0"#).unwrap();
+        assert_eq!((config.intermediate_size, config.path(Projection::Down)), (24, "shared_mlp.output_linear"));
+        for (rest, says) in [
+            (r#""layer_types": ["mamba", "attention"]"#, "`mamba`"),
+            (r#""num_local_experts": 62"#, "only the dense models"),
+            (r#""position_embedding_type": "nope""#, "only `rope`"),
+        ] {
+            let problem = with(rest).unwrap_err().to_string();
+            assert!(problem.contains(says), "{problem}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A decoder family as data: the names that it goes by in `config.json`, and the values by which families differ.
 
-use super::modules::{HeadNorms, NamedNorms, Norm};
+use super::modules::{Fused, HeadNorms, NamedNorms, Norm, Projection};
 use crate::ops::glu::Activation;
 
 /// One decoder family: what its `config.json` leaves out, and what no `config.json` says.
@@ -30,6 +30,12 @@ pub struct Family {
     pub activation_key: &'static str,
     /// True if the activation `gelu` is the tanh form.
     pub gelu_is_tanh: bool,
+    /// The key of the feed-forward block's inner size.
+    pub intermediate_key: &'static str,
+    /// Linear layers that have another path below their layer than Llama's.
+    pub paths: &'static [(Projection, &'static str)],
+    /// Linear layers that are one in the files and for PEFT, with a row range for each part.
+    pub fused: &'static [Fused],
     /// The norms of a layer.
     pub norms: NamedNorms,
     /// How the norms over queries and keys work, where `norms` has them.
@@ -56,6 +62,8 @@ pub struct Family {
     pub rope: RopeRule,
     /// The layers whose attention has a limited window.
     pub sliding_windows: SlidingWindows,
+    /// The key that lists the kinds of layers, where only attention of all positions (`attention`) is supported.
+    pub attention_only: Option<&'static str>,
     /// Flags of `config.json` that must not be true, and what a model with them is.
     pub refused_flags: &'static [(&'static str, &'static str)],
     /// `bos_token_id` where the key is absent.
@@ -192,6 +200,9 @@ pub(super) const PLAIN: Family = Family {
     mlp_bias: Bias::Never,
     activation_key: "hidden_act",
     gelu_is_tanh: false,
+    intermediate_key: "intermediate_size",
+    paths: &[],
+    fused: &[],
     norms: &[(Norm::Input, "input_layernorm"), (Norm::FeedForwardInput, "post_attention_layernorm")],
     head_norms: HeadNorms { whole_row: false, after_rope: false },
     gain_offset: 0.0,
@@ -212,6 +223,7 @@ pub(super) const PLAIN: Family = Family {
         query_scaling: false,
     },
     sliding_windows: SlidingWindows::Never,
+    attention_only: None,
     refused_flags: &[],
     bos_token_id: None,
     eos_token_id: None,

@@ -61,6 +61,16 @@ impl Projection {
     }
 }
 
+/// Linear layers of one input that are one layer in the files: the rows of its weight are those of the parts, one after the other. PEFT
+/// trains one A for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Its name below the layer, such as `mlp.gate_up_proj`.
+    pub path: &'static str,
+    /// The parts in the order of their rows, neighbors in [`Projection::ALL`].
+    pub parts: &'static [Projection],
+}
+
 /// The place of an RMSNorm in a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Norm {

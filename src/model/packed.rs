@@ -114,7 +114,10 @@ impl PackedWeight {
         }
         let listed: Option<Vec<u64>> =
             state.get("shape").and_then(Value::as_array).map(|s| s.iter().filter_map(Value::as_u64).collect());
-        if listed.as_deref() != Some(&[shape[0] as u64, shape[1] as u64]) {
+        // A part of a fused matrix has the state of the whole.
+        let whole = source.fusion(name).map_or(shape.to_vec(), |fusion| fusion.shape.clone());
+        let whole: Vec<u64> = whole.into_iter().map(|size| size as u64).collect();
+        if listed.as_ref() != Some(&whole) {
             return Err(wrong(format!("has the shape {listed:?}, but config.json asks for {shape:?}")));
         }
         let values = &code.spec().values;

@@ -2,6 +2,8 @@
 
 use std::f64::consts::PI;
 
+use serde_json::Value;
+
 use super::family::{RopeOfWindows, RopeRule};
 use super::json_fields::JsonFields;
 use crate::Result;
@@ -34,6 +36,18 @@ pub enum RopeScaling {
     Alpha {
         /// The factor before it is raised to its power, above 0.
         alpha: f64,
+    },
+    /// LongRoPE (Ding et al. 2024, arXiv 2402.13753): each frequency divided by a factor of its own. Runs up to the length of
+    /// pre-training take the short factors, longer ones the long factors.
+    LongRope {
+        /// The divisor of each frequency up to the positions of pre-training.
+        short: Vec<f64>,
+        /// The divisor of each frequency beyond them.
+        long: Vec<f64>,
+        /// Positions of pre-training.
+        original: usize,
+        /// Factor on every cosine and sine.
+        attention_factor: f64,
     },
     /// YaRN (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
@@ -133,7 +147,7 @@ impl RopeConfig {
         let Some(parameters) = parameters else {
             return Ok(Self { interleaved, rotated, ..Self::plain(theta, head_dim) });
         };
-        let (scaling, original) = scaling(fields, &parameters)?;
+        let (scaling, original) = scaling(fields, &parameters, rotated)?;
         let beta = parameters.positive("llama_4_scaling_beta")?.filter(|_| rule.query_scaling);
         let query_scaling = match beta {
             None => None,
@@ -165,7 +179,7 @@ fn rotated(fields: &JsonFields, parameters: Option<&JsonFields>, rule: &RopeRule
 }
 
 /// The scaling that an object names, and the positions of pre-training where they are given.
-fn scaling(fields: &JsonFields, parameters: &JsonFields) -> Result<(RopeScaling, Option<usize>)> {
+fn scaling(fields: &JsonFields, parameters: &JsonFields, rotated: usize) -> Result<(RopeScaling, Option<usize>)> {
     let kind = match parameters.text("rope_type")? {
         Some(kind) => kind,
         None => parameters.text("type")?.unwrap_or("default"),
@@ -192,6 +206,8 @@ fn scaling(fields: &JsonFields, parameters: &JsonFields) -> Result<(RopeScaling,
             let original_max_position_embeddings = original_length;
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
         }
+        // `su` is the name in older files.
+        "longrope" | "su" => long_rope(fields, parameters, original_length, rotated)?,
         "yarn" => RopeScaling::Yarn {
             factor: parameters.positive("factor")?,
             original_max_position_embeddings: original_length,
@@ -203,15 +219,55 @@ fn scaling(fields: &JsonFields, parameters: &JsonFields) -> Result<(RopeScaling,
             truncate: parameters.flag("truncate", true)?,
         },
         other => {
-            let problem = format!("`{other}` is not supported; supported are default, linear, llama3 and yarn");
+            let problem =
+                format!("`{other}` is not supported; supported are default, linear, llama3, longrope and yarn");
             return Err(parameters.error("rope_type", problem));
         }
     };
     Ok((scaling, original_length))
 }
 
-/// The `rotated / 2` angular frequencies (radians per position), and the factor on every cosine and sine.
-pub fn inverse_frequencies(rope: &RopeConfig, max_position_embeddings: usize) -> (Vec<f32>, f32) {
+fn long_rope(
+    fields: &JsonFields,
+    parameters: &JsonFields,
+    original: Option<usize>,
+    rotated: usize,
+) -> Result<RopeScaling> {
+    let positions = fields.count("max_position_embeddings", MAX_POSITIONS)?;
+    let original =
+        original.or(positions).ok_or_else(|| parameters.error("original_max_position_embeddings", "is missing"))?;
+    let factors = |key: &str| -> Result<Vec<f64>> {
+        let numbers = parameters.value(key).and_then(Value::as_array).map(|list| {
+            list.iter()
+                .filter_map(Value::as_f64)
+                .filter(|factor| factor.is_finite() && *factor > 0.0)
+                .collect::<Vec<f64>>()
+        });
+        let wanted = rotated / 2;
+        numbers.filter(|list| list.len() == wanted).ok_or_else(|| {
+            parameters.error(
+                key,
+                format!("must be a list of {wanted} numbers above 0, one for each pair of rotated features"),
+            )
+        })
+    };
+    let grown = match parameters.positive("factor")? {
+        Some(factor) => factor,
+        None => positions.unwrap_or(original) as f64 / original as f64,
+    };
+    let computed = if grown <= 1.0 { 1.0 } else { (1.0 + grown.ln() / (original as f64).ln()).sqrt() };
+    let attention_factor = parameters.positive("attention_factor")?.unwrap_or(computed);
+    Ok(RopeScaling::LongRope {
+        short: factors("short_factor")?,
+        long: factors("long_factor")?,
+        original,
+        attention_factor,
+    })
+}
+
+/// The `rotated / 2` angular frequencies (radians per position), and the factor on every cosine and sine, of a run
+/// over `positions` positions.
+pub fn inverse_frequencies(rope: &RopeConfig, max_position_embeddings: usize, positions: usize) -> (Vec<f32>, f32) {
     let head_dim = rope.rotated;
     let theta = match rope.scaling {
         RopeScaling::Alpha { alpha } => rope.theta * alpha.powf(head_dim as f64 / (head_dim as f64 - 2.0)),
@@ -221,6 +277,12 @@ pub fn inverse_frequencies(rope: &RopeConfig, max_position_embeddings: usize) ->
         (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
     match &rope.scaling {
         RopeScaling::Default | RopeScaling::Alpha { .. } => (base, 1.0),
+        RopeScaling::LongRope { short, long, original, attention_factor } => {
+            let factors = if positions > *original { long } else { short };
+            let wave = |i: usize| (theta as f32).powf((2 * i) as f32 / head_dim as f32);
+            let frequencies = factors.iter().enumerate().map(|(i, factor)| 1.0 / (*factor as f32 * wave(i)));
+            (frequencies.collect(), *attention_factor as f32)
+        }
         RopeScaling::Linear { factor } => (base.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let original = original_max_position_embeddings.unwrap_or(max_position_embeddings) as f64;
@@ -287,7 +349,7 @@ fn yarn_magnitude(scale: f64, mscale: f64) -> f64 {
 /// The angle is the f32 product of position and frequency, as in transformers; element `i` turns with element
 /// `i + rotated / 2`, or with its neighbor where the embedding is interleaved.
 pub fn table(rope: &RopeConfig, max_position_embeddings: usize, positions: usize) -> Vec<[f32; 2]> {
-    let (frequencies, factor) = inverse_frequencies(rope, max_position_embeddings);
+    let (frequencies, factor) = inverse_frequencies(rope, max_position_embeddings, positions);
     (0..positions)
         .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
         .map(|angle| [angle.cos() * factor, angle.sin() * factor])
@@ -313,6 +375,29 @@ mod tests {
     /// One case: theta, head_dim, max_position_embeddings, scaling, then transformers 5.23's numbers:
     /// attention factor, frequencies at indices, [cosine, sine] of index `head_dim / 4` at position 1000.
     type Case = (f64, usize, usize, RopeScaling, f32, &'static [(usize, f32)], [f32; 2]);
+
+    /// The factors are those of the run's length; the numbers are transformers' `longrope`.
+    #[test]
+    fn long_rope_changes_its_factors_beyond_the_length_of_pre_training() {
+        let text = r#"{"model_type": "phi3", "vocab_size": 32, "hidden_size": 64, "intermediate_size": 24, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "max_position_embeddings": 128, "original_max_position_embeddings": 32,
+            "partial_rotary_factor": 0.75, "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.2, 1.5, 1.7, 2.0, 2.5],
+            "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 9.0]}}"#;
+        let config =
+            |text: &str| crate::model::config::ModelConfig::from_json(std::path::Path::new("config.json"), text);
+        let rope = config(text).unwrap().ropes.remove(0);
+        let short = [1.0, 0.179_536_21, 0.030_943_92, 0.005_882_353, 0.001_077_217_2, 0.000_185_663_58];
+        let long = [0.666_666_7, 0.107_721_72, 0.015_471_96, 0.0025, 0.000_359_072_38, 5.157_322e-5];
+        for (positions, expected) in [(32, short), (33, long)] {
+            let (found, factor) = inverse_frequencies(&rope, 128, positions);
+            assert!((factor - 1.183_216).abs() < 1e-6, "{factor}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found / expected - 1.0_f32).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+        let problem = config(&text.replace("[1.5, 2.0,", "[1.5,")).unwrap_err().to_string();
+        assert!(problem.contains("long_factor") && problem.contains("a list of 6 numbers"), "{problem}");
+    }
 
     fn cases() -> Vec<Case> {
         let llama3 = RopeScaling::Llama3 {
@@ -384,7 +469,7 @@ mod tests {
     fn frequencies_and_table_equal_those_of_transformers() {
         for (theta, head_dim, max_positions, scaling, attention, frequencies, at_1000) in cases() {
             let rope = RopeConfig { scaling, ..RopeConfig::plain(theta, head_dim) };
-            let (found, factor) = inverse_frequencies(&rope, max_positions);
+            let (found, factor) = inverse_frequencies(&rope, max_positions, max_positions);
             assert_eq!(found.len(), head_dim / 2);
             assert!((factor - attention).abs() < 1e-6, "{rope:?}: {factor}");
             for &(i, expected) in frequencies {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
+use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
@@ -81,12 +82,28 @@ pub fn read_off(source: &mut TensorSource, config: &mut ModelConfig) -> Result<(
             config.tie_word_embeddings = false;
         }
     }
+    follow_paths(source, config)?;
     let matrices = tensors(config).into_iter().filter(TensorSpec::is_matrix);
     let format = |spec: TensorSpec| {
         let declared = config.quantized.get(&spec.name).copied();
         Some((packed::format_of(source, &spec.name, &spec.shape, declared)?, spec.name))
     };
     config.quantized = matrices.filter_map(format).map(|(format, name)| (name, format)).collect();
+    Ok(())
+}
+
+/// Lists linear layers that have other paths in the files, or are fused there, under the names of a plain decoder.
+fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
+    for layer in 0..config.num_layers {
+        for (projection, path) in config.family.paths {
+            source.rename_module(&in_layer(layer, path), &in_layer(layer, projection.module()));
+        }
+        for fused in config.family.fused {
+            let part = |part: &Projection| (in_layer(layer, part.module()), config.projection_shape(*part).0);
+            let parts: Vec<_> = fused.parts.iter().map(part).collect();
+            source.split_module(&in_layer(layer, fused.path), &parts)?;
+        }
+    }
     Ok(())
 }
 

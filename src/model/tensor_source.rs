@@ -8,9 +8,10 @@ use std::path::Path;
 
 use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
+use super::packed::state_name;
 use super::safetensors_index;
 use super::wrapper::text_name;
-use crate::quant::format::Float;
+use crate::quant::format::{Code4, Float, NESTED_BLOCK};
 use crate::{Error, Result};
 
 /// Gives the tensors of the decoder in a model of several modalities the names of a text model; answers with their names in the files.
@@ -40,6 +41,24 @@ fn add_prefix(listing: &mut Listing) {
     }
 }
 
+/// Blocks of a 4-bit code, in elements.
+const BLOCK: u64 = 64;
+
+/// The rows of `whole` as tensors of their own.
+fn split_floats(whole: &TensorInfo, parts: &[(String, usize)], suffix: &str) -> Vec<TensorInfo> {
+    let row_bytes = whole.shape[1..].iter().product::<usize>() as u64 * whole.dtype.bytes();
+    let mut file_offset = whole.file_offset;
+    let part = |(module, rows): &(String, usize)| {
+        let byte_len = *rows as u64 * row_bytes;
+        let mut shape = whole.shape.clone();
+        shape[0] = *rows;
+        let info = TensorInfo { name: format!("{module}.{suffix}"), shape, file_offset, byte_len, ..whole.clone() };
+        file_offset += byte_len;
+        info
+    };
+    parts.iter().map(part).collect()
+}
+
 fn rename(listing: &mut Listing, from: &str, to: &str) {
     if let Some(mut entry) = listing.entries.remove(from) {
         match &mut entry {
@@ -56,6 +75,21 @@ pub struct TensorSource {
     listing: Listing,
     /// The names in the files of the tensors that are listed under another.
     in_files: BTreeMap<String, String>,
+    /// The tensors of the files of which listed ones are a range of rows, by the names of these.
+    fusions: BTreeMap<String, Fusion>,
+}
+
+/// A tensor of the files that is listed as several, each a range of its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fusion {
+    /// Its name in the files.
+    pub name: String,
+    /// Its whole shape.
+    pub shape: Vec<usize>,
+    /// The place of this part among the parts.
+    pub part: usize,
+    /// Number of the parts.
+    pub parts: usize,
 }
 
 impl TensorSource {
@@ -67,7 +101,7 @@ impl TensorSource {
         let mut listing = safetensors_index::list(dir)?;
         let in_files = unwrap_names(&mut listing);
         add_prefix(&mut listing);
-        Ok(Self { listing, in_files })
+        Ok(Self { listing, in_files, fusions: BTreeMap::new() })
     }
 
     /// True if there is a tensor of this name, of whatever type.
@@ -78,6 +112,135 @@ impl TensorSource {
     /// Lists a tensor under another name.
     pub(super) fn rename(&mut self, from: &str, to: &str) {
         rename(&mut self.listing, from, to);
+    }
+
+    /// Lists everything of the module `from` (its weight, its bias, the parts of a 4-bit weight) under the module `to`.
+    pub(super) fn rename_module(&mut self, from: &str, to: &str) {
+        let below = format!("{from}.");
+        let names: Vec<String> = self.listing.entries.keys().filter(|name| name.starts_with(&below)).cloned().collect();
+        for name in names {
+            let new = format!("{to}.{}", &name[below.len()..]);
+            let in_file = self.in_files.remove(&name).unwrap_or_else(|| name.clone());
+            rename(&mut self.listing, &name, &new);
+            self.in_files.insert(new, in_file);
+        }
+    }
+
+    /// Lists the weight and the bias of the module `fused` as those of `parts`, the names of modules with their numbers of rows.
+    ///
+    /// # Errors
+    /// A tensor of another number of rows, or 4-bit blocks that reach over the border of two parts.
+    pub(super) fn split_module(&mut self, fused: &str, parts: &[(String, usize)]) -> Result<()> {
+        let state = Code4::ALL.map(|code| state_name(&format!("{fused}.weight"), code));
+        let packed = state.iter().find(|name| self.has(name)).cloned();
+        for suffix in ["weight", "bias"] {
+            let name = format!("{fused}.{suffix}");
+            let Some(entry) = self.listing.entries.get(&name).cloned() else { continue };
+            let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+            let split = match &entry {
+                Entry::Float(info) if info.shape.first() != Some(&rows) => {
+                    let problem = format!("has shape {:?}, but config.json asks for {rows} rows", info.shape);
+                    return Err(Error::field(self.path(), self.name_in_files(&name), problem));
+                }
+                Entry::Float(info) => split_floats(info, parts, suffix),
+                Entry::Other(_) => continue,
+            };
+            self.replace(&name, split);
+        }
+        match packed {
+            Some(state) => self.split_packed(fused, &state, parts),
+            None => Ok(()),
+        }
+    }
+
+    /// Lists `parts` in place of the tensor `name`.
+    fn replace(&mut self, name: &str, parts: Vec<TensorInfo>) {
+        let Some(Entry::Float(whole)) = self.listing.entries.remove(name) else { return };
+        let in_file = self.in_files.remove(name).unwrap_or_else(|| name.to_owned());
+        let count = parts.len();
+        for (part, info) in parts.into_iter().enumerate() {
+            let fusion = Fusion { name: in_file.clone(), shape: whole.shape.clone(), part, parts: count };
+            self.fusions.insert(info.name.clone(), fusion);
+            self.listing.entries.insert(info.name.clone(), Entry::Float(info));
+        }
+    }
+
+    /// Splits a matrix in 4 bits: a part has whole blocks, and of double-quantized scales whole blocks again.
+    fn split_packed(&mut self, fused: &str, state: &str, parts: &[(String, usize)]) -> Result<()> {
+        let weight = format!("{fused}.weight");
+        let in_file = self.name_in_files(&weight).to_owned();
+        let error = |problem: &str| Error::field(self.path(), &in_file, problem);
+        let rows: u64 = parts.iter().map(|(_, rows)| *rows as u64).sum();
+        let nested = self.has(&format!("{weight}.nested_absmax"));
+        let packed = self.require_any_bytes(&weight)?;
+        let cols = 2 * packed.byte_len / rows;
+        let block = if nested { BLOCK * NESTED_BLOCK } else { BLOCK };
+        if cols * rows != 2 * packed.byte_len
+            || parts.iter().any(|(_, rows)| !(*rows as u64 * cols).is_multiple_of(block))
+        {
+            return Err(error(
+                "is in 4 bits, in blocks that do not end where its parts do; take the model in 16 or 32 bits",
+            ));
+        }
+        let absmax_bytes = rows * cols / BLOCK * if nested { 1 } else { 4 };
+        self.require_bytes(&format!("{weight}.absmax"), absmax_bytes)?;
+        if nested {
+            self.require_bytes(&format!("{weight}.nested_absmax"), 4 * rows * cols / block)?;
+        }
+        let mut listed = Vec::new();
+        let mut first = 0;
+        for (module, rows) in parts {
+            let elements = *rows as u64 * cols;
+            // A range of the bytes of a tensor that has `bytes.0` bytes for `bytes.1` elements.
+            let mut part = |suffix: &str, bytes: (u64, u64)| {
+                let name = format!("{module}.weight{suffix}");
+                let [skipped, byte_len] = [first, elements].map(|elements| elements * bytes.0 / bytes.1);
+                match self.listing.entries.get(&format!("{weight}{suffix}")) {
+                    Some(Entry::Float(whole)) => {
+                        let shape = vec![(byte_len / whole.dtype.bytes()) as usize];
+                        let file_offset = whole.file_offset + skipped;
+                        listed.push(Entry::Float(TensorInfo { name, shape, file_offset, byte_len, ..whole.clone() }));
+                    }
+                    Some(Entry::Other(whole)) => {
+                        let (shape, file_offset) = (vec![byte_len as usize, 1], whole.file_offset + skipped);
+                        listed.push(Entry::Other(RawTensor { name, shape, file_offset, byte_len, ..whole.clone() }));
+                    }
+                    None => {}
+                }
+            };
+            part("", (1, 2));
+            part(".absmax", (if nested { 1 } else { 4 }, BLOCK));
+            part(".nested_absmax", (4, BLOCK * NESTED_BLOCK));
+            let codes = [".quant_map", ".nested_quant_map"].map(|suffix| format!("{weight}{suffix}"));
+            for name in codes.iter().map(String::as_str).chain([state]) {
+                let mut entry = self.listing.entries.get(name).cloned();
+                match &mut entry {
+                    Some(Entry::Float(info)) => info.name = format!("{module}{}", &name[fused.len()..]),
+                    Some(Entry::Other(raw)) => raw.name = format!("{module}{}", &name[fused.len()..]),
+                    None => continue,
+                }
+                listed.extend(entry);
+            }
+            first += elements;
+        }
+        let shape = vec![rows as usize, cols as usize];
+        let below = format!("{weight}.");
+        self.listing.entries.retain(|name, _| *name != weight && !name.starts_with(&below));
+        for (part, (module, _)) in parts.iter().enumerate() {
+            let fusion = Fusion { name: in_file.clone(), shape: shape.clone(), part, parts: parts.len() };
+            self.fusions.insert(format!("{module}.weight"), fusion);
+        }
+        let name = |entry: &Entry| match entry {
+            Entry::Float(info) => info.name.clone(),
+            Entry::Other(raw) => raw.name.clone(),
+        };
+        self.listing.entries.extend(listed.into_iter().map(|entry| (name(&entry), entry)));
+        Ok(())
+    }
+
+    /// The tensor of the files of which the tensor `name` is a part; None where it is a whole one.
+    pub fn fusion(&self, name: &str) -> Option<&Fusion> {
+        self.fusions.get(name)
     }
 
     /// The name that the files give to the tensor `name`.
@@ -92,7 +255,11 @@ impl TensorSource {
 
     /// A source without a tensor, for a model whose weights are drawn anew. `path` is for messages.
     pub fn empty(path: &Path) -> Self {
-        Self { listing: Listing { path: path.to_owned(), entries: BTreeMap::new() }, in_files: BTreeMap::new() }
+        Self {
+            listing: Listing { path: path.to_owned(), entries: BTreeMap::new() },
+            in_files: BTreeMap::new(),
+            fusions: BTreeMap::new(),
+        }
     }
 
     /// The tensor, if it is there in a float type.

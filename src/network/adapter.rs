@@ -42,6 +42,7 @@ pub struct DeviceFactor {
     segment: usize,
     /// The place of its first element in the segment, in elements.
     first: usize,
+    /// Number of its values; 0 where they are another module's.
     elements: usize,
 }
 
@@ -151,15 +152,23 @@ impl DeviceAdapter {
                 }),
             })
             .collect();
-        let mut adapted = vec![None; model.num_layers * Projection::ALL.len()];
-        let mut order = Vec::new();
+        let mut adapted: Vec<Option<DeviceModule>> = vec![None; model.num_layers * Projection::ALL.len()];
+        let mut order: Vec<usize> = Vec::new();
         for (module, places) in modules.iter().zip(places) {
             let at = slot(module.layer, module.projection);
+            let owner = order.last().filter(|_| module.shares_a).and_then(|last| adapted[*last].clone());
+            let factors = places.into_iter().map(|place| match &owner {
+                Some(owner) if place.spec.factor == Factor::A => {
+                    DeviceFactor { elements: 0, ..owner[Factor::A].clone() }
+                }
+                _ => place.on_device(&segments),
+            });
             adapted[at] = Some(DeviceModule {
                 rank: module.rank as u32,
                 scale: module.scale,
-                site: at as u32,
-                factors: places.into_iter().map(|place| place.on_device(&segments)).collect(),
+                // One A reads one input: its mask is the same for all parts.
+                site: owner.as_ref().map_or(at as u32, |owner| owner.site),
+                factors: factors.collect(),
             });
             order.push(at);
         }
@@ -189,7 +198,9 @@ impl DeviceAdapter {
     /// Uploads the factors. `tensors` has the modules in the order of [`Self::modules`].
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
         for (factor, values) in self.factors().zip(tensors.values()) {
-            gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
+            if factor.elements > 0 {
+                gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
+            }
         }
     }
 
@@ -254,7 +265,7 @@ impl DeviceAdapter {
             let mut read = Vec::new();
             for factor in &module.factors {
                 let mut values = Vec::new();
-                if let Some(view) = view(factor) {
+                if let Some(view) = view(factor).filter(|_| factor.elements > 0) {
                     values = gpu.read_f32(buffers, view).await?;
                     values.truncate(factor.elements);
                 }

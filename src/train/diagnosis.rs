@@ -16,6 +16,8 @@ pub enum WarningKind {
     FewExamples,
     /// The run has a single step.
     OneStep,
+    /// Some target modules are not in the model.
+    MissingTargets,
     /// The smoothed training loss rose.
     TrainingLossRose,
     /// The validation loss ended above its start or above its lowest value.
@@ -35,7 +37,7 @@ pub struct Warning {
 }
 
 impl Warning {
-    fn new(kind: WarningKind, message: String) -> Self {
+    pub(super) fn new(kind: WarningKind, message: String) -> Self {
         Self { kind, message }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
 use super::checkpoint::Trainable;
-use super::diagnosis::{self, Warning};
+use super::diagnosis::{self, Warning, WarningKind};
 use super::plan::TrainPlan;
 use super::provenance::Provenance;
 use super::settings::{Method, RunSettings};
@@ -21,7 +21,7 @@ use crate::gpu::Capabilities;
 use crate::hub::base_name;
 use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
-use crate::lora::config::LoraConfig;
+use crate::lora::config::{LoraConfig, TargetModules};
 use crate::lora::factors::{self, AdapterTensors};
 use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
@@ -29,7 +29,7 @@ use crate::model::model_directory::refuse_links;
 use crate::model::source::Source;
 use crate::model::tensors::parameters;
 use crate::setting::{
-    EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD, OUT,
+    EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD, OUT, TARGET_MODULES,
 };
 use crate::{Error, Result, files};
 
@@ -173,6 +173,23 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     })
 }
 
+/// Names in `target_modules` that no module of the model has, as `q_proj` where queries are a part of a fused layer: PEFT passes over
+/// them in silence, and most of the model would stay as it is.
+fn missing_targets(lora: &LoraConfig, modules: &[LoraModule]) -> Option<Warning> {
+    let TargetModules::Names(names) = &lora.target_modules else { return None };
+    let found: Vec<String> = modules.iter().map(LoraModule::name).collect();
+    let is_found = |name: &&String| found.iter().any(|module| module == *name || module.ends_with(&format!(".{name}")));
+    let missing: Vec<&str> = names.iter().filter(|name| !is_found(name)).map(String::as_str).collect();
+    let mut trained: Vec<&str> = found.iter().filter_map(|module| module.rsplit('.').next()).collect();
+    trained.sort_unstable();
+    trained.dedup();
+    let (missing_names, trained) = (missing.join(", "), trained.join(", "));
+    let message = format!(
+        "{TARGET_MODULES} names {missing_names}, which this model does not have; only {trained} are trained; all-linear takes every linear layer"
+    );
+    (!missing.is_empty()).then(|| Warning::new(WarningKind::MissingTargets, message))
+}
+
 /// The adapter that training starts from: the one of `init_adapter`, whose rank and scale become those of the settings, or a new one.
 /// It is empty where the base itself is trained.
 fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<LoadedAdapter> {
@@ -182,6 +199,15 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<Loaded
             let problem = format!(
                 "full is not supported for the text part of {}: the model would be written without its other parts; choose {} or {}",
                 wrapper.model_type,
+                METHOD.is("lora"),
+                METHOD.is("qlora")
+            );
+            return Err(Error::setting(METHOD, problem));
+        }
+        if !config.family.fused.is_empty() {
+            let problem = format!(
+                "full is not supported for {}, whose linear layers are fused; choose {} or {}",
+                config.family.architecture,
                 METHOD.is("lora"),
                 METHOD.is("qlora")
             );
@@ -369,7 +395,10 @@ impl PreparedRun {
 
     /// Hints at settings that seldom work.
     pub fn hints(&self) -> Vec<Warning> {
-        diagnosis::hints(&self.settings, parameters(&self.source.config), self.examples.len(), self.steps)
+        let parameters = parameters(&self.source.config);
+        let mut hints = diagnosis::hints(&self.settings, parameters, self.examples.len(), self.steps);
+        hints.extend(missing_targets(&self.lora, &self.modules));
+        hints
     }
 
     /// The held-out examples in micro-batches, in their order.

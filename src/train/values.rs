@@ -39,7 +39,7 @@ impl TrainedValues {
                 .iter()
                 .zip(&adapter.modules)
                 .flat_map(|(module, values)| {
-                    let name = |factor: Factor| format!("{}.{}", module.name(), factor.name());
+                    let name = |factor: Factor| format!("{}.{}", module.own_name(), factor.name());
                     Factor::ALL
                         .into_iter()
                         .zip(&values.0)

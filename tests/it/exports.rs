@@ -138,6 +138,64 @@ fn the_other_parts_of_a_model_are_kept_byte_for_byte() {
     }
 }
 
+/// Linear layers that are one tensor in the files are trained and written as one.
+#[test]
+fn fused_layers_stay_fused_in_every_file() {
+    for (name, fused) in
+        [("phi3", "self_attn.qkv_proj"), ("glm4", "mlp.gate_up_proj"), ("granite4", "shared_mlp.input_linear")]
+    {
+        let shell = Shell::new();
+        copy_files(&fixture(name), &shell.path("model"));
+        shell.write("data.jsonl", random_lines(24, 96, 7));
+        shell.succeed(&format!("train --model model --method lora --out run {RUN} --save-every 3"));
+        let adapter = shell.adapter("run");
+        let [rows, columns] =
+            *Reference::read(&shell.path("model/model.safetensors")).shape(&format!("model.layers.0.{fused}.weight"))
+        else {
+            panic!("{fused} is no matrix")
+        };
+        for (factor, shape) in [("A", [4, columns]), ("B", [rows, 4])] {
+            let name = format!("base_model.model.model.layers.0.{fused}.lora_{factor}.weight");
+            assert_eq!(adapter.shape(&name), shape, "{name}");
+        }
+        assert!(!adapter.names().any(|name| name.contains("gate_proj")), "{name}");
+
+        let report = json(&shell.succeed("merge --model model --adapter run --out merged --json"));
+        assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
+        let [before, merged] =
+            ["model", "merged"].map(|made| Reference::read(&shell.path(made).join("model.safetensors")));
+        for tensor in before.names() {
+            assert_eq!(merged.shape(tensor), before.shape(tensor), "{tensor}");
+        }
+
+        // A 4-bit file of the fused tensors trains as the model quantized while loading.
+        let form = "--no-double-quant";
+        shell.succeed(&format!("quantize --model model --out nf4 {form}"));
+        let whole = format!("model.layers.0.{fused}.weight.absmax");
+        assert!(Reference::read(&shell.path("nf4/model.safetensors")).names().any(|name| name == whole), "{whole}");
+        shell.succeed(&format!("train --model nf4 --out nf4-run {RUN} {form}"));
+        shell.succeed(&format!("train --model model --out nf4-twin {RUN} {form}"));
+        let [run, twin] = ["run", "twin"].map(|of| shell.read(&format!("nf4-{of}/adapter_model.safetensors")));
+        assert!(run == twin, "{name}: the adapters differ");
+
+        // Resuming takes up the one A and its moments.
+        std::fs::remove_dir_all(shell.path("run/checkpoints/step-6")).unwrap();
+        std::fs::rename(shell.path("run"), shell.path("whole")).unwrap();
+        shell.succeed("train --resume whole --out again");
+        shell.assert_same_adapter(name, ["whole", "again"]);
+    }
+    let shell = Shell::new();
+    copy_files(&fixture("phi3"), &shell.path("model"));
+    shell.write("data.jsonl", random_lines(24, 96, 7));
+    let shown =
+        shell.succeed(&format!("train --model model --out run --target-modules q_proj,o_proj {RUN} --method lora"));
+    assert!(shown.contains("names q_proj, which this model does not have; only o_proj are trained"), "{shown}");
+    shell.fail(
+        &format!("train --model model --out other --target-modules q_proj {RUN}"),
+        &["qkv_proj, o_proj, gate_up_proj"],
+    );
+}
+
 #[test]
 fn merging_into_a_4_bit_base_says_that_it_was_decoded() {
     let shell = shell();

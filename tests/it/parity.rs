@@ -107,7 +107,10 @@ fixture_tests! {
     gemma2: "gemma2", "adapter", "reference", BaseStorage::AsStored;
     gemma3: "gemma3", "adapter", "reference", BaseStorage::AsStored;
     smollm3: "smollm3", "adapter", "reference", BaseStorage::AsStored;
+    phi3: "phi3", "adapter", "reference", BaseStorage::AsStored;
+    glm4: "glm4", "adapter", "reference", BaseStorage::AsStored;
     granite: "granite", "adapter", "reference", BaseStorage::AsStored;
+    granite4: "granite4", "adapter", "reference", BaseStorage::AsStored;
     olmo2: "olmo2", "adapter", "reference", BaseStorage::AsStored;
     olmo3: "olmo3", "adapter", "reference", BaseStorage::AsStored;
     exaone4: "exaone4", "adapter", "reference", BaseStorage::AsStored;

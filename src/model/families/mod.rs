@@ -6,12 +6,14 @@ mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm4;
 mod granite;
 mod hunyuan;
 mod llama;
 mod ministral3;
 mod mistral;
 mod olmo;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
@@ -20,7 +22,7 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 15] = [
+pub static FAMILIES: [&Family; 19] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -30,7 +32,11 @@ pub static FAMILIES: [&Family; 15] = [
     &gemma2::FAMILY,
     &gemma3::FAMILY,
     &smollm3::FAMILY,
+    &phi3::FAMILY,
+    &glm4::GLM,
+    &glm4::GLM4,
     &granite::FAMILY,
+    &granite::DENSE,
     &olmo::OLMO2,
     &olmo::OLMO3,
     &exaone4::FAMILY,

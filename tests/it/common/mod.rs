@@ -191,10 +191,8 @@ pub fn assert_factors(
     suffix: &str,
     bound: f64,
 ) {
-    for (module, got) in modules.iter().zip(&got.modules) {
-        for (factor, values) in Factor::ALL.into_iter().zip(&got.0) {
-            let name = format!("{prefix}base_model.model.{}.{}{suffix}", module.name(), factor.name());
-            assert_close(&format!("{what}: {name}"), values, reference.get(&name), bound);
-        }
+    for (name, _, values) in adapter_file::file_tensors(modules, got) {
+        let name = format!("{prefix}{}{suffix}", name.trim_end_matches(".weight"));
+        assert_close(&format!("{what}: {name}"), &values, reference.get(&name), bound);
     }
 }
