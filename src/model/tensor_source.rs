@@ -8,10 +8,9 @@ use std::path::Path;
 
 use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
-use super::packed::state_name;
 use super::safetensors_index;
 use super::wrapper::text_name;
-use crate::quant::format::{Code4, Float, NESTED_BLOCK};
+use crate::quant::format::{Float, NESTED_BLOCK};
 use crate::{Error, Result};
 
 /// Gives the tensors of the decoder in a model of several modalities the names of a text model; answers with their names in the files.
@@ -127,12 +126,12 @@ impl TensorSource {
     }
 
     /// Lists the weight and the bias of the module `fused` as those of `parts`, the names of modules with their numbers of rows.
+    /// `states` are the names that the state of a 4-bit weight may have.
     ///
     /// # Errors
     /// A tensor of another number of rows, or 4-bit blocks that reach over the border of two parts.
-    pub(super) fn split_module(&mut self, fused: &str, parts: &[(String, usize)]) -> Result<()> {
-        let state = Code4::ALL.map(|code| state_name(&format!("{fused}.weight"), code));
-        let packed = state.iter().find(|name| self.has(name)).cloned();
+    pub(super) fn split_module(&mut self, fused: &str, parts: &[(String, usize)], states: &[String]) -> Result<()> {
+        let packed = states.iter().find(|name| self.has(name)).cloned();
         for suffix in ["weight", "bias"] {
             let name = format!("{fused}.{suffix}");
             let Some(entry) = self.listing.entries.get(&name).cloned() else { continue };
