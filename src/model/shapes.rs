@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 18] = [
+const SHAPES: [Shape; 32] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -28,6 +28,20 @@ const SHAPES: [Shape; 18] = [
     ("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, 8192, true),
     ("mistral-7b", "mistral", [4096, 14336, 32], [32, 8, 128], 32_000, 32_768, false),
     ("tinyllama-1.1b", "llama", [2048, 5632, 22], [32, 4, 64], 32_000, 2048, false),
+    ("gemma-2-2b", "gemma2", [2304, 9216, 26], [8, 4, 256], 256_000, 8192, true),
+    ("gemma-2-9b", "gemma2", [3584, 14336, 42], [16, 8, 256], 256_000, 8192, true),
+    ("gemma-3-270m", "gemma3_text", [640, 2048, 18], [4, 1, 256], 262_144, 32_768, true),
+    ("gemma-3-1b", "gemma3_text", [1152, 6912, 26], [4, 1, 256], 262_144, 32_768, true),
+    ("gemma-3-4b", "gemma3_text", [2560, 10240, 34], [8, 4, 256], 262_208, 131_072, true),
+    ("ministral-3-3b", "ministral3", [3072, 9216, 26], [32, 8, 128], 131_072, 262_144, true),
+    ("phi-3.5-mini", "phi3", [3072, 8192, 32], [32, 32, 96], 32_064, 131_072, false),
+    ("phi-4-mini", "phi3", [3072, 8192, 32], [24, 8, 128], 200_064, 131_072, true),
+    ("smollm3-3b", "smollm3", [2048, 11008, 36], [16, 4, 128], 128_256, 65_536, true),
+    ("granite-3.3-2b", "granite", [2048, 8192, 40], [32, 8, 64], 49_159, 131_072, true),
+    ("granite-3.3-8b", "granite", [4096, 12800, 40], [32, 8, 128], 49_159, 131_072, true),
+    ("olmo-2-1b", "olmo2", [2048, 8192, 16], [16, 16, 128], 100_352, 4096, false),
+    ("olmo-2-7b", "olmo2", [4096, 11008, 32], [32, 32, 128], 100_352, 4096, false),
+    ("exaone-4.0-1.2b", "exaone4", [2048, 4096, 30], [32, 8, 64], 102_400, 65_536, true),
 ];
 
 /// The names that [`by_name`] knows.
@@ -93,6 +107,11 @@ mod tests {
             ("smollm2-135m", 134_515_008),
             ("mistral-7b", 7_241_732_096),
             ("tinyllama-1.1b", 1_100_048_384),
+            ("gemma-2-2b", 2_614_341_888),
+            ("gemma-3-270m", 268_098_176),
+            ("gemma-3-1b", 999_885_952),
+            ("phi-3.5-mini", 3_821_079_552),
+            ("phi-4-mini", 3_836_021_760),
         ] {
             assert_eq!(parameters(name), count, "{name}");
         }

@@ -59,6 +59,16 @@ fn a_135m_model_with_2048_tokens_takes_less_than_0_6_gb() {
     }
 }
 
+/// The figures of BENCHMARKS.md: large vocabularies weigh most in small models.
+#[test]
+fn small_models_of_large_vocabularies_take_what_is_written() {
+    for (model, gigabytes) in [("gemma-3-270m", 0.65), ("gemma-3-1b", 1.28), ("gemma-3-4b", 3.72), ("phi-4-mini", 3.60)]
+    {
+        let found = of(model, &RunSettings { quantize_embedding: true, ..qlora(1) }, 2048);
+        assert!((found.total as f64) < gigabytes * 1e9, "{model}: {found:?}");
+    }
+}
+
 /// Activations, attention and loss: all that grows with the sequence.
 #[test]
 fn memory_grows_linearly_with_the_sequence() {
