@@ -4,10 +4,14 @@ use crate::common::*;
 use loraine::data::batches::MicroBatch;
 use loraine::lora::factors::AdapterTensors;
 use loraine::model::config::ModelConfig;
+use loraine::model::modules::Norm;
+use loraine::model::rope::RopeScaling;
+use loraine::model::source::Source;
 use loraine::model::tensors::NamedTensor;
 use loraine::network::base::BaseStorage;
 use loraine::network::trained::Part;
 use loraine::ops::adamw::AdamW;
+use loraine::ops::glu::Activation;
 use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
 use loraine::train::values::TrainedValues;
@@ -130,10 +134,66 @@ fixture_tests! {
 
 #[test]
 fn recomputed_layers_give_the_same_gradients() {
-    for name in ["qwen3", "gemma3", "olmo2", "granite"] {
+    for name in ["qwen3", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4"] {
         for keep_layers in [0, 1] {
             check_fixture(name, "adapter", "reference", BaseStorage::AsStored, keep_layers);
         }
+    }
+}
+
+/// A change that leaves one feature of a model out.
+type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
+
+const ABLATIONS: [Ablation; 27] = [
+    ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
+    ("qwen2", "biases", |config| config.qkv_bias = false),
+    ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
+    ("llama_gelu", "activation", |config| config.activation = Activation::Silu),
+    ("gemma", "offset of gains", |config| config.gain_offset = 0.0),
+    ("gemma", "scale of the embedding", |config| config.embedding_scale = 1.0),
+    ("gemma2", "bound of the scores", |config| config.attention_softcap = None),
+    ("gemma2", "windows of every other layer", |config| config.sliding_windows.fill(None)),
+    ("gemma3", "bound of the logits", |config| config.final_softcap = None),
+    ("gemma3", "scale of the scores", |config| config.attention_scale = 1.0 / (config.head_dim as f32).sqrt()),
+    ("gemma3", "rotation of layers with a window", |config| config.layer_ropes.fill(Some(1))),
+    ("gemma3", "norms on outputs", |config| without(config, &[Norm::AttentionOutput, Norm::FeedForwardOutput])),
+    ("granite", "scale of the residual stream", |config| config.residual_scale = 1.0),
+    ("granite", "scale of the logits", |config| config.logit_scale = 1.0),
+    ("granite", "scale of the scores", |config| config.attention_scale = 1.0 / (config.head_dim as f32).sqrt()),
+    ("granite4", "scale of the embedding", |config| config.embedding_scale = 1.0),
+    ("smollm3", "layers without rotation", |config| config.layer_ropes.fill(Some(0))),
+    ("exaone4", "rotation in layers with a window alone", |config| config.layer_ropes.fill(Some(0))),
+    ("olmo3", "scaling in the other layers alone", |config| config.layer_ropes.fill(Some(0))),
+    ("hunyuan", "rotation before the norms", |config| config.head_norms.after_rope = false),
+    ("hunyuan", "base of the rotation", |config| config.ropes[0].scaling = RopeScaling::Default),
+    ("ministral3", "growth of queries", |config| config.ropes[0].query_scaling = None),
+    ("ernie", "pairs of neighbors", |config| config.ropes[0].interleaved = false),
+    ("glm4", "half of a head", |config| config.ropes[0].rotated = config.head_dim),
+    ("glm4", "biases", |config| config.qkv_bias = false),
+    ("phi3", "factors of the frequencies", |config| config.ropes[0].scaling = RopeScaling::Default),
+    ("phi3", "three quarters of a head", |config| config.ropes[0].rotated = config.head_dim),
+];
+
+fn without(config: &mut ModelConfig, norms: &[Norm]) {
+    let kept: Vec<_> = config.norms.iter().copied().filter(|(norm, _)| !norms.contains(norm)).collect();
+    config.norms = kept.leak();
+}
+
+/// Each feature changes the logits of its fixture by more than any tolerance here, so that leaving it out is seen.
+#[test]
+fn every_feature_shows_in_its_fixture() {
+    for (name, feature, leave_out) in ABLATIONS {
+        let dir = fixture(name);
+        let reference = Reference::read(&dir.join("reference.safetensors"));
+        let mut source = Source::open(&dir).unwrap();
+        leave_out(&mut source.config);
+        let keep_all = usize::MAX;
+        let mut engine = open_source(&source, BaseStorage::AsStored, &[], &AdapterTensors::default(), 64, keep_all);
+        let got = pollster::block_on(engine.logits(&whole_sequence(&reference.ids("input_ids.0")))).unwrap();
+        let expected = reference.get("logits.0");
+        let largest = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        let differs = got.iter().zip(expected).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(differs > 5e-3 * largest, "{name} without {feature}: {differs} of {largest}");
     }
 }
 
@@ -234,7 +294,7 @@ fn stories260k_full_gradients_equal_pytorch() {
 /// Along its own gradient the loss of each tensor must rise by the gradient's length: biases, head norms and untied heads too.
 #[test]
 fn full_gradients_are_the_slopes_of_the_loss() {
-    let families = ["gemma3", "granite", "olmo3", "hunyuan", "ernie"];
+    let families = ["gemma2", "gemma3", "granite", "olmo3", "hunyuan", "ernie"];
     for name in ["llama_untied", "qwen2", "qwen3", "mistral_window", "odd_sizes"].into_iter().chain(families) {
         let dir = fixture(name);
         let own = Reference::read(&dir.join("reference.safetensors"));

@@ -129,7 +129,18 @@ pub fn open_engine(
     max_rows: usize,
     keep_layers: usize,
 ) -> Engine {
-    let source = Source::open(model).expect("a model");
+    open_source(&Source::open(model).expect("a model"), base, modules, tensors, max_rows, keep_layers)
+}
+
+/// As [`open_engine`], of a model whose configuration may have been changed after it was read.
+pub fn open_source(
+    source: &Source,
+    base: BaseStorage,
+    modules: &[LoraModule],
+    tensors: &AdapterTensors,
+    max_rows: usize,
+    keep_layers: usize,
+) -> Engine {
     let gpu = gpu();
     let settings = PlanSettings {
         base,
@@ -141,7 +152,7 @@ pub fn open_engine(
     };
     let stored = |name: &str| source.stored(name);
     let plan = TrainPlan::new(gpu.capabilities, &source.config, stored, modules, &settings);
-    let engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).expect("engine");
+    let engine = pollster::block_on(Engine::open(gpu, plan, source, |_, _| {})).expect("engine");
     assert_eq!(engine.plan.ledger(), *engine.buffers.ledger(), "planned and allocated bytes");
     engine.write_adapter(tensors);
     engine
