@@ -12,6 +12,7 @@ use super::json_fields::{JsonFields, parse_object};
 use super::modules::{Fused, HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
+use super::unsupported;
 use super::wrapper::{self, Wrapper};
 use crate::ops::glu::Activation;
 use crate::quant::format::Format4;
@@ -256,7 +257,10 @@ impl ModelConfig {
 
 fn family(fields: &JsonFields) -> Result<&'static Family> {
     let architectures = fields.texts("architectures")?.unwrap_or_default();
-    let unsupported = |key: &str, name: &str| fields.error(key, format!("`{name}` is not supported; {}", supported()));
+    let unsupported = |key: &str, name: &str| match unsupported::reason(name) {
+        Some(reason) => fields.error(key, format!("`{name}` is not supported: {reason}")),
+        None => fields.error(key, format!("`{name}` is not supported; {}", supported())),
+    };
     let of = |matches: &dyn Fn(&Family) -> bool| FAMILIES.into_iter().find(|family| matches(family));
     let family = match (fields.text("model_type")?, architectures.first()) {
         (Some(name), _) => of(&|f| f.model_type == name).ok_or_else(|| unsupported("model_type", name))?,
@@ -279,7 +283,7 @@ fn check_layer_kinds(fields: &JsonFields, family: &Family) -> Result<()> {
     if let Some(other) = kinds.iter().find(|kind| !["attention", "full_attention"].contains(&kind.as_str())) {
         return Err(fields.error(
             key,
-            format!("names a layer of the kind `{other}`; only `attention` is supported, as in the dense models"),
+            format!("names a layer of the kind `{other}`; only `attention` is supported, as in the dense models of Granite 4.0"),
         ));
     }
     if let Some(experts) = fields.value("num_local_experts").filter(|count| count.as_u64() != Some(0)) {
@@ -640,7 +644,7 @@ mod tests {
 
     #[test]
     fn an_unknown_architecture_names_the_supported_ones() {
-        for (from, to) in [("llama", "gpt2"), ("LlamaForCausalLM", "LlamaForSequenceClassification")] {
+        for (from, to) in [("llama", "new_family"), ("LlamaForCausalLM", "LlamaForSequenceClassification")] {
             let message = parse(&format!("{LLAMA}}}").replace(from, to)).unwrap_err().to_string();
             assert!(message.contains(to) && message.contains("Qwen3ForCausalLM"), "{message}");
         }

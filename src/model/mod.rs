@@ -16,4 +16,5 @@ pub mod shapes;
 pub mod source;
 pub mod tensor_source;
 pub mod tensors;
+mod unsupported;
 pub mod wrapper;

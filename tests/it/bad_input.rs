@@ -76,7 +76,8 @@ fn models_that_are_none_or_of_another_kind() {
     shell.fail("train --model nowhere --data data.jsonl --out run", &["nowhere: does not exist"]);
     let good = shell.read("model/config.json");
     let cases = [
-        ("model_type", json!("mamba"), "`mamba` is not supported; supported are LlamaForCausalLM"),
+        ("model_type", json!("mamba"), "`mamba` is not supported: it has Mamba layers"),
+        ("model_type", json!("new_family"), "`new_family` is not supported; supported are LlamaForCausalLM"),
         ("architectures", json!(["FalconForCausalLM"]), "`FalconForCausalLM` is not supported; supported are"),
         ("hidden_size", json!(64), "has shape [96, 32], but config.json asks for [96, 64]"),
         ("hidden_size", json!(0), "`hidden_size`: is 0, but must be a whole number in 1..="),
