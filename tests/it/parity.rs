@@ -123,6 +123,10 @@ fixture_tests! {
     ernie: "ernie", "adapter", "reference", BaseStorage::AsStored;
     gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_a_vision_tower: "qwen3_vl", "adapter", "reference", BaseStorage::AsStored;
+    gemma2_nf4: "gemma2", "adapter", "reference_nf4", NF4;
+    phi3_nf4: "phi3", "adapter", "reference_nf4", NF4;
+    granite4_nf4: "granite4", "adapter", "reference_nf4", NF4;
+    gemma3_with_a_vision_tower_nf4: "gemma3_vision", "adapter", "reference_nf4", NF4;
     odd_sizes_nf4_double: "odd_sizes", "adapter", "reference_nf4_dq", NF4_DOUBLE;
     odd_sizes_nf4: "odd_sizes", "adapter", "reference_nf4", NF4;
     odd_sizes_fp4: "odd_sizes", "adapter", "reference_fp4", FP4;
