@@ -18,7 +18,7 @@ pub(crate) struct Driver {
     _entry: ash::Entry,
 }
 
-/// What a driver says of a pipeline.
+/// A driver's report on a pipeline.
 pub(crate) struct Compiled {
     /// Its statistics by the driver's names.
     pub(crate) statistics: BTreeMap<String, f64>,

@@ -76,12 +76,9 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
                        original model in 16 or 32 bits";
         return Err(Error::file(&settings.model, problem));
     }
-    let planned = expected.iter().filter_map(|spec| match source.tensors.fusion(&spec.name) {
-        Some(fusion) if fusion.part > 0 => None,
-        Some(fusion) => Some((fusion.name.clone(), &fusion.shape)),
-        None => Some((source.tensors.name_in_files(&spec.name).to_owned(), &spec.shape)),
-    });
-    let planned = planned.map(|(name, shape)| Planned { name, dtype: float.dtype(), shape: shape.clone() });
+    let planned = expected.iter().filter_map(|spec| source.tensors.begun_by(&spec.name, &spec.shape));
+    let planned =
+        planned.map(|(name, shape)| Planned { name: name.to_owned(), dtype: float.dtype(), shape: shape.to_vec() });
     let planned = planned.chain(others.planned()).collect();
     let mut writer = ModelWriter::create(out.path(), planned, settings.shard_bytes)?;
     // The rows of a fused tensor that are done.

@@ -1,6 +1,6 @@
 //! The parts of a model of several modalities that are neither trained nor used: written as they lie in its files.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use safetensors::Dtype;
 
@@ -24,19 +24,17 @@ impl OtherParts {
         if source.config.wrapper.is_none() {
             return Ok(Self(Vec::new()));
         }
-        let own: HashSet<&str> = decoder.iter().map(|spec| spec.name.as_str()).collect();
         // A 4-bit matrix has its parts beside it, under longer names.
         let is_own = |name: &str| {
-            own.iter().any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+            decoder.iter().any(|own| {
+                name.strip_prefix(own.name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
         };
         let tied_head = |name: &str| source.config.tie_word_embeddings && name.starts_with(HEAD);
         let others = source.tensors.entries().filter(|(name, _)| !is_own(name) && !tied_head(name));
         let planned = |(name, entry): (&str, &Entry)| -> Result<(Planned, RawTensor)> {
-            let raw = match entry {
-                Entry::Float(info) => info.raw(),
-                Entry::Other(raw) => raw.clone(),
-            };
-            let dtype: Dtype = serde_json::from_value(raw.dtype.to_uppercase().into()).map_err(|_| {
+            let raw = entry.raw();
+            let dtype: Dtype = serde_json::from_value(raw.dtype.as_str().into()).map_err(|_| {
                 Error::field(&raw.path, name, format!("has the type {}, which cannot be written", raw.dtype))
             })?;
             Ok((Planned { name: source.tensors.name_in_files(name).to_owned(), dtype, shape: raw.shape.clone() }, raw))

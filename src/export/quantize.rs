@@ -62,23 +62,16 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
     let expected = tensors(&source.config);
     let others = OtherParts::of(&source, &expected)?;
-    let tensor = |spec: &TensorSpec| -> Option<Result<(bool, TensorInfo)>> {
-        let info = match source.tensors.require(&spec.name, &spec.shape) {
-            Ok(info) => info.clone(),
-            Err(problem) => return Some(Err(problem)),
-        };
-        let whole = match source.tensors.fusion(&spec.name) {
-            // The first part lies where the whole begins.
-            Some(fusion) if fusion.part == 0 => {
-                let byte_len = fusion.shape.iter().product::<usize>() as u64 * info.dtype.bytes();
-                TensorInfo { name: fusion.name.clone(), shape: fusion.shape.clone(), byte_len, ..info }
-            }
-            Some(_) => return None,
-            None => TensorInfo { name: source.tensors.name_in_files(&spec.name).to_owned(), ..info },
-        };
-        Some(Ok((spec.is_projection(), whole)))
+    // A fused tensor is quantized as a whole, which lies where its first part begins.
+    let whole = |spec: &TensorSpec| -> Result<Option<(bool, TensorInfo)>> {
+        let info = source.tensors.require(&spec.name, &spec.shape)?;
+        let Some((name, shape)) = source.tensors.begun_by(&spec.name, &spec.shape) else { return Ok(None) };
+        let byte_len = shape.iter().product::<usize>() as u64 * info.dtype.bytes();
+        let info = TensorInfo { name: name.to_owned(), shape: shape.to_vec(), byte_len, ..info.clone() };
+        Ok(Some((spec.is_projection(), info)))
     };
-    let tensors: Vec<(bool, TensorInfo)> = expected.iter().filter_map(tensor).collect::<Result<_>>()?;
+    let tensors: Vec<(bool, TensorInfo)> =
+        expected.iter().filter_map(|spec| whole(spec).transpose()).collect::<Result<_>>()?;
     let planned = tensors.iter().flat_map(|(quantized, info)| parts(info, *quantized, settings));
     let planned: Vec<Planned> = planned.chain(others.planned()).collect();
     let matrices = tensors.iter().filter(|(quantized, _)| *quantized).count();

@@ -7,12 +7,12 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::config::{LoraConfig, TargetModules, merge_command};
 use super::factors::{AdapterTensors, Factor, FactorSpec, ModuleFactors, factors};
-use super::targets::{FROZEN, LoraModule, last_part, resolve};
+use super::targets::{FROZEN, LoraModule, resolve};
 use crate::files::{self, write_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
 use crate::model::listing::{Entry, TensorInfo};
-use crate::model::modules::{HEAD, MODEL as DECODER, Projection};
+use crate::model::modules::{HEAD, MODEL as DECODER, Projection, last_part};
 use crate::model::safetensors_file::read_header;
 use crate::model::source::Source;
 use crate::model::tensor_source::TensorSource;

@@ -310,7 +310,7 @@ impl LoraConfig {
         let target_modules = match &self.target_modules {
             TargetModules::Names(list) => json!(list),
             TargetModules::Regex(regex) => json!(regex),
-            TargetModules::AllLinear => json!(crate::model::modules::Projection::ALL.map(|p| p.name())),
+            TargetModules::AllLinear => json!("all-linear"),
         };
         let exclude_modules = match &self.exclude_modules {
             None => Value::Null,

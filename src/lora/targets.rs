@@ -60,12 +60,16 @@ enum Matcher {
 
 impl Matcher {
     fn matches(&self, module: &str) -> Result<bool> {
-        let ends_in = |name: &String| module.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'));
         match self {
-            Self::Names(names) => Ok(names.iter().any(|name| name == module || ends_in(name))),
+            Self::Names(names) => Ok(names.iter().any(|name| is_named(module, name))),
             Self::Regex(expression) => expression.matches(module),
         }
     }
+}
+
+/// True if `name` is a module's whole name, or its ending after a point.
+pub fn is_named(module: &str, name: &str) -> bool {
+    name == module || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// Steps back that an expression may take over one name; Python's take as many as there are.
@@ -180,7 +184,7 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         }
     }
     if modules.is_empty() {
-        let mut exist = Projection::ALL.map(|projection| last_part(model.path(projection))).to_vec();
+        let mut exist = Projection::ALL.map(|projection| modules::last_part(model.path(projection))).to_vec();
         exist.dedup();
         let exist = exist.join(", ");
         let problem = format!(
@@ -192,11 +196,6 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         return Err(Error::setting(TARGET_MODULES, problem));
     }
     Ok(modules)
-}
-
-/// The last part of a module's path, such as `q_proj`.
-pub(super) fn last_part(path: &'static str) -> &'static str {
-    path.rsplit_once('.').map_or(path, |(_, name)| name)
 }
 
 fn describe(target: &TargetModules) -> String {

@@ -84,7 +84,7 @@ impl TensorInfo {
 
     /// The place alone, to be read byte by byte.
     pub(crate) fn raw(&self) -> RawTensor {
-        let dtype = format!("{:?}", self.dtype);
+        let dtype = self.dtype.dtype().to_string();
         let (name, path, shape) = (self.name.clone(), self.path.clone(), self.shape.clone());
         RawTensor { name, dtype, shape, path, file_offset: self.file_offset, byte_len: self.byte_len }
     }
@@ -126,6 +126,46 @@ impl RawTensor {
 pub(crate) enum Entry {
     Float(TensorInfo),
     Other(RawTensor),
+}
+
+impl Entry {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Float(info) => &info.name,
+            Self::Other(raw) => &raw.name,
+        }
+    }
+
+    /// The same tensor under another name.
+    pub(crate) fn renamed(self, name: String) -> Self {
+        match self {
+            Self::Float(info) => Self::Float(TensorInfo { name, ..info }),
+            Self::Other(raw) => Self::Other(RawTensor { name, ..raw }),
+        }
+    }
+
+    /// The place alone, to be read byte by byte.
+    pub(crate) fn raw(&self) -> RawTensor {
+        match self {
+            Self::Float(info) => info.raw(),
+            Self::Other(raw) => raw.clone(),
+        }
+    }
+
+    /// A range of the tensor's bytes as a vector of its own.
+    pub(crate) fn range(&self, name: String, skipped: u64, byte_len: u64) -> Self {
+        match self {
+            Self::Float(whole) => {
+                let (shape, file_offset) =
+                    (vec![(byte_len / whole.dtype.bytes()) as usize], whole.file_offset + skipped);
+                Self::Float(TensorInfo { name, shape, file_offset, byte_len, ..whole.clone() })
+            }
+            Self::Other(whole) => {
+                let (shape, file_offset) = (vec![byte_len as usize], whole.file_offset + skipped);
+                Self::Other(RawTensor { name, shape, file_offset, byte_len, ..whole.clone() })
+            }
+        }
+    }
 }
 
 /// The tensors that a model's files hold, by name.

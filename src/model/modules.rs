@@ -56,9 +56,13 @@ impl Projection {
 
     /// The last part of [`Self::module`], such as `q_proj`.
     pub fn name(self) -> &'static str {
-        let module = self.module();
-        module.rsplit_once('.').map_or(module, |(_, name)| name)
+        last_part(self.module())
     }
+}
+
+/// The last part of a module's path, such as `q_proj`.
+pub fn last_part(path: &str) -> &str {
+    path.rsplit_once('.').map_or(path, |(_, name)| name)
 }
 
 /// Linear layers of one input that are one layer in the files: the rows of its weight are those of the parts, one after the other. PEFT

@@ -8,7 +8,7 @@ use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
-use crate::quant::format::{Code4, Float};
+use crate::quant::format::Float;
 use crate::{Error, Result, files};
 
 /// The place and the limits of the 4-bit copies of large models.
@@ -102,8 +102,8 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
             let part = |part: &Projection| (in_layer(layer, part.module()), config.projection_shape(*part).0);
             let parts: Vec<_> = fused.parts.iter().map(part).collect();
             let module = in_layer(layer, fused.path);
-            let states = Code4::ALL.map(|code| packed::state_name(&format!("{module}.weight"), code));
-            source.split_module(&module, &parts, &states)?;
+            let stored = packed::format_of(source, &format!("{module}.weight"), &[], None);
+            source.split_module(&module, &parts, stored)?;
         }
     }
     Ok(())

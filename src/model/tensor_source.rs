@@ -10,7 +10,7 @@ use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
 use super::safetensors_index;
 use super::wrapper::text_name;
-use crate::quant::format::{Float, NESTED_BLOCK};
+use crate::quant::format::{Float, Format4, NESTED_BLOCK};
 use crate::{Error, Result};
 
 /// Gives the tensors of the decoder in a model of several modalities the names of a text model; answers with their names in the files.
@@ -40,31 +40,9 @@ fn add_prefix(listing: &mut Listing) {
     }
 }
 
-/// Blocks of a 4-bit code, in elements.
-const BLOCK: u64 = 64;
-
-/// The rows of `whole` as tensors of their own.
-fn split_floats(whole: &TensorInfo, parts: &[(String, usize)], suffix: &str) -> Vec<TensorInfo> {
-    let row_bytes = whole.shape[1..].iter().product::<usize>() as u64 * whole.dtype.bytes();
-    let mut file_offset = whole.file_offset;
-    let part = |(module, rows): &(String, usize)| {
-        let byte_len = *rows as u64 * row_bytes;
-        let mut shape = whole.shape.clone();
-        shape[0] = *rows;
-        let info = TensorInfo { name: format!("{module}.{suffix}"), shape, file_offset, byte_len, ..whole.clone() };
-        file_offset += byte_len;
-        info
-    };
-    parts.iter().map(part).collect()
-}
-
 fn rename(listing: &mut Listing, from: &str, to: &str) {
-    if let Some(mut entry) = listing.entries.remove(from) {
-        match &mut entry {
-            Entry::Float(info) => info.name = to.to_owned(),
-            Entry::Other(raw) => raw.name = to.to_owned(),
-        }
-        listing.entries.insert(to.to_owned(), entry);
+    if let Some(entry) = listing.entries.remove(from) {
+        listing.entries.insert(to.to_owned(), entry.renamed(to.to_owned()));
     }
 }
 
@@ -125,121 +103,113 @@ impl TensorSource {
         }
     }
 
-    /// Lists the weight and the bias of the module `fused` as those of `parts`, the names of modules with their numbers of rows.
-    /// `states` are the names that the state of a 4-bit weight may have.
+    /// Lists the weight and the bias of the module `fused` as those of `parts`, the names of modules with their numbers of rows. A weight
+    /// in 4 bits is in the format `stored`.
     ///
     /// # Errors
     /// A tensor of another number of rows, or 4-bit blocks that reach over the border of two parts.
-    pub(super) fn split_module(&mut self, fused: &str, parts: &[(String, usize)], states: &[String]) -> Result<()> {
-        let packed = states.iter().find(|name| self.has(name)).cloned();
-        for suffix in ["weight", "bias"] {
-            let name = format!("{fused}.{suffix}");
-            let Some(entry) = self.listing.entries.get(&name).cloned() else { continue };
-            let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-            let split = match &entry {
-                Entry::Float(info) if info.shape.first() != Some(&rows) => {
-                    let problem = format!("has shape {:?}, but config.json asks for {rows} rows", info.shape);
-                    return Err(Error::field(self.path(), self.name_in_files(&name), problem));
-                }
-                Entry::Float(info) => split_floats(info, parts, suffix),
-                Entry::Other(_) => continue,
-            };
-            self.replace(&name, split);
+    pub(super) fn split_module(
+        &mut self,
+        fused: &str,
+        parts: &[(String, usize)],
+        stored: Option<Format4>,
+    ) -> Result<()> {
+        match stored {
+            Some(format) => self.split_packed(fused, parts, format)?,
+            None => self.split_rows(fused, "weight", parts)?,
         }
-        match packed {
-            Some(state) => self.split_packed(fused, &state, parts),
-            None => Ok(()),
-        }
+        self.split_rows(fused, "bias", parts)
     }
 
-    /// Lists `parts` in place of the tensor `name`.
-    fn replace(&mut self, name: &str, parts: Vec<TensorInfo>) {
-        let Some(Entry::Float(whole)) = self.listing.entries.remove(name) else { return };
-        let in_file = self.in_files.remove(name).unwrap_or_else(|| name.to_owned());
-        let count = parts.len();
-        for (part, info) in parts.into_iter().enumerate() {
-            let fusion = Fusion { name: in_file.clone(), shape: whole.shape.clone(), part, parts: count };
-            self.fusions.insert(info.name.clone(), fusion);
-            self.listing.entries.insert(info.name.clone(), Entry::Float(info));
+    /// Splits a tensor of floats, if there is one, by its rows.
+    fn split_rows(&mut self, fused: &str, suffix: &str, parts: &[(String, usize)]) -> Result<()> {
+        let name = format!("{fused}.{suffix}");
+        let Some(Entry::Float(whole)) = self.listing.entries.get(&name).cloned() else { return Ok(()) };
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        if whole.shape.first() != Some(&rows) {
+            let problem = format!("has shape {:?}, but config.json asks for {rows} rows", whole.shape);
+            return Err(Error::field(self.path(), self.name_in_files(&name), problem));
         }
+        self.listing.entries.remove(&name);
+        let mut file_offset = whole.file_offset;
+        for (module, part_rows) in parts {
+            let byte_len = whole.byte_len / rows as u64 * *part_rows as u64;
+            let mut shape = whole.shape.clone();
+            shape[0] = *part_rows;
+            let part = TensorInfo { name: format!("{module}.{suffix}"), shape, file_offset, byte_len, ..whole.clone() };
+            self.list(Entry::Float(part));
+            file_offset += byte_len;
+        }
+        self.remember_fusion(&name, suffix, &whole.shape, parts);
+        Ok(())
     }
 
     /// Splits a matrix in 4 bits: a part has whole blocks, and of double-quantized scales whole blocks again.
-    fn split_packed(&mut self, fused: &str, state: &str, parts: &[(String, usize)]) -> Result<()> {
+    fn split_packed(&mut self, fused: &str, parts: &[(String, usize)], format: Format4) -> Result<()> {
         let weight = format!("{fused}.weight");
-        let in_file = self.name_in_files(&weight).to_owned();
-        let error = |problem: &str| Error::field(self.path(), &in_file, problem);
         let rows: u64 = parts.iter().map(|(_, rows)| *rows as u64).sum();
-        let nested = self.has(&format!("{weight}.nested_absmax"));
         let packed = self.require_any_bytes(&weight)?;
         let cols = 2 * packed.byte_len / rows;
-        let block = if nested { BLOCK * NESTED_BLOCK } else { BLOCK };
-        if cols * rows != 2 * packed.byte_len
-            || parts.iter().any(|(_, rows)| !(*rows as u64 * cols).is_multiple_of(block))
-        {
-            return Err(error(
-                "is in 4 bits, in blocks that do not end where its parts do; take the model in 16 or 32 bits",
-            ));
+        let block = format.code.block() * if format.double { NESTED_BLOCK } else { 1 };
+        let whole_blocks = |rows: usize| (rows as u64 * cols).is_multiple_of(block);
+        if cols * rows != 2 * packed.byte_len || !parts.iter().all(|(_, rows)| whole_blocks(*rows)) {
+            let problem = "is in 4 bits, in blocks that do not end where its parts do; take the model in 16 or 32 bits";
+            return Err(Error::field(self.path(), self.name_in_files(&weight), problem));
         }
-        let absmax_bytes = rows * cols / BLOCK * if nested { 1 } else { 4 };
-        self.require_bytes(&format!("{weight}.absmax"), absmax_bytes)?;
-        if nested {
-            self.require_bytes(&format!("{weight}.nested_absmax"), 4 * rows * cols / block)?;
+        self.require_bytes(&format!("{weight}.absmax"), format.absmax_bytes(rows * cols))?;
+        if format.double {
+            self.require_bytes(&format!("{weight}.nested_absmax"), 4 * format.nested_scales(rows * cols))?;
         }
-        let mut listed = Vec::new();
+        let below = format!("{weight}.");
+        let is_piece = |name: &String, _: &mut Entry| *name == weight || name.starts_with(&below);
+        let pieces: Vec<Entry> = self.listing.entries.extract_if(.., is_piece).map(|(_, entry)| entry).collect();
         let mut first = 0;
-        for (module, rows) in parts {
-            let elements = *rows as u64 * cols;
-            // A range of the bytes of a tensor that has `bytes.0` bytes for `bytes.1` elements.
-            let mut part = |suffix: &str, bytes: (u64, u64)| {
+        for (module, part_rows) in parts {
+            let elements = *part_rows as u64 * cols;
+            for piece in &pieces {
+                let suffix = &piece.name()[weight.len()..];
                 let name = format!("{module}.weight{suffix}");
-                let [skipped, byte_len] = [first, elements].map(|elements| elements * bytes.0 / bytes.1);
-                match self.listing.entries.get(&format!("{weight}{suffix}")) {
-                    Some(Entry::Float(whole)) => {
-                        let shape = vec![(byte_len / whole.dtype.bytes()) as usize];
-                        let file_offset = whole.file_offset + skipped;
-                        listed.push(Entry::Float(TensorInfo { name, shape, file_offset, byte_len, ..whole.clone() }));
-                    }
-                    Some(Entry::Other(whole)) => {
-                        let (shape, file_offset) = (vec![byte_len as usize, 1], whole.file_offset + skipped);
-                        listed.push(Entry::Other(RawTensor { name, shape, file_offset, byte_len, ..whole.clone() }));
-                    }
-                    None => {}
-                }
-            };
-            part("", (1, 2));
-            part(".absmax", (if nested { 1 } else { 4 }, BLOCK));
-            part(".nested_absmax", (4, BLOCK * NESTED_BLOCK));
-            let codes = [".quant_map", ".nested_quant_map"].map(|suffix| format!("{weight}{suffix}"));
-            for name in codes.iter().map(String::as_str).chain([state]) {
-                let mut entry = self.listing.entries.get(name).cloned();
-                match &mut entry {
-                    Some(Entry::Float(info)) => info.name = format!("{module}{}", &name[fused.len()..]),
-                    Some(Entry::Other(raw)) => raw.name = format!("{module}{}", &name[fused.len()..]),
-                    None => continue,
-                }
-                listed.extend(entry);
+                let range = |bytes: &dyn Fn(u64) -> u64| piece.range(name.clone(), bytes(first), bytes(elements));
+                self.list(match suffix {
+                    "" => range(&|elements| format.packed_bytes(elements)),
+                    ".absmax" => range(&|elements| format.absmax_bytes(elements)),
+                    ".nested_absmax" => range(&|elements| 4 * format.nested_scales(elements)),
+                    // The tables of codes and the state are those of the whole.
+                    _ => piece.clone().renamed(name),
+                });
             }
             first += elements;
         }
-        let shape = vec![rows as usize, cols as usize];
-        let below = format!("{weight}.");
-        self.listing.entries.retain(|name, _| *name != weight && !name.starts_with(&below));
-        for (part, (module, _)) in parts.iter().enumerate() {
-            let fusion = Fusion { name: in_file.clone(), shape: shape.clone(), part, parts: parts.len() };
-            self.fusions.insert(format!("{module}.weight"), fusion);
-        }
-        let name = |entry: &Entry| match entry {
-            Entry::Float(info) => info.name.clone(),
-            Entry::Other(raw) => raw.name.clone(),
-        };
-        self.listing.entries.extend(listed.into_iter().map(|entry| (name(&entry), entry)));
+        self.remember_fusion(&weight, "weight", &[rows as usize, cols as usize], parts);
         Ok(())
+    }
+
+    fn list(&mut self, entry: Entry) {
+        self.listing.entries.insert(entry.name().to_owned(), entry);
+    }
+
+    /// Keeps that the tensors of `parts` are rows of the tensor `name` of this shape.
+    fn remember_fusion(&mut self, name: &str, suffix: &str, shape: &[usize], parts: &[(String, usize)]) {
+        let in_file = self.in_files.remove(name).unwrap_or_else(|| name.to_owned());
+        for (part, (module, _)) in parts.iter().enumerate() {
+            let fusion = Fusion { name: in_file.clone(), shape: shape.to_vec(), part, parts: parts.len() };
+            self.fusions.insert(format!("{module}.{suffix}"), fusion);
+        }
     }
 
     /// The tensor of the files of which the tensor `name` is a part; None where it is a whole one.
     pub fn fusion(&self, name: &str) -> Option<&Fusion> {
         self.fusions.get(name)
+    }
+
+    /// Name and shape of the tensor of the files that begins with the tensor `name` of this shape: itself, or one of which it is the first
+    /// part. None for a further part.
+    pub fn begun_by<'a>(&'a self, name: &'a str, shape: &'a [usize]) -> Option<(&'a str, &'a [usize])> {
+        match self.fusion(name) {
+            None => Some((self.name_in_files(name), shape)),
+            Some(Fusion { name, shape, part: 0, .. }) => Some((name, shape)),
+            Some(_) => None,
+        }
     }
 
     /// The name that the files give to the tensor `name`.
@@ -295,8 +265,7 @@ impl TensorSource {
                 name,
                 "is missing; config.json says that the weights are in 4 bits",
             )),
-            Some(Entry::Other(raw)) => Ok(raw.clone()),
-            Some(Entry::Float(info)) => Ok(info.raw()),
+            Some(entry) => Ok(entry.raw()),
         }
     }
 

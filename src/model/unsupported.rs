@@ -59,7 +59,7 @@ const KNOWN: [(&[&str], &str, &str); 30] = [
     (&["mllama", "mllama_text_model"], "has layers that attend to images", "Llama 3.1 8B or Llama 3.2 3B"),
 ];
 
-/// What sets a model type apart that is not supported, and the nearest that is; None where it is not known.
+/// The reason against a model type that is not supported, and the nearest type that is; None where it is not known.
 pub(super) fn reason(model_type: &str) -> Option<String> {
     let (_, what, nearest) = KNOWN.iter().find(|(types, ..)| types.contains(&model_type))?;
     Some(format!("it {what}; the nearest supported model is {nearest}"))

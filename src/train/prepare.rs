@@ -23,9 +23,10 @@ use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::config::{LoraConfig, TargetModules};
 use crate::lora::factors::{self, AdapterTensors};
-use crate::lora::targets::{self, LoraModule};
+use crate::lora::targets::{self, LoraModule, is_named};
 use crate::model::config::ModelConfig;
 use crate::model::model_directory::refuse_links;
+use crate::model::modules::last_part;
 use crate::model::source::Source;
 use crate::model::tensors::parameters;
 use crate::setting::{
@@ -178,16 +179,19 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
 fn missing_targets(lora: &LoraConfig, modules: &[LoraModule]) -> Option<Warning> {
     let TargetModules::Names(names) = &lora.target_modules else { return None };
     let found: Vec<String> = modules.iter().map(LoraModule::name).collect();
-    let is_found = |name: &&String| found.iter().any(|module| module == *name || module.ends_with(&format!(".{name}")));
-    let missing: Vec<&str> = names.iter().filter(|name| !is_found(name)).map(String::as_str).collect();
-    let mut trained: Vec<&str> = found.iter().filter_map(|module| module.rsplit('.').next()).collect();
+    let is_missing = |name: &&String| !found.iter().any(|module| is_named(module, name));
+    let missing: Vec<&str> = names.iter().filter(is_missing).map(String::as_str).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let mut trained: Vec<&str> = found.iter().map(|module| last_part(module)).collect();
     trained.sort_unstable();
     trained.dedup();
-    let (missing_names, trained) = (missing.join(", "), trained.join(", "));
+    let (missing, trained) = (missing.join(", "), trained.join(", "));
     let message = format!(
-        "{TARGET_MODULES} names {missing_names}, which this model does not have; only {trained} are trained; all-linear takes every linear layer"
+        "{TARGET_MODULES} names {missing}, which this model does not have; only {trained} are trained; all-linear takes every linear layer"
     );
-    (!missing.is_empty()).then(|| Warning::new(WarningKind::MissingTargets, message))
+    Some(Warning::new(WarningKind::MissingTargets, message))
 }
 
 /// The adapter that training starts from: the one of `init_adapter`, whose rank and scale become those of the settings, or a new one.
@@ -195,22 +199,17 @@ fn missing_targets(lora: &LoraConfig, modules: &[LoraModule]) -> Option<Warning>
 fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<LoadedAdapter> {
     let config = &source.config;
     if settings.method == Method::Full {
-        if let Some(wrapper) = config.wrapper {
-            let problem = format!(
-                "full is not supported for the text part of {}: the model would be written without its other parts; choose {} or {}",
-                wrapper.model_type,
-                METHOD.is("lora"),
-                METHOD.is("qlora")
-            );
-            return Err(Error::setting(METHOD, problem));
-        }
-        if !config.family.fused.is_empty() {
-            let problem = format!(
-                "full is not supported for {}, whose linear layers are fused; choose {} or {}",
-                config.family.architecture,
-                METHOD.is("lora"),
-                METHOD.is("qlora")
-            );
+        let refused = match config.wrapper {
+            Some(wrapper) => {
+                let kind = wrapper.model_type;
+                Some(format!("the text part of {kind}: the model would be written without its other parts"))
+            }
+            None if config.family.fused.is_empty() => None,
+            None => Some(format!("{}, whose linear layers are fused", config.family.architecture)),
+        };
+        if let Some(refused) = refused {
+            let [lora, qlora] = ["lora", "qlora"].map(|method| METHOD.is(method));
+            let problem = format!("full is not supported for {refused}; choose {lora} or {qlora}");
             return Err(Error::setting(METHOD, problem));
         }
         let tensors = AdapterTensors::default();

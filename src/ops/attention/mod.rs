@@ -130,7 +130,7 @@ fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64
     (columns / head_dim).clamp(1, 4)
 }
 
-/// What decides on a variant besides the device: the size of a head, the rows that the lanes share, and bounded scores.
+/// The choice of a variant depends on these beside the device: the size of a head, the rows that lanes share, bounded scores.
 #[derive(Clone, Copy)]
 struct Problem {
     head_dim: u32,
@@ -161,8 +161,8 @@ fn lanes_variant(
     Variant { kernel, items: LANES * items_per_lane, parts: 1 }
 }
 
-/// A variant for GPUs. A thread keeps at most 32 numbers of the sums beside 16
-/// of the scores, so that no compiler has to move any to memory: wider heads take more threads, then more workgroups.
+/// A variant for GPUs. A thread keeps at most 32 numbers of the sums beside 16 of the scores, so that no compiler has to move any to
+/// memory: wider heads take more threads, then more workgroups.
 fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, problem: Problem) -> Variant {
     let Problem { head_dim, capped, .. } = problem;
     let sides = if owned == Owned::Queries && head_dim <= 128 { 2 } else { MAX_SIDES };

@@ -77,7 +77,7 @@ impl Tile {
             // Wider threads have no registers to spare.
             .constant("PREFETCH", self.col_quads == 1);
         let lanes = self.rows * self.cols / (16 * self.row_quads * self.col_quads);
-        // What the lanes take to workgroup memory a turn: quads of x, and words or quads of the weight.
+        // The lanes take this much to workgroup memory a turn: quads of x, and words or quads of the weight.
         let x = self.rows * self.depth / 4;
         let weight = self.cols * self.depth / if scaled { 8 } else { 4 };
         kernel = kernel

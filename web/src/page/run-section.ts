@@ -101,14 +101,13 @@ export function runSection(app: App, goTo: (place: Place) => void): RunSection {
     const soon = blocked?.passing === true && app.reading === undefined;
     start.disabled = blocked !== undefined && !soon;
   };
-  app.on(["reading"], drawStart);
+  app.on(["run", "gpu", "inspection", "reading"], drawStart);
 
   app.on(["run", "gpu", "inspection"], () => {
     const blocked = obstacle(app);
     show(start, !run.active);
     setText(start, run.steps.length > 0 ? "New run" : "Start training");
     start.className = `button ${run.resumable || run.hasResult ? "plain" : "primary"}`;
-    drawStart();
     show(goOn, run.resumable);
     goOn.disabled = app.model === undefined || app.data === undefined;
     const quiet = !run.active && run.phase !== "done" && run.phase !== "failed";
