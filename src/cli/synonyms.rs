@@ -131,7 +131,6 @@ const OTHERS: &[(&str, &str)] = &[
     ("mask-prompt", "prompts are masked by default; --train-on chooses the trained tokens"),
     ("metric-for-best-model", "--load-best-model-at-end goes by the evaluation loss"),
     ("min-lr", "the schedules end at 0"),
-    ("neftune-noise-alpha", "noise on embeddings is not supported"),
     ("num-layers", "--layers-to-transform names the layers that get an adapter, such as 8-15; the default is all"),
     ("push-to-hub", "there is no upload; `hf upload` takes the adapter's directory"),
     ("quantization-bit", "--method qlora, the default, holds the base in 4 bits"),

@@ -106,6 +106,9 @@ struct AdapterArgs {
     /// LoRA dropout on the adapters' inputs [default: 0]
     #[arg(long)]
     dropout: Option<f64>,
+    /// LoRA+: learning rate of the factors B as a multiple of --lr, 16 for instance
+    #[arg(long, value_name = "X")]
+    loraplus_lr_ratio: Option<f64>,
     /// all-linear, names separated by commas (q_proj,v_proj), or a regular expression [default: all-linear]
     #[arg(long, value_name = "NAMES|REGEX")]
     target_modules: Option<String>,
@@ -179,6 +182,7 @@ impl AdapterArgs {
             ("--rank", self.rank.is_some()),
             ("--alpha", self.alpha.is_some()),
             ("--dropout", self.dropout.is_some()),
+            ("--loraplus-lr-ratio", self.loraplus_lr_ratio.is_some()),
             ("--target-modules", self.target_modules.is_some()),
             ("--rslora", self.rslora),
             ("--rank-pattern", !self.rank_pattern.is_empty()),
@@ -239,6 +243,9 @@ struct StepArgs {
     /// Clip gradients to this norm; 0 is off [default: 1]
     #[arg(long)]
     max_grad_norm: Option<f64>,
+    /// NEFTune: strength of uniform noise on the embeddings in training, 5 for instance; 0 is off [default: 0]
+    #[arg(long, value_name = "X")]
+    neftune_noise_alpha: Option<f64>,
     /// Seed of initialization, shuffling and dropout [default: 0]
     #[arg(long)]
     seed: Option<u64>,
@@ -343,6 +350,7 @@ impl TrainArgs {
         set(&mut s.rank, a.rank);
         set(&mut s.alpha, a.alpha);
         set(&mut s.dropout, a.dropout);
+        set_some(&mut s.loraplus_lr_ratio, a.loraplus_lr_ratio);
         set(&mut s.target_modules, a.target_modules.clone());
         s.rslora |= a.rslora;
         set(&mut s.rank_pattern.0, Some(a.rank_pattern.clone()).filter(|given| !given.is_empty()));
@@ -372,6 +380,7 @@ impl TrainArgs {
         set(&mut s.adam_eps, t.adam_eps);
         set(&mut s.weight_decay, t.weight_decay);
         set(&mut s.max_grad_norm, t.max_grad_norm);
+        set_some(&mut s.neftune_noise_alpha, t.neftune_noise_alpha);
         set(&mut s.seed, t.seed);
         s.shuffle &= !t.no_shuffle;
         self.memory.apply(&mut s);

@@ -75,8 +75,10 @@ impl GenerationPlan {
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
         let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
         let NetworkPlanner { memory, arena, network, .. } = &mut planner;
-        let adapters: Vec<DeviceAdapter> =
-            adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, None, max_binding)).collect();
+        let adapters: Vec<DeviceAdapter> = adapters
+            .iter()
+            .map(|modules| DeviceAdapter::plan(memory, modules, config, None, false, max_binding))
+            .collect();
         let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
         let cache = KvCache {
             layers: (0..config.num_layers).map(|_| [cached("cached keys"), cached("cached values")]).collect(),

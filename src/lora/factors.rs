@@ -29,6 +29,12 @@ impl Factor {
         }
     }
 
+    /// True for the factors whose learning rate LoRA+ raises (Hayou et al. 2024): all but A, as in PEFT's
+    /// `create_loraplus_optimizer`.
+    pub fn is_raised(self) -> bool {
+        self != Self::A
+    }
+
     /// The name of the module's tensor in PEFT's files.
     pub fn tensor(self, module: &LoraModule) -> String {
         format!("base_model.model.{}.{}.weight", module.name(), self.name())

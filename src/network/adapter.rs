@@ -19,6 +19,8 @@ pub struct Segment {
     pub params: View,
     /// Gradients and moments; `None` outside training.
     pub training: Option<TrainingState>,
+    /// True for factors that have LoRA+'s learning rate.
+    pub raised: bool,
 }
 
 /// Gradients and moments of a segment, each at the place of its parameter.
@@ -78,7 +80,7 @@ struct Place {
 impl Place {
     fn on_device(self, segments: &[Segment]) -> DeviceFactor {
         let Self { spec, segment, offset } = self;
-        let Segment { params, training } = segments[segment];
+        let Segment { params, training, .. } = segments[segment];
         // Bindings cover whole vectors of 16 bytes; the bytes up to there are the factor's own padding.
         let bytes = (4 * spec.elements() as u64).next_multiple_of(16).min(params.bytes - offset);
         let values = params.slice(offset, bytes);
@@ -117,23 +119,26 @@ fn slot(layer: usize, projection: Projection) -> usize {
 
 impl DeviceAdapter {
     /// Plans the buffers of `modules`. With `training`, gradients follow, and moments in that storage. A segment has
-    /// at most `max_segment_bytes`.
+    /// at most `max_segment_bytes`. With `loraplus`, the factors with a learning rate of their own have segments of their own.
     pub fn plan(
         plan: &mut MemoryPlan,
         modules: &[LoraModule],
         model: &ModelConfig,
         training: Option<MomentStorage>,
+        loraplus: bool,
         max_segment_bytes: u64,
     ) -> Self {
-        // Places come before buffers: a segment is as long as the factors in it, and their moments have one storage.
-        let mut lengths: Vec<(MomentStorage, u64)> = Vec::new();
+        // Places come before buffers: a segment is as long as the factors in it, and these have one storage of their moments and one
+        // learning rate.
+        let mut lengths: Vec<((MomentStorage, bool), u64)> = Vec::new();
         let mut place = |spec: FactorSpec| {
             let bytes = 4 * spec.elements() as u64;
             let moments = training.unwrap_or(MomentStorage::F32).of_tensor(spec.elements());
-            let newest = lengths.iter().rposition(|(of, _)| *of == moments);
+            let kind = (moments, loraplus && spec.factor.is_raised());
+            let newest = lengths.iter().rposition(|(of, _)| *of == kind);
             let open = newest.filter(|at| lengths[*at].1 + bytes <= max_segment_bytes);
             let segment = open.unwrap_or_else(|| {
-                lengths.push((moments, 0));
+                lengths.push((kind, 0));
                 lengths.len() - 1
             });
             let offset = lengths[segment].1;
@@ -144,7 +149,8 @@ impl DeviceAdapter {
             modules.iter().map(|module| factors(module, model).into_iter().map(&mut place).collect()).collect();
         let segments: Vec<Segment> = lengths
             .iter()
-            .map(|(moments, bytes)| Segment {
+            .map(|((moments, raised), bytes)| Segment {
+                raised: *raised,
                 params: plan.alloc(Category::Adapter, "LoRA factors", *bytes),
                 training: training.map(|_| TrainingState {
                     grads: plan.alloc(Category::Gradients, "LoRA gradients", *bytes),
@@ -225,7 +231,7 @@ impl DeviceAdapter {
 
     /// Sets moments that [`Self::read_moments`] has given.
     pub fn write_moments(&self, gpu: &Gpu, buffers: &Buffers, factors: &[[HostMoment; 2]]) {
-        for (at, Segment { params, training }) in self.segments.iter().enumerate() {
+        for (at, Segment { params, training, .. }) in self.segments.iter().enumerate() {
             let Some(TrainingState { moments, .. }) = training else { continue };
             let elements = (params.bytes / 4) as usize;
             let mut values = [0, 1].map(|i| HostMoment::zeros(moments.storage(), i, elements));

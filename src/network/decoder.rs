@@ -16,7 +16,7 @@ use crate::ops::linear::{self, GradientTerm, LowRank};
 use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
 use crate::ops::rope::RotatedHeads;
 use crate::ops::{
-    add, bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, rms_norm, rope, scale,
+    add, bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, noise, rms_norm, rope, scale,
     weight_gradient,
 };
 
@@ -75,6 +75,8 @@ pub struct Pass<'a> {
     pub rows: u32,
     /// Dropout of the inputs of A; `None` applies none.
     pub dropout: Option<Dropout>,
+    /// Seed and size of the noise on embeddings, as [`noise::add`] reads them; `None` adds none.
+    pub noise: Option<View>,
     /// Keys and values of past positions, which attention reads in generation in place of the pass's own.
     pub cache: Option<&'a KvCache>,
 }
@@ -146,6 +148,9 @@ impl Pass<'_> {
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
         let scale = self.network.config.embedding_scale;
         embedding::forward(rec, self.inputs.tokens, &self.network.embedding, scale, self.hidden(0));
+        if let Some(draws) = self.noise {
+            noise::add(rec, draws, self.hidden(0));
+        }
         self.norm_input(rec, self.input_gain(0), self.hidden(0));
         for layer in 0..self.network.layers.len() {
             let acts = self.activations.layer(layer).0.first_rows(self.rows);

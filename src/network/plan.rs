@@ -127,6 +127,7 @@ impl NetworkPlan {
             activations: &self.activations,
             rows,
             dropout: None,
+            noise: None,
             cache: None,
         }
     }

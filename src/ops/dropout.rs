@@ -35,7 +35,7 @@ fn scramble(mut x: u32) -> u32 {
 }
 
 /// 32 random bits; `counter_random.wgsl` is the same function on the device.
-fn draw(seed: u32, site: u32, index: u32) -> u32 {
+pub(super) fn draw(seed: u32, site: u32, index: u32) -> u32 {
     let key = scramble(seed.wrapping_add(0x9e37_79b9));
     scramble(scramble(index ^ key).wrapping_add(scramble(site.wrapping_add(key))))
 }

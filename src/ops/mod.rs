@@ -19,6 +19,7 @@ pub mod kv_cache;
 pub(crate) mod lib_parts;
 pub mod linear;
 pub mod lora_gradient;
+pub mod noise;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
@@ -49,6 +50,7 @@ pub fn kernels() -> Vec<Kernel> {
         glu::kernels(),
         linear::kernels(),
         lora_gradient::kernels(),
+        noise::kernels(),
         quantize::kernels(),
         rms_norm::kernels(),
         rope::kernels(),

@@ -133,7 +133,10 @@ impl PlanRequest<'_> {
         self.check_rows()?;
         let training = Some(settings.optim.moments());
         let dropout = settings.dropout as f32;
-        let sizes = PlanSettings { base, max_rows, max_positions, recompute, dropout, training };
+        let (loraplus, neftune_alpha) =
+            (settings.loraplus_lr_ratio.is_some(), settings.neftune_noise_alpha.unwrap_or(0.0) as f32);
+        let sizes =
+            PlanSettings { base, max_rows, max_positions, recompute, dropout, loraplus, neftune_alpha, training };
         let plan =
             || TrainPlan::with_activations(self.capabilities, self.config, self.stored, self.modules, &sizes, format);
         // Operations refuse what no dispatch can cover by a panic, since only sizes from outside lead there.

@@ -234,7 +234,7 @@ impl Engine {
         self.submitted += 1;
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
-        self.plan.optimizer.write_hyper(&self.gpu, &self.buffers, &hyper);
+        self.plan.optimizer.write_hyper(&self.gpu, &self.buffers, &hyper, optimizer.loraplus_lr_ratio);
         self.gpu.replay(&self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
         let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
@@ -333,7 +333,9 @@ impl Engine {
             progress(i);
             let seed =
                 crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;
-            self.gpu.write(&self.buffers, self.plan.optimizer.dropout_seed, bytemuck::bytes_of(&seed));
+            let noise = noise_size(self.plan.neftune_alpha, batch, self.plan.shared.network.config.hidden_size);
+            let draws = [seed, noise.to_bits()];
+            self.gpu.write(&self.buffers, self.plan.optimizer.dropout_seed, bytemuck::cast_slice(&draws));
             self.pass(batch, Some(scale)).await?;
         }
         Ok(())
@@ -428,4 +430,12 @@ impl Engine {
         let (ld, cols) = (logits.ld as usize, logits.cols as usize);
         Ok(values.chunks(ld).flat_map(|row| row[..cols].to_vec()).collect())
     }
+}
+
+/// The largest value of NEFTune's noise (Jain et al. 2023), `alpha / sqrt(L hidden)`, where L is the longest sequence of the micro-batch:
+/// transformers pads the others to it.
+fn noise_size(alpha: f32, batch: &MicroBatch, hidden: usize) -> f32 {
+    let ends = batch.segment_end.iter().zip(&batch.segment_start);
+    let longest = ends.map(|(end, start)| end - start).max().unwrap_or(1);
+    (f64::from(alpha) / (f64::from(longest) * hidden as f64).sqrt()) as f32
 }

@@ -101,7 +101,16 @@ impl PreparedEval {
             longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
         let base = self.settings.base.of(&self.source.config)?;
         let recompute = RecomputePolicy::Keep(0);
-        let settings = PlanSettings { base, max_rows, max_positions, recompute, dropout: 0.0, training: None };
+        let settings = PlanSettings {
+            base,
+            max_rows,
+            max_positions,
+            recompute,
+            dropout: 0.0,
+            loraplus: false,
+            neftune_alpha: 0.0,
+            training: None,
+        };
         let stored = |name: &str| self.source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, &self.source.config, stored, &self.modules, &settings);
         plan.check_limits()?;

@@ -9,9 +9,11 @@ use crate::ops::adamw8bit;
 pub const RESULTS_IN_FLIGHT: usize = 3;
 /// State and loss in one buffer, at the alignment of a binding.
 const METRICS_BYTES: u64 = 512;
-/// Bytes of an [`adamw::Hyper`], and the place of the one without weight decay, at the alignment of a binding.
+/// Bytes of an [`adamw::Hyper`], and the places of the one without weight decay and of those with LoRA+'s learning rate, at the
+/// alignment of a binding.
 const HYPER_BYTES: u64 = size_of::<Hyper>() as u64;
 const WITHOUT_DECAY_AT: u64 = 256;
+const RAISED_AT: u64 = 512;
 /// Offset of the sum of losses in the metrics, in bytes.
 pub const TOTAL_LOSS_AT: u64 = 256;
 
@@ -26,12 +28,15 @@ pub struct ParameterRange {
     pub moments: Moments,
     /// False where weight decay leaves the parameters alone.
     pub decays: bool,
+    /// True for parameters with LoRA+'s learning rate.
+    pub raised: bool,
 }
 
 /// The buffers of a step beside gradients and moments.
 #[derive(Clone, Debug)]
 pub struct OptimizerBuffers {
-    /// [`adamw::Hyper`] of the step at hand, then the same without weight decay.
+    /// [`adamw::Hyper`] of the step at hand, then the same without weight decay; where any range is raised, both with LoRA+'s learning
+    /// rate.
     hyper: View,
     /// [`adamw8bit::tables`], where any moments are in 8 bits.
     pub code_tables: Option<View>,
@@ -40,7 +45,7 @@ pub struct OptimizerBuffers {
     pub metrics: View,
     /// Copies of `metrics` on their way to the host, used by the steps in turn.
     pub results: [View; RESULTS_IN_FLIGHT],
-    /// u32 from which the dropout masks of a micro-batch are drawn.
+    /// u32 from which the dropout masks and the noise of a micro-batch are drawn, then the size of the noise, f32.
     pub dropout_seed: View,
 }
 
@@ -50,8 +55,9 @@ impl OptimizerBuffers {
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
         let coded = ranges.iter().any(|range| range.moments.storage() == MomentStorage::EightBit);
         let table_bytes = size_of_val(&adamw8bit::tables()) as u64;
+        let raised = if ranges.iter().any(|range| range.raised) { RAISED_AT } else { 0 };
         Self {
-            hyper: memory.alloc(Category::Uploads, "optimizer settings", WITHOUT_DECAY_AT + HYPER_BYTES),
+            hyper: memory.alloc(Category::Uploads, "optimizer settings", raised + WITHOUT_DECAY_AT + HYPER_BYTES),
             code_tables: coded.then(|| memory.alloc(Category::Optimizer, "8-bit code tables", table_bytes)),
             partials: memory.alloc(Category::Workspace, "gradient norm partial sums", adamw::partials_bytes(&grads)),
             metrics: memory.alloc(Category::Uploads, "step results", METRICS_BYTES),
@@ -60,16 +66,23 @@ impl OptimizerBuffers {
         }
     }
 
-    /// Writes the settings of a step.
-    pub fn write_hyper(&self, gpu: &Gpu, buffers: &Buffers, hyper: &Hyper) {
-        let without_decay = Hyper { weight_decay: 0.0, ..*hyper };
-        for (decays, hyper) in [(true, hyper), (false, &without_decay)] {
-            gpu.write(buffers, self.hyper_of(decays), bytemuck::bytes_of(hyper));
+    /// Writes the settings of a step; `ratio` is LoRA+'s.
+    pub fn write_hyper(&self, gpu: &Gpu, buffers: &Buffers, hyper: &Hyper, ratio: f64) {
+        for raised in [false, true] {
+            let learning_rate = (f64::from(hyper.learning_rate) * if raised { ratio } else { 1.0 }) as f32;
+            for (decays, weight_decay) in [(true, hyper.weight_decay), (false, 0.0)] {
+                if raised && self.hyper.bytes < RAISED_AT {
+                    continue;
+                }
+                let hyper = Hyper { learning_rate, weight_decay, ..*hyper };
+                gpu.write(buffers, self.hyper_of(decays, raised), bytemuck::bytes_of(&hyper));
+            }
         }
     }
 
-    fn hyper_of(&self, decays: bool) -> View {
-        self.hyper.slice(if decays { 0 } else { WITHOUT_DECAY_AT }, HYPER_BYTES)
+    fn hyper_of(&self, decays: bool, raised: bool) -> View {
+        let at = if decays { 0 } else { WITHOUT_DECAY_AT } + if raised { RAISED_AT } else { 0 };
+        self.hyper.slice(at, HYPER_BYTES)
     }
 
     fn state(&self) -> View {
@@ -87,10 +100,10 @@ impl OptimizerBuffers {
             return;
         }
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
-        adamw::grad_norm(rec, &grads, self.hyper_of(true), self.partials, self.state());
+        adamw::grad_norm(rec, &grads, self.hyper_of(true, false), self.partials, self.state());
         let tables = self.code_tables.unwrap_or(rec.unused);
-        for ParameterRange { params, grads, moments, decays } in ranges {
-            moments.step(rec, *params, *grads, tables, self.state(), self.hyper_of(*decays));
+        for ParameterRange { params, grads, moments, decays, raised } in ranges {
+            moments.step(rec, *params, *grads, tables, self.state(), self.hyper_of(*decays, *raised));
         }
     }
 }

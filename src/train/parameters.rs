@@ -24,11 +24,16 @@ impl TrainedParameters {
         let of_adapter = self.adapter.segments.iter().filter_map(|segment| {
             let training = segment.training?;
             let (grads, moments) = (training.grads, training.moments);
-            Some(ParameterRange { params: segment.params, grads, moments, decays: true })
+            Some(ParameterRange { params: segment.params, grads, moments, decays: true, raised: segment.raised })
         });
         let of_base = self.base.iter().flat_map(Trained::ranges);
-        let of_base =
-            of_base.map(|r| ParameterRange { params: r.params, grads: r.grads, moments: r.moments, decays: r.decays });
+        let of_base = of_base.map(|r| ParameterRange {
+            params: r.params,
+            grads: r.grads,
+            moments: r.moments,
+            decays: r.decays,
+            raised: false,
+        });
         of_adapter.chain(of_base).collect()
     }
 

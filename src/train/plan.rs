@@ -33,6 +33,10 @@ pub struct PlanSettings {
     pub recompute: RecomputePolicy,
     /// Probability that an element of A's input becomes 0, from 0 to below 1.
     pub dropout: f32,
+    /// True if the factors B have another learning rate than A.
+    pub loraplus: bool,
+    /// Strength of NEFTune's noise on embeddings in training; 0 is off.
+    pub neftune_alpha: f32,
     /// Storage of AdamW's moments; `None` plans the forward pass and the loss alone.
     pub training: Option<MomentStorage>,
 }
@@ -69,6 +73,8 @@ pub struct TrainPlan {
     pub activation_format: ActivationFormat,
     /// Rows of the largest pass, a multiple of 32.
     pub max_rows: u32,
+    /// Strength of NEFTune's noise; 0 is off.
+    pub neftune_alpha: f32,
     dropout: f32,
 }
 
@@ -137,7 +143,14 @@ impl TrainPlan {
     ) -> Self {
         let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
         let max_binding = max_binding(&capabilities);
-        let adapter = DeviceAdapter::plan(&mut planner.memory, modules, config, settings.training, max_binding);
+        let adapter = DeviceAdapter::plan(
+            &mut planner.memory,
+            modules,
+            config,
+            settings.training,
+            settings.loraplus,
+            max_binding,
+        );
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
         let base = settings
             .training
@@ -161,8 +174,18 @@ impl TrainPlan {
         let mut shared = planner.finish(inputs, activations, (panel, partials));
         let parameters = TrainedParameters { adapter, base };
         let optimizer = OptimizerBuffers::plan(&mut shared.memory, &parameters.ranges());
-        let dropout = settings.dropout;
-        let mut plan = Self { shared, parameters, head, optimizer, recompute, activation_format, max_rows, dropout };
+        let PlanSettings { dropout, neftune_alpha, .. } = *settings;
+        let mut plan = Self {
+            shared,
+            parameters,
+            head,
+            optimizer,
+            recompute,
+            activation_format,
+            max_rows,
+            neftune_alpha,
+            dropout,
+        };
         // The longest list has all rows and a label in each; shorter ones have no more dispatches.
         let longest = plan.record_pass(max_rows, round_up(max_rows, LABEL_CLASS), settings.training.is_some());
         let pass_bytes = params_bytes(&longest.commands);
@@ -215,6 +238,7 @@ impl TrainPlan {
             adapter: Some(&self.parameters.adapter),
             trained,
             dropout: (training && self.dropout > 0.0).then_some(dropout),
+            noise: (training && self.neftune_alpha > 0.0).then_some(self.optimizer.dropout_seed),
             ..self.shared.pass(rows)
         };
         let hidden = pass.forward(&mut rec);
@@ -258,7 +282,16 @@ mod tests {
         let modules = targets::resolve(&LoraConfig::default(), &config).unwrap();
         let base = BaseStorage::AsStored;
         let training = Some(MomentStorage::F32);
-        let settings = PlanSettings { base, max_rows, max_positions: 64, recompute, dropout: 0.0, training };
+        let settings = PlanSettings {
+            base,
+            max_rows,
+            max_positions: 64,
+            recompute,
+            dropout: 0.0,
+            loraplus: false,
+            neftune_alpha: 0.0,
+            training,
+        };
         TrainPlan::new(capabilities, &config, |_| Float::F32, &modules, &settings)
     }
 

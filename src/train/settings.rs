@@ -115,6 +115,10 @@ pub struct RunSettings {
     pub alpha: f64,
     /// Probability that an element of A's input becomes 0 in training, from 0 to below 1.
     pub dropout: f64,
+    /// Learning rate of the factors B as a multiple of that of A (Hayou et al. 2024, LoRA+); None is the same for both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub loraplus_lr_ratio: Option<f64>,
     /// `all-linear`, names separated by commas, or a regular expression.
     pub target_modules: String,
     /// True to scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, rsLoRA).
@@ -180,7 +184,11 @@ pub struct RunSettings {
     pub weight_decay: f64,
     /// Norm to which larger gradients are scaled down; 0 is off.
     pub max_grad_norm: f64,
-    /// Seed of the order of the data and of its held-out part, of new factors, and of dropout.
+    /// Strength of uniform noise on the embeddings in training (Jain et al. 2023, NEFTune); None is no noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub neftune_noise_alpha: Option<f64>,
+    /// Seed of the order of the data and of its held-out part, of new factors, of dropout and of noise.
     pub seed: u64,
     /// True to draw a new order of the examples for each epoch.
     pub shuffle: bool,
@@ -241,6 +249,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("rank", OnResume::Free).count(1, |s| Some(s.rank as u64)),
     Setting::new("alpha", OnResume::Fixed).number(Range::Positive, |s| Some(s.alpha)),
     Setting::new("dropout", OnResume::Fixed).number(Range::Share, |s| Some(s.dropout)),
+    Setting::new("loraplus-lr-ratio", OnResume::Steering).number(Range::Positive, |s| s.loraplus_lr_ratio),
     Setting::new("target-modules", OnResume::Free),
     Setting::new("rslora", OnResume::Fixed),
     Setting::new("rank-pattern", OnResume::Free),
@@ -267,6 +276,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("warmup-ratio", OnResume::Free).number(Range::Share, |s| s.warmup_ratio),
     Setting::new("weight-decay", OnResume::Steering).number(Range::NotNegative, |s| Some(s.weight_decay)),
     Setting::new("max-grad-norm", OnResume::Steering).number(Range::NotNegative, |s| Some(s.max_grad_norm)),
+    Setting::new("neftune-noise-alpha", OnResume::Steering).number(Range::NotNegative, |s| s.neftune_noise_alpha),
     Setting::new("seed", OnResume::Fixed).count(0, |s| Some(s.seed)),
     Setting::new("shuffle", OnResume::Fixed),
     Setting::new("eval-data", OnResume::Free),
@@ -303,6 +313,7 @@ impl Default for RunSettings {
             rank: 16,
             alpha: 16.0,
             dropout: 0.0,
+            loraplus_lr_ratio: None,
             target_modules: "all-linear".to_owned(),
             rslora: false,
             rank_pattern: Patterns::default(),
@@ -327,6 +338,7 @@ impl Default for RunSettings {
             warmup_ratio: None,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            neftune_noise_alpha: None,
             seed: 0,
             shuffle: true,
             eval_data: None,
@@ -378,6 +390,10 @@ impl RunSettings {
         if self.method == Method::Full && self.init_adapter.is_some() {
             let problem = format!("{INIT_ADAPTER} starts an adapter, but {full} trains the model itself");
             return Err(Error::setting(INIT_ADAPTER, problem));
+        }
+        if self.method == Method::Full && self.loraplus_lr_ratio.is_some() {
+            let key = Key("loraplus-lr-ratio");
+            return Err(Error::setting(key, format!("{key} is for the factors of an adapter, but {full} trains none")));
         }
         let of_new_adapter = [
             ("rank-pattern", !self.rank_pattern.is_empty()),
@@ -478,6 +494,7 @@ impl RunSettings {
             eps: self.adam_eps,
             weight_decay: self.weight_decay,
             max_norm: self.max_grad_norm,
+            loraplus_lr_ratio: self.loraplus_lr_ratio.unwrap_or(1.0),
         }
     }
 }
@@ -501,6 +518,8 @@ mod tests {
             steps: Some(1),
             epochs: Some(1.0),
             warmup_ratio: Some(0.1),
+            loraplus_lr_ratio: Some(16.0),
+            neftune_noise_alpha: Some(5.0),
             eval_data: path,
             eval_fraction: Some(0.1),
             dtype: Some(Float::Bf16),
@@ -514,11 +533,13 @@ mod tests {
         let fine = RunSettings::default();
         fine.check().unwrap();
         type Change = fn(&mut RunSettings);
-        let cases: [(&str, Change); 12] = [
+        let cases: [(&str, Change); 14] = [
             ("rank", |s| s.rank = 0),
             ("batch-size", |s| s.batch_size = 0),
             ("steps", |s| s.steps = Some(0)),
             ("dropout", |s| s.dropout = 1.0),
+            ("loraplus-lr-ratio", |s| s.loraplus_lr_ratio = Some(0.0)),
+            ("neftune-noise-alpha", |s| s.neftune_noise_alpha = Some(f64::NAN)),
             ("lr", |s| s.lr = f64::NAN),
             ("epochs", |s| s.epochs = Some(-1.0)),
             ("max-seq-len", |s| s.max_seq_len = Some(1)),

@@ -86,6 +86,8 @@ fn open_model(dir: &Path) -> Result<()> {
         max_positions: 32,
         recompute: RecomputePolicy::Keep(1),
         dropout: 0.1,
+        loraplus: false,
+        neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
     };
     assert!(TrainPlan::new(Capabilities::BASELINE, config, stored, &modules, &settings).ledger().total() > 0);

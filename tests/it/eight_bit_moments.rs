@@ -61,6 +61,8 @@ fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
                 max_positions: 32,
                 recompute: RecomputePolicy::Keep(9),
                 dropout: 0.0,
+                loraplus: false,
+                neftune_alpha: 0.0,
                 training: Some(storage),
             };
             let stored = |name: &str| source.stored(name);

@@ -7,6 +7,7 @@
 mod attacks;
 mod common;
 
+mod adapter_variants;
 mod answers;
 mod architecture;
 mod bad_input;

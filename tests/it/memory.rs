@@ -170,6 +170,8 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
             max_positions: 64,
             recompute: RecomputePolicy::Keep(keep),
             dropout: 0.0,
+            loraplus: false,
+            neftune_alpha: 0.0,
             training: Some(MomentStorage::F32),
         };
         let gpu = common::gpu();

@@ -44,7 +44,16 @@ impl Model {
         let gpu = gpu();
         let recompute = RecomputePolicy::Keep(0);
         let training = Some(MomentStorage::F32);
-        let settings = PlanSettings { base, max_rows: 32, max_positions: 32, recompute, dropout: 0.0, training };
+        let settings = PlanSettings {
+            base,
+            max_rows: 32,
+            max_positions: 32,
+            recompute,
+            dropout: 0.0,
+            loraplus: false,
+            neftune_alpha: 0.0,
+            training,
+        };
         let stored = |name: &str| source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);
         let mut last = (0, 0);

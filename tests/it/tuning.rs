@@ -45,6 +45,8 @@ fn engine(gpu: Gpu) -> Engine {
         max_positions: 48,
         recompute,
         dropout: 0.0,
+        loraplus: false,
+        neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
     };
     let stored = |name: &str| source.stored(name);

@@ -26,12 +26,14 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// The norm above which gradients are scaled down; 0 or less leaves them alone.
     pub max_norm: f64,
+    /// Factor of the learning rate of the parameters that LoRA+ raises; 1 without it.
+    pub loraplus_lr_ratio: f64,
 }
 
 impl Default for AdamW {
     /// PyTorch's coefficients, without weight decay, clipped at 1 as the Hugging Face trainers do.
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_norm: 1.0 }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_norm: 1.0, loraplus_lr_ratio: 1.0 }
     }
 }
 

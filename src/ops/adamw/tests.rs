@@ -1,7 +1,8 @@
 use super::*;
 use crate::ops::testing::{Lab, assert_close};
 
-const SETTINGS: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+const SETTINGS: AdamW =
+    AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0, loraplus_lr_ratio: 1.0 };
 
 /// Five steps of `torch.optim.AdamW` (PyTorch 2.15, f64) after `clip_grad_norm_(1.0)`, with learning rates 0.02 / t:
 /// (gradients, norm before clipping, parameters afterwards).

@@ -2,7 +2,8 @@ use super::*;
 use crate::ops::adamw::{AdamW, State, grad_norm, partials_bytes};
 use crate::ops::testing::{Lab, assert_close, families};
 
-const SETTINGS: AdamW = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+const SETTINGS: AdamW =
+    AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0, loraplus_lr_ratio: 1.0 };
 
 /// A range on the device, and what its steps need.
 struct Device {

@@ -148,6 +148,8 @@ pub fn open_source(
         max_positions: max_rows,
         recompute: RecomputePolicy::Keep(keep_layers),
         dropout: 0.0,
+        loraplus: false,
+        neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
     };
     let stored = |name: &str| source.stored(name);
