@@ -41,6 +41,9 @@ pub struct EstimateArgs {
     /// all-linear, names separated by commas, or a regular expression
     #[arg(long, default_value = "all-linear")]
     target_modules: String,
+    /// DoRA: a magnitude of each output beside the factors
+    #[arg(long)]
+    use_dora: bool,
     /// Examples per micro-batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
@@ -130,6 +133,7 @@ fn estimates(
             double_quant: !args.no_double_quant,
             rank: args.rank,
             target_modules: args.target_modules.clone(),
+            use_dora: args.use_dora,
             batch_size: args.batch_size,
             max_seq_len: Some(args.max_seq_len),
             ..RunSettings::default()

@@ -85,6 +85,7 @@ const SAME: &[(&str, &[&str])] = &[
     ("template", &["chat-template"]),
     ("train-data", &["data"]),
     ("train-file", &["data"]),
+    ("dora", &["use-dora"]),
     ("use-rslora", &["rslora"]),
     ("val-data", &["eval-data"]),
     ("val-set-size", &["eval-fraction"]),
@@ -144,7 +145,6 @@ const OTHERS: &[(&str, &str)] = &[
     ("torch-dtype", "weights are read in the type of their files; --quant nf4 holds them in 4 bits"),
     ("train", "`loraine train` trains without it"),
     ("trust-remote-code", "loraine runs no code of a model"),
-    ("use-dora", "DoRA is not supported; --rslora is the variant that is"),
     (
         "wandb-project",
         "there is no Weights & Biases; --tensorboard writes TensorBoard files, and metrics.jsonl is always written",

@@ -115,6 +115,9 @@ struct AdapterArgs {
     /// Rank-stabilized scaling: alpha / sqrt(rank)
     #[arg(long)]
     rslora: bool,
+    /// DoRA: train a magnitude of each output beside the factors
+    #[arg(long)]
+    use_dora: bool,
     /// Rank of the modules whose names end in a match, instead of --rank; may be repeated, the first match counts
     #[arg(long, value_name = "PATTERN=RANK", value_parser = pattern_of::<usize>)]
     rank_pattern: Vec<(String, usize)>,
@@ -185,6 +188,7 @@ impl AdapterArgs {
             ("--loraplus-lr-ratio", self.loraplus_lr_ratio.is_some()),
             ("--target-modules", self.target_modules.is_some()),
             ("--rslora", self.rslora),
+            ("--use-dora", self.use_dora),
             ("--rank-pattern", !self.rank_pattern.is_empty()),
             ("--alpha-pattern", !self.alpha_pattern.is_empty()),
             ("--layers-to-transform", self.layers_to_transform.is_some()),
@@ -353,6 +357,7 @@ impl TrainArgs {
         set_some(&mut s.loraplus_lr_ratio, a.loraplus_lr_ratio);
         set(&mut s.target_modules, a.target_modules.clone());
         s.rslora |= a.rslora;
+        s.use_dora |= a.use_dora;
         set(&mut s.rank_pattern.0, Some(a.rank_pattern.clone()).filter(|given| !given.is_empty()));
         set(&mut s.alpha_pattern.0, Some(a.alpha_pattern.clone()).filter(|given| !given.is_empty()));
         set_some(&mut s.layers_to_transform, a.layers_to_transform.clone().map(|list| list.0));

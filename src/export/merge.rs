@@ -89,6 +89,9 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
         if let Some(i) = adapted.get(name) {
             let factors = [adapter.a(&modules, *i), &adapter.modules[*i][Factor::B]];
             values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], factors).await?;
+            if let Some(magnitudes) = adapter.modules[*i].magnitudes(&modules[*i]) {
+                scale_rows(&mut values, shape[1], magnitudes);
+            }
         }
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
             let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
@@ -177,6 +180,15 @@ async fn add_product(
         merged.extend_from_slice(&values[..panel.rows as usize * cols]);
     }
     Ok(merged)
+}
+
+/// Gives each row the length of DoRA's magnitude. A row of zeros stays one.
+fn scale_rows(values: &mut [f32], cols: usize, magnitudes: &[f32]) {
+    for (row, magnitude) in values.chunks_exact_mut(cols).zip(magnitudes) {
+        let norm = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let factor = if norm > 0.0 { f64::from(*magnitude) / norm } else { 0.0 };
+        row.iter_mut().for_each(|v| *v = (factor * f64::from(*v)) as f32);
+    }
 }
 
 fn write_matrix(gpu: &Gpu, buffers: &Buffers, matrix: Matrix, values: &[f32]) {

@@ -8,7 +8,7 @@ use web_time::{Duration, Instant};
 
 use super::plan::{GenerationPlan, PassShape, PlanSettings};
 use super::sampler::{SamplingSettings, next_token};
-use crate::gpu::{Buffers, Gpu, Lists, Profile};
+use crate::gpu::{Buffers, Gpu, Lists, Profile, Recorder};
 use crate::lora::adapter_file::LoadedAdapter;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
@@ -130,9 +130,18 @@ impl Generator {
         let staging = plan.shared.staging.as_ref();
         load::load(&gpu, &mut buffers, source, &plan.shared.network, staging, || plan.shared.recorder(), progress)
             .await?;
+        let run = |list: &Recorder, buffers: &mut Buffers| -> Result<()> {
+            if !list.commands.is_empty() {
+                let list = gpu.prepare(&list.commands, buffers, plan.shared.uniforms[0])?;
+                gpu.run(&list, buffers)?;
+            }
+            Ok(())
+        };
+        run(&plan.record_norms(), &mut buffers)?;
         for (place, adapter) in plan.adapters.iter().zip(adapters) {
             place.write(&gpu, &buffers, &adapter.tensors);
         }
+        run(&plan.record_factors(), &mut buffers)?;
         gpu.flush().await?;
         let (lists, cached) = (Lists::new(MAX_LISTS), CachedText::default());
         let cancel = Arc::default();

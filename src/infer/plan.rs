@@ -8,6 +8,7 @@ use crate::network::activations::{Activations, Inputs, scratch_bytes};
 use crate::network::adapter::DeviceAdapter;
 use crate::network::base::BaseStorage;
 use crate::network::decoder::{KvCache, Pass};
+use crate::network::dora;
 use crate::network::head;
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::ops::rows;
@@ -98,6 +99,8 @@ impl GenerationPlan {
             let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands));
             bytes.max().unwrap_or(0)
         });
+        let setup = [plan.record_norms(), plan.record_factors()].map(|list| params_bytes(&list.commands));
+        let uniforms = [uniforms[0].max(setup[0]).max(setup[1]), uniforms[1]];
         plan.shared.plan_uniforms(uniforms);
         Ok(plan)
     }
@@ -110,6 +113,23 @@ impl GenerationPlan {
     /// Largest number of tokens of prompt and answer together.
     pub fn max_positions(&self) -> usize {
         self.shared.network.max_positions
+    }
+
+    /// Records what follows from the loaded base, once: the norms that DoRA needs. Nothing for other adapters.
+    pub fn record_norms(&self) -> Recorder {
+        let mut rec = self.shared.recorder();
+        self.adapters.iter().for_each(|adapter| dora::record_norms(&mut rec, &self.shared.network, adapter));
+        rec
+    }
+
+    /// Records DoRA's factors from those of the adapters, once these are written. Nothing for other adapters.
+    pub fn record_factors(&self) -> Recorder {
+        let mut rec = self.shared.recorder();
+        let ranks = self.shared.activations.workspace.ranks.as_ref();
+        for adapter in &self.adapters {
+            dora::record_factors(&mut rec, &self.shared.network, adapter, ranks);
+        }
+        rec
     }
 
     /// Records the pass of `rows` rows with the base, and with each adapter.
@@ -174,6 +194,7 @@ mod tests {
             rank: 3,
             alpha: 3.0,
             scale: 1.0,
+            factors: crate::lora::factors::Factor::PLAIN.into(),
         };
         let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
         GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&[module], &[]], &settings)

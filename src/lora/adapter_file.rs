@@ -118,15 +118,17 @@ fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig 
 
 /// The tensors of an adapter's file: name, shape and values. The parts of a fused layer are one module for PEFT, with one A and the rows
 /// of B one after the other.
-pub fn file_tensors(modules: &[LoraModule], adapter: &AdapterTensors) -> Vec<(String, [usize; 2], Vec<f32>)> {
+pub fn file_tensors(modules: &[LoraModule], adapter: &AdapterTensors) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut tensors = Vec::new();
     let mut values = adapter.modules.iter();
     for parts in modules.chunk_by(|_, next| next.shares_a) {
         let values: Vec<&ModuleFactors> = values.by_ref().take(parts.len()).collect();
-        for factor in Factor::ALL {
-            let whole: Vec<f32> = values.iter().flat_map(|values| values[factor].iter().copied()).collect();
-            let shape = factor.shape_of(parts[0].rank, whole.len());
-            tensors.push((factor.tensor(&parts[0]), shape, whole));
+        for (i, factor) in parts[0].factors.iter().enumerate() {
+            let whole: Vec<f32> = values.iter().flat_map(|values| values.0[i].iter().copied()).collect();
+            // A has the rank as its rows, the others as their columns; a magnitude has one column.
+            let features = if *factor == Factor::Magnitude { whole.len() } else { whole.len() / parts[0].rank };
+            let shape = factor.file_shape(factor.shape(parts[0].rank, [features, features]));
+            tensors.push((factor.tensor(&parts[0].name()), shape, whole));
         }
     }
     tensors
@@ -254,7 +256,7 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     if let Some(problem) = foreign_base(&config, &entries, model) {
         return Err(Error::file(dir, problem));
     }
-    let mut read = |name: &str, shape: [usize; 2]| -> Result<Vec<f32>> {
+    let mut read = |name: &str, shape: Vec<usize>| -> Result<Vec<f32>> {
         let error = |problem: String| Error::field(&weights, name, problem);
         let info = match entries.remove(name) {
             Some(Entry::Float(info)) => info,
@@ -279,13 +281,13 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     for parts in modules.chunk_by(|_, next| next.shares_a) {
         let specs: Vec<_> = parts.iter().map(|module| factors(module, model)).collect();
         let mut of_parts = vec![ModuleFactors::default(); parts.len()];
-        for factor in Factor::ALL {
-            let rows = specs.iter().map(|specs| specs[factor as usize].shape[0]).sum();
-            let FactorSpec { shape: [_, columns], ref tensor, .. } = specs[0][factor as usize];
-            let whole = read(tensor, [rows, columns])?;
+        for (i, factor) in parts[0].factors.iter().enumerate() {
+            let rows = specs.iter().map(|specs| specs[i].shape[0]).sum();
+            let FactorSpec { shape: [_, columns], ref tensor, .. } = specs[0][i];
+            let whole = read(tensor, factor.file_shape([rows, columns]))?;
             let mut rest = whole.as_slice();
             for (part, specs) in of_parts.iter_mut().zip(&specs) {
-                let (values, after) = rest.split_at(specs[factor as usize].elements());
+                let (values, after) = rest.split_at(specs[i].elements());
                 part.0.push(values.to_vec());
                 rest = after;
             }
@@ -321,11 +323,17 @@ fn canonical(name: &str, decoder: &str) -> String {
     };
     let name = in_decoder(decoder, &name);
     for factor in Factor::ALL {
-        let part = format!(".{}.", factor.name());
+        let part = format!(".{}", factor.name());
+        // `.weight` alone, or after the name of an adapter.
+        let is_ending = |rest: &str| {
+            let rest = rest.strip_suffix(".weight").unwrap_or(rest);
+            rest.is_empty() || rest.strip_prefix('.').is_some_and(|adapter| !adapter.contains('.'))
+        };
         if let Some((module, rest)) = name.split_once(&part)
-            && rest.strip_suffix(".weight").is_some_and(|adapter| !adapter.contains('.'))
+            && (factor == Factor::Magnitude || rest.ends_with(".weight"))
+            && is_ending(rest)
         {
-            return format!("{PREFIX}{module}{part}weight");
+            return format!("{PREFIX}{module}{part}{}", factor.ending());
         }
     }
     format!("{PREFIX}{name}")

@@ -156,6 +156,8 @@ pub struct LoraConfig {
     pub target_modules: TargetModules,
     /// Scale by alpha / sqrt(r) instead of alpha / r.
     pub use_rslora: bool,
+    /// Train a magnitude for each output beside the factors (DoRA).
+    pub use_dora: bool,
     /// Pairs of a pattern and a rank: a module whose name ends in a match of the pattern has that rank instead of `r`. The first match
     /// counts.
     pub rank_pattern: Vec<(String, usize)>,
@@ -182,6 +184,7 @@ impl Default for LoraConfig {
             lora_dropout: 0.0,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            use_dora: false,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             layers_to_transform: None,
@@ -194,8 +197,7 @@ impl Default for LoraConfig {
 }
 
 /// PEFT's settings that change the computation and are not supported.
-const REFUSED: [&str; 15] = [
-    "use_dora",
+const REFUSED: [&str; 14] = [
     "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
@@ -213,7 +215,7 @@ const REFUSED: [&str; 15] = [
 ];
 
 /// Keys that are read, or that do not affect the computation.
-const KNOWN: [&str; 26] = [
+const KNOWN: [&str; 27] = [
     "peft_type",
     // Whole tensors in the file are held against the base's.
     "modules_to_save",
@@ -223,6 +225,7 @@ const KNOWN: [&str; 26] = [
     "lora_dropout",
     "target_modules",
     "use_rslora",
+    "use_dora",
     "rank_pattern",
     "alpha_pattern",
     "layers_to_transform",
@@ -272,13 +275,9 @@ impl LoraConfig {
             return Err(fields.error("bias", format!("is `{bias}`, but must be `none`, `all` or `lora_only`")));
         }
         if let Some(key) = REFUSED.iter().find(|key| fields.value(key).is_some_and(|v| !is_unset(v))) {
-            let kind = match *key {
-                "use_dora" => "is true: DoRA adapters are not supported",
-                _ => "is set, but adapters that use it are not supported",
-            };
             let dir = path.parent().unwrap_or(Path::new("."));
             let advice = format!("merge it into its base with PEFT and take that model: {}", merge_command(dir));
-            return Err(fields.error(key, format!("{kind}; {advice}")));
+            return Err(fields.error(key, format!("is set, but adapters that use it are not supported; {advice}")));
         }
         let is_ignored = |key: &String, value: &Value| {
             !KNOWN.contains(&key.as_str()) && !REFUSED.contains(&key.as_str()) && !is_unset(value)
@@ -289,6 +288,7 @@ impl LoraConfig {
             lora_dropout: dropout(&fields)?,
             target_modules: target_modules(&fields)?,
             use_rslora: fields.flag("use_rslora", false)?,
+            use_dora: fields.flag("use_dora", false)?,
             rank_pattern: pattern(&fields, "rank_pattern", "rank_pattern.", |f, key| f.required_count(key, MAX_RANK))?,
             alpha_pattern: pattern(&fields, "alpha_pattern", "alpha_pattern.", |f, key| f.required_positive(key))?,
             layers_to_transform: layers_to_transform(&fields)?,
@@ -361,7 +361,7 @@ impl LoraConfig {
             ("task_type", json!("CAUSAL_LM")),
             ("trainable_token_indices", Value::Null),
             ("use_bdlora", Value::Null),
-            ("use_dora", json!(false)),
+            ("use_dora", json!(self.use_dora)),
             ("use_qalora", json!(false)),
             ("use_rslora", json!(self.use_rslora)),
             ("velora_config", Value::Null),
@@ -500,6 +500,7 @@ mod tests {
             lora_dropout: 0.1,
             target_modules: TargetModules::Names(vec!["v_proj".into(), "q_proj".into()]),
             use_rslora: true,
+            use_dora: true,
             rank_pattern: vec![("z".into(), 3), ("layers.0.self_attn.q_proj".into(), 2)],
             alpha_pattern: vec![("v_proj".into(), 7.0)],
             layers_to_transform: Some(vec![0, 2]),
@@ -522,8 +523,7 @@ mod tests {
     fn unsupported_and_wrong_settings_are_refused_by_name() {
         let cases = [
             (r#""peft_type": "IA3""#, "peft_type", "`LORA`"),
-            (r#""use_dora": true"#, "use_dora", "DoRA adapters are not supported"),
-            (r#""use_dora": true"#, "use_dora", "M.from_pretrained('out', "),
+            (r#""lora_bias": true"#, "lora_bias", "M.from_pretrained('out', "),
             (r#""fan_in_fan_out": true"#, "fan_in_fan_out", "not supported"),
             (r#""bias": "some""#, "bias", "`none`"),
             (r#""r": 0"#, "r", "whole number"),

@@ -1,64 +1,19 @@
-//! The trained tensors of a LoRA module as a list: another variant of LoRA adds an entry to the list, not a new type.
+//! The trained tensors of a LoRA module as a list: another variant of LoRA adds an entry to the list, not a new type. What a module
+//! trains is [`LoraModule::factors`].
 
 use std::ops::{Index, IndexMut};
 
 use super::config::LoraInit;
+pub use super::factor::Factor;
 use super::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
 use crate::random::{Stream, normal, uniform};
 
-/// A tensor that LoRA trains for one module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Factor {
-    /// `[rank, in_features]`: takes the module's input down to the rank.
-    A,
-    /// `[out_features, rank]`: takes it up to the module's output.
-    B,
-}
-
-impl Factor {
-    /// Every factor, in the order in which they are stored, trained and saved.
-    pub const ALL: [Self; 2] = [Self::A, Self::B];
-
-    /// PEFT's name of the factor in tensor names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::A => "lora_A",
-            Self::B => "lora_B",
-        }
-    }
-
-    /// True for the factors whose learning rate LoRA+ raises (Hayou et al. 2024): all but A, as in PEFT's
-    /// `create_loraplus_optimizer`.
-    pub fn is_raised(self) -> bool {
-        self != Self::A
-    }
-
-    /// The name of the module's tensor in PEFT's files.
-    pub fn tensor(self, module: &LoraModule) -> String {
-        format!("base_model.model.{}.{}.weight", module.name(), self.name())
-    }
-
-    /// Rows and columns of the factor of a module of this rank and these features.
-    pub fn shape(self, rank: usize, [out_features, in_features]: [usize; 2]) -> [usize; 2] {
-        match self {
-            Self::A => [rank, in_features],
-            Self::B => [out_features, rank],
-        }
-    }
-
-    /// Rows and columns of a factor that has `elements` elements.
-    pub fn shape_of(self, rank: usize, elements: usize) -> [usize; 2] {
-        let features = elements / rank;
-        self.shape(rank, [features, features])
-    }
-}
-
 /// One factor of one module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FactorSpec {
-    /// A or B.
+    /// The part that it plays.
     pub factor: Factor,
     /// Rows and columns, as [`Factor`] says.
     pub shape: [usize; 2],
@@ -83,14 +38,23 @@ pub fn factors(module: &LoraModule, model: &ModelConfig) -> Vec<FactorSpec> {
             Factor::A if module.shares_a => [0, in_features],
             _ => factor.shape(module.rank, [out_features, in_features]),
         },
-        tensor: factor.tensor(module),
+        tensor: factor.tensor(&module.name()),
     };
-    Factor::ALL.map(spec).into()
+    module.factors.iter().copied().map(spec).collect()
 }
 
-/// The values of one module's factors, in the order of [`factors`].
+/// The values of one module's factors, in the order of [`factors`]. Magnitudes without values are the norms of the base's rows, which the
+/// device computes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModuleFactors(pub Vec<Vec<f32>>);
+
+impl ModuleFactors {
+    /// DoRA's magnitudes of a module, where it has them.
+    pub fn magnitudes(&self, module: &LoraModule) -> Option<&[f32]> {
+        let at = module.factors.iter().position(|factor| *factor == Factor::Magnitude)?;
+        self.0.get(at).map(Vec::as_slice)
+    }
+}
 
 impl Index<Factor> for ModuleFactors {
     type Output = Vec<f32>;
@@ -131,6 +95,11 @@ impl AdapterTensors {
     }
 }
 
+/// Number of trained parameters of these modules.
+pub fn parameters(modules: &[LoraModule], model: &ModelConfig) -> u64 {
+    modules.iter().flat_map(|module| factors(module, model)).map(|factor| factor.elements() as u64).sum()
+}
+
 /// New factors. B is zero, so that training starts at the base model. A module's draws depend on its place alone, so adding modules
 /// changes no other module's start.
 pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraInit) -> AdapterTensors {
@@ -148,6 +117,7 @@ pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraIn
                     indices.map(|index| (normal(draw, index) / module.rank as f64) as f32).collect()
                 }
                 (Factor::B, _) => vec![0.0; spec.elements()],
+                (Factor::Magnitude, _) => Vec::new(),
             }
         };
         ModuleFactors(factors(module, model).into_iter().map(start).collect())

@@ -2,5 +2,6 @@
 
 pub mod adapter_file;
 pub mod config;
+pub mod factor;
 pub mod factors;
 pub mod targets;

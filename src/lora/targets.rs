@@ -3,6 +3,7 @@
 use fancy_regex::{Regex, RegexBuilder};
 
 use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
+use super::factor::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
@@ -34,6 +35,8 @@ pub struct LoraModule {
     pub alpha: f32,
     /// Factor of `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling.
     pub scale: f32,
+    /// What is trained, in the order in which it is stored and saved.
+    pub factors: Vec<Factor>,
 }
 
 impl LoraModule {
@@ -180,7 +183,9 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             let (alpha, scale) = (alpha as f32, (alpha / divisor) as f32);
             let shares_a = model.fused(projection).is_some_and(|fused| fused.parts[0] != projection);
             let decoder = model.decoder();
-            modules.push(LoraModule { layer, projection, decoder, path, shares_a, rank, alpha, scale });
+            let magnitude = lora.use_dora.then_some(Factor::Magnitude);
+            let factors = Factor::PLAIN.into_iter().chain(magnitude).collect();
+            modules.push(LoraModule { layer, projection, decoder, path, shares_a, rank, alpha, scale, factors });
         }
     }
     if modules.is_empty() {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::gpu::{Capabilities, Category, Cooperative, MatrixUnits};
-use crate::lora::factors::factors;
+use crate::lora::factors;
 use crate::lora::targets;
 use crate::model::config::ModelConfig;
 use crate::model::tensors::parameters;
@@ -106,10 +106,7 @@ pub fn estimate(
         categories: ledger.entries().collect(),
         trained_parameters: match settings.method {
             Method::Full => parameters(config),
-            Method::Lora | Method::Qlora => {
-                let factors = modules.iter().flat_map(|module| factors(module, config));
-                factors.map(|factor| factor.elements() as u64).sum()
-            }
+            Method::Lora | Method::Qlora => factors::parameters(&modules, config),
         },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,

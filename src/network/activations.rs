@@ -8,6 +8,7 @@ use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
 use crate::network::adapter::DeviceAdapter;
+use crate::network::dora::{self, RankWorkspace};
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
 use crate::ops::linear::{self, WorkspaceQuery};
@@ -115,6 +116,11 @@ pub fn through(first: Phase, last: Phase) -> Lifetime {
 /// All phases of a step.
 fn whole_step() -> Lifetime {
     through(Phase::ProjectQkv, Phase::InputNormBackward)
+}
+
+/// Before and between passes, when no activation is alive.
+fn between_passes() -> Lifetime {
+    through(Phase::Loading, Phase::Loading)
 }
 
 /// The storage of a layer's activations: buffers of their own, or buffers that they share with the rest of the step.
@@ -269,6 +275,11 @@ pub struct Workspace {
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
     pub dropped: Option<Matrix>,
+    /// Scratch of DoRA's norms, between passes; `None` where no module has magnitudes.
+    pub ranks: Option<RankWorkspace>,
+    /// Outputs of DoRA's layers under dropout, then gradients of up to three outputs times their factors. `None` where no module that is
+    /// trained has magnitudes.
+    pub scaled: Option<[Matrix; 3]>,
 }
 
 /// Buffers that are needed within one layer's backward pass only, shared by all layers.
@@ -396,6 +407,8 @@ impl Activations {
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
+        workspace.scaled = plan_scaled(plan, arena, network, adapter, sizes);
+        workspace.ranks = RankWorkspace::plan(plan, arena, std::slice::from_ref(adapter), &between_passes());
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
         Self { rows, hidden, compressed, layers, kept_from, workspace }
     }
@@ -416,7 +429,8 @@ impl Activations {
         let pair = [(); 2].map(|()| plan.matrix(Category::Workspace, "hidden", rows, config.hidden_size as u32));
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
         let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, None)];
-        let workspace = Workspace::plan_forward(plan, arena, network, rows);
+        let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
+        workspace.ranks = RankWorkspace::plan(plan, arena, adapters, &between_passes());
         Self { rows, hidden, compressed: Vec::new(), layers, kept_from: config.num_layers, workspace }
     }
 
@@ -443,6 +457,8 @@ impl Workspace {
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
             backward: None,
             dropped: None,
+            ranks: None,
+            scaled: None,
         }
     }
 }
@@ -495,6 +511,32 @@ impl BackwardWorkspace {
     }
 }
 
+/// Plans [`Workspace::scaled`]: as wide as the widest output with magnitudes among the first, second and third projections of one input.
+fn plan_scaled(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    network: &Network,
+    adapter: &DeviceAdapter,
+    sizes: TrainingSizes,
+) -> Option<[Matrix; 3]> {
+    use Projection::{Down, Gate, K, O, Q, Up, V};
+    let width = |of: &[Projection]| {
+        let modules = adapter.dora_modules().filter(|(_, projection, _)| of.contains(projection));
+        modules.map(|(_, projection, _)| network.config.projection_shape(projection).0 as u32).max().unwrap_or(0)
+    };
+    dora::largest_rank(std::slice::from_ref(adapter))?;
+    let first = match sizes.dropout {
+        true => whole_step(),
+        false => through(Phase::DownBackward, Phase::QkvBackward),
+    };
+    let mut widths = [width(&[Q, O, Gate, Down]), width(&[K, Up]), width(&[V])];
+    if sizes.dropout {
+        // In the forward pass, every output takes the first.
+        widths[0] = widths.into_iter().max().unwrap_or(0);
+    }
+    Some(arena.contiguous_matrices(plan, "scaled gradients", sizes.rows, widths, &[first]))
+}
+
 /// The largest rank of each projection over the layers.
 fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection::ALL.len()] {
     Projection::ALL.map(|projection| {
@@ -514,6 +556,8 @@ pub fn scratch_bytes(
     capabilities: &Capabilities,
 ) -> (u64, u64) {
     let rank = adapters.iter().map(DeviceAdapter::largest_rank).max().unwrap_or(0);
+    // DoRA multiplies the rows of A too.
+    let rows = rows.max(dora::largest_rank(adapters).unwrap_or(0));
     let of = |w: &Weight, rank, rows| WorkspaceQuery {
         out_features: w.panels[0].rows,
         in_features: w.in_features,

@@ -9,6 +9,7 @@ use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
 use crate::network::moments::{HostMoment, MomentStorage, Moments};
+use crate::ops::dora;
 use crate::ops::weight::{Panel, Weight};
 use crate::quant::format::{Float, Storage};
 
@@ -35,6 +36,8 @@ pub struct TrainingState {
 /// One factor on the device.
 #[derive(Clone, Debug)]
 pub struct DeviceFactor {
+    /// The part that it plays.
+    pub factor: Factor,
     /// The factor as the frozen weight of a contraction of its own: A is `[rank, in_features]`, B `[out_features, rank]`.
     pub weight: Weight,
     /// The values, f32, row by row without padding.
@@ -59,6 +62,20 @@ pub struct DeviceModule {
     pub site: u32,
     /// Its factors, in the order of [`factors`].
     pub factors: Vec<DeviceFactor>,
+    /// The vectors of its outputs under DoRA.
+    pub outputs: Option<dora::Outputs>,
+}
+
+impl DeviceModule {
+    /// The factor of this kind, where the module has one.
+    pub fn factor(&self, factor: Factor) -> Option<&DeviceFactor> {
+        self.factors.iter().find(|own| own.factor == factor)
+    }
+
+    /// The vectors of DoRA and its magnitudes.
+    pub fn dora(&self) -> Option<(dora::Outputs, &DeviceFactor)> {
+        self.outputs.zip(self.factor(Factor::Magnitude))
+    }
 }
 
 impl Index<Factor> for DeviceModule {
@@ -86,6 +103,7 @@ impl Place {
         let values = params.slice(offset, bytes);
         let [rows, cols] = spec.shape.map(|n| n as u32);
         DeviceFactor {
+            factor: spec.factor,
             weight: Weight {
                 storage: Storage::Float(Float::F32),
                 out_features: rows,
@@ -169,7 +187,14 @@ impl DeviceAdapter {
                 }
                 _ => place.on_device(&segments),
             });
+            let outputs = module.factors.contains(&Factor::Magnitude).then(|| {
+                let bytes = 4 * model.projection_shape(module.projection).0 as u64;
+                let [squares, factors, inverses] =
+                    ["squared norms", "DoRA factors", "inverse norms"].map(|l| plan.alloc(Category::Adapter, l, bytes));
+                dora::Outputs { squares, factors, inverses }
+            });
             adapted[at] = Some(DeviceModule {
+                outputs,
                 rank: module.rank as u32,
                 scale: module.scale,
                 // One A reads one input: its mask is the same for all parts.
@@ -184,6 +209,15 @@ impl DeviceAdapter {
     /// The module at this place; `None` where the projection has no adapter.
     pub fn module(&self, layer: usize, projection: Projection) -> Option<&DeviceModule> {
         self.modules.get(slot(layer, projection))?.as_ref()
+    }
+
+    /// The modules of DoRA, with their places.
+    pub fn dora_modules(&self) -> impl Iterator<Item = (usize, Projection, &DeviceModule)> {
+        self.order.iter().filter_map(|at| {
+            let module = self.modules[*at].as_ref().filter(|module| module.outputs.is_some())?;
+            let count = Projection::ALL.len();
+            Some((at / count, Projection::ALL[at % count], module))
+        })
     }
 
     /// The modules in the order of the file.
@@ -201,10 +235,10 @@ impl DeviceAdapter {
         self.modules().map(|m| m.rank).max().unwrap_or(0)
     }
 
-    /// Uploads the factors. `tensors` has the modules in the order of [`Self::modules`].
+    /// Uploads the factors that have values. `tensors` has the modules in the order of [`Self::modules`].
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, tensors: &AdapterTensors) {
         for (factor, values) in self.factors().zip(tensors.values()) {
-            if factor.elements > 0 {
+            if factor.elements > 0 && !values.is_empty() {
                 gpu.write(buffers, factor.values, bytemuck::cast_slice(values));
             }
         }

@@ -5,6 +5,7 @@
 
 use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
 use super::base::Network;
+use super::dora::columns;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
@@ -16,7 +17,7 @@ use crate::ops::linear::{self, GradientTerm, LowRank};
 use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
 use crate::ops::rope::RotatedHeads;
 use crate::ops::{
-    add, bf16, column_gradient, dropout, embedding, glu, kv_cache, lora_gradient, noise, rms_norm, rope, scale,
+    add, bf16, column_gradient, dora, dropout, embedding, glu, kv_cache, lora_gradient, noise, rms_norm, rope, scale,
     weight_gradient,
 };
 
@@ -40,7 +41,9 @@ impl Dropout {
 struct ProjectionGradient {
     projection: Projection,
     dy: Matrix,
-    /// `dy B`, `[rows, rank]`, where the projection is adapted.
+    /// The gradient of what DoRA scales: dy times the factors of the outputs, or dy itself.
+    du: Matrix,
+    /// `du B`, `[rows, rank]`, where the projection is adapted.
     dyb: Option<Matrix>,
 }
 
@@ -279,7 +282,7 @@ impl Pass<'_> {
         }
     }
 
-    /// `y = x W^T + b + s dropout(x) A^T B^T`; `x A^T` stays in the layer's activations.
+    /// `y = x W^T + b + s dropout(x) A^T B^T`, under DoRA with its magnitudes; `x A^T` stays in the layer's activations.
     fn project(
         &self,
         rec: &mut Recorder,
@@ -292,6 +295,17 @@ impl Pass<'_> {
         let weight = self.network.layers[layer].projection(projection);
         let low = self.low_rank(rec, layer, projection, x, acts);
         linear::forward(rec, x, weight, low, y, false);
+        let Some((outputs, _)) = self.module(layer, projection).and_then(DeviceModule::dora) else { return };
+        match (self.dropout.zip(self.activations.workspace.dropped), self.activations.workspace.scaled) {
+            (Some((_, dropped)), Some([scaled, ..])) => {
+                // As PEFT does it, the base's part of the direction sees the dropped input too: y += (m/n - 1) u.
+                let x = columns(dropped.first_rows(self.rows), x.cols);
+                let u = columns(scaled.first_rows(self.rows), y.cols);
+                linear::forward(rec, x, &weight.without_bias(), low, u, false);
+                dora::add_rest(rec, u, outputs.factors, y);
+            }
+            _ => dora::rescale(rec, y, outputs.factors, weight.bias),
+        }
     }
 
     /// `dropout(x) A^T` into the layer's activations, where the projection is adapted.
@@ -367,7 +381,7 @@ impl Pass<'_> {
 
         // Feed-forward. The buffers of gate and up take their gradients; `act` holds its gradient, and then its value again.
         let d_output = self.output_gradient(rec, pass, Norm::FeedForwardOutput, 1);
-        let down = self.projection_gradient(rec, index, Down, d_output, ws.low[0]);
+        let down = self.projection_gradient(rec, pass, Down, d_output, 0);
         self.input_gradient(rec, index, &[down], act);
         glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);
         self.parameter_gradients(rec, pass, act, down);
@@ -386,7 +400,7 @@ impl Pass<'_> {
 
         // Attention.
         let d_output = self.output_gradient(rec, pass, Norm::AttentionOutput, 0);
-        let out = self.projection_gradient(rec, index, O, d_output, ws.low[0]);
+        let out = self.projection_gradient(rec, pass, O, d_output, 0);
         self.input_gradient(rec, index, &[out], ws.d_attention);
         self.parameter_gradients(rec, pass, acts.attention, out);
         if lowest && !trained(&[Q, K, V]) {
@@ -492,7 +506,7 @@ impl Pass<'_> {
     ) {
         let gradients: [_; N] = std::array::from_fn(|i| {
             let (projection, dy) = outputs[i];
-            self.projection_gradient(rec, pass.index, projection, dy, pass.ws.low[i])
+            self.projection_gradient(rec, pass, projection, dy, i)
         });
         if let Some(dx) = dx {
             self.input_gradient(rec, pass.index, &gradients, dx);
@@ -502,29 +516,40 @@ impl Pass<'_> {
         }
     }
 
-    /// Computes `dy B` into `place`, where the projection is adapted.
+    /// Computes `du` and `du B` where the projection is adapted, which is number `place` of those that read one input.
     fn projection_gradient(
         &self,
         rec: &mut Recorder,
-        layer: usize,
+        pass: LayerBackward,
         projection: Projection,
         dy: Matrix,
-        place: Matrix,
+        place: usize,
     ) -> ProjectionGradient {
-        let dyb = self.module(layer, projection).map(|module| {
-            let dyb = low_columns(Some(place), module);
-            linear::input_gradient(rec, dy, &module[Factor::B].weight, None, dyb, false);
+        let module = self.module(pass.index, projection);
+        let scaled = self.activations.workspace.scaled.map(|scaled| scaled[place]);
+        let du = match module.and_then(DeviceModule::dora).zip(scaled) {
+            Some(((outputs, _), scaled)) => {
+                let du = columns(scaled.first_rows(self.rows), dy.cols);
+                dora::scaled(rec, dy, outputs.factors, 0.0, du);
+                du
+            }
+            None => dy,
+        };
+        let dyb = module.map(|module| {
+            let dyb = low_columns(Some(pass.ws.low[place]), module);
+            linear::input_gradient(rec, du, &module[Factor::B].weight, None, dyb, false);
             dyb
         });
-        ProjectionGradient { projection, dy, dyb }
+        ProjectionGradient { projection, dy, du, dyb }
     }
 
-    /// The gradient of an input from those of its projections' outputs, `dx = sum of dy W + s dropout(dy B A)`.
+    /// The gradient of an input from those of its projections' outputs, `dx = sum of du W + s dropout(du B A)`; with dropout under DoRA
+    /// `dx = sum of dy W + dropout((du - dy) W + s du B A)`.
     fn input_gradient(&self, rec: &mut Recorder, layer: usize, gradients: &[ProjectionGradient], dx: Matrix) {
         let dropout = self.dropout.zip(self.activations.workspace.dropped);
         let adapted = |gradient: &ProjectionGradient| self.module(layer, gradient.projection).zip(gradient.dyb);
         let term = |gradient: &ProjectionGradient| GradientTerm {
-            dy: gradient.dy,
+            dy: if dropout.is_none() { gradient.du } else { gradient.dy },
             weight: self.network.layers[layer].projection(gradient.projection),
             low_rank: adapted(gradient).filter(|_| dropout.is_none()).map(|(module, dyb)| LowRank {
                 product: dyb,
@@ -536,9 +561,19 @@ impl Pass<'_> {
         linear::sum_of_input_gradients(rec, &terms, dx);
         let Some((dropout, workspace)) = dropout else { return };
         let term = columns(workspace.first_rows(self.rows), dx.cols);
-        for (module, dyb) in gradients.iter().filter_map(adapted) {
-            linear::input_gradient(rec, dyb, &module[Factor::A].weight, None, term, false);
-            dropout::backward_add(rec, term, dx, dropout.mask(module), module.scale);
+        for gradient in gradients {
+            let Some((module, dyb)) = adapted(gradient) else { continue };
+            if let Some((outputs, _)) = module.dora() {
+                // du is computed again for the gradient of B.
+                dora::scaled(rec, gradient.dy, outputs.factors, -1.0, gradient.du);
+                let weight = self.network.layers[layer].projection(gradient.projection);
+                let low = LowRank { product: dyb, factor: module[Factor::A].values, scale: module.scale };
+                linear::input_gradient(rec, gradient.du, weight, Some(low), term, false);
+                dropout::backward_add(rec, term, dx, dropout.mask(module), 1.0);
+            } else {
+                linear::input_gradient(rec, dyb, &module[Factor::A].weight, None, term, false);
+                dropout::backward_add(rec, term, dx, dropout.mask(module), module.scale);
+            }
         }
     }
 
@@ -556,13 +591,13 @@ impl Pass<'_> {
         }
     }
 
-    /// `dA += s (dy B)^T x`, `dB += s dy^T (x A^T)`; of a trained base `dW += dy^T x` and the sums of dy.
+    /// `dA += s (du B)^T x`, `dB += s du^T (x A^T)`, and the gradient of magnitudes; of a trained base `dW += dy^T x` and the sums of dy.
     fn parameter_gradients(
         &self,
         rec: &mut Recorder,
         LayerBackward { index, acts, .. }: LayerBackward,
         x: Matrix,
-        ProjectionGradient { projection, dy, dyb }: ProjectionGradient,
+        ProjectionGradient { projection, dy, du, dyb }: ProjectionGradient,
     ) {
         if let Some(trained) = self.trained {
             let weight = self.network.layers[index].projection(projection);
@@ -574,18 +609,22 @@ impl Pass<'_> {
         let Some((module, dyb)) = self.module(index, projection).zip(dyb) else { return };
         let x = self.dropped(rec, module, x);
         let xa = low_columns(acts.low[projection as usize], module);
+        let dora = module.dora();
+        if let Some((outputs, _)) = dora.filter(|_| self.dropout.is_some()) {
+            dora::scaled(rec, dy, outputs.factors, 0.0, du);
+        }
         if let (Some(da), Some(db)) = (module[Factor::A].gradient, module[Factor::B].gradient) {
             lora_gradient::lora_a(rec, dyb, x, module.scale, da);
-            lora_gradient::lora_b(rec, xa, dy, module.scale, db);
+            lora_gradient::lora_b(rec, xa, du, module.scale, db);
+        }
+        if let Some((outputs, Some(dm))) = dora.map(|(outputs, magnitude)| (outputs, magnitude.gradient)) {
+            // The direction is computed again, in the place of du.
+            let weight = self.network.layers[index].projection(projection).without_bias();
+            let low = LowRank { product: xa, factor: module[Factor::B].values, scale: module.scale };
+            linear::forward(rec, x, &weight, Some(low), du, false);
+            dora::magnitude_gradient(rec, dy, du, outputs.inverses, dm);
         }
     }
-}
-
-/// The first `cols` columns of a buffer that was planned for more; rows move together.
-fn columns(buffer: Matrix, cols: u32) -> Matrix {
-    let ld = crate::gpu::round_up(cols, 4);
-    let bytes = 4 * u64::from(buffer.rows) * u64::from(ld);
-    Matrix { cols, ld, view: View { bytes, ..buffer.view }, ..buffer }
 }
 
 fn low_columns(buffer: Option<Matrix>, module: &DeviceModule) -> Matrix {

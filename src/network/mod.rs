@@ -4,6 +4,7 @@ pub mod activations;
 pub mod adapter;
 pub mod base;
 pub mod decoder;
+pub mod dora;
 pub mod head;
 pub mod load;
 pub mod moments;

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod bf16;
 pub mod column_gradient;
 pub mod cross_entropy;
+pub mod dora;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
@@ -45,6 +46,7 @@ pub fn kernels() -> Vec<Kernel> {
         bf16::kernels(),
         column_gradient::kernels(),
         cross_entropy::kernels(),
+        dora::kernels(),
         dropout::kernels(),
         embedding::kernels(),
         glu::kernels(),

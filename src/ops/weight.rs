@@ -154,6 +154,11 @@ impl Weight {
         Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
     }
 
+    /// The matrix alone.
+    pub fn without_bias(&self) -> Self {
+        Self { bias: None, ..self.clone() }
+    }
+
     /// Plans contiguous matrices that read the same input, so that one contraction can compute the gradient of that input.
     pub fn plan_contiguous<const N: usize>(
         plan: &mut MemoryPlan,

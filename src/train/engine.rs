@@ -93,7 +93,18 @@ impl Engine {
             progress,
         )
         .await?;
+        engine.compute_norms()?;
         Ok(engine)
+    }
+
+    /// Computes what follows from the loaded base.
+    fn compute_norms(&mut self) -> Result<()> {
+        let list = self.plan.record_norms();
+        if list.commands.is_empty() {
+            return Ok(());
+        }
+        let list = self.gpu.prepare(&list.commands, &self.buffers, self.plan.shared.uniforms[1])?;
+        Ok(self.gpu.run(&list, &mut self.buffers)?)
     }
 
     /// Allocates the plan over new weights, to be trained from scratch.
@@ -111,8 +122,9 @@ impl Engine {
     /// # Errors
     /// Out of memory, a limit of the adapter, or a failing device.
     pub async fn with_random_weights(gpu: Gpu, plan: TrainPlan, seed: u64) -> Result<Self> {
-        let engine = Self::allocate(gpu, plan).await?;
+        let mut engine = Self::allocate(gpu, plan).await?;
         load::fill_randomly(&engine.gpu, &engine.buffers, &engine.plan.shared.network, seed).await?;
+        engine.compute_norms()?;
         Ok(engine)
     }
 
@@ -423,6 +435,8 @@ impl Engine {
     pub async fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
         let rows = batch.tokens.len();
         self.upload(batch, &self.objective.head_rows(batch, 1.0), rows, 0);
+        // The adapter may be newer than the last step.
+        self.gpu.run(&self.begin, &mut self.buffers)?;
         let (rec, logits) = self.plan.record_logits(rows as u32);
         let list = self.gpu.prepare(&rec.commands, &self.buffers, self.plan.shared.uniforms[0])?;
         self.gpu.run(&list, &mut self.buffers)?;

@@ -12,6 +12,7 @@ use crate::network::activations::{ActivationFormat, Activations, Inputs, Recompu
 use crate::network::adapter::DeviceAdapter;
 use crate::network::base::BaseStorage;
 use crate::network::decoder::{Dropout, Pass};
+use crate::network::dora;
 use crate::network::moments::MomentStorage;
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::network::trained::Trained;
@@ -189,7 +190,8 @@ impl TrainPlan {
         // The longest list has all rows and a label in each; shorter ones have no more dispatches.
         let longest = plan.record_pass(max_rows, round_up(max_rows, LABEL_CLASS), settings.training.is_some());
         let pass_bytes = params_bytes(&longest.commands);
-        let step_bytes = params_bytes(&plan.record_optimizer().commands) + PARAMS_STRIDE;
+        let step_lists = [plan.record_optimizer(), plan.record_begin(), plan.record_norms()];
+        let step_bytes = step_lists.iter().map(|list| params_bytes(&list.commands)).max().unwrap_or(0) + PARAMS_STRIDE;
         plan.shared.plan_uniforms([pass_bytes, step_bytes]);
         plan
     }
@@ -219,13 +221,22 @@ impl TrainPlan {
         (rows, round_up(labels as u32, LABEL_CLASS).min(round_up(self.max_rows, LABEL_CLASS)))
     }
 
-    /// Opens an optimizer step: gradients and the sum of losses become zero.
+    /// What follows from the loaded base, once: the norms that DoRA needs. Nothing for other adapters.
+    pub fn record_norms(&self) -> Recorder {
+        let mut rec = self.shared.recorder();
+        dora::record_norms(&mut rec, &self.shared.network, &self.parameters.adapter);
+        rec
+    }
+
+    /// Opens an optimizer step: gradients and the sum of losses become zero, and DoRA's factors are those of the adapter of now.
     pub fn record_begin(&self) -> Recorder {
         let mut rec = self.shared.recorder();
         for range in self.parameters.ranges() {
             rec.clear(range.grads);
         }
         rec.clear(self.optimizer.total_loss());
+        let ranks = self.shared.activations.workspace.ranks.as_ref();
+        dora::record_factors(&mut rec, &self.shared.network, &self.parameters.adapter, ranks);
         rec
     }
 

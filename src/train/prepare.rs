@@ -8,7 +8,6 @@ use super::diagnosis::{self, Warning, WarningKind};
 use super::plan::TrainPlan;
 use super::provenance::Provenance;
 use super::settings::{Method, RunSettings};
-use super::values::TrainedValues;
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out, hold_out_count};
 use crate::data::packing::pack;
@@ -220,6 +219,7 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<Loaded
             let LoadedAdapter { config: lora, modules, tensors } = adapter_file::load_for(dir, source)?;
             // The record of a run holds the settings that it runs with.
             (settings.rank, settings.alpha, settings.rslora) = (lora.r, lora.lora_alpha, lora.use_rslora);
+            settings.use_dora = lora.use_dora;
             let base_model_name_or_path = Some(base_name(&settings.model));
             let config = LoraConfig { base_model_name_or_path, lora_dropout: settings.dropout, ..lora };
             Ok(LoadedAdapter { config, modules, tensors })
@@ -388,7 +388,7 @@ impl PreparedRun {
     pub fn trained_parameters(&self) -> u64 {
         match self.settings.method {
             Method::Full => parameters(&self.source.config),
-            Method::Lora | Method::Qlora => TrainedValues::Adapter(self.initial.clone()).parameters(),
+            Method::Lora | Method::Qlora => factors::parameters(&self.modules, &self.source.config),
         }
     }
 

@@ -123,6 +123,8 @@ pub struct RunSettings {
     pub target_modules: String,
     /// True to scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, rsLoRA).
     pub rslora: bool,
+    /// True to train a magnitude of each output beside the factors (Liu et al. 2024, DoRA).
+    pub use_dora: bool,
     /// Ranks by pattern: a module whose name ends in a match has that rank. The first match counts.
     #[serde(skip_serializing_if = "Patterns::is_empty")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "Record<string, number>"))]
@@ -252,6 +254,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("loraplus-lr-ratio", OnResume::Steering).number(Range::Positive, |s| s.loraplus_lr_ratio),
     Setting::new("target-modules", OnResume::Free),
     Setting::new("rslora", OnResume::Fixed),
+    Setting::new("use-dora", OnResume::Fixed),
     Setting::new("rank-pattern", OnResume::Free),
     Setting::new("alpha-pattern", OnResume::Fixed),
     Setting::new("layers-to-transform", OnResume::Free),
@@ -316,6 +319,7 @@ impl Default for RunSettings {
             loraplus_lr_ratio: None,
             target_modules: "all-linear".to_owned(),
             rslora: false,
+            use_dora: false,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             layers_to_transform: None,
@@ -476,6 +480,7 @@ impl RunSettings {
             lora_dropout: self.dropout,
             target_modules: TargetModules::from_argument(&self.target_modules),
             use_rslora: self.rslora,
+            use_dora: self.use_dora,
             rank_pattern: self.rank_pattern.0.clone(),
             alpha_pattern: self.alpha_pattern.0.clone(),
             layers_to_transform: self.layers_to_transform.clone().filter(|layers| !layers.is_empty()),

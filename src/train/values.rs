@@ -39,11 +39,8 @@ impl TrainedValues {
                 .iter()
                 .zip(&adapter.modules)
                 .flat_map(|(module, values)| {
-                    let name = |factor: Factor| format!("{}.{}", module.own_name(), factor.name());
-                    Factor::ALL
-                        .into_iter()
-                        .zip(&values.0)
-                        .map(move |(factor, values)| (name(factor), values.as_slice()))
+                    let name = |factor: &Factor| format!("{}.{}", module.own_name(), factor.name());
+                    module.factors.iter().zip(&values.0).map(move |(factor, values)| (name(factor), values.as_slice()))
                 })
                 .collect(),
             Self::Base(tensors) => tensors.iter().map(|t| (t.name.clone(), t.values.as_slice())).collect(),

@@ -1,6 +1,25 @@
 //! Variants of adapters and of their training: they repeat and resume to the bit, and change what they say.
 
-use crate::common::cli::{Shell, copy_files, random_lines, train_on};
+use std::collections::BTreeSet;
+
+use crate::common::cli::{Shell, copy_files, random_lines, token_lines, train_on};
+use crate::common::*;
+use loraine::data::batches::MicroBatch;
+use loraine::infer::generator::Generator;
+use loraine::infer::plan as generation;
+use loraine::lora::adapter_file;
+use loraine::lora::factors::{AdapterTensors, Factor};
+use loraine::memory::estimate;
+use loraine::model::config::ModelConfig;
+use loraine::model::source::Source;
+use loraine::network::base::BaseStorage;
+use loraine::network::moments::MomentStorage;
+use loraine::ops::adamw::AdamW;
+use loraine::quant::format::Float;
+use loraine::train::engine::Engine;
+use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use loraine::train::settings::RunSettings;
+use loraine::train::values::TrainedValues;
 
 /// A run of each of `options`, again, and from its middle.
 fn assert_repeats(model: &str, options: &str) {
@@ -68,4 +87,174 @@ fn settings_without_a_use_are_refused() {
     shell.fail(&format!("{train} --loraplus-lr-ratio 0"), &["--loraplus-lr-ratio", "positive"]);
     shell.fail(&format!("{train} --method full --loraplus-lr-ratio 2"), &["--loraplus-lr-ratio", "adapter"]);
     shell.fail(&format!("{train} --neftune-noise-alpha -1"), &["--neftune-noise-alpha"]);
+}
+
+/// Adapters of PEFT under `tests/fixtures`: model, adapter and reference.
+const OF_PEFT: &[(&str, &str)] =
+    &[("llama_tied", "dora"), ("qwen2", "dora"), ("phi3", "dora"), ("odd_sizes", "dora"), ("odd_sizes", "dora_nf4")];
+
+#[test]
+fn dora_repeats_and_resumes() {
+    for (model, options) in [
+        ("llama_tied", "--use-dora --method lora --dropout 0.1 --recompute all"),
+        ("phi3", "--use-dora --rslora --loraplus-lr-ratio 4 --optim adamw8bit"),
+    ] {
+        assert_repeats(model, options);
+    }
+}
+
+#[test]
+fn a_new_dora_adapter_begins_as_its_base() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(4, 96, 1));
+    for (out, options) in [("plain", ""), ("dora", "--use-dora"), ("dropped", "--use-dora --dropout 0.2")] {
+        let steps = "--steps 1 --lr 1e-9 --eval-data data.jsonl --batch-size 4";
+        shell.succeed(&format!("{} --data data.jsonl --out {out} {steps} {options}", train_on("odd_sizes")));
+    }
+    let evaluations = |run: &str| -> Vec<f64> {
+        shell.metrics(run).iter().filter_map(|line| line.get("eval_loss")?.as_f64()).collect()
+    };
+    for run in ["dora", "dropped"] {
+        for (a, b) in evaluations("plain").iter().zip(evaluations(run)) {
+            assert!((a / b - 1.0).abs() < 1e-6, "{run}: {a} {b}");
+        }
+    }
+    let adapter = shell.adapter("dora");
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+    assert!(adapter.shape(name).len() == 1 && adapter.get(name).iter().all(|m| *m > 0.0));
+    let config = String::from_utf8(shell.read("dora/adapter_config.json")).unwrap();
+    assert!(config.contains("\"use_dora\": true"), "{config}");
+}
+
+/// Under dropout no reference has the same masks. The norms are constants to the gradient, so that only magnitudes have the slope of the
+/// loss; those of the lowest layer see the gradient of every input above.
+#[test]
+fn magnitudes_under_dropout_have_the_slope_of_the_loss() {
+    for (model, adapter_name) in [("qwen2", "adapter_dora"), ("phi3", "adapter_dora")] {
+        let dir = fixture(model);
+        let source = Source::open(&dir).unwrap();
+        let (modules, tensors) = adapter(&dir.join(adapter_name), &source.config);
+        let settings = PlanSettings {
+            base: BaseStorage::AsStored,
+            max_rows: 64,
+            max_positions: 64,
+            recompute: RecomputePolicy::Keep(1),
+            dropout: 0.3,
+            loraplus: false,
+            neftune_alpha: 0.0,
+            training: Some(MomentStorage::F32),
+        };
+        let gpu = gpu();
+        let plan = TrainPlan::new(gpu.capabilities, &source.config, |name| source.stored(name), &modules, &settings);
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
+        engine.write_adapter(&tensors);
+        let ids = Reference::read(&dir.join("reference.safetensors")).ids("input_ids.0");
+        let batch = [MicroBatch::from_examples([&example(ids)])];
+        pollster::block_on(engine.accumulate(&batch, 5)).unwrap();
+        let gradients = pollster::block_on(engine.read_gradients()).unwrap();
+        let moments = pollster::block_on(engine.read_moments()).unwrap();
+        let mut loss = |values: &AdapterTensors| -> f64 {
+            engine.resume(0, &TrainedValues::Adapter(values.clone()), &moments);
+            pollster::block_on(engine.step(&batch, &AdamW::default(), 1e-30, 5)).unwrap();
+            pollster::block_on(engine.next_result()).unwrap().unwrap().report.loss
+        };
+        for layer in [0, source.config.num_layers - 1] {
+            let (mut square, step) = (0.0, 2e-3);
+            let mut moved = [tensors.clone(), tensors.clone()];
+            for (i, module) in modules.iter().enumerate().filter(|(_, module)| module.layer == layer) {
+                let of = gradients.modules[i].magnitudes(module).unwrap();
+                square += of.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+                let at = module.factors.iter().position(|factor| *factor == Factor::Magnitude).unwrap();
+                for (to, sign) in moved.iter_mut().zip([1.0, -1.0]) {
+                    to.modules[i].0[at].iter_mut().zip(of).for_each(|(m, g)| *m += sign * step * g);
+                }
+            }
+            let slope = (loss(&moved[0]) - loss(&moved[1])) / (2.0 * f64::from(step));
+            assert!((slope / square - 1.0).abs() < 2e-2, "{model}, layer {layer}: {slope} instead of {square}");
+        }
+    }
+}
+
+#[test]
+fn adapters_of_peft_are_saved_as_they_were_read() {
+    for (model, variant) in OF_PEFT {
+        let dir = fixture(model);
+        let source = Source::open(&dir).unwrap();
+        let from = dir.join(format!("adapter_{variant}"));
+        let read = adapter_file::load_for(&from, &source).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        adapter_file::save(out.path(), &read.config, &read.modules, &read.tensors).unwrap();
+        let [a, b] = [&from, &out.path().to_owned()].map(|dir| Reference::read(&dir.join("adapter_model.safetensors")));
+        assert_eq!(a.names().collect::<BTreeSet<_>>(), b.names().collect::<BTreeSet<_>>(), "{model} {variant}");
+        for name in a.names() {
+            assert!(a.bytes(name) == b.bytes(name) && a.shape(name) == b.shape(name), "{model} {variant}: {name}");
+        }
+        let again = adapter_file::load_for(out.path(), &source).unwrap();
+        assert_eq!(again.tensors, read.tensors);
+    }
+}
+
+#[test]
+fn generation_applies_adapters_of_peft_side_by_side() {
+    for (model, variant) in OF_PEFT.iter().filter(|(_, variant)| !variant.ends_with("nf4")) {
+        let dir = fixture(model);
+        let source = Source::open(&dir).unwrap();
+        let names = ["adapter".to_owned(), format!("adapter_{variant}")];
+        let adapters = names.map(|name| adapter_file::load_for(&dir.join(name), &source).unwrap());
+        let settings = generation::PlanSettings { base: BaseStorage::AsStored, max_positions: 64, rows_per_pass: 5 };
+        let mut generator =
+            pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
+        assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");
+        let plain = Reference::read(&dir.join("reference.safetensors"));
+        let own = Reference::read(&dir.join(format!("reference_{variant}.safetensors")));
+        let ids = plain.ids("input_ids.0");
+        for (adapter, logits) in
+            [(Some(1), own.get("lora_logits.0")), (None, plain.get("logits.0")), (Some(0), plain.get("lora_logits.0"))]
+        {
+            let got = pollster::block_on(generator.logits_after(&ids, adapter)).unwrap();
+            let what = format!("{model}, {variant}, adapter {adapter:?}");
+            assert_close(&what, &got, &logits[logits.len() - got.len()..], 1e-4);
+        }
+    }
+}
+
+#[test]
+fn merged_models_are_their_base_with_the_adapter() {
+    for (model, variant) in OF_PEFT.iter().filter(|(_, variant)| !variant.ends_with("nf4")) {
+        let shell = Shell::new();
+        shell.write("data.jsonl", random_lines(6, 96, 3));
+        let dir = fixture(model);
+        let (model, adapter) = (dir.display(), dir.join(format!("adapter_{variant}")));
+        shell.succeed(&format!("merge --model {model} --adapter {} --out merged --dtype f32", adapter.display()));
+        let loss = |of: &str| -> f64 {
+            let shown = shell.succeed(&format!("eval {of} --data data.jsonl --json"));
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap()["loss"].as_f64().unwrap()
+        };
+        let apart = loss(&format!("--model {model} --adapter {}", adapter.display()));
+        let merged = loss("--model merged");
+        assert!((merged / apart - 1.0).abs() < 1e-5, "{model} {variant}: {merged} instead of {apart}");
+        let base = loss(&format!("--model {model}"));
+        assert!((base / apart - 1.0).abs() > 1e-3, "{model} {variant}: {base} and {apart}");
+    }
+}
+
+#[test]
+fn estimates_count_every_variant() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", token_lines([[7; 33].as_slice(); 4]));
+    let dir = fixture("llama_tied");
+    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
+    for options in ["--use-dora", "--use-dora --loraplus-lr-ratio 2 --dropout 0.1 --method lora"] {
+        let common = format!("--model {} --batch-size 2 --steps 1 --eval-fraction 0 {options}", dir.display());
+        shell.succeed(&format!("train {common} --data data.jsonl --out out --overwrite"));
+        let run = &shell.metrics("out")[0];
+        let text = String::from_utf8(shell.read("out/run.toml")).unwrap();
+        let mut table: toml::Table = toml::from_str(&text).unwrap();
+        let record = table.remove("record").unwrap();
+        let settings = RunSettings::from_table(table).unwrap();
+        let estimate = estimate(&settings, &config, Float::F32, 33, gpu().capabilities).unwrap();
+        assert_eq!(Some(estimate.total), run["gpu_bytes"].as_u64(), "{options}");
+        let trained = record["trained_parameters"].as_integer().unwrap();
+        assert_eq!(estimate.trained_parameters, trained as u64, "{options}");
+    }
 }

@@ -488,7 +488,7 @@ fn adapters() -> Report {
         ("lora_alpha", json!("16"), "lora_alpha"),
         ("lora_dropout", json!(1.5), "lora_dropout"),
         ("bias", json!("some"), "`none`, `all` or `lora_only`"),
-        ("use_dora", json!(true), "use_dora"),
+        ("use_dora", json!(true), "lora_magnitude_vector"),
         ("target_parameters", json!(["lm_head"]), "target_parameters"),
         ("layer_replication", json!([[0, 4]]), "layer_replication"),
         ("target_modules", json!([]), "target_modules"),

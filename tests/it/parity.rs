@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use loraine::data::batches::MicroBatch;
-use loraine::lora::factors::AdapterTensors;
+use loraine::lora::factors::{AdapterTensors, Factor};
 use loraine::model::config::ModelConfig;
 use loraine::model::modules::Norm;
 use loraine::model::rope::RopeScaling;
@@ -39,8 +39,10 @@ fn check_fixture(name: &str, adapter_dir: &str, reference: &str, base: BaseStora
         let got = pollster::block_on(engine.logits(&whole_sequence(&ids[0]))).unwrap();
         assert_close(&format!("{what}: logits with adapter"), &got, logits, logit_bound);
     }
+    // Magnitudes have an effect whatever B is.
+    let plain = modules.iter().all(|module| !module.factors.contains(&Factor::Magnitude));
     engine.write_adapter(&without_effect(&tensors));
-    for (i, ids) in ids.iter().enumerate() {
+    for (i, ids) in ids.iter().enumerate().filter(|_| plain) {
         if let Some(logits) = expected.find(&format!("logits.{i}")) {
             let got = pollster::block_on(engine.logits(&whole_sequence(ids))).unwrap();
             assert_close(&format!("{what}: logits {i}"), &got, logits, logit_bound);
@@ -133,6 +135,11 @@ fixture_tests! {
     rank_pattern: "llama_tied", "adapter_rank_pattern", "reference_rank_pattern", BaseStorage::AsStored;
     rank_stabilized: "llama_tied", "adapter_rslora", "reference_rslora", BaseStorage::AsStored;
     target_regex: "llama_tied", "adapter_regex", "reference_regex", BaseStorage::AsStored;
+    dora: "llama_tied", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    dora_with_biases: "qwen2", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    dora_of_fused_layers: "phi3", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    dora_of_odd_sizes: "odd_sizes", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    dora_nf4: "odd_sizes", "adapter_dora_nf4", "reference_dora_nf4", NF4;
     some_layers: "llama_tied", "adapter_layers", "reference_layers", BaseStorage::AsStored;
 }
 
