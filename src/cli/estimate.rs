@@ -6,6 +6,7 @@ use clap::Args;
 use loraine::gpu::{Capabilities, Gpu, GpuOptions, MatrixUnits};
 use loraine::hub::fetch::Extent;
 use loraine::memory::{self, Estimate};
+use loraine::model::companions::is_gguf;
 use loraine::model::config::ModelConfig;
 use loraine::model::shapes;
 use loraine::model::source::stored_embedding;
@@ -23,7 +24,7 @@ use super::show::bytes;
   loraine estimate --model llama-2-7b --batch-size 1 --gpu-memory 12GB --svg memory.svg
   loraine estimate --model models/SmolLM2-135M --max-seq-len 2048 --json")]
 pub struct EstimateArgs {
-    /// Model directory, config.json, or the name of a published model such as llama-3.2-1b [default: a table of all]
+    /// Model directory, GGUF file, config.json, or the name of a published model such as llama-3.2-1b [default: a table of all]
     #[arg(long, value_name = "DIR|FILE|NAME")]
     model: Option<String>,
     /// Method [default: full, lora and qlora side by side]
@@ -80,7 +81,7 @@ fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
             }
         })?,
     };
-    if path.is_dir() {
+    if path.is_dir() || is_gguf(path) {
         return Ok((ModelConfig::from_dir(path)?, stored_embedding(path).unwrap_or(Float::Bf16)));
     }
     if path.is_file() {

@@ -8,6 +8,7 @@ use loraine::data::inspect::{Inspection, ShownExample, ShownToken, inspect};
 use loraine::data::settings::DataSettings;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::hub::fetch::Extent;
+use loraine::model::companions;
 use loraine::model::config::{CONFIG, ModelConfig};
 use loraine::setting::{as_flag, written};
 
@@ -49,7 +50,7 @@ pub struct InspectArgs {
 
 pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
     args.model = super::args::model::model_directory(&args.model, Extent::Tokenizer)?;
-    let (tokenizer, vocab_size, longest) = match args.model.join(CONFIG).is_file() {
+    let (tokenizer, vocab_size, longest) = match companions::is_file(&args.model.join(CONFIG)) {
         true => {
             let config = ModelConfig::from_dir(&args.model)?;
             (Tokenizer::from_dir(&args.model, &config)?, config.vocab_size, config.max_position_embeddings)

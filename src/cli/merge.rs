@@ -9,6 +9,7 @@ use loraine::data::tokenizer::Tokenizer;
 use loraine::export::DEFAULT_SHARD_BYTES;
 use loraine::export::merge::{MergeSettings, compare, merge};
 use loraine::hub::fetch::Extent;
+use loraine::model::companions;
 use loraine::model::config::ModelConfig;
 use loraine::quant::format::Float;
 use serde_json::json;
@@ -62,7 +63,10 @@ pub fn run(mut args: MergeArgs) -> anyhow::Result<()> {
         shard_bytes: args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES),
     };
     let config = ModelConfig::from_dir(&settings.model)?;
-    let prompt = match ["tokenizer.json", "tokenizer.model"].iter().any(|name| settings.model.join(name).is_file()) {
+    let prompt = match ["tokenizer.json", "tokenizer.model"]
+        .iter()
+        .any(|name| companions::is_file(&settings.model.join(name)))
+    {
         true => Tokenizer::from_dir(&settings.model, &config)?.encode(&args.prompt, true)?,
         false => (1..9).map(|id| id % config.vocab_size as u32).collect(),
     };

@@ -18,7 +18,7 @@ use super::show::bytes;
 #[command(after_help = "Example:
   loraine quantize --model models/SmolLM2-135M --out models/SmolLM2-135M-nf4")]
 pub struct QuantizeArgs {
-    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
+    /// Hugging Face model directory, GGUF file, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Directory for the quantized model

@@ -43,7 +43,7 @@ use super::synonyms;
   loraine train --resume runs/a --out runs/b                 resume it in a new directory; runs/a stays as it is"
 )]
 pub struct TrainArgs {
-    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
+    /// Hugging Face model directory, GGUF file, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, also as .gz or .zst, a directory (train.*, and validation.* for

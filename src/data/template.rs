@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::template_functions as functions;
 use super::watch::{Work, watched};
+use crate::model::companions;
 use crate::model::json_fields::parse_object;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::panics::caught;
@@ -451,7 +452,7 @@ fn own_templates(model_dir: &Path) -> Result<Vec<(String, String, String)>> {
     }
     for file in ["tokenizer_config.json", "chat_template.json"] {
         let settings = model_dir.join(file);
-        if !files::is_file(&settings) {
+        if !companions::is_file(&settings) {
             continue;
         }
         let found = templates_of_settings(&settings)?;
@@ -517,7 +518,7 @@ fn template_of_file(path: &Path) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))
+    companions::text(path)
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {

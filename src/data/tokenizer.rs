@@ -11,6 +11,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
 use super::sentencepiece::tokenizer_json;
 use super::watch::{Work, watched};
+use crate::model::companions;
 use crate::model::config::{CONFIG, ModelConfig};
 use crate::model::foreign::tokenizer_command;
 use crate::model::json_fields::parse_object;
@@ -68,12 +69,12 @@ impl Tokenizer {
     /// A file that is missing or damaged.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let text = match files::is_file(&path) {
-            false if files::is_file(&dir.join(SENTENCEPIECE)) => converted(dir)?,
+        let text = match companions::is_file(&path) {
+            false if companions::is_file(&dir.join(SENTENCEPIECE)) => converted(dir)?,
             false if tokenizer_command(dir).is_some() => {
                 return Err(Error::file(dir, tokenizer_command(dir).unwrap_or_default()));
             }
-            _ => files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?,
+            _ => companions::text(&path)?,
         };
         if files::is_lfs_pointer(text.as_bytes()) {
             return Err(Error::lfs_pointer(&path));
@@ -227,10 +228,10 @@ const SPACE: char = '\u{2581}';
 /// alone.
 fn begins_only_texts_with_a_space(dir: &Path, tokenizer: &tokenizers::Tokenizer) -> Result<bool> {
     let path = dir.join("tokenizer_config.json");
-    if !files::is_file(&path) || tokenizer.get_pre_tokenizer().is_some() {
+    if !companions::is_file(&path) || tokenizer.get_pre_tokenizer().is_some() {
         return Ok(false);
     }
-    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let text = companions::text(&path)?;
     let fields = parse_object(&path, &text)?;
     let class = fields.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
     if !matches!(class, "LlamaTokenizer" | "LlamaTokenizerFast") || fields.get("legacy") == Some(&Value::Bool(true)) {
@@ -256,10 +257,10 @@ fn converted(dir: &Path) -> Result<String> {
     }
     let object = |name: &str| -> Result<Map<String, Value>> {
         let path = dir.join(name);
-        if !files::is_file(&path) {
+        if !companions::is_file(&path) {
             return Ok(Map::new());
         }
-        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let text = companions::text(&path)?;
         parse_object(&path, &text)
     };
     let (settings, added) = (object("tokenizer_config.json")?, object("added_tokens.json")?);
@@ -287,10 +288,10 @@ fn guarded<T>(bytes: usize, call: impl FnOnce() -> tokenizers::Result<T>) -> Res
 fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
         let path = dir.join(file);
-        if !files::is_file(&path) {
+        if !companions::is_file(&path) {
             continue;
         }
-        let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+        let text = companions::text(&path)?;
         let token = match parse_object(&path, &text)?.remove(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Object(mut object)) => object.remove("content"),

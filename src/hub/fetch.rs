@@ -253,7 +253,9 @@ impl Download<'_> {
                 ADAPTER.is(&self.model.id)
             )
         } else if self.info.siblings.iter().any(|file| file.rfilename.ends_with(".gguf")) {
-            format!("has no {CONFIG}, but GGUF files, which are not read; choose the original model in safetensors")
+            format!(
+                "has no {CONFIG}, but GGUF files; download one and give its path, or choose the original model in safetensors"
+            )
         } else {
             return self.missing(CONFIG);
         };

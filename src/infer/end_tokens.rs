@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::model::companions;
 use crate::model::config::ModelConfig;
 use crate::model::json_fields::parse_object;
-use crate::{Error, Result, files};
+use crate::{Result, files};
 
 const FILE: &str = "generation_config.json";
 
@@ -60,11 +61,10 @@ pub fn add(dir: &Path, from: &Path, ends: &[u32]) -> Result<()> {
 
 /// A JSON object from a file; empty where there is no file.
 fn read(path: &Path) -> Result<Map<String, Value>> {
-    if !files::is_file(path) {
+    if !companions::is_file(path) {
         return Ok(Map::new());
     }
-    let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-    parse_object(path, &text)
+    parse_object(path, &companions::text(path)?)
 }
 
 /// One id or a list of ids.

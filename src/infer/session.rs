@@ -14,6 +14,7 @@ use super::text_format::{TemplateChoice, TextFormat};
 use crate::data::tokenizer::StreamDecoder;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file::{self, LoadedAdapter};
+use crate::model::companions;
 use crate::model::config::ModelConfig;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
@@ -33,7 +34,7 @@ pub struct NamedAdapter {
 /// Settings of a session.
 #[derive(Clone, Debug)]
 pub struct SessionSettings {
-    /// A Hugging Face model directory.
+    /// A Hugging Face model directory or a GGUF file.
     pub model: PathBuf,
     /// The adapters to load; each request chooses one of them or the base.
     pub adapters: Vec<NamedAdapter>,
@@ -64,8 +65,8 @@ pub struct PreparedSession {
 pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     let SessionSettings { model, adapters, base, template, template_arg } = settings;
     let names = AdapterNames::new(adapters.iter().map(|adapter| adapter.name.clone()))?;
-    if !files::is_dir(model) {
-        return Err(Error::file(model, "is not a directory; a Hugging Face model directory is wanted"));
+    if !files::is_dir(model) && !companions::is_gguf(model) {
+        return Err(Error::file(model, "is not a directory; a Hugging Face model directory or a GGUF file is wanted"));
     }
     let source = Source::open(model)?;
     let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();

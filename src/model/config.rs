@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::companions;
+pub use super::companions::CONFIG;
 use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
@@ -16,10 +18,8 @@ use super::unsupported;
 use super::wrapper::{self, Wrapper};
 use crate::ops::glu::Activation;
 use crate::quant::format::Format4;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
-/// Name of the configuration's file.
-pub const CONFIG: &str = "config.json";
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
 const MAX_DIMENSION: usize = 1 << 24;
 /// Published models stay under 200 layers; a hostile file must not make us allocate per layer without end.
@@ -96,13 +96,13 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads the `config.json` of a model directory.
+    /// Reads the `config.json` of a model directory, or the keys of a GGUF file.
     ///
     /// # Errors
     /// As [`Self::from_file`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
-        match instead_of_a_model(dir).filter(|_| !files::is_file(&path)) {
+        match instead_of_a_model(dir).filter(|_| !companions::is_file(&path)) {
             Some(problem) => Err(Error::file(dir, problem)),
             None => Self::from_file(&path),
         }
@@ -114,7 +114,7 @@ impl ModelConfig {
     /// A file that cannot be read, or a field that is missing, out of its range or not supported. The error names the
     /// field and what it may be.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = files::read_to_string(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
+        let text = companions::text(path)?;
         Self::from_json(path, &text)
     }
 

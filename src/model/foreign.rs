@@ -31,8 +31,8 @@ pub fn instead_of_a_model(dir: &Path) -> Option<String> {
         let place = snapshots.join(commit.unwrap_or_else(|| "COMMIT".to_owned()));
         return Some(format!("is a folder of the hub's cache: the model lies in {}", place.display()));
     }
-    if names.iter().any(|name| name.ends_with(".gguf")) {
-        return Some("holds GGUF files, which are not read; take the original model in safetensors".to_owned());
+    if let Some(name) = names.iter().find(|name| name.ends_with(".gguf")) {
+        return Some(format!("holds GGUF files: give one of them, such as {}", dir.join(name).display()));
     }
     let models: Vec<String> =
         names.iter().filter(|name| files::is_file(&dir.join(name).join("config.json"))).cloned().collect();
@@ -59,7 +59,7 @@ pub(super) fn other_weights(dir: &Path) -> String {
         return format!("; {name} is not read, convert it: {command}");
     }
     match names.iter().any(|name| name.ends_with(".gguf")) {
-        true => "; GGUF files are not read, take the original model in safetensors".to_owned(),
+        true => "; of its GGUF files give the path of one itself".to_owned(),
         false => String::new(),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use super::gguf_blocks::GgmlType;
 use crate::files::File;
 use crate::quant::format::Float;
 use crate::{Error, Result};
@@ -23,6 +24,77 @@ pub struct TensorInfo {
     pub file_offset: u64,
     /// Its size in bytes.
     pub byte_len: u64,
+    /// How a GGUF file holds it, where its bytes are not the values of this type and shape one after the other: they are then decoded
+    /// as they are read, and `file_offset` is the place of the whole tensor in the file.
+    pub(crate) blocks: Option<Blocks>,
+}
+
+/// The values of a tensor in a GGUF file.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Blocks {
+    pub kind: GgmlType,
+    /// Values of a row.
+    pub columns: u64,
+    /// The row of the file's tensor that is the first of this one.
+    pub first_row: u64,
+    /// Rows of a head, where those of each head lie in the order of a rotation of neighboring features.
+    pub head: Option<u64>,
+    /// Added to every value.
+    pub offset: f32,
+}
+
+impl Blocks {
+    /// The row of the file's tensor with the values of `row`. Rows `2 j` and `2 j + 1` of a head in the file are `j` and `j + d / 2`.
+    pub(crate) fn row_in_file(&self, row: u64) -> u64 {
+        let within = match self.head {
+            None => row,
+            Some(head) => {
+                let (start, at, half) = (row / head * head, row % head, head / 2);
+                start + 2 * (at % half) + at / half
+            }
+        };
+        self.first_row + within
+    }
+
+    /// Bytes of a row in the file.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.columns / self.kind.block() * self.kind.block_bytes()
+    }
+
+    /// Fills `buf` with bytes `byte_offset ..` of the tensor's values.
+    fn read(&self, info: &TensorInfo, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
+        let (decoded_row, row_bytes) = (self.columns * info.dtype.bytes(), self.row_bytes());
+        if buf.is_empty() || decoded_row == 0 {
+            return Ok(());
+        }
+        let end = byte_offset + buf.len() as u64;
+        let rows = byte_offset / decoded_row..end.div_ceil(decoded_row);
+        // Rows that change places do so within their head, so that whole heads are one range of the file.
+        let whole = self.head.unwrap_or(1);
+        let span = rows.start / whole * whole..rows.end.next_multiple_of(whole);
+        let mut bytes = vec![0; ((span.end - span.start) * row_bytes) as usize];
+        let start = info.file_offset + (self.first_row + span.start) * row_bytes;
+        read_at(&info.path, &info.name, start, &mut bytes)?;
+        let mut values = vec![0.0; self.columns as usize];
+        for row in rows {
+            let at = ((self.row_in_file(row) - self.first_row - span.start) * row_bytes) as usize;
+            let packed = &bytes[at..at + row_bytes as usize];
+            let decoded: &[u8] = if info.dtype == Float::F32 {
+                self.kind.decode(packed, &mut values);
+                if self.offset != 0.0 {
+                    values.iter_mut().for_each(|value| *value += self.offset);
+                }
+                bytemuck::cast_slice(&values)
+            } else {
+                packed
+            };
+            let first = row * decoded_row;
+            let (from, to) = (byte_offset.max(first), end.min(first + decoded_row));
+            buf[(from - byte_offset) as usize..(to - byte_offset) as usize]
+                .copy_from_slice(&decoded[(from - first) as usize..(to - first) as usize]);
+        }
+        Ok(())
+    }
 }
 
 impl TensorInfo {
@@ -37,7 +109,10 @@ impl TensorInfo {
             let problem = format!("has {} bytes, but {asked} were asked for", self.byte_len);
             return Err(Error::field(&self.path, &self.name, problem));
         }
-        read_at(&self.path, &self.name, self.file_offset + byte_offset, buf)
+        match &self.blocks {
+            None => read_at(&self.path, &self.name, self.file_offset + byte_offset, buf),
+            Some(blocks) => blocks.read(self, byte_offset, buf),
+        }
     }
 
     /// Reads the whole tensor, widened to f32.
@@ -116,7 +191,7 @@ impl RawTensor {
     }
 
     /// Reads all its bytes as f32.
-    pub(crate) fn read_f32(&self) -> Result<Vec<f32>> {
+    pub fn read_f32(&self) -> Result<Vec<f32>> {
         Ok(self.read()?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 }

@@ -1,9 +1,15 @@
 //! The model's files: `config.json`, the weights, and the rotary position table.
 
+pub mod companions;
 pub mod config;
 pub mod families;
 pub mod family;
 pub mod foreign;
+mod gguf_blocks;
+pub(crate) mod gguf_config;
+pub(crate) mod gguf_file;
+pub(crate) mod gguf_tensors;
+mod gguf_tokenizer;
 pub(crate) mod json_fields;
 pub mod listing;
 pub mod model_directory;

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Map, Value};
 
+use super::companions;
 use super::config::{CONFIG, ModelConfig};
 use super::json_fields::{object_text, parse_object};
 use super::tensor_source::TensorSource;
@@ -115,10 +116,10 @@ pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
 
 fn copy_file(from: &Path, to: &Path, name: &str) -> Result<()> {
     let path = from.join(name);
-    if !files::is_file(&path) {
+    if !companions::is_file(&path) {
         return Ok(());
     }
-    let bytes = files::read(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let bytes = companions::bytes(&path)?;
     files::write_atomically(&to.join(name), &bytes)
 }
 
@@ -149,7 +150,7 @@ pub(crate) fn say_tied(config: &mut Map<String, Value>, tied: bool) {
 /// A file that cannot be read or written.
 pub fn write_config(from: &Path, to: &Path, float: Float, tied: bool) -> Result<()> {
     let path = from.join(CONFIG);
-    let text = files::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
+    let text = companions::text(&path)?;
     let mut fields = parse_object(&path, &text)?;
     say_tied(&mut fields, tied);
     // transformers 5 calls it `dtype`.

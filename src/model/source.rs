@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::companions;
 use super::config::ModelConfig;
 use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
 use crate::quant::format::Float;
-use crate::{Error, Result, files};
+use crate::{Error, Result};
 
 /// The place and the limits of the 4-bit copies of large models.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +23,10 @@ pub struct CacheSettings {
     pub max_bytes: u64,
 }
 
-/// A Hugging Face model directory that was opened and checked.
+/// A Hugging Face model directory, or a GGUF file, that was opened and checked.
 #[derive(Debug)]
 pub struct Source {
-    /// The directory, as the caller named it.
+    /// The directory or the GGUF file, as the caller named it.
     pub dir: PathBuf,
     /// The contents of `config.json`.
     pub config: ModelConfig,
@@ -65,7 +66,7 @@ impl Source {
 
     /// True if the directory has a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
-        ["tokenizer.json", "tokenizer.model"].iter().any(|name| files::is_file(&self.dir.join(name)))
+        ["tokenizer.json", "tokenizer.model"].iter().any(|name| companions::is_file(&self.dir.join(name)))
     }
 }
 

@@ -1,11 +1,13 @@
 //! The tensors that a model directory holds, whatever container its files are in.
 //!
-//! Only [`TensorSource::open`] knows the container. Another one (GGUF) is a new file beside `safetensors_index.rs` whose
+//! Only [`TensorSource::open`] knows the container. Another one is a new file beside `safetensors_index.rs` and `gguf_tensors.rs` whose
 //! `list` gives a `Listing` under the names of `tensors.rs`, and one more case in `open`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::gguf_file::is_gguf;
+use super::gguf_tensors;
 use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
 use super::safetensors_index;
@@ -70,12 +72,15 @@ pub struct Fusion {
 }
 
 impl TensorSource {
-    /// Lists the tensors of a model directory and checks every header.
+    /// Lists the tensors of a model directory, or of a GGUF file, and checks every header.
     ///
     /// # Errors
     /// No weights in a known container, or a header that is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut listing = safetensors_index::list(dir)?;
+        let mut listing = match is_gguf(dir) {
+            true => gguf_tensors::list(dir)?,
+            false => safetensors_index::list(dir)?,
+        };
         let in_files = unwrap_names(&mut listing);
         add_prefix(&mut listing);
         Ok(Self { listing, in_files, fusions: BTreeMap::new() })
@@ -131,14 +136,21 @@ impl TensorSource {
             return Err(Error::field(self.path(), self.name_in_files(&name), problem));
         }
         self.listing.entries.remove(&name);
-        let mut file_offset = whole.file_offset;
+        let (mut file_offset, mut first_row) = (whole.file_offset, 0);
         for (module, part_rows) in parts {
             let byte_len = whole.byte_len / rows as u64 * *part_rows as u64;
             let mut shape = whole.shape.clone();
             shape[0] = *part_rows;
-            let part = TensorInfo { name: format!("{module}.{suffix}"), shape, file_offset, byte_len, ..whole.clone() };
+            let name = format!("{module}.{suffix}");
+            let mut part = TensorInfo { name, shape, file_offset, byte_len, ..whole.clone() };
+            match &mut part.blocks {
+                Some(blocks) => {
+                    blocks.first_row += first_row;
+                    first_row += *part_rows as u64;
+                }
+                None => file_offset += byte_len,
+            }
             self.list(Entry::Float(part));
-            file_offset += byte_len;
         }
         self.remember_fusion(&name, suffix, &whole.shape, parts);
         Ok(())

@@ -104,7 +104,7 @@ fn names_that_are_nearly_right_lead_to_the_right_ones() {
     shell.write("model.gguf", "GGUF");
     shell.fail(
         "train --model model.gguf --data d --out o",
-        &["model.gguf: GGUF cannot be trained or loaded; give the original"],
+        &["model.gguf: is cut short: 4 bytes cannot hold a GGUF header"],
     );
     shell.fail("estimate --model qwen-3-4b", &["did you mean `qwen3-4b`?"]);
     shell.fail("train --model m", &["--data and --out are missing"]);

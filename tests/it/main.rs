@@ -25,6 +25,7 @@ mod faults;
 mod foreign_templates;
 mod full_training;
 mod generate;
+mod gguf;
 mod hostile_files;
 mod hub;
 mod hub_data;

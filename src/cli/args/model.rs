@@ -1,4 +1,4 @@
-//! Resolves `--model` and `--adapter` to directories and downloads models and adapters of the hub.
+//! Resolves `--model` and `--adapter` to directories or GGUF files and downloads models and adapters of the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,8 @@ use super::nearest::suggestion;
 
 const ADAPTER: &str = "adapter_config.json";
 const HUB: &str = "a model of the Hugging Face hub is named owner/name, such as HuggingFaceTB/SmolLM2-135M-Instruct";
-const GGUF: &str = "GGUF cannot be trained or loaded; give the original model with safetensors, as a directory or as owner/name on the hub";
 
-/// Returns the directory of `--model`. A model of the hub is downloaded into the cache first.
+/// Returns the directory or the GGUF file of `--model`. A model of the hub is downloaded into the cache first.
 pub fn model_directory(model: &Path, extent: Extent) -> Result<PathBuf> {
     match (hub_name(model), problem(model, extent)) {
         (Some(name), _) => fetched(&name, extent),
@@ -56,7 +55,7 @@ fn problem(path: &Path, extent: Extent) -> Option<String> {
     if path.is_file() {
         return match extension.as_str() {
             "json" if extent == Extent::Config => None,
-            "gguf" => Some(GGUF.to_owned()),
+            "gguf" => None,
             "zip" => Some("is a zip file; unpack a model first, and give an adapter with --adapter".to_owned()),
             _ => {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -87,8 +86,9 @@ fn problem_of_directory(dir: &Path, extent: Extent) -> Option<String> {
     if let Some(inner) = entries.iter().filter(|path| path.join(CONFIG).is_file()).min() {
         return Some(format!("holds no {CONFIG}; did you mean {}?", inner.display()));
     }
-    if entries.iter().any(|path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))) {
-        return Some(format!("holds no {CONFIG}; {GGUF}"));
+    let is_gguf = |path: &&PathBuf| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if let Some(file) = entries.iter().filter(is_gguf).min() {
+        return Some(format!("holds no {CONFIG}; give the GGUF file itself, such as {}", file.display()));
     }
     if let Some(problem) = instead_of_a_model(dir) {
         return Some(problem);
@@ -126,14 +126,14 @@ mod tests {
         }
         assert_eq!(problem(&path("model"), Extent::Everything), None);
         assert_eq!(problem(&path("words"), Extent::Tokenizer), None);
+        assert_eq!(problem(&path("m.GGUF"), Extent::Everything), None);
         assert_eq!(problem(&path("model/config.json"), Extent::Config), None);
         for (name, says) in [
             ("adapter", "is an adapter, not a model; give --model a/b --adapter"),
             ("outer", "did you mean"),
-            ("ggufs", "GGUF cannot be"),
+            ("ggufs", "give the GGUF file itself, such as"),
             ("words", "holds no config.json"),
             ("empty", "a model directory has"),
-            ("m.GGUF", "GGUF cannot be"),
             ("m.zip", "zip file"),
             ("m.safetensors", "is a file"),
             ("modelz", "did you mean"),

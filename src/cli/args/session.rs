@@ -18,7 +18,7 @@ use crate::cli::status::StatusLine;
 
 #[derive(Args)]
 pub struct SessionArgs {
-    /// Hugging Face model directory, or owner/name on the hub (config.json, tokenizer.json, safetensors)
+    /// Hugging Face model directory, GGUF file, or owner/name on the hub (config.json, tokenizer.json, safetensors)
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// PEFT adapter: a directory, a zip file, or owner/name on the hub, with an optional name [default: its own]; may be repeated
