@@ -17,6 +17,10 @@ pub const ADAPTER: Key = Key("adapter");
 pub const ALPHA: Key = Key("alpha");
 /// Alphas of modules whose names match a pattern.
 pub const ALPHA_PATTERN: Key = Key("alpha-pattern");
+/// Modules of which a whole copy is trained.
+pub const MODULES_TO_SAVE: Key = Key("modules-to-save");
+/// Tokens whose rows of the embedding are trained.
+pub const TRAINABLE_TOKEN_INDICES: Key = Key("trainable-token-indices");
 /// Slots of a micro-batch.
 pub const BATCH_SIZE: Key = Key("batch-size");
 /// Chat template that writes conversations as text.

@@ -169,7 +169,7 @@ pub(super) fn plan(
 pub(super) async fn measure(gpu: Gpu, shape: &Shape, settings: &RunSettings) -> Result<(StepResult, Gpu)> {
     let (modules, plan) = plan(gpu.capabilities, shape, settings)?;
     let mut engine = Engine::with_random_weights(gpu, plan, 1).await?;
-    engine.write_adapter(&factors::init(&modules, &shape.config, 1, LoraInit::KaimingUniform));
+    engine.write_adapter(&factors::init(&modules, 1, LoraInit::KaimingUniform));
     let batch = [shape.micro_batch()];
     let rows = batch[0].tokens.len();
 

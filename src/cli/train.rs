@@ -8,7 +8,7 @@ use loraine::Error;
 use loraine::gpu::{Capabilities, Gpu};
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
-use loraine::lora::config::LoraInit;
+use loraine::lora::config::{Bias, LoraInit};
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
@@ -133,6 +133,15 @@ struct AdapterArgs {
     /// Leave out these modules although --target-modules names them: names separated by commas, or a regular expression
     #[arg(long, value_name = "NAMES|REGEX")]
     exclude_modules: Option<String>,
+    /// Train a whole copy of embed_tokens, lm_head or both beside the adapter
+    #[arg(long, value_name = "NAMES")]
+    modules_to_save: Option<String>,
+    /// Train the embedding's rows of these tokens beside the adapter, such as 5,7; of a tied head too
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    trainable_token_indices: Vec<u32>,
+    /// Train the biases of the adapted linear layers, or of all, beside the adapter [default: none]
+    #[arg(long, value_enum)]
+    bias: Option<Bias>,
     /// First values of A: true is PEFT's default (Kaiming uniform) [default: true]
     #[arg(long, value_enum)]
     init_lora_weights: Option<LoraInit>,
@@ -194,6 +203,9 @@ impl AdapterArgs {
             ("--layers-to-transform", self.layers_to_transform.is_some()),
             ("--layers-pattern", self.layers_pattern.is_some()),
             ("--exclude-modules", self.exclude_modules.is_some()),
+            ("--modules-to-save", self.modules_to_save.is_some()),
+            ("--trainable-token-indices", !self.trainable_token_indices.is_empty()),
+            ("--bias", self.bias.is_some()),
             ("--init-lora-weights", self.init_lora_weights.is_some()),
             ("--init-adapter", self.init_adapter.is_some()),
         ]
@@ -363,6 +375,10 @@ impl TrainArgs {
         set_some(&mut s.layers_to_transform, a.layers_to_transform.clone().map(|list| list.0));
         set_some(&mut s.layers_pattern, a.layers_pattern.clone());
         set_some(&mut s.exclude_modules, a.exclude_modules.clone());
+        set_some(&mut s.modules_to_save, a.modules_to_save.clone());
+        let tokens = Some(a.trainable_token_indices.clone()).filter(|tokens| !tokens.is_empty());
+        set_some(&mut s.trainable_token_indices, tokens);
+        set(&mut s.bias, a.bias);
         set(&mut s.init_lora_weights, a.init_lora_weights);
         set_some(&mut s.init_adapter, a.init_adapter.clone());
         let t = &self.steps;

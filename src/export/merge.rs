@@ -1,6 +1,5 @@
 //! An adapter merged into its base: `W + s B A` (Hu et al. 2021) of every adapted matrix, computed on the GPU in f32.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::OutputDirectory;
@@ -14,16 +13,16 @@ use crate::infer::generator::Generator;
 use crate::infer::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
 use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
-use crate::lora::factors::Factor;
-use crate::lora::targets::LoraModule;
+use crate::lora::factor::{Factor, transposed};
+use crate::lora::factors::AdapterTensors;
+use crate::lora::targets::{LoraModule, Place};
+use crate::model::config::ModelConfig;
 use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, write_config};
-use crate::model::packed::PackedWeight;
 use crate::model::source::Source;
-use crate::model::tensors::{self, TensorSpec, projection_name, tensors};
+use crate::model::tensors::{self, TensorKind, TensorSpec, tensors};
 use crate::network::base::BaseStorage;
 use crate::ops::weight::Weight;
 use crate::ops::weight_gradient;
-use crate::quant;
 use crate::quant::format::{Float, Storage};
 use crate::setting::DTYPE;
 use crate::{Error, Result, files};
@@ -65,11 +64,10 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let source = Source::open(&settings.model)?;
     refuse_links(&source.dir, false)?;
     let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load_for(&settings.adapter, &source)?;
-    let place = |module: &LoraModule| projection_name(module.layer, module.projection);
-    let adapted: HashMap<String, usize> = modules.iter().enumerate().map(|(i, module)| (place(module), i)).collect();
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    let expected = tensors(&source.config);
+    let tied = source.config.tie_word_embeddings && !unties(&modules);
+    let expected = tensors(&ModelConfig { tie_word_embeddings: tied, ..source.config.clone() });
     let others = OtherParts::of(&source, &expected)?;
     if !source.config.quantized.is_empty() && others.quantized() {
         let problem = "holds parts beside the text decoder in 4 bits, and a merged model is written in full precision; take the \
@@ -84,15 +82,8 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     // The rows of a fused tensor that are done.
     let mut fused = Vec::new();
     for (done, spec) in expected.iter().enumerate() {
-        let TensorSpec { name, shape, .. } = spec;
-        let mut values = values(&source, spec)?;
-        if let Some(i) = adapted.get(name) {
-            let factors = [adapter.a(&modules, *i), &adapter.modules[*i][Factor::B]];
-            values = add_product(gpu, &values, [shape[0], shape[1]], &modules[*i], factors).await?;
-            if let Some(magnitudes) = adapter.modules[*i].magnitudes(&modules[*i]) {
-                scale_rows(&mut values, shape[1], magnitudes);
-            }
-        }
+        let name = &spec.name;
+        let values = merged(&source, spec, (&modules, &adapter), gpu).await?;
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
             let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
             return Err(Error::field(&settings.model, name, problem));
@@ -113,9 +104,9 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
     follow_adapter(&settings.adapter, &source, out.path())?;
-    write_config(&source.dir, out.path(), float, source.config.tie_word_embeddings)?;
+    write_config(&source.dir, out.path(), float, tied)?;
     out.finish()?;
-    Ok(Merge { matrices: adapted.len(), float, dequantized: !source.config.quantized.is_empty() })
+    Ok(Merge { matrices: modules.len(), float, dequantized: !source.config.quantized.is_empty() })
 }
 
 /// Writes the chat template and the end tokens that the adapter was trained with into the merged model.
@@ -130,16 +121,65 @@ fn follow_adapter(adapter: &Path, source: &Source, out: &Path) -> Result<()> {
     text_format::save(out, &source.dir, template.as_ref(), &ends)
 }
 
-/// Reads a tensor of the base in f32 and decodes 4-bit weights.
-fn values(source: &Source, spec: &TensorSpec) -> Result<Vec<f32>> {
-    let TensorSpec { name, shape, .. } = spec;
-    match (source.config.quantized.get(name), &shape[..]) {
-        (Some(stored), [rows, cols]) => {
-            let packed = PackedWeight::find(&source.tensors, name, [*rows, *cols], *stored)?.read()?;
-            Ok(quant::dequantize(&packed, stored.code, rows * cols))
+/// A tensor of the merged model: that of the base with what the adapter changes of it.
+async fn merged(
+    source: &Source,
+    spec: &TensorSpec,
+    (modules, adapter): (&[LoraModule], &AdapterTensors),
+    gpu: &Gpu,
+) -> Result<Vec<f32>> {
+    let TensorSpec { name, shape, kind, layer } = spec;
+    let config = &source.config;
+    let place = match (*kind, *layer) {
+        (TensorKind::Embedding, _) => Place::Embedding,
+        (TensorKind::Head, _) => Place::Head,
+        (TensorKind::Projection(projection) | TensorKind::Bias(projection), Some(layer)) => {
+            Place::Layer(layer, projection)
         }
-        _ => source.tensors.require(name, shape)?.read_f32(),
+        _ => return source.values(name, shape),
+    };
+    // A tied head becomes one of its own where only one of both changes.
+    let stored = if place == Place::Head && config.tie_word_embeddings { tensors::EMBEDDING } else { name };
+    let values = source.values(stored, shape)?;
+    let find = |place| modules.iter().position(|module| module.place == place);
+    let rows_of = |at: usize| {
+        let module = &modules[at];
+        adapter.modules[at].of(module, Factor::Rows).map(|rows| (module.tokens.as_slice(), rows))
+    };
+    // The rows of tokens of a tied embedding are the head's too.
+    let shared = || find(Place::Embedding).filter(|_| place == Place::Head && config.tie_word_embeddings);
+    let Some(at) = find(place).or_else(|| shared().filter(|at| rows_of(*at).is_some())) else { return Ok(values) };
+    let (module, factors) = (&modules[at], &adapter.modules[at]);
+    if matches!(kind, TensorKind::Bias(_)) {
+        return Ok(factors.of(module, Factor::Bias).map_or(values, <[f32]>::to_vec));
     }
+    if let Some(whole) = factors.of(module, Factor::Whole) {
+        return Ok(whole.to_vec());
+    }
+    let mut values = values;
+    if let Some((tokens, rows)) = rows_of(at) {
+        for (token, row) in tokens.iter().zip(rows.chunks_exact(shape[1])) {
+            values[*token as usize * shape[1]..][..shape[1]].copy_from_slice(row);
+        }
+    }
+    let shape = [shape[0], shape[1]];
+    if let (Some(a), Some(b)) = (factors.of(module, Factor::EmbeddingA), factors.of(module, Factor::EmbeddingB)) {
+        let b = transposed(b, module.rank);
+        return add_product(gpu, &values, shape, module, [&b, a]).await;
+    }
+    if let Some(b) = factors.of(module, Factor::B) {
+        values = add_product(gpu, &values, shape, module, [adapter.a(modules, at), b]).await?;
+    }
+    if let Some(magnitudes) = factors.of(module, Factor::Magnitude) {
+        scale_rows(&mut values, shape[1], magnitudes);
+    }
+    Ok(values)
+}
+
+/// True if embedding and head of a tied model are no longer one matrix.
+fn unties(modules: &[LoraModule]) -> bool {
+    let of_vocabulary = |module: &&LoraModule| !matches!(module.place, Place::Layer(..));
+    modules.iter().filter(of_vocabulary).any(|module| module.tokens.is_empty() || module.place == Place::Head)
 }
 
 /// Computes `W + s B A` on the device with the kernel for weight gradients: `s B^T` takes the place of the output gradients and A

@@ -263,6 +263,9 @@ impl Generator {
         let positions = first as u32..first as u32 + rows;
         let write = |view, words: &[u32]| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(words));
         write(self.plan.shared.inputs.tokens, tokens);
+        if let Some(adapter) = adapter.and_then(|adapter| self.plan.adapters.get(adapter)) {
+            adapter.write_inputs(&self.gpu, &self.buffers, tokens);
+        }
         write(self.plan.shared.inputs.positions, &positions.clone().collect::<Vec<_>>());
         for ranges in &self.plan.shared.inputs.windows {
             let window = ranges.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX);

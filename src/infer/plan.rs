@@ -4,12 +4,12 @@ use crate::gpu::{Capabilities, Category, Ledger, Matrix, ProblemSize, Recorder, 
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
-use crate::network::activations::{Activations, Inputs, scratch_bytes};
-use crate::network::adapter::DeviceAdapter;
+use crate::network::activations::{Activations, Inputs, Phase, scratch_bytes, through};
+use crate::network::adapter::{AdapterSizes, DeviceAdapter};
 use crate::network::base::BaseStorage;
 use crate::network::decoder::{KvCache, Pass};
 use crate::network::dora;
-use crate::network::head;
+use crate::network::head::{Head, HeadWorkspace};
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::ops::rows;
 use crate::quant::format::Float;
@@ -58,6 +58,7 @@ pub struct GenerationPlan {
     pub rows_per_pass: u32,
     cache: KvCache,
     last_hidden: Matrix,
+    head: HeadWorkspace,
 }
 
 impl GenerationPlan {
@@ -76,24 +77,31 @@ impl GenerationPlan {
         let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
         let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
         let NetworkPlanner { memory, arena, network, .. } = &mut planner;
-        let adapters: Vec<DeviceAdapter> = adapters
-            .iter()
-            .map(|modules| DeviceAdapter::plan(memory, modules, config, None, false, max_binding))
-            .collect();
+        let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
+        let sizes = AdapterSizes {
+            rows: rows_per_pass as usize,
+            training: None,
+            loraplus: false,
+            max_segment_bytes: max_binding,
+        };
+        let adapters: Vec<DeviceAdapter> =
+            adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, sizes)).collect();
         let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
         let cache = KvCache {
             layers: (0..config.num_layers).map(|_| [cached("cached keys"), cached("cached values")]).collect(),
         };
-        let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
         let inputs = Inputs::plan(memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);
         let activations = Activations::plan_inference(memory, arena, network, &adapters, rows_per_pass);
         let scratch = scratch_bytes(network, &adapters, rows_per_pass, 1, &capabilities);
+        let at_head = through(Phase::Logits, Phase::Logits);
+        let head = HeadWorkspace::plan(memory, arena, (network, &adapters), 1, false, &at_head);
         let last_hidden = memory.matrix(Category::Workspace, "last row's hidden state", 1, config.hidden_size as u32);
         let logits = memory.matrix(Category::Workspace, "logits", 1, config.vocab_size as u32);
         let logits_read = memory.alloc_readback("logits read-back", logits.view.bytes);
         let shared = planner.finish(inputs, activations, scratch);
-        let mut plan = Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, cache, last_hidden };
+        let mut plan =
+            Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, cache, last_hidden, head };
         // The list of all rows is the longest: fewer rows never take more dispatches.
         let uniforms = [rows_per_pass, 1].map(|rows| {
             let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands));
@@ -154,7 +162,9 @@ impl GenerationPlan {
         let hidden = pass.forward(&mut rec);
         if shape.logits {
             rows::gather_rows(&mut rec, hidden, self.last_row, self.last_hidden);
-            head::forward(&mut rec, &self.shared.network, self.last_hidden, self.logits);
+            let (network, workspace) = (&self.shared.network, &self.head);
+            let head = Head { network, adapter: pass.adapter, trained: None, workspace, dropout: None, chunk: 0 };
+            head.forward(&mut rec, self.last_hidden, self.logits);
         }
         rec
     }
@@ -181,23 +191,26 @@ fn cache_shape(config: &ModelConfig, max_positions: usize, max_binding: u64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lora::config::{LoraConfig, TargetModules};
+    use crate::lora::targets::resolve;
 
     fn plan(cpu: bool, max_positions: usize, max_binding_bytes: u64) -> Result<GenerationPlan> {
         let capabilities = Capabilities { cpu, max_binding_bytes, ..Capabilities::BASELINE };
         let config = crate::lora::targets::tests::model();
-        let module = LoraModule {
-            layer: 0,
-            projection: Projection::Q,
-            decoder: "model",
-            path: "self_attn.q_proj",
-            shares_a: false,
-            rank: 3,
-            alpha: 3.0,
-            scale: 1.0,
-            factors: crate::lora::factors::Factor::PLAIN.into(),
+        let lora = LoraConfig {
+            r: 3,
+            target_modules: TargetModules::Names(vec![
+                "0.self_attn.q_proj".into(),
+                "embed_tokens".into(),
+                "lm_head".into(),
+            ]),
+            ..LoraConfig::default()
         };
+        let adapted = resolve(&lora, &config).unwrap();
+        let dora = LoraConfig { use_dora: true, target_modules: TargetModules::AllLinear, ..lora };
+        let dora = resolve(&dora, &config).unwrap();
         let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
-        GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&[module], &[]], &settings)
+        GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&adapted, &[], &dora], &settings)
     }
 
     #[test]

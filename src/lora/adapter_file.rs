@@ -7,11 +7,12 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use super::config::{LoraConfig, TargetModules, merge_command};
 use super::factors::{AdapterTensors, Factor, FactorSpec, ModuleFactors, factors};
-use super::targets::{FROZEN, LoraModule, resolve};
+use super::targets::{LoraModule, Place, resolve};
 use crate::files::{self, write_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
 use crate::model::listing::{Entry, TensorInfo};
+use crate::model::model_directory::float_bytes;
 use crate::model::modules::{HEAD, MODEL as DECODER, Projection, last_part};
 use crate::model::safetensors_file::read_header;
 use crate::model::source::Source;
@@ -50,6 +51,42 @@ pub struct LoadedAdapter {
 /// # Errors
 /// A value is not finite (existing files then stay as they are), or a file cannot be written.
 pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &AdapterTensors) -> Result<()> {
+    save_with(dir, config, modules, adapter, &[])
+}
+
+/// As [`save`], with the weights of an adapted embedding and head of `source` beside their factors, as PEFT saves them: whoever loads the
+/// adapter may have a vocabulary that has grown.
+///
+/// # Errors
+/// As [`save`], or a tensor of the base that cannot be read.
+pub fn save_on(
+    dir: &Path,
+    config: &LoraConfig,
+    modules: &[LoraModule],
+    adapter: &AdapterTensors,
+    source: &Source,
+) -> Result<()> {
+    let of_vocabulary = |module: &&LoraModule| !matches!(module.place, Place::Layer(..)) && module.is_adapted();
+    let shape = vec![source.config.vocab_size, source.config.hidden_size];
+    let base = modules.iter().filter(of_vocabulary).map(|module| {
+        let stored = module.base_tensor(&source.config, "weight");
+        let float = source.stored(&stored);
+        let bytes = float_bytes(&source.values(&stored, &shape)?, float);
+        Ok((format!("{PREFIX}{}.base_layer.weight", module.name()), float.dtype(), shape.clone(), bytes))
+    });
+    save_with(dir, config, modules, adapter, &base.collect::<Result<Vec<_>>>()?)
+}
+
+/// A tensor of a file: name, type, shape and bytes.
+type FileTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn save_with(
+    dir: &Path,
+    config: &LoraConfig,
+    modules: &[LoraModule],
+    adapter: &AdapterTensors,
+    base: &[FileTensor],
+) -> Result<()> {
     let broken = |factors: &ModuleFactors| factors.0.iter().flatten().any(|v| !v.is_finite());
     if let Some((module, _)) = modules.iter().zip(&adapter.modules).find(|(_, factors)| broken(factors)) {
         let problem = "came to a value that is not finite, so the adapter is not saved; lower the learning rate";
@@ -61,6 +98,10 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
     let mut views = Vec::new();
     for (name, shape, values) in &tensors {
         let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values));
+        views.push((name.as_str(), view.map_err(|e| Error::field(&weights, name, e))?));
+    }
+    for (name, dtype, shape, bytes) in base {
+        let view = TensorView::new(*dtype, shape.clone(), bytes);
         views.push((name.as_str(), view.map_err(|e| Error::field(&weights, name, e))?));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -81,7 +122,7 @@ pub fn save(dir: &Path, config: &LoraConfig, modules: &[LoraModule], adapter: &A
 /// The configuration with the names of the modules in place of `all-linear`.
 fn with_names(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
     let mut names: Vec<String> = Vec::new();
-    for name in modules.iter().map(|module| last_part(module.path)) {
+    for name in modules.iter().filter(|module| module.is_adapted()).map(|module| last_part(module.path)) {
         if !names.iter().any(|other| other == name) {
             names.push(name.to_owned());
         }
@@ -93,10 +134,18 @@ fn with_names(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
 /// linear layers in the other parts too, and expect adapters there.
 fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig {
     let mut of_layers: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
-    for layer in modules.chunk_by(|a, b| a.layer == b.layer) {
-        let mut names: Vec<&str> = layer.iter().map(|module| module.path).collect();
+    let mut adapted: Vec<(usize, &str)> = Vec::new();
+    let mut others = Vec::new();
+    for module in modules.iter().filter(|module| module.is_adapted()) {
+        match module.place {
+            Place::Layer(layer, _) => adapted.push((layer, module.path)),
+            Place::Embedding | Place::Head => others.push(module.name().replace('.', r"\.")),
+        }
+    }
+    for layer in adapted.chunk_by(|a, b| a.0 == b.0) {
+        let mut names: Vec<&str> = layer.iter().map(|(_, path)| *path).collect();
         names.dedup();
-        of_layers.entry(names).or_default().push(layer[0].layer.to_string());
+        of_layers.entry(names).or_default().push(layer[0].0.to_string());
     }
     let decoder = modules[0].decoder;
     let part = |(names, layers): (Vec<&str>, Vec<String>)| {
@@ -107,7 +156,7 @@ fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig 
             names.join("|").replace('.', r"\.")
         )
     };
-    let parts: Vec<String> = of_layers.into_iter().map(part).collect();
+    let parts: Vec<String> = of_layers.into_iter().map(part).chain(others).collect();
     LoraConfig {
         target_modules: TargetModules::Regex(parts.join("|")),
         layers_to_transform: None,
@@ -123,12 +172,12 @@ pub fn file_tensors(modules: &[LoraModule], adapter: &AdapterTensors) -> Vec<(St
     let mut values = adapter.modules.iter();
     for parts in modules.chunk_by(|_, next| next.shares_a) {
         let values: Vec<&ModuleFactors> = values.by_ref().take(parts.len()).collect();
-        for (i, factor) in parts[0].factors.iter().enumerate() {
+        let specs: Vec<Vec<FactorSpec>> = parts.iter().map(factors).collect();
+        for (i, spec) in specs[0].iter().enumerate() {
             let whole: Vec<f32> = values.iter().flat_map(|values| values.0[i].iter().copied()).collect();
-            // A has the rank as its rows, the others as their columns; a magnitude has one column.
-            let features = if *factor == Factor::Magnitude { whole.len() } else { whole.len() / parts[0].rank };
-            let shape = factor.file_shape(factor.shape(parts[0].rank, [features, features]));
-            tensors.push((factor.tensor(&parts[0].name()), shape, whole));
+            let [_, cols] = spec.shape;
+            let shape = spec.factor.file_shape([specs.iter().map(|specs| specs[i].shape[0]).sum(), cols]);
+            tensors.push((spec.tensor.clone(), shape, spec.factor.to_file(whole, cols)));
         }
     }
     tensors
@@ -232,12 +281,8 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     let config = LoraConfig::from_file(&config_path)?;
     let modules = resolve(&config, model).map_err(|e| match e {
         Error::Setting { problem, .. } => {
-            let advice = match problem.ends_with(FROZEN) {
-                true => format!("; merge it into its base with PEFT and take that model: {}", merge_command(dir)),
-                false => String::new(),
-            };
             // PEFT writes its keys with underscores.
-            Error::file(&config_path, written(&problem, |key, _| key.replace('-', "_")) + &advice)
+            Error::file(&config_path, written(&problem, |key, _| key.replace('-', "_")))
         }
         other => other,
     })?;
@@ -279,12 +324,11 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     };
     let mut tensors = AdapterTensors::default();
     for parts in modules.chunk_by(|_, next| next.shares_a) {
-        let specs: Vec<_> = parts.iter().map(|module| factors(module, model)).collect();
+        let specs: Vec<_> = parts.iter().map(factors).collect();
         let mut of_parts = vec![ModuleFactors::default(); parts.len()];
-        for (i, factor) in parts[0].factors.iter().enumerate() {
+        for (i, FactorSpec { factor, shape: [_, columns], tensor }) in specs[0].iter().enumerate() {
             let rows = specs.iter().map(|specs| specs[i].shape[0]).sum();
-            let FactorSpec { shape: [_, columns], ref tensor, .. } = specs[0][i];
-            let whole = read(tensor, factor.file_shape([rows, columns]))?;
+            let whole = factor.from_file(read(tensor, factor.file_shape([rows, *columns]))?, rows);
             let mut rest = whole.as_slice();
             for (part, specs) in of_parts.iter_mut().zip(&specs) {
                 let (values, after) = rest.split_at(specs[i].elements());
@@ -322,7 +366,7 @@ fn canonical(name: &str, decoder: &str) -> String {
         false => text_name(name).unwrap_or_else(|| name.to_owned()),
     };
     let name = in_decoder(decoder, &name);
-    for factor in Factor::ALL {
+    for factor in Factor::NAMED {
         let part = format!(".{}", factor.name());
         // `.weight` alone, or after the name of an adapter.
         let is_ending = |rest: &str| {
@@ -330,7 +374,7 @@ fn canonical(name: &str, decoder: &str) -> String {
             rest.is_empty() || rest.strip_prefix('.').is_some_and(|adapter| !adapter.contains('.'))
         };
         if let Some((module, rest)) = name.split_once(&part)
-            && (factor == Factor::Magnitude || rest.ends_with(".weight"))
+            && (factor.ending().is_empty() || rest.ends_with(".weight"))
             && is_ending(rest)
         {
             return format!("{PREFIX}{module}{part}{}", factor.ending());
@@ -435,7 +479,7 @@ mod tests {
     #[test]
     fn saving_twice_gives_the_same_bytes_and_loading_gives_the_tensors_back() {
         let (config, modules) = small();
-        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let adapter = init(&modules, 1, LoraInit::KaimingUniform);
         let dir = tempfile::tempdir().unwrap();
         for name in ["a", "deep/b"] {
             save(&dir.path().join(name), &config, &modules, &adapter).unwrap();
@@ -453,7 +497,7 @@ mod tests {
     fn tensors_that_do_not_fit_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let (config, modules) = small();
-        let mut adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let mut adapter = init(&modules, 1, LoraInit::KaimingUniform);
         let message = || load(dir.path(), &model()).unwrap_err().to_string();
         assert!(message().contains("not a PEFT adapter"));
         save(dir.path(), &config, &modules[1..], &AdapterTensors { modules: adapter.modules[1..].into() }).unwrap();
@@ -503,7 +547,7 @@ mod tests {
     fn other_spellings_of_names_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let (config, modules) = small();
-        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let adapter = init(&modules, 1, LoraInit::KaimingUniform);
         save(dir.path(), &config, &modules, &adapter).unwrap();
         let good = load(dir.path(), &model()).unwrap();
         let rename = |from: &str, to: &str| {
@@ -532,7 +576,7 @@ mod tests {
     fn an_adapter_one_folder_down_is_found_where_it_is_the_only_one() {
         let dir = tempfile::tempdir().unwrap();
         let (config, modules) = small();
-        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let adapter = init(&modules, 1, LoraInit::KaimingUniform);
         save(&dir.path().join("default"), &config, &modules, &adapter).unwrap();
         assert_eq!(load(dir.path(), &model()).unwrap().tensors, adapter);
         save(&dir.path().join("other"), &config, &modules, &adapter).unwrap();
@@ -554,7 +598,7 @@ mod tests {
         let source = Source::open(&base_dir).unwrap();
         let config = LoraConfig { r: 2, ..LoraConfig::default() };
         let modules = resolve(&config, &source.config).unwrap();
-        let adapter = init(&modules, &source.config, 1, LoraInit::KaimingUniform);
+        let adapter = init(&modules, 1, LoraInit::KaimingUniform);
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &config, &modules, &adapter).unwrap();
         let good = fs::read(dir.path().join(WEIGHTS)).unwrap();
@@ -586,15 +630,25 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_on_the_head_comes_with_the_command_that_merges_it() {
-        let dir = tempfile::tempdir().unwrap();
-        for target in ["lm_head", "embed_tokens"] {
-            let target_modules = TargetModules::Names(vec!["q_proj".into(), target.into()]);
-            let config = LoraConfig { target_modules, ..LoraConfig::default() };
-            fs::write(dir.path().join(CONFIG), config.to_json()).unwrap();
-            let message = load(dir.path(), &model()).unwrap_err().to_string();
-            assert!(message.contains(&format!("{target}: adapters on it are not supported")), "{message}");
-            assert!(message.contains("stay frozen; merge it") && message.contains("merge_and_unload"), "{message}");
+    fn what_is_trained_of_embedding_and_head_goes_through_files() {
+        let names = |names: &[&str]| TargetModules::Names(names.iter().map(|name| (*name).to_owned()).collect());
+        let plain = LoraConfig { target_modules: names(&["q_proj"]), ..LoraConfig::default() };
+        let rows = vec![("embed_tokens".to_owned(), vec![7, 3])];
+        for config in [
+            LoraConfig { target_modules: names(&["q_proj", "embed_tokens", "lm_head"]), ..plain.clone() },
+            LoraConfig { modules_to_save: vec!["lm_head".into(), "embed_tokens".into()], ..plain.clone() },
+            LoraConfig { trainable_token_indices: rows, ..plain.clone() },
+        ] {
+            let modules = resolve(&config, &model()).unwrap();
+            let mut adapter = init(&modules, 1, LoraInit::KaimingUniform);
+            for (module, values) in modules.iter().zip(&mut adapter.modules) {
+                for (at, (spec, values)) in factors(module).iter().zip(&mut values.0).enumerate() {
+                    *values = (0..spec.elements()).map(|i| (i * 7 + at) as f32).collect();
+                }
+            }
+            let dir = tempfile::tempdir().unwrap();
+            save(dir.path(), &config, &modules, &adapter).unwrap();
+            assert_eq!(load(dir.path(), &model()).unwrap(), LoadedAdapter { config, modules, tensors: adapter });
         }
     }
 
@@ -602,7 +656,7 @@ mod tests {
     fn a_readme_of_another_hand_stays() {
         let dir = tempfile::tempdir().unwrap();
         let (config, modules) = small();
-        let adapter = init(&modules, &model(), 1, LoraInit::KaimingUniform);
+        let adapter = init(&modules, 1, LoraInit::KaimingUniform);
         let card = dir.path().join(CARD);
         fs::write(&card, "# My notes").unwrap();
         save(dir.path(), &config, &modules, &adapter).unwrap();

@@ -66,6 +66,22 @@ impl ExcludeModules {
     }
 }
 
+/// The biases of linear layers that are trained. The names are PEFT's values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None of them.
+    #[default]
+    None,
+    /// Those of the adapted layers.
+    #[cfg_attr(feature = "cli", value(name = "lora_only", alias = "lora-only"))]
+    LoraOnly,
+    /// All of them.
+    All,
+}
+
 /// Initialization of A; B always starts at zero. The names are PEFT's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
@@ -167,6 +183,12 @@ pub struct LoraConfig {
     pub layers_to_transform: Option<Vec<usize>>,
     /// Modules that get no adapter although `target_modules` selects them.
     pub exclude_modules: Option<ExcludeModules>,
+    /// Ends of the names of modules of which a whole copy is trained: the embedding and the head. Other names are passed over.
+    pub modules_to_save: Vec<String>,
+    /// Tokens whose rows are trained, with the end of the name of the embedding or the head that they are of.
+    pub trainable_token_indices: Vec<(String, Vec<u32>)>,
+    /// The biases of linear layers that are trained.
+    pub bias: Bias,
     /// The base model by its hub name or its directory, for those who load the adapter later.
     pub base_model_name_or_path: Option<String>,
     /// Initial values of a new adapter's A.
@@ -189,6 +211,9 @@ impl Default for LoraConfig {
             alpha_pattern: Vec::new(),
             layers_to_transform: None,
             exclude_modules: None,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: Vec::new(),
+            bias: Bias::None,
             base_model_name_or_path: None,
             init_lora_weights: LoraInit::KaimingUniform,
             ignored: Vec::new(),
@@ -197,12 +222,11 @@ impl Default for LoraConfig {
 }
 
 /// PEFT's settings that change the computation and are not supported.
-const REFUSED: [&str; 14] = [
+const REFUSED: [&str; 13] = [
     "fan_in_fan_out",
     "lora_bias",
     "layer_replication",
     "target_parameters",
-    "trainable_token_indices",
     "use_qalora",
     "use_bdlora",
     "arrow_config",
@@ -215,10 +239,10 @@ const REFUSED: [&str; 14] = [
 ];
 
 /// Keys that are read, or that do not affect the computation.
-const KNOWN: [&str; 27] = [
+const KNOWN: [&str; 28] = [
     "peft_type",
-    // Whole tensors in the file are held against the base's.
     "modules_to_save",
+    "trainable_token_indices",
     "peft_version",
     "r",
     "lora_alpha",
@@ -270,10 +294,14 @@ impl LoraConfig {
             Some(other) => return Err(fields.error("peft_type", format!("is `{other}`, but must be `LORA`"))),
             None => return Err(fields.error("peft_type", "is missing; it must be `LORA`")),
         }
-        // Trained biases, if there are any, are found in the file of the weights.
-        if let Some(bias) = fields.text("bias")?.filter(|bias| !["none", "all", "lora_only"].contains(bias)) {
-            return Err(fields.error("bias", format!("is `{bias}`, but must be `none`, `all` or `lora_only`")));
-        }
+        let bias = match fields.text("bias")? {
+            None | Some("none") => Bias::None,
+            Some("lora_only") => Bias::LoraOnly,
+            Some("all") => Bias::All,
+            Some(bias) => {
+                return Err(fields.error("bias", format!("is `{bias}`, but must be `none`, `all` or `lora_only`")));
+            }
+        };
         if let Some(key) = REFUSED.iter().find(|key| fields.value(key).is_some_and(|v| !is_unset(v))) {
             let dir = path.parent().unwrap_or(Path::new("."));
             let advice = format!("merge it into its base with PEFT and take that model: {}", merge_command(dir));
@@ -293,6 +321,9 @@ impl LoraConfig {
             alpha_pattern: pattern(&fields, "alpha_pattern", "alpha_pattern.", |f, key| f.required_positive(key))?,
             layers_to_transform: layers_to_transform(&fields)?,
             exclude_modules: exclude_modules(&fields)?,
+            modules_to_save: fields.texts("modules_to_save")?.unwrap_or_default(),
+            trainable_token_indices: trainable_token_indices(&fields)?,
+            bias,
             base_model_name_or_path: fields.text("base_model_name_or_path")?.map(str::to_owned),
             init_lora_weights: init_lora_weights(&fields)?,
             ignored: fields.keys().filter(|(k, v)| is_ignored(k, v)).map(|(k, _)| k.clone()).collect(),
@@ -323,13 +354,16 @@ impl LoraConfig {
         };
         let ranks: Map<String, Value> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let alphas: Map<String, Value> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
+        let tokens: Map<String, Value> =
+            self.trainable_token_indices.iter().map(|(of, tokens)| (of.clone(), json!(tokens))).collect();
+        let some = |given: bool, value: Value| if given { value } else { Value::Null };
         let keys = [
             ("alora_invocation_tokens", Value::Null),
             ("alpha_pattern", Value::Object(alphas)),
             ("arrow_config", Value::Null),
             ("auto_mapping", Value::Null),
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
-            ("bias", json!("none")),
+            ("bias", json!(self.bias)),
             ("corda_config", Value::Null),
             ("ensure_weight_tying", json!(false)),
             ("eva_config", Value::Null),
@@ -348,7 +382,7 @@ impl LoraConfig {
             ("lora_ga_config", Value::Null),
             ("megatron_config", Value::Null),
             ("megatron_core", json!("megatron.core")),
-            ("modules_to_save", Value::Null),
+            ("modules_to_save", some(!self.modules_to_save.is_empty(), json!(self.modules_to_save))),
             ("monteclora_config", Value::Null),
             ("peft_type", json!("LORA")),
             ("peft_version", json!(PEFT_VERSION)),
@@ -359,7 +393,7 @@ impl LoraConfig {
             ("target_modules", target_modules),
             ("target_parameters", Value::Null),
             ("task_type", json!("CAUSAL_LM")),
-            ("trainable_token_indices", Value::Null),
+            ("trainable_token_indices", some(!tokens.is_empty(), Value::Object(tokens))),
             ("use_bdlora", Value::Null),
             ("use_dora", json!(self.use_dora)),
             ("use_qalora", json!(false)),
@@ -424,6 +458,24 @@ fn exclude_modules(fields: &JsonFields) -> Result<Option<ExcludeModules>> {
         Some(Value::String(text)) => Ok(Some(ExcludeModules::Regex(text.clone()))),
         _ => Ok(fields.texts("exclude_modules")?.filter(|n| !n.is_empty()).map(ExcludeModules::Names)),
     }
+}
+
+/// Parses `{"embed_tokens": [3, 7]}`, or a list of tokens of the embedding.
+fn trainable_token_indices(fields: &JsonFields) -> Result<Vec<(String, Vec<u32>)>> {
+    let key = "trainable_token_indices";
+    let wrong = || fields.error(key, "must be a list of token ids, or lists by the name of the embedding");
+    let list = |value: &Value| -> Result<Vec<u32>> {
+        let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+        value.as_array().ok_or_else(wrong)?.iter().map(id).collect()
+    };
+    let of = match fields.value(key) {
+        None => Vec::new(),
+        Some(Value::Object(object)) => {
+            object.iter().map(|(name, tokens)| Ok((name.clone(), list(tokens)?))).collect::<Result<_>>()?
+        }
+        Some(tokens) => vec![("embed_tokens".to_owned(), list(tokens)?)],
+    };
+    Ok(of.into_iter().filter(|(_, tokens)| !tokens.is_empty()).collect())
 }
 
 /// Parses one layer or a list of layers; an empty list means all layers. These models have one pattern of layer names: `layers`.
@@ -505,6 +557,9 @@ mod tests {
             alpha_pattern: vec![("v_proj".into(), 7.0)],
             layers_to_transform: Some(vec![0, 2]),
             exclude_modules: Some(ExcludeModules::Regex(".*0.*".into())),
+            modules_to_save: vec!["lm_head".into()],
+            trainable_token_indices: vec![("embed_tokens".into(), vec![7, 3])],
+            bias: Bias::LoraOnly,
             base_model_name_or_path: Some("a \"b\"".into()),
             init_lora_weights: LoraInit::Gaussian,
             ignored: Vec::new(),

@@ -5,9 +5,10 @@ use std::ops::{Index, IndexMut};
 
 use super::config::LoraInit;
 pub use super::factor::Factor;
-use super::targets::LoraModule;
-use crate::model::config::ModelConfig;
+use super::targets::{LoraModule, Place};
+use crate::Result;
 use crate::model::modules::Projection;
+use crate::model::source::Source;
 use crate::random::{Stream, normal, uniform};
 
 /// One factor of one module.
@@ -30,28 +31,35 @@ impl FactorSpec {
 
 /// The factors of a module, in the order in which they are stored, trained and saved. An A that is shared has its values at the first
 /// part of the fused layer, and no row at the others.
-pub fn factors(module: &LoraModule, model: &ModelConfig) -> Vec<FactorSpec> {
-    let (out_features, in_features) = model.projection_shape(module.projection);
+pub fn factors(module: &LoraModule) -> Vec<FactorSpec> {
+    let ([outputs, inputs], rank) = (module.features, module.rank);
+    let (vocabulary, hidden) = if module.place == Place::Embedding { (inputs, outputs) } else { (outputs, inputs) };
+    let shape = |factor: Factor| match factor {
+        Factor::A if module.shares_a => [0, inputs],
+        Factor::A => [rank, inputs],
+        Factor::EmbeddingA => [inputs, rank],
+        Factor::B | Factor::EmbeddingB => [outputs, rank],
+        Factor::Magnitude | Factor::Bias => [outputs, 1],
+        Factor::Whole => [vocabulary, hidden],
+        Factor::Rows => [module.tokens.len(), hidden],
+    };
     let spec = |factor: Factor| FactorSpec {
         factor,
-        shape: match factor {
-            Factor::A if module.shares_a => [0, in_features],
-            _ => factor.shape(module.rank, [out_features, in_features]),
-        },
-        tensor: factor.tensor(&module.name()),
+        shape: shape(factor),
+        tensor: factor.tensor(&module.name(), module.is_adapted()),
     };
     module.factors.iter().copied().map(spec).collect()
 }
 
-/// The values of one module's factors, in the order of [`factors`]. Magnitudes without values are the norms of the base's rows, which the
-/// device computes.
+/// The values of one module's factors, in the order of [`factors`]. Without values, magnitudes are the norms of the base's rows, which the
+/// device computes, and copies are still to be made by [`copy_from_base`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModuleFactors(pub Vec<Vec<f32>>);
 
 impl ModuleFactors {
-    /// DoRA's magnitudes of a module, where it has them.
-    pub fn magnitudes(&self, module: &LoraModule) -> Option<&[f32]> {
-        let at = module.factors.iter().position(|factor| *factor == Factor::Magnitude)?;
+    /// The values of a factor of `module`, where it has them.
+    pub fn of(&self, module: &LoraModule, factor: Factor) -> Option<&[f32]> {
+        let at = module.factors.iter().position(|own| *own == factor)?;
         self.0.get(at).map(Vec::as_slice)
     }
 }
@@ -96,15 +104,19 @@ impl AdapterTensors {
 }
 
 /// Number of trained parameters of these modules.
-pub fn parameters(modules: &[LoraModule], model: &ModelConfig) -> u64 {
-    modules.iter().flat_map(|module| factors(module, model)).map(|factor| factor.elements() as u64).sum()
+pub fn parameters(modules: &[LoraModule]) -> u64 {
+    modules.iter().flat_map(factors).map(|factor| factor.elements() as u64).sum()
 }
 
 /// New factors. B is zero, so that training starts at the base model. A module's draws depend on its place alone, so adding modules
 /// changes no other module's start.
-pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraInit) -> AdapterTensors {
+pub fn init(modules: &[LoraModule], seed: u64, kind: LoraInit) -> AdapterTensors {
     let start = |module: &LoraModule| {
-        let item = (module.layer * Projection::ALL.len() + module.projection as usize) as u64;
+        let item = match module.place {
+            Place::Layer(layer, projection) => (layer * Projection::ALL.len() + projection as usize) as u64,
+            Place::Embedding => u64::MAX,
+            Place::Head => u64::MAX - 1,
+        };
         let draw = |index: u64| uniform(seed, Stream::LoraInit, item, index);
         let start = |spec: FactorSpec| -> Vec<f32> {
             let indices = 0..spec.elements() as u64;
@@ -116,13 +128,41 @@ pub fn init(modules: &[LoraModule], model: &ModelConfig, seed: u64, kind: LoraIn
                 (Factor::A, LoraInit::Gaussian) => {
                     indices.map(|index| (normal(draw, index) / module.rank as f64) as f32).collect()
                 }
-                (Factor::B, _) => vec![0.0; spec.elements()],
-                (Factor::Magnitude, _) => Vec::new(),
+                // An embedding's LoRA begins at 0 by its A.
+                (Factor::EmbeddingB, _) => indices.map(|index| normal(draw, index) as f32).collect(),
+                (Factor::B | Factor::EmbeddingA, _) => vec![0.0; spec.elements()],
+                (Factor::Magnitude | Factor::Whole | Factor::Rows | Factor::Bias, _) => Vec::new(),
             }
         };
-        ModuleFactors(factors(module, model).into_iter().map(start).collect())
+        ModuleFactors(factors(module).into_iter().map(start).collect())
     };
     AdapterTensors { modules: modules.iter().map(start).collect() }
+}
+
+/// Gives copies of tensors of the base the values that these have in `source`.
+///
+/// # Errors
+/// A tensor that cannot be read.
+pub fn copy_from_base(adapter: &mut AdapterTensors, modules: &[LoraModule], source: &Source) -> Result<()> {
+    for (module, values) in modules.iter().zip(&mut adapter.modules) {
+        for (spec, values) in factors(module).iter().zip(&mut values.0) {
+            if !spec.factor.is_copy() || !values.is_empty() {
+                continue;
+            }
+            *values = match spec.factor {
+                Factor::Bias => source.values(&module.base_tensor(&source.config, "bias"), &[spec.shape[0]])?,
+                _ => source.values(
+                    &module.base_tensor(&source.config, "weight"),
+                    &[source.config.vocab_size, source.config.hidden_size],
+                )?,
+            };
+            if spec.factor == Factor::Rows {
+                let row = |token: &u32| &values[*token as usize * spec.shape[1]..][..spec.shape[1]];
+                *values = module.tokens.iter().flat_map(row).copied().collect();
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,7 +177,7 @@ mod tests {
         let config = LoraConfig { r: 64, ..LoraConfig::default() };
         let modules = resolve(&config, &model()).unwrap();
         let statistics = |kind| {
-            let adapter = init(&modules, &model(), 3, kind);
+            let adapter = init(&modules, 3, kind);
             assert!(adapter.modules.iter().all(|module| module[Factor::B].iter().all(|x| *x == 0.0)));
             let a = adapter.modules[0][Factor::A].clone();
             assert_eq!(
@@ -152,7 +192,7 @@ mod tests {
         assert!((variance * 3.0 * 16.0 - 1.0).abs() < 0.1 && largest <= 0.25 && largest > 0.24, "{variance} {largest}");
         let (variance, largest) = statistics(LoraInit::Gaussian);
         assert!((variance * 64.0 * 64.0 - 1.0).abs() < 0.15 && largest * 64.0 > 2.5, "{variance} {largest}");
-        let one = init(&modules[5..6], &model(), 3, LoraInit::Gaussian);
-        assert_eq!(one.modules[0], init(&modules, &model(), 3, LoraInit::Gaussian).modules[5]);
+        let one = init(&modules[5..6], 3, LoraInit::Gaussian);
+        assert_eq!(one.modules[0], init(&modules, 3, LoraInit::Gaussian).modules[5]);
     }
 }

@@ -1,31 +1,40 @@
 //! Selects the linear layers of an adapter with their rank and scale, by PEFT's matching rules.
 
+use std::collections::HashSet;
+
 use fancy_regex::{Regex, RegexBuilder};
 
-use super::config::{ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
+use super::config::{Bias, ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
 use super::factor::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
 use crate::model::wrapper::in_decoder;
 use crate::setting::{
-    ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, RANK, RANK_PATTERN, TARGET_MODULES,
+    ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, MODULES_TO_SAVE, RANK, RANK_PATTERN,
+    TARGET_MODULES, TRAINABLE_TOKEN_INDICES,
 };
 use crate::{Error, Result};
 
-/// The problem of an adapter on the embedding or the head.
-pub(super) const FROZEN: &str = "adapters on it are not supported, the embedding and the head stay frozen";
+/// The place of a module in the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The matrix with a row for each token.
+    Embedding,
+    /// A linear layer of the decoder layer of this number, from 0.
+    Layer(usize, Projection),
+    /// The matrix from hidden states to logits.
+    Head,
+}
 
-/// One adapted linear layer.
+/// One module with trained tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
-    /// Number of its decoder layer, from 0.
-    pub layer: usize,
-    /// Its place in the layer.
-    pub projection: Projection,
+    /// Its place in the model.
+    pub place: Place,
     /// The decoder's place among the modules of transformers: `model` for a text model.
     pub decoder: &'static str,
-    /// Its path below the layer in the files and for PEFT.
+    /// Its path below the layer in the files and for PEFT, or the name of the embedding or the head.
     pub path: &'static str,
     /// True if it is a part of a fused layer and takes A from the module before it: PEFT trains one A for all parts.
     pub shares_a: bool,
@@ -35,19 +44,44 @@ pub struct LoraModule {
     pub alpha: f32,
     /// Factor of `B·A·x`: alpha / rank, or alpha / sqrt(rank) with rank-stabilized scaling.
     pub scale: f32,
+    /// Outputs and inputs; an embedding's inputs are its tokens.
+    pub features: [usize; 2],
     /// What is trained, in the order in which it is stored and saved.
     pub factors: Vec<Factor>,
+    /// The tokens of [`Factor::Rows`], in the order of the rows.
+    pub tokens: Vec<u32>,
 }
 
 impl LoraModule {
     /// Name of the module in the base model, such as `model.layers.N.self_attn.q_proj`.
     pub fn name(&self) -> String {
-        module_name(self.decoder, self.layer, self.path)
+        match self.place {
+            Place::Layer(layer, _) => module_name(self.decoder, layer, self.path),
+            Place::Embedding | Place::Head => in_decoder(self.decoder, self.path),
+        }
     }
 
     /// A name that no other module has: parts of a fused layer have one in [`Self::name`].
     pub fn own_name(&self) -> String {
-        module_name(self.decoder, self.layer, self.projection.module())
+        match self.place {
+            Place::Layer(layer, projection) => module_name(self.decoder, layer, projection.module()),
+            Place::Embedding | Place::Head => self.name(),
+        }
+    }
+
+    /// True if LoRA adapts it, false if it has copies alone.
+    pub fn is_adapted(&self) -> bool {
+        self.factors.iter().any(|factor| matches!(factor, Factor::A | Factor::EmbeddingA))
+    }
+
+    /// The name of the base's tensor that its copies begin as, `weight` or `bias`.
+    pub fn base_tensor(&self, model: &ModelConfig, tensor: &str) -> String {
+        let module = match self.place {
+            Place::Layer(layer, projection) => modules::in_layer(layer, projection.module()),
+            Place::Head if !model.tie_word_embeddings => modules::HEAD.to_owned(),
+            Place::Embedding | Place::Head => modules::EMBEDDING.to_owned(),
+        };
+        format!("{module}.{tensor}")
     }
 }
 
@@ -151,41 +185,25 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         Some(ExcludeModules::Names(names)) => Some(Matcher::Names(names.clone())),
         Some(ExcludeModules::Regex(text)) => Some(Matcher::Regex(Expression::new(EXCLUDE_MODULES, text, "", 1)?)),
     };
-    let excluded = |module: &str| exclude.as_ref().map_or(Ok(false), |m| m.matches(module));
     if let Some(target) = &target {
+        let excluded = |module: &str| exclude.as_ref().map_or(Ok(false), |m| m.matches(module));
         refuse_other_modules(model, |module| Ok(target.matches(module)? && !excluded(module)?))?;
     }
     check_layers(lora, model)?;
-    let ranks = patterns(RANK_PATTERN, &lora.rank_pattern)?;
-    let alphas = patterns(ALPHA_PATTERN, &lora.alpha_pattern)?;
+    let choice = Choice { lora, model, target, exclude };
+    let (ranks, alphas) = (patterns(RANK_PATTERN, &lora.rank_pattern)?, patterns(ALPHA_PATTERN, &lora.alpha_pattern)?);
     let mut modules = Vec::new();
-    for layer in 0..model.num_layers {
-        if lora.layers_to_transform.as_ref().is_some_and(|layers| !layers.contains(&layer)) {
-            continue;
-        }
-        for projection in Projection::ALL {
-            let path = model.path(projection);
-            let name = module_name(model.decoder(), layer, path);
-            if excluded(&name)? || !target.as_ref().map_or(Ok(true), |m| m.matches(&name))? {
-                continue;
-            }
-            let rank = first_match(&ranks, &name)?.unwrap_or(lora.r);
+    for place in choice.places() {
+        let mut module = choice.module(place);
+        if choice.adapts(&module)? {
+            let name = module.name();
+            module.rank = first_match(&ranks, &name)?.unwrap_or(lora.r);
             let alpha = first_match(&alphas, &name)?.unwrap_or(lora.lora_alpha);
-            if !(1..=MAX_RANK).contains(&rank) {
-                let problem = format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}");
-                return Err(Error::setting(RANK, problem));
-            }
-            if !(alpha.is_finite() && alpha > 0.0) {
-                let problem = format!("the alpha of {name} is {alpha}, but must be a number above 0");
-                return Err(Error::setting(ALPHA, problem));
-            }
-            let divisor = if lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-            let (alpha, scale) = (alpha as f32, (alpha / divisor) as f32);
-            let shares_a = model.fused(projection).is_some_and(|fused| fused.parts[0] != projection);
-            let decoder = model.decoder();
-            let magnitude = lora.use_dora.then_some(Factor::Magnitude);
-            let factors = Factor::PLAIN.into_iter().chain(magnitude).collect();
-            modules.push(LoraModule { layer, projection, decoder, path, shares_a, rank, alpha, scale, factors });
+            choice.set_scale(&mut module, alpha)?;
+        }
+        choice.add_copies(&mut module)?;
+        if !module.factors.is_empty() {
+            modules.push(module);
         }
     }
     if modules.is_empty() {
@@ -229,14 +247,131 @@ fn check_layers(lora: &LoraConfig, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Refuses target modules that are not linear layers, as PEFT does, and the embedding and the head, which stay frozen.
-fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
-    for frozen in [modules::HEAD, modules::EMBEDDING] {
-        if is_target(&in_decoder(model.decoder(), frozen))? {
-            return Err(Error::setting(TARGET_MODULES, format!("{TARGET_MODULES} matches {frozen}: {FROZEN}")));
-        }
+/// The modules that the settings choose, and what is trained of each.
+struct Choice<'a> {
+    lora: &'a LoraConfig,
+    model: &'a ModelConfig,
+    /// None is every linear layer.
+    target: Option<Matcher>,
+    exclude: Option<Matcher>,
+}
+
+impl Choice<'_> {
+    /// Every place of the model that may have trained tensors.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let layers = (0..self.model.num_layers)
+            .flat_map(|layer| Projection::ALL.map(|projection| Place::Layer(layer, projection)));
+        std::iter::once(Place::Embedding).chain(layers).chain([Place::Head])
     }
-    for module in modules_without_projections(model) {
+
+    /// The module at a place, of which nothing is trained yet.
+    fn module(&self, place: Place) -> LoraModule {
+        let model = self.model;
+        let (path, features) = match place {
+            Place::Embedding => (modules::EMBEDDING, [model.hidden_size, model.vocab_size]),
+            Place::Head => (modules::HEAD, [model.vocab_size, model.hidden_size]),
+            Place::Layer(_, projection) => {
+                let (outputs, inputs) = model.projection_shape(projection);
+                (model.path(projection), [outputs, inputs])
+            }
+        };
+        let shares_a = match place {
+            Place::Layer(_, projection) => model.fused(projection).is_some_and(|fused| fused.parts[0] != projection),
+            Place::Embedding | Place::Head => false,
+        };
+        let decoder = model.decoder();
+        let (factors, tokens) = (Vec::new(), Vec::new());
+        LoraModule { place, decoder, path, shares_a, rank: 0, alpha: 0.0, scale: 0.0, features, factors, tokens }
+    }
+
+    fn adapts(&self, module: &LoraModule) -> Result<bool> {
+        let name = module.name();
+        let chosen = match (&self.target, module.place) {
+            (Some(target), _) => target.matches(&name)?,
+            (None, place) => matches!(place, Place::Layer(..)),
+        };
+        let layers = self.lora.layers_to_transform.as_ref();
+        let in_layers = match module.place {
+            Place::Layer(layer, _) => layers.is_none_or(|layers| layers.contains(&layer)),
+            Place::Embedding | Place::Head => layers.is_none(),
+        };
+        Ok(chosen && in_layers && !self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(&name))?)
+    }
+
+    /// Gives a module LoRA's factors and their scale.
+    fn set_scale(&self, module: &mut LoraModule, alpha: f64) -> Result<()> {
+        let (name, rank) = (module.name(), module.rank);
+        if !(1..=MAX_RANK).contains(&rank) {
+            let problem = format!("the rank of {name} is {rank}, but must be in 1..={MAX_RANK}");
+            return Err(Error::setting(RANK, problem));
+        }
+        if !(alpha.is_finite() && alpha > 0.0) {
+            let problem = format!("the alpha of {name} is {alpha}, but must be a number above 0");
+            return Err(Error::setting(ALPHA, problem));
+        }
+        let divisor = if self.lora.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        (module.alpha, module.scale) = (alpha as f32, (alpha / divisor) as f32);
+        let is_layer = matches!(module.place, Place::Layer(..));
+        if self.lora.use_dora && !is_layer {
+            let problem = format!(
+                "{TARGET_MODULES} matches {name}, but magnitudes (DoRA) are not supported there; leave it out by {EXCLUDE_MODULES}"
+            );
+            return Err(Error::setting(TARGET_MODULES, problem));
+        }
+        module.factors = match module.place {
+            Place::Embedding => Factor::OF_EMBEDDING.into(),
+            Place::Layer(..) | Place::Head => Factor::PLAIN.into(),
+        };
+        module.factors.extend(self.lora.use_dora.then_some(Factor::Magnitude));
+        Ok(())
+    }
+
+    /// Adds the copies of the base's tensors that are trained beside LoRA.
+    fn add_copies(&self, module: &mut LoraModule) -> Result<()> {
+        let name = module.name();
+        if let Place::Layer(_, projection) = module.place {
+            let trained = match self.lora.bias {
+                Bias::None => false,
+                Bias::LoraOnly => module.is_adapted(),
+                Bias::All => true,
+            };
+            if trained && self.model.projection_has_bias(projection) {
+                module.factors.push(Factor::Bias);
+            }
+            return Ok(());
+        }
+        let saved = self.lora.modules_to_save.iter().any(|saved| name.ends_with(saved.as_str()));
+        let rows = self.lora.trainable_token_indices.iter().find(|(of, _)| name.ends_with(of.as_str()));
+        if [module.is_adapted(), saved, rows.is_some()].into_iter().filter(|is| *is).count() > 1 {
+            let problem = format!(
+                "{name} is chosen twice: {TARGET_MODULES}, {MODULES_TO_SAVE} and {TRAINABLE_TOKEN_INDICES} exclude each other"
+            );
+            return Err(Error::setting(MODULES_TO_SAVE, problem));
+        }
+        if saved {
+            module.factors.push(Factor::Whole);
+        }
+        if let Some((_, tokens)) = rows {
+            let vocabulary = self.model.vocab_size;
+            let mut seen = HashSet::new();
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary || !seen.insert(**token)) {
+                let problem = format!(
+                    "{TRAINABLE_TOKEN_INDICES} has {token}, but the tokens of this model are 0 to {}, each given once",
+                    vocabulary - 1
+                );
+                return Err(Error::setting(TRAINABLE_TOKEN_INDICES, problem));
+            }
+            module.factors.push(Factor::Rows);
+            module.tokens = tokens.clone();
+        }
+        Ok(())
+    }
+}
+
+/// Refuses target modules that are neither linear layers nor the embedding, as PEFT does.
+fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
+    let others = modules_without_projections(model).into_iter();
+    for module in others.filter(|module| ![modules::HEAD, modules::EMBEDDING].contains(&module.as_str())) {
         let module = in_decoder(model.decoder(), &module);
         if is_target(&module)? {
             let problem = format!(
@@ -271,7 +406,11 @@ pub(crate) mod tests {
 
     fn resolved(lora: &LoraConfig) -> Vec<String> {
         let modules = resolve(lora, &model()).unwrap();
-        modules.iter().map(|m| format!("{}.{}", m.layer, m.projection.name())).collect()
+        let name = |module: &LoraModule| match module.place {
+            Place::Layer(layer, projection) => format!("{layer}.{}", projection.name()),
+            Place::Embedding | Place::Head => module.path.to_owned(),
+        };
+        modules.iter().map(name).collect()
     }
 
     #[test]
@@ -281,6 +420,7 @@ pub(crate) mod tests {
         assert_eq!(resolved(&names(&["model.layers.2.self_attn.v_proj"])), ["2.v_proj"]);
         assert!(resolve(&names(&["proj"]), &model()).is_err());
         assert_eq!(resolved(&LoraConfig::default()).len(), 21);
+        assert_eq!(resolved(&names(&["lm_head", "embed_tokens"])), ["model.embed_tokens", "lm_head"]);
     }
 
     #[test]
@@ -340,10 +480,19 @@ pub(crate) mod tests {
             message(LoraConfig { r: 0, ..names(&["q_proj"]) }).contains("rank of model.layers.0.self_attn.q_proj is 0")
         );
         assert!(message(LoraConfig { lora_alpha: f64::NAN, ..names(&["q_proj"]) }).contains("alpha"));
-        assert!(message(names(&["q_proj", "lm_head"])).contains("lm_head: adapters on it are not supported"));
-        assert!(message(regex(".*")).contains("stay frozen"));
+        assert!(message(regex(".*")).contains("which is not a linear layer"));
         assert!(message(names(&["q_proj", "mlp"])).contains("model.layers.0.mlp, which is not a linear layer"));
-        assert!(message(regex("(?!x).*")).contains("stay frozen"));
+        assert!(message(regex("(?!x).*")).contains("which is not a linear layer"));
+        let dora = LoraConfig { use_dora: true, ..names(&["lm_head"]) };
+        assert!(message(dora).contains("magnitudes (DoRA) are not supported there"));
+        let twice = LoraConfig { modules_to_save: vec!["lm_head".into()], ..names(&["lm_head"]) };
+        assert!(message(twice).contains("lm_head is chosen twice"));
+        let of = |tokens: &[u32]| LoraConfig {
+            trainable_token_indices: vec![("embed_tokens".into(), tokens.to_vec())],
+            ..names(&["q_proj"])
+        };
+        assert!(message(of(&[3, 32])).contains("has 32, but the tokens of this model are 0 to 31"));
+        assert!(message(of(&[3, 4, 3])).contains("each given once"));
         assert!(message(regex("(q_proj")).contains("`(q_proj` is not a regular expression"));
         assert!(message(regex(r"(.+)(.+)(.+)(.+)(.+)(.+)\1\2\3\4\5\6x")).contains("goes back and forth too often"));
         assert!(message(regex(r"\w{300}\w{300}\w{300}q_proj")).contains("is not a regular expression"));

@@ -106,7 +106,7 @@ pub fn estimate(
         categories: ledger.entries().collect(),
         trained_parameters: match settings.method {
             Method::Full => parameters(config),
-            Method::Lora | Method::Qlora => factors::parameters(&modules, config),
+            Method::Lora | Method::Qlora => factors::parameters(&modules),
         },
         layers: config.num_layers,
         kept_layers: shown.recompute.kept_layers,

@@ -9,6 +9,7 @@ use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
+use crate::quant;
 use crate::quant::format::Float;
 use crate::{Error, Result};
 
@@ -62,6 +63,20 @@ impl Source {
     /// weights are made.
     pub fn stored(&self, name: &str) -> Float {
         self.tensors.float(name).unwrap_or(Float::F32)
+    }
+
+    /// The values of a tensor of this shape in f32, decoded where the files hold it in 4 bits.
+    ///
+    /// # Errors
+    /// A tensor that is missing, or cannot be read.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        match (self.config.quantized.get(name), shape) {
+            (Some(stored), [rows, cols]) => {
+                let packed = PackedWeight::find(&self.tensors, name, [*rows, *cols], *stored)?.read()?;
+                Ok(quant::dequantize(&packed, stored.code, rows * cols))
+            }
+            _ => self.tensors.require(name, shape)?.read_f32(),
+        }
     }
 
     /// True if the directory has a tokenizer.

@@ -7,10 +7,11 @@ use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, Vi
 use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
-use crate::network::adapter::DeviceAdapter;
+use crate::network::adapter::{DeviceAdapter, DeviceFactor, DeviceModule};
 use crate::network::dora::{self, RankWorkspace};
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
+use crate::ops::column_gradient;
 use crate::ops::linear::{self, WorkspaceQuery};
 use crate::ops::lora_gradient;
 use crate::ops::weight::Weight;
@@ -275,6 +276,8 @@ pub struct Workspace {
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
     pub dropped: Option<Matrix>,
+    /// Columns of an embedding's A, as wide as the largest rank; `None` where no adapter has any.
+    pub embedding_low: Option<Matrix>,
     /// Scratch of DoRA's norms, between passes; `None` where no module has magnitudes.
     pub ranks: Option<RankWorkspace>,
     /// Outputs of DoRA's layers under dropout, then gradients of up to three outputs times their factors. `None` where no module that is
@@ -407,6 +410,7 @@ impl Activations {
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
+        workspace.embedding_low = plan_embedding_low(plan, arena, std::slice::from_ref(adapter), rows);
         workspace.scaled = plan_scaled(plan, arena, network, adapter, sizes);
         workspace.ranks = RankWorkspace::plan(plan, arena, std::slice::from_ref(adapter), &between_passes());
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
@@ -430,6 +434,7 @@ impl Activations {
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
         let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, None)];
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
+        workspace.embedding_low = plan_embedding_low(plan, arena, adapters, rows);
         workspace.ranks = RankWorkspace::plan(plan, arena, adapters, &between_passes());
         Self { rows, hidden, compressed: Vec::new(), layers, kept_from: config.num_layers, workspace }
     }
@@ -457,6 +462,7 @@ impl Workspace {
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
             backward: None,
             dropped: None,
+            embedding_low: None,
             ranks: None,
             scaled: None,
         }
@@ -511,6 +517,18 @@ impl BackwardWorkspace {
     }
 }
 
+/// Plans [`Workspace::embedding_low`].
+fn plan_embedding_low(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    adapters: &[DeviceAdapter],
+    rows: u32,
+) -> Option<Matrix> {
+    let modules = adapters.iter().filter_map(DeviceAdapter::embedding);
+    let rank = modules.filter(|module| module.factor(Factor::EmbeddingA).is_some()).map(|module| module.rank).max()?;
+    Some(arena.matrix(plan, "columns of the embedding's A", rows, rank, &[whole_step()]))
+}
+
 /// Plans [`Workspace::scaled`]: as wide as the widest output with magnitudes among the first, second and third projections of one input.
 fn plan_scaled(
     plan: &mut MemoryPlan,
@@ -541,7 +559,7 @@ fn plan_scaled(
 fn ranks(network: &Network, adapter: Option<&DeviceAdapter>) -> [u32; Projection::ALL.len()] {
     Projection::ALL.map(|projection| {
         let layers = 0..network.config.num_layers;
-        let rank = |layer| Some(adapter?.module(layer, projection)?.rank);
+        let rank = |layer| Some(adapter?.module(layer, projection).filter(|module| module.is_adapted())?.rank);
         layers.filter_map(rank).max().unwrap_or(0)
     })
 }
@@ -567,8 +585,17 @@ pub fn scratch_bytes(
     let vocabulary = [network.head(), &network.embedding];
     let of_base = |w| of(w, rank, if vocabulary.iter().any(|v| std::ptr::eq(*v, w)) { head_rows } else { rows });
     let queries = network.weights().map(|(_, w)| of_base(w));
-    let factors = adapters.iter().flat_map(DeviceAdapter::modules);
-    let factor_queries = factors.flat_map(|m| &m.factors).map(|factor| of(&factor.weight, 0, rows));
+    let modules = || adapters.iter().flat_map(DeviceAdapter::modules);
+    let is_head = |m: &DeviceModule| adapters.iter().filter_map(DeviceAdapter::head).any(|head| std::ptr::eq(head, m));
+    let factor_queries = modules().flat_map(|m| {
+        let rows = if is_head(m) { head_rows } else { rows };
+        // Tables and vectors are not multiplied.
+        let multiplied = |factor: &&DeviceFactor| {
+            !matches!(factor.factor, Factor::EmbeddingA | Factor::Magnitude | Factor::Bias)
+                && (is_head(m) || factor.factor != Factor::Whole)
+        };
+        m.factors.iter().filter(multiplied).map(move |factor| of(&factor.weight, 0, rows))
+    });
     let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
     // Cooperative matrices take the gradients of all layers that read one input at once, as rows in f16.
     let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
@@ -577,11 +604,18 @@ pub fn scratch_bytes(
         [attention, feed_forward]
     });
     let panel = linear::panel_bytes(capabilities, queries.chain(factor_queries).chain(sums));
-    let modules = adapters.iter().flat_map(DeviceAdapter::modules);
-    let partials = modules
-        .map(|m| {
-            let widest = m[Factor::A].weight.in_features.max(m[Factor::B].weight.out_features);
-            lora_gradient::partial_bytes(m.rank, widest, rows)
+    let partials = modules()
+        .flat_map(|m| {
+            let rows = if is_head(m) { head_rows } else { rows };
+            m.factors.iter().map(move |factor| match factor.factor {
+                Factor::A => lora_gradient::partial_bytes(m.rank, factor.weight.in_features, rows),
+                Factor::B | Factor::EmbeddingB => {
+                    lora_gradient::partial_bytes(m.rank, factor.weight.out_features, rows)
+                }
+                Factor::Magnitude => lora_gradient::partial_bytes(1, factor.weight.out_features, rows),
+                Factor::Bias => column_gradient::scratch_bytes(factor.weight.out_features),
+                Factor::EmbeddingA | Factor::Whole | Factor::Rows => 0,
+            })
         })
         .chain([linear::partials_bytes(capabilities)])
         .max()

@@ -3,6 +3,8 @@
 //! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. LoRA factors add their
 //! gradients to the adapter's flat buffers; the base's own tensors have gradients where they are trained themselves.
 
+use std::borrow::Cow;
+
 use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
 use super::base::Network;
 use super::dora::columns;
@@ -11,11 +13,12 @@ use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
-use crate::network::adapter::{DeviceAdapter, DeviceModule};
+use crate::network::adapter::{DeviceAdapter, DeviceFactor, DeviceModule, RowOrder};
 use crate::ops::attention::{self, Shape};
 use crate::ops::linear::{self, GradientTerm, LowRank};
 use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
 use crate::ops::rope::RotatedHeads;
+use crate::ops::weight::Weight;
 use crate::ops::{
     add, bf16, column_gradient, dora, dropout, embedding, glu, kv_cache, lora_gradient, noise, rms_norm, rope, scale,
     weight_gradient,
@@ -103,7 +106,21 @@ impl Pass<'_> {
     }
 
     fn module(&self, layer: usize, projection: Projection) -> Option<&DeviceModule> {
-        self.adapter?.module(layer, projection)
+        self.adapter?.module(layer, projection).filter(|module| module.is_adapted())
+    }
+
+    /// The bias of a projection that the adapter has in place of the base's.
+    fn bias(&self, layer: usize, projection: Projection) -> Option<&DeviceFactor> {
+        self.adapter?.module(layer, projection)?.factor(Factor::Bias)
+    }
+
+    /// A projection's weight with the bias that it has in this pass.
+    fn weight(&self, layer: usize, projection: Projection) -> Cow<'_, Weight> {
+        let weight = self.network.layers[layer].projection(projection);
+        match self.bias(layer, projection) {
+            Some(bias) => Cow::Owned(Weight { bias: Some(bias.values), ..weight.clone() }),
+            None => Cow::Borrowed(weight),
+        }
     }
 
     fn gain(&self, layer: usize, norm: Norm) -> Option<View> {
@@ -150,7 +167,7 @@ impl Pass<'_> {
     /// Records the whole network up to the final norm, whose result `[rows, hidden]` is returned.
     pub fn forward(&self, rec: &mut Recorder) -> Matrix {
         let scale = self.network.config.embedding_scale;
-        embedding::forward(rec, self.inputs.tokens, &self.network.embedding, scale, self.hidden(0));
+        self.embed(rec, scale);
         if let Some(draws) = self.noise {
             noise::add(rec, draws, self.hidden(0));
         }
@@ -164,6 +181,57 @@ impl Pass<'_> {
             self.add_output(rec, layer, Norm::FeedForwardOutput, stream, self.input_gain(layer + 1));
         }
         self.activations.workspace.norm.first_rows(self.rows)
+    }
+
+    /// The embeddings of the tokens into the first residual stream, from the base's table, the adapter's own, or both.
+    fn embed(&self, rec: &mut Recorder, scale: f32) {
+        let (tokens, out) = (self.inputs.tokens, self.hidden(0));
+        let module = self.adapter.and_then(DeviceAdapter::embedding);
+        let factor = |factor| module.and_then(|module| module.factor(factor));
+        let table = factor(Factor::Whole).map_or(&self.network.embedding, |whole| &whole.weight);
+        embedding::forward(rec, tokens, table, scale, out);
+        // Tokens that have no row of their own keep theirs.
+        if let Some((rows, of)) = factor(Factor::Rows).zip(self.adapter.and_then(DeviceAdapter::token_rows)) {
+            embedding::forward(rec, of.tokens, &rows.weight, scale, out);
+        }
+        let low = self.activations.workspace.embedding_low;
+        if let (Some(module), Some(a), Some(b), Some(low)) =
+            (module, factor(Factor::EmbeddingA), factor(Factor::EmbeddingB), low)
+        {
+            let low = columns(low.first_rows(self.rows), module.rank);
+            embedding::forward(rec, tokens, &a.weight, scale * module.scale, low);
+            linear::forward(rec, low, &b.weight, None, out, true);
+        }
+    }
+
+    /// Adds the gradients of what the adapter has of the embedding, from that of the first residual stream.
+    fn embed_backward(&self, rec: &mut Recorder, d_hidden: Matrix) {
+        let scale = self.network.config.embedding_scale;
+        let Some((adapter, module)) = self.adapter.and_then(|adapter| Some((adapter, adapter.embedding()?))) else {
+            return;
+        };
+        let tokens = self.inputs.tokens;
+        if let Some((whole, order)) = module.factor(Factor::Whole).zip(adapter.row_order()) {
+            let gradient_of = |data| whole.gradient_of(data);
+            embedding::backward(rec, tokens, order, (d_hidden, scale), &whole.weight.panels, gradient_of);
+        }
+        if let Some((rows, RowOrder { tokens, order: Some(order) })) =
+            module.factor(Factor::Rows).zip(adapter.token_rows())
+        {
+            let gradient_of = |data| rows.gradient_of(data);
+            embedding::backward(rec, tokens, order, (d_hidden, scale), &rows.weight.panels, gradient_of);
+        }
+        let factors = module.factor(Factor::EmbeddingA).zip(module.factor(Factor::EmbeddingB));
+        let buffers = self.activations.workspace.embedding_low.zip(adapter.row_order());
+        if let (Some((a, b)), Some((low, order))) = (factors, buffers) {
+            let (low, scale) = (columns(low.first_rows(self.rows), module.rank), scale * module.scale);
+            linear::input_gradient(rec, d_hidden, &b.weight, None, low, false);
+            embedding::backward(rec, tokens, order, (low, scale), &a.weight.panels, |data| a.gradient_of(data));
+            embedding::forward(rec, tokens, &a.weight, scale, low);
+            if let Some(db) = b.gradient {
+                lora_gradient::lora_b(rec, low, d_hidden, 1.0, db);
+            }
+        }
     }
 
     /// The output of attention (0) or of the feed-forward block (1), which its backward pass reads where it goes through a norm.
@@ -292,9 +360,9 @@ impl Pass<'_> {
         acts: &LayerActivations,
         y: Matrix,
     ) {
-        let weight = self.network.layers[layer].projection(projection);
+        let weight = self.weight(layer, projection);
         let low = self.low_rank(rec, layer, projection, x, acts);
-        linear::forward(rec, x, weight, low, y, false);
+        linear::forward(rec, x, &weight, low, y, false);
         let Some((outputs, _)) = self.module(layer, projection).and_then(DeviceModule::dora) else { return };
         match (self.dropout.zip(self.activations.workspace.dropped), self.activations.workspace.scaled) {
             (Some((_, dropped)), Some([scaled, ..])) => {
@@ -340,7 +408,8 @@ impl Pass<'_> {
         let layers = self.network.layers.len();
         let final_norm = self.network.final_norm;
         self.norm_backward(rec, self.hidden(layers), final_norm, [ws.d_norm, ws.d_hidden], false);
-        let lowest = if self.trained.is_some() { 0 } else { adapter.lowest_layer() };
+        let to_embedding = self.trained.is_some() || adapter.embedding().is_some();
+        let lowest = if to_embedding { 0 } else { adapter.lowest_layer() };
         for layer in (lowest..layers).rev() {
             let (acts, shared) = self.activations.layer(layer);
             let acts = acts.first_rows(self.rows);
@@ -358,7 +427,7 @@ impl Pass<'_> {
                     self.low_rank(rec, layer, Projection::Down, act, &acts);
                 }
             }
-            let lowest = layer == lowest && self.trained.is_none();
+            let lowest = layer == lowest && !to_embedding;
             self.layer_backward(rec, LayerBackward { index: layer, acts: &acts, ws: &ws }, lowest);
         }
         if let Some(trained) = self.trained {
@@ -366,6 +435,7 @@ impl Pass<'_> {
             let dy = (ws.d_hidden, self.network.config.embedding_scale);
             embedding::backward(rec, tokens, trained.row_order, dy, panels, |data| trained.gradient(data));
         }
+        self.embed_backward(rec, ws.d_hidden);
     }
 
     /// Records a layer's backward pass: the gradient of its output in `d_hidden` becomes that of its input. The
@@ -375,7 +445,8 @@ impl Pass<'_> {
         use Projection::{Down, Gate, K, O, Q, Up, V};
         let middle_gain = self.gain(index, Norm::FeedForwardInput);
         let trained = |projections: &[Projection]| {
-            self.trained.is_some() || projections.iter().any(|p| self.module(index, *p).is_some())
+            let has = |p: &Projection| self.module(index, *p).is_some() || self.bias(index, *p).is_some();
+            self.trained.is_some() || projections.iter().any(has)
         };
         let act = self.activations.workspace.act.first_rows(self.rows);
 
@@ -605,6 +676,9 @@ impl Pass<'_> {
             if let Some(bias) = weight.bias {
                 column_gradient::bias(rec, dy, trained.gradient(bias));
             }
+        }
+        if let Some(gradient) = self.bias(index, projection).and_then(|bias| bias.gradient) {
+            column_gradient::bias(rec, dy, gradient);
         }
         let Some((module, dyb)) = self.module(index, projection).zip(dyb) else { return };
         let x = self.dropped(rec, module, x);

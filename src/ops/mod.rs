@@ -10,6 +10,7 @@ pub mod add;
 pub mod attention;
 pub mod bf16;
 pub mod column_gradient;
+pub mod columns;
 pub mod cross_entropy;
 pub mod dora;
 pub mod dropout;
@@ -45,6 +46,7 @@ pub fn kernels() -> Vec<Kernel> {
         attention::kernels(),
         bf16::kernels(),
         column_gradient::kernels(),
+        columns::kernels(),
         cross_entropy::kernels(),
         dora::kernels(),
         dropout::kernels(),

@@ -404,6 +404,7 @@ impl Engine {
         let inputs = &self.plan.shared.inputs;
         write(inputs.tokens, padded(&batch.tokens, rows, 0));
         write(inputs.positions, padded(&batch.positions, rows, 0));
+        self.plan.parameters.adapter.write_inputs(&self.gpu, &self.buffers, &padded(&batch.tokens, rows, 0));
         if let Some(trained) = &self.plan.parameters.base {
             let tokens = padded(&batch.tokens, rows, 0);
             let mut order: Vec<u32> = (0..rows as u32).collect();

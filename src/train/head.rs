@@ -1,11 +1,10 @@
 //! The head's part of a training pass: the rows with a label, their logits in chunks, and their losses.
 
 use crate::gpu::{Arena, Capabilities, Category, Matrix, MemoryPlan, Recorder, View, round_up};
-use crate::model::config::ModelConfig;
 use crate::network::activations::{Phase, through};
+use crate::network::adapter::DeviceAdapter;
 use crate::network::base::Network;
-use crate::network::head;
-use crate::network::trained::Trained;
+use crate::network::head::{self, Head, HeadWorkspace};
 use crate::ops::cross_entropy;
 
 /// Counts of rows with a label are rounded up to this. It also keeps slices of per-row buffers aligned.
@@ -24,6 +23,8 @@ pub struct HeadBuffers {
     gathered: Matrix,
     logits: Matrix,
     losses: View,
+    /// Buffers for what an adapter changes of the head.
+    pub workspace: HeadWorkspace,
     /// Factor of each row's loss in the objective, and so of its gradient, f32.
     pub label_weights: View,
 }
@@ -46,10 +47,11 @@ impl HeadBuffers {
     pub fn plan(
         memory: &mut MemoryPlan,
         arena: &mut Arena,
-        config: &ModelConfig,
-        max_rows: u32,
+        (network, adapter): (&Network, &DeviceAdapter),
+        (max_rows, dropout): (u32, bool),
         capabilities: Capabilities,
     ) -> Self {
+        let config = &network.config;
         let rows = round_up(max_rows, LABEL_CLASS);
         let budget = LOGITS_BYTES.min(capabilities.max_binding_bytes);
         let fitting = budget / (4 * u64::from(round_up(config.vocab_size as u32, 4)));
@@ -58,7 +60,10 @@ impl HeadBuffers {
         let (vocabulary, hidden) = (config.vocab_size as u32, config.hidden_size as u32);
         let while_gathered = through(Phase::GatherLabeled, Phase::ScatterLabeled);
         let at_logits = through(Phase::Logits, Phase::Logits);
+        let adapters = (network, std::slice::from_ref(adapter));
+        let workspace = HeadWorkspace::plan(memory, arena, adapters, chunk, dropout, &at_logits);
         Self {
+            workspace,
             logits: arena.matrix(memory, "logits", chunk, vocabulary, &[at_logits]),
             gathered: arena.matrix(memory, "rows with a label", rows, hidden, &[while_gathered]),
             label_rows: memory.alloc(Category::Uploads, "labeled rows", per_row),
@@ -75,7 +80,7 @@ impl HeadBuffers {
 
     /// Records the losses of the rows with a label, and adds their sum to `pass.total`. With `pass.d_hidden`, each chunk of hidden
     /// states becomes its gradient before the next chunk's logits take the buffer; the gradients then go back to their rows.
-    pub fn record(&self, rec: &mut Recorder, network: &Network, trained: Option<&Trained>, pass: HeadPass) {
+    pub fn record(&self, rec: &mut Recorder, head: &Head, pass: HeadPass) {
         let HeadPass { hidden, labels, total, d_hidden } = pass;
         let gradient = d_hidden.is_some();
         cross_entropy::gather_rows(rec, hidden, self.label_rows, self.gathered.first_rows(labels));
@@ -84,12 +89,13 @@ impl HeadBuffers {
             let rows = self.logits.rows.min(labels - first);
             let (x, logits) = (self.gathered.rows(first, rows), self.logits.first_rows(rows));
             let words = |view: View| view.slice(4 * u64::from(first), 4 * u64::from(rows));
-            head::product(rec, network, x, logits);
+            let head = Head { chunk: first / self.logits.rows, ..*head };
+            head.product(rec, x, logits);
             let [labels, weights, losses] = [self.labels, self.label_weights, self.losses].map(words);
-            let ranged = (logits, head::range(network));
+            let ranged = (logits, head::range(head.network));
             cross_entropy::forward_backward(rec, ranged, labels, weights, losses, gradient);
             if gradient {
-                head::backward_in_place(rec, network, trained, logits, x);
+                head.backward_in_place(rec, logits, x);
             }
             first += rows;
         }
@@ -101,9 +107,9 @@ impl HeadBuffers {
     }
 
     /// Records the logits of all rows of `hidden`, which must fit into one chunk, and says where they lie.
-    pub fn record_logits(&self, rec: &mut Recorder, network: &Network, hidden: Matrix) -> Matrix {
+    pub fn record_logits(&self, rec: &mut Recorder, head: &Head, hidden: Matrix) -> Matrix {
         let logits = self.logits.first_rows(hidden.rows);
-        head::forward(rec, network, hidden, logits);
+        head.forward(rec, hidden, logits);
         logits
     }
 }

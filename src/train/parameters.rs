@@ -24,7 +24,13 @@ impl TrainedParameters {
         let of_adapter = self.adapter.segments.iter().filter_map(|segment| {
             let training = segment.training?;
             let (grads, moments) = (training.grads, training.moments);
-            Some(ParameterRange { params: segment.params, grads, moments, decays: true, raised: segment.raised })
+            Some(ParameterRange {
+                params: segment.params,
+                grads,
+                moments,
+                decays: segment.decays,
+                raised: segment.raised,
+            })
         });
         let of_base = self.base.iter().flat_map(Trained::ranges);
         let of_base = of_base.map(|r| ParameterRange {

@@ -9,10 +9,11 @@ use crate::gpu::{
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::network::activations::{ActivationFormat, Activations, Inputs, Recompute, TrainingSizes, scratch_bytes};
-use crate::network::adapter::DeviceAdapter;
+use crate::network::adapter::{AdapterSizes, DeviceAdapter};
 use crate::network::base::BaseStorage;
 use crate::network::decoder::{Dropout, Pass};
 use crate::network::dora;
+use crate::network::head::Head;
 use crate::network::moments::MomentStorage;
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::network::trained::Trained;
@@ -144,15 +145,14 @@ impl TrainPlan {
     ) -> Self {
         let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
         let max_binding = max_binding(&capabilities);
-        let adapter = DeviceAdapter::plan(
-            &mut planner.memory,
-            modules,
-            config,
-            settings.training,
-            settings.loraplus,
-            max_binding,
-        );
         let max_rows = round_up(settings.max_rows as u32, ROW_CLASS);
+        let sizes = AdapterSizes {
+            rows: max_rows as usize,
+            training: settings.training,
+            loraplus: settings.loraplus,
+            max_segment_bytes: max_binding,
+        };
+        let adapter = DeviceAdapter::plan(&mut planner.memory, modules, config, sizes);
         let base = settings
             .training
             .filter(|_| settings.base == BaseStorage::Trained)
@@ -166,7 +166,8 @@ impl TrainPlan {
         } else {
             Activations::plan_inference(memory, arena, network, std::slice::from_ref(&adapter), max_rows)
         };
-        let head = HeadBuffers::plan(memory, arena, config, max_rows, capabilities);
+        let head =
+            HeadBuffers::plan(memory, arena, (network, &adapter), (max_rows, settings.dropout > 0.0), capabilities);
         let (panel, mut partials) =
             scratch_bytes(network, std::slice::from_ref(&adapter), max_rows, head.chunk_rows(), &capabilities);
         if base.is_some() {
@@ -256,11 +257,17 @@ impl TrainPlan {
         let backward = self.shared.activations.workspace.backward.filter(|_| training);
         let d_hidden = backward.map(|workspace| workspace.d_norm.first_rows(rows));
         let head_pass = HeadPass { hidden, labels, total: self.optimizer.total_loss(), d_hidden };
-        self.head.record(&mut rec, &self.shared.network, trained, head_pass);
+        self.head.record(&mut rec, &self.head_of(trained, pass.dropout), head_pass);
         if backward.is_some() {
             pass.backward(&mut rec);
         }
         rec
+    }
+
+    /// The head of a pass.
+    fn head_of<'a>(&'a self, trained: Option<&'a Trained>, dropout: Option<Dropout>) -> Head<'a> {
+        let adapter = Some(&self.parameters.adapter);
+        Head { network: &self.shared.network, adapter, trained, workspace: &self.head.workspace, dropout, chunk: 0 }
     }
 
     /// Clipping and AdamW over everything that is trained.
@@ -275,7 +282,7 @@ impl TrainPlan {
         let mut rec = self.shared.recorder();
         let pass = Pass { adapter: Some(&self.parameters.adapter), ..self.shared.pass(rows) };
         let hidden = pass.forward(&mut rec);
-        let logits = self.head.record_logits(&mut rec, &self.shared.network, hidden);
+        let logits = self.head.record_logits(&mut rec, &self.head_of(None, None), hidden);
         (rec, logits)
     }
 }

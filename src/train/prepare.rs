@@ -227,7 +227,8 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<Loaded
         None => {
             let lora = settings.lora_config();
             let modules = targets::resolve(&lora, config)?;
-            let tensors = factors::init(&modules, config, settings.seed, lora.init_lora_weights);
+            let mut tensors = factors::init(&modules, settings.seed, lora.init_lora_weights);
+            factors::copy_from_base(&mut tensors, &modules, source)?;
             Ok(LoadedAdapter { config: lora, modules, tensors })
         }
     }
@@ -388,7 +389,7 @@ impl PreparedRun {
     pub fn trained_parameters(&self) -> u64 {
         match self.settings.method {
             Method::Full => parameters(&self.source.config),
-            Method::Lora | Method::Qlora => factors::parameters(&self.modules, &self.source.config),
+            Method::Lora | Method::Qlora => factors::parameters(&self.modules),
         }
     }
 

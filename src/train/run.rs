@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use web_time::Instant;
 
-use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState};
+use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState, Trainable};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome, Phase};
 use super::observer::{Observer, Speed};
@@ -16,6 +16,7 @@ use super::settings::Method;
 use super::values::TrainedValues;
 use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
+use crate::lora::adapter_file;
 use crate::model::tensors::{EMBEDDING, parameters};
 use crate::setting::RESUME;
 use crate::{Error, Result, files};
@@ -406,7 +407,12 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         (self.observer.listen)(Event::Phase(Phase::Saving));
         let (settings, source) = (&self.prepared.settings, &self.prepared.source);
         let float = settings.dtype.unwrap_or_else(|| source.stored(EMBEDDING));
-        self.prepared.trainable().save(out, &self.result(out).await?, float)?;
+        match (self.prepared.trainable(), self.result(out).await?) {
+            (Trainable::Adapter { config, modules }, TrainedValues::Adapter(adapter)) => {
+                adapter_file::save_on(out, config, modules, &adapter, source)?;
+            }
+            (trainable, values) => trainable.save(out, &values, float)?,
+        }
         self.observer.output.sync()?;
         checkpoint::remove_beyond(out, settings.keep, self.state.best)?;
         if settings.method == Method::Full {

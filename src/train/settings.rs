@@ -8,14 +8,15 @@ use super::schedule::Schedule;
 use super::setting_spec::{OnResume, Range, Setting};
 use crate::data::settings::{DataSettings, DataSources};
 use crate::hub::base_name;
-use crate::lora::config::{ExcludeModules, LoraConfig, LoraInit, Patterns, TargetModules, init_or_true};
+use crate::lora::config::{Bias, ExcludeModules, LoraConfig, LoraInit, Patterns, TargetModules, init_or_true};
+use crate::model::modules::last_part;
 use crate::network::base::BaseStorage;
 use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::{Code4, Float};
 use crate::setting::{
     DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
-    LOAD_BEST_MODEL_AT_END, METHOD, QUANTIZE_EMBEDDING,
+    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, QUANTIZE_EMBEDDING,
 };
 use crate::{Error, Result};
 
@@ -145,6 +146,16 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub exclude_modules: Option<String>,
+    /// `embed_tokens`, `lm_head` or both, separated by commas: a whole copy of each is trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub modules_to_save: Option<String>,
+    /// Tokens whose rows of the embedding are trained, and of a tied head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub trainable_token_indices: Option<Vec<u32>>,
+    /// Biases of linear layers that are trained.
+    pub bias: Bias,
     /// Initial values of a new adapter's A.
     #[serde(deserialize_with = "init_or_true")]
     pub init_lora_weights: LoraInit,
@@ -260,6 +271,9 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("layers-to-transform", OnResume::Free),
     Setting::new("layers-pattern", OnResume::Free),
     Setting::new("exclude-modules", OnResume::Free),
+    Setting::new("modules-to-save", OnResume::Free),
+    Setting::new("trainable-token-indices", OnResume::Free),
+    Setting::new("bias", OnResume::Free),
     Setting::new("init-lora-weights", OnResume::Free),
     Setting::new("init-adapter", OnResume::Free),
     Setting::new("batch-size", OnResume::Fixed).count(1, |s| Some(s.batch_size as u64)),
@@ -325,6 +339,9 @@ impl Default for RunSettings {
             layers_to_transform: None,
             layers_pattern: None,
             exclude_modules: None,
+            modules_to_save: None,
+            trainable_token_indices: None,
+            bias: Bias::None,
             init_lora_weights: LoraInit::KaimingUniform,
             init_adapter: None,
             batch_size: 4,
@@ -404,6 +421,9 @@ impl RunSettings {
             ("alpha-pattern", !self.alpha_pattern.is_empty()),
             ("layers-to-transform", self.layers_to_transform.is_some()),
             ("exclude-modules", self.exclude_modules.is_some()),
+            ("modules-to-save", self.modules_to_save.is_some()),
+            ("trainable-token-indices", self.trainable_token_indices.is_some()),
+            ("bias", self.bias != Bias::None),
             ("init-lora-weights", self.init_lora_weights != LoraInit::KaimingUniform),
         ];
         if let Some((name, _)) = of_new_adapter.into_iter().find(|(_, given)| *given && self.init_adapter.is_some()) {
@@ -423,6 +443,12 @@ impl RunSettings {
             );
             return Err(Error::setting(QUANTIZE_EMBEDDING, problem));
         }
+        if let Some(name) =
+            self.saved_modules().iter().find(|name| !matches!(last_part(name), "embed_tokens" | "lm_head"))
+        {
+            let problem = format!("{MODULES_TO_SAVE} is {name}, but must be embed_tokens, lm_head or both");
+            return Err(Error::setting(MODULES_TO_SAVE, problem));
+        }
         self.check_layers_pattern()?;
         self.check_best()?;
         SETTINGS.iter().try_for_each(|setting| setting.check(self))
@@ -432,6 +458,12 @@ impl RunSettings {
     pub fn follow_recorded_date(&mut self) {
         let date = &mut self.data_format.template_date;
         *date = date.take().or_else(|| DataSettings::recorded(&self.out)?.template_date);
+    }
+
+    /// The names of `modules_to_save`.
+    fn saved_modules(&self) -> Vec<String> {
+        let names = self.modules_to_save.iter().flat_map(|names| names.split(','));
+        names.map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 
     fn check_layers_pattern(&self) -> Result<()> {
@@ -485,6 +517,14 @@ impl RunSettings {
             alpha_pattern: self.alpha_pattern.0.clone(),
             layers_to_transform: self.layers_to_transform.clone().filter(|layers| !layers.is_empty()),
             exclude_modules: self.exclude_modules.as_deref().and_then(ExcludeModules::from_argument),
+            modules_to_save: self.saved_modules(),
+            trainable_token_indices: self
+                .trainable_token_indices
+                .iter()
+                .filter(|tokens| !tokens.is_empty())
+                .map(|tokens| ("embed_tokens".to_owned(), tokens.clone()))
+                .collect(),
+            bias: self.bias,
             base_model_name_or_path: Some(base_name(&self.model)),
             init_lora_weights: self.init_lora_weights,
             ..LoraConfig::default()
@@ -517,6 +557,8 @@ mod tests {
             layers_to_transform: Some(vec![0]),
             layers_pattern: Some("layers".into()),
             exclude_modules: Some("v_proj".into()),
+            modules_to_save: Some("lm_head".into()),
+            trainable_token_indices: Some(vec![3]),
             early_stopping_patience: Some(1),
             init_adapter: path.clone(),
             max_seq_len: Some(2),

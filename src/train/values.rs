@@ -5,9 +5,10 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-use crate::lora::factors::{AdapterTensors, Factor};
+use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::tensors::NamedTensor;
+use crate::network::adapter;
 use crate::network::moments::{HostMoment, MomentStorage};
 use crate::network::trained::moment_storage;
 use crate::ops::adamw8bit;
@@ -32,18 +33,24 @@ impl TrainedValues {
         }
     }
 
-    /// The tensors with the names that they have in `optimizer.safetensors`; `modules` are the adapter's.
-    fn named(&self, modules: &[LoraModule]) -> Vec<(String, &[f32])> {
+    /// The tensors with the names that they have in `optimizer.safetensors` and the storage of their moments, where the run's is `asked`;
+    /// `modules` are the adapter's.
+    fn named(&self, modules: &[LoraModule], asked: MomentStorage) -> Vec<(String, &[f32], MomentStorage)> {
         match self {
-            Self::Adapter(adapter) => modules
+            Self::Adapter(tensors) => modules
                 .iter()
-                .zip(&adapter.modules)
+                .zip(&tensors.modules)
                 .flat_map(|(module, values)| {
-                    let name = |factor: &Factor| format!("{}.{}", module.own_name(), factor.name());
-                    module.factors.iter().zip(&values.0).map(move |(factor, values)| (name(factor), values.as_slice()))
+                    module.factors.iter().zip(&values.0).map(move |(factor, values)| {
+                        let storage = adapter::moment_storage(asked, module.place, *factor, values.len());
+                        (format!("{}.{}", module.own_name(), factor.name()), values.as_slice(), storage)
+                    })
                 })
                 .collect(),
-            Self::Base(tensors) => tensors.iter().map(|t| (t.name.clone(), t.values.as_slice())).collect(),
+            Self::Base(tensors) => tensors
+                .iter()
+                .map(|t| (t.name.clone(), t.values.as_slice(), moment_storage(asked, &t.name, t.values.len())))
+                .collect(),
         }
     }
 }
@@ -64,7 +71,7 @@ pub(super) fn serialize_moments(
         views.push((name, view));
         Ok(())
     };
-    for ((name, _), pair) in values.named(modules).iter().zip(moments) {
+    for ((name, ..), pair) in values.named(modules, MomentStorage::F32).iter().zip(moments) {
         for (kind, moment) in MOMENTS.iter().zip(pair) {
             let name = format!("{name}.{kind}");
             match moment {
@@ -102,11 +109,7 @@ pub(super) fn deserialize_moments(
         };
         Err(Error::field(path, name, problem))
     };
-    let read = |name: &str, kind: &str, elements: usize| -> Result<HostMoment> {
-        let storage = match values {
-            TrainedValues::Adapter(_) => storage.of_tensor(elements),
-            TrainedValues::Base(_) => moment_storage(storage, name, elements),
-        };
+    let read = |name: &str, kind: &str, elements: usize, storage: MomentStorage| -> Result<HostMoment> {
         let name = format!("{name}.{kind}");
         let finite = |tensor: &str, values: Vec<f32>| match values.iter().position(|v| !v.is_finite()) {
             Some(at) => Err(Error::field(path, tensor, format!("is damaged: element {at} is {}", values[at]))),
@@ -126,7 +129,9 @@ pub(super) fn deserialize_moments(
             }
         }
     };
-    let pair =
-        |(name, of): &(String, &[f32])| Ok([read(name, MOMENTS[0], of.len())?, read(name, MOMENTS[1], of.len())?]);
-    values.named(modules).iter().map(pair).collect()
+    let pair = |(name, of, storage): &(String, &[f32], MomentStorage)| {
+        let [m, v] = MOMENTS.map(|kind| read(name, kind, of.len(), *storage));
+        Ok([m?, v?])
+    };
+    values.named(modules, storage).iter().map(pair).collect()
 }

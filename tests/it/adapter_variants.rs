@@ -9,6 +9,7 @@ use loraine::infer::generator::Generator;
 use loraine::infer::plan as generation;
 use loraine::lora::adapter_file;
 use loraine::lora::factors::{AdapterTensors, Factor};
+use loraine::lora::targets::{LoraModule, Place};
 use loraine::memory::estimate;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
@@ -90,14 +91,37 @@ fn settings_without_a_use_are_refused() {
 }
 
 /// Adapters of PEFT under `tests/fixtures`: model, adapter and reference.
-const OF_PEFT: &[(&str, &str)] =
-    &[("llama_tied", "dora"), ("qwen2", "dora"), ("phi3", "dora"), ("odd_sizes", "dora"), ("odd_sizes", "dora_nf4")];
+const OF_PEFT: &[(&str, &str)] = &[
+    ("llama_tied", "dora"),
+    ("qwen2", "dora"),
+    ("phi3", "dora"),
+    ("odd_sizes", "dora"),
+    ("odd_sizes", "dora_nf4"),
+    ("llama_tied", "saved"),
+    ("llama_untied", "saved"),
+    ("gemma2", "saved"),
+    ("llama_tied", "vocabulary"),
+    ("llama_untied", "vocabulary"),
+    ("gemma2", "vocabulary"),
+    ("odd_sizes", "head"),
+    ("llama_tied", "tokens"),
+    ("llama_untied", "tokens"),
+    ("gemma2", "tokens"),
+    ("odd_sizes", "tokens_nf4"),
+    ("qwen2", "bias"),
+    ("qwen2", "bias_all"),
+    ("qwen2", "bias_dora"),
+];
 
 #[test]
-fn dora_repeats_and_resumes() {
+fn variants_repeat_and_resume() {
     for (model, options) in [
         ("llama_tied", "--use-dora --method lora --dropout 0.1 --recompute all"),
         ("phi3", "--use-dora --rslora --loraplus-lr-ratio 4 --optim adamw8bit"),
+        ("llama_tied", "--modules-to-save lm_head,embed_tokens --optim adamw8bit --weight-decay 0.01"),
+        ("llama_untied", "--target-modules q_proj,lm_head,embed_tokens --dropout 0.1 --method lora"),
+        ("llama_tied", "--trainable-token-indices 5,70,0 --recompute all"),
+        ("qwen2", "--target-modules q_proj --bias all --use-dora --quantize-embedding --trainable-token-indices 9"),
     ] {
         assert_repeats(model, options);
     }
@@ -159,10 +183,11 @@ fn magnitudes_under_dropout_have_the_slope_of_the_loss() {
             pollster::block_on(engine.next_result()).unwrap().unwrap().report.loss
         };
         for layer in [0, source.config.num_layers - 1] {
+            let in_layer = |module: &LoraModule| matches!(module.place, Place::Layer(of, _) if of == layer);
             let (mut square, step) = (0.0, 2e-3);
             let mut moved = [tensors.clone(), tensors.clone()];
-            for (i, module) in modules.iter().enumerate().filter(|(_, module)| module.layer == layer) {
-                let of = gradients.modules[i].magnitudes(module).unwrap();
+            for (i, module) in modules.iter().enumerate().filter(|(_, module)| in_layer(module)) {
+                let of = gradients.modules[i].of(module, Factor::Magnitude).unwrap();
                 square += of.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
                 let at = module.factors.iter().position(|factor| *factor == Factor::Magnitude).unwrap();
                 for (to, sign) in moved.iter_mut().zip([1.0, -1.0]) {
@@ -183,11 +208,13 @@ fn adapters_of_peft_are_saved_as_they_were_read() {
         let from = dir.join(format!("adapter_{variant}"));
         let read = adapter_file::load_for(&from, &source).unwrap();
         let out = tempfile::tempdir().unwrap();
-        adapter_file::save(out.path(), &read.config, &read.modules, &read.tensors).unwrap();
+        adapter_file::save_on(out.path(), &read.config, &read.modules, &read.tensors, &source).unwrap();
         let [a, b] = [&from, &out.path().to_owned()].map(|dir| Reference::read(&dir.join("adapter_model.safetensors")));
         assert_eq!(a.names().collect::<BTreeSet<_>>(), b.names().collect::<BTreeSet<_>>(), "{model} {variant}");
         for name in a.names() {
-            assert!(a.bytes(name) == b.bytes(name) && a.shape(name) == b.shape(name), "{model} {variant}: {name}");
+            // PEFT wrote copies of the base as it had it in memory, in f32.
+            let same = name.contains("base_layer.weight") || a.bytes(name) == b.bytes(name);
+            assert!(same && a.shape(name) == b.shape(name), "{model} {variant}: {name}");
         }
         let again = adapter_file::load_for(out.path(), &source).unwrap();
         assert_eq!(again.tensors, read.tensors);
@@ -222,7 +249,8 @@ fn generation_applies_adapters_of_peft_side_by_side() {
 fn merged_models_are_their_base_with_the_adapter() {
     for (model, variant) in OF_PEFT.iter().filter(|(_, variant)| !variant.ends_with("nf4")) {
         let shell = Shell::new();
-        shell.write("data.jsonl", random_lines(6, 96, 3));
+        let trained_tokens: [&[u32]; 2] = [&[41, 3, 77, 41, 3, 0, 77, 0, 41], &[3, 3, 0, 41, 77]];
+        shell.write("data.jsonl", random_lines(2, 96, 3) + &token_lines(trained_tokens));
         let dir = fixture(model);
         let (model, adapter) = (dir.display(), dir.join(format!("adapter_{variant}")));
         shell.succeed(&format!("merge --model {model} --adapter {} --out merged --dtype f32", adapter.display()));
@@ -234,7 +262,7 @@ fn merged_models_are_their_base_with_the_adapter() {
         let merged = loss("--model merged");
         assert!((merged / apart - 1.0).abs() < 1e-5, "{model} {variant}: {merged} instead of {apart}");
         let base = loss(&format!("--model {model}"));
-        assert!((base / apart - 1.0).abs() > 1e-3, "{model} {variant}: {base} and {apart}");
+        assert!((base / apart - 1.0).abs() > 1e-4, "{model} {variant}: {base} and {apart}");
     }
 }
 
@@ -244,7 +272,13 @@ fn estimates_count_every_variant() {
     shell.write("data.jsonl", token_lines([[7; 33].as_slice(); 4]));
     let dir = fixture("llama_tied");
     let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    for options in ["--use-dora", "--use-dora --loraplus-lr-ratio 2 --dropout 0.1 --method lora"] {
+    for options in [
+        "--use-dora",
+        "--use-dora --loraplus-lr-ratio 2 --dropout 0.1 --method lora",
+        "--modules-to-save embed_tokens",
+        "--target-modules q_proj,lm_head,embed_tokens --dropout 0.1",
+        "--trainable-token-indices 5,6,7",
+    ] {
         let common = format!("--model {} --batch-size 2 --steps 1 --eval-fraction 0 {options}", dir.display());
         shell.succeed(&format!("train {common} --data data.jsonl --out out --overwrite"));
         let run = &shell.metrics("out")[0];

@@ -196,7 +196,7 @@ fn a_template_without_end_ends_the_program() {
 #[test]
 fn settings_that_cannot_work() {
     let shell = shell();
-    let cases: [(&str, &[&str]); 21] = [
+    let cases: [(&str, &[&str]); 24] = [
         ("--rank 0", &["--rank is 0; it must be at least 1"]),
         ("--rank 70000", &["is 70000, but must be in 1..=65536"]),
         ("--alpha 0", &["--alpha is 0; it must be a positive number"]),
@@ -214,7 +214,13 @@ fn settings_that_cannot_work() {
         ("--max-seq-len 129", &["--max-seq-len is 129, but the model has 128 positions"]),
         ("--eval-fraction 1", &["--eval-fraction is 1"]),
         ("--target-modules c_attn", &["--target-modules (c_attn) matches no module", "q_proj, k_proj", "down_proj"]),
-        ("--target-modules q_proj,lm_head", &["lm_head", "the embedding and the head stay frozen"]),
+        ("--target-modules q_proj,lm_head --use-dora", &["lm_head", "magnitudes (DoRA) are not supported there"]),
+        ("--target-modules lm_head --modules-to-save lm_head", &["lm_head is chosen twice", "--modules-to-save"]),
+        ("--modules-to-save q_proj", &["--modules-to-save is q_proj", "embed_tokens, lm_head or both"]),
+        (
+            "--trainable-token-indices 1,99999",
+            &["--trainable-token-indices has 99999", "the tokens of this model are 0 to"],
+        ),
         ("--target-modules ((", &["`((` is not a regular expression"]),
         ("--target-modules ,", &["--target-modules"]),
         ("--resume", &["run: holds no checkpoint to resume from"]),

@@ -266,7 +266,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
     let mut engine = pollster::block_on(Engine::with_random_weights(gpu, plan, 1)).unwrap();
     assert_eq!(*engine.buffers.ledger(), planned);
     assert!(planned.total() <= 4_600_000_000);
-    engine.write_adapter(&factors::init(&modules, &config, 1, LoraInit::KaimingUniform));
+    engine.write_adapter(&factors::init(&modules, 1, LoraInit::KaimingUniform));
     let input_ids: Vec<u32> = (0..513u32).map(|i| (i * 7919 + 11) % config.vocab_size as u32).collect();
     let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
     assert_eq!(batch[0].tokens.len(), 512);

@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use loraine::data::batches::MicroBatch;
+use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::factors::{AdapterTensors, Factor};
 use loraine::model::config::ModelConfig;
 use loraine::model::modules::Norm;
@@ -21,8 +22,8 @@ const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true))
 /// Logits, gradients of the first step, and the losses of ten steps of one fixture.
 fn check_fixture(name: &str, adapter_dir: &str, reference: &str, base: BaseStorage, keep_layers: usize) {
     let dir = fixture(name);
-    let config = ModelConfig::from_file(&dir.join("config.json")).unwrap();
-    let (modules, tensors) = adapter(&dir.join(adapter_dir), &config);
+    let source = Source::open(&dir).unwrap();
+    let LoadedAdapter { modules, tensors, .. } = adapter_file::load_for(&dir.join(adapter_dir), &source).unwrap();
     let expected = Reference::read(&dir.join(format!("{reference}.safetensors")));
     let report = json(&dir.join(format!("{reference}.json")));
     let ids: Vec<Vec<u32>> = (0..3)
@@ -39,9 +40,11 @@ fn check_fixture(name: &str, adapter_dir: &str, reference: &str, base: BaseStora
         let got = pollster::block_on(engine.logits(&whole_sequence(&ids[0]))).unwrap();
         assert_close(&format!("{what}: logits with adapter"), &got, logits, logit_bound);
     }
-    // Magnitudes have an effect whatever B is.
-    let plain = modules.iter().all(|module| !module.factors.contains(&Factor::Magnitude));
-    engine.write_adapter(&without_effect(&tensors));
+    // Others have an effect whatever B is.
+    let plain = modules.iter().all(|module| module.factors == Factor::PLAIN);
+    if plain {
+        engine.write_adapter(&without_effect(&tensors));
+    }
     for (i, ids) in ids.iter().enumerate().filter(|_| plain) {
         if let Some(logits) = expected.find(&format!("logits.{i}")) {
             let got = pollster::block_on(engine.logits(&whole_sequence(ids))).unwrap();
@@ -140,6 +143,20 @@ fixture_tests! {
     dora_of_fused_layers: "phi3", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     dora_of_odd_sizes: "odd_sizes", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     dora_nf4: "odd_sizes", "adapter_dora_nf4", "reference_dora_nf4", NF4;
+    saved_modules_tied: "llama_tied", "adapter_saved", "reference_saved", BaseStorage::AsStored;
+    saved_modules_untied: "llama_untied", "adapter_saved", "reference_saved", BaseStorage::AsStored;
+    saved_embedding_of_a_tied_head: "gemma2", "adapter_saved", "reference_saved", BaseStorage::AsStored;
+    lora_on_the_vocabulary_tied: "llama_tied", "adapter_vocabulary", "reference_vocabulary", BaseStorage::AsStored;
+    lora_on_the_vocabulary_untied: "llama_untied", "adapter_vocabulary", "reference_vocabulary", BaseStorage::AsStored;
+    lora_on_a_scaled_embedding: "gemma2", "adapter_vocabulary", "reference_vocabulary", BaseStorage::AsStored;
+    lora_on_the_head_alone: "odd_sizes", "adapter_head", "reference_head", BaseStorage::AsStored;
+    trained_tokens_tied: "llama_tied", "adapter_tokens", "reference_tokens", BaseStorage::AsStored;
+    trained_tokens_untied: "llama_untied", "adapter_tokens", "reference_tokens", BaseStorage::AsStored;
+    trained_tokens_of_a_scaled_embedding: "gemma2", "adapter_tokens", "reference_tokens", BaseStorage::AsStored;
+    trained_tokens_of_both_nf4: "odd_sizes", "adapter_tokens_nf4", "reference_tokens_nf4", NF4;
+    trained_biases: "qwen2", "adapter_bias", "reference_bias", BaseStorage::AsStored;
+    all_biases: "qwen2", "adapter_bias_all", "reference_bias_all", BaseStorage::AsStored;
+    biases_beside_dora: "qwen2", "adapter_bias_dora", "reference_bias_dora", BaseStorage::AsStored;
     some_layers: "llama_tied", "adapter_layers", "reference_layers", BaseStorage::AsStored;
 }
 

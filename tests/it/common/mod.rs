@@ -205,7 +205,11 @@ pub fn assert_factors(
     bound: f64,
 ) {
     for (name, _, values) in adapter_file::file_tensors(modules, got) {
-        let name = format!("{prefix}{}{suffix}", name.trim_end_matches(".weight"));
+        let exact = format!("{prefix}{name}");
+        let name = match reference.find(&exact) {
+            Some(_) => exact,
+            None => format!("{prefix}{}{suffix}", name.trim_end_matches(".weight")),
+        };
         assert_close(&format!("{what}: {name}"), &values, reference.get(&name), bound);
     }
 }
