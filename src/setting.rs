@@ -17,6 +17,8 @@ pub const ADAPTER: Key = Key("adapter");
 pub const ALPHA: Key = Key("alpha");
 /// Alphas of modules whose names match a pattern.
 pub const ALPHA_PATTERN: Key = Key("alpha-pattern");
+/// A bias of the factors B.
+pub const LORA_BIAS: Key = Key("lora-bias");
 /// Modules of which a whole copy is trained.
 pub const MODULES_TO_SAVE: Key = Key("modules-to-save");
 /// Tokens whose rows of the embedding are trained.

@@ -142,6 +142,9 @@ struct AdapterArgs {
     /// Train the biases of the adapted linear layers, or of all, beside the adapter [default: none]
     #[arg(long, value_enum)]
     bias: Option<Bias>,
+    /// Train a bias of each factor B
+    #[arg(long)]
+    lora_bias: bool,
     /// First values of A: true is PEFT's default (Kaiming uniform) [default: true]
     #[arg(long, value_enum)]
     init_lora_weights: Option<LoraInit>,
@@ -206,6 +209,7 @@ impl AdapterArgs {
             ("--modules-to-save", self.modules_to_save.is_some()),
             ("--trainable-token-indices", !self.trainable_token_indices.is_empty()),
             ("--bias", self.bias.is_some()),
+            ("--lora-bias", self.lora_bias),
             ("--init-lora-weights", self.init_lora_weights.is_some()),
             ("--init-adapter", self.init_adapter.is_some()),
         ]
@@ -379,6 +383,7 @@ impl TrainArgs {
         let tokens = Some(a.trainable_token_indices.clone()).filter(|tokens| !tokens.is_empty());
         set_some(&mut s.trainable_token_indices, tokens);
         set(&mut s.bias, a.bias);
+        s.lora_bias |= a.lora_bias;
         set(&mut s.init_lora_weights, a.init_lora_weights);
         set_some(&mut s.init_adapter, a.init_adapter.clone());
         let t = &self.steps;

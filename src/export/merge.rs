@@ -66,6 +66,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load_for(&settings.adapter, &source)?;
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
+    refuse_new_biases(&settings.adapter, &modules, &source.config)?;
     let tied = source.config.tie_word_embeddings && !unties(&modules);
     let expected = tensors(&ModelConfig { tie_word_embeddings: tied, ..source.config.clone() });
     let others = OtherParts::of(&source, &expected)?;
@@ -151,7 +152,11 @@ async fn merged(
     let Some(at) = find(place).or_else(|| shared().filter(|at| rows_of(*at).is_some())) else { return Ok(values) };
     let (module, factors) = (&modules[at], &adapter.modules[at]);
     if matches!(kind, TensorKind::Bias(_)) {
-        return Ok(factors.of(module, Factor::Bias).map_or(values, <[f32]>::to_vec));
+        let mut values = factors.of(module, Factor::Bias).map_or(values, <[f32]>::to_vec);
+        for (value, of_b) in values.iter_mut().zip(factors.of(module, Factor::LoraBias).unwrap_or_default()) {
+            *value += module.scale * of_b;
+        }
+        return Ok(values);
     }
     if let Some(whole) = factors.of(module, Factor::Whole) {
         return Ok(whole.to_vec());
@@ -174,6 +179,25 @@ async fn merged(
         scale_rows(&mut values, shape[1], magnitudes);
     }
     Ok(values)
+}
+
+/// Refuses biases that the merged model would have no tensor for, as PEFT does.
+fn refuse_new_biases(adapter: &Path, modules: &[LoraModule], config: &ModelConfig) -> Result<()> {
+    let has_bias = |module: &LoraModule| match module.place {
+        Place::Layer(_, projection) => config.projection_has_bias(projection),
+        Place::Embedding | Place::Head => false,
+    };
+    let added = modules.iter().find(|module| module.factors.contains(&Factor::LoraBias) && !has_bias(module));
+    match added {
+        None => Ok(()),
+        Some(module) => {
+            let problem = format!(
+                "has a bias of B (`lora_bias`) at {}, which has no bias in the model to merge it into; use base and adapter side by side",
+                module.name()
+            );
+            Err(Error::file(adapter, problem))
+        }
+    }
 }
 
 /// True if embedding and head of a tied model are no longer one matrix.

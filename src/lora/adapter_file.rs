@@ -366,6 +366,11 @@ fn canonical(name: &str, decoder: &str) -> String {
         false => text_name(name).unwrap_or_else(|| name.to_owned()),
     };
     let name = in_decoder(decoder, &name);
+    if let Some((module, rest)) = name.split_once(".lora_B.")
+        && rest.ends_with("bias")
+    {
+        return format!("{PREFIX}{module}.lora_B.bias");
+    }
     for factor in Factor::NAMED {
         let part = format!(".{}", factor.name());
         // `.weight` alone, or after the name of an adapter.

@@ -183,6 +183,8 @@ pub struct LoraConfig {
     pub layers_to_transform: Option<Vec<usize>>,
     /// Modules that get no adapter although `target_modules` selects them.
     pub exclude_modules: Option<ExcludeModules>,
+    /// Train a bias of each factor B.
+    pub lora_bias: bool,
     /// Ends of the names of modules of which a whole copy is trained: the embedding and the head. Other names are passed over.
     pub modules_to_save: Vec<String>,
     /// Tokens whose rows are trained, with the end of the name of the embedding or the head that they are of.
@@ -211,6 +213,7 @@ impl Default for LoraConfig {
             alpha_pattern: Vec::new(),
             layers_to_transform: None,
             exclude_modules: None,
+            lora_bias: false,
             modules_to_save: Vec::new(),
             trainable_token_indices: Vec::new(),
             bias: Bias::None,
@@ -222,9 +225,8 @@ impl Default for LoraConfig {
 }
 
 /// PEFT's settings that change the computation and are not supported.
-const REFUSED: [&str; 13] = [
+const REFUSED: [&str; 12] = [
     "fan_in_fan_out",
-    "lora_bias",
     "layer_replication",
     "target_parameters",
     "use_qalora",
@@ -239,7 +241,8 @@ const REFUSED: [&str; 13] = [
 ];
 
 /// Keys that are read, or that do not affect the computation.
-const KNOWN: [&str; 28] = [
+const KNOWN: [&str; 29] = [
+    "lora_bias",
     "peft_type",
     "modules_to_save",
     "trainable_token_indices",
@@ -321,11 +324,12 @@ impl LoraConfig {
             alpha_pattern: pattern(&fields, "alpha_pattern", "alpha_pattern.", |f, key| f.required_positive(key))?,
             layers_to_transform: layers_to_transform(&fields)?,
             exclude_modules: exclude_modules(&fields)?,
+            lora_bias: fields.flag("lora_bias", false)?,
             modules_to_save: fields.texts("modules_to_save")?.unwrap_or_default(),
             trainable_token_indices: trainable_token_indices(&fields)?,
             bias,
             base_model_name_or_path: fields.text("base_model_name_or_path")?.map(str::to_owned),
-            init_lora_weights: init_lora_weights(&fields)?,
+            init_lora_weights: init_lora_weights(&fields, path.parent().unwrap_or(Path::new(".")))?,
             ignored: fields.keys().filter(|(k, v)| is_ignored(k, v)).map(|(k, _)| k.clone()).collect(),
         };
         if config.layers_to_transform.is_some() && matches!(config.target_modules, TargetModules::Regex(_)) {
@@ -377,7 +381,7 @@ impl LoraConfig {
             ("layers_to_transform", json!(self.layers_to_transform)),
             ("loftq_config", json!({})),
             ("lora_alpha", number(self.lora_alpha)),
-            ("lora_bias", json!(false)),
+            ("lora_bias", json!(self.lora_bias)),
             ("lora_dropout", json!(self.lora_dropout)),
             ("lora_ga_config", Value::Null),
             ("megatron_config", Value::Null),
@@ -510,16 +514,27 @@ fn pattern<T>(
     object.keys().map(|(name, _)| Ok((name.clone(), get(&object, name)?))).collect()
 }
 
-fn init_lora_weights(fields: &JsonFields) -> Result<LoraInit> {
+/// Reads the initialization of an adapter in `dir`. Of an adapter that is there already, it matters only where it changed the base.
+fn init_lora_weights(fields: &JsonFields, dir: &Path) -> Result<LoraInit> {
     match fields.value("init_lora_weights") {
         None | Some(Value::Bool(_)) => Ok(LoraInit::KaimingUniform),
         Some(Value::String(kind)) => match kind.to_lowercase().as_str() {
             "gaussian" => Ok(LoraInit::Gaussian),
             // These only choose the initial A and B, which the file's tensors replace.
-            "eva" | "orthogonal" => Ok(LoraInit::KaimingUniform),
-            _ => {
-                let problem =
-                    format!("is `{kind}`, which changes the base weights too; supported are true and `gaussian`");
+            "eva" | "orthogonal" | "mica" => Ok(LoraInit::KaimingUniform),
+            of => {
+                // PEFT can repeat these on the original base, the others follow from data or draws.
+                let remedy = match of {
+                    "pissa" | "olora" | "loftq" => format!(
+                        "merge it into its base with PEFT and take that model: {}; or save it where it was trained",
+                        merge_command(dir)
+                    ),
+                    _ => "save it where it was trained".to_owned(),
+                };
+                let problem = format!(
+                    "is `{kind}`: the adapter belongs to a base whose weights PEFT changed too, not to the original one; {remedy} \
+                     with PEFT's path_initial_model_for_weight_conversion, which makes it an adapter of the original base"
+                );
                 Err(fields.error("init_lora_weights", problem))
             }
         },
@@ -557,6 +572,7 @@ mod tests {
             alpha_pattern: vec![("v_proj".into(), 7.0)],
             layers_to_transform: Some(vec![0, 2]),
             exclude_modules: Some(ExcludeModules::Regex(".*0.*".into())),
+            lora_bias: true,
             modules_to_save: vec!["lm_head".into()],
             trainable_token_indices: vec![("embed_tokens".into(), vec![7, 3])],
             bias: Bias::LoraOnly,
@@ -578,7 +594,7 @@ mod tests {
     fn unsupported_and_wrong_settings_are_refused_by_name() {
         let cases = [
             (r#""peft_type": "IA3""#, "peft_type", "`LORA`"),
-            (r#""lora_bias": true"#, "lora_bias", "M.from_pretrained('out', "),
+            (r#""use_qalora": true"#, "use_qalora", "M.from_pretrained('out', "),
             (r#""fan_in_fan_out": true"#, "fan_in_fan_out", "not supported"),
             (r#""bias": "some""#, "bias", "`none`"),
             (r#""r": 0"#, "r", "whole number"),
@@ -589,7 +605,9 @@ mod tests {
             (r#""rank_pattern": {"q_proj": null}"#, "rank_pattern.q_proj", "missing"),
             (r#""layers_to_transform": [-1]"#, "layers_to_transform", "-1"),
             (r#""layers_pattern": "h", "layers_to_transform": 0"#, "layers_pattern", "`layers`"),
-            (r#""init_lora_weights": "pissa""#, "init_lora_weights", "base weights"),
+            (r#""init_lora_weights": "pissa""#, "init_lora_weights", "merge_and_unload"),
+            (r#""init_lora_weights": "olora""#, "init_lora_weights", "path_initial_model_for_weight_conversion"),
+            (r#""init_lora_weights": "pissa_niter_4""#, "init_lora_weights", "save it where it was trained"),
             (r#""target_modules": []"#, "target_modules", "all-linear"),
             (r#""target_modules": 3"#, "target_modules", "all-linear"),
             (r#""target_modules": null"#, "target_modules", "missing"),

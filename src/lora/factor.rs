@@ -17,6 +17,8 @@ pub enum Factor {
     Whole,
     /// The rows of some tokens, `[tokens, hidden]`, in place of those of the weight: PEFT's `trainable_token_indices`.
     Rows,
+    /// `[out_features]`, for the device a matrix of one column: a bias of B, which is scaled as B is (PEFT's `lora_bias`).
+    LoraBias,
     /// A copy of the module's bias, `[out_features]`, for the device a matrix of one column.
     Bias,
 }
@@ -39,6 +41,7 @@ impl Factor {
             Self::EmbeddingB => "lora_embedding_B",
             Self::Whole => "weight",
             Self::Rows => "token_adapter.trainable_tokens_delta",
+            Self::LoraBias => "lora_B.bias",
             Self::Bias => "bias",
         }
     }
@@ -56,12 +59,12 @@ impl Factor {
     /// True for the factors whose learning rate LoRA+ raises (Hayou et al. 2024): B and vectors, as in PEFT's
     /// `create_loraplus_optimizer`.
     pub fn is_raised(self) -> bool {
-        matches!(self, Self::B | Self::Magnitude | Self::Bias)
+        matches!(self, Self::B | Self::Magnitude | Self::LoraBias | Self::Bias)
     }
 
     /// False for the factors that weight decay leaves alone, as in transformers' Trainer.
     pub fn decays(self) -> bool {
-        self != Self::Bias
+        !matches!(self, Self::LoraBias | Self::Bias)
     }
 
     /// The name in PEFT's files of the tensor of a module. `adapted` says that the module has factors of LoRA too: PEFT then keeps its
@@ -74,7 +77,7 @@ impl Factor {
     /// The shape in PEFT's files of a factor that has these rows and columns on the device.
     pub fn file_shape(self, [rows, cols]: [usize; 2]) -> Vec<usize> {
         match self {
-            Self::Magnitude | Self::Bias => vec![rows],
+            Self::Magnitude | Self::LoraBias | Self::Bias => vec![rows],
             Self::EmbeddingA => vec![cols, rows],
             _ => vec![rows, cols],
         }

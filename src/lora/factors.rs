@@ -39,7 +39,7 @@ pub fn factors(module: &LoraModule) -> Vec<FactorSpec> {
         Factor::A => [rank, inputs],
         Factor::EmbeddingA => [inputs, rank],
         Factor::B | Factor::EmbeddingB => [outputs, rank],
-        Factor::Magnitude | Factor::Bias => [outputs, 1],
+        Factor::Magnitude | Factor::LoraBias | Factor::Bias => [outputs, 1],
         Factor::Whole => [vocabulary, hidden],
         Factor::Rows => [module.tokens.len(), hidden],
     };
@@ -130,7 +130,7 @@ pub fn init(modules: &[LoraModule], seed: u64, kind: LoraInit) -> AdapterTensors
                 }
                 // An embedding's LoRA begins at 0 by its A.
                 (Factor::EmbeddingB, _) => indices.map(|index| normal(draw, index) as f32).collect(),
-                (Factor::B | Factor::EmbeddingA, _) => vec![0.0; spec.elements()],
+                (Factor::B | Factor::LoraBias | Factor::EmbeddingA, _) => vec![0.0; spec.elements()],
                 (Factor::Magnitude | Factor::Whole | Factor::Rows | Factor::Bias, _) => Vec::new(),
             }
         };

@@ -11,7 +11,7 @@ use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
 use crate::model::wrapper::in_decoder;
 use crate::setting::{
-    ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, MODULES_TO_SAVE, RANK, RANK_PATTERN,
+    ALPHA, ALPHA_PATTERN, EXCLUDE_MODULES, Key, LAYERS_TO_TRANSFORM, LORA_BIAS, MODULES_TO_SAVE, RANK, RANK_PATTERN,
     TARGET_MODULES, TRAINABLE_TOKEN_INDICES,
 };
 use crate::{Error, Result};
@@ -322,7 +322,12 @@ impl Choice<'_> {
             Place::Embedding => Factor::OF_EMBEDDING.into(),
             Place::Layer(..) | Place::Head => Factor::PLAIN.into(),
         };
+        if self.lora.lora_bias && (self.lora.use_dora || module.place == Place::Embedding) {
+            let problem = format!("{LORA_BIAS} cannot stand beside magnitudes (DoRA), or an adapter on the embedding");
+            return Err(Error::setting(LORA_BIAS, problem));
+        }
         module.factors.extend(self.lora.use_dora.then_some(Factor::Magnitude));
+        module.factors.extend(self.lora.lora_bias.then_some(Factor::LoraBias));
         Ok(())
     }
 

@@ -591,7 +591,7 @@ pub fn scratch_bytes(
         let rows = if is_head(m) { head_rows } else { rows };
         // Tables and vectors are not multiplied.
         let multiplied = |factor: &&DeviceFactor| {
-            !matches!(factor.factor, Factor::EmbeddingA | Factor::Magnitude | Factor::Bias)
+            !matches!(factor.factor, Factor::EmbeddingA | Factor::Magnitude | Factor::LoraBias | Factor::Bias)
                 && (is_head(m) || factor.factor != Factor::Whole)
         };
         m.factors.iter().filter(multiplied).map(move |factor| of(&factor.weight, 0, rows))
@@ -613,7 +613,7 @@ pub fn scratch_bytes(
                     lora_gradient::partial_bytes(m.rank, factor.weight.out_features, rows)
                 }
                 Factor::Magnitude => lora_gradient::partial_bytes(1, factor.weight.out_features, rows),
-                Factor::Bias => column_gradient::scratch_bytes(factor.weight.out_features),
+                Factor::LoraBias | Factor::Bias => column_gradient::scratch_bytes(factor.weight.out_features),
                 Factor::EmbeddingA | Factor::Whole | Factor::Rows => 0,
             })
         })

@@ -127,6 +127,8 @@ pub struct DeviceModule {
     pub factors: Vec<DeviceFactor>,
     /// The vectors of its outputs under DoRA.
     pub outputs: Option<dora::Outputs>,
+    /// The sum of the module's bias and that of B, where B has one.
+    pub bias_sum: Option<View>,
 }
 
 impl DeviceModule {
@@ -307,7 +309,12 @@ impl DeviceAdapter {
                     ["squared norms", "DoRA factors", "inverse norms"].map(|l| plan.alloc(Category::Adapter, l, bytes));
                 dora::Outputs { squares, factors, inverses }
             });
+            let bias_sum = module
+                .factors
+                .contains(&Factor::LoraBias)
+                .then(|| plan.alloc(Category::Adapter, "sum of biases", 4 * module.features[0] as u64));
             adapted[at] = Some(DeviceModule {
+                bias_sum,
                 outputs,
                 rank: module.rank as u32,
                 scale: module.scale,
@@ -394,9 +401,14 @@ impl DeviceAdapter {
 
     /// The modules of DoRA, with their places.
     pub fn dora_modules(&self) -> impl Iterator<Item = (usize, Projection, &DeviceModule)> {
-        self.order.iter().filter_map(|at| {
-            let module = self.modules[*at].as_ref().filter(|module| module.outputs.is_some())?;
-            let count = Projection::ALL.len();
+        self.layer_modules().filter(|(_, _, module)| module.outputs.is_some())
+    }
+
+    /// The modules of the layers, with their places.
+    pub fn layer_modules(&self) -> impl Iterator<Item = (usize, Projection, &DeviceModule)> {
+        let (count, layers) = (Projection::ALL.len(), self.modules.len().saturating_sub(2));
+        self.order.iter().filter(move |at| **at < layers).filter_map(move |at| {
+            let module = self.modules[*at].as_ref()?;
             Some((at / count, Projection::ALL[at % count], module))
         })
     }

@@ -117,8 +117,9 @@ impl Pass<'_> {
     /// A projection's weight with the bias that it has in this pass.
     fn weight(&self, layer: usize, projection: Projection) -> Cow<'_, Weight> {
         let weight = self.network.layers[layer].projection(projection);
-        match self.bias(layer, projection) {
-            Some(bias) => Cow::Owned(Weight { bias: Some(bias.values), ..weight.clone() }),
+        let sum = self.module(layer, projection).and_then(|module| module.bias_sum);
+        match sum.or(self.bias(layer, projection).map(|bias| bias.values)) {
+            Some(bias) => Cow::Owned(Weight { bias: Some(bias), ..weight.clone() }),
             None => Cow::Borrowed(weight),
         }
     }
@@ -690,6 +691,9 @@ impl Pass<'_> {
         if let (Some(da), Some(db)) = (module[Factor::A].gradient, module[Factor::B].gradient) {
             lora_gradient::lora_a(rec, dyb, x, module.scale, da);
             lora_gradient::lora_b(rec, xa, du, module.scale, db);
+        }
+        if let Some(gradient) = module.factor(Factor::LoraBias).and_then(|bias| bias.gradient) {
+            column_gradient::scaled_bias(rec, dy, module.scale, gradient);
         }
         if let Some((outputs, Some(dm))) = dora.map(|(outputs, magnitude)| (outputs, magnitude.gradient)) {
             // The direction is computed again, in the place of du.

@@ -1,10 +1,11 @@
 //! DoRA's norms on the device: those of the base once it is loaded, and the factors of the outputs whenever factors of the adapter have
 //! changed. [`crate::ops::dora`] has the formulas.
 
-use super::adapter::DeviceAdapter;
+use super::adapter::{DeviceAdapter, DeviceModule};
 use super::base::Network;
 use crate::gpu::{Arena, Lifetime, Matrix, MemoryPlan, Recorder, View};
 use crate::lora::factors::Factor;
+use crate::ops::bias_sum;
 use crate::ops::dora;
 use crate::ops::linear::{self, LowRank};
 
@@ -49,13 +50,18 @@ pub fn record_norms(rec: &mut Recorder, network: &Network, adapter: &DeviceAdapt
     }
 }
 
-/// Records the factors of every output from the adapter's factors of now.
+/// Records what follows from the adapter's factors of now, between passes: the sums of biases, and DoRA's factors of every output.
 pub fn record_factors(
     rec: &mut Recorder,
     network: &Network,
     adapter: &DeviceAdapter,
     workspace: Option<&RankWorkspace>,
 ) {
+    for (layer, projection, module) in adapter.layer_modules() {
+        let own = module.factor(Factor::Bias).map(|bias| bias.values);
+        add_bias(rec, module, own.or(network.layers[layer].projection(projection).bias));
+    }
+    adapter.head().into_iter().for_each(|head| add_bias(rec, head, None));
     let Some(workspace) = workspace else { return };
     for (layer, projection, module) in adapter.dora_modules() {
         let Some((outputs, magnitude)) = module.dora() else { continue };
@@ -69,6 +75,13 @@ pub fn record_factors(
         let term = LowRank { product: gram, factor: b, scale: module.scale / 2.0 };
         linear::forward(rec, rows, &weight, Some(term), product, false);
         dora::factors(rec, outputs, magnitude.values, (b, product), module.scale);
+    }
+}
+
+/// Computes the sum of a module's bias and that of its B, where B has one.
+fn add_bias(rec: &mut Recorder, module: &DeviceModule, bias: Option<View>) {
+    if let Some((sum, addend)) = module.bias_sum.zip(module.factor(Factor::LoraBias)) {
+        bias_sum::bias_sum(rec, addend.weight.out_features, bias, (addend.values, module.scale), sum);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The head: from the final norm's output to logits, and back. Training, comparisons of logits and generation all record it here, so
 //! that a cap or a scale of the logits has one place, and so has what an adapter changes of it.
 
+use std::borrow::Cow;
+
 use super::adapter::DeviceAdapter;
 use super::base::Network;
 use super::decoder::Dropout;
@@ -11,7 +13,7 @@ use crate::lora::factors::Factor;
 use crate::ops::cross_entropy::{self, LogitRange};
 use crate::ops::linear::{self, LowRank};
 use crate::ops::weight::Weight;
-use crate::ops::{columns as few_columns, dropout, lora_gradient, weight_gradient};
+use crate::ops::{column_gradient, columns as few_columns, dropout, lora_gradient, weight_gradient};
 
 /// Buffers for what adapters change of the head, for the rows that go through it at a time.
 #[derive(Clone, Copy, Debug)]
@@ -72,9 +74,14 @@ pub fn range(network: &Network) -> LogitRange {
 
 impl Head<'_> {
     /// The matrix from hidden states to logits: the adapter's own, or the base's.
-    fn weight(&self) -> &Weight {
-        let whole = self.adapter.and_then(DeviceAdapter::head).and_then(|module| module.factor(Factor::Whole));
-        whole.map_or(self.network.head(), |factor| &factor.weight)
+    fn weight(&self) -> Cow<'_, Weight> {
+        let module = self.adapter.and_then(DeviceAdapter::head);
+        let whole = module.and_then(|module| module.factor(Factor::Whole));
+        let weight = whole.map_or(self.network.head(), |factor| &factor.weight);
+        match module.and_then(|module| module.bias_sum) {
+            Some(bias) => Cow::Owned(Weight { bias: Some(bias), ..weight.clone() }),
+            None => Cow::Borrowed(weight),
+        }
     }
 
     fn mask(&self, site: u32, dropout: Dropout) -> dropout::Mask {
@@ -105,7 +112,7 @@ impl Head<'_> {
             linear::forward(rec, x, &module[Factor::A].weight, None, product, false);
             LowRank { product, factor: module[Factor::B].values, scale: module.scale }
         });
-        linear::forward(rec, hidden, self.weight(), low, logits, false);
+        linear::forward(rec, hidden, &self.weight(), low, logits, false);
         if let Some((rows, few)) = self.adapter.and_then(DeviceAdapter::head_rows).zip(self.workspace.few) {
             let few = columns(few.first_rows(hidden.rows), rows.factor.weight.out_features);
             linear::forward(rec, hidden, &rows.factor.weight, None, few, false);
@@ -139,11 +146,14 @@ impl Head<'_> {
                 lora_gradient::lora_a(rec, dyb, x, module.scale, da);
                 lora_gradient::lora_b(rec, xa, d_logits, module.scale, db);
             }
+            if let Some(gradient) = module.factor(Factor::LoraBias).and_then(|bias| bias.gradient) {
+                column_gradient::scaled_bias(rec, d_logits, module.scale, gradient);
+            }
             (module, LowRank { product: dyb, factor: a.values, scale: module.scale })
         });
         let dropout = self.dropout.zip(self.workspace.dropped);
         let term = low.map(|(_, low)| low).filter(|_| dropout.is_none());
-        linear::input_gradient(rec, d_logits, self.weight(), term, hidden, false);
+        linear::input_gradient(rec, d_logits, &self.weight(), term, hidden, false);
         if let (Some((dropout, place)), Some((module, low))) = (dropout, low) {
             let term = place.first_rows(hidden.rows);
             linear::input_gradient(rec, low.product, &module[Factor::A].weight, None, term, false);

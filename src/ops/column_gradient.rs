@@ -53,7 +53,12 @@ pub fn scratch_bytes(cols: u32) -> u64 {
 
 /// `gradient += sum of dy's rows`; dy is `[rows, cols]`, gradient `[cols]`.
 pub fn bias(rec: &mut Recorder, dy: Matrix, gradient: View) {
-    record(rec, dy, None, gradient);
+    scaled_bias(rec, dy, 1.0, gradient);
+}
+
+/// `gradient += scale * sum of dy's rows`, of a bias that is multiplied by `scale`.
+pub fn scaled_bias(rec: &mut Recorder, dy: Matrix, scale: f32, gradient: View) {
+    record(rec, dy, None, scale, gradient);
 }
 
 /// Adds the gradient of the gain of a norm whose input was `x`; `scales` is a buffer for one f32 per row.
@@ -63,10 +68,10 @@ pub fn gain(rec: &mut Recorder, x: Matrix, eps: f32, dy: Matrix, scales: View, g
     let params = ScaleParams { rows: x.rows, cols: x.cols, ld: x.ld, eps };
     let groups = rec.fold(u64::from(x.rows));
     rec.dispatch("row_scale", scale_kernel(rec.capabilities.cpu), &[x.view, scales], &params, groups, elements(x));
-    record(rec, dy, Some((x, scales)), gradient);
+    record(rec, dy, Some((x, scales)), 1.0, gradient);
 }
 
-fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, gradient: View) {
+fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, scale: f32, gradient: View) {
     let (rows_per_split, splits) = splits(dy.rows);
     let partials = View { bytes: scratch_bytes(dy.cols), ..rec.scratch.partials };
     assert!(partials.bytes <= rec.scratch.partials.bytes, "partial sums of {} columns", dy.cols);
@@ -75,7 +80,7 @@ fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, gradie
     let groups = [dy.cols.div_ceil(4 * wg_size(rec.capabilities.cpu)), splits, 1];
     let kernel = kernel(rec.capabilities.cpu, normed.is_some());
     rec.dispatch("column_gradient", kernel, &[dy.view, x, scales, partials], &params, groups, elements(dy));
-    sum_splits(rec, "column_gradient", [1, dy.cols, splits], 1.0, partials, gradient, false);
+    sum_splits(rec, "column_gradient", [1, dy.cols, splits], scale, partials, gradient, false);
 }
 
 /// The formulas in plain loops, in f64.

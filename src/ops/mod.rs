@@ -9,6 +9,7 @@ pub mod adamw8bit;
 pub mod add;
 pub mod attention;
 pub mod bf16;
+pub mod bias_sum;
 pub mod column_gradient;
 pub mod columns;
 pub mod cross_entropy;
@@ -45,6 +46,7 @@ pub fn kernels() -> Vec<Kernel> {
         add::kernels(),
         attention::kernels(),
         bf16::kernels(),
+        bias_sum::kernels(),
         column_gradient::kernels(),
         columns::kernels(),
         cross_entropy::kernels(),

@@ -156,6 +156,8 @@ pub struct RunSettings {
     pub trainable_token_indices: Option<Vec<u32>>,
     /// Biases of linear layers that are trained.
     pub bias: Bias,
+    /// True to train a bias of each factor B.
+    pub lora_bias: bool,
     /// Initial values of a new adapter's A.
     #[serde(deserialize_with = "init_or_true")]
     pub init_lora_weights: LoraInit,
@@ -274,6 +276,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("modules-to-save", OnResume::Free),
     Setting::new("trainable-token-indices", OnResume::Free),
     Setting::new("bias", OnResume::Free),
+    Setting::new("lora-bias", OnResume::Free),
     Setting::new("init-lora-weights", OnResume::Free),
     Setting::new("init-adapter", OnResume::Free),
     Setting::new("batch-size", OnResume::Fixed).count(1, |s| Some(s.batch_size as u64)),
@@ -342,6 +345,7 @@ impl Default for RunSettings {
             modules_to_save: None,
             trainable_token_indices: None,
             bias: Bias::None,
+            lora_bias: false,
             init_lora_weights: LoraInit::KaimingUniform,
             init_adapter: None,
             batch_size: 4,
@@ -424,6 +428,7 @@ impl RunSettings {
             ("modules-to-save", self.modules_to_save.is_some()),
             ("trainable-token-indices", self.trainable_token_indices.is_some()),
             ("bias", self.bias != Bias::None),
+            ("lora-bias", self.lora_bias),
             ("init-lora-weights", self.init_lora_weights != LoraInit::KaimingUniform),
         ];
         if let Some((name, _)) = of_new_adapter.into_iter().find(|(_, given)| *given && self.init_adapter.is_some()) {
@@ -525,6 +530,7 @@ impl RunSettings {
                 .map(|tokens| ("embed_tokens".to_owned(), tokens.clone()))
                 .collect(),
             bias: self.bias,
+            lora_bias: self.lora_bias,
             base_model_name_or_path: Some(base_name(&self.model)),
             init_lora_weights: self.init_lora_weights,
             ..LoraConfig::default()

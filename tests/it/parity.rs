@@ -156,6 +156,7 @@ fixture_tests! {
     trained_tokens_of_both_nf4: "odd_sizes", "adapter_tokens_nf4", "reference_tokens_nf4", NF4;
     trained_biases: "qwen2", "adapter_bias", "reference_bias", BaseStorage::AsStored;
     all_biases: "qwen2", "adapter_bias_all", "reference_bias_all", BaseStorage::AsStored;
+    biases_of_the_factors: "qwen2", "adapter_lora_bias", "reference_lora_bias", BaseStorage::AsStored;
     biases_beside_dora: "qwen2", "adapter_bias_dora", "reference_bias_dora", BaseStorage::AsStored;
     some_layers: "llama_tied", "adapter_layers", "reference_layers", BaseStorage::AsStored;
 }
