@@ -83,6 +83,8 @@ pub const OUT: Key = Key("out");
 pub const OVERWRITE: Key = Key("overwrite");
 /// Text to answer or to continue.
 pub const PROMPT: Key = Key("prompt");
+/// What a run learns from its data.
+pub const OBJECTIVE: Key = Key("objective");
 /// Field with the prompt of a completion.
 pub const PROMPT_FIELD: Key = Key("prompt-field");
 /// 4-bit code of the base.

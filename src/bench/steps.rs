@@ -94,7 +94,7 @@ impl Shape {
         let token = |i: usize| (bits(1, Stream::Sampling, 0, i as u64) % self.config.vocab_size as u64) as u32;
         let sequence = |s: usize| {
             let input_ids: Vec<u32> = (0..=self.length).map(|i| token(s * self.length + i)).collect();
-            Example { trained: vec![true; input_ids.len()], input_ids }
+            Example::new(input_ids.clone(), vec![true; input_ids.len()])
         };
         MicroBatch::from_examples(&(0..self.sequences).map(sequence).collect::<Vec<_>>())
     }

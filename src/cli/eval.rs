@@ -7,11 +7,13 @@ use loraine::hub::fetch::Extent;
 use loraine::setting::{as_flag, written};
 use loraine::train::evaluate::{self, EvalSettings};
 use loraine::train::event::Event;
+use loraine::train::settings::RunSettings;
 
 use super::args::adapter::adapter_directory;
 use super::args::base::BaseArgs;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, data_sources};
 use super::args::device::DeviceArgs;
+use super::args::objective::ObjectiveArgs;
 use super::status::StatusLine;
 
 /// Compute loss and perplexity of a model on a data set, with or without an adapter
@@ -42,6 +44,8 @@ pub struct EvalArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    objective: ObjectiveArgs,
+    #[command(flatten)]
     data_format: DataArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -51,6 +55,9 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     let mut status = StatusLine::new(false);
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let adapter = args.adapter.as_deref().map(adapter_directory).transpose()?;
+    let mut as_run = RunSettings { batch_size: args.batch_size, ..RunSettings::default() };
+    args.objective.apply(&mut as_run);
+    as_run.check()?;
     let settings = EvalSettings {
         model: args.model,
         adapter: adapter.as_ref().map(|adapter| adapter.dir.clone()),
@@ -58,6 +65,8 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         base: args.base.storage()?,
         batch_size: args.batch_size,
         max_seq_len: args.max_seq_len,
+        objective: as_run.objective,
+        preference: as_run.objective().preference(),
         data_format: args.data_format.settings(0),
     };
     status.phase("reading the model's files and the data", None);
@@ -81,7 +90,9 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         result["data"] = serde_json::to_value(report)?;
         out!("{result}");
     } else {
-        out!("loss {:.4}  perplexity {:.3}  tokens {}", result.loss, result.perplexity, result.tokens);
+        let value = |(name, value): (&String, &f64)| format!("  {name} {value:.3}");
+        let values: String = result.values.iter().map(value).collect();
+        out!("loss {:.4}{values}  tokens {}", result.loss, result.tokens);
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use loraine::hub::fetch::Extent;
 use loraine::model::companions;
 use loraine::model::config::{CONFIG, ModelConfig};
 use loraine::setting::{as_flag, written};
+use loraine::train::settings::{ObjectiveChoice, RunSettings};
 
 use unicode_width::UnicodeWidthStr;
 
@@ -44,6 +45,9 @@ pub struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// What would be learned from the data; kto reads the label of each answer [default: sft]
+    #[arg(long, value_enum)]
+    objective: Option<ObjectiveChoice>,
     #[command(flatten)]
     data_args: DataArgs,
 }
@@ -62,7 +66,9 @@ pub fn run(mut args: InspectArgs) -> anyhow::Result<()> {
         }
     };
     let max_seq_len = args.max_seq_len.unwrap_or(longest.min(512));
-    let settings = DataSettings { context: Some(longest), ..args.data_args.settings(max_seq_len) };
+    let objective = args.objective.unwrap_or_default();
+    let feedback = RunSettings { objective, ..RunSettings::default() }.objective().feedback();
+    let settings = DataSettings { context: Some(longest), feedback, ..args.data_args.settings(max_seq_len) };
     let sources = data_sources(&args.data, SPLIT_OF_TRAINING)?;
     let mut inspection = inspect(&sources, &tokenizer, &settings, vocab_size, args.n)?;
     inspection.refusal = inspection.refusal.map(|refusal| written(&refusal, as_flag));
@@ -122,9 +128,11 @@ fn example_text(example: &ShownExample, colors: bool) -> String {
     let trained = example.tokens.iter().skip(1).filter(|token| token.trained).count();
     let (number, shape, tokens) = (example.number, example.shape.name(), example.tokens.len());
     let slot = example.slot.map_or_else(String::new, |slot| format!(", slot {slot}"));
+    let found = example.found.map_or_else(String::new, |found| format!(", {found}"));
     let change = example.change.as_ref().map_or_else(String::new, |change| format!("; {change}"));
     let plural = if tokens == 1 { "" } else { "s" };
-    let mut out = format!("example {number} ({shape}{slot}): {tokens} token{plural}, {trained} trained on{change}\n\n");
+    let mut out =
+        format!("example {number} ({shape}{found}{slot}): {tokens} token{plural}, {trained} trained on{change}\n\n");
     for line in example.text.lines() {
         out += &format!("  | {}\n", line.replace('\x1b', "\u{241b}"));
     }
@@ -203,7 +211,7 @@ mod tests {
         let token = |id, text: &str, trained| ShownToken { id, text: text.into(), trained, continues: false };
         let tokens = vec![token(7, "<user>", false), token(1234, " a\n", true), token(9, "\u{1b}[0m", true)];
         let (text, change, slot) = ("<user> a\n".into(), None, None);
-        ShownExample { number: 3, shape: Shape::Chat, text, tokens, change, slot }
+        ShownExample { number: 3, shape: Shape::Chat, text, tokens, change, slot, found: None }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sour
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
 use super::args::model::model_directory;
+use super::args::objective::ObjectiveArgs;
 use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
 use super::run_view::RunView;
@@ -73,6 +74,8 @@ pub struct TrainArgs {
     json: bool,
     #[command(flatten)]
     data_format: DataArgs,
+    #[command(flatten)]
+    objective: ObjectiveArgs,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
@@ -386,6 +389,7 @@ impl TrainArgs {
         s.lora_bias |= a.lora_bias;
         set(&mut s.init_lora_weights, a.init_lora_weights);
         set_some(&mut s.init_adapter, a.init_adapter.clone());
+        self.objective.apply(&mut s);
         let t = &self.steps;
         set(&mut s.batch_size, t.batch_size);
         set(&mut s.grad_accum, t.grad_accum);

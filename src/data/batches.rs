@@ -1,6 +1,8 @@
 //! The order of training: the examples of each step, and micro-batches as streams of rows.
 
-use super::Example;
+use std::ops::Range;
+
+use super::{Comparison, Example};
 use crate::random::{Stream, bits, permutation};
 use crate::setting::EVAL_FRACTION;
 use crate::{Error, Result};
@@ -101,36 +103,73 @@ pub struct MicroBatch {
     pub label_rows: Vec<u32>,
     /// Label of each row of `label_rows`: the next token.
     pub labels: Vec<u32>,
-    /// The weight of each of `labels` in the loss, before it is divided by the count of a step's labels.
+    /// The weight of each of `labels` in the loss, before it is divided by the count of a step's labels. In a preference 1 for the
+    /// tokens of the answer, and 0 for those of the prompt.
     pub label_weights: Vec<f32>,
+    /// The answers that are compared; empty where the examples are no preferences.
+    pub answers: Vec<Answers>,
+}
+
+/// The two sequences of a preference in a micro-batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answers {
+    /// None for a chosen and a rejected answer; else whether the answer was found good, and the other sequence is its mismatched one.
+    pub desirable: Option<bool>,
+    /// The labels of each sequence, as a range of `labels`.
+    pub labels: [Range<usize>; 2],
+    /// The sums of log-probabilities of both answers under the model as it was before training.
+    pub reference: [f64; 2],
 }
 
 impl MicroBatch {
     /// Row `t` of a sequence predicts token `t + 1` where that is trained on. Sequences without a label leave no rows.
     pub fn from_examples<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let mut batch = Self::default();
-        for example in examples {
-            let Example { input_ids, trained } = example;
-            let start = batch.tokens.len() as u32;
-            let rows = rows_of(example);
-            let end = start + rows as u32;
-            batch.tokens.extend_from_slice(&input_ids[..rows]);
-            batch.positions.extend(0..rows as u32);
-            batch.segment_start.extend(std::iter::repeat_n(start, rows));
-            batch.segment_end.extend(std::iter::repeat_n(end, rows));
-            let next = input_ids.iter().zip(trained).skip(1).take(rows);
-            for (row, (label, _)) in next.enumerate().filter(|(_, (_, trained))| **trained) {
-                batch.label_rows.push(start + row as u32);
-                batch.labels.push(*label);
-                batch.label_weights.push(1.0);
-            }
-        }
+        examples.into_iter().for_each(|example| batch.add(example, false, [0.0; 2]));
         batch
+    }
+
+    /// Adds an example. With `whole`, the tokens of its prompt have labels too, with weight 0; those of its other sequence never have.
+    /// `reference` is that of [`Answers`].
+    pub fn add(&mut self, example: &Example, whole: bool, reference: [f64; 2]) {
+        let first = self.add_sequence(example, whole);
+        let desirable = match &example.comparison {
+            Comparison::None => return,
+            Comparison::Rejected(_) => None,
+            Comparison::Rated { desirable, .. } => Some(*desirable),
+        };
+        let end = self.labels.len();
+        let second = example.other().map_or(end..end, |other| self.add_sequence(other, false));
+        self.answers.push(Answers { desirable, labels: [first, second], reference });
+    }
+
+    fn add_sequence(&mut self, example: &Example, whole: bool) -> Range<usize> {
+        let Example { input_ids, trained, .. } = example;
+        let start = self.tokens.len() as u32;
+        let rows = rows_of_sequence(example);
+        let end = start + rows as u32;
+        self.tokens.extend_from_slice(&input_ids[..rows]);
+        self.positions.extend(0..rows as u32);
+        self.segment_start.extend(std::iter::repeat_n(start, rows));
+        self.segment_end.extend(std::iter::repeat_n(end, rows));
+        let first_label = self.labels.len();
+        let next = input_ids.iter().zip(trained).skip(1).take(rows);
+        for (row, (label, trained)) in next.enumerate().filter(|(_, (_, trained))| whole || **trained) {
+            self.label_rows.push(start + row as u32);
+            self.labels.push(*label);
+            self.label_weights.push(if *trained { 1.0 } else { 0.0 });
+        }
+        first_label..self.labels.len()
     }
 }
 
-/// Number of rows of an example in a stream: all up to the last row with a label.
-pub fn rows_of(Example { input_ids, trained }: &Example) -> usize {
+/// Number of rows of an example in a stream, all of its sequences together.
+pub fn rows_of(example: &Example) -> usize {
+    example.sequences().map(rows_of_sequence).sum()
+}
+
+/// All rows of a sequence up to the last one with a label.
+fn rows_of_sequence(Example { input_ids, trained, .. }: &Example) -> usize {
     trained.iter().rposition(|trained| *trained).unwrap_or(0).min(input_ids.len().saturating_sub(1))
 }
 
@@ -139,7 +178,7 @@ mod tests {
     use super::*;
 
     fn example(ids: &[u32], trained: &[u8]) -> Example {
-        Example { input_ids: ids.to_vec(), trained: trained.iter().map(|t| *t == 1).collect() }
+        Example::new(ids.to_vec(), trained.iter().map(|t| *t == 1).collect())
     }
 
     #[test]
@@ -177,6 +216,7 @@ mod tests {
             label_rows: vec![1, 2, 3, 4],
             labels: vec![12, 13, 31, 32],
             label_weights: vec![1.0; 4],
+            answers: Vec::new(),
         };
         assert_eq!(batch, expected);
     }

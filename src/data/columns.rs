@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::record::Record;
-use super::settings::{DataSettings, Shape};
+use super::settings::{DataSettings, Feedback, Shape};
 use crate::setting::{COMPLETION_FIELD, Key, MESSAGES_FIELD, PROMPT_FIELD, SHAPE, TEXT_FIELD};
 use crate::{Error, Result};
 
@@ -34,6 +34,12 @@ pub enum Part {
     Labels,
     /// Values of the chat template's variables.
     Variables,
+    /// The answer that was chosen.
+    Chosen,
+    /// The answer that was rejected.
+    Rejected,
+    /// The word whether an answer was found good.
+    Label,
 }
 
 /// The fields of a record that make an example.
@@ -45,6 +51,19 @@ pub struct Columns {
 }
 
 impl Columns {
+    /// The columns of a completion under their usual names.
+    pub(super) fn of_completion() -> Self {
+        const NAMES: [(Part, &str); 5] = [
+            (Part::Prompt, "prompt"),
+            (Part::Completion, "completion"),
+            (Part::System, "system"),
+            (Part::Tools, "tools"),
+            (Part::Variables, "chat_template_kwargs"),
+        ];
+        let names = NAMES.map(|(part, name)| (part, name.to_owned())).to_vec();
+        Self { shape: Shape::Completion, names }
+    }
+
     /// The name of the field for `part`; the usual name where the record has none.
     pub fn name(&self, part: Part) -> Option<&str> {
         self.names.iter().find(|(has, _)| *has == part).map(|(_, name)| name.as_str())
@@ -74,6 +93,7 @@ const CONVERSATIONS: [&str; 1] = ["conversations"];
 /// Further names of lists of messages.
 const DIALOGS: [&str; 5] = ["conversation", "dialog", "dialogue", "chat", "turns"];
 const SYSTEM: [&str; 3] = ["system", "system_prompt", "system_message"];
+const PROMPTS_OF_PREFERENCES: [&str; 3] = ["prompt", "question", "instruction"];
 const INPUT: [&str; 2] = ["input", "context"];
 const TEXTS: [&str; 8] = ["text", "content", "body", "document", "article", "story", "passage", "code"];
 /// Pairs of published data sets, the more specific ones first.
@@ -102,7 +122,8 @@ fn find(record: &Record, names: &[&str]) -> Option<String> {
 
 /// Returns the columns that the settings name or that the record's fields show; `None` if they show none.
 pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
-    let shape = settings.shape.or_else(|| shape_of_names(settings)).or_else(|| shape_of_fields(record));
+    let shape = settings.shape.or_else(|| shape_of_feedback(record, settings.feedback));
+    let shape = shape.or_else(|| shape_of_names(settings)).or_else(|| shape_of_fields(record));
     let pair = || PAIRS.iter().find_map(|(prompts, answers)| Some((find(record, prompts)?, find(record, answers)?)));
     let (shape, found_pair) = match shape {
         Some(Shape::Alpaca) => (Shape::Alpaca, pair()),
@@ -115,7 +136,7 @@ pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
             match (pair(), find(record, &TEXTS)) {
                 (Some(pair), _) => (Shape::Alpaca, Some(pair)),
                 (None, Some(text)) => return Some(Columns { shape: Shape::Text, names: vec![(Part::Text, text)] }),
-                (None, None) => return None,
+                (None, None) => (shape_of_feedback(record, Feedback::Pairs)?, None),
             }
         }
     };
@@ -133,6 +154,17 @@ pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
             add(Part::Prompt, &settings.prompt_field, &["prompt"]);
             add(Part::Completion, &settings.completion_field, &["completion"]);
         }
+        Shape::Preference => {
+            if let Some(prompt) = settings.prompt_field.clone().or_else(|| find(record, &PROMPTS_OF_PREFERENCES)) {
+                names.push((Part::Prompt, prompt));
+            }
+            names.extend([(Part::Chosen, "chosen".to_owned()), (Part::Rejected, "rejected".to_owned())]);
+        }
+        Shape::UnpairedPreference => {
+            add(Part::Prompt, &settings.prompt_field, &["prompt"]);
+            add(Part::Completion, &settings.completion_field, &["completion"]);
+            names.push((Part::Label, "label".to_owned()));
+        }
         Shape::Alpaca => {
             let (prompt, answer) = found_pair.unzip();
             add(Part::Prompt, &settings.prompt_field.clone().or(prompt), &["instruction"]);
@@ -147,7 +179,9 @@ pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
         Shape::Chat | Shape::Sharegpt => {
             &[(Part::System, &SYSTEM), TOOLS, (Part::Functions, &["functions"]), VARIABLES]
         }
-        Shape::Completion => &[(Part::System, &SYSTEM), TOOLS, VARIABLES],
+        Shape::Completion | Shape::Preference | Shape::UnpairedPreference => {
+            &[(Part::System, &SYSTEM), TOOLS, VARIABLES]
+        }
         Shape::Alpaca => {
             &[(Part::Input, &INPUT), (Part::System, &SYSTEM), (Part::History, &["history"]), TOOLS, VARIABLES]
         }
@@ -170,6 +204,18 @@ fn shape_of_names(settings: &DataSettings) -> Option<Shape> {
         .or(named(&settings.text_field, Shape::Text))
 }
 
+/// The shape of a preference, by the names that TRL has for its fields.
+fn shape_of_feedback(record: &Record, feedback: Feedback) -> Option<Shape> {
+    let has = |field: &str| record.get(field).is_some_and(|value| !value.is_null());
+    let pair = has("chosen") && has("rejected");
+    let rated = has("prompt") && has("completion") && has("label");
+    match feedback {
+        Feedback::None => None,
+        Feedback::Pairs => pair.then_some(Shape::Preference),
+        Feedback::Rated => rated.then_some(Shape::UnpairedPreference).or_else(|| pair.then_some(Shape::Preference)),
+    }
+}
+
 /// The shape that the usual names of fields show.
 fn shape_of_fields(record: &Record) -> Option<Shape> {
     let shapes = [
@@ -189,6 +235,9 @@ fn holds_messages(value: &Value) -> bool {
     value.as_array().is_some_and(|list| list.iter().all(is_message))
 }
 
+/// Shapes with a prompt; all but the last have a completion too.
+const PROMPTED: [Shape; 4] = [Shape::Completion, Shape::Alpaca, Shape::UnpairedPreference, Shape::Preference];
+
 /// Checks that the names of fields in the settings belong to one shape.
 ///
 /// # Errors
@@ -196,8 +245,8 @@ fn holds_messages(value: &Value) -> bool {
 pub fn check_names(settings: &DataSettings) -> Result<()> {
     let names: [(Key, bool, &[Shape]); 4] = [
         (MESSAGES_FIELD, settings.messages_field.is_some(), &[Shape::Chat, Shape::Sharegpt]),
-        (PROMPT_FIELD, settings.prompt_field.is_some(), &[Shape::Completion, Shape::Alpaca]),
-        (COMPLETION_FIELD, settings.completion_field.is_some(), &[Shape::Completion, Shape::Alpaca]),
+        (PROMPT_FIELD, settings.prompt_field.is_some(), &PROMPTED),
+        (COMPLETION_FIELD, settings.completion_field.is_some(), &PROMPTED[..3]),
         (TEXT_FIELD, settings.text_field.is_some(), &[Shape::Text]),
     ];
     let shape = settings.shape.or_else(|| shape_of_names(settings));
@@ -217,7 +266,7 @@ pub fn check_names(settings: &DataSettings) -> Result<()> {
 /// Error text for a record whose fields make no example, with the settings that would name them.
 pub fn unknown_columns(record: &Record) -> String {
     let supported = "{messages}, {conversations}, {prompt, completion}, {instruction, output}, {question, answer} and the like, \
-                     {text} and {input_ids}";
+                     {text}, {input_ids} and {prompt, chosen, rejected}";
     let texts: Vec<&str> =
         record.iter().filter(|(_, value)| value.is_string()).map(|(name, _)| name.as_str()).collect();
     let quoted = |name: &str| match name.contains(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '-' | '.')) {

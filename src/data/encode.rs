@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::Example;
-use super::columns::{columns, unknown_columns};
+use super::columns::{Columns, columns, unknown_columns};
 use super::fitting::fitted;
 use super::leftovers::{Habits, check_roles, count_leftovers};
+use super::preference::{Preference, begin_together, preference_of};
 use super::record::Record;
 use super::records::{MAX_RECORD_BYTES, too_large};
 use super::report::Tally;
@@ -18,6 +18,7 @@ use super::settings::{DataSettings, Shape, TrainOn};
 use super::template::{ChatTemplate, Input, built_in_names};
 use super::tokenizer::Tokenizer;
 use super::turns::{RenderedTurns, assistant_turns};
+use super::{Comparison, Example};
 use crate::Result;
 use crate::setting::{CHAT_TEMPLATE, SHAPE};
 
@@ -132,6 +133,9 @@ impl<'a> Encoder<'a> {
         let shape = columns.shape;
         check_train_on(shape, self.settings.train_on)?;
         let chat = shape == Shape::Alpaca && self.template()?.is_some();
+        if matches!(shape, Shape::Preference | Shape::UnpairedPreference) {
+            return self.preference(record, &columns).map(|encoded| (shape, encoded));
+        }
         let sample = sample_of(record, &columns, self.settings, self.vocab_size, chat)?;
         if !self.formats.borrow().contains_key(&shape) {
             self.formats.borrow_mut().insert(shape, self.format(&columns.sentence(), &sample, shape));
@@ -139,12 +143,17 @@ impl<'a> Encoder<'a> {
         for field in unused_fields(record, &columns, &sample) {
             self.tally.add(field);
         }
+        Ok((shape, self.sample(sample, shape)?))
+    }
+
+    /// Encodes a sample. An empty text gives no example.
+    fn sample(&self, sample: Sample, shape: Shape) -> Result<Option<Encoded>, Refusal> {
         let encoded = match sample {
             Sample::Tokens { input_ids, trained } => {
-                let example = Example { input_ids, trained };
+                let example = Example::new(input_ids, trained);
                 Encoded { example, text: String::new(), ranges: Vec::new(), ends: Vec::new(), notes: Vec::new() }
             }
-            Sample::Text(text) if text.is_empty() => return Ok((shape, None)),
+            Sample::Text(text) if text.is_empty() => return Ok(None),
             Sample::Text(text) => self.text(text)?,
             Sample::Completion { prompt, completion } => self.completion(prompt, &completion)?,
             Sample::Chat(conversation) => self.conversation(&conversation)?,
@@ -158,7 +167,37 @@ impl<'a> Encoder<'a> {
             let rule = "every token is masked, or there is only one";
             return Err(Refusal::new(Rule::TrainsSomething, format!("has no token to train on: {rule}")));
         }
-        Ok((shape, Some(encoded)))
+        Ok(Some(encoded))
+    }
+
+    /// Encodes the answers of a preference. The rejected answer is the comparison of the chosen one, whose text is shown.
+    fn preference(&self, record: &Record, columns: &Columns) -> Result<Option<Encoded>, Refusal> {
+        let Preference { answers, feedback, used } = preference_of(record, columns)?;
+        let of_answer = Columns::of_completion();
+        let mut encoded = Vec::with_capacity(answers.len());
+        for (name, answer) in &answers {
+            let of_this = |refusal: Refusal| Refusal { detail: format!("`{name}`: {}", refusal.detail), ..refusal };
+            let sample = sample_of(answer, &of_answer, self.settings, self.vocab_size, false);
+            let sample = sample.map_err(|problem| of_this(problem.into()))?;
+            if encoded.is_empty() {
+                let mut formats = self.formats.borrow_mut();
+                formats.entry(columns.shape).or_insert_with(|| columns.sentence());
+            }
+            encoded.extend(self.sample(sample, Shape::Completion).map_err(of_this)?);
+        }
+        record.keys().filter(|name| !used.contains(name)).for_each(|name| self.tally.add(name));
+        let mut encoded = encoded.into_iter();
+        let Some(mut first) = encoded.next() else { return Ok(None) };
+        first.example.comparison = match (feedback, encoded.next()) {
+            (Some(desirable), _) => Comparison::Rated { desirable, mismatched: None },
+            (None, Some(mut rejected)) => {
+                begin_together(&mut first.example, &mut rejected.example);
+                first.notes.extend(rejected.notes);
+                Comparison::Rejected(Box::new(rejected.example))
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(first))
     }
 
     /// The prompt of a record, as [`Sample::question`] has it; `None` for a record that cannot be read.
@@ -207,7 +246,7 @@ impl<'a> Encoder<'a> {
         let (mut input_ids, mut ranges) = tokenizer.encode_with_ranges(&text, true)?;
         push_end(&mut input_ids, &mut ranges, text.len(), tokenizer.require_eos()?);
         let trained = vec![true; input_ids.len()];
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends: Vec::new(), notes: Vec::new() })
+        Ok(Encoded { example: Example::new(input_ids, trained), text, ranges, ends: Vec::new(), notes: Vec::new() })
     }
 
     /// Encodes prompt and completion together, as TRL does: the completion begins with the first token that the prompt alone would not
@@ -222,7 +261,7 @@ impl<'a> Encoder<'a> {
         let all = self.settings.train_on == Some(TrainOn::All);
         let trained = (0..input_ids.len()).map(|i| all || i >= prompt_len).collect();
         let ends = vec![input_ids.len() - 1];
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends, notes: Vec::new() })
+        Ok(Encoded { example: Example::new(input_ids, trained), text, ranges, ends, notes: Vec::new() })
     }
 
     /// Encodes a conversation. The template writes every special token itself, so the tokenizer adds none, as in transformers.
@@ -287,7 +326,7 @@ impl<'a> Encoder<'a> {
             }
         }
         notes.dedup();
-        Ok(Encoded { example: Example { input_ids, trained }, text, ranges, ends, notes })
+        Ok(Encoded { example: Example::new(input_ids, trained), text, ranges, ends, notes })
     }
 
     /// Takes the second of two begin tokens at the beginning out: a text that spells it out gets it from the tokenizer again.

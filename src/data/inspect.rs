@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Example;
 use super::packing::pack;
 use super::read::reading::{Change, Kept, Origin, Reading};
 use super::read::{DataReport, Dataset, read_into};
@@ -12,6 +11,7 @@ use super::settings::{DataSettings, Shape};
 use super::shown::{pieces_of_text, pieces_of_tokens};
 use super::splits::{Split, nothing_to_train};
 use super::tokenizer::Tokenizer;
+use super::{Comparison, Example};
 use crate::Result;
 
 /// A token of an example.
@@ -44,6 +44,10 @@ pub struct ShownExample {
     pub change: Option<String>,
     /// With packing, the number of the slot that the example shares, from 1.
     pub slot: Option<usize>,
+    /// In a preference what was found of the answer: chosen or rejected, good or bad.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub found: Option<&'static str>,
 }
 
 /// The first examples of a data set, and a report on all of it.
@@ -96,7 +100,7 @@ pub fn inspect(
         true => packed(&examples, &origins, &kept, tokenizer, settings.max_seq_len, count)?,
         false => {
             let chosen = if kept.is_empty() { &long } else { &kept };
-            chosen.iter().take(count).map(|kept| shown(kept, None, tokenizer)).collect::<Result<_>>()?
+            answers(chosen.iter().take(count).map(|kept| shown(kept, None, tokenizer)))?
         }
     };
     Ok(Inspection { examples: shown, question, lengths, report, refusal })
@@ -120,11 +124,39 @@ fn packed(
             shown(&Kept { example, origin, text: String::new(), ranges: Vec::new() }, Some(slot), tokenizer)
         }
     };
-    in_order.take(count).map(show).collect()
+    answers(in_order.take(count).map(show))
 }
 
-fn shown(kept: &Kept, slot: Option<usize>, tokenizer: &Tokenizer) -> Result<ShownExample> {
-    let Kept { example: Example { input_ids, trained }, origin, text, ranges } = kept;
+/// The sequences of all examples, one after the other.
+fn answers(examples: impl Iterator<Item = Result<Vec<ShownExample>>>) -> Result<Vec<ShownExample>> {
+    Ok(examples.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Shows an example, and after a chosen answer the rejected one.
+fn shown(kept: &Kept, slot: Option<usize>, tokenizer: &Tokenizer) -> Result<Vec<ShownExample>> {
+    let found = match &kept.example.comparison {
+        Comparison::None => return Ok(vec![shown_sequence(kept, slot, tokenizer)?]),
+        Comparison::Rated { desirable, .. } => {
+            if *desirable {
+                "good"
+            } else {
+                "bad"
+            }
+        }
+        Comparison::Rejected(other) => {
+            let origin = Origin { change: Change::Whole, ..kept.origin.clone() };
+            let other = Kept { example: (**other).clone(), origin, text: String::new(), ranges: Vec::new() };
+            let [mut chosen, mut rejected] =
+                [shown_sequence(kept, slot, tokenizer)?, shown_sequence(&other, slot, tokenizer)?];
+            (chosen.found, rejected.found) = (Some("chosen"), Some("rejected"));
+            return Ok(vec![chosen, rejected]);
+        }
+    };
+    Ok(vec![ShownExample { found: Some(found), ..shown_sequence(kept, slot, tokenizer)? }])
+}
+
+fn shown_sequence(kept: &Kept, slot: Option<usize>, tokenizer: &Tokenizer) -> Result<ShownExample> {
+    let Kept { example: Example { input_ids, trained, .. }, origin, text, ranges } = kept;
     let pieces = match ranges.is_empty() {
         true => pieces_of_tokens(input_ids, tokenizer)?,
         false => pieces_of_text(input_ids, text, ranges, tokenizer)?,
@@ -146,5 +178,5 @@ fn shown(kept: &Kept, slot: Option<usize>, tokenizer: &Tokenizer) -> Result<Show
         Change::Piece(at, of) => Some(format!("piece {at} of {of}")),
         Change::TooLong => Some("longer than the longest sequence".to_owned()),
     };
-    Ok(ShownExample { number: origin.number, shape: origin.shape, text, tokens, change, slot })
+    Ok(ShownExample { number: origin.number, shape: origin.shape, text, tokens, change, slot, found: None })
 }

@@ -89,9 +89,8 @@ mod tests {
 
     #[test]
     fn a_micro_batch_of_slots_has_the_rows_of_its_examples() {
-        let example = |length: usize, masked: usize| Example {
-            input_ids: vec![7; length],
-            trained: (0..length).map(|i| i < length - masked).collect(),
+        let example = |length: usize, masked: usize| {
+            Example::new(vec![7; length], (0..length).map(|i| i < length - masked).collect())
         };
         let examples = [example(5, 0), example(9, 6), example(3, 0), example(8, 0)];
         let slots = pack(&examples, 8);

@@ -120,6 +120,9 @@ pub fn sample_of(
         Shape::Text => fields.text(Part::Text).map(|text| Sample::Text(text.to_owned())),
         Shape::Chat | Shape::Sharegpt => conversation(&fields),
         Shape::Completion => completion(&fields),
+        Shape::Preference | Shape::UnpairedPreference => {
+            Err("is a preference, whose answers are read one by one".to_owned())
+        }
         Shape::Alpaca => alpaca(&fields, chat),
     }
 }

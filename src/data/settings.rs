@@ -28,6 +28,10 @@ pub enum Shape {
     Text,
     /// `input_ids`, perhaps with `labels`.
     Tokens,
+    /// `chosen` and `rejected`, perhaps with `prompt`: strings, or lists of messages. Without a prompt it is what both begin with.
+    Preference,
+    /// `prompt`, `completion`, and `label`: true where the completion is good.
+    UnpairedPreference,
 }
 
 impl Shape {
@@ -40,8 +44,22 @@ impl Shape {
             Self::Alpaca => "alpaca",
             Self::Text => "text",
             Self::Tokens => "tokens",
+            Self::Preference => "preference",
+            Self::UnpairedPreference => "unpaired-preference",
         }
     }
+}
+
+/// The feedback that an objective learns from, where the fields of a record make more than one example.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Feedback {
+    /// None: records are answers to learn.
+    #[default]
+    None,
+    /// Pairs of a chosen and a rejected answer.
+    Pairs,
+    /// Answers that are labeled good or bad.
+    Rated,
 }
 
 /// Tokens in the loss.
@@ -207,6 +225,9 @@ pub struct DataSettings {
     pub max_seq_len: usize,
     /// True to let several short examples share one slot of a batch.
     pub packing: bool,
+    /// The feedback that the objective learns from.
+    #[serde(skip)]
+    pub feedback: Feedback,
     /// Longest sequence in tokens that the model can take, so that advice stays within it; None where it is not known.
     #[serde(skip)]
     pub context: Option<usize>,
@@ -271,6 +292,7 @@ impl Default for DataSettings {
             on_bad: OnBad::default(),
             max_seq_len: 512,
             packing: false,
+            feedback: Feedback::None,
             context: None,
         }
     }

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 
 use web_time::Instant;
 
+use super::head::LABEL_CLASS;
 use super::objective::{HeadRows, Objective, Report};
 use super::optimizer::{RESULTS_IN_FLIGHT, TOTAL_LOSS_AT};
-use super::plan::TrainPlan;
+use super::plan::{PassPart, TrainPlan};
+use super::preference::{Preference, Tally, sum_of_logps};
 use super::values::TrainedValues;
-use crate::data::batches::MicroBatch;
-use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile};
+use crate::data::batches::{Answers, MicroBatch};
+use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile, round_up};
 use crate::lora::factors::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
@@ -44,6 +46,8 @@ struct Pending {
     step: usize,
     labels: usize,
     tokens: usize,
+    /// Sums over the step's preferences, where the objective compares answers.
+    tally: Option<Tally>,
     /// Rough multiply-adds.
     work: u64,
     read: PendingRead,
@@ -61,12 +65,14 @@ pub struct Engine {
     pub profile: Option<Profile>,
     /// The objective that the steps optimize.
     pub objective: Objective,
-    /// Prepared passes by rows, by labels, and by whether they compute gradients.
-    passes: Lists<(u32, u32, bool)>,
+    /// Prepared passes by rows, by labels, and by the part that they do.
+    passes: Lists<(u32, u32, PassPart)>,
     begin: Prepared,
     optimizer: Prepared,
     pending: VecDeque<Pending>,
     submitted: usize,
+    /// Sums over the preferences of the step at hand.
+    tally: Tally,
     /// Multiply-adds of the lists that were submitted for the step at hand.
     work: u64,
     /// The time at which the device's pace was last measured, and the work whose results have come since.
@@ -149,6 +155,7 @@ impl Engine {
             optimizer,
             pending: VecDeque::new(),
             submitted: 0,
+            tally: Tally::default(),
             work: 0,
             pace: None,
             finished_work: 0,
@@ -253,7 +260,8 @@ impl Engine {
         let labels = micro_batches.iter().map(|m| m.labels.len()).sum();
         let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
         let work = std::mem::take(&mut self.work) + self.optimizer.work();
-        self.pending.push_back(Pending { step, labels, tokens, work, read });
+        let tally = self.objective.preference().map(|_| std::mem::take(&mut self.tally));
+        self.pending.push_back(Pending { step, labels, tokens, tally, work, read });
         let result = match self.pending.len() < RESULTS_IN_FLIGHT {
             true => None,
             false => self.next_result().await?,
@@ -290,15 +298,20 @@ impl Engine {
         training: bool,
         progress: impl FnMut(usize, usize),
     ) -> Result<()> {
+        let parts: &[PassPart] = match (training, self.objective.preference()) {
+            (false, _) => &[PassPart::Evaluation],
+            (true, None) => &[PassPart::Training],
+            (true, Some(_)) => &[PassPart::Forward, PassPart::Backward],
+        };
         let class = |batch: &MicroBatch| {
             let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
-            (rows, labels, training)
+            parts.iter().map(move |part| (rows, labels, *part))
         };
-        let mut classes: Vec<_> = micro_batches.iter().map(class).collect();
+        let mut classes: Vec<_> = micro_batches.iter().flat_map(class).collect();
         classes.retain(|class| !self.passes.contains(class));
         classes.sort_unstable();
         classes.dedup();
-        let record = |(rows, labels, training)| self.plan.record_pass(rows, labels, training).commands;
+        let record = |(rows, labels, part)| self.plan.record_part(rows, labels, part).commands;
         let mut commands: Vec<_> = classes.into_iter().flat_map(record).collect();
         if commands.is_empty() {
             return Ok(());
@@ -312,13 +325,18 @@ impl Engine {
     /// # Errors
     /// A failing device.
     pub async fn next_result(&mut self) -> Result<Option<StepResult>> {
-        let Some(Pending { step, labels, tokens, work, read }) = self.pending.pop_front() else { return Ok(None) };
+        let Some(Pending { step, labels, tokens, tally, work, read }) = self.pending.pop_front() else {
+            return Ok(None);
+        };
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         self.finished_work += work;
         let state: State = bytemuck::pod_read_unaligned(&bytes[..size_of::<State>()]);
         let at = TOTAL_LOSS_AT as usize;
         let total: f32 = bytemuck::pod_read_unaligned(&bytes[at..at + 4]);
-        let report = self.objective.report(f64::from(total), labels);
+        let report = match &tally {
+            None => self.objective.report(f64::from(total), labels),
+            Some(tally) => Objective::report_of(tally),
+        };
         let applied = state.finite == 1.0 && report.loss.is_finite();
         Ok(Some(StepResult { step, report, grad_norm: state.norm, applied, labels, tokens }))
     }
@@ -340,6 +358,7 @@ impl Engine {
         let Some(scale) = self.objective.step_scale(micro_batches) else {
             return Err(Error::Training("a batch has no trained token; every label is masked".to_owned()));
         };
+        self.tally = Tally::default();
         self.gpu.replay(&self.begin, &mut self.buffers, self.profile.as_mut()).await?;
         for (i, batch) in micro_batches.iter().enumerate() {
             progress(i);
@@ -351,6 +370,11 @@ impl Engine {
             self.pass(batch, Some(scale)).await?;
         }
         Ok(())
+    }
+
+    /// Sums over the preferences of the last [`Self::accumulate`].
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Sum of losses and count of labels over micro-batches, without gradients; waits for the device.
@@ -375,18 +399,75 @@ impl Engine {
         Ok((sum, count))
     }
 
-    /// Runs the list of one micro-batch: with the `scale` of the step's losses forward and backward, else forward alone.
+    /// The log-probabilities of the answers of each preference, the sums over the tokens of both: of the model with its adapter, or of
+    /// the base alone.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn answer_logps(&mut self, batch: &MicroBatch, with_adapter: bool) -> Result<Vec<[f64; 2]>> {
+        let part = if with_adapter { PassPart::Evaluation } else { PassPart::Base };
+        let losses = self.losses(batch, part).await?;
+        self.work = 0;
+        let sums = |answers: &Answers| [0, 1].map(|at| sum_of_logps(batch, &answers.labels[at], &losses));
+        Ok(batch.answers.iter().map(sums).collect())
+    }
+
+    /// Sums over the preferences of a micro-batch, without gradients; waits for the device.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn compare(&mut self, batch: &MicroBatch, preference: Preference) -> Result<Tally> {
+        (self.pace, self.finished_work) = (None, 0);
+        let losses = self.losses(batch, PassPart::Evaluation).await?;
+        self.work = 0;
+        Ok(preference.weigh(batch, &losses, 1.0).1)
+    }
+
+    /// Cross-entropy of each label of a micro-batch, from a forward pass that ends with the losses.
+    async fn losses(&mut self, batch: &MicroBatch, part: PassPart) -> Result<Vec<f32>> {
+        if part == PassPart::Evaluation {
+            // The factors that follow from the adapter are those of now.
+            self.gpu.run(&self.begin, &mut self.buffers)?;
+        }
+        let head_rows = self.objective.head_rows(batch, 1.0);
+        self.run_part(batch, Some(&head_rows), part).await?;
+        let labels = batch.labels.len();
+        if labels == 0 {
+            return Ok(Vec::new());
+        }
+        let losses = self.plan.head.losses.slice(0, 4 * u64::from(round_up(labels as u32, LABEL_CLASS)));
+        let mut losses = self.gpu.read_f32(&self.buffers, losses).await?;
+        losses.truncate(labels);
+        Ok(losses)
+    }
+
+    /// Runs the lists of one micro-batch: with the `scale` of the step's losses forward and backward, else forward alone.
     async fn pass(&mut self, batch: &MicroBatch, scale: Option<f32>) -> Result<()> {
+        if let (Some(preference), Some(scale)) = (self.objective.preference(), scale) {
+            let losses = self.losses(batch, PassPart::Forward).await?;
+            let (weights, tally) = preference.weigh(batch, &losses, f64::from(scale));
+            self.tally.merge(&tally);
+            let (_, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
+            self.write_weights(&weights, labels as usize);
+            return self.run_part(batch, None, PassPart::Backward).await;
+        }
+        let head_rows = self.objective.head_rows(batch, scale.unwrap_or(1.0));
+        let part = if scale.is_some() { PassPart::Training } else { PassPart::Evaluation };
+        self.run_part(batch, Some(&head_rows), part).await
+    }
+
+    /// Runs the list of a part of a pass, after the upload of the micro-batch where `upload` has its rows with a label.
+    async fn run_part(&mut self, batch: &MicroBatch, upload: Option<&HeadRows<'_>>, part: PassPart) -> Result<()> {
         let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
         if batch.tokens.len() > self.plan.max_rows as usize {
             let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
             return Err(Error::Argument(problem));
         }
-        let head_rows = self.objective.head_rows(batch, scale.unwrap_or(1.0));
-        self.upload(batch, &head_rows, rows as usize, labels as usize);
-        let training = scale.is_some();
-        let list = self.passes.get_or_prepare((rows, labels, training), || {
-            let rec = self.plan.record_pass(rows, labels, training);
+        if let Some(head_rows) = upload {
+            self.upload(batch, head_rows, rows as usize, labels as usize);
+        }
+        let list = self.passes.get_or_prepare((rows, labels, part), || {
+            let rec = self.plan.record_part(rows, labels, part);
             self.gpu.prepare(&rec.commands, &self.buffers, self.plan.shared.uniforms[0])
         })?;
         self.work += list.work();
@@ -425,8 +506,13 @@ impl Engine {
         let none = crate::ops::cross_entropy::NO_ROW;
         write(self.plan.head.label_rows, padded(head.rows, labels, none));
         write(self.plan.head.labels, padded(head.labels, labels, none));
-        let weights = head.weights.iter().map(|weight| weight.to_bits()).collect::<Vec<_>>();
-        write(self.plan.head.label_weights, padded(&weights, labels, 0));
+        self.write_weights(&head.weights, labels);
+    }
+
+    /// Uploads the weight of each label's loss; a list of `labels` has 0 for those beyond.
+    fn write_weights(&self, weights: &[f32], labels: usize) {
+        let padded: Vec<f32> = weights.iter().copied().chain(std::iter::repeat(0.0)).take(labels).collect();
+        self.gpu.write(&self.buffers, self.plan.head.label_weights, bytemuck::cast_slice(&padded));
     }
 
     /// Logits `[rows, vocabulary]` of the batch's rows, for comparisons; the batch must fit into one chunk of the head.

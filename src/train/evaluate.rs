@@ -1,18 +1,23 @@
 //! Loss and perplexity of a base, with or without an adapter, on a data set.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::budget::longest_rows;
+use super::comparisons;
 use super::engine::Engine;
 use super::event::{Event, Phase};
+use super::objective::{Objective, Report};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
+use super::preference::{Preference, Tally};
 use super::prepare::seq_len_within;
+use super::settings::ObjectiveChoice;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::data::read::{self, DataReport, Dataset};
-use crate::data::settings::{DataSettings, DataSources};
+use crate::data::settings::{DataSettings, DataSources, Feedback};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file;
@@ -38,18 +43,23 @@ pub struct EvalSettings {
     pub batch_size: usize,
     /// Longest example in tokens; `None` is 512, or what the model has if that is less.
     pub max_seq_len: Option<usize>,
+    /// What the data is measured by.
+    pub objective: ObjectiveChoice,
+    /// Its parameters, where it is a preference. The reference is the base without the adapter.
+    pub preference: Option<Preference>,
     /// The way in which the file becomes examples. Its own `max_seq_len` is not used.
     pub data_format: DataSettings,
 }
 
 /// The result of an evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvalResult {
-    /// Mean cross-entropy over all trained tokens.
+    /// Mean cross-entropy over all trained tokens, or mean loss over the preferences.
     pub loss: f64,
-    /// `exp(loss)`.
-    pub perplexity: f64,
-    /// Number of trained tokens, over which the loss is the mean.
+    /// `perplexity`, the exponential of the loss; or the values of a preference objective under TRL's names.
+    #[serde(flatten)]
+    pub values: BTreeMap<String, f64>,
+    /// Number of trained tokens.
     pub tokens: usize,
 }
 
@@ -86,8 +96,12 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     if let Some(adapter) = &settings.adapter {
         format.follow_adapter(adapter);
     }
+    let feedback = settings.preference.map_or(Feedback::None, |preference| preference.feedback());
+    format.feedback = feedback;
     let set = read::read_to_evaluate(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?;
     let Dataset { examples, report } = set;
+    let examples = comparisons::fitting(examples, &report, settings.objective)?;
+    let examples = comparisons::mismatch(examples, feedback, settings.batch_size, max_seq_len);
     Ok(PreparedEval { settings, source, modules, tensors, examples, report })
 }
 
@@ -98,7 +112,7 @@ impl PreparedEval {
     /// Out of memory, a failing device, or a loss that is not finite.
     pub async fn run(self, gpu: Gpu, mut listen: impl FnMut(Event<'_>)) -> Result<EvalResult> {
         let (max_rows, max_positions) =
-            longest_rows(self.examples.iter().map(|e| e.input_ids.len()), self.settings.batch_size);
+            longest_rows(self.examples.iter().map(Example::tokens), self.settings.batch_size);
         let base = self.settings.base.of(&self.source.config)?;
         let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings {
@@ -118,32 +132,56 @@ impl PreparedEval {
         let loading = |done, total| listen(Event::Loading { done, total });
         let mut engine = Engine::open(gpu, plan, &self.source, loading).await?;
         engine.write_adapter(&self.tensors);
-        let batches: Vec<MicroBatch> =
-            self.examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect();
-        let (sum, tokens) = sum_of_losses(&mut engine, &batches, |phase| listen(Event::Phase(phase))).await?;
-        let loss = sum / tokens as f64;
-        if !loss.is_finite() {
+        let preference = self.settings.preference;
+        engine.objective = preference.map_or(Objective::Sft, Objective::Preference);
+        let mut batches = Vec::new();
+        for chunk in self.examples.chunks(self.settings.batch_size) {
+            let mut references = Vec::new();
+            if preference.is_some_and(|preference| preference.needs_reference()) {
+                references = engine.answer_logps(&MicroBatch::from_examples(chunk), false).await?;
+            }
+            let whole = preference.is_some_and(|preference| preference.learns_prompts());
+            let mut batch = MicroBatch::default();
+            for (at, example) in chunk.iter().enumerate() {
+                batch.add(example, whole, references.get(at).copied().unwrap_or_default());
+            }
+            batches.push(batch);
+        }
+        let (report, tokens) = evaluation(&mut engine, &batches, |phase| listen(Event::Phase(phase))).await?;
+        if !report.loss.is_finite() {
             let problem = format!("the loss on {} is not finite", self.settings.data);
             return Err(Error::Training(problem));
         }
-        Ok(EvalResult { loss, perplexity: loss.exp(), tokens })
+        Ok(EvalResult { loss: report.loss, values: report.values, tokens })
     }
 }
 
-/// Sum of losses and count of labels over micro-batches, without gradients. `listen` is told the work before each of them.
-pub(super) async fn sum_of_losses(
+/// The report of an evaluation over micro-batches, without gradients, and the number of their labels. `listen` is told the work before
+/// each of them.
+pub(super) async fn evaluation(
     engine: &mut Engine,
     batches: &[MicroBatch],
     mut listen: impl FnMut(Phase),
-) -> Result<(f64, usize)> {
+) -> Result<(Report, usize)> {
     let (mut sum, mut count) = (0.0, 0);
+    let mut tally = Tally::default();
+    let preference = engine.objective.preference();
     for (done, batch) in batches.iter().enumerate() {
         let compiling = |done, total| listen(Phase::Compiling { done, total });
         engine.compile(std::slice::from_ref(batch), false, compiling).await?;
         listen(Phase::Evaluating { done, total: batches.len() });
+        if let Some(preference) = preference {
+            tally.merge(&engine.compare(batch, preference).await?);
+            count += batch.labels.len();
+            continue;
+        }
         let (of_batch, labels) = engine.evaluate([batch]).await?;
         sum += of_batch;
         count += labels;
     }
-    Ok((sum, count))
+    let report = match preference {
+        None => engine.objective.evaluation(sum, count),
+        Some(_) => Objective::report_of(&tally),
+    };
+    Ok((report, count))
 }

@@ -22,7 +22,8 @@ pub struct HeadBuffers {
     /// Final hidden states of the rows with a label. Chunk by chunk they become their gradients.
     gathered: Matrix,
     logits: Matrix,
-    losses: View,
+    /// Cross-entropy of each row with a label, f32.
+    pub losses: View,
     /// Buffers for what an adapter changes of the head.
     pub workspace: HeadWorkspace,
     /// Factor of each row's loss in the objective, and so of its gradient, f32.

@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod checkpoint;
+mod comparisons;
 pub mod diagnosis;
 pub mod engine;
 pub mod evaluate;
@@ -14,6 +15,7 @@ pub mod output;
 pub mod parameters;
 pub mod plan;
 pub mod plot;
+pub mod preference;
 pub mod prepare;
 pub mod provenance;
 pub mod run;

@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::preference::{Preference, Tally};
 use crate::data::batches::MicroBatch;
+use crate::data::settings::Feedback;
 
 /// The objective of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Objective {
     /// Supervised fine-tuning: the mean cross-entropy over all trained tokens of a step.
     #[default]
     Sft,
+    /// A preference between answers: the mean loss over the preferences of a step.
+    Preference(Preference),
 }
 
 /// The rows of a micro-batch that go through the head.
@@ -59,20 +63,44 @@ impl From<StoredReport> for Report {
 }
 
 impl Report {
-    /// The mean of each value over `reports`, which all have the same names.
+    /// The mean of each value over the `reports` that have it.
     pub fn mean(reports: &[Self]) -> Self {
         let mean = |value: &dyn Fn(&Self) -> f64| reports.iter().map(value).sum::<f64>() / reports.len() as f64;
-        let names = reports.first().into_iter().flat_map(|report| report.values.keys());
-        let of_name = |name: &String| mean(&|report| report.values.get(name).copied().unwrap_or(f64::NAN));
-        Self { loss: mean(&|report| report.loss), values: names.map(|name| (name.clone(), of_name(name))).collect() }
+        let mut values: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+        for (name, value) in reports.iter().flat_map(|report| &report.values) {
+            let (sum, count) = values.entry(name.clone()).or_default();
+            (*sum, *count) = (*sum + value, *count + 1);
+        }
+        let values = values.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
+        Self { loss: mean(&|report| report.loss), values }
     }
 }
 
 impl Objective {
-    /// The factor that all losses of an optimizer step share: 1 / trained tokens. None where a step has no trained token.
+    /// The factor that all losses of an optimizer step share: 1 / trained tokens, or 1 / preferences. None where a step has none.
     pub fn step_scale(self, micro_batches: &[MicroBatch]) -> Option<f32> {
-        let labels: usize = micro_batches.iter().map(|batch| batch.labels.len()).sum();
-        (labels > 0).then(|| 1.0 / labels as f32)
+        let terms = |batch: &MicroBatch| match self {
+            Self::Sft => batch.labels.len(),
+            Self::Preference(_) => batch.answers.len(),
+        };
+        let terms: usize = micro_batches.iter().map(terms).sum();
+        (terms > 0).then(|| 1.0 / terms as f32)
+    }
+
+    /// The preference objective, if it is one: its weights follow from the losses of a first pass.
+    pub fn preference(self) -> Option<Preference> {
+        match self {
+            Self::Sft => None,
+            Self::Preference(preference) => Some(preference),
+        }
+    }
+
+    /// The feedback that the data has to hold.
+    pub fn feedback(self) -> Feedback {
+        match self.preference() {
+            None => Feedback::None,
+            Some(preference) => preference.feedback(),
+        }
     }
 
     /// The rows of `batch` that go through the head, where all losses of the step share the factor `scale`.
@@ -84,6 +112,11 @@ impl Objective {
     /// The report of a step, from the sum of the losses of `labels` trained tokens.
     pub fn report(self, total_loss: f64, labels: usize) -> Report {
         Report { loss: total_loss / labels as f64, values: BTreeMap::new() }
+    }
+
+    /// The report of a step or of an evaluation, from the sums over its preferences.
+    pub fn report_of(tally: &Tally) -> Report {
+        Report { loss: tally.mean_loss(), values: tally.means() }
     }
 
     /// The report of an evaluation, from the sum of the losses of `labels` held-out tokens.

@@ -6,7 +6,7 @@ use web_time::{Duration, Instant};
 
 use super::diagnosis::{Curves, Warning, WarningKind, diagnose};
 use super::engine::{Engine, StepResult};
-use super::evaluate::sum_of_losses;
+use super::evaluate::evaluation;
 use super::event::{Event, Phase};
 use super::objective::Report;
 use super::output::{EvalMetrics, Output, StepMetrics};
@@ -175,8 +175,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         step: usize,
     ) -> Result<EvalMetrics> {
         let listen = &mut self.listen;
-        let (sum, count) = sum_of_losses(engine, batches, |phase| listen(Event::Phase(phase))).await?;
-        let report = engine.objective.evaluation(sum, count);
+        let (report, count) = evaluation(engine, batches, |phase| listen(Event::Phase(phase))).await?;
         if !report.loss.is_finite() {
             return Err(Error::Training(format!(
                 "the validation loss is not finite after step {step}: lower {LR}, or look for damaged weights or data"

@@ -57,6 +57,21 @@ pub enum RecomputePolicy {
     Keep(usize),
 }
 
+/// The part of a pass over a micro-batch that a list does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PassPart {
+    /// Forward and loss, as in evaluation.
+    Evaluation,
+    /// As [`Self::Evaluation`], without the adapter.
+    Base,
+    /// Forward, loss and backward.
+    Training,
+    /// Forward and loss as in training, where the weights of the losses follow from the losses.
+    Forward,
+    /// Loss and backward after [`Self::Forward`], whose activations are still there.
+    Backward,
+}
+
 /// Every buffer of a training run and how its lists are recorded.
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
@@ -243,18 +258,28 @@ impl TrainPlan {
 
     /// One micro-batch: forward, loss, and with `training` backward, adding to gradients and the sum of losses.
     pub fn record_pass(&self, rows: u32, labels: u32, training: bool) -> Recorder {
+        self.record_part(rows, labels, if training { PassPart::Training } else { PassPart::Evaluation })
+    }
+
+    /// A part of a pass over a micro-batch.
+    pub fn record_part(&self, rows: u32, labels: u32, part: PassPart) -> Recorder {
+        let training = !matches!(part, PassPart::Evaluation | PassPart::Base);
         let mut rec = self.shared.recorder();
         let dropout = Dropout { p: self.dropout, seed: self.optimizer.dropout_seed };
         let trained = self.parameters.base.as_ref();
         let pass = Pass {
-            adapter: Some(&self.parameters.adapter),
+            adapter: (part != PassPart::Base).then_some(&self.parameters.adapter),
             trained,
             dropout: (training && self.dropout > 0.0).then_some(dropout),
             noise: (training && self.neftune_alpha > 0.0).then_some(self.optimizer.dropout_seed),
             ..self.shared.pass(rows)
         };
-        let hidden = pass.forward(&mut rec);
-        let backward = self.shared.activations.workspace.backward.filter(|_| training);
+        let hidden = match part {
+            PassPart::Backward => self.shared.activations.workspace.norm.first_rows(rows),
+            _ => pass.forward(&mut rec),
+        };
+        let gradients = matches!(part, PassPart::Training | PassPart::Backward);
+        let backward = self.shared.activations.workspace.backward.filter(|_| gradients);
         let d_hidden = backward.map(|workspace| workspace.d_norm.first_rows(rows));
         let head_pass = HeadPass { hidden, labels, total: self.optimizer.total_loss(), d_hidden };
         self.head.record(&mut rec, &self.head_of(trained, pass.dropout), head_pass);

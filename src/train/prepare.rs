@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
 use super::checkpoint::Trainable;
+use super::comparisons;
 use super::diagnosis::{self, Warning, WarningKind};
+use super::engine::Engine;
 use super::plan::TrainPlan;
 use super::provenance::Provenance;
 use super::settings::{Method, RunSettings};
@@ -41,6 +43,13 @@ const DEFAULT_SEQ_LEN: usize = 512;
 const DEFAULT_HELD_OUT: f64 = 0.05;
 const MAX_HELD_OUT: usize = 64;
 const MIN_TO_HOLD_OUT: usize = 20;
+
+/// Log-probabilities of both answers of each preference.
+#[derive(Default)]
+struct References {
+    train: Vec<[f64; 2]>,
+    eval: Vec<[f64; 2]>,
+}
 
 /// The data of a run's evaluations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +100,9 @@ pub struct PreparedRun {
     pub(super) initial: AdapterTensors,
     examples: Vec<Example>,
     eval_examples: Vec<Example>,
+    /// Log-probabilities of the answers under the model as it was before training, where the objective needs them: of the examples, and
+    /// of those to evaluate on.
+    references: References,
     /// The examples of each slot of a batch: one, or under packing as many as fit.
     slots: Vec<Vec<usize>>,
     order: BatchOrder,
@@ -120,13 +132,17 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
     let context = Some(source.config.max_position_embeddings);
-    let mut format = DataSettings { max_seq_len, context, ..settings.data_format.clone() };
+    let feedback = settings.objective().feedback();
+    let mut format = DataSettings { max_seq_len, context, feedback, ..settings.data_format.clone() };
     if let Some(adapter) = &settings.init_adapter {
         format.follow_adapter(adapter);
     }
     let date = format.template_date.get_or_insert_with(template::now).clone();
     let RunData { examples, report: data, opening, eval_examples, eval, validation } =
         read_data(&settings, &source, &format)?;
+    let batch = settings.batch_size;
+    let [examples, eval_examples] =
+        [examples, eval_examples].map(|examples| comparisons::mismatch(examples, feedback, batch, max_seq_len));
     // Recorded, so that the run may be resumed on another day.
     if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
         settings.data_format.template_date = Some(date);
@@ -168,6 +184,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         initial,
         examples,
         eval_examples,
+        references: References::default(),
         slots,
         order,
     })
@@ -267,6 +284,7 @@ fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> 
     };
     let missing = |sources: &[PathBuf]| nothing_to_train(sources.first().map_or(Path::new(""), PathBuf::as_path));
     let Dataset { examples, report } = read(&settings.data, Split::Train)?.ok_or_else(|| missing(&settings.data))?;
+    let examples = comparisons::fitting(examples, &report, settings.objective)?;
     let opening = tokenizer.as_ref().zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
     let held_out = match &settings.eval_data {
         Some(path) => {
@@ -275,7 +293,8 @@ fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> 
         None => read(&settings.data, Split::Valid)?,
     };
     if let Some(set) = held_out {
-        let (eval_examples, eval) = (set.examples, Some(set.report));
+        let eval_examples = comparisons::fitting(set.examples, &set.report, settings.objective)?;
+        let eval = Some(set.report);
         return Ok(RunData { examples, report, opening, eval_examples, eval, validation: Validation::Given });
     }
     let count = examples.len();
@@ -342,11 +361,11 @@ impl PreparedRun {
     /// # Errors
     /// A plan over the budget or over a limit of the device; the error names the longest sequence that fits.
     pub fn plan(&self, capabilities: Capabilities) -> Result<TrainPlan> {
-        let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].input_ids.len()).sum::<usize>();
-        let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(|e| e.input_ids.len()));
+        let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].tokens()).sum::<usize>();
+        let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(Example::tokens));
         let max_rows = longest_rows(rows, self.settings.batch_size).0;
         let examples = self.examples.iter().chain(&self.eval_examples);
-        let max_positions = longest_rows(examples.map(|e| e.input_ids.len()), 1).1;
+        let max_positions = longest_rows(examples.map(Example::longest), 1).1;
         let stored = |name: &str| self.source.stored(name);
         PlanRequest {
             settings: &self.settings,
@@ -403,17 +422,64 @@ impl PreparedRun {
 
     /// The held-out examples in micro-batches, in their order.
     pub(super) fn eval_batches(&self) -> Vec<MicroBatch> {
-        self.eval_examples.chunks(self.settings.batch_size).map(MicroBatch::from_examples).collect()
+        let all: Vec<usize> = (0..self.eval_examples.len()).collect();
+        let batch = |chosen: &[usize]| self.micro_batch(&self.eval_examples, &self.references.eval, chosen);
+        all.chunks(self.settings.batch_size).map(batch).collect()
     }
 
     /// The micro-batches of the optimizer step `step`, counted from 0.
     pub(super) fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
-        let (examples, slots) = (&self.examples, &self.slots);
-        let chosen = self.order.batch_for_step(step).chunks(self.settings.batch_size);
-        let batch = |chosen: &[usize]| {
-            MicroBatch::from_examples(chosen.iter().flat_map(|slot| &slots[*slot]).map(|i| &examples[*i]))
-        };
-        chosen.map(batch).collect()
+        let chosen = self.order.batch_for_step(step).to_vec();
+        let examples = |slots: &[usize]| slots.iter().flat_map(|slot| &self.slots[*slot]).copied().collect::<Vec<_>>();
+        let batch = |slots: &[usize]| self.micro_batch(&self.examples, &self.references.train, &examples(slots));
+        chosen.chunks(self.settings.batch_size).map(batch).collect()
+    }
+
+    fn micro_batch(&self, examples: &[Example], references: &[[f64; 2]], chosen: &[usize]) -> MicroBatch {
+        let whole = self.settings.objective().preference().is_some_and(|preference| preference.learns_prompts());
+        let mut batch = MicroBatch::default();
+        for &i in chosen {
+            batch.add(&examples[i], whole, references.get(i).copied().unwrap_or_default());
+        }
+        batch
+    }
+
+    /// Computes the log-probabilities of all answers with the model in `engine`, which is the one before training, unless they are known
+    /// or not needed. Batches are those of the data's order, so that a resumed run finds the same values.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub(super) async fn add_references(
+        &mut self,
+        engine: &mut Engine,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let needed = self.settings.objective().preference().is_some_and(|preference| preference.needs_reference());
+        if !needed || !self.references.train.is_empty() {
+            return Ok(());
+        }
+        let size = self.settings.batch_size;
+        let mut used = vec![false; self.examples.len()];
+        for step in 0..self.steps.min(self.order.steps_per_epoch()) {
+            for slot in self.order.batch_for_step(step) {
+                self.slots[*slot].iter().for_each(|example| used[*example] = true);
+            }
+        }
+        let chunks = self.examples.chunks(size).zip(used.chunks(size).map(|chunk| chunk.contains(&true)));
+        let eval = self.eval_examples.chunks(size).map(|chunk| (chunk, true));
+        let (total, mut done) = (chunks.len() + eval.len(), 0);
+        let mut found = [Vec::new(), Vec::new()];
+        for (at, (chunk, is_used)) in chunks.map(|chunk| (0, chunk)).chain(eval.map(|chunk| (1, chunk))) {
+            progress(done, total);
+            done += 1;
+            match is_used {
+                true => found[at].extend(engine.answer_logps(&MicroBatch::from_examples(chunk), true).await?),
+                false => found[at].resize(found[at].len() + chunk.len(), [0.0; 2]),
+            }
+        }
+        let [train, eval] = found;
+        self.references = References { train, eval };
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use super::schedule::Schedule;
 use super::setting_spec::{OnResume, Setting};
 use super::settings::{RunSettings, SETTINGS};
 use crate::Result;
-use crate::data::Example;
+use crate::data::{Comparison, Example};
 use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
 use crate::setting::{DATA, EVAL_FRACTION, INIT_ADAPTER, MODEL};
@@ -39,10 +39,13 @@ impl Provenance {
         let mut data = Fingerprint::default();
         for slot in slots {
             data.add(&slot.len().to_le_bytes());
-            for example in slot.iter().map(|i| &examples[*i]) {
+            for example in slot.iter().flat_map(|i| examples[*i].sequences()) {
                 data.add(&example.input_ids.len().to_le_bytes());
                 data.add(bytemuck::cast_slice(&example.input_ids));
                 example.trained.iter().for_each(|trained| data.add(&[u8::from(*trained)]));
+                if let Comparison::Rated { desirable, .. } = example.comparison {
+                    data.add(&[u8::from(desirable)]);
+                }
             }
         }
         let mut weights = Fingerprint::default();
@@ -111,7 +114,7 @@ mod tests {
     fn provenance(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Provenance {
         let mut settings = RunSettings::default();
         change(&mut settings);
-        let example = Example { input_ids: ids.to_vec(), trained: vec![true; ids.len()] };
+        let example = Example::new(ids.to_vec(), vec![true; ids.len()]);
         Provenance::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps).unwrap()
     }
 

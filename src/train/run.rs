@@ -143,6 +143,9 @@ async fn attempt(
     if prepared.settings.tensorboard {
         output.add_tensorboard()?;
     }
+    engine.objective = prepared.settings.objective();
+    engine.write_adapter(&prepared.initial);
+    prepared.add_references(&mut engine, |done, total| listen(Event::Phase(Phase::Evaluating { done, total }))).await?;
     engine.profile = start.profile.then(Profile::default);
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
     (progress.first_step, progress.step) = (state.step, state.step);

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::objective::Objective;
+use super::preference::{Preference, PreferenceLoss};
 use super::schedule::Schedule;
 use super::setting_spec::{OnResume, Range, Setting};
-use crate::data::settings::{DataSettings, DataSources};
+use crate::data::settings::{DataSettings, DataSources, OnLong};
 use crate::hub::base_name;
 use crate::lora::config::{Bias, ExcludeModules, LoraConfig, LoraInit, Patterns, TargetModules, init_or_true};
 use crate::model::modules::last_part;
@@ -15,10 +17,33 @@ use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::{Code4, Float};
 use crate::setting::{
-    DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
-    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, QUANTIZE_EMBEDDING,
+    BATCH_SIZE, DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
+    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANTIZE_EMBEDDING,
 };
 use crate::{Error, Result};
+
+/// The objective: what a run learns from its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectiveChoice {
+    /// The answers themselves.
+    #[default]
+    Sft,
+    /// To prefer chosen answers to rejected ones, measured against the model before training.
+    Dpo,
+    /// As DPO, with a bounded preference.
+    Ipo,
+    /// DPO together with the chosen answers themselves.
+    Rpo,
+    /// The chosen answers, and to prefer them to rejected ones, without a reference.
+    Orpo,
+    /// To prefer chosen answers to rejected ones by a margin, without a reference.
+    Simpo,
+    /// Answers that are labeled good or bad one by one.
+    Kto,
+}
 
 /// Method of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +129,34 @@ pub struct RunSettings {
     pub out: PathBuf,
     /// Method of training.
     pub method: Method,
+    /// What the run learns from its data.
+    #[serde(skip_serializing_if = "is_default")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub objective: ObjectiveChoice,
+    /// How strictly a preference objective holds the model to its reference, above 0; None is 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub beta: Option<f64>,
+    /// Share of the pairs that are taken to be the wrong way round, for DPO, RPO and SimPO; None is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub label_smoothing: Option<f64>,
+    /// Weight of the cross-entropy of the chosen answers in RPO; None is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub rpo_alpha: Option<f64>,
+    /// Margin of SimPO; None is 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub simpo_gamma: Option<f64>,
+    /// Weight of good answers in KTO; None is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub desirable_weight: Option<f64>,
+    /// Weight of bad answers in KTO; None is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub undesirable_weight: Option<f64>,
     /// 4-bit code of the base under QLoRA.
     pub quant: Code4,
     /// True to quantize the scales of the 4-bit base too.
@@ -258,6 +311,13 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("data", OnResume::Free),
     Setting::new("out", OnResume::Free),
     Setting::new("method", OnResume::Fixed),
+    Setting::new("objective", OnResume::Fixed),
+    Setting::new("beta", OnResume::Fixed).number(Range::Positive, |s| s.beta),
+    Setting::new("label-smoothing", OnResume::Fixed).number(Range::Share, |s| s.label_smoothing),
+    Setting::new("rpo-alpha", OnResume::Fixed).number(Range::NotNegative, |s| s.rpo_alpha),
+    Setting::new("simpo-gamma", OnResume::Fixed).number(Range::NotNegative, |s| s.simpo_gamma),
+    Setting::new("desirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.desirable_weight),
+    Setting::new("undesirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.undesirable_weight),
     Setting::new("quant", OnResume::Fixed),
     Setting::new("double-quant", OnResume::Fixed),
     Setting::new("quantize-embedding", OnResume::Fixed),
@@ -320,6 +380,25 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("data-format", OnResume::Free),
 ];
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl ObjectiveChoice {
+    /// Name in settings and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Dpo => "dpo",
+            Self::Ipo => "ipo",
+            Self::Rpo => "rpo",
+            Self::Orpo => "orpo",
+            Self::Simpo => "simpo",
+            Self::Kto => "kto",
+        }
+    }
+}
+
 impl Default for RunSettings {
     fn default() -> Self {
         Self {
@@ -327,6 +406,13 @@ impl Default for RunSettings {
             data: DataSources::default(),
             out: PathBuf::new(),
             method: Method::Qlora,
+            objective: ObjectiveChoice::Sft,
+            beta: None,
+            label_smoothing: None,
+            rpo_alpha: None,
+            simpo_gamma: None,
+            desirable_weight: None,
+            undesirable_weight: None,
             quant: Code4::default(),
             double_quant: true,
             quantize_embedding: false,
@@ -455,6 +541,7 @@ impl RunSettings {
             return Err(Error::setting(MODULES_TO_SAVE, problem));
         }
         self.check_layers_pattern()?;
+        self.check_objective()?;
         self.check_best()?;
         SETTINGS.iter().try_for_each(|setting| setting.check(self))
     }
@@ -479,6 +566,66 @@ impl RunSettings {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The objective with its parameters.
+    pub fn objective(&self) -> Objective {
+        let loss = match self.objective {
+            ObjectiveChoice::Sft => return Objective::Sft,
+            ObjectiveChoice::Dpo => PreferenceLoss::Dpo,
+            ObjectiveChoice::Ipo => PreferenceLoss::Ipo,
+            ObjectiveChoice::Rpo => PreferenceLoss::Rpo,
+            ObjectiveChoice::Orpo => PreferenceLoss::Orpo,
+            ObjectiveChoice::Simpo => PreferenceLoss::Simpo,
+            ObjectiveChoice::Kto => PreferenceLoss::Kto,
+        };
+        let plain = Preference::new(loss);
+        Objective::Preference(Preference {
+            loss,
+            beta: self.beta.unwrap_or(plain.beta),
+            label_smoothing: self.label_smoothing.unwrap_or(plain.label_smoothing),
+            rpo_alpha: self.rpo_alpha.unwrap_or(plain.rpo_alpha),
+            simpo_gamma: self.simpo_gamma.unwrap_or(plain.simpo_gamma),
+            desirable_weight: self.desirable_weight.unwrap_or(plain.desirable_weight),
+            undesirable_weight: self.undesirable_weight.unwrap_or(plain.undesirable_weight),
+        })
+    }
+
+    /// Parameters of an objective are for those that have them, and pairs are not split.
+    fn check_objective(&self) -> Result<()> {
+        use ObjectiveChoice::{Dpo, Ipo, Kto, Orpo, Rpo, Sft, Simpo};
+        let parameters: [(&'static str, bool, &[ObjectiveChoice]); 6] = [
+            ("beta", self.beta.is_some(), &[Dpo, Ipo, Rpo, Orpo, Simpo, Kto]),
+            ("label-smoothing", self.label_smoothing.is_some(), &[Dpo, Rpo, Simpo]),
+            ("rpo-alpha", self.rpo_alpha.is_some(), &[Rpo]),
+            ("simpo-gamma", self.simpo_gamma.is_some(), &[Simpo]),
+            ("desirable-weight", self.desirable_weight.is_some(), &[Kto]),
+            ("undesirable-weight", self.undesirable_weight.is_some(), &[Kto]),
+        ];
+        for (name, given, objectives) in parameters {
+            if given && !objectives.contains(&self.objective) {
+                let key = Key(name);
+                let fitting: Vec<String> = objectives.iter().map(|choice| OBJECTIVE.is(choice.name())).collect();
+                let own = OBJECTIVE.is(self.objective.name());
+                let problem = format!("{key} has no use with {own}; it is for {}", fitting.join(", "));
+                return Err(Error::setting(key, problem));
+            }
+        }
+        if self.objective != Sft && self.data_format.on_long == OnLong::Split {
+            let (split, own) = (ON_LONG.is("split"), OBJECTIVE.is(self.objective.name()));
+            let (truncate, drop) = (ON_LONG.is("truncate"), ON_LONG.is("drop"));
+            let problem = format!("{split} would tear the answers of {own} apart; choose {truncate} or {drop}");
+            return Err(Error::setting(ON_LONG, problem));
+        }
+        if self.objective == Kto && self.batch_size < 2 {
+            let problem = format!(
+                "{BATCH_SIZE} is {}, but {} compares the answers of a batch with each other: it must be at least 2",
+                self.batch_size,
+                OBJECTIVE.is("kto")
+            );
+            return Err(Error::setting(BATCH_SIZE, problem));
+        }
+        Ok(())
     }
 
     /// The best evaluation is found among those between the first step and the last.
@@ -565,6 +712,13 @@ mod tests {
             exclude_modules: Some("v_proj".into()),
             modules_to_save: Some("lm_head".into()),
             trainable_token_indices: Some(vec![3]),
+            objective: ObjectiveChoice::Dpo,
+            beta: Some(0.2),
+            label_smoothing: Some(0.1),
+            rpo_alpha: Some(0.5),
+            simpo_gamma: Some(1.0),
+            desirable_weight: Some(1.5),
+            undesirable_weight: Some(0.5),
             early_stopping_patience: Some(1),
             init_adapter: path.clone(),
             max_seq_len: Some(2),
@@ -609,6 +763,33 @@ mod tests {
             assert!(error.to_string().starts_with(&format!("⟨{name}⟩ is ")), "{error}");
             assert!(matches!(error, Error::Setting { key, .. } if key == name), "{error}");
         }
+    }
+
+    #[test]
+    fn parameters_belong_to_their_objective() {
+        type Change = fn(&mut RunSettings);
+        let cases: [(Change, &str); 5] = [
+            (|s| s.beta = Some(0.2), "⟨beta⟩ has no use with ⟨objective=sft⟩"),
+            (
+                |s| (s.objective, s.label_smoothing) = (ObjectiveChoice::Kto, Some(0.1)),
+                "it is for ⟨objective=dpo⟩, ⟨objective=rpo⟩, ⟨objective=simpo⟩",
+            ),
+            (|s| (s.objective, s.beta) = (ObjectiveChoice::Dpo, Some(0.0)), "⟨beta⟩ is 0"),
+            (|s| (s.objective, s.batch_size) = (ObjectiveChoice::Kto, 1), "⟨batch-size⟩ is 1"),
+            (
+                |s| (s.objective, s.data_format.on_long) = (ObjectiveChoice::Ipo, OnLong::Split),
+                "⟨on-long=split⟩ would tear",
+            ),
+        ];
+        for (change, says) in cases {
+            let mut settings = RunSettings::default();
+            change(&mut settings);
+            let message = settings.check().unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+        let kto = RunSettings { objective: ObjectiveChoice::Kto, desirable_weight: Some(2.0), ..Default::default() };
+        kto.check().unwrap();
+        assert_eq!(kto.objective().preference().map(|kto| (kto.beta, kto.desirable_weight)), Some((0.1, 2.0)));
     }
 
     #[test]

@@ -183,7 +183,7 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         assert_eq!(*engine.buffers.ledger(), planned);
         engine.write_adapter(&tensors);
         let input_ids: Vec<u32> = (0..41u32).map(|i| (i * 37 + 5) % 96).collect();
-        let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
+        let batch = [MicroBatch::from_examples([&Example::new(input_ids.clone(), vec![true; input_ids.len()])])];
         pollster::block_on(engine.accumulate(&batch, 0)).unwrap();
         let found = pollster::block_on(engine.read_gradients()).unwrap();
         let values: Vec<f32> = found.values().flatten().copied().collect();
@@ -268,7 +268,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
     assert!(planned.total() <= 4_600_000_000);
     engine.write_adapter(&factors::init(&modules, 1, LoraInit::KaimingUniform));
     let input_ids: Vec<u32> = (0..513u32).map(|i| (i * 7919 + 11) % config.vocab_size as u32).collect();
-    let batch = [MicroBatch::from_examples([&Example { trained: vec![true; input_ids.len()], input_ids }])];
+    let batch = [MicroBatch::from_examples([&Example::new(input_ids.clone(), vec![true; input_ids.len()])])];
     assert_eq!(batch[0].tokens.len(), 512);
     let started = std::time::Instant::now();
     let result = pollster::block_on(async {

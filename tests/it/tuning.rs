@@ -59,9 +59,9 @@ fn engine(gpu: Gpu) -> Engine {
 /// Makes these steps of a run, on batches of uneven length.
 fn steps(engine: &mut Engine, steps: Range<u32>) {
     for step in steps {
-        let example = |length: u32| Example {
-            input_ids: (0..length).map(|i| (i * 31 + step * 7 + length) % 96).collect(),
-            trained: vec![true; length as usize],
+        let example = |length: u32| {
+            let ids = (0..length).map(|i| (i * 31 + step * 7 + length) % 96).collect();
+            Example::new(ids, vec![true; length as usize])
         };
         let batch = [MicroBatch::from_examples(&[example(40), example(2 + 17 * (step % 3))])];
         pollster::block_on(engine.step(&batch, &AdamW::default(), 1e-2, 0)).unwrap();

@@ -9,5 +9,6 @@ pub mod gpu;
 pub mod memory;
 pub mod model;
 pub mod nearest;
+pub mod objective;
 pub mod session;
 pub mod tune;

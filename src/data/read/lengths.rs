@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::data::Example;
 use crate::data::encode::Encoded;
 use crate::data::settings::{DataSettings, OnLong};
+use crate::data::{Comparison, Example};
 
 /// Outcome of the length limit for one example, with the number of trained end tokens that it keeps.
 pub(super) enum Fitted {
@@ -19,15 +19,25 @@ pub(super) enum Fitted {
 pub(super) fn fit(encoded: Encoded, settings: &DataSettings) -> Fitted {
     let Encoded { mut example, ends, .. } = encoded;
     let limit = settings.max_seq_len;
-    if example.input_ids.len() <= limit {
+    if example.longest() <= limit {
         return Fitted::Whole(example);
     }
     match settings.on_long {
+        // The sequences of a preference belong together, so it is not split.
+        OnLong::Split if example.comparison != Comparison::None => Fitted::TooLong(example),
         OnLong::Auto | OnLong::Refuse | OnLong::Drop => Fitted::TooLong(example),
         OnLong::Truncate => {
             example.input_ids.truncate(limit);
             example.trained.truncate(limit);
-            match example.trained_tokens() {
+            let mut other_is_empty = false;
+            if let Comparison::Rejected(other) = &mut example.comparison {
+                other.input_ids.truncate(limit);
+                other.trained.truncate(limit);
+                other_is_empty = other.trained_tokens() == 0;
+            }
+            let own = example.trained.iter().skip(1).filter(|trained| **trained).count();
+            match own {
+                _ if other_is_empty => Fitted::NothingLeft,
                 0 => Fitted::NothingLeft,
                 _ => Fitted::Cut(example, ends.iter().filter(|&&at| at < limit).count()),
             }
@@ -36,7 +46,7 @@ pub(super) fn fit(encoded: Encoded, settings: &DataSettings) -> Fitted {
             let pieces = example.input_ids.chunks(limit).zip(example.trained.chunks(limit));
             let piece = |(index, (ids, trained)): (usize, (&[u32], &[bool]))| {
                 let start = index * limit;
-                (Example { input_ids: ids.to_vec(), trained: trained.to_vec() }, start..start + ids.len())
+                (Example::new(ids.to_vec(), trained.to_vec()), start..start + ids.len())
             };
             let pieces = pieces.enumerate().map(piece).filter(|(piece, _)| piece.trained_tokens() > 0);
             let pieces: Vec<_> = pieces.collect();

@@ -164,7 +164,7 @@ impl<'a> Reading<'a> {
                 continue;
             }
             self.lengths.push(sequence.len());
-            let example = Example { trained: vec![true; sequence.len()], input_ids: sequence.to_vec() };
+            let example = Example::new(sequence.to_vec(), vec![true; sequence.len()]);
             self.take(example, Origin { number, shape: Shape::Text, change: Change::Whole }, None);
         }
         Ok(())
@@ -197,7 +197,7 @@ impl<'a> Reading<'a> {
                 self.report.drop_record(DropReason::EmptyText, number);
                 continue;
             };
-            let length = encoded.example.input_ids.len();
+            let length = encoded.example.longest();
             self.lengths.push(length);
             self.report.longest = self.report.longest.max(length);
             for note in &encoded.notes {
@@ -279,7 +279,7 @@ impl<'a> Reading<'a> {
         self.check_lengths()?;
         let (examples, report) = (self.examples, &mut self.report);
         report.kept = examples.len();
-        report.tokens = examples.iter().map(|e| e.input_ids.len()).sum();
+        report.tokens = examples.iter().map(Example::tokens).sum();
         report.trained_tokens = examples.iter().map(Example::trained_tokens).sum();
         report.slots = self.settings.packing.then(|| pack(&examples, self.settings.max_seq_len).len());
         if examples.is_empty() {

@@ -162,7 +162,7 @@ pub fn open_source(
 
 /// Every token but the first is trained on.
 pub fn example(ids: Vec<u32>) -> Example {
-    Example { trained: vec![true; ids.len()], input_ids: ids }
+    Example::new(ids.clone(), vec![true; ids.len()])
 }
 
 /// All rows of one sequence, the last one (which has no target) included.
@@ -173,9 +173,7 @@ pub fn whole_sequence(ids: &[u32]) -> MicroBatch {
         positions: (0..rows).collect(),
         segment_start: vec![0; ids.len()],
         segment_end: vec![rows; ids.len()],
-        label_rows: Vec::new(),
-        labels: Vec::new(),
-        label_weights: Vec::new(),
+        ..MicroBatch::default()
     }
 }
 
