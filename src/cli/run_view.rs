@@ -237,8 +237,11 @@ impl RunView {
         }
         if self.step_lines {
             let (lr, grad_norm) = (metrics.lr, metrics.grad_norm);
+            let shown = ["rewards/accuracies", "rewards/margins"].into_iter();
+            let value = |name| metrics.values.get(name).map(|value| format!("  {name} {value:.3}"));
+            let values: String = shown.filter_map(value).collect();
             self.say(format!(
-                "step {step}/{steps}  loss {loss:.4}  smoothed {smoothed:.4}  lr {lr:.2e}  grad norm {grad_norm:.3}  \
+                "step {step}/{steps}  loss {loss:.4}{values}  smoothed {smoothed:.4}  lr {lr:.2e}  grad norm {grad_norm:.3}  \
                  {tokens_per_s:.0} tokens/s"
             ));
         }

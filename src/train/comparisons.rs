@@ -35,8 +35,8 @@ pub(super) fn fitting(examples: Vec<Example>, report: &DataReport, objective: Ob
                 let named = report.shapes.keys().find(|shape| !matches!(shape, Shape::Preference));
                 format!("records of the format {}", named.map_or("text", |shape| shape.name()))
             }
-            Feedback::Pairs => format!("preferences, {pairs}"),
-            Feedback::Rated => format!("labeled answers, {rated}"),
+            Feedback::Pairs => format!("records of the format {pairs}"),
+            Feedback::Rated => format!("records of the format {rated}"),
         };
         let advice = match (has(example), wants) {
             (Feedback::None, Feedback::Rated) => format!("which learns from {rated} or {pairs}"),

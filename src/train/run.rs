@@ -162,7 +162,11 @@ async fn attempt(
         speed: Speed::starting_now(),
         skipped_in_a_row: 0,
         parameters: parameters(&prepared.source.config),
-        vocabulary: prepared.source.config.vocab_size,
+        vocabulary: match prepared.settings.objective().preference() {
+            None => prepared.source.config.vocab_size,
+            // The loss of a preference has nothing to do with that of guessing words.
+            Some(_) => usize::MAX,
+        },
         curves,
         next_look: Some(1),
     };

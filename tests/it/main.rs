@@ -40,6 +40,7 @@ mod model_directories;
 mod next_command;
 mod parity;
 #[cfg(unix)]
+mod preferences;
 mod progress;
 mod project;
 mod quant_parity;

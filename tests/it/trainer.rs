@@ -12,7 +12,7 @@ use crate::common::cli::Shell;
 use crate::common::{fixture, shared};
 
 /// Numbers from -0.5 to 0.5: a hash of the place of the tensor and of the element.
-fn values(place: usize, count: usize) -> impl Iterator<Item = f64> {
+pub fn values(place: usize, count: usize) -> impl Iterator<Item = f64> {
     (0..count as u64).map(move |at| {
         let mut x = (at * 2_654_435_761 + place as u64 * 40503 + 12345) & 0xffff_ffff;
         x = ((x ^ (x >> 15)) * 2_246_822_519) & 0xffff_ffff;
@@ -22,7 +22,7 @@ fn values(place: usize, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-fn write_model(dir: &Path, config: &Value, tokenizer: &Path) {
+pub fn write_model(dir: &Path, config: &Value, tokenizer: &Path) {
     std::fs::create_dir(dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     for file in std::fs::read_dir(tokenizer).unwrap().flatten() {
