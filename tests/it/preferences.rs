@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use loraine::data::batches::{Answers, MicroBatch};
+use loraine::data::batches::MicroBatch;
 use loraine::data::{Comparison, Example};
 use loraine::model::config::ModelConfig;
 use loraine::network::base::BaseStorage;
@@ -208,7 +208,8 @@ fn json_file(name: &str) -> Value {
 /// Pairs of answers, and the same answers with labels, as texts.
 fn write_data(shell: &Shell) {
     const WORDS: [&str; 5] = ["red", "green", "blue", "old", "new"];
-    let words = |first: usize, count: usize| (0..count).map(|i| WORDS[(first * 7 + i * 3) % 5]).collect::<Vec<_>>().join(" ");
+    let words =
+        |first: usize, count: usize| (0..count).map(|i| WORDS[(first * 7 + i * 3) % 5]).collect::<Vec<_>>().join(" ");
     let (mut pairs, mut rated) = (String::new(), String::new());
     for i in 0..24 {
         let [prompt, chosen, rejected] = [words(i, 3), words(i + 1, 2 + i % 3), words(i + 2, 5 - i % 2)];
@@ -245,7 +246,10 @@ fn runs_repeat_and_resume_to_the_bit() {
         let [whole, again, cut] = ["whole", "again", "cut"].map(|out| format!("{objective}-{out}"));
         shell.assert_same_adapter(objective, [&whole, &again]);
         copy_files(&shell.path(&whole), &shell.path(&cut));
-        copy_files(&shell.path(&format!("{whole}/checkpoints/step-2")), &shell.path(&format!("{cut}/checkpoints/step-2")));
+        copy_files(
+            &shell.path(&format!("{whole}/checkpoints/step-2")),
+            &shell.path(&format!("{cut}/checkpoints/step-2")),
+        );
         shell.succeed(&format!("{command} --out {cut} --resume"));
         shell.assert_same_adapter(objective, [&whole, &cut]);
         assert_eq!(shell.timeless_metrics(&whole), shell.timeless_metrics(&cut), "{objective}");
@@ -263,14 +267,15 @@ fn every_objective_learns_from_pairs() {
     let shell = Shell::new();
     demo_model(&shell);
     for objective in ["dpo", "ipo", "rpo", "orpo", "simpo", "kto"] {
-        for method in ["qlora", "full"] {
+        for method in if objective == "dpo" { &["qlora", "full"][..] } else { &["qlora"] } {
             let out = format!("{objective}-{method}");
-            let lr = if method == "full" { 0.0005 } else { 0.01 };
+            let lr = if *method == "full" { 0.0005 } else { 0.01 };
             shell.succeed(&format!(
                 "train --model demo/model --data pairs.jsonl --out {out} --objective {objective} --method {method} --steps 8 --lr {lr} \
                  --eval-data pairs.jsonl --batch-size 8"
             ));
-            let evaluations: Vec<_> = shell.metrics(&out).into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
+            let evaluations: Vec<_> =
+                shell.metrics(&out).into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
             let of = |line: &Value, name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name} in {line}"));
             let [first, last] = [&evaluations[0], &evaluations[evaluations.len() - 1]];
             assert!(of(last, "eval_loss") < of(first, "eval_loss"), "{out}: {first} {last}");
@@ -290,7 +295,10 @@ fn data_that_does_not_fit_the_objective_is_refused() {
         ("--data demo/data --objective kto", "learns from unpaired-preference (prompt, completion and label)"),
         ("--data pairs.jsonl --objective kto --batch-size 1", "--batch-size is 1"),
         ("--data pairs.jsonl --objective dpo --on-long split", "--on-long split would tear"),
-        ("--data pairs.jsonl --objective orpo --label-smoothing 0.1", "--label-smoothing has no use with --objective orpo"),
+        (
+            "--data pairs.jsonl --objective orpo --label-smoothing 0.1",
+            "--label-smoothing has no use with --objective orpo",
+        ),
     ] {
         shell.fail(&format!("{train} {options}"), &[says]);
     }
