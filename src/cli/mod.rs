@@ -19,6 +19,7 @@ mod demo;
 mod error_event;
 mod estimate;
 mod eval;
+mod export;
 mod generate;
 mod info;
 mod inspect;
@@ -81,6 +82,7 @@ subcommands! {
     Generate(generate::GenerateArgs) => generate::run;
     Chat(chat::ChatArgs) => chat::run;
     Merge(merge::MergeArgs) => merge::run;
+    Export(export::ExportArgs) => export::run;
     Quantize(quantize::QuantizeArgs) => quantize::run;
     Info(info::InfoArgs) => info::run;
     Inspect(inspect::InspectArgs) => inspect::run;

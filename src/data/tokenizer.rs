@@ -69,13 +69,7 @@ impl Tokenizer {
     /// A file that is missing or damaged.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let text = match companions::is_file(&path) {
-            false if companions::is_file(&dir.join(SENTENCEPIECE)) => converted(dir)?,
-            false if tokenizer_command(dir).is_some() => {
-                return Err(Error::file(dir, tokenizer_command(dir).unwrap_or_default()));
-            }
-            _ => companions::text(&path)?,
-        };
+        let text = tokenizer_text(dir)?;
         if files::is_lfs_pointer(text.as_bytes()) {
             return Err(Error::lfs_pointer(&path));
         }
@@ -217,6 +211,19 @@ impl Tokenizer {
         let eos = self.eos.ok_or_else(|| Error::file(self.path.with_file_name("tokenizer_config.json"), problem))?;
         self.check_row(eos)?;
         Ok(eos)
+    }
+}
+
+/// The text of `tokenizer.json`, or that of the other file of a tokenizer which the directory has in its place.
+///
+/// # Errors
+/// A file that is missing or damaged.
+pub fn tokenizer_text(dir: &Path) -> Result<String> {
+    let path = dir.join(FILE);
+    match companions::is_file(&path) {
+        false if companions::is_file(&dir.join(SENTENCEPIECE)) => converted(dir),
+        false if tokenizer_command(dir).is_some() => Err(Error::file(dir, tokenizer_command(dir).unwrap_or_default())),
+        _ => companions::text(&path),
     }
 }
 

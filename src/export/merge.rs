@@ -55,21 +55,76 @@ pub struct Merge {
     pub dequantized: bool,
 }
 
+/// A base and an adapter that is to be merged into it.
+pub(super) struct Merger {
+    pub source: Source,
+    modules: Vec<LoraModule>,
+    adapter: AdapterTensors,
+}
+
+impl Merger {
+    /// Reads the files of both.
+    pub(super) fn open(model: &Path, adapter: &Path) -> Result<Self> {
+        let source = Source::open(model)?;
+        let LoadedAdapter { modules, tensors, .. } = adapter_file::load_for(adapter, &source)?;
+        refuse_new_biases(adapter, &modules, &source.config)?;
+        Ok(Self { source, modules, adapter: tensors })
+    }
+
+    /// Number of modules that the adapter changes.
+    pub(super) fn matrices(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// True if embedding and head of the merged model are one matrix.
+    pub(super) fn is_tied(&self) -> bool {
+        self.source.config.tie_word_embeddings && !unties(&self.modules)
+    }
+
+    /// The tensors of the merged model.
+    pub(super) fn expected(&self) -> Vec<TensorSpec> {
+        tensors(&ModelConfig { tie_word_embeddings: self.is_tied(), ..self.source.config.clone() })
+    }
+
+    /// True for a tensor that the adapter changes, or that the base does not have.
+    pub(super) fn changes(&self, spec: &TensorSpec) -> bool {
+        let has = |place: Place, fits: &dyn Fn(&LoraModule) -> bool| {
+            self.modules.iter().any(|module| module.place == place && fits(module))
+        };
+        let is_bias = |factor: &Factor| matches!(factor, Factor::Bias | Factor::LoraBias);
+        let of_weight = |module: &LoraModule| !module.factors.iter().all(is_bias);
+        match (spec.kind, spec.layer) {
+            (TensorKind::Embedding, _) => has(Place::Embedding, &of_weight),
+            (TensorKind::Head, _) => {
+                has(Place::Head, &of_weight) || self.is_tied() != self.source.config.tie_word_embeddings
+            }
+            (TensorKind::Projection(projection), Some(layer)) => has(Place::Layer(layer, projection), &of_weight),
+            (TensorKind::Bias(projection), Some(layer)) => {
+                has(Place::Layer(layer, projection), &|module| module.factors.iter().any(is_bias))
+            }
+            _ => false,
+        }
+    }
+
+    /// The values of a tensor of the merged model.
+    pub(super) async fn values(&self, gpu: &Gpu, spec: &TensorSpec) -> Result<Vec<f32>> {
+        merged(&self.source, spec, (&self.modules, &self.adapter), gpu).await
+    }
+}
+
 /// Writes the merged model. `progress` receives the number of tensors done and the total.
 ///
 /// # Errors
 /// The model or the adapter cannot be read or they do not fit together, the output directory exists, the disk is full, or the device
 /// fails.
 pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut(usize, usize)) -> Result<Merge> {
-    let source = Source::open(&settings.model)?;
+    let merger = Merger::open(&settings.model, &settings.adapter)?;
+    let source = &merger.source;
     refuse_links(&source.dir, false)?;
-    let LoadedAdapter { modules, tensors: adapter, .. } = adapter_file::load_for(&settings.adapter, &source)?;
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    refuse_new_biases(&settings.adapter, &modules, &source.config)?;
-    let tied = source.config.tie_word_embeddings && !unties(&modules);
-    let expected = tensors(&ModelConfig { tie_word_embeddings: tied, ..source.config.clone() });
-    let others = OtherParts::of(&source, &expected)?;
+    let expected = merger.expected();
+    let others = OtherParts::of(source, &expected)?;
     if !source.config.quantized.is_empty() && others.quantized() {
         let problem = "holds parts beside the text decoder in 4 bits, and a merged model is written in full precision; take the \
                        original model in 16 or 32 bits";
@@ -84,7 +139,7 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     let mut fused = Vec::new();
     for (done, spec) in expected.iter().enumerate() {
         let name = &spec.name;
-        let values = merged(&source, spec, (&modules, &adapter), gpu).await?;
+        let values = merger.values(gpu, spec).await?;
         if float == Float::F16 && values.iter().any(|v| !half::f16::from_f32(*v).is_finite()) {
             let problem = format!("does not fit into f16; save with {} or f32", DTYPE.is("bf16"));
             return Err(Error::field(&settings.model, name, problem));
@@ -104,10 +159,10 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     others.write(&mut writer)?;
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
-    follow_adapter(&settings.adapter, &source, out.path())?;
-    write_config(&source.dir, out.path(), float, tied)?;
+    follow_adapter(&settings.adapter, source, out.path())?;
+    write_config(&source.dir, out.path(), float, merger.is_tied())?;
     out.finish()?;
-    Ok(Merge { matrices: modules.len(), float, dequantized: !source.config.quantized.is_empty() })
+    Ok(Merge { matrices: merger.matrices(), float, dequantized: !source.config.quantized.is_empty() })
 }
 
 /// Writes the chat template and the end tokens that the adapter was trained with into the merged model.

@@ -1,6 +1,11 @@
 //! Writes model directories made from other models: merged with an adapter, or quantized to 4 bits. Weights are copied one matrix at
 //! a time, and a directory gets its final name only when it is complete.
 
+pub mod gguf_adapter;
+mod gguf_keys;
+pub mod gguf_merge;
+mod gguf_tokens;
+mod gguf_writer;
 pub mod merge;
 mod others;
 pub mod quantize;

@@ -93,6 +93,11 @@ impl GgmlType {
         TYPES[self as usize]
     }
 
+    /// The number by which files name it.
+    pub(crate) fn number(self) -> u32 {
+        self.row().1
+    }
+
     /// ggml's name.
     pub(crate) fn name(self) -> &'static str {
         self.row().2
@@ -119,6 +124,20 @@ impl GgmlType {
         for (block, values) in blocks.zip(values.chunks_exact_mut(self.block() as usize)) {
             self.decode_block(block, values);
         }
+    }
+
+    /// Encodes values, whole blocks of them, as ggml does; None for a type that is only read.
+    pub(crate) fn encode(self, values: &[f32]) -> Option<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(values.len() / self.block() as usize * self.block_bytes() as usize);
+        match self {
+            Self::F32 => bytes.extend_from_slice(bytemuck::cast_slice(values)),
+            Self::F16 => bytes.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
+            Self::Bf16 => bytes.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
+            Self::Q8_0 => values.chunks_exact(32).for_each(|block| q8_0(block, &mut bytes)),
+            Self::Q4_0 => values.chunks_exact(32).for_each(|block| q4_0(block, &mut bytes)),
+            _ => return None,
+        }
+        Some(bytes)
     }
 
     fn decode_block(self, b: &[u8], values: &mut [f32]) {
@@ -152,6 +171,28 @@ impl GgmlType {
             Self::Iq4Xs => iq4_xs(b, values),
         }
     }
+}
+
+/// `1 / d`, or 0 where d is 0.
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+fn q8_0(block: &[f32], bytes: &mut Vec<u8>) {
+    let d = block.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0;
+    let inverse = inverse(d);
+    bytes.extend(f16::from_f32(d).to_le_bytes());
+    bytes.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
+}
+
+fn q4_0(block: &[f32], bytes: &mut Vec<u8>) {
+    // The value that is the largest without its sign, with its sign.
+    let most = block.iter().fold(0.0f32, |most, v| if v.abs() > most.abs() { *v } else { most });
+    let d = most / -8.0;
+    let inverse = inverse(d);
+    bytes.extend(f16::from_f32(d).to_le_bytes());
+    let code = |v: f32| ((v * inverse + 8.5) as u8).min(15);
+    bytes.extend((0..16).map(|j| code(block[j]) | code(block[j + 16]) << 4));
 }
 
 fn half(bytes: &[u8], at: usize) -> f32 {
@@ -285,6 +326,12 @@ mod tests {
             assert_eq!(differing, 0, "{name}: {differing} of {} differ", wanted.len());
             seen += 1;
         }
+        let x: Vec<f32> = tensors["x"].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        for kind in [GgmlType::Q8_0, GgmlType::Q4_0] {
+            let wanted = tensors[&format!("{}.bytes", kind.name().to_lowercase())];
+            assert!(kind.encode(&x).unwrap() == wanted, "{kind:?}");
+        }
+        assert_eq!(GgmlType::Q4K.encode(&x), None);
         assert!(seen >= 13, "{seen} formats in {tensors:?}");
     }
 }

@@ -62,6 +62,17 @@ pub(crate) fn architecture_of(file: &GgufFile) -> Result<Architecture> {
     })
 }
 
+/// The architecture as which llama.cpp knows a family of transformers; None where it is not written.
+pub(crate) fn architecture_for(family: &Family) -> Option<Architecture> {
+    let model_type = match family.model_type {
+        // The same graph, whose window llama.cpp does not use.
+        "mistral" => "llama",
+        "olmo3" => "olmo2",
+        other => other,
+    };
+    ARCHITECTURES.into_iter().find(|architecture| architecture.model_type == model_type)
+}
+
 /// The family of transformers that a file's model belongs to.
 fn family_of(file: &GgufFile, architecture: Architecture) -> Result<&'static Family> {
     let windows = file.values.contains_key(&format!("{}.attention.sliding_window", architecture.name));

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::gguf_blocks::GgmlType;
@@ -81,6 +82,8 @@ pub(crate) struct GgufFile {
     /// The file, or the first of a split model.
     pub path: PathBuf,
     pub values: BTreeMap<String, GgufValue>,
+    /// The keys in their order with the places of their bytes, which have the type and the value too: a copy of the file begins so.
+    pub records: Vec<(String, Range<u64>)>,
     /// In the order of the file.
     pub tensors: Vec<GgufTensor>,
 }
@@ -141,6 +144,15 @@ impl GgufFile {
 
     pub(crate) fn error(&self, key: &str, problem: impl std::fmt::Display) -> Error {
         Error::field(&self.path, key, problem)
+    }
+
+    /// The bytes of a key with its type and its value.
+    pub(crate) fn record(&self, place: &Range<u64>) -> Result<Vec<u8>> {
+        let mut input = Input::open(&self.path)?;
+        input.seek(place.start).map_err(|e| Error::file(&self.path, format!("cannot be read: {e}")))?;
+        let mut bytes = vec![0; (place.end - place.start) as usize];
+        input.fill(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// The tensor of this name.
@@ -425,7 +437,9 @@ fn read_header(path: &Path) -> Result<GgufFile> {
     }
     input.limit = file_len.min(MAX_METADATA_BYTES);
     let mut values = BTreeMap::new();
+    let mut records = Vec::new();
     for _ in 0..keys {
+        let start = input.at;
         let key = input.string("a key")?;
         if key.is_empty() || key.len() > 1 << 16 {
             return Err(input.error(format!("has a key of {} bytes", key.len())));
@@ -434,6 +448,7 @@ fn read_header(path: &Path) -> Result<GgufFile> {
             ARRAY => GgufValue::Array(input.array(&key)?),
             kind => input.scalar(kind, &key)?,
         };
+        records.push((key.clone(), start..input.at));
         if values.insert(key.clone(), value).is_some() {
             return Err(input.field(&key, "is there twice"));
         }
@@ -445,7 +460,7 @@ fn read_header(path: &Path) -> Result<GgufFile> {
     }
     let data = input.at.next_multiple_of(alignment);
     let tensors = place(path, described, data, file_len)?;
-    Ok(GgufFile { path: path.to_owned(), values, tensors })
+    Ok(GgufFile { path: path.to_owned(), values, records, tensors })
 }
 
 fn alignment(path: &Path, values: &BTreeMap<String, GgufValue>) -> Result<u64> {

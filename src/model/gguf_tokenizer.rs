@@ -104,6 +104,19 @@ const SPLITS: [Split; 8] = [
     },
 ];
 
+/// The name of the rule that has this expression, or that of GPT-2 with single digits or without (`digits`). Of several names the one
+/// whose rule treats whole pieces alike.
+pub(crate) fn split_name(expression: Option<&str>, digits: bool, ignore_merges: bool) -> Option<&'static str> {
+    let fits = |split: &&Split| match (&split.rule, expression) {
+        (Rule::Gpt2, None) => !digits,
+        (Rule::DigitsAndGpt2, None) => digits,
+        (Rule::Words(rule), Some(expression)) => rule() == expression,
+        _ => false,
+    };
+    let alike = SPLITS.iter().filter(fits).find(|split| split.ignore_merges == ignore_merges);
+    alike.and_then(|split| split.names.first().copied())
+}
+
 #[derive(Serialize)]
 struct Bpe<'a> {
     r#type: &'static str,

@@ -43,17 +43,18 @@ pub(crate) struct Blocks {
     pub offset: f32,
 }
 
+/// The row of a GGUF tensor that transformers has as `row`. Where heads of `head` rows are in the order of a rotation of neighboring
+/// features, rows `2 j` and `2 j + 1` of a head in the file are rows `j` and `j + head / 2`.
+pub(crate) fn row_in_file(row: usize, head: Option<usize>) -> usize {
+    let Some(head) = head else { return row };
+    let (start, at, half) = (row / head * head, row % head, head / 2);
+    start + 2 * (at % half) + at / half
+}
+
 impl Blocks {
-    /// The row of the file's tensor with the values of `row`. Rows `2 j` and `2 j + 1` of a head in the file are `j` and `j + d / 2`.
+    /// The row of the file's tensor with the values of `row`.
     pub(crate) fn row_in_file(&self, row: u64) -> u64 {
-        let within = match self.head {
-            None => row,
-            Some(head) => {
-                let (start, at, half) = (row / head * head, row % head, head / 2);
-                start + 2 * (at % half) + at / half
-            }
-        };
-        self.first_row + within
+        self.first_row + row_in_file(row as usize, self.head.map(|head| head as usize)) as u64
     }
 
     /// Bytes of a row in the file.

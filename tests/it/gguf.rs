@@ -1,13 +1,22 @@
 //! GGUF files: llama.cpp's quantizations of a model, its tokenizers, and adapters for it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::common::*;
 use loraine::data::tokenizer::Tokenizer;
+use loraine::export::gguf_adapter::{self, AdapterSettings};
+use loraine::export::gguf_merge::{self, GgufFloat, GgufMergeSettings};
+use loraine::export::merge::{self, MergeSettings};
+use loraine::lora::adapter_file;
+use loraine::lora::config::{LoraConfig, LoraInit};
+use loraine::lora::factors::{AdapterTensors, init};
+use loraine::lora::targets::resolve;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, HEAD, tensors};
 use loraine::network::base::BaseStorage;
+use loraine::quant::format::Float;
 
 /// A file of the references, or None with a note where they are not there.
 fn shared(name: &str) -> Option<PathBuf> {
@@ -56,7 +65,7 @@ fn logits_over_a_gguf_file_equal_llama_cpp() {
         let gguf = shared(&format!("models/{name}.gguf")).unwrap();
         let config = ModelConfig::from_dir(&gguf).unwrap();
         let ids = Tokenizer::from_dir(&gguf, &config).unwrap().encode("Once upon a time", true).unwrap();
-        let (modules, tensors) = (Vec::new(), loraine::lora::factors::AdapterTensors { modules: Vec::new() });
+        let (modules, tensors) = (Vec::new(), AdapterTensors { modules: Vec::new() });
         let mut engine = open_engine(&gguf, BaseStorage::AsStored, &modules, &tensors, 64, 0);
         let got = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
         assert_close(name, &got, expected.find(&format!("{name}.f32.0")).unwrap(), 2e-5);
@@ -74,4 +83,167 @@ fn the_tokenizer_of_a_gguf_file_equals_that_of_its_directory() {
         assert_eq!(ours.encode(text, true).unwrap(), ids, "{text:?}");
         assert_eq!(ours.decode(&ids).unwrap(), theirs.decode(&ids).unwrap());
     }
+}
+
+fn merge_gguf(model: &Path, adapter: &Path, out: &Path, float: GgufFloat) -> gguf_merge::GgufMerge {
+    let (model, adapter, out) = (model.to_owned(), adapter.to_owned(), out.to_owned());
+    let settings = GgufMergeSettings { model, adapter, out, float, overwrite: false };
+    pollster::block_on(gguf_merge::merge(&settings, &gpu(), |_, _| ())).unwrap()
+}
+
+/// Every tensor of a model by its name, in f32.
+fn values(source: &Source) -> Vec<(String, Vec<f32>)> {
+    let read = |name: &str, shape: &[usize]| source.tensors.require(name, shape).unwrap().read_f32().unwrap();
+    tensors(&source.config).into_iter().map(|spec| (spec.name.clone(), read(&spec.name, &spec.shape))).collect()
+}
+
+/// A merged GGUF file holds what the merged directory holds, and reading it gives back the configuration. What llama.cpp makes of such
+/// files is compared in `llama_cpp_computes_what_was_merged`.
+#[test]
+fn a_merged_gguf_file_is_the_merged_directory() {
+    let place = tempfile::tempdir().unwrap();
+    for name in ["llama_tied", "llama_untied", "llama3_rope", "qwen2", "qwen3", "gemma", "granite", "olmo2", "glm4"] {
+        let (model, adapter) = (fixture(name), fixture(name).join("adapter"));
+        let out = place.path().join(format!("{name}.gguf"));
+        let merged = merge_gguf(&model, &adapter, &out, GgufFloat::F32);
+        assert!(merged.matrices > 0 && merged.copied == 0 && merged.modelfile.is_none());
+        let settings = MergeSettings {
+            model,
+            adapter,
+            out: place.path().join(name),
+            float: Some(Float::F32),
+            overwrite: false,
+            shard_bytes: 1 << 30,
+        };
+        pollster::block_on(merge::merge(&settings, &gpu(), |_, _| ())).unwrap();
+        let (ours, theirs) = (Source::open(&out).unwrap(), Source::open(&settings.out).unwrap());
+        // What Gemma's gains lose where 1 is added and taken away again.
+        let bound = if name == "gemma" { 1e-6 } else { f64::MIN_POSITIVE };
+        for ((tensor, ours), (_, theirs)) in values(&ours).iter().zip(&values(&theirs)) {
+            assert_close(&format!("{name}: {tensor}"), ours, theirs, bound);
+        }
+        let (ours, theirs) = (&ours.config, &theirs.config);
+        assert_eq!((ours.family, ours.tie_word_embeddings), (theirs.family, theirs.tie_word_embeddings), "{name}");
+        assert_eq!((ours.head_dim, ours.layer_ropes.clone()), (theirs.head_dim, theirs.layer_ropes.clone()), "{name}");
+        assert_eq!((ours.attention_scale, ours.logit_scale), (theirs.attention_scale, theirs.logit_scale), "{name}");
+    }
+}
+
+#[test]
+fn over_a_gguf_base_only_adapted_matrices_change() {
+    let (Some(base), Some(_)) = (shared("models/kq-Q4_K_M.gguf"), shared("models/kq_hf")) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let (run, out) = (place.path().join("run"), place.path().join("merged.gguf"));
+    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}"#;
+    let source = Source::open(&base).unwrap();
+    let config = LoraConfig::from_json(Path::new("adapter_config.json"), config).unwrap();
+    let modules = resolve(&config, &source.config).unwrap();
+    let mut adapter = init(&modules, 3, LoraInit::KaimingUniform);
+    adapter.modules.iter_mut().for_each(|module| module.0[1].iter_mut().for_each(|v| *v = 0.01));
+    adapter_file::save(&run, &config, &modules, &adapter).unwrap();
+    let merged = merge_gguf(&base, &run, &out, GgufFloat::Q8_0);
+    assert_eq!((merged.matrices, merged.copied), (6, 24));
+    let written = Source::open(&out).unwrap();
+    for ((name, before), (_, after)) in values(&source).iter().zip(&values(&written)) {
+        let adapted = name.contains("q_proj") || name.contains("down_proj");
+        assert_eq!(before == after, !adapted, "{name}");
+    }
+    let tokens = |path: &Path| {
+        let tokenizer = Tokenizer::from_dir(path, &ModelConfig::from_dir(path).unwrap()).unwrap();
+        tokenizer.encode("Once upon a time, in Äpfel", true).unwrap()
+    };
+    assert_eq!(tokens(&base), tokens(&out));
+    let modelfile = std::fs::read_to_string(merged.modelfile.unwrap()).unwrap();
+    assert_eq!(modelfile, "FROM ./merged.gguf\nPARAMETER stop \"</s>\"\n");
+}
+
+#[test]
+fn tokenizers_survive_the_way_into_gguf_and_back() {
+    let place = tempfile::tempdir().unwrap();
+    for name in ["qwen2.5-0.5b-instruct", "llama-3.2", "smollm2-135m-instruct", "gpt2", "tinyllama-1.1b-chat"] {
+        let tokenizer = Path::new("../shared/tokenizers").join(name);
+        if !tokenizer.is_dir() {
+            eprintln!("skipped: {} is not there", tokenizer.display());
+            return;
+        }
+        let Some(theirs) = Tokenizer::from_tokenizer_dir(&tokenizer).ok().filter(|t| t.vocabulary() < 60_000) else {
+            // Larger ones take seconds; the rules by which they split texts are compared in a test of the library.
+            continue;
+        };
+        let model = place.path().join(name);
+        cli::copy_files(&fixture("llama_tied"), &model);
+        cli::copy_files(&tokenizer, &model);
+        let out = place.path().join(format!("{name}.gguf"));
+        widen(&model, theirs.vocabulary());
+        merge_gguf(&model, &fixture("llama_tied").join("adapter"), &out, GgufFloat::F16);
+        let config = ModelConfig::from_dir(&out).unwrap();
+        let ours = Tokenizer::from_dir(&out, &config).unwrap();
+        for text in ["Once upon a time", "two  spaces\nand 12345 lines\n\n", "Äpfel, \u{1f34e} and 日本'll", "x</s>"]
+        {
+            let ids = theirs.encode(text, true).unwrap();
+            assert_eq!(ours.encode(text, true).unwrap(), ids, "{name}: {text:?}");
+            assert_eq!(ours.decode(&ids).unwrap(), theirs.decode(&ids).unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+/// Gives a model directory an embedding of `rows` rows of small numbers.
+fn widen(model: &Path, rows: usize) {
+    let path = model.join("config.json");
+    let mut config = json(&path);
+    config["vocab_size"] = rows.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let weights = model.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embedding = vec![0; 4 * rows * config["hidden_size"].as_u64().unwrap() as usize];
+    let shape = vec![rows, config["hidden_size"].as_u64().unwrap() as usize];
+    let views = file.tensors().into_iter().map(|(name, view)| match name.as_str() {
+        EMBEDDING => {
+            (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), &embedding).unwrap())
+        }
+        _ => (name, view),
+    });
+    std::fs::write(&weights, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Real llama.cpp over files of ours: a merged model, and an adapter over its base. docs/testing.md says how to install it.
+#[test]
+fn llama_cpp_computes_what_was_merged() {
+    let Some(llama_cpp) = std::env::var_os("LORAINE_LLAMA_CPP") else {
+        eprintln!("skipped: LORAINE_LLAMA_CPP does not name the directory with llama.cpp");
+        return;
+    };
+    let Some(model) = crate::common::shared("models/stories260K") else { return };
+    let adapter = crate::common::shared("reference/lora_stories260K_f32/adapter_final").unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name);
+    let source = Source::open(&model).unwrap();
+    let loraine::lora::adapter_file::LoadedAdapter { config, modules, tensors } =
+        adapter_file::load(&adapter, &source.config).unwrap();
+    adapter_file::save(&path("nothing"), &config, &modules, &without_effect(&tensors)).unwrap();
+    merge_gguf(&model, &path("nothing"), &path("base.gguf"), GgufFloat::F32);
+    merge_gguf(&model, &adapter, &path("merged.gguf"), GgufFloat::F32);
+    let settings = AdapterSettings { model: model.clone(), adapter, out: path("lora.gguf"), overwrite: false };
+    gguf_adapter::export(&settings).unwrap();
+    let tokenizer = Tokenizer::from_dir(&model, &source.config).unwrap();
+    let ids = tokenizer.encode("Once upon a time", true).unwrap();
+    let mut engine = open_engine(&model, BaseStorage::AsStored, &modules, &tensors, 64, 0);
+    let ours = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
+    let run = |gguf: &str, lora: Option<&str>| {
+        let mut command = Command::new("node");
+        command.arg("tests/llama_cpp.mjs").arg(&llama_cpp).arg(path(gguf)).arg(format!("{ids:?}")).arg("16");
+        let output = command.arg(path("logits")).args(lora.map(path)).output().expect("node runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let logits: Vec<f32> = bytemuck::pod_collect_to_vec(&std::fs::read(path("logits")).unwrap());
+        (logits, report)
+    };
+    let (merged, report) = run("merged.gguf", None);
+    assert_close("merged", &merged, &ours, 2e-5);
+    let (over_base, of_adapter) = run("base.gguf", Some("lora.gguf"));
+    assert_close("base and adapter", &over_base, &ours, 2e-5);
+    assert_eq!(report["greedy"], of_adapter["greedy"]);
+    let own = tokenizer.encode("Once upon a time, Äpfel", false).unwrap();
+    assert_eq!(report["tokens"], serde_json::json!(own));
 }
