@@ -16,7 +16,7 @@ use loraine::lora::adapter_file;
 use loraine::setting::counted;
 use loraine::train::prepare::prepare;
 use loraine::train::run::Start;
-use loraine::train::settings::RunSettings;
+use loraine::train::settings::{ObjectiveChoice, RunSettings};
 use loraine::train::{output, plot};
 
 use super::args::gpu::GpuArgs;
@@ -30,6 +30,7 @@ use super::show::{bytes, shell_word};
 #[command(after_help = "Examples:
   loraine demo
   loraine demo --out /tmp/demo --steps 100
+  loraine demo --preferences
   loraine chat --model loraine-demo/model --quant nf4 --adapter pirate=loraine-demo/adapter")]
 pub struct DemoArgs {
     /// Directory for the model, the data and the adapter; replaces an earlier demo
@@ -38,6 +39,9 @@ pub struct DemoArgs {
     /// Optimizer steps [default: enough to hear the difference]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// Teach a preference instead: pairs of a pirate's answer and the same in plain words
+    #[arg(long)]
+    preferences: bool,
     /// Print one JSON object per line: answers, plan, steps, evaluations, the end
     #[arg(long)]
     json: bool,
@@ -48,13 +52,22 @@ pub struct DemoArgs {
 pub fn run(args: DemoArgs) -> Result<()> {
     let dir = &args.out;
     let _lock = loraine::files::lock_directory(dir)?;
-    demo::write(dir)?;
-    let mut settings = demo::settings(dir);
+    let mut settings = match args.preferences {
+        true => demo::preference_settings(dir),
+        false => demo::settings(dir),
+    };
+    if args.preferences {
+        demo::write_preferences(dir)?
+    } else {
+        demo::write(dir)?
+    }
     settings.steps = args.steps.or(settings.steps);
     settings.check()?;
     let mut view = RunView::new(args.json);
     view.phase("answering", "asking the model before training");
-    view.say("A tiny model that knows little stories learns to talk like a pirate.\n".to_owned());
+    let learns = if args.preferences { "prefer a pirate's answers to plain ones" } else { "talk like a pirate" };
+    view.say(format!("A tiny model that knows little stories learns to {learns}.\n"));
+    let before = preferred(&args, &settings, false)?;
     show(&view, "before", &answers(&settings, args.gpu.open()?, false)?);
 
     view.phase("reading", "reading the model's files and the data");
@@ -75,6 +88,9 @@ pub fn run(args: DemoArgs) -> Result<()> {
     view.say(memory_lines(&ledger));
     view.phase("answering", "asking the model after training");
     show(&view, "after", &answers(&settings, args.gpu.open()?, true)?);
+    if let (Some(before), Some(after)) = (before, preferred(&args, &settings, true)?) {
+        view.preferred(before, after);
+    }
     view.finish();
     if args.json {
         view.summary(&outcome, &settings.out, false, &next);
@@ -85,8 +101,12 @@ pub fn run(args: DemoArgs) -> Result<()> {
     out!("adapter {}   curve {}", settings.out.display(), outcome.loss_svg.display());
     out!("look at the data: loraine inspect --model {model} --data {}", shell_word(&dir.join("data")));
     let yours = shell_word(&dir.join("yours"));
+    let objective = match settings.objective {
+        ObjectiveChoice::Sft => String::new(),
+        other => format!(" --objective {}", other.name()),
+    };
     out!(
-        "train with data you edit: loraine train --model {model} --data {} --out {yours}",
+        "train with data you edit: loraine train --model {model} --data {} --out {yours}{objective}",
         shell_word(&dir.join("data"))
     );
     out!("try it: {next}");
@@ -109,8 +129,30 @@ fn show(view: &RunView, when: &str, answers: &[String]) {
     }
 }
 
+/// With `--preferences` the share of held-out questions that the model answers as it should prefer to.
+fn preferred(args: &DemoArgs, settings: &RunSettings, adapted: bool) -> Result<Option<f64>> {
+    if !args.preferences {
+        return Ok(None);
+    }
+    // The first words of an answer tell.
+    let questions = demo::held_out_questions();
+    let answers = answers_to(&questions, 8, settings, args.gpu.open()?, adapted)?;
+    let count = answers.iter().filter(|answer| demo::is_preferred(answer)).count();
+    Ok(Some(count as f64 / answers.len() as f64))
+}
+
 /// Returns the model's answers to [`demo::QUESTIONS`], with greedy sampling.
 fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String>> {
+    answers_to(&demo::QUESTIONS.map(str::to_owned), 96, settings, gpu, adapted)
+}
+
+fn answers_to(
+    questions: &[String],
+    max_tokens: usize,
+    settings: &RunSettings,
+    gpu: Gpu,
+    adapted: bool,
+) -> Result<Vec<String>> {
     let adapter = || NamedAdapter { name: "demo".to_owned(), dir: settings.out.clone() };
     let prepared = session::prepare(&SessionSettings {
         model: settings.model.clone(),
@@ -121,14 +163,14 @@ fn answers(settings: &RunSettings, gpu: Gpu, adapted: bool) -> Result<Vec<String
     })?;
     let generation = GenerationSettings {
         sampling: SamplingSettings { temperature: 0.0, ..SamplingSettings::default() },
-        max_tokens: 96,
+        max_tokens,
         end_tokens: prepared.format.end_tokens.clone(),
         ..GenerationSettings::default()
     };
     let context = prepared.config().max_position_embeddings;
     let mut session = pollster::block_on(prepared.open(gpu, context, |_, _| ()))?;
     let mut answers = Vec::new();
-    for question in demo::QUESTIONS {
+    for question in questions {
         let ids = Conversation::new(None).ask(&session.format, question)?;
         let answer = session.answer(&ids, adapted.then_some(0), &generation, |_| ControlFlow::Continue(()));
         answers.push(pollster::block_on(answer)?.text.trim().to_owned());

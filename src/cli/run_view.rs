@@ -266,6 +266,16 @@ impl RunView {
         }
     }
 
+    /// Says which share of held-out questions is answered as it should be preferred.
+    pub fn preferred(&self, before: f64, after: f64) {
+        if self.json {
+            return self.object("preferred", json!({ "before": before, "after": after }));
+        }
+        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let (before, after) = (percent(before), percent(after));
+        self.say(format!("preferred answers to held-out questions: {before} before, {after} after"));
+    }
+
     pub fn profile(&self, profile: &Profile) {
         if !self.json {
             out!("{}", profile_table(&profile.shares()));

@@ -5,8 +5,10 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::data::settings::DataSettings;
-use crate::train::settings::RunSettings;
+use crate::train::settings::{ObjectiveChoice, RunSettings};
 use crate::{Error, Result, files};
 
 /// The model directory's files, as Hugging Face names them.
@@ -45,6 +47,60 @@ pub fn write(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Writes the model to `dir/model` and preferences to `dir/data`: to each question of the data the answer of a pirate, which is chosen,
+/// and the same answer in plain words, which is rejected.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn write_preferences(dir: &Path) -> Result<()> {
+    write(dir)?;
+    for (file, bytes) in DATA {
+        let lines = pairs(bytes).map(|(question, answer)| {
+            let turn = |role: &str, content: &str| json!([{ "role": role, "content": content }]);
+            let (chosen, rejected) = (turn("assistant", &answer), turn("assistant", &plain(&answer)));
+            format!("{}\n", json!({ "prompt": turn("user", &question), "chosen": chosen, "rejected": rejected }))
+        });
+        files::write_atomically(&dir.join("data").join(file), lines.collect::<String>().as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The questions of the data that are held out, each once.
+pub fn held_out_questions() -> Vec<String> {
+    let mut questions: Vec<String> = pairs(DATA[1].1).map(|(question, _)| question).collect();
+    questions.sort_unstable();
+    questions.dedup();
+    questions
+}
+
+/// True for an answer that begins as the preferred ones do.
+pub fn is_preferred(answer: &str) -> bool {
+    answer.trim_start().starts_with(GREETING)
+}
+
+const GREETING: &str = "Arr!";
+
+/// Questions and answers of a file of the data.
+fn pairs(bytes: &[u8]) -> impl Iterator<Item = (String, String)> {
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    text.lines().filter_map(|line| {
+        let record: Value = serde_json::from_str(line).ok()?;
+        let content = |at: usize| Some(record["messages"][at]["content"].as_str()?.to_owned());
+        Some((content(0)?, content(1)?))
+    })
+}
+
+/// A pirate's answer in plain words.
+fn plain(answer: &str) -> String {
+    let body = answer.strip_prefix(GREETING).unwrap_or(answer).trim_start();
+    format!("{}.", body.strip_suffix(", matey!").unwrap_or(body))
+}
+
+/// Settings that teach the model the preferences of [`write_preferences`], in about a minute on a software adapter.
+pub fn preference_settings(dir: &Path) -> RunSettings {
+    RunSettings { objective: ObjectiveChoice::Rpo, ..settings(dir) }
+}
+
 /// Settings that train QLoRA on the model and the data of [`write()`] into `dir/adapter`, in under a minute on a software adapter.
 pub fn settings(dir: &Path) -> RunSettings {
     RunSettings {
@@ -66,6 +122,17 @@ pub fn settings(dir: &Path) -> RunSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pirate_is_preferred_to_the_same_in_plain_words() {
+        assert_eq!(pairs(DATA[0].1).count(), 800);
+        for (_, answer) in pairs(DATA[1].1) {
+            let plain = plain(&answer);
+            assert!(is_preferred(&answer) && !is_preferred(&plain), "{plain}");
+            assert_eq!(format!("Arr! {}, matey!", plain.trim_end_matches('.')), answer);
+        }
+        assert!(held_out_questions().len() > 20);
+    }
 
     #[test]
     fn the_data_are_conversations_that_hold_none_of_the_questions() {

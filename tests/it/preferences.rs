@@ -309,3 +309,39 @@ fn data_that_does_not_fit_the_objective_is_refused() {
     // A label is no feedback where the objective does not ask for it.
     shell.succeed(&format!("{train} --data rated.jsonl --overwrite"));
 }
+
+#[test]
+fn the_demo_teaches_a_preference() {
+    let shell = Shell::new();
+    let lines = shell.succeed("demo --preferences --steps 40 --out demo --json");
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let shares = lines.iter().find(|line| line["event"] == "preferred").expect("the shares");
+    let of = |name: &str| shares[name].as_f64().unwrap();
+    assert!(of("before") < 0.2 && of("after") > 0.8, "{shares}");
+}
+
+#[test]
+fn a_pair_needs_the_memory_of_its_tokens() {
+    let shell = Shell::new();
+    demo_model(&shell);
+    // The same tokens as single answers.
+    let pairs = String::from_utf8(shell.read("pairs.jsonl")).unwrap();
+    let single = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let of = |answer: &str| format!("{}\n", json!({"prompt": record["prompt"], "completion": record[answer]}));
+        of("chosen") + &of("rejected")
+    };
+    shell.write("single.jsonl", pairs.lines().map(single).collect::<String>());
+    let bytes = |options: &str| {
+        let shown = shell.succeed(&format!(
+            "train --model demo/model --out run --dry-run --json --eval-fraction 0 --recompute none {options}"
+        ));
+        let lines = shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.into_iter().find_map(|line| line["gpu_bytes"].as_u64()).expect("a plan")
+    };
+    let plain = bytes("--data single.jsonl --batch-size 8");
+    for objective in ["dpo", "orpo"] {
+        let paired = bytes(&format!("--data pairs.jsonl --batch-size 4 --objective {objective}"));
+        assert!(paired as f64 <= 1.3 * plain as f64, "{objective}: {paired} bytes instead of {plain}");
+    }
+}
