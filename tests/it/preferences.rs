@@ -313,7 +313,7 @@ fn data_that_does_not_fit_the_objective_is_refused() {
 #[test]
 fn the_demo_teaches_a_preference() {
     let shell = Shell::new();
-    let lines = shell.succeed("demo --preferences --steps 40 --out demo --json");
+    let lines = shell.succeed("demo --preferences --steps 60 --out demo --json");
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let shares = lines.iter().find(|line| line["event"] == "preferred").expect("the shares");
     let of = |name: &str| shares[name].as_f64().unwrap();
