@@ -1,7 +1,6 @@
 //! Writes model directories in bitsandbytes' 4-bit format, as transformers saves and loads them. The bytes equal those that
 //! bitsandbytes computes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -11,6 +10,7 @@ use super::OutputDirectory;
 use super::others::OtherParts;
 use super::writer::{ModelWriter, Planned};
 use crate::files::write_atomically;
+use crate::model::companions;
 use crate::model::config::CONFIG;
 use crate::model::json_fields::{object_text, parse_object};
 use crate::model::listing::TensorInfo;
@@ -165,8 +165,7 @@ fn put_quantized(
 
 fn write_config(from: &Source, to: &Path, settings: &QuantizeSettings, others: &OtherParts) -> Result<()> {
     let path = from.dir.join(CONFIG);
-    let text = fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
-    let mut config = parse_object(&path, &text)?;
+    let mut config = parse_object(&path, &companions::text(&path)?)?;
     say_tied(&mut config, from.config.tie_word_embeddings);
     let skipped: Vec<String> = std::iter::once(HEAD.to_owned()).chain(others.modules()).collect();
     let dtype = config.get("torch_dtype").or_else(|| config.get("dtype")).and_then(Value::as_str).unwrap_or("float32");

@@ -207,6 +207,38 @@ fn widen(model: &Path, rows: usize) {
     std::fs::write(&weights, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// As a user types it: each command takes the file in the place of a directory.
+#[test]
+fn every_command_takes_a_gguf_file() {
+    let Some(gguf) = shared("models/kq-Q4_K_M.gguf") else { return };
+    let shell = cli::Shell::new();
+    std::fs::copy(&gguf, shell.path("model.gguf")).unwrap();
+    shell.write("data.jsonl", "{\"text\": \"Once upon a time\"}\n{\"text\": \"there was a bird\"}\n");
+    for (name, method) in [("nf4", "--quant nf4"), ("lora", "--method lora"), ("full", "--method full --dtype f32")] {
+        shell.succeed(&format!("train --model model.gguf --data data.jsonl --out {name} --steps 2 {method}"));
+    }
+    let loss = |model: &str| shell.succeed(&format!("eval --model {model} --data data.jsonl --json"));
+    assert!(loss("full").contains("\"loss\""));
+    shell.succeed("quantize --model model.gguf --out packed");
+    assert!(loss("packed").contains("\"loss\""));
+    shell.succeed("merge --model model.gguf --adapter lora --out merged");
+    let json = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
+    let of =
+        |args: &str| json(&shell.succeed(&format!("eval {args} --data data.jsonl --json")))["loss"].as_f64().unwrap();
+    let (apart, merged) = (of("--model model.gguf --adapter lora"), of("--model merged"));
+    assert!((apart / merged - 1.0).abs() < 1e-5, "{apart} and {merged}");
+    let said = shell.succeed("export --model model.gguf --adapter lora --gguf lora.gguf");
+    assert!(said.contains("21 matrices") && said.contains("--lora lora.gguf"), "{said}");
+    shell.fail("merge --model model.gguf --adapter lora --out other --dtype q8_0", &["give --gguf too"]);
+    shell.fail("merge --model model.gguf --adapter lora --out other --gguf", &["must end in .gguf"]);
+    shell.succeed("inspect --model model.gguf --data data.jsonl");
+    shell.succeed("estimate --model model.gguf");
+    let answer = shell.succeed("generate --model merged --raw --prompt Once --max-tokens 3 --temperature 0");
+    assert!(answer.contains("Once"), "{answer}");
+    shell.write("cut.gguf", &std::fs::read(&gguf).unwrap()[..5000]);
+    shell.fail("train --model cut.gguf --data data.jsonl --out x", &["cut.gguf: is cut short"]);
+}
+
 /// Real llama.cpp over files of ours: a merged model, and an adapter over its base. docs/testing.md says how to install it.
 #[test]
 fn llama_cpp_computes_what_was_merged() {
