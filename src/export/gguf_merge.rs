@@ -143,6 +143,13 @@ pub async fn merge(
 ) -> Result<GgufMerge> {
     check_place(&settings.out, settings.overwrite)?;
     let merger = Merger::open(&settings.model, &settings.adapter)?;
+    if let Some(tokens) = merger.grown_vocabulary() {
+        let problem = format!(
+            "brings a vocabulary of {tokens} tokens, more than the model has, which a GGUF file does not get here; merge into a \
+             model directory instead"
+        );
+        return Err(Error::file(&settings.adapter, problem));
+    }
     let architecture = written_as(&settings.model, &merger.source.config)?;
     let base = is_gguf(&settings.model).then(|| GgufFile::open(&settings.model)).transpose()?;
     let written = written(&merger, settings.float, base.as_ref());

@@ -17,7 +17,7 @@ use crate::lora::factor::{Factor, transposed};
 use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::{LoraModule, Place};
 use crate::model::config::ModelConfig;
-use crate::model::model_directory::{copy_companions, float_bytes, refuse_links, write_config};
+use crate::model::model_directory::{copy_companions, copy_tokenizer, float_bytes, refuse_links, write_config};
 use crate::model::source::Source;
 use crate::model::tensors::{self, TensorKind, TensorSpec, tensors};
 use crate::network::base::BaseStorage;
@@ -65,10 +65,17 @@ pub(super) struct Merger {
 impl Merger {
     /// Reads the files of both.
     pub(super) fn open(model: &Path, adapter: &Path) -> Result<Self> {
-        let source = Source::open(model)?;
+        let mut source = Source::open(model)?;
+        adapter_file::follow_vocabulary(adapter, &mut source)?;
         let LoadedAdapter { modules, tensors, .. } = adapter_file::load_for(adapter, &source)?;
         refuse_new_biases(adapter, &modules, &source.config)?;
         Ok(Self { source, modules, adapter: tensors })
+    }
+
+    /// The number of tokens, where the adapter brings more than the base has.
+    pub(super) fn grown_vocabulary(&self) -> Option<usize> {
+        let config = &self.source.config;
+        Some(config.vocab_size).filter(|size| *size > config.vocab_rows)
     }
 
     /// Number of modules that the adapter changes.
@@ -83,7 +90,8 @@ impl Merger {
 
     /// The tensors of the merged model.
     pub(super) fn expected(&self) -> Vec<TensorSpec> {
-        tensors(&ModelConfig { tie_word_embeddings: self.is_tied(), ..self.source.config.clone() })
+        let (tie_word_embeddings, vocab_rows) = (self.is_tied(), self.source.config.vocab_size);
+        tensors(&ModelConfig { tie_word_embeddings, vocab_rows, ..self.source.config.clone() })
     }
 
     /// True for a tensor that the adapter changes, or that the base does not have.
@@ -159,8 +167,12 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     others.write(&mut writer)?;
     writer.finish()?;
     copy_companions(&source.dir, out.path())?;
+    let texts = text_format::tokenizer_dir(&source.dir, &source.config, std::slice::from_ref(&settings.adapter));
+    if texts != source.dir {
+        copy_tokenizer(&texts, out.path())?;
+    }
     follow_adapter(&settings.adapter, source, out.path())?;
-    write_config(&source.dir, out.path(), float, merger.is_tied())?;
+    write_config(&source.dir, out.path(), float, merger.is_tied(), merger.grown_vocabulary())?;
     out.finish()?;
     Ok(Merge { matrices: merger.matrices(), float, dequantized: !source.config.quantized.is_empty() })
 }
@@ -171,10 +183,11 @@ fn follow_adapter(adapter: &Path, source: &Source, out: &Path) -> Result<()> {
     if !source.has_tokenizer() || !files::is_file(&home.join(OWN_FILE)) {
         return Ok(());
     }
-    let tokenizer = Tokenizer::from_dir(&source.dir, &source.config)?;
+    let texts = text_format::tokenizer_dir(&source.dir, &source.config, &[adapter.to_owned()]);
+    let tokenizer = Tokenizer::from_dir(&texts, &source.config)?;
     let template = ChatTemplate::load(&home, None, tokenizer.special_tokens()?)?;
     let ends = text_format::trained_ends(&tokenizer, template.as_ref())?;
-    text_format::save(out, &source.dir, template.as_ref(), &ends)
+    text_format::save(out, &texts, template.as_ref(), &ends)
 }
 
 /// A tensor of the merged model: that of the base with what the adapter changes of it.
@@ -196,8 +209,13 @@ async fn merged(
     };
     // A tied head becomes one of its own where only one of both changes.
     let stored = if place == Place::Head && config.tie_word_embeddings { tensors::EMBEDDING } else { name };
-    let values = source.values(stored, shape)?;
     let find = |place| modules.iter().position(|module| module.place == place);
+    // A vocabulary that grew has no such tensor in the base.
+    let whole = find(place).and_then(|at| adapter.modules[at].of(&modules[at], Factor::Whole));
+    if let Some(whole) = whole.filter(|_| spec.is_matrix()) {
+        return Ok(whole.to_vec());
+    }
+    let values = source.values(stored, shape)?;
     let rows_of = |at: usize| {
         let module = &modules[at];
         adapter.modules[at].of(module, Factor::Rows).map(|rows| (module.tokens.as_slice(), rows))
@@ -212,9 +230,6 @@ async fn merged(
             *value += module.scale * of_b;
         }
         return Ok(values);
-    }
-    if let Some(whole) = factors.of(module, Factor::Whole) {
-        return Ok(whole.to_vec());
     }
     let mut values = values;
     if let Some((tokens, rows)) = rows_of(at) {
@@ -334,7 +349,10 @@ pub async fn compare(settings: &MergeSettings, gpus: [Gpu; 2], prompt: &[u32]) -
 }
 
 async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) -> Result<Vec<f32>> {
-    let source = Source::open(model)?;
+    let mut source = Source::open(model)?;
+    if let Some(adapter) = adapter {
+        adapter_file::follow_vocabulary(adapter, &mut source)?;
+    }
     let adapters: Vec<LoadedAdapter> =
         adapter.map(|dir| adapter_file::load_for(dir, &source)).transpose()?.into_iter().collect();
     let plan =

@@ -10,6 +10,7 @@ use super::plan::{GenerationPlan, PassShape, PlanSettings};
 use super::sampler::{SamplingSettings, next_token};
 use crate::gpu::{Buffers, Gpu, Lists, Profile, Recorder};
 use crate::lora::adapter_file::LoadedAdapter;
+use crate::lora::factor::Factor;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::load;
@@ -184,7 +185,7 @@ impl Generator {
         let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let mut logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        logits.truncate(self.plan.shared.network.config.vocab_size);
+        logits.truncate(self.vocabulary(self.cached.adapter));
         Ok(logits)
     }
 
@@ -234,6 +235,16 @@ impl Generator {
         Ok(Generation { tokens, stop, prompt_computed, prompt_time, token_time })
     }
 
+    /// Tokens that the model knows with an adapter: one that brings a head of its own may know more.
+    fn vocabulary(&self, adapter: Option<usize>) -> usize {
+        let config = &self.plan.shared.network.config;
+        let head = adapter.and_then(|adapter| self.plan.adapters.get(adapter)?.head());
+        match head.and_then(|head| head.factor(Factor::Whole)) {
+            Some(_) => config.vocab_size,
+            None => config.vocab_rows,
+        }
+    }
+
     fn check(&self, text: &[u32], adapter: Option<usize>) -> Result<()> {
         let refuse = |problem| Err(Error::Argument(problem));
         if text.is_empty() {
@@ -245,7 +256,7 @@ impl Generator {
         if length > context {
             return refuse(format!("the prompt has {length} tokens, but the context holds {context}"));
         }
-        let vocabulary = self.plan.shared.network.config.vocab_size;
+        let vocabulary = self.vocabulary(adapter);
         if let Some(id) = text.iter().find(|id| **id as usize >= vocabulary) {
             return refuse(format!("the prompt has the token {id}, but the vocabulary ends at {}", vocabulary - 1));
         }

@@ -68,7 +68,8 @@ pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     if !files::is_dir(model) && !companions::is_gguf(model) {
         return Err(Error::file(model, "is not a directory; a Hugging Face model directory or a GGUF file is wanted"));
     }
-    let source = Source::open(model)?;
+    let mut source = Source::open(model)?;
+    adapters.iter().try_for_each(|adapter| adapter_file::follow_vocabulary(&adapter.dir, &mut source))?;
     let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();
     let format = TextFormat::load(model, &source.config, template, template_arg, &dirs)?;
     let load = |adapter: &NamedAdapter| adapter_file::load_for(&adapter.dir, &source);

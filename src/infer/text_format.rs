@@ -8,6 +8,7 @@ use super::end_tokens;
 use crate::data::settings::{DataSettings, home_of_adapter};
 use crate::data::template::{self, ChatTemplate};
 use crate::data::tokenizer::Tokenizer;
+use crate::model::companions;
 use crate::model::config::ModelConfig;
 use crate::model::model_directory::copy_tokenizer;
 use crate::setting::CHAT_TEMPLATE;
@@ -54,7 +55,7 @@ impl TextFormat {
         arguments: &[String],
         adapters: &[PathBuf],
     ) -> Result<Self> {
-        let tokenizer = Tokenizer::from_dir(dir, config)?;
+        let tokenizer = Tokenizer::from_dir(&tokenizer_dir(dir, config, adapters), config)?;
         let chat_template = match choice {
             TemplateChoice::Named(name) => Some(name.clone()),
             TemplateChoice::Own | TemplateChoice::Without => None,
@@ -107,6 +108,14 @@ impl TextFormat {
         let rendered = template.render(messages, None, true).map_err(refused)?;
         self.tokenizer.encode(&rendered, false)
     }
+}
+
+/// The directory of the tokenizer: the model's, or that of an adapter that brings tokens of its own.
+pub fn tokenizer_dir(model: &Path, config: &ModelConfig, adapters: &[PathBuf]) -> PathBuf {
+    let homes =
+        adapters.iter().map(|adapter| home_of_adapter(adapter)).filter(|_| config.vocab_size > config.vocab_rows);
+    let mut with_tokenizer = homes.filter(|home| companions::is_file(&home.join("tokenizer.json")));
+    with_tokenizer.next().unwrap_or_else(|| model.to_owned())
 }
 
 /// Writes the text format of what was trained into `dir`, as transformers saves it: the files of the tokenizer of the model at `from`,

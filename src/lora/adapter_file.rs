@@ -13,7 +13,7 @@ use crate::hub::python_text;
 use crate::model::config::ModelConfig;
 use crate::model::listing::{Entry, TensorInfo};
 use crate::model::model_directory::float_bytes;
-use crate::model::modules::{HEAD, MODEL as DECODER, Projection, last_part};
+use crate::model::modules::{EMBEDDING as EMBEDDING_MODULE, HEAD, MODEL as DECODER, Projection, last_part};
 use crate::model::safetensors_file::read_header;
 use crate::model::source::Source;
 use crate::model::tensor_source::TensorSource;
@@ -67,7 +67,7 @@ pub fn save_on(
     source: &Source,
 ) -> Result<()> {
     let of_vocabulary = |module: &&LoraModule| !matches!(module.place, Place::Layer(..)) && module.is_adapted();
-    let shape = vec![source.config.vocab_size, source.config.hidden_size];
+    let shape = vec![source.config.vocab_rows, source.config.hidden_size];
     let base = modules.iter().filter(of_vocabulary).map(|module| {
         let stored = module.base_tensor(&source.config, "weight");
         let float = source.stored(&stored);
@@ -258,6 +258,65 @@ pub fn locate(dir: &Path) -> Result<PathBuf> {
     Err(Error::file(dir, problem))
 }
 
+/// Gives the model of `source` the vocabulary of an adapter in `dir` that brings whole matrices with more rows: transformers' users
+/// resize the embedding where they add tokens, and PEFT then saves embedding and head.
+///
+/// # Errors
+/// Files of the adapter that cannot be read.
+pub fn follow_vocabulary(dir: &Path, source: &mut Source) -> Result<()> {
+    let dir = &locate(dir)?;
+    let weights = dir.join(WEIGHTS);
+    if !files::is_file(&weights) {
+        return Ok(());
+    }
+    let whole = [EMBEDDING_MODULE, HEAD]
+        .map(|module| format!("{PREFIX}{}.{}", in_decoder(source.config.decoder(), module), Factor::Whole.name()));
+    for (name, entry) in read_header(&weights)? {
+        if let Entry::Float(info) = entry
+            && whole.contains(&canonical(&name, source.config.decoder()))
+            && let [rows, columns] = info.shape[..]
+            && columns == source.config.hidden_size
+        {
+            source.config.vocab_size = source.config.vocab_size.max(rows);
+        }
+    }
+    Ok(())
+}
+
+/// Lists embedding and head of a vocabulary that grew as saved modules, since PEFT saves them without saying so, and refuses an adapter
+/// that lacks one of them.
+fn with_grown_modules(config: LoraConfig, weights: &Path, model: &ModelConfig) -> Result<LoraConfig> {
+    if model.vocab_size == model.vocab_rows {
+        return Ok(config);
+    }
+    let names: Vec<String> = read_header(weights)?.into_keys().map(|name| canonical(&name, model.decoder())).collect();
+    let has = |module: &str| {
+        names.contains(&format!("{PREFIX}{}.{}", in_decoder(model.decoder(), module), Factor::Whole.name()))
+    };
+    let mut modules_to_save = config.modules_to_save.clone();
+    match [EMBEDDING_MODULE, HEAD].map(|module| (module, has(module))) {
+        // An adapter for the vocabulary as it was, beside one that grew it.
+        [(_, false), (_, false)] => {}
+        [(_, true), (_, true)] => {
+            for name in [EMBEDDING_MODULE, HEAD].map(last_part) {
+                if !modules_to_save.iter().any(|saved| name.ends_with(last_part(saved))) {
+                    modules_to_save.push(name.to_owned());
+                }
+            }
+        }
+        [embedding, head] => {
+            let missing = if embedding.1 { head.0 } else { embedding.0 };
+            let problem = format!(
+                "brings a vocabulary of {} tokens for a base of {}, but not the whole {missing}; save both with PEFT \
+                 (save_embedding_layers=True)",
+                model.vocab_size, model.vocab_rows
+            );
+            return Err(Error::file(weights, problem));
+        }
+    }
+    Ok(LoraConfig { modules_to_save, ..config })
+}
+
 /// Reads an adapter directory for `model`, whose weights are not at hand.
 ///
 /// # Errors
@@ -278,7 +337,7 @@ pub fn load_for(dir: &Path, source: &Source) -> Result<LoadedAdapter> {
 fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Result<LoadedAdapter> {
     let dir = &locate(dir)?;
     let config_path = dir.join(CONFIG);
-    let config = LoraConfig::from_file(&config_path)?;
+    let config = with_grown_modules(LoraConfig::from_file(&config_path)?, &dir.join(WEIGHTS), model)?;
     let modules = resolve(&config, model).map_err(|e| match e {
         Error::Setting { problem, .. } => {
             // PEFT writes its keys with underscores.
@@ -294,7 +353,13 @@ fn load_with(dir: &Path, model: &ModelConfig, base: Option<&TensorSource>) -> Re
     }
     let mut entries = BTreeMap::new();
     for (name, entry) in read_header(&weights)? {
-        if entries.insert(canonical(&name, model.decoder()), entry).is_some() {
+        // The frozen copy beside a trained one, which PEFT saves where a vocabulary has grown.
+        if name.contains(".original_module.") {
+            continue;
+        }
+        if let Some(other) = entries.insert(canonical(&name, model.decoder()), entry)
+            && !same_values(&other, entries.get(&canonical(&name, model.decoder())))?
+        {
             return Err(Error::field(&weights, name, "stands there twice, under two spellings of its name"));
         }
     }
@@ -430,6 +495,17 @@ fn check_further(name: &str, entry: &Entry, base: Option<&TensorSource>, dir: &P
              base's, which is not supported; {}",
             advice()
         )),
+    }
+}
+
+/// True for a tensor that stands in a file twice, with the same values: PEFT saves an embedding under two names where the vocabulary has
+/// grown.
+fn same_values(one: &Entry, other: Option<&Entry>) -> Result<bool> {
+    match (one, other) {
+        (Entry::Float(one), Some(Entry::Float(other))) if one.shape == other.shape => {
+            one.all_pairs(other, |a, b| a == b)
+        }
+        _ => Ok(false),
     }
 }
 

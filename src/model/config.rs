@@ -34,6 +34,8 @@ pub struct ModelConfig {
     pub wrapper: Option<&'static Wrapper>,
     /// Rows of the embedding and of the head: the number of token ids.
     pub vocab_size: usize,
+    /// Rows that the files have of the embedding and the head: fewer than `vocab_size` where an adapter brings tokens of its own.
+    pub vocab_rows: usize,
     /// Features of the residual stream.
     pub hidden_size: usize,
     /// Output features of gate and up, and input features of down.
@@ -151,6 +153,7 @@ impl ModelConfig {
             family,
             wrapper: unwrapped.as_ref().map(|inner| inner.wrapper),
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
+            vocab_rows: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
             intermediate_size: fields.required_count(family.intermediate_key, MAX_DIMENSION)?,
             num_layers,

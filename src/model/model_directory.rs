@@ -144,15 +144,29 @@ pub(crate) fn say_tied(config: &mut Map<String, Value>, tied: bool) {
     }
 }
 
-/// Writes `config.json` of `from` with the type of the new weights; `tied` models have no head of their own.
+/// Sets `vocab_size` where the vocabulary has grown.
+fn say_vocabulary(config: &mut Map<String, Value>, vocabulary: usize) {
+    match config.get_mut("text_config").and_then(Value::as_object_mut) {
+        Some(text) => say_vocabulary(text, vocabulary),
+        None => {
+            config.insert("vocab_size".to_owned(), vocabulary.into());
+        }
+    }
+}
+
+/// Writes `config.json` of `from` with the type of the new weights; `tied` models have no head of their own, and a `vocabulary` that has
+/// grown is named.
 ///
 /// # Errors
 /// A file that cannot be read or written.
-pub fn write_config(from: &Path, to: &Path, float: Float, tied: bool) -> Result<()> {
+pub fn write_config(from: &Path, to: &Path, float: Float, tied: bool, vocabulary: Option<usize>) -> Result<()> {
     let path = from.join(CONFIG);
     let text = companions::text(&path)?;
     let mut fields = parse_object(&path, &text)?;
     say_tied(&mut fields, tied);
+    if let Some(vocabulary) = vocabulary {
+        say_vocabulary(&mut fields, vocabulary);
+    }
     // transformers 5 calls it `dtype`.
     let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     fields.insert(key.to_owned(), float.torch_name().into());
@@ -213,5 +227,5 @@ pub fn save(to: &Path, from: &Path, tensors: &[NamedTensor], float: Float) -> Re
     files::write_atomically(&path, &serialize(views, Some(metadata)).map_err(|e| Error::file(&path, e))?)?;
     copy_companions(from, to)?;
     let tied = !tensors.iter().any(|tensor| tensor.name == HEAD);
-    write_config(from, to, float, tied)
+    write_config(from, to, float, tied, None)
 }

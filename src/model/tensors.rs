@@ -75,7 +75,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         let module = layer.map_or_else(|| module.to_owned(), |layer| in_layer(layer, module));
         all.push(TensorSpec { name: format!("{module}.{suffix}"), shape, kind, layer });
     };
-    push(modules::EMBEDDING, "weight", vec![config.vocab_size, hidden], TensorKind::Embedding, None);
+    push(modules::EMBEDDING, "weight", vec![config.vocab_rows, hidden], TensorKind::Embedding, None);
     for layer in (0..config.num_layers).map(Some) {
         for (norm, name) in config.norms {
             push(name, "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
@@ -90,7 +90,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     }
     push(modules::FINAL_NORM, "weight", vec![hidden], TensorKind::FinalNorm, None);
     if !config.tie_word_embeddings {
-        push(modules::HEAD, "weight", vec![config.vocab_size, hidden], TensorKind::Head, None);
+        push(modules::HEAD, "weight", vec![config.vocab_rows, hidden], TensorKind::Head, None);
     }
     all
 }

@@ -175,7 +175,7 @@ pub fn plan(
             BaseStorage::QuantizedWhole(storage) if !packed => storage,
             _ => in_files(name),
         };
-        let shape = [config.vocab_size, config.hidden_size].map(|n| n as u32);
+        let shape = [config.vocab_rows, config.hidden_size].map(|n| n as u32);
         // A matrix that the files hold in 4 bits stays whole, with its scales.
         let limit = if packed { u64::MAX } else { max_binding_bytes };
         Weight::plan(plan, name, storage, shape, false, limit)

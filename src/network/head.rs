@@ -112,7 +112,10 @@ impl Head<'_> {
             linear::forward(rec, x, &module[Factor::A].weight, None, product, false);
             LowRank { product, factor: module[Factor::B].values, scale: module.scale }
         });
-        linear::forward(rec, hidden, &self.weight(), low, logits, false);
+        let weight = self.weight();
+        // A vocabulary that grew has columns beyond the base's head, which only the adapter's own fills.
+        let known = Matrix { cols: weight.out_features, ..logits };
+        linear::forward(rec, hidden, &weight, low, known, false);
         if let Some((rows, few)) = self.adapter.and_then(DeviceAdapter::head_rows).zip(self.workspace.few) {
             let few = columns(few.first_rows(hidden.rows), rows.factor.weight.out_features);
             linear::forward(rec, hidden, &rows.factor.weight, None, few, false);

@@ -20,6 +20,7 @@ use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::{DataSettings, DataSources, Feedback};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
+use crate::infer::text_format;
 use crate::lora::adapter_file;
 use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
@@ -83,14 +84,19 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     if settings.batch_size == 0 {
         return Err(Error::setting(BATCH_SIZE, format!("{BATCH_SIZE} is 0; it must be at least 1")));
     }
-    let source = Source::open(&settings.model)?;
+    let mut source = Source::open(&settings.model)?;
+    if let Some(adapter) = &settings.adapter {
+        adapter_file::follow_vocabulary(adapter, &mut source)?;
+    }
     let config = &source.config;
     let (modules, tensors) = match &settings.adapter {
         Some(dir) => adapter_file::load_for(dir, &source).map(|adapter| (adapter.modules, adapter.tensors))?,
         None => (Vec::new(), AdapterTensors::default()),
     };
     let max_seq_len = seq_len_within(settings.max_seq_len, config)?;
-    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
+    let adapters: Vec<PathBuf> = settings.adapter.iter().cloned().collect();
+    let texts = text_format::tokenizer_dir(&source.dir, config, &adapters);
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&texts, config)).transpose()?;
     let context = Some(source.config.max_position_embeddings);
     let mut format = DataSettings { max_seq_len, context, ..settings.data_format.clone() };
     if let Some(adapter) = &settings.adapter {

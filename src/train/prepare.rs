@@ -119,10 +119,13 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     {
         return Err(Error::file(&settings.out, format!("is the model's own directory; choose another for {OUT}")));
     }
-    let source = match settings.from_scratch {
+    let mut source = match settings.from_scratch {
         true => Source::without_weights(&settings.model)?,
         false => Source::open(&settings.model)?,
     };
+    if let Some(adapter) = &settings.init_adapter {
+        adapter_file::follow_vocabulary(adapter, &mut source)?;
+    }
     refuse_links(&source.dir, settings.method != Method::Full)?;
     if settings.method == Method::Lora && !source.config.quantized.is_empty() {
         let problem = "wants weights in 16 or 32 bits, but the model's files hold them in 4 bits";
@@ -147,7 +150,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
         settings.data_format.template_date = Some(date);
     }
-    let (template, ends) = text_format(&source, &format, data.chat_template.is_some())?;
+    let (template, ends) = text_format(&settings, &source, &format, data.chat_template.is_some())?;
     if settings.keeps_best() && eval_examples.is_empty() {
         let key =
             if settings.early_stopping_patience.is_some() { EARLY_STOPPING_PATIENCE } else { LOAD_BEST_MODEL_AT_END };
@@ -252,15 +255,26 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<Loaded
 }
 
 /// The chat template of the data, if `used`, and the tokens with which answers end after training.
-fn text_format(source: &Source, format: &DataSettings, used: bool) -> Result<(Option<ChatTemplate>, Vec<u32>)> {
+fn text_format(
+    settings: &RunSettings,
+    source: &Source,
+    format: &DataSettings,
+    used: bool,
+) -> Result<(Option<ChatTemplate>, Vec<u32>)> {
     if !source.has_tokenizer() {
         return Ok((None, Vec::new()));
     }
-    let tokenizer = Tokenizer::from_dir(&source.dir, &source.config)?;
+    let tokenizer = Tokenizer::from_dir(&tokenizer_dir(settings, source), &source.config)?;
     let load = || ChatTemplate::load(&source.dir, format.chat_template.as_deref(), tokenizer.special_tokens()?);
     let template = if used { load()? } else { None };
     let ends = text_format::trained_ends(&tokenizer, template.as_ref())?;
     Ok((template, ends))
+}
+
+/// The directory of the run's tokenizer.
+fn tokenizer_dir(settings: &RunSettings, source: &Source) -> PathBuf {
+    let adapters: Vec<PathBuf> = settings.init_adapter.iter().cloned().collect();
+    text_format::tokenizer_dir(&source.dir, &source.config, &adapters)
 }
 
 /// The examples of a run, to train on and to evaluate on.
@@ -278,7 +292,8 @@ struct RunData {
 /// training data.
 fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> Result<RunData> {
     let config = &source.config;
-    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&source.dir, config)).transpose()?;
+    let texts = tokenizer_dir(settings, source);
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&texts, config)).transpose()?;
     let read = |sources: &[PathBuf], split: Split| {
         read::read_sources(sources, split, tokenizer.as_ref(), format, config.vocab_size)
     };
@@ -390,7 +405,10 @@ impl PreparedRun {
     /// Writes the tokenizer, the chat template and the end tokens of the run into `dir`.
     pub(super) fn save_text_format(&self, dir: &Path) -> Result<()> {
         match self.source.has_tokenizer() {
-            true => text_format::save(dir, &self.source.dir, self.template.as_ref(), &self.ends),
+            true => {
+                let from = tokenizer_dir(&self.settings, &self.source);
+                text_format::save(dir, &from, self.template.as_ref(), &self.ends)
+            }
             false => Ok(()),
         }
     }
