@@ -13,7 +13,7 @@ use super::show::shell_word;
 /// Write an adapter as a GGUF file, which llama.cpp loads with --lora
 #[derive(Args)]
 #[command(after_help = "Example:
-  loraine export --model models/SmolLM2-135M --adapter run --gguf run.gguf")]
+  loraine export --model models/SmolLM2-135M --adapter run --out run.gguf --gguf")]
 pub struct ExportArgs {
     /// The base that the adapter was trained on: a directory, a GGUF file, or owner/name on the hub
     #[arg(long, value_name = "DIR|GGUF")]
@@ -23,7 +23,10 @@ pub struct ExportArgs {
     adapter: PathBuf,
     /// File to write, whose name ends in .gguf
     #[arg(long, value_name = "FILE")]
-    gguf: PathBuf,
+    out: PathBuf,
+    /// Write a GGUF file, the one format so far
+    #[arg(long, required = true)]
+    gguf: bool,
     /// Replace an existing file
     #[arg(long)]
     overwrite: bool,
@@ -33,9 +36,10 @@ pub struct ExportArgs {
 }
 
 pub fn run(args: ExportArgs) -> anyhow::Result<()> {
+    debug_assert!(args.gguf, "clap requires the flag");
     let model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let adapter = adapter_directory(&args.adapter)?;
-    let settings = AdapterSettings { model, adapter: adapter.dir.clone(), out: args.gguf, overwrite: args.overwrite };
+    let settings = AdapterSettings { model, adapter: adapter.dir.clone(), out: args.out, overwrite: args.overwrite };
     let made = export(&settings)?;
     if args.json {
         let report = json!({

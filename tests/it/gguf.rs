@@ -102,7 +102,22 @@ fn values(source: &Source) -> Vec<(String, Vec<f32>)> {
 #[test]
 fn a_merged_gguf_file_is_the_merged_directory() {
     let place = tempfile::tempdir().unwrap();
-    for name in ["llama_tied", "llama_untied", "llama3_rope", "qwen2", "qwen3", "gemma", "granite", "olmo2", "glm4"] {
+    let names = [
+        "llama_tied",
+        "llama_untied",
+        "llama3_rope",
+        "linear_rope",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "granite",
+        "olmo2",
+        "glm4",
+        "phi3",
+        "hunyuan",
+        "ministral3",
+    ];
+    for name in names {
         let (model, adapter) = (fixture(name), fixture(name).join("adapter"));
         let out = place.path().join(format!("{name}.gguf"));
         let merged = merge_gguf(&model, &adapter, &out, GgufFloat::F32);
@@ -127,6 +142,26 @@ fn a_merged_gguf_file_is_the_merged_directory() {
         assert_eq!((ours.head_dim, ours.layer_ropes.clone()), (theirs.head_dim, theirs.layer_ropes.clone()), "{name}");
         assert_eq!((ours.attention_scale, ours.logit_scale), (theirs.attention_scale, theirs.logit_scale), "{name}");
     }
+}
+
+#[test]
+fn what_llama_cpp_has_no_key_for_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    for (name, says) in [
+        ("llama_gelu", "another activation than its family's"),
+        ("gemma2", "a query_pre_attn_scalar other than the size of a head"),
+        ("exaone4", "windows of attention in other layers"),
+        ("ernie", "biases in the feed-forward block"),
+        ("smollm3", "other layers without rotation"),
+        ("yarn_rope", "beta_fast"),
+        ("granite4", "`granitemoehybrid`, which is not written as GGUF yet"),
+    ] {
+        let (model, adapter, out) = (fixture(name), fixture(name).join("adapter"), place.path().join("out.gguf"));
+        let settings = GgufMergeSettings { model, adapter, out, float: GgufFloat::F16, overwrite: false };
+        let message = pollster::block_on(gguf_merge::merge(&settings, &gpu(), |_, _| ())).unwrap_err().to_string();
+        assert!(message.contains(says) && message.contains(name), "{message}");
+    }
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -227,7 +262,7 @@ fn every_command_takes_a_gguf_file() {
         |args: &str| json(&shell.succeed(&format!("eval {args} --data data.jsonl --json")))["loss"].as_f64().unwrap();
     let (apart, merged) = (of("--model model.gguf --adapter lora"), of("--model merged"));
     assert!((apart / merged - 1.0).abs() < 1e-5, "{apart} and {merged}");
-    let said = shell.succeed("export --model model.gguf --adapter lora --gguf lora.gguf");
+    let said = shell.succeed("export --model model.gguf --adapter lora --out lora.gguf --gguf");
     assert!(said.contains("21 matrices") && said.contains("--lora lora.gguf"), "{said}");
     shell.fail("merge --model model.gguf --adapter lora --out other --dtype q8_0", &["give --gguf too"]);
     shell.fail("merge --model model.gguf --adapter lora --out other --gguf", &["must end in .gguf"]);
