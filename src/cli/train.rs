@@ -239,7 +239,7 @@ struct StepArgs {
     /// Epochs: passes over the data [default: 1]
     #[arg(long)]
     epochs: Option<f64>,
-    /// Peak learning rate [default: 2e-4]
+    /// Peak learning rate [default: 2e-4, and 2e-5 for preferences]
     #[arg(long)]
     lr: Option<f64>,
     /// Learning-rate schedule after warmup [default: linear]
@@ -397,6 +397,9 @@ impl TrainArgs {
         set_some(&mut s.steps, t.steps);
         if t.epochs.is_some() {
             (s.steps, s.epochs) = (None, t.epochs);
+        }
+        if !file.as_ref().is_some_and(|file| file.keys.iter().any(|key| key == "lr")) {
+            s.lr = s.objective.default_lr();
         }
         set(&mut s.lr, t.lr);
         set(&mut s.schedule, t.schedule);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::settings::{Method, RunSettings};
+use super::settings::{Method, ObjectiveChoice, RunSettings};
 use crate::setting::{EPOCHS, EVAL_DATA, LR, STEPS};
 
 /// The kind of a [`Warning`].
@@ -68,6 +68,7 @@ const SHORT_RUN: usize = 8;
 fn high_learning_rate(settings: &RunSettings, parameters: u64) -> f64 {
     match settings.method {
         _ if parameters < SMALL_MODEL || settings.from_scratch => 1e-2,
+        Method::Lora | Method::Qlora if settings.objective != ObjectiveChoice::Sft => 2e-4,
         Method::Full => 2e-4,
         Method::Lora | Method::Qlora => 2e-3,
     }
@@ -75,7 +76,7 @@ fn high_learning_rate(settings: &RunSettings, parameters: u64) -> f64 {
 
 /// The learning rate that is usual for the method.
 fn usual_learning_rate(settings: &RunSettings) -> f64 {
-    let usual = RunSettings::default().lr;
+    let usual = settings.objective.default_lr();
     if settings.method == Method::Full { usual / 10.0 } else { usual }
 }
 
@@ -263,6 +264,9 @@ mod tests {
         // The built-in model takes such a rate.
         assert_eq!(of(&with_lr(3e-3), 800_000, 800, 250), []);
         assert_eq!(of(&with_lr(1.0), 260_000, 800, 250), [WarningKind::HighLearningRate]);
+        let dpo = |lr| RunSettings { objective: ObjectiveChoice::Dpo, ..with_lr(lr) };
+        assert_eq!(of(&dpo(1e-3), LARGE, 1000, 250), [WarningKind::HighLearningRate]);
+        assert_eq!(of(&dpo(2e-5), LARGE, 1000, 250), []);
         let full = |lr| RunSettings { method: Method::Full, ..with_lr(lr) };
         assert_eq!(of(&full(5e-4), LARGE, 1000, 250), [WarningKind::HighLearningRate]);
         assert_eq!(of(&full(1e-4), LARGE, 1000, 250), []);

@@ -397,6 +397,14 @@ impl ObjectiveChoice {
             Self::Kto => "kto",
         }
     }
+
+    /// The learning rate where the user names none: preferences take a tenth of that of answers.
+    pub fn default_lr(self) -> f64 {
+        match self {
+            Self::Sft => 2e-4,
+            _ => 2e-5,
+        }
+    }
 }
 
 impl Default for RunSettings {
@@ -443,7 +451,7 @@ impl Default for RunSettings {
             adam_beta1: AdamW::default().beta1,
             adam_beta2: AdamW::default().beta2,
             adam_eps: AdamW::default().eps,
-            lr: 2e-4,
+            lr: ObjectiveChoice::Sft.default_lr(),
             schedule: Schedule::Linear,
             warmup_steps: 0,
             warmup_ratio: None,
