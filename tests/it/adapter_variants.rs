@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::common::cli::{Shell, copy_files, random_lines, token_lines, train_on};
 use crate::common::*;
 use loraine::data::batches::MicroBatch;
+use loraine::gpu::Capabilities;
 use loraine::infer::generator::Generator;
 use loraine::infer::plan as generation;
 use loraine::lora::adapter_file;
@@ -325,5 +326,62 @@ fn estimates_count_every_variant() {
         assert_eq!(Some(estimate.total), run["gpu_bytes"].as_u64(), "{options}");
         let trained = record["trained_parameters"].as_integer().unwrap();
         assert_eq!(estimate.trained_parameters, trained as u64, "{options}");
+    }
+}
+
+/// Whole copies of large vocabularies reach over several bindings.
+#[test]
+fn copies_in_several_pieces_train_as_one_piece() {
+    let (Some(model), Some(case)) = (shared("models/stories260K"), shared("cases/adapter-modules-to-save/adapter"))
+    else {
+        return;
+    };
+    let source = Source::open(&model).unwrap();
+    let read = adapter_file::load_for(&case, &source).unwrap();
+    let ids: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % source.config.vocab_size as u32).collect();
+    let batch = [MicroBatch::from_examples([&example(ids)])];
+    let run = |max_binding_bytes: u64, moments: MomentStorage| {
+        let settings = PlanSettings {
+            base: BaseStorage::AsStored,
+            max_rows: 64,
+            max_positions: 64,
+            recompute: RecomputePolicy::Keep(9),
+            dropout: 0.0,
+            loraplus: false,
+            neftune_alpha: 0.0,
+            training: Some(moments),
+        };
+        let gpu = gpu();
+        let capabilities = Capabilities { max_binding_bytes, ..gpu.capabilities };
+        let plan = TrainPlan::new(capabilities, &source.config, |name| source.stored(name), &read.modules, &settings);
+        let segments = plan.parameters.adapter.segments.len();
+        let mut engine = pollster::block_on(Engine::open(gpu, plan, &source, |_, _| {})).unwrap();
+        engine.write_adapter(&read.tensors);
+        pollster::block_on(engine.accumulate(&batch, 0)).unwrap();
+        let gradients = pollster::block_on(engine.read_gradients()).unwrap();
+        for _ in 0..2 {
+            pollster::block_on(engine.step(&batch, &AdamW::default(), 1e-3, 0)).unwrap();
+        }
+        let values = pollster::block_on(engine.read_values()).unwrap();
+        let moments = pollster::block_on(engine.read_moments()).unwrap();
+        engine.resume(2, &values, &moments);
+        assert!(pollster::block_on(engine.read_values()).unwrap() == values, "values go back to their places");
+        assert!(pollster::block_on(engine.read_moments()).unwrap() == moments, "moments go back to their places");
+        (segments, gradients, values)
+    };
+    for moments in [MomentStorage::F32, MomentStorage::EightBit] {
+        let (whole, gradients, values) = run(128 << 20, moments);
+        let (pieces, of_pieces, values_of_pieces) = run(1 << 16, moments);
+        assert!(pieces > whole, "{pieces} segments and {whole}");
+        for (a, b) in gradients.values().zip(of_pieces.values()) {
+            assert_close("gradient in pieces", b, a, 1e-4);
+        }
+        let (TrainedValues::Adapter(a), TrainedValues::Adapter(b)) = (values, values_of_pieces) else {
+            panic!("an adapter")
+        };
+        for (a, b) in a.values().zip(b.values()) {
+            let error = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < 2e-3, "{error}");
+        }
     }
 }
