@@ -87,6 +87,10 @@ fn tensors_of(tensor: &GgufTensor, shape: &DecoderShape) -> Result<Vec<TensorInf
     let Some((stem, suffix)) = tensor.name.rsplit_once('.') else { return Ok(Vec::new()) };
     let Some(module) = module(stem, shape.family) else { return Ok(Vec::new()) };
     let below = stem.rsplit_once('.').map_or(stem, |(_, below)| below);
+    if tensor.shape.len() < 2 && !tensor.kind.is_float() {
+        let problem = format!("is a vector of the type {}; vectors are in F32, F16 or BF16", tensor.kind.name());
+        return Err(Error::field(&tensor.path, &tensor.name, problem));
+    }
     if below == FUSED_ATTENTION && fused_layer(shape.family, Projection::Q).is_none() {
         return fused_attention(tensor, &module, suffix, shape);
     }
@@ -106,8 +110,9 @@ fn fused_attention(tensor: &GgufTensor, module: &str, suffix: &str, shape: &Deco
     let mut first = 0;
     let mut infos = Vec::new();
     for projection in Projection::OF_ATTENTION_INPUT {
-        let rows = shape.head_dim * if projection == Projection::Q { shape.heads } else { shape.kv_heads };
-        if first + rows > tensor.shape.first().copied().unwrap_or(0) {
+        let heads = if projection == Projection::Q { shape.heads } else { shape.kv_heads };
+        let rows = shape.head_dim.saturating_mul(heads);
+        if rows.saturating_add(first) > tensor.shape.first().copied().unwrap_or(0) {
             let problem = format!("has shape {:?}, too few rows for queries, keys and values", tensor.shape);
             return Err(Error::field(&tensor.path, &tensor.name, problem));
         }

@@ -242,6 +242,39 @@ fn widen(model: &Path, rows: usize) {
     std::fs::write(&weights, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// Keys, tensors, tokenizer and template of damaged files: an error, or another model, and never a panic.
+#[test]
+fn damaged_files_are_refused_or_read() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/tiny.gguf");
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("model.gguf");
+    for file in [Some(tiny), shared("models/kq-Q4_K_M.gguf")].into_iter().flatten() {
+        let bytes = std::fs::read(&file).unwrap();
+        let header = 2048.min(bytes.len());
+        let mut refused = 0;
+        for case in 0..150u64 {
+            let mut damaged = bytes.clone();
+            // A step that meets every part of the header.
+            let at = (case as usize * 131) % (header - 8);
+            match case % 3 {
+                0 => damaged[at] ^= 1 << (case % 8),
+                1 => damaged[at..at + 4].fill(255),
+                _ => damaged[at..at + 8].copy_from_slice(&case.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()),
+            }
+            std::fs::write(&path, &damaged).unwrap();
+            let opened = Source::open(&path);
+            if let Ok(source) = &opened {
+                for spec in tensors(&source.config) {
+                    let _ = source.tensors.require(&spec.name, &spec.shape).map(|tensor| tensor.read_f32());
+                }
+            }
+            let _ = Tokenizer::from_tokenizer_dir(&path).and_then(|tokenizer| tokenizer.encode("Once upon", true));
+            refused += usize::from(opened.is_err());
+        }
+        assert!(refused > 20, "{refused} of {}", file.display());
+    }
+}
+
 /// As a user types it: each command takes the file in the place of a directory.
 #[test]
 fn every_command_takes_a_gguf_file() {
