@@ -83,8 +83,15 @@ impl Shape {
     fn flops_per_row(&self) -> f64 {
         let config = &self.config;
         let shape = |p: Projection| config.projection_shape(p);
-        let layer: usize = Projection::ALL.iter().map(|p| shape(*p).0 * shape(*p).1).sum();
-        let matrices = (config.num_layers * layer + config.hidden_size * config.vocab_size) as f64;
+        let of_layer = |layer: usize| -> usize {
+            let own = Projection::ALL.iter().filter(|p| config.has_projection(layer, **p));
+            let experts = config.experts_of(layer).map_or(0, |experts| {
+                config.hidden_size * (experts.count + 3 * experts.top * experts.intermediate_size)
+            });
+            own.map(|p| shape(*p).0 * shape(*p).1).sum::<usize>() + experts
+        };
+        let layers: usize = (0..config.num_layers).map(of_layer).sum();
+        let matrices = (layers + config.hidden_size * config.vocab_size) as f64;
         let attention = (config.num_layers * config.num_heads * config.head_dim * self.length) as f64;
         4.0 * matrices + 7.0 * attention
     }

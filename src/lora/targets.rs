@@ -207,7 +207,8 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         }
     }
     if modules.is_empty() {
-        let mut exist = Projection::ALL.map(|projection| modules::last_part(model.path(projection))).to_vec();
+        let exist = Projection::ALL.into_iter().filter(|projection| adaptable(model, *projection));
+        let mut exist: Vec<_> = exist.map(|projection| modules::last_part(model.path(projection))).collect();
         exist.dedup();
         let exist = exist.join(", ");
         let problem = format!(
@@ -260,7 +261,9 @@ impl Choice<'_> {
     /// Every place of the model that may have trained tensors.
     fn places(&self) -> impl Iterator<Item = Place> {
         let layers = (0..self.model.num_layers)
-            .flat_map(|layer| Projection::ALL.map(|projection| Place::Layer(layer, projection)));
+            .flat_map(|layer| Projection::ALL.map(|projection| (layer, projection)))
+            .filter(|(_, projection)| adaptable(self.model, *projection))
+            .map(|(layer, projection)| Place::Layer(layer, projection));
         std::iter::once(Place::Embedding).chain(layers).chain([Place::Head])
     }
 
@@ -373,12 +376,30 @@ impl Choice<'_> {
     }
 }
 
+/// True if a projection may have an adapter. In a model with experts, PEFT takes the names of feed-forward layers for parts of the experts
+/// and leaves the blocks of layers without experts alone.
+fn adaptable(model: &ModelConfig, projection: Projection) -> bool {
+    model.experts.is_none() || !Projection::OF_EXPERTS.contains(&projection)
+}
+
 /// Refuses target modules that are neither linear layers nor the embedding, as PEFT does.
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
-    let others = modules_without_projections(model).into_iter();
+    let feed_forward =
+        (0..model.num_layers).flat_map(|layer| Projection::OF_EXPERTS.map(|projection| (layer, projection)));
+    let feed_forward = feed_forward
+        .filter(|(layer, projection)| !adaptable(model, *projection) && model.has_projection(*layer, *projection))
+        .map(|(layer, projection)| modules::in_layer(layer, projection.module()));
+    let others = modules_without_projections(model).into_iter().chain(feed_forward);
     for module in others.filter(|module| ![modules::HEAD, modules::EMBEDDING].contains(&module.as_str())) {
         let module = in_decoder(model.decoder(), &module);
         if is_target(&module)? {
+            if model.experts.is_some() && module.contains(".mlp.") && !module.ends_with(modules::ACTIVATION) {
+                let problem = format!(
+                    "{TARGET_MODULES} matches {module}: in a model with experts, only attention can have adapters; take q_proj, \
+                     k_proj, v_proj and o_proj, or leave this one out by {EXCLUDE_MODULES}"
+                );
+                return Err(Error::setting(TARGET_MODULES, problem));
+            }
             let problem = format!(
                 "{TARGET_MODULES} matches {module}, which is not a linear layer; name the linear layers, or leave this one out by \
                  {EXCLUDE_MODULES}"
@@ -474,6 +495,25 @@ pub(crate) mod tests {
         lora.rank_pattern = (0..300).map(|i| (format!(r"\w{{200}}q{i}"), 4)).collect();
         let message = resolve(&lora, &model()).unwrap_err().to_string();
         assert!(message.contains("is not a regular expression"), "{message}");
+    }
+
+    #[test]
+    fn experts_get_no_adapters() {
+        let text = r#"{"model_type": "qwen3_moe", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 8, "mlp_only_layers": [0]}"#;
+        let model = ModelConfig::from_json(Path::new("config.json"), text).unwrap();
+        let count = |lora: &LoraConfig| resolve(lora, &model).map(|modules| modules.len());
+        assert_eq!(count(&LoraConfig::default()).unwrap(), 3 * 4);
+        assert_eq!(count(&names(&["q_proj", "v_proj"])).unwrap(), 6);
+        for target in ["gate_proj", "gate", "experts", "mlp.experts.3.down_proj", "layers.0.mlp.up_proj"] {
+            let message = resolve(&names(&["q_proj", target]), &model).unwrap_err().to_string();
+            let says = message.contains(".mlp.") && message.contains("only attention can have adapters; take q_proj");
+            assert!(says, "{message}");
+        }
+        let mut lora = names(&["q_proj", "up_proj"]);
+        lora.exclude_modules = Some(ExcludeModules::Regex(r".*\.mlp\..*".into()));
+        assert_eq!(count(&lora).unwrap(), 3);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::companions;
 pub use super::companions::CONFIG;
+use super::experts::Experts;
 use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
@@ -40,6 +41,8 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Output features of gate and up, and input features of down.
     pub intermediate_size: usize,
+    /// The experts of layers that have them in place of the feed-forward block; `None` where no layer has.
+    pub experts: Option<Experts>,
     /// Number of decoder layers, `num_hidden_layers`.
     pub num_layers: usize,
     /// Number of query heads, `num_attention_heads`.
@@ -156,6 +159,7 @@ impl ModelConfig {
             vocab_rows: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
             intermediate_size: fields.required_count(family.intermediate_key, MAX_DIMENSION)?,
+            experts: experts(&fields, family, num_layers)?,
             num_layers,
             num_heads,
             num_kv_heads,
@@ -193,7 +197,13 @@ impl ModelConfig {
     }
 
     fn declared_matrices(&self, declared: &Declared) -> BTreeMap<String, Format4> {
-        let of_layer = |layer| Projection::ALL.map(|projection| in_layer(layer, projection.module()));
+        let of_layer = |layer| {
+            let own = Projection::ALL.into_iter().filter(move |projection| self.has_projection(layer, *projection));
+            let experts = self.experts_of(layer).into_iter().flat_map(|experts| 0..experts.count);
+            let of_expert = |expert| Projection::OF_EXPERTS.map(|projection| projection.module_of_expert(expert));
+            let experts = experts.flat_map(of_expert).map(move |module| in_layer(layer, &module));
+            own.map(move |projection| in_layer(layer, projection.module())).chain(experts)
+        };
         let head = (!self.tie_word_embeddings).then(|| HEAD.to_owned());
         let modules = (0..self.num_layers).flat_map(of_layer).chain(head);
         let held = modules.filter(|module| declared.holds(module));
@@ -209,6 +219,24 @@ impl ModelConfig {
             Projection::O => (self.hidden_size, queries),
             Projection::Gate | Projection::Up => (self.intermediate_size, self.hidden_size),
             Projection::Down => (self.hidden_size, self.intermediate_size),
+        }
+    }
+
+    /// The experts of a layer; None where it has a feed-forward block.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.layers[layer])
+    }
+
+    /// True if a layer has this projection: those of the feed-forward block are missing where there are experts.
+    pub fn has_projection(&self, layer: usize, projection: Projection) -> bool {
+        !(Projection::OF_EXPERTS.contains(&projection) && self.experts_of(layer).is_some())
+    }
+
+    /// `(rows, columns)` of the weight of each expert in a layer with experts.
+    pub fn expert_shape(&self, experts: &Experts, projection: Projection) -> (usize, usize) {
+        match projection {
+            Projection::Down => (self.hidden_size, experts.intermediate_size),
+            _ => (experts.intermediate_size, self.hidden_size),
         }
     }
 
@@ -277,6 +305,14 @@ fn family(fields: &JsonFields) -> Result<&'static Family> {
         }
         _ => Ok(family),
     }
+}
+
+fn experts(fields: &JsonFields, family: &Family, num_layers: usize) -> Result<Option<Experts>> {
+    if !family.experts {
+        return Ok(None);
+    }
+    let experts = Experts::of_qwen(fields, num_layers, MAX_DIMENSION)?;
+    Ok(Some(experts).filter(|experts| experts.layers.contains(&true)))
 }
 
 /// Refuses layers that are no attention, and experts, in families whose larger models have them.

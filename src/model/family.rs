@@ -64,6 +64,8 @@ pub struct Family {
     pub sliding_windows: SlidingWindows,
     /// The key that lists the kinds of layers, where only attention of all positions (`attention`) is supported.
     pub attention_only: Option<&'static str>,
+    /// True if layers have experts in place of the feed-forward block, by the keys of Qwen3-MoE.
+    pub experts: bool,
     /// Flags of `config.json` that must not be true, and what a model with them is.
     pub refused_flags: &'static [(&'static str, &'static str)],
     /// `bos_token_id` where the key is absent.
@@ -224,6 +226,7 @@ pub(super) const PLAIN: Family = Family {
     },
     sliding_windows: SlidingWindows::Never,
     attention_only: None,
+    experts: false,
     refused_flags: &[],
     bos_token_id: None,
     eos_token_id: None,

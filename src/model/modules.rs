@@ -12,6 +12,10 @@ pub const FINAL_NORM: &str = "model.norm";
 pub const HEAD: &str = "lm_head";
 /// The activation of the feed-forward block, which has no tensor: its path below a layer.
 pub const ACTIVATION: &str = "mlp.act_fn";
+/// The layer whose outputs choose the experts: its path below a layer.
+pub const ROUTER: &str = "mlp.gate";
+/// The list of experts: its path below a layer.
+pub const EXPERTS: &str = "mlp.experts";
 
 /// The linear layers of one decoder layer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,6 +44,14 @@ impl Projection {
     pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
     /// The projections that read the input of the feed-forward block.
     pub const OF_FEED_FORWARD_INPUT: [Self; 2] = [Self::Gate, Self::Up];
+
+    /// The projections of an expert, and of the feed-forward block in whose place experts are.
+    pub const OF_EXPERTS: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+
+    /// The name below the layer of a projection of an expert, such as `mlp.experts.0.gate_proj`.
+    pub fn module_of_expert(self, expert: usize) -> String {
+        format!("{EXPERTS}.{expert}.{}", self.name())
+    }
 
     /// Its name below the layer, such as `self_attn.q_proj`.
     pub fn module(self) -> &'static str {

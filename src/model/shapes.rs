@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 32] = [
+const SHAPES: [Shape; 33] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -23,6 +23,7 @@ const SHAPES: [Shape; 32] = [
     ("qwen3-1.7b", "qwen3", [2048, 6144, 28], [16, 8, 128], 151_936, 40_960, true),
     ("qwen3-4b", "qwen3", [2560, 9728, 36], [32, 8, 128], 151_936, 40_960, true),
     ("qwen3-8b", "qwen3", [4096, 12288, 36], [32, 8, 128], 151_936, 40_960, false),
+    ("qwen3-30b-a3b", "qwen3_moe", [2048, 6144, 48], [32, 4, 128], 151_936, 40_960, false),
     ("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, 8192, true),
     ("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, 8192, true),
     ("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, 8192, true),
@@ -104,6 +105,7 @@ mod tests {
             ("llama-3.1-8b", 8_030_261_248),
             ("qwen2.5-0.5b", 494_032_768),
             ("qwen3-0.6b", 596_049_920),
+            ("qwen3-30b-a3b", 30_532_122_624),
             ("smollm2-135m", 134_515_008),
             ("mistral-7b", 7_241_732_096),
             ("tinyllama-1.1b", 1_100_048_384),

@@ -8,7 +8,7 @@ use super::config::ModelConfig;
 use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
-use super::tensors::{EMBEDDING, HEAD, TensorSpec, is_layer_tensor, tensors};
+use super::tensors::{EMBEDDING, HEAD, TensorSpec, expert_name, is_layer_tensor, tensors};
 use crate::quant;
 use crate::quant::format::Float;
 use crate::{Error, Result};
@@ -154,6 +154,7 @@ pub fn check_shapes(source: &TensorSource, config: &ModelConfig) -> Result<()> {
             }
         }
     }
+    check_experts(source, config)?;
     // A model with fewer layers, or without its biases, would run and be another model. Other tensors that a file may carry
     // (the frequencies of rope, a tied head) do no harm.
     let expected: HashSet<&str> = expected.iter().map(|spec| spec.name.as_str()).collect();
@@ -165,6 +166,22 @@ pub fn check_shapes(source: &TensorSource, config: &ModelConfig) -> Result<()> {
             "is unexpected: the model that config.json describes has no such tensor",
         )),
     }
+}
+
+/// Refuses experts of a layer of which only some are in 4 bits, or in several forms of it: a kernel reads all of them alike.
+fn check_experts(source: &TensorSource, config: &ModelConfig) -> Result<()> {
+    let Some(experts) = config.experts.as_ref().filter(|_| !config.quantized.is_empty()) else { return Ok(()) };
+    for layer in (0..config.num_layers).filter(|layer| experts.layers[*layer]) {
+        for projection in Projection::OF_EXPERTS {
+            let name = |expert| expert_name(layer, expert, projection);
+            let first = config.quantized.get(&name(0));
+            if let Some(other) = (1..experts.count).map(name).find(|name| config.quantized.get(name) != first) {
+                let problem = "is stored in another format than expert 0 of its layer; take the original model";
+                return Err(Error::field(source.path(), &other, problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

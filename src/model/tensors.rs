@@ -28,6 +28,10 @@ pub enum TensorKind {
     Head,
     /// The matrix of a layer's projection, `[out_features, in_features]`.
     Projection(Projection),
+    /// The matrix from a layer's rows to logits of its experts, `[experts, hidden]`.
+    Router,
+    /// The matrix of a projection of one of a layer's experts, `[out_features, in_features]`.
+    Expert(usize, Projection),
     /// The bias of a layer's projection, `[out_features]`.
     Bias(Projection),
     /// The gains of a norm in a layer.
@@ -52,12 +56,12 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// True for a matrix. The other tensors are vectors, which the device holds in f32.
     pub fn is_matrix(&self) -> bool {
-        matches!(self.kind, TensorKind::Embedding | TensorKind::Head | TensorKind::Projection(_))
+        !matches!(self.kind, TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::FinalNorm)
     }
 
-    /// True for the matrix of a linear layer, which quantized files hold in 4 bits.
+    /// True for the matrix of a linear layer or an expert, which quantized files hold in 4 bits. The router stays as it is.
     pub fn is_projection(&self) -> bool {
-        matches!(self.kind, TensorKind::Projection(_))
+        matches!(self.kind, TensorKind::Projection(_) | TensorKind::Expert(..))
     }
 
     /// Number of its elements.
@@ -76,11 +80,22 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         all.push(TensorSpec { name: format!("{module}.{suffix}"), shape, kind, layer });
     };
     push(modules::EMBEDDING, "weight", vec![config.vocab_rows, hidden], TensorKind::Embedding, None);
-    for layer in (0..config.num_layers).map(Some) {
+    for at in 0..config.num_layers {
+        let layer = Some(at);
         for (norm, name) in config.norms {
             push(name, "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
         }
-        for projection in Projection::ALL {
+        if let Some(experts) = config.experts_of(at) {
+            push(modules::ROUTER, "weight", vec![experts.count, hidden], TensorKind::Router, layer);
+            for projection in Projection::OF_EXPERTS {
+                let (rows, columns) = config.expert_shape(experts, projection);
+                for expert in 0..experts.count {
+                    let kind = TensorKind::Expert(expert, projection);
+                    push(&projection.module_of_expert(expert), "weight", vec![rows, columns], kind, layer);
+                }
+            }
+        }
+        for projection in Projection::ALL.into_iter().filter(|projection| config.has_projection(at, *projection)) {
             let (rows, columns) = config.projection_shape(projection);
             push(projection.module(), "weight", vec![rows, columns], TensorKind::Projection(projection), layer);
             if config.projection_has_bias(projection) {
@@ -117,11 +132,18 @@ pub fn is_layer_tensor(name: &str) -> bool {
     of_layer && (name.ends_with(".weight") || name.ends_with(".bias"))
 }
 
+/// Name of the weight of a projection of an expert.
+pub fn expert_name(layer: usize, expert: usize, projection: Projection) -> String {
+    format!("{}.weight", in_layer(layer, &projection.module_of_expert(expert)))
+}
+
 /// The names of the modules that cannot get an adapter: those of every tensor that is no projection, the modules
-/// above them, and the activation. Layer 0 stands for all layers.
+/// above them, and the activation. Layer 0 stands for all layers, and with experts the first layer that has them.
 pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
     let mut names = vec![in_layer(0, modules::ACTIVATION)];
-    for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(|layer| layer == 0)) {
+    let with_experts = config.experts.as_ref().and_then(|experts| experts.layers.iter().position(|has| *has));
+    let stands = |layer: usize| layer == 0 || Some(layer) == with_experts;
+    for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(stands)) {
         let mut module = tensor.name.as_str();
         let mut own = true;
         while let Some((above, _)) = module.rsplit_once('.') {

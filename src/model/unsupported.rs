@@ -5,6 +5,7 @@ const LATENT: &str = "has multi-head latent attention (MLA)";
 const ENCODER: &str = "is an encoder: its attention looks both ways, and it writes no text";
 const ENCODER_DECODER: &str = "has an encoder beside its decoder";
 const EXPERTS: &str = "is a mixture of experts";
+const OTHER_EXPERTS: &str = "is a mixture of experts of another kind than Qwen3-MoE";
 const LAYER_NORM: &str = "has LayerNorm in place of RMSNorm";
 const DELTA_RULE: &str = "has layers with a gated delta rule, which are not attention";
 const CONVOLUTION: &str = "has layers with short convolutions, which are not attention";
@@ -34,9 +35,9 @@ const KNOWN: [(&[&str], &str, &str); 30] = [
     (&["whisper"], ENCODER_DECODER, "none that hears; Qwen3 0.6B for text"),
     (&["mixtral"], EXPERTS, "Mistral 7B"),
     (
-        &["qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_5_moe", "qwen3_5_moe_text"],
-        EXPERTS,
-        "Qwen3 8B",
+        &["qwen2_moe", "qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_5_moe", "qwen3_5_moe_text"],
+        OTHER_EXPERTS,
+        "Qwen3-30B-A3B, or Qwen3 8B",
     ),
     (&["gpt_oss", "llama4", "llama4_text"], EXPERTS, "Qwen3 8B or Llama 3.1 8B"),
     (&["olmoe"], EXPERTS, "OLMo 2 1B"),

@@ -1,17 +1,21 @@
 //! The buffers of a decoder's forward and backward pass, planned for the most rows that a pass may have.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::base::{Layer, Network};
+use super::experts::{ExpertActivations, ExpertWorkspace};
 use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
+use crate::model::tensors::TensorKind;
 use crate::network::adapter::{DeviceAdapter, DeviceFactor, DeviceModule};
 use crate::network::dora::{self, RankWorkspace};
 use crate::ops::attention::Shape;
 use crate::ops::bf16;
 use crate::ops::column_gradient;
+use crate::ops::experts::Tables;
 use crate::ops::linear::{self, WorkspaceQuery};
 use crate::ops::lora_gradient;
 use crate::ops::weight::Weight;
@@ -180,10 +184,10 @@ pub struct LayerActivations {
     pub middle: Matrix,
     /// Outputs of attention and of the feed-forward block before their norms, `[rows, hidden]`, where there are such norms.
     pub outputs: Option<[Matrix; 2]>,
-    /// Output of gate, `[rows, intermediate]`; the backward pass puts its gradient in its place.
-    pub gate: Matrix,
-    /// Output of up, `[rows, intermediate]`; the backward pass puts its gradient in its place.
-    pub up: Matrix,
+    /// Outputs of gate and up of a feed-forward block, `[rows, intermediate]`; the backward pass puts their gradients in their place.
+    pub gate_up: Option<[Matrix; 2]>,
+    /// Results of the experts, where layers have them in place of the feed-forward block.
+    pub experts: Option<ExpertActivations>,
     /// `x A^T` of each adapted projection, `[rows, rank]`, in the order of [`Projection::ALL`].
     pub low: Vec<Option<Matrix>>,
 }
@@ -195,26 +199,37 @@ impl LayerActivations {
         network: &Network,
         ranks: &[u32; Projection::ALL.len()],
         rows: u32,
-        staging: Option<[Matrix; 4]>,
+        (layers, staging): (Range<usize>, Option<&Self>),
     ) -> Self {
         use Phase::*;
         let config = &network.config;
         let width = |projection| config.projection_shape(projection).0 as u32;
         let hidden = config.hidden_size as u32;
+        let dense = layers.clone().any(|layer| config.experts_of(layer).is_none());
+        let sparse = layers.clone().any(|layer| config.experts_of(layer).is_some());
         // The widest first, because an arena that is asked for the largest first stays small.
-        let [gate, up, attention, middle] = staging.unwrap_or_else(|| {
-            let [gate, up] = storage.contiguous_matrices(
-                plan,
-                "gate and up",
-                rows,
-                Projection::OF_FEED_FORWARD_INPUT.map(width),
-                through(ProjectGateUp, GateUpBackward),
-            );
-            let attention = through(Attention, AttentionBackward);
-            let attention = storage.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
-            let middle = through(MiddleNorm, MiddleNormBackward);
-            [gate, up, attention, storage.matrix(plan, "middle residual", [rows, hidden], middle)]
-        });
+        let gate_up = match staging {
+            Some(staging) => staging.gate_up,
+            None => dense.then(|| {
+                storage.contiguous_matrices(
+                    plan,
+                    "gate and up",
+                    rows,
+                    Projection::OF_FEED_FORWARD_INPUT.map(width),
+                    through(ProjectGateUp, GateUpBackward),
+                )
+            }),
+        };
+        let experts = sparse.then(|| plan_experts(plan, storage, network, rows, staging)).flatten();
+        let [attention, middle] = staging.map_or_else(
+            || {
+                let attention = through(Attention, AttentionBackward);
+                let attention = storage.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
+                let middle = through(MiddleNorm, MiddleNormBackward);
+                [attention, storage.matrix(plan, "middle residual", [rows, hidden], middle)]
+            },
+            |staging| [staging.attention, staging.middle],
+        );
         let mut matrix = |label: &str, cols: u32, lifetime| storage.matrix(plan, label, [rows, cols], lifetime);
         let qkv = through(ProjectQkv, AttentionBackward);
         let q = matrix("q", width(Projection::Q), qkv.clone());
@@ -231,13 +246,18 @@ impl LayerActivations {
         let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
         let bytes = 4 * u64::from(rows) * config.num_heads as u64;
         let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
-        Self { q, k, v, raw_qk, attention, lse, middle, outputs, gate, up, low }
+        Self { q, k, v, raw_qk, attention, lse, middle, outputs, gate_up, experts, low }
     }
 
     /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
     /// attention scores again from them, and these must fit the log-sum-exp that the forward pass stored.
-    pub fn compressible(&self) -> [Matrix; 4] {
-        [self.gate, self.up, self.attention, self.middle]
+    /// `experts` is true for a layer with experts, of which the outputs of gate and up are among them.
+    pub fn compressible(&self, experts: bool) -> Vec<Matrix> {
+        let gate_up = match (experts, self.experts) {
+            (true, Some(ExpertActivations { gate, up, .. })) => Some([gate, up]),
+            _ => self.gate_up,
+        };
+        gate_up.into_iter().flatten().chain([self.attention, self.middle]).collect()
     }
 
     /// The first `rows` rows of everything.
@@ -251,8 +271,9 @@ impl LayerActivations {
             lse: self.lse,
             middle: self.middle.first_rows(rows),
             outputs: self.outputs.map(|outputs| outputs.map(|m| m.first_rows(rows))),
-            gate: self.gate.first_rows(rows),
-            up: self.up.first_rows(rows),
+            gate_up: self.gate_up.map(|both| both.map(|m| m.first_rows(rows))),
+            // As many as the passes take.
+            experts: self.experts,
             low: self.low.iter().map(|m| m.map(|m| m.first_rows(rows))).collect(),
         }
     }
@@ -270,8 +291,10 @@ pub struct Workspace {
     pub norm: Matrix,
     /// Output of the block's last projection, before it is added to the residual stream.
     pub out: Matrix,
-    /// `f(gate) * up`, then its gradient.
-    pub act: Matrix,
+    /// `f(gate) * up` of a feed-forward block, then its gradient; `None` where every layer has experts.
+    pub act: Option<Matrix>,
+    /// Buffers of experts, where layers have them.
+    pub experts: Option<ExpertWorkspace>,
     /// Buffers of the backward pass; `None` outside training.
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
@@ -327,13 +350,13 @@ pub enum ActivationFormat {
 }
 
 /// One layer's activations in bf16.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Compressed {
     /// The layer's input `[rows, hidden]`, 2 bytes a value.
     pub input: View,
     /// The activations that [`LayerActivations::compressible`] names, in its order; `None` where the layer keeps its
     /// input alone.
-    pub kept: Option<[View; 4]>,
+    pub kept: Option<Vec<View>>,
 }
 
 /// The sizes and choices that decide the activations of training.
@@ -378,30 +401,32 @@ impl Activations {
         let config = &network.config;
         let ranks = ranks(network, Some(adapter));
         let kept_from = config.num_layers - recompute.kept_layers.min(config.num_layers);
-        let mut layers = Vec::new();
+        let (all, mut layers) = (0..config.num_layers, Vec::new());
         // Layers that are recomputed or stored in bf16 all compute in the f32 buffers of one layer.
-        let staging = (kept_from > 0 || activation_format == ActivationFormat::Bf16)
-            .then(|| LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &ranks, rows, None));
-        let compressible = staging
-            .as_ref()
-            .filter(|_| activation_format == ActivationFormat::Bf16)
-            .map(LayerActivations::compressible);
+        let staging = (kept_from > 0 || activation_format == ActivationFormat::Bf16).then(|| {
+            LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &ranks, rows, (all.clone(), None))
+        });
+        let compressed_from = staging.clone().filter(|_| activation_format == ActivationFormat::Bf16);
         layers.extend(staging.filter(|_| kept_from > 0));
-        for _ in kept_from..config.num_layers {
-            layers.push(LayerActivations::plan(plan, &mut Storage::Kept, network, &ranks, rows, compressible));
+        for layer in kept_from..config.num_layers {
+            let of = (layer..layer + 1, compressed_from.as_ref());
+            layers.push(LayerActivations::plan(plan, &mut Storage::Kept, network, &ranks, rows, of));
         }
         let width = config.hidden_size as u32;
-        let (hidden, compressed) = match compressible {
+        let (hidden, compressed) = match compressed_from {
             None => {
                 let kept = |_| plan.matrix(Category::KeptActivations, "layer input", rows, width);
                 ((0..=config.num_layers).map(kept).collect(), Vec::new())
             }
-            Some(compressible) => {
+            Some(staging) => {
                 let pair = [(); 2].map(|()| arena.matrix(plan, "residual stream", rows, width, &[whole_step()]));
                 let mut alloc = |label, like| plan.alloc(Category::KeptActivations, label, bf16::packed_bytes(like));
                 let of_layer = |layer| Compressed {
                     input: alloc("layer input in bf16", pair[0]),
-                    kept: (layer >= kept_from).then(|| compressible.map(|like| alloc("activation in bf16", like))),
+                    kept: (layer >= kept_from).then(|| {
+                        let like = staging.compressible(config.experts_of(layer).is_some()).into_iter();
+                        like.map(|like| alloc("activation in bf16", like)).collect()
+                    }),
                 };
                 let compressed = (0..config.num_layers).map(of_layer).collect();
                 ((0..=config.num_layers).map(|i| pair[i % 2]).collect(), compressed)
@@ -432,7 +457,8 @@ impl Activations {
         }
         let pair = [(); 2].map(|()| plan.matrix(Category::Workspace, "hidden", rows, config.hidden_size as u32));
         let hidden = (0..=config.num_layers).map(|i| pair[i % 2]).collect();
-        let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, None)];
+        let of = (0..config.num_layers, None);
+        let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, of)];
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.embedding_low = plan_embedding_low(plan, arena, adapters, rows);
         workspace.ranks = RankWorkspace::plan(plan, arena, adapters, &between_passes());
@@ -456,10 +482,12 @@ impl Workspace {
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
         let act = [through(Glu, ProjectDown), through(DownBackward, DownGradients)];
+        let dense = (0..config.num_layers).any(|layer| config.experts_of(layer).is_none());
         Self {
-            act: matrix("gated product", config.intermediate_size, &act),
+            act: dense.then(|| matrix("gated product", config.intermediate_size, &act)),
             norm: matrix("normed input", config.hidden_size, &[whole_step()]),
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
+            experts: plan_expert_workspace(plan, arena, config, rows),
             backward: None,
             dropped: None,
             embedding_low: None,
@@ -529,6 +557,58 @@ fn plan_embedding_low(
     Some(arena.matrix(plan, "columns of the embedding's A", rows, rank, &[whole_step()]))
 }
 
+/// Plans the results of a layer's experts, of which gate and up are those of `staging` where there is one.
+fn plan_experts(
+    plan: &mut MemoryPlan,
+    storage: &mut Storage,
+    network: &Network,
+    rows: u32,
+    staging: Option<&LayerActivations>,
+) -> Option<ExpertActivations> {
+    let experts = network.config.experts.as_ref()?;
+    let lifetime = through(Phase::ProjectGateUp, Phase::GateUpBackward);
+    let (choice, inner) = (experts.choice(), experts.intermediate_size as u32);
+    let [gate, up] = match staging.and_then(|staging| staging.experts) {
+        Some(ExpertActivations { gate, up, .. }) => [gate, up],
+        None => ["experts' gate", "experts' up"]
+            .map(|label| storage.matrix(plan, label, [choice.slots(rows), inner], lifetime.clone())),
+    };
+    let probabilities = storage.matrix(plan, "experts' probabilities", [rows, choice.experts], lifetime.clone());
+    let bytes = Tables::bytes(choice, rows);
+    let [chosen, weights, slots, pairs, tiles] =
+        bytes.map(|bytes| storage.alloc(plan, "experts of each row", bytes, lifetime.clone()));
+    let tables = Tables { chosen, weights, slots, pairs, tiles };
+    Some(ExpertActivations { probabilities, tables, gate, up })
+}
+
+fn plan_expert_workspace(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    config: &ModelConfig,
+    rows: u32,
+) -> Option<ExpertWorkspace> {
+    use Phase::*;
+    let experts = config.experts.as_ref()?;
+    let choice = experts.choice();
+    let slots = choice.slots(rows);
+    let out = [through(ProjectDown, NextNorm), through(GateUpBackward, MiddleNormBackward)];
+    let act = [through(Glu, ProjectDown), through(DownBackward, DownGradients)];
+    let sorting = [through(ProjectGateUp, ProjectGateUp)];
+    let backward = [through(DownBackward, MiddleNormBackward)];
+    Some(ExpertWorkspace {
+        out: arena.matrix(
+            plan,
+            "experts' outputs",
+            slots,
+            ExpertWorkspace::columns(config.hidden_size as u32, slots),
+            &out,
+        ),
+        act: arena.matrix(plan, "experts' gated product", slots, experts.intermediate_size as u32, &act),
+        counts: arena.alloc(plan, "sorting by expert", choice.count_bytes(), &sorting),
+        shares: arena.alloc(plan, "gradients of experts' weights", 4 * u64::from(rows * choice.top), &backward),
+    })
+}
+
 /// Plans [`Workspace::scaled`]: as wide as the widest output with magnitudes among the first, second and third projections of one input.
 fn plan_scaled(
     plan: &mut MemoryPlan,
@@ -584,7 +664,9 @@ pub fn scratch_bytes(
     };
     let vocabulary = [network.head(), &network.embedding];
     let of_base = |w| of(w, rank, if vocabulary.iter().any(|v| std::ptr::eq(*v, w)) { head_rows } else { rows });
-    let queries = network.weights().map(|(_, w)| of_base(w));
+    // Experts have kernels of their own.
+    let of_linear = network.weights().filter(|(spec, _)| !matches!(spec.kind, TensorKind::Expert(..)));
+    let queries = of_linear.map(|(_, w)| of_base(w));
     let modules = || adapters.iter().flat_map(DeviceAdapter::modules);
     let is_head = |m: &DeviceModule| adapters.iter().filter_map(DeviceAdapter::head).any(|head| std::ptr::eq(head, m));
     let factor_queries = modules().flat_map(|m| {
@@ -596,12 +678,14 @@ pub fn scratch_bytes(
         };
         m.factors.iter().filter(multiplied).map(move |factor| of(&factor.weight, 0, rows))
     });
-    let of_projection = |layer: &Layer, projection| of(layer.projection(projection), rank, rows);
+    let of_projection = |layer: &Layer, projection| Some(of(layer.find_projection(projection)?, rank, rows));
     // Cooperative matrices take the gradients of all layers that read one input at once, as rows in f16.
     let sums = network.layers.iter().filter(|_| capabilities.cooperative.is_some()).flat_map(|layer| {
-        let attention = WorkspaceQuery::grouped(Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p)));
-        let feed_forward = WorkspaceQuery::grouped(Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p)));
-        [attention, feed_forward]
+        let [q, k, v] = Projection::OF_ATTENTION_INPUT.map(|p| of_projection(layer, p));
+        let [gate, up] = Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p));
+        let attention = q.zip(k).zip(v).map(|((q, k), v)| WorkspaceQuery::grouped([q, k, v]));
+        let feed_forward = gate.zip(up).map(|(gate, up)| WorkspaceQuery::grouped([gate, up]));
+        [attention, feed_forward].into_iter().flatten()
     });
     let panel = linear::panel_bytes(capabilities, queries.chain(factor_queries).chain(sums));
     let partials = modules()

@@ -1,9 +1,10 @@
 //! The frozen base on the device: which matrices a decoder has, in which storage, planned without reading a weight.
 
+use super::experts::ExpertLayer;
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::model::config::ModelConfig;
-use crate::model::modules::{FINAL_NORM, Norm, Projection};
-use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, projection_name, tensors};
+use crate::model::modules::{FINAL_NORM, Norm, Projection, ROUTER, in_layer};
+use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Float, Storage};
 use crate::setting::{DOUBLE_QUANT, METHOD, QUANT};
@@ -14,8 +15,10 @@ use crate::{Error, Result};
 pub struct Layer {
     /// Gains by place, in the order of [`Norm::ALL`]; None where the model has no such norm.
     norms: [Option<View>; Norm::ALL.len()],
-    /// Matrices and biases in the order of [`Projection::ALL`].
-    pub projections: Vec<Weight>,
+    /// Matrices and biases in the order of [`Projection::ALL`]; None where the layer has no such projection.
+    projections: [Option<Weight>; Projection::ALL.len()],
+    /// The experts in place of the feed-forward block.
+    pub experts: Option<ExpertLayer>,
 }
 
 impl Layer {
@@ -24,9 +27,14 @@ impl Layer {
         self.norms[norm as usize]
     }
 
-    /// The matrix of a projection, `[out_features, in_features]`, and its bias.
+    /// The matrix of a projection that the layer has, `[out_features, in_features]`, and its bias.
     pub fn projection(&self, projection: Projection) -> &Weight {
-        &self.projections[projection as usize]
+        self.find_projection(projection).expect("a pass asks for projections that the layer has")
+    }
+
+    /// The matrix of a projection; None where the layer has no such projection.
+    pub fn find_projection(&self, projection: Projection) -> Option<&Weight> {
+        self.projections[projection as usize].as_ref()
     }
 }
 
@@ -84,7 +92,11 @@ impl Network {
         match tensor.kind {
             TensorKind::Embedding => Some(&self.embedding),
             TensorKind::Head => self.untied_head.as_ref(),
-            TensorKind::Projection(projection) => Some(self.layers[tensor.layer?].projection(projection)),
+            TensorKind::Projection(projection) => self.layers[tensor.layer?].find_projection(projection),
+            TensorKind::Router => Some(&self.layers[tensor.layer?].experts.as_ref()?.router),
+            TensorKind::Expert(expert, projection) => {
+                self.layers[tensor.layer?].experts.as_ref()?.projection(projection).get(expert)
+            }
             TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::FinalNorm => None,
         }
     }
@@ -94,8 +106,8 @@ impl Network {
         match tensor.kind {
             TensorKind::Norm(norm) => layer?.norm(norm),
             TensorKind::FinalNorm => Some(self.final_norm),
-            TensorKind::Bias(projection) => layer?.projection(projection).bias,
-            TensorKind::Embedding | TensorKind::Head | TensorKind::Projection(_) => None,
+            TensorKind::Bias(projection) => layer?.find_projection(projection)?.bias,
+            _ => None,
         }
     }
 }
@@ -124,6 +136,14 @@ impl BaseStorage {
     /// # Errors
     /// Another 4-bit form than the files', or full training of them.
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
+        if self == Self::Trained && config.experts.is_some() {
+            let problem = format!(
+                "the model has experts, which cannot be trained themselves; take {} or {}",
+                METHOD.is("lora"),
+                METHOD.is("qlora")
+            );
+            return Err(Error::setting(METHOD, problem));
+        }
         let Some(first) = config.quantized.values().next() else { return Ok(self) };
         // A file may hold matrices with and without quantized scales.
         let holds = |storage| config.quantized.values().any(|stored| storage == Storage::Quantized(*stored));
@@ -185,23 +205,42 @@ pub fn plan(
     let embedding = of_vocabulary(plan, EMBEDDING);
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
-        let storage = |projection| match base {
+        let storage = |name: &str| match base {
             BaseStorage::Quantized(storage) | BaseStorage::QuantizedWhole(storage) if config.quantized.is_empty() => {
                 storage
             }
-            _ => in_files(&projection_name(i, projection)),
+            _ => in_files(name),
         };
-        let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, storage, max_binding_bytes);
-        let [o] = matrices(plan, config, i, [Projection::O], storage, max_binding_bytes);
-        let [gate, up] = matrices(plan, config, i, Projection::OF_FEED_FORWARD_INPUT, storage, max_binding_bytes);
-        let [down] = matrices(plan, config, i, [Projection::Down], storage, max_binding_bytes);
-        let projections = vec![q, k, v, o, gate, up, down];
+        let of_projection = |projection| storage(&projection_name(i, projection));
+        let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes);
+        let [o] = matrices(plan, config, i, [Projection::O], of_projection, max_binding_bytes);
+        let experts = config.experts_of(i).map(|experts| {
+            let router = in_files(&format!("{}.weight", in_layer(i, ROUTER)));
+            let of_experts = |projection| {
+                let mut all = (0..experts.count).map(|expert| storage(&expert_name(i, expert, projection)));
+                let first = all.next().unwrap_or(Storage::Float(Float::F32));
+                // Experts lie in one binding, and so in one format.
+                if all.all(|storage| storage == first) { first } else { Storage::Float(Float::F32) }
+            };
+            ExpertLayer::plan(plan, config, experts, router, of_experts, max_binding_bytes)
+        });
+        let [gate, up, down] = match experts {
+            Some(_) => [None, None, None],
+            None => {
+                let inputs = Projection::OF_FEED_FORWARD_INPUT;
+                let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
+                let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
+                [Some(gate), Some(up), Some(down)]
+            }
+        };
+        let projections = [Some(q), Some(k), Some(v), Some(o), gate, up, down];
         layers.push(Layer {
             norms: Norm::ALL.map(|norm| {
                 let (_, name) = config.norms.iter().find(|(place, _)| *place == norm)?;
                 Some(vector(plan, name, config.norm_length(norm)))
             }),
             projections,
+            experts,
         });
     }
     let final_norm = vector(plan, FINAL_NORM, config.hidden_size);

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
 use super::base::Network;
 use super::dora::columns;
+use super::experts::Mixture;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
@@ -244,24 +245,45 @@ impl Pass<'_> {
     fn compress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
         let Some(compressed) = self.activations.compressed.get(layer) else { return };
         bf16::pack(rec, self.hidden(layer), compressed.input);
-        for (to, matrix) in compressed.kept.into_iter().flatten().zip(acts.compressible()) {
-            bf16::pack(rec, matrix, to);
+        let matrices = acts.compressible(self.network.layers[layer].experts.is_some());
+        for (to, matrix) in compressed.kept.iter().flatten().zip(matrices) {
+            bf16::pack(rec, matrix, *to);
         }
     }
 
     fn decompress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
         let Some(compressed) = self.activations.compressed.get(layer) else { return };
         bf16::unpack(rec, compressed.input, self.hidden(layer));
-        for (from, matrix) in compressed.kept.into_iter().flatten().zip(acts.compressible()) {
-            bf16::unpack(rec, from, matrix);
+        let matrices = acts.compressible(self.network.layers[layer].experts.is_some());
+        for (from, matrix) in compressed.kept.iter().flatten().zip(matrices) {
+            bf16::unpack(rec, *from, matrix);
         }
+    }
+
+    /// The experts of a layer that has them in place of the feed-forward block.
+    fn mixture(&self, layer: usize, acts: &LayerActivations) -> Option<Mixture<'_>> {
+        let config = &self.network.config;
+        let weights = self.network.layers[layer].experts.as_ref()?;
+        let choice = config.experts_of(layer)?.choice();
+        let buffers = acts.experts.zip(self.activations.workspace.experts)?;
+        Some(Mixture::new(weights, config, choice, self.rows, buffers))
+    }
+
+    /// Outputs of gate and up and their product, of a layer with a feed-forward block.
+    fn feed_forward(&self, acts: &LayerActivations) -> Option<[Matrix; 3]> {
+        let [gate, up] = acts.gate_up?;
+        Some([gate, up, self.activations.workspace.act?.first_rows(self.rows)])
     }
 
     /// Records a layer, from its input to down's output.
     fn layer_forward(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         self.layer_activations(rec, index, acts);
-        let act = self.activations.workspace.act.first_rows(self.rows);
-        self.project(rec, index, Projection::Down, act, acts, self.output(acts, 1));
+        let out = self.output(acts, 1);
+        if let Some(mixture) = self.mixture(index, acts) {
+            mixture.forward_output(rec, out);
+        } else if let Some([.., act]) = self.feed_forward(acts) {
+            self.project(rec, index, Projection::Down, act, acts, out);
+        }
     }
 
     /// Records a layer up to down's input: everything that its backward pass reads, except down's output and its `x A^T`. The norm
@@ -275,10 +297,13 @@ impl Pass<'_> {
         self.add_output(rec, index, Norm::AttentionOutput, [hidden, out, acts.middle], gain);
 
         let input = self.block_input(gain, acts.middle);
-        self.project(rec, index, Projection::Gate, input, acts, acts.gate);
-        self.project(rec, index, Projection::Up, input, acts, acts.up);
-        let act = self.activations.workspace.act.first_rows(self.rows);
-        glu::forward(rec, self.network.config.activation, acts.gate, acts.up, act);
+        if let Some(mixture) = self.mixture(index, acts) {
+            mixture.forward_activations(rec, input);
+        } else if let Some([gate, up, act]) = self.feed_forward(acts) {
+            self.project(rec, index, Projection::Gate, input, acts, gate);
+            self.project(rec, index, Projection::Up, input, acts, up);
+            glu::forward(rec, self.network.config.activation, gate, up, act);
+        }
     }
 
     /// The heads of queries or keys as rotation sees them, and the table of the angles; `None` where the layer has no rotation.
@@ -424,8 +449,9 @@ impl Pass<'_> {
                     self.layer_forward(rec, layer, &acts);
                 } else {
                     self.layer_activations(rec, layer, &acts);
-                    let act = self.activations.workspace.act.first_rows(self.rows);
-                    self.low_rank(rec, layer, Projection::Down, act, &acts);
+                    if let Some([.., act]) = self.feed_forward(&acts).filter(|_| self.mixture(layer, &acts).is_none()) {
+                        self.low_rank(rec, layer, Projection::Down, act, &acts);
+                    }
                 }
             }
             let lowest = layer == lowest && !to_embedding;
@@ -443,28 +469,11 @@ impl Pass<'_> {
     /// lowest trained layer stops where nothing below needs a gradient.
     fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
         let LayerBackward { index, acts, ws } = pass;
-        use Projection::{Down, Gate, K, O, Q, Up, V};
+        use Projection::{K, O, Q, V};
         let middle_gain = self.gain(index, Norm::FeedForwardInput);
-        let trained = |projections: &[Projection]| {
-            let has = |p: &Projection| self.module(index, *p).is_some() || self.bias(index, *p).is_some();
-            self.trained.is_some() || projections.iter().any(has)
-        };
-        let act = self.activations.workspace.act.first_rows(self.rows);
+        let trained = |projections: &[Projection]| self.trains(index, projections);
 
-        // Feed-forward. The buffers of gate and up take their gradients; `act` holds its gradient, and then its value again.
-        let d_output = self.output_gradient(rec, pass, Norm::FeedForwardOutput, 1);
-        let down = self.projection_gradient(rec, pass, Down, d_output, 0);
-        self.input_gradient(rec, index, &[down], act);
-        glu::backward_in_place(rec, self.network.config.activation, acts.gate, acts.up, act);
-        self.parameter_gradients(rec, pass, act, down);
-        if lowest && !trained(&[Q, K, V, O, Gate, Up]) {
-            return;
-        }
-        let mut input = self.block_input(middle_gain, acts.middle);
-        if trained(&[Gate, Up]) {
-            input = self.norm_input(rec, middle_gain, acts.middle);
-        }
-        self.projections_backward(rec, pass, [(Gate, acts.gate), (Up, acts.up)], input, Some(ws.d_norm));
+        self.feed_forward_backward(rec, pass, lowest);
         if lowest && !trained(&[Q, K, V, O]) {
             return;
         }
@@ -489,6 +498,39 @@ impl Pass<'_> {
         if !lowest {
             self.block_input_backward(rec, input_gain, hidden, ws);
         }
+    }
+
+    /// True if one of a layer's projections is trained.
+    fn trains(&self, layer: usize, projections: &[Projection]) -> bool {
+        let has = |p: &Projection| self.module(layer, *p).is_some() || self.bias(layer, *p).is_some();
+        self.trained.is_some() || projections.iter().any(has)
+    }
+
+    /// The backward pass of the feed-forward block or of the experts: the gradient of its input in `d_norm`, if something below needs
+    /// it.
+    fn feed_forward_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
+        use Projection::{Down, Gate, K, O, Q, Up, V};
+        let LayerBackward { index, acts, ws } = pass;
+        let middle_gain = self.gain(index, Norm::FeedForwardInput);
+        let d_output = self.output_gradient(rec, pass, Norm::FeedForwardOutput, 1);
+        if let Some(mixture) = self.mixture(index, acts) {
+            mixture.backward(rec, d_output, ws.d_norm);
+            return;
+        }
+        let Some([gate, up, act]) = self.feed_forward(acts) else { return };
+        // The buffers of gate and up take their gradients; `act` holds its gradient, and then its value again.
+        let down = self.projection_gradient(rec, pass, Down, d_output, 0);
+        self.input_gradient(rec, index, &[down], act);
+        glu::backward_in_place(rec, self.network.config.activation, gate, up, act);
+        self.parameter_gradients(rec, pass, act, down);
+        if lowest && !self.trains(index, &[Q, K, V, O, Gate, Up]) {
+            return;
+        }
+        let mut input = self.block_input(middle_gain, acts.middle);
+        if self.trains(index, &[Gate, Up]) {
+            input = self.norm_input(rec, middle_gain, acts.middle);
+        }
+        self.projections_backward(rec, pass, [(Gate, gate), (Up, up)], input, Some(ws.d_norm));
     }
 
     /// The gradient of a block's output from that of the residual stream: through the norm at `place`, and times the residual factor.

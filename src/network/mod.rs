@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod base;
 pub mod decoder;
 pub mod dora;
+pub mod experts;
 pub mod head;
 pub mod load;
 pub mod moments;

@@ -37,7 +37,7 @@ impl Activation {
         })
     }
 
-    fn part(self) -> &'static str {
+    pub(super) fn part(self) -> &'static str {
         match self {
             Self::Silu => include_str!("../../shaders/lib/activation_silu.wgsl"),
             Self::GeluTanh => include_str!("../../shaders/lib/activation_gelu_tanh.wgsl"),

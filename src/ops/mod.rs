@@ -17,6 +17,7 @@ pub mod dora;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
+pub mod experts;
 pub mod glu;
 pub mod kv_cache;
 pub(crate) mod lib_parts;
@@ -53,6 +54,7 @@ pub fn kernels() -> Vec<Kernel> {
         dora::kernels(),
         dropout::kernels(),
         embedding::kernels(),
+        experts::kernels(),
         glu::kernels(),
         linear::kernels(),
         lora_gradient::kernels(),

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, VIEW_ALIGNMENT, View};
 use crate::quant::format::{Code4, Float, Format4, NESTED_SCALES_AT, Storage};
 use crate::random::{Stream, bits};
 
@@ -190,6 +190,39 @@ impl Weight {
             let panels = vec![Panel { first_row: 0, rows: out_features, data: data[i], absmax, nested }];
             Self { storage, out_features, in_features, panels, bias: plan_bias(plan, label, out_features, bias) }
         })
+    }
+
+    /// Plans matrices of one shape one behind the other, at equal distances, in as few buffers as one binding each allows.
+    pub fn plan_stack(
+        plan: &mut MemoryPlan,
+        label: &str,
+        storage: Storage,
+        [out_features, in_features]: [u32; 2],
+        count: usize,
+        max_binding_bytes: u64,
+    ) -> Vec<Self> {
+        let elements = u64::from(out_features) * u64::from(in_features);
+        let values = storage.bytes(elements).0;
+        let [absmax, nested] = storage.scale_bytes(elements);
+        let distance = |bytes: u64| bytes.max(4).next_multiple_of(VIEW_ALIGNMENT);
+        let fitting = usize::try_from(max_binding_bytes / distance(values)).unwrap_or(usize::MAX).clamp(1, count);
+        let mut all = Vec::with_capacity(count);
+        while all.len() < count {
+            let matrices = fitting.min(count - all.len());
+            let mut places = |category, label: String, bytes: u64| {
+                let whole = plan.alloc(category, label, distance(bytes) * matrices as u64);
+                move |i: usize| whole.slice(distance(bytes) * i as u64, bytes.max(4).next_multiple_of(16))
+            };
+            let data = places(Category::Weights, label.to_owned(), values);
+            let absmax = absmax.map(|bytes| places(Category::QuantScales, absmax_label(label), bytes));
+            let nested = nested.map(|bytes| places(Category::QuantScales, nested_label(label), bytes));
+            all.extend((0..matrices).map(|i| {
+                let [absmax, nested] = [&absmax, &nested].map(|place| place.as_ref().map(|place| place(i)));
+                let panels = vec![Panel { first_row: 0, rows: out_features, data: data(i), absmax, nested }];
+                Self { storage, out_features, in_features, panels, bias: None }
+            }));
+        }
+        all
     }
 
     /// Writes values of a trained model's size, for measurements: uniform within a tenth, repeated every MiB.

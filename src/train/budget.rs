@@ -148,7 +148,9 @@ impl PlanRequest<'_> {
         let config = self.config;
         let widths =
             Projection::ALL.map(|projection| config.projection_shape(projection)).map(|(out, cols)| out.max(cols));
-        let widest = widths.into_iter().chain([config.hidden_size, 1]).max().unwrap_or(1);
+        // A row has a slot for each of its experts, and up to seven slots of each expert stay free.
+        let experts = config.experts.as_ref().map_or(0, |experts| 8 * experts.top * config.hidden_size);
+        let widest = widths.into_iter().chain([config.hidden_size, experts, 1]).max().unwrap_or(1);
         let most = (u32::MAX as usize / widest).saturating_sub(ROW_CLASS as usize);
         match self.max_rows.max(self.max_positions) <= most {
             true => Ok(()),

@@ -71,7 +71,7 @@ fn check_incremental(name: &str, base: BaseStorage) {
 
 #[test]
 fn incremental_logits_equal_whole_sequences() {
-    for name in ["llama_tied", "mistral_window", "qwen3", "grouped8"] {
+    for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8"] {
         check_incremental(name, BaseStorage::AsStored);
     }
 }

@@ -19,6 +19,7 @@ mod damaged_files;
 mod data_files;
 mod demo_and_chat;
 mod eight_bit_moments;
+mod experts;
 mod exports;
 #[cfg(target_os = "linux")]
 mod faults;

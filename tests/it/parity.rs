@@ -5,6 +5,7 @@ use loraine::data::batches::MicroBatch;
 use loraine::lora::adapter_file::{self, LoadedAdapter};
 use loraine::lora::factors::{AdapterTensors, Factor};
 use loraine::model::config::ModelConfig;
+use loraine::model::experts::Experts;
 use loraine::model::modules::Norm;
 use loraine::model::rope::RopeScaling;
 use loraine::model::source::Source;
@@ -107,6 +108,9 @@ fixture_tests! {
     mistral_with_a_sliding_window: "mistral_window", "adapter", "reference", BaseStorage::AsStored;
     qwen2_with_biases: "qwen2", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_head_norms: "qwen3", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_with_experts: "qwen3_moe", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_with_experts_in_every_second_layer: "qwen3_moe_step", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_with_experts_nf4: "qwen3_moe", "adapter", "reference_nf4", NF4;
     llama3_rope: "llama3_rope", "adapter", "reference", BaseStorage::AsStored;
     linear_rope: "linear_rope", "adapter", "reference", BaseStorage::AsStored;
     yarn_rope: "yarn_rope", "adapter", "reference", BaseStorage::AsStored;
@@ -166,7 +170,7 @@ fixture_tests! {
 
 #[test]
 fn recomputed_layers_give_the_same_gradients() {
-    for name in ["qwen3", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4"] {
+    for name in ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4"] {
         for keep_layers in [0, 1] {
             check_fixture(name, "adapter", "reference", BaseStorage::AsStored, keep_layers);
         }
@@ -176,10 +180,12 @@ fn recomputed_layers_give_the_same_gradients() {
 /// A change that leaves one feature of a model out.
 type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
 
-const ABLATIONS: [Ablation; 27] = [
+const ABLATIONS: [Ablation; 29] = [
     ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
     ("qwen2", "biases", |config| config.qkv_bias = false),
     ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
+    ("qwen3_moe", "weights of experts divided by their sum", |config| experts(config).normalized = false),
+    ("qwen3_moe", "a second expert", |config| experts(config).top = 1),
     ("llama_gelu", "activation", |config| config.activation = Activation::Silu),
     ("gemma", "offset of gains", |config| config.gain_offset = 0.0),
     ("gemma", "scale of the embedding", |config| config.embedding_scale = 1.0),
@@ -205,6 +211,10 @@ const ABLATIONS: [Ablation; 27] = [
     ("phi3", "factors of the frequencies", |config| config.ropes[0].scaling = RopeScaling::Default),
     ("phi3", "three quarters of a head", |config| config.ropes[0].rotated = config.head_dim),
 ];
+
+fn experts(config: &mut ModelConfig) -> &mut Experts {
+    config.experts.as_mut().unwrap()
+}
 
 fn without(config: &mut ModelConfig, norms: &[Norm]) {
     let kept: Vec<_> = config.norms.iter().copied().filter(|(norm, _)| !norms.contains(norm)).collect();

@@ -16,18 +16,20 @@ mod olmo;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod smollm3;
 
 use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 19] = [
+pub static FAMILIES: [&Family; 20] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,

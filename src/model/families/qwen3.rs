@@ -3,7 +3,10 @@
 use crate::model::family::{Bias, Family, PLAIN, SlidingWindows};
 use crate::model::modules::Norm;
 
-pub(super) static FAMILY: Family = Family {
+pub(super) static FAMILY: Family = DENSE;
+
+/// The values that the models with experts share.
+pub(super) const DENSE: Family = Family {
     model_type: "qwen3",
     architecture: "Qwen3ForCausalLM",
     num_kv_heads: Some(32),

@@ -1,0 +1,21 @@
+// The first step of sorting pairs of a row and an expert by expert: how often each expert stands in each part of the list. One
+// invocation per expert and part.
+
+struct Params { experts: u32, pairs: u32, part: u32 }
+
+@group(0) @binding(0) var<storage, read> chosen: array<u32>;
+@group(0) @binding(1) var<storage, read_write> counts: array<u32>;
+
+@group(1) @binding(0) var<uniform> params: Params;
+
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let index = (group.x + group.y * groups.x) * WG_SIZE + lane;
+    if index >= params.experts * PARTS { return; }
+    let begin = index % PARTS * params.part;
+    let end = min(begin + params.part, params.pairs);
+    var count = 0u;
+    for (var i = begin; i < end; i++) { count += u32(chosen[i] == index / PARTS); }
+    counts[index] = count;
+}

@@ -1,0 +1,113 @@
+//! Mixtures of experts in place of feed-forward blocks, as `config.json` describes them.
+
+use super::json_fields::JsonFields;
+use crate::Result;
+use crate::ops::experts::{Choice, MAX_EXPERTS};
+
+/// The experts of a model, which all of its layers with experts have alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    /// Number of experts in a layer, `num_experts`.
+    pub count: usize,
+    /// Experts that each token goes through, `num_experts_per_tok`.
+    pub top: usize,
+    /// Output features of an expert's gate and up, and input features of its down, `moe_intermediate_size`.
+    pub intermediate_size: usize,
+    /// True if the weights of a token's experts are divided by their sum, `norm_topk_prob`.
+    pub normalized: bool,
+    /// For each layer, true if it has experts.
+    pub layers: Vec<bool>,
+}
+
+impl Experts {
+    /// Reads the keys of Qwen3-MoE. Keys that are absent have the values of its configuration class.
+    pub(super) fn of_qwen(fields: &JsonFields, num_layers: usize, max_dimension: usize) -> Result<Self> {
+        // The second name is that of transformers 5.
+        let names = ["num_experts", "num_local_experts"];
+        let key = names.into_iter().find(|key| fields.value(key).is_some()).unwrap_or(names[0]);
+        let count = fields.count(key, MAX_EXPERTS)?.unwrap_or(128);
+        let top = fields.count("num_experts_per_tok", count)?.unwrap_or(8.min(count));
+        let step = fields.count("decoder_sparse_step", usize::MAX)?.unwrap_or(1);
+        let dense = dense_layers(fields)?;
+        let has_experts = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
+        Ok(Self {
+            count,
+            top,
+            intermediate_size: fields.count("moe_intermediate_size", max_dimension)?.unwrap_or(768),
+            normalized: fields.flag("norm_topk_prob", false)?,
+            layers: (0..num_layers).map(has_experts).collect(),
+        })
+    }
+
+    /// The choice of a layer's experts, as the operations take it.
+    pub fn choice(&self) -> Choice {
+        Choice { experts: self.count as u32, top: self.top as u32, normalized: self.normalized }
+    }
+}
+
+/// `mlp_only_layers`, the layers with a feed-forward block in any case.
+fn dense_layers(fields: &JsonFields) -> Result<Vec<usize>> {
+    let key = "mlp_only_layers";
+    let Some(value) = fields.value(key) else { return Ok(Vec::new()) };
+    let listed = value.as_array().and_then(|list| list.iter().map(|v| v.as_u64().map(|n| n as usize)).collect());
+    listed.ok_or_else(|| fields.error(key, "must be a list of layers' numbers, counted from 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::model::config::ModelConfig;
+    use crate::model::modules::Projection;
+    use crate::model::tensors;
+
+    fn config(more: &str) -> crate::Result<ModelConfig> {
+        let text = format!(
+            r#"{{"model_type": "qwen3_moe", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "num_experts": 6, "moe_intermediate_size": 12, "num_experts_per_tok": 2{more}}}"#
+        );
+        ModelConfig::from_json(Path::new("config.json"), &text)
+    }
+
+    #[test]
+    fn the_layers_with_experts_are_those_of_transformers() {
+        let layers = |more: &str| config(more).unwrap().experts.unwrap().layers;
+        assert_eq!(layers(""), [true; 4]);
+        assert_eq!(layers(r#", "mlp_only_layers": [0, 2]"#), [false, true, false, true]);
+        assert_eq!(layers(r#", "decoder_sparse_step": 2"#), [false, true, false, true]);
+        assert_eq!(layers(r#", "decoder_sparse_step": 2, "mlp_only_layers": [3]"#), [false, true, false, false]);
+    }
+
+    #[test]
+    fn tensors_have_the_names_of_the_files() {
+        let config = config(r#", "mlp_only_layers": [0]"#).unwrap();
+        assert!(config.has_projection(0, Projection::Gate) && !config.has_projection(1, Projection::Gate));
+        assert!(config.has_projection(1, Projection::Q));
+        let all = tensors::tensors(&config);
+        let shape = |name: &str| all.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.shape.clone());
+        assert_eq!(shape("model.layers.0.mlp.gate_proj.weight"), Some(vec![24, 16]));
+        assert_eq!(shape("model.layers.1.mlp.gate_proj.weight"), None);
+        assert_eq!(shape("model.layers.1.mlp.gate.weight"), Some(vec![6, 16]));
+        assert_eq!(shape("model.layers.3.mlp.experts.5.up_proj.weight"), Some(vec![12, 16]));
+        assert_eq!(shape("model.layers.3.mlp.experts.5.down_proj.weight"), Some(vec![16, 12]));
+        assert_eq!(shape("model.layers.3.mlp.experts.6.down_proj.weight"), None);
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        let message = |more: &str| config(more).unwrap_err().to_string();
+        assert!(message(r#", "mlp_only_layers": "all""#).contains("`mlp_only_layers`: must be a list"));
+        assert!(message(r#", "decoder_sparse_step": 0"#).contains("`decoder_sparse_step`: is 0"));
+        assert!(message(r#", "norm_topk_prob": 1"#).contains("`norm_topk_prob`: is 1"));
+        assert!(message(r#", "use_sliding_window": true"#).contains("`use_sliding_window`"));
+    }
+
+    #[test]
+    fn a_token_cannot_go_through_more_experts_than_there_are() {
+        let text = r#"{"model_type": "qwen3_moe", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_local_experts": 3, "num_experts_per_tok": 4}"#;
+        let message = ModelConfig::from_json(Path::new("config.json"), text).unwrap_err().to_string();
+        assert!(message.contains("`num_experts_per_tok`: is 4, but must be a whole number in 1..=3"), "{message}");
+    }
+}

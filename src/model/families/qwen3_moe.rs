@@ -1,0 +1,15 @@
+//! Qwen 3 with experts, such as Qwen3-30B-A3B: the attention of Qwen 3, and experts in place of feed-forward blocks.
+
+use super::qwen3;
+use crate::model::family::{Family, SlidingWindows};
+
+pub(super) static FAMILY: Family = Family {
+    model_type: "qwen3_moe",
+    architecture: "Qwen3MoeForCausalLM",
+    num_kv_heads: Some(4),
+    head_dim: None,
+    experts: true,
+    sliding_windows: SlidingWindows::Never,
+    refused_flags: &[("use_sliding_window", "a window of attention in every layer, which no published model has")],
+    ..qwen3::DENSE
+};

@@ -1,0 +1,83 @@
+//! Models with experts, through the CLI: every way to train them, and the files that come out.
+
+use crate::common::cli::{Shell, copy_files, random_lines};
+use crate::common::{Reference, fixture};
+use loraine::model::config::ModelConfig;
+use loraine::model::tensors::tensors;
+
+const ALONE: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2";
+const RUN: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2 --batch-size 4";
+
+fn shell() -> Shell {
+    let shell = Shell::new();
+    copy_files(&fixture("qwen3_moe"), &shell.path("model"));
+    shell.write("data.jsonl", random_lines(24, 96, 7));
+    shell
+}
+
+/// Few rows take other tiles than many, and an expert's rows come from several sequences.
+#[test]
+fn packing_and_recomputation_change_no_result() {
+    let shell = shell();
+    for (out, options) in [("kept", "--recompute none"), ("again", "--recompute all")] {
+        shell.succeed(&format!("train --model model --method lora --out {out} {RUN} {options}"));
+    }
+    assert_eq!(shell.losses("kept"), shell.losses("again"));
+    shell.assert_same_adapter("recomputation", ["kept", "again"]);
+    let separate = "--batch-size 1 --grad-accum 4";
+    shell.succeed(&format!("train --model model --method lora --out separate {ALONE} --recompute none {separate}"));
+    for (packed, separate) in shell.losses("kept").iter().zip(shell.losses("separate")) {
+        assert!((packed / separate - 1.0).abs() < 1e-4, "{packed} {separate}");
+    }
+}
+
+#[test]
+fn exports_hold_every_expert() {
+    let shell = shell();
+    shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
+    assert!(shell.adapter("run").names().all(|name| name.contains(".self_attn.")));
+    let report: serde_json::Value =
+        serde_json::from_str(&shell.succeed("merge --model model --adapter run --out merged --dtype f32 --json"))
+            .unwrap();
+    assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
+    shell.succeed("merge --model model --adapter run --out same");
+    let [before, merged] = ["model", "same"].map(|of| Reference::read(&shell.path(of).join("model.safetensors")));
+    for name in before.names() {
+        assert_eq!(merged.shape(name), before.shape(name), "{name}");
+        assert_eq!(merged.get(name) == before.get(name), !name.contains("_proj") || name.contains(".mlp."), "{name}");
+    }
+    // A 4-bit directory trains as the model quantized while loading, with and without double quantization.
+    for (name, form) in [("nested", ""), ("plain", "--no-double-quant")] {
+        shell.succeed(&format!("quantize --model model --out {name} {form}"));
+        let held = Reference::read(&shell.path(name).join("model.safetensors"));
+        for tensor in ["experts.11.gate_proj", "experts.0.down_proj"] {
+            assert!(held.names().any(|name| name == format!("model.layers.2.mlp.{tensor}.weight.absmax")), "{tensor}");
+        }
+        assert_eq!(held.shape("model.layers.2.mlp.gate.weight"), [12, 32]);
+        shell.succeed(&format!("train --model {name} --out {name}-run {RUN} {form}"));
+        shell.succeed(&format!("train --model model --out {name}-twin {RUN} {form}"));
+        let [run, twin] = ["run", "twin"].map(|of| shell.read(&format!("{name}-{of}/adapter_model.safetensors")));
+        assert!(run == twin, "{name}: the adapters differ");
+    }
+}
+
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one() {
+    let shell = shell();
+    shell.succeed(&format!("train --model model --out run {RUN} --save-every 3"));
+    std::fs::remove_dir_all(shell.path("run/checkpoints/step-6")).unwrap();
+    std::fs::rename(shell.path("run"), shell.path("whole")).unwrap();
+    shell.succeed("train --resume whole --out again");
+    shell.assert_same_adapter("resumed", ["whole", "again"]);
+}
+
+#[test]
+fn what_experts_cannot_do_says_so() {
+    let shell = shell();
+    let says = ["mlp.experts.0.gate_proj", "only attention can have adapters"];
+    shell.fail(&format!("train --model model --out run {RUN} --target-modules q_proj,gate_proj"), &says);
+    let says = ["experts", "cannot be trained themselves; take --method lora or --method qlora"];
+    shell.fail("train --model model --method full --out run --data data.jsonl", &says);
+    let config = ModelConfig::from_dir(&fixture("qwen3_moe")).unwrap();
+    assert_eq!(tensors(&config).len(), 3 + 3 * 8 + 3 + 2 * (1 + 3 * 12));
+}
