@@ -282,7 +282,7 @@ impl TrainPlan {
         let backward = self.shared.activations.workspace.backward.filter(|_| gradients);
         let d_hidden = backward.map(|workspace| workspace.d_norm.first_rows(rows));
         let head_pass = HeadPass { hidden, labels, total: self.optimizer.total_loss(), d_hidden };
-        self.head.record(&mut rec, &self.head_of(trained, pass.dropout), head_pass);
+        self.head.record(&mut rec, &self.head_of(pass.adapter, trained, pass.dropout), head_pass);
         if backward.is_some() {
             pass.backward(&mut rec);
         }
@@ -290,8 +290,12 @@ impl TrainPlan {
     }
 
     /// The head of a pass.
-    fn head_of<'a>(&'a self, trained: Option<&'a Trained>, dropout: Option<Dropout>) -> Head<'a> {
-        let adapter = Some(&self.parameters.adapter);
+    fn head_of<'a>(
+        &'a self,
+        adapter: Option<&'a DeviceAdapter>,
+        trained: Option<&'a Trained>,
+        dropout: Option<Dropout>,
+    ) -> Head<'a> {
         Head { network: &self.shared.network, adapter, trained, workspace: &self.head.workspace, dropout, chunk: 0 }
     }
 
@@ -307,7 +311,7 @@ impl TrainPlan {
         let mut rec = self.shared.recorder();
         let pass = Pass { adapter: Some(&self.parameters.adapter), ..self.shared.pass(rows) };
         let hidden = pass.forward(&mut rec);
-        let logits = self.head.record_logits(&mut rec, &self.head_of(None, None), hidden);
+        let logits = self.head.record_logits(&mut rec, &self.head_of(pass.adapter, None, None), hidden);
         (rec, logits)
     }
 }
@@ -315,8 +319,8 @@ impl TrainPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::Cooperative;
-    use crate::lora::config::LoraConfig;
+    use crate::gpu::{Command, Cooperative};
+    use crate::lora::config::{LoraConfig, TargetModules};
     use crate::lora::targets;
 
     fn plan(capabilities: Capabilities, max_rows: usize, recompute: RecomputePolicy) -> TrainPlan {
@@ -336,6 +340,48 @@ mod tests {
             training,
         };
         TrainPlan::new(capabilities, &config, |_| Float::F32, &modules, &settings)
+    }
+
+    #[test]
+    fn the_pass_of_the_base_reads_nothing_of_the_adapter() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama_tied/config.json");
+        let config = ModelConfig::from_file(&path).unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let plain = LoraConfig { target_modules: TargetModules::Names(names(&["q_proj"])), ..LoraConfig::default() };
+        for lora in [
+            LoraConfig {
+                target_modules: TargetModules::Names(names(&["q_proj", "lm_head", "embed_tokens"])),
+                ..plain.clone()
+            },
+            LoraConfig { modules_to_save: names(&["lm_head", "embed_tokens"]), ..plain.clone() },
+            LoraConfig {
+                trainable_token_indices: vec![("embed_tokens".into(), vec![3])],
+                use_dora: true,
+                ..plain.clone()
+            },
+        ] {
+            let modules = targets::resolve(&lora, &config).unwrap();
+            let settings = PlanSettings {
+                base: BaseStorage::AsStored,
+                max_rows: 64,
+                max_positions: 64,
+                recompute: RecomputePolicy::Keep(1),
+                dropout: 0.0,
+                loraplus: false,
+                neftune_alpha: 0.0,
+                training: Some(MomentStorage::F32),
+            };
+            let plan = TrainPlan::new(Capabilities::BASELINE, &config, |_| Float::F32, &modules, &settings);
+            let reads = |part| {
+                plan.record_part(64, 64, part).commands.iter().any(|command| match command {
+                    Command::Dispatch(dispatch) => dispatch.views.iter().any(|view| {
+                        plan.parameters.adapter.segments.iter().any(|segment| segment.params.buffer == view.buffer)
+                    }),
+                    _ => false,
+                })
+            };
+            assert!(reads(PassPart::Training) && !reads(PassPart::Base), "{lora:?}");
+        }
     }
 
     #[test]
