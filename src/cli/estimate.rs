@@ -126,7 +126,11 @@ fn estimates(
     float: Float,
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
-    let methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
+    let mut methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
+    if args.method.is_none() && config.experts.is_some() {
+        // Experts are not trained themselves.
+        methods.retain(|method| *method != Method::Full);
+    }
     let estimate = |method| {
         let mut settings = RunSettings {
             method,
@@ -175,7 +179,9 @@ fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Resul
             };
             format!(" {:>22}", format!("{}{verdict}", bytes(estimate.total)))
         };
-        out!("{name:<16}{}", estimates.iter().map(cell).collect::<String>());
+        // A model with experts has no figure for full training, the first column.
+        let blank = " ".repeat(23 * first.len().saturating_sub(estimates.len()));
+        out!("{name:<16}{blank}{}", estimates.iter().map(cell).collect::<String>());
     }
     Ok(())
 }
