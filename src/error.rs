@@ -67,6 +67,9 @@ pub enum Error {
     /// The run cannot go on: the numbers themselves went wrong.
     #[error("{0}")]
     Training(String),
+    /// A group of devices of which one has ended, or that do not train the same.
+    #[error("{0}")]
+    Group(String),
     /// A run whose device was lost again and again.
     #[error(
         "the GPU device was lost {times} times, the last time after step {step} ({reason}); {}",
@@ -118,6 +121,8 @@ pub enum ErrorKind {
     Busy,
     /// The numbers of a run went wrong.
     Training,
+    /// A device of several that train together has ended.
+    Group,
 }
 
 impl ErrorKind {
@@ -134,6 +139,7 @@ impl ErrorKind {
             Self::Argument => "argument",
             Self::Busy => "busy",
             Self::Training => "training",
+            Self::Group => "group",
         }
     }
 }
@@ -177,6 +183,7 @@ impl Error {
             Self::Argument(_) => ErrorKind::Argument,
             Self::Busy(_) => ErrorKind::Busy,
             Self::Training(_) => ErrorKind::Training,
+            Self::Group(_) => ErrorKind::Group,
             Self::Gpu(GpuError::NoAdapter | GpuError::Open { .. } | GpuError::UnknownAdapter { .. }) => {
                 ErrorKind::NoAdapter
             }

@@ -1,6 +1,7 @@
 //! `loraine train`.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::Context;
 use clap::Args;
@@ -12,12 +13,14 @@ use loraine::lora::config::{Bias, LoraInit};
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
-use loraine::train::event::{Control, Outcome};
+use loraine::train::event::{Control, Event, Outcome};
+use loraine::train::group::Group;
 use loraine::train::output::{Output, same_directory};
 use loraine::train::prepare::{PreparedRun, prepare};
 use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
+use loraine::train::{threads, worker};
 
 use super::args::adapter::adapter_directory;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sources};
@@ -230,6 +233,9 @@ struct StepArgs {
     /// Micro-batches per optimizer step (gradient accumulation) [default: 1]
     #[arg(long)]
     grad_accum: Option<usize>,
+    /// Devices that a step has micro-batches for: --grad-accum for each, whatever number of GPUs computes them [default: number of GPUs]
+    #[arg(long, value_name = "N")]
+    world_size: Option<usize>,
     /// Longest sequence in tokens [default: 512, or the model's limit]
     #[arg(long)]
     max_seq_len: Option<usize>,
@@ -393,6 +399,7 @@ impl TrainArgs {
         let t = &self.steps;
         set(&mut s.batch_size, t.batch_size);
         set(&mut s.grad_accum, t.grad_accum);
+        set_some(&mut s.world_size, t.world_size);
         set_some(&mut s.max_seq_len, t.max_seq_len);
         set_some(&mut s.steps, t.steps);
         if t.epochs.is_some() {
@@ -499,6 +506,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     }
     let goes_on = resume.is_some() && resumed_run.as_ref().is_none_or(|run| same_directory(run, &settings.out));
     Output::check(&settings.out, args.overwrite || goes_on || args.dry_run)?;
+    let devices = args.device.gpu.each();
+    if resume.is_none() && devices.len() > 1 {
+        settings.world_size.get_or_insert(devices.len());
+    }
     let model = settings.model.clone();
     settings.model = model_directory(&model, Extent::Everything)?;
     if let Some(adapter) = &mut settings.init_adapter {
@@ -525,14 +536,16 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         view.finish();
         return Ok(());
     }
-    view.phase("opening", "opening the GPU");
-    let gpu = args.device.open()?;
-    view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
+    view.phase("opening", if devices.len() > 1 { "opening the GPUs" } else { "opening the GPU" });
+    let gpus = devices.iter().map(|device| device.open_tuned(args.device.tuning())).collect::<anyhow::Result<Vec<_>>>()?;
+    for gpu in &gpus {
+        view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
+    }
     let out = prepared.settings.out.clone();
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
     let next = after_training(&prepared, &model);
-    let (outcome, ended) = run_shown(prepared, gpu, &start, &mut view)?;
+    let (outcome, ended) = run_on(prepared, gpus, &start, &mut view)?;
     if !full {
         adapter_file::add_command(&out, &next)?;
     }
@@ -543,17 +556,52 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     ended.map_or(Ok(()), |ended| Err(ended.into()))
 }
 
+/// Trains on one GPU, or on several at once, each with a thread of its own.
+fn run_on(
+    prepared: PreparedRun,
+    mut gpus: Vec<Gpu>,
+    start: &Start,
+    view: &mut RunView,
+) -> anyhow::Result<(Outcome, Option<Ended>)> {
+    let first = gpus.remove(0);
+    if gpus.is_empty() {
+        return run_shown(prepared, first, None, start, view);
+    }
+    let mut groups = threads::connect(gpus.len() + 1).into_iter().map(Group::new);
+    let group = groups.next();
+    let settings = &prepared.settings.clone();
+    thread::scope(|scope| {
+        let work = |(gpu, group): (Gpu, Group)| {
+            let mut group = group;
+            let prepared = prepare(settings.clone()).inspect_err(|error| group.fail(error))?;
+            pollster::block_on(worker::work(prepared, gpu, group))
+        };
+        let workers: Vec<_> = gpus.into_iter().zip(groups).map(|of_one| scope.spawn(move || work(of_one))).collect();
+        // An error of a worker ends the first rank too, with the worker's sentence.
+        let result = run_shown(prepared, first, group, start, view);
+        for worker in workers {
+            let _ = worker.join();
+        }
+        result
+    })
+}
+
 /// Trains and shows the progress. Ctrl-C finishes the step and saves; the program then ends as if the signal had ended it.
 pub fn run_shown(
     prepared: PreparedRun,
     gpu: Gpu,
+    group: Option<Group>,
     start: &Start,
     view: &mut RunView,
 ) -> anyhow::Result<(Outcome, Option<Ended>)> {
     let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
     let interrupt = Interrupt::watch(Asking::Every, Some(notice))?;
     let control = async || if interrupt.asked() { Control::Stop } else { Control::Continue };
-    let outcome = pollster::block_on(run::run(prepared, gpu, start, control, |event| view.show(event)));
+    let listen = |event: Event<'_>| view.show(event);
+    let outcome = match group {
+        Some(group) => pollster::block_on(run::run_first(prepared, gpu, group, start, control, listen)),
+        None => pollster::block_on(run::run(prepared, gpu, start, control, listen)),
+    };
     view.finish();
     let outcome = outcome?;
     let ended = outcome.interrupted.then(|| interrupt.ended());

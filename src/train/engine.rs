@@ -1,9 +1,11 @@
 //! The training step on the device: uploads, the replayed lists, and results that are read late.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use web_time::Instant;
 
+use super::group::{Group, Work};
 use super::head::LABEL_CLASS;
 use super::objective::{HeadRows, Objective, Report};
 use super::optimizer::{RESULTS_IN_FLIGHT, TOTAL_LOSS_AT};
@@ -65,6 +67,8 @@ pub struct Engine {
     pub profile: Option<Profile>,
     /// The objective that the steps optimize.
     pub objective: Objective,
+    /// The other devices that train the same model, if there are any.
+    pub group: Option<Group>,
     /// Prepared passes by rows, by labels, and by the part that they do.
     passes: Lists<(u32, u32, PassPart)>,
     begin: Prepared,
@@ -150,6 +154,7 @@ impl Engine {
             buffers,
             profile: None,
             objective: Objective::default(),
+            group: None,
             passes: Lists::new(MAX_LISTS),
             begin,
             optimizer,
@@ -249,7 +254,9 @@ impl Engine {
         seed: u64,
         progress: impl FnMut(usize),
     ) -> Result<Option<StepResult>> {
+        self.begin_together(Work::Step(self.submitted)).await?;
         self.accumulate_watched(micro_batches, seed, progress).await?;
+        self.add_up_gradients().await?;
         self.submitted += 1;
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
@@ -274,6 +281,65 @@ impl Engine {
             }
         }
         Ok(result)
+    }
+
+    /// Computes this rank's part of the gradients of the optimizer step after `done` others, for the first rank of the group.
+    ///
+    /// # Errors
+    /// As [`Self::step`], or a rank that has ended.
+    pub async fn work_on_step(&mut self, done: usize, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
+        self.submitted = done;
+        self.receive_values().await?;
+        self.accumulate_watched(micro_batches, seed, |_| ()).await?;
+        self.add_up_gradients().await
+    }
+
+    /// Announces `work` to the group, if there is one, and gives it the trained values.
+    pub(super) async fn begin_together(&mut self, work: Work) -> Result<()> {
+        if let Some(group) = &mut self.group {
+            group.agree_on(work)?;
+            self.receive_values().await?;
+        }
+        Ok(())
+    }
+
+    /// The part of `count` micro-batches that is computed here: all of them, or those of this rank of the group.
+    pub(super) fn share(&self, count: usize) -> Range<usize> {
+        self.group.as_ref().map_or(0..count, |group| group.share(count))
+    }
+
+    /// Gives all ranks of the group the trained values of the first one.
+    pub(super) async fn receive_values(&mut self) -> Result<()> {
+        let Some(group) = &mut self.group else { return Ok(()) };
+        for range in self.plan.parameters.ranges() {
+            let mut bytes = match group.is_first() {
+                true => self.gpu.read(&self.buffers, range.params).await?,
+                false => vec![0; range.params.bytes as usize],
+            };
+            group.broadcast(&mut bytes, 0)?;
+            if !group.is_first() {
+                self.gpu.write(&self.buffers, range.params, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds up gradients, losses and the sums over preferences of all ranks of the group, on the first one.
+    async fn add_up_gradients(&mut self) -> Result<()> {
+        let Some(group) = &mut self.group else { return Ok(()) };
+        let ranges = self.plan.parameters.ranges();
+        let loss = self.plan.optimizer.total_loss();
+        for view in ranges.iter().map(|range| range.grads).chain([loss]) {
+            let mut values = self.gpu.read_f32(&self.buffers, view).await?;
+            group.sum(&mut values, 0)?;
+            if group.is_first() {
+                self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&values));
+            }
+        }
+        let of_ranks = group.gather(&self.tally.numbers())?;
+        self.tally = Tally::default();
+        of_ranks.iter().for_each(|numbers| self.tally.merge(&Tally::from_numbers(numbers)));
+        Ok(())
     }
 
     /// The oldest result that has not been given out, if it is there already. Does not wait for the device.
@@ -360,7 +426,8 @@ impl Engine {
         };
         self.tally = Tally::default();
         self.gpu.replay(&self.begin, &mut self.buffers, self.profile.as_mut()).await?;
-        for (i, batch) in micro_batches.iter().enumerate() {
+        let share = self.share(micro_batches.len());
+        for (i, batch) in micro_batches.iter().enumerate().take(share.end).skip(share.start) {
             progress(i);
             let seed =
                 crate::random::bits(seed, crate::random::Stream::Dropout, self.submitted as u64, i as u64) as u32;

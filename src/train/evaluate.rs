@@ -163,31 +163,45 @@ impl PreparedEval {
 }
 
 /// The report of an evaluation over micro-batches, without gradients, and the number of their labels. `listen` is told the work before
-/// each of them.
+/// each of them. In a group, each rank computes its share.
 pub(super) async fn evaluation(
     engine: &mut Engine,
     batches: &[MicroBatch],
-    mut listen: impl FnMut(Phase),
+    listen: impl FnMut(Phase),
 ) -> Result<(Report, usize)> {
-    let (mut sum, mut count) = (0.0, 0);
-    let mut tally = Tally::default();
-    let preference = engine.objective.preference();
-    for (done, batch) in batches.iter().enumerate() {
-        let compiling = |done, total| listen(Phase::Compiling { done, total });
-        engine.compile(std::slice::from_ref(batch), false, compiling).await?;
-        listen(Phase::Evaluating { done, total: batches.len() });
-        if let Some(preference) = preference {
-            tally.merge(&engine.compare(batch, preference).await?);
-            count += batch.labels.len();
-            continue;
-        }
-        let (of_batch, labels) = engine.evaluate([batch]).await?;
-        sum += of_batch;
-        count += labels;
+    let mut of_ranks = vec![own_share(engine, batches, listen).await?];
+    if let Some(group) = &mut engine.group {
+        of_ranks = group.gather(&of_ranks[0])?;
     }
-    let report = match preference {
-        None => engine.objective.evaluation(sum, count),
-        Some(_) => Objective::report_of(&tally),
+    let count = batches.iter().map(|batch| batch.labels.len()).sum();
+    let report = match engine.objective.preference() {
+        None => engine.objective.evaluation(of_ranks.iter().flatten().sum(), count),
+        Some(_) => {
+            let mut tally = Tally::default();
+            of_ranks.iter().for_each(|numbers| tally.merge(&Tally::from_numbers(numbers)));
+            Objective::report_of(&tally)
+        }
     };
     Ok((report, count))
+}
+
+/// The numbers of this rank's share of an evaluation: the loss of each micro-batch, or the sums over all preferences.
+pub(super) async fn own_share(
+    engine: &mut Engine,
+    batches: &[MicroBatch],
+    mut listen: impl FnMut(Phase),
+) -> Result<Vec<f64>> {
+    let share = engine.share(batches.len());
+    let (mut losses, mut tally) = (Vec::new(), Tally::default());
+    let preference = engine.objective.preference();
+    for (done, batch) in batches[share.clone()].iter().enumerate() {
+        let compiling = |done, total| listen(Phase::Compiling { done, total });
+        engine.compile(std::slice::from_ref(batch), false, compiling).await?;
+        listen(Phase::Evaluating { done, total: share.len() });
+        match preference {
+            Some(preference) => tally.merge(&engine.compare(batch, preference).await?),
+            None => losses.push(engine.evaluate([batch]).await?.0),
+        }
+    }
+    Ok(if preference.is_some() { tally.numbers() } else { losses })
 }

@@ -7,6 +7,7 @@ pub mod diagnosis;
 pub mod engine;
 pub mod evaluate;
 pub mod event;
+pub mod group;
 pub mod head;
 pub mod objective;
 mod observer;
@@ -23,4 +24,7 @@ pub mod schedule;
 mod setting_spec;
 pub mod settings;
 pub mod tensorboard;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod threads;
 pub mod values;
+pub mod worker;

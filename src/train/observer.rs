@@ -8,6 +8,7 @@ use super::diagnosis::{Curves, Warning, WarningKind, diagnose};
 use super::engine::{Engine, StepResult};
 use super::evaluate::evaluation;
 use super::event::{Event, Phase};
+use super::group::Work;
 use super::objective::Report;
 use super::output::{EvalMetrics, Output, StepMetrics};
 use super::settings::RunSettings;
@@ -175,6 +176,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         step: usize,
     ) -> Result<EvalMetrics> {
         let listen = &mut self.listen;
+        engine.begin_together(Work::Evaluation).await?;
         let (report, count) = evaluation(engine, batches, |phase| listen(Event::Phase(phase))).await?;
         if !report.loss.is_finite() {
             return Err(Error::Training(format!(

@@ -76,6 +76,23 @@ impl Tally {
         }
     }
 
+    /// The sums as numbers, for [`Self::from_numbers`].
+    pub fn numbers(&self) -> Vec<f64> {
+        let values = NAMES.iter().flat_map(|name| {
+            let (sum, count) = self.values.get(name).copied().unwrap_or_default();
+            [sum, count as f64]
+        });
+        [self.loss, self.count as f64].into_iter().chain(values).collect()
+    }
+
+    /// The sums that [`Self::numbers`] has given.
+    pub fn from_numbers(numbers: &[f64]) -> Self {
+        let mut pairs = numbers.chunks_exact(2).map(|pair| (pair[0], pair[1] as usize));
+        let (loss, count) = pairs.next().unwrap_or_default();
+        let values = NAMES.into_iter().zip(pairs).filter(|(_, (_, count))| *count > 0).collect();
+        Self { loss, count, values }
+    }
+
     /// The mean loss over the preferences.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.count as f64
@@ -98,6 +115,21 @@ const REWARDS: [&str; 2] = ["rewards/chosen", "rewards/rejected"];
 const LOGPS: [&str; 2] = ["logps/chosen", "logps/rejected"];
 const MARGINS: &str = "rewards/margins";
 const ACCURACIES: &str = "rewards/accuracies";
+const KL: &str = "kl";
+const NLL_LOSS: &str = "nll_loss";
+const LOG_ODDS: [&str; 2] = ["log_odds_chosen", "log_odds_ratio"];
+const NAMES: [&str; 10] = [
+    REWARDS[0],
+    REWARDS[1],
+    LOGPS[0],
+    LOGPS[1],
+    MARGINS,
+    ACCURACIES,
+    KL,
+    NLL_LOSS,
+    LOG_ODDS[0],
+    LOG_ODDS[1],
+];
 
 /// The log-probabilities of one answer.
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +232,7 @@ impl Preference {
         }
         let mean = pairs.iter().map(|[_, mismatched]| mismatched.ratio()).sum::<f64>() / pairs.len() as f64;
         let divergence = mean.max(0.0);
-        tally.add("kl", divergence);
+        tally.add(KL, divergence);
         divergence
     }
 
@@ -268,7 +300,7 @@ impl Preference {
         let mean = learned.iter().map(|at| f64::from(losses[*at])).sum::<f64>() / learned.len() as f64;
         let pairs = batch.answers.len() as f64;
         tally.loss += share * mean * pairs;
-        tally.add("nll_loss", mean);
+        tally.add(NLL_LOSS, mean);
         for at in &learned {
             weights[*at] += share * scale * pairs / learned.len() as f64;
         }
@@ -294,8 +326,8 @@ impl Preference {
         tally.add(MARGINS, rewards[0] - rewards[1]);
         if self.loss == PreferenceLoss::Orpo {
             let odds = log_odds(pair[0]) - log_odds(pair[1]);
-            tally.add("log_odds_chosen", odds);
-            tally.add("log_odds_ratio", -neg_log_sigmoid(odds));
+            tally.add(LOG_ODDS[0], odds);
+            tally.add(LOG_ODDS[1], -neg_log_sigmoid(odds));
         }
     }
 }

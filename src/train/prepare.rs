@@ -161,7 +161,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         // The record of a run holds the share that it was made with, whatever later versions take by default.
         settings.eval_fraction = Some(examples as f64 / of as f64);
     }
-    let per_step = settings.batch_size.saturating_mul(settings.grad_accum);
+    let devices = settings.world_size.unwrap_or(1);
+    let per_step = settings.batch_size.saturating_mul(settings.grad_accum).saturating_mul(devices);
     let slots = match format.packing {
         true => pack(&examples, max_seq_len),
         false => (0..examples.len()).map(|i| vec![i]).collect(),

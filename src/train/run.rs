@@ -8,6 +8,7 @@ use web_time::Instant;
 use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState, Trainable};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome, Phase};
+use super::group::Group;
 use super::observer::{Observer, Speed};
 use super::output::{Continued, EvalMetrics, Output, RunRecord, same_directory};
 use super::prepare::PreparedRun;
@@ -70,6 +71,24 @@ impl Progress {
     }
 }
 
+/// Trains as the first rank of `group`, whose other ranks are in [`super::worker::work`]. A lost device ends the run. See [`run`].
+///
+/// # Errors
+/// As [`run`], or a rank that has ended.
+pub async fn run_first(
+    mut prepared: PreparedRun,
+    gpu: Gpu,
+    group: Group,
+    start: &Start,
+    mut control: impl AsyncFnMut() -> Control,
+    mut listen: impl FnMut(Event<'_>),
+) -> Result<Outcome> {
+    let _lock = files::lock_directory(&prepared.settings.out)?;
+    let mut progress = Progress::default();
+    let outcome = attempt(&mut prepared, gpu, Some(group), start, &mut control, &mut listen, &mut progress).await?;
+    Ok(Outcome { first_eval: progress.first_eval, ..outcome })
+}
+
 /// Trains. `control` is asked after each step, and the run waits for its answer; `listen` receives the events.
 ///
 /// # Errors
@@ -88,7 +107,7 @@ pub async fn run(
     let mut progress = Progress::default();
     loop {
         let watch = gpu.loss_watch();
-        let result = attempt(&mut prepared, gpu, &start, &mut control, &mut listen, &mut progress).await;
+        let result = attempt(&mut prepared, gpu, None, &start, &mut control, &mut listen, &mut progress).await;
         let error = match result {
             Ok(outcome) => return Ok(Outcome { first_eval: progress.first_eval, ..outcome }),
             Err(error) => error,
@@ -123,6 +142,7 @@ async fn open_again(options: &GpuOptions, losses: usize) -> Result<Gpu> {
 async fn attempt(
     prepared: &mut PreparedRun,
     gpu: Gpu,
+    mut group: Option<Group>,
     start: &Start,
     control: &mut impl AsyncFnMut() -> Control,
     listen: &mut impl FnMut(Event<'_>),
@@ -130,6 +150,9 @@ async fn attempt(
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
     let provenance = prepared.provenance()?;
+    if let Some(group) = &mut group {
+        group.check_same(&provenance)?;
+    }
     let resumed = start.resume.as_ref().map(|resume| Resumed::find(prepared, resume, &provenance)).transpose()?;
     let (mut engine, record) = open_engine(prepared, gpu, listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
@@ -147,6 +170,7 @@ async fn attempt(
     engine.write_adapter(&prepared.initial);
     prepared.add_references(&mut engine, |done, total| listen(Event::Phase(Phase::Evaluating { done, total }))).await?;
     engine.profile = start.profile.then(Profile::default);
+    engine.group = group;
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
     (progress.first_step, progress.step) = (state.step, state.step);
     let curves = output.curves()?;
@@ -223,7 +247,7 @@ impl Resumed {
 }
 
 /// Plans the run's memory and loads the base; also gives the record of what the run is made with.
-async fn open_engine(
+pub(super) async fn open_engine(
     prepared: &PreparedRun,
     gpu: Gpu,
     listen: &mut impl FnMut(Event<'_>),
@@ -411,6 +435,9 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     /// Waits for the last results and writes the trained values and the drawing of the loss into `out`.
     async fn finish(mut self, out: &Path) -> Result<Outcome> {
         self.observer.drain(&mut self.engine).await?;
+        if let Some(group) = self.engine.group.take() {
+            group.end()?;
+        }
         (self.observer.listen)(Event::Phase(Phase::Saving));
         let (settings, source) = (&self.prepared.settings, &self.prepared.source);
         let float = settings.dtype.unwrap_or_else(|| source.stored(EMBEDDING));

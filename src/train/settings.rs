@@ -222,6 +222,10 @@ pub struct RunSettings {
     pub batch_size: usize,
     /// Micro-batches whose gradients are added up for one optimizer step.
     pub grad_accum: usize,
+    /// Devices that share the micro-batches of an optimizer step, which has `grad_accum` of each. None is one device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub world_size: Option<usize>,
     /// Longest example in tokens; `None` is 512, or what the model has if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_seq_len: Option<usize>,
@@ -341,6 +345,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("init-adapter", OnResume::Free),
     Setting::new("batch-size", OnResume::Fixed).count(1, |s| Some(s.batch_size as u64)),
     Setting::new("grad-accum", OnResume::Fixed).count(1, |s| Some(s.grad_accum as u64)),
+    Setting::new("world-size", OnResume::Fixed).count(1, |s| s.world_size.map(|size| size as u64)),
     // A token and the one that it predicts.
     Setting::new("max-seq-len", OnResume::Free).count(2, |s| s.max_seq_len.map(|n| n as u64)),
     Setting::new("steps", OnResume::Free).count(1, |s| s.steps.map(|n| n as u64)),
@@ -444,6 +449,7 @@ impl Default for RunSettings {
             init_adapter: None,
             batch_size: 4,
             grad_accum: 1,
+            world_size: None,
             max_seq_len: None,
             steps: None,
             epochs: None,

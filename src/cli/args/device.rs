@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use loraine::gpu::Gpu;
+use loraine::gpu::{Gpu, TuneOptions};
 
 use super::cache::CacheArgs;
 use super::gpu::GpuArgs;
@@ -21,6 +21,11 @@ pub struct DeviceArgs {
 impl DeviceArgs {
     /// Opens the chosen GPU with the settings of `--tune` and of the cache.
     pub fn open(&self) -> Result<Gpu> {
-        self.gpu.open_tuned(self.tune.options(self.cache.directory()))
+        self.gpu.open_tuned(self.tuning())
+    }
+
+    /// The settings of `--tune` and of the cache.
+    pub fn tuning(&self) -> TuneOptions {
+        self.tune.options(self.cache.directory())
     }
 }
