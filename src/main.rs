@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     if let Some(ended) = error.downcast_ref::<cli::Ended>() {
         return ExitCode::from(ended.status());
     }
-    eprintln!("error: {}", cli::shown(&error));
+    eprintln!("error: {}{}", cli::whose(), cli::shown(&error));
+    cli::leave();
     ExitCode::FAILURE
 }

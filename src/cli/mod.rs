@@ -29,6 +29,7 @@ mod merge;
 mod next_command;
 mod output;
 mod quantize;
+mod ranks;
 mod run_view;
 mod show;
 mod status;
@@ -45,6 +46,7 @@ use loraine::setting::{as_flag, written};
 
 pub use interrupt::Ended;
 pub use output::without_passwords;
+pub use ranks::{leave, whose};
 use show::printable;
 
 /// LoRA and QLoRA fine-tuning of language models on any vendor's GPU.

@@ -1,7 +1,6 @@
 //! `loraine train`.
 
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use anyhow::Context;
 use clap::Args;
@@ -20,7 +19,6 @@ use loraine::train::prepare::{PreparedRun, prepare};
 use loraine::train::run::{self, Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
-use loraine::train::{threads, worker};
 
 use super::args::adapter::adapter_directory;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sources};
@@ -30,6 +28,7 @@ use super::args::model::model_directory;
 use super::args::objective::ObjectiveArgs;
 use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
+use super::ranks::Ranks;
 use super::run_view::RunView;
 use super::show::listed;
 use super::synonyms;
@@ -349,16 +348,6 @@ impl TrainArgs {
         if let Some(run) = resumed_run {
             s.out = run.to_owned();
         }
-        fn set<T>(field: &mut T, flag: Option<T>) {
-            if let Some(value) = flag {
-                *field = value;
-            }
-        }
-        fn set_some<T>(field: &mut Option<T>, flag: Option<T>) {
-            if flag.is_some() {
-                *field = flag;
-            }
-        }
         set(&mut s.model, self.model.clone());
         if !self.data.is_empty() {
             s.data = self.data.clone().into();
@@ -466,6 +455,18 @@ struct SettingsFile {
     settings: RunSettings,
 }
 
+fn set<T>(field: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *field = value;
+    }
+}
+
+fn set_some<T>(field: &mut Option<T>, flag: Option<T>) {
+    if flag.is_some() {
+        *field = flag;
+    }
+}
+
 impl SettingsFile {
     /// Reads a settings file and ignores the record of a run.toml.
     fn read(path: &Path) -> anyhow::Result<Self> {
@@ -499,16 +500,18 @@ impl SettingsFile {
 }
 
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
+    let ranks = Ranks::of(&args.device.gpu)?;
     let (resume, resumed_run) = args.resume()?;
     let mut settings = args.settings(resumed_run.as_deref())?;
     if resume.is_some() {
         settings.follow_recorded_date();
     }
     let goes_on = resume.is_some() && resumed_run.as_ref().is_none_or(|run| same_directory(run, &settings.out));
-    Output::check(&settings.out, args.overwrite || goes_on || args.dry_run)?;
-    let devices = args.device.gpu.each();
-    if resume.is_none() && devices.len() > 1 {
-        settings.world_size.get_or_insert(devices.len());
+    if ranks.is_first() {
+        Output::check(&settings.out, args.overwrite || goes_on || args.dry_run)?;
+    }
+    if resume.is_none() && ranks.count() > 1 {
+        settings.world_size.get_or_insert(ranks.count());
     }
     let model = settings.model.clone();
     settings.model = model_directory(&model, Extent::Everything)?;
@@ -520,6 +523,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     settings.data = data_sources(&settings.data, SPLITS_OF_RUN)?.into();
     if let Some(eval) = &settings.eval_data {
         settings.eval_data = data_sources(std::slice::from_ref(eval), SPLITS_OF_EVALUATION)?.pop();
+    }
+    #[cfg(feature = "mpi")]
+    if !ranks.is_first() {
+        return if args.dry_run { ranks.finish() } else { ranks.follow(settings, &args.device) };
     }
     let mut view = RunView::new(args.json);
     view.phase("reading", "reading the model's files and the data");
@@ -534,10 +541,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         let steps = counted(prepared.steps as u64, "step");
         view.say(format!("dry run: {steps} planned, nothing was trained or written"));
         view.finish();
-        return Ok(());
+        return ranks.finish();
     }
-    view.phase("opening", if devices.len() > 1 { "opening the GPUs" } else { "opening the GPU" });
-    let gpus = devices.iter().map(|device| device.open_tuned(args.device.tuning())).collect::<anyhow::Result<Vec<_>>>()?;
+    view.phase("opening", if ranks.count() > 1 { "opening the GPUs" } else { "opening the GPU" });
+    let gpus = ranks.open(args.device.tuning())?;
     for gpu in &gpus {
         view.say(format!("gpu     {} ({}, {})", gpu.adapter.name, gpu.adapter.kind, gpu.adapter.backend));
     }
@@ -545,7 +552,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
     let next = after_training(&prepared, &model);
-    let (outcome, ended) = run_on(prepared, gpus, &start, &mut view)?;
+    let (outcome, ended) = ranks.train(prepared, gpus, &start, &mut view)?;
     if !full {
         adapter_file::add_command(&out, &next)?;
     }
@@ -553,37 +560,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         view.profile(profile);
     }
     view.summary(&outcome, &out, full, &next);
+    ranks.finish()?;
     ended.map_or(Ok(()), |ended| Err(ended.into()))
-}
-
-/// Trains on one GPU, or on several at once, each with a thread of its own.
-fn run_on(
-    prepared: PreparedRun,
-    mut gpus: Vec<Gpu>,
-    start: &Start,
-    view: &mut RunView,
-) -> anyhow::Result<(Outcome, Option<Ended>)> {
-    let first = gpus.remove(0);
-    if gpus.is_empty() {
-        return run_shown(prepared, first, None, start, view);
-    }
-    let mut groups = threads::connect(gpus.len() + 1).into_iter().map(Group::new);
-    let group = groups.next();
-    let settings = &prepared.settings.clone();
-    thread::scope(|scope| {
-        let work = |(gpu, group): (Gpu, Group)| {
-            let mut group = group;
-            let prepared = prepare(settings.clone()).inspect_err(|error| group.fail(error))?;
-            pollster::block_on(worker::work(prepared, gpu, group))
-        };
-        let workers: Vec<_> = gpus.into_iter().zip(groups).map(|of_one| scope.spawn(move || work(of_one))).collect();
-        // An error of a worker ends the first rank too, with the worker's sentence.
-        let result = run_shown(prepared, first, group, start, view);
-        for worker in workers {
-            let _ = worker.join();
-        }
-        result
-    })
 }
 
 /// Trains and shows the progress. Ctrl-C finishes the step and saves; the program then ends as if the signal had ended it.

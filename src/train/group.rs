@@ -10,7 +10,7 @@ use super::provenance::Provenance;
 use crate::{Error, Result};
 
 /// The way between the ranks of a group: threads of one process, or processes that MPI connects.
-pub trait Transport: Send {
+pub trait Transport {
     /// Number of this rank, from 0.
     fn rank(&self) -> usize;
 

@@ -9,6 +9,8 @@ pub mod evaluate;
 pub mod event;
 pub mod group;
 pub mod head;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod objective;
 mod observer;
 pub mod optimizer;

@@ -118,18 +118,8 @@ const ACCURACIES: &str = "rewards/accuracies";
 const KL: &str = "kl";
 const NLL_LOSS: &str = "nll_loss";
 const LOG_ODDS: [&str; 2] = ["log_odds_chosen", "log_odds_ratio"];
-const NAMES: [&str; 10] = [
-    REWARDS[0],
-    REWARDS[1],
-    LOGPS[0],
-    LOGPS[1],
-    MARGINS,
-    ACCURACIES,
-    KL,
-    NLL_LOSS,
-    LOG_ODDS[0],
-    LOG_ODDS[1],
-];
+const NAMES: [&str; 10] =
+    [REWARDS[0], REWARDS[1], LOGPS[0], LOGPS[1], MARGINS, ACCURACIES, KL, NLL_LOSS, LOG_ODDS[0], LOG_ODDS[1]];
 
 /// The log-probabilities of one answer.
 #[derive(Clone, Copy, Debug)]
