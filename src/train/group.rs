@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::prepare::PreparedRun;
 use super::provenance::Provenance;
 use crate::{Error, Result};
 
@@ -161,23 +162,24 @@ impl Group {
         self.transport.fail(&error.to_string());
     }
 
-    /// Compares what this rank is going to train with that of the first rank.
+    /// Compares what this rank is going to train with that of the first rank, which waits for all.
     ///
     /// # Errors
     /// A rank that has another model, other data or other settings, with what differs.
-    pub(super) fn check_same(&mut self, mine: &Provenance) -> Result<()> {
-        let text = serde_json::to_vec(mine).map_err(|error| Error::Argument(error.to_string()))?;
+    pub(super) fn check_same(&mut self, prepared: &PreparedRun) -> Result<()> {
+        let own = (prepared.provenance()?, prepared.held_out_fingerprint());
+        let text = serde_json::to_vec(&own).map_err(|error| Error::Argument(error.to_string()))?;
         let mut length = [text.len() as u64];
         self.broadcast(bytemuck::cast_slice_mut(&mut length), 0)?;
         let mut first = text;
         first.resize(length[0] as usize, 0);
         self.broadcast(&mut first, 0)?;
         let rank = self.rank();
-        let differs = |problem: &str| Error::Group(format!("rank {rank} cannot join the run, which {problem}"));
-        let first: Provenance =
-            serde_json::from_slice(&first).map_err(|_| differs("is made by another version of loraine"))?;
-        // Ranks may have different limits of memory and other paths; whatever decides on numbers is the same.
-        first.check_resume(mine).map_err(|problem| differs(&problem)).map(|_| ())
+        let differs = |problem: &str| Error::Group(format!("rank {rank} cannot join the run: {problem}"));
+        let first: (Provenance, String) =
+            serde_json::from_slice(&first).map_err(|_| differs("it is another version of loraine"))?;
+        first.0.check_joins(&own.0, [&first.1, &own.1]).map_err(|problem| differs(&problem))?;
+        self.gather(&[]).map(|_| ())
     }
 }
 

@@ -112,10 +112,12 @@ impl Transport for Process {
 
     fn gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         let first = self.world.process_at_rank(0);
-        let length = bytes.len() as i32;
+        // Open MPI refuses a gathering of nothing, so each rank sends one byte more.
+        let sent = [&[0], bytes].concat();
+        let length = sent.len() as i32;
         if self.rank() > 0 {
             first.gather_into(&length);
-            first.gather_varcount_into(bytes);
+            first.gather_varcount_into(&sent[..]);
             return Ok(Vec::new());
         }
         let mut lengths = vec![0i32; self.size()];
@@ -127,8 +129,8 @@ impl Transport for Process {
             end += length;
         }
         let mut all = vec![0u8; end as usize];
-        first.gather_varcount_into_root(bytes, &mut PartitionMut::new(&mut all[..], &lengths[..], &starts[..]));
-        let of_rank = |(start, length): (&i32, &i32)| all[*start as usize..(start + length) as usize].to_vec();
+        first.gather_varcount_into_root(&sent[..], &mut PartitionMut::new(&mut all[..], &lengths[..], &starts[..]));
+        let of_rank = |(start, length): (&i32, &i32)| all[*start as usize + 1..(start + length) as usize].to_vec();
         Ok(starts.iter().zip(&lengths).map(of_rank).collect())
     }
 

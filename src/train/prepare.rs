@@ -8,7 +8,7 @@ use super::comparisons;
 use super::diagnosis::{self, Warning, WarningKind};
 use super::engine::Engine;
 use super::plan::TrainPlan;
-use super::provenance::Provenance;
+use super::provenance::{Provenance, fingerprint_of};
 use super::settings::{Method, RunSettings};
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out, hold_out_count};
@@ -412,6 +412,11 @@ impl PreparedRun {
             }
             false => Ok(()),
         }
+    }
+
+    /// Fingerprint of the held-out examples.
+    pub(super) fn held_out_fingerprint(&self) -> String {
+        fingerprint_of(&self.eval_examples)
     }
 
     pub(super) fn provenance(&self) -> Result<Provenance> {

@@ -1,6 +1,8 @@
 //! The provenance of a run: the data, the base and the settings that its numbers follow from. A run that resumes from a checkpoint
 //! must have the same provenance.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -11,7 +13,7 @@ use crate::Result;
 use crate::data::{Comparison, Example};
 use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
-use crate::setting::{DATA, EVAL_FRACTION, INIT_ADAPTER, MODEL};
+use crate::setting::{DATA, EVAL_DATA, EVAL_FRACTION, GPU_MEMORY, INIT_ADAPTER, Key, MODEL, OUT, RECOMPUTE};
 
 /// The provenance of a run, kept in a checkpoint and compared when a run resumes from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,14 +41,7 @@ impl Provenance {
         let mut data = Fingerprint::default();
         for slot in slots {
             data.add(&slot.len().to_le_bytes());
-            for example in slot.iter().flat_map(|i| examples[*i].sequences()) {
-                data.add(&example.input_ids.len().to_le_bytes());
-                data.add(bytemuck::cast_slice(&example.input_ids));
-                example.trained.iter().for_each(|trained| data.add(&[u8::from(*trained)]));
-                if let Comparison::Rated { desirable, .. } = example.comparison {
-                    data.add(&[u8::from(desirable)]);
-                }
-            }
+            slot.iter().for_each(|i| add_example(&mut data, &examples[*i]));
         }
         let mut weights = Fingerprint::default();
         base.beginnings(|name, bytes| {
@@ -56,21 +51,49 @@ impl Provenance {
         Ok(Self { data: data.text(), base: weights.text(), settings: settings.clone(), steps })
     }
 
+    /// Checks that a rank that prepared `own` and holds out the same examples, `held_out` in both, can join the run of a first rank with
+    /// this provenance. Files may lie in other places, and a rank may have a memory limit of its own.
+    ///
+    /// # Errors
+    /// The setting that differs, or the data, as a sentence.
+    pub fn check_joins(&self, own: &Self, held_out: [&str; 2]) -> Result<(), String> {
+        let own_to_a_rank = [MODEL, DATA, EVAL_DATA, INIT_ADAPTER, OUT, RECOMPUTE, GPU_MEMORY];
+        let [first, fields] = [self, own].map(Self::fields);
+        for Setting { key, .. } in SETTINGS.iter().filter(|setting| !own_to_a_rank.contains(&setting.key)) {
+            let (theirs, here) = (first.get(key.0), fields.get(key.0));
+            if theirs != here {
+                return Err(format!("{} here, but {} of the first rank", key.is(shown(here)), shown(theirs)));
+            }
+        }
+        let differs = |what: &str, key: Key, path: &Path| {
+            Err(format!("{what} ({}) is not that of the first rank; give every rank the same", key.is(path.display())))
+        };
+        if self.base != own.base {
+            return differs("the base model", MODEL, &own.settings.model);
+        }
+        if self.data != own.data {
+            return differs("the training data", DATA, Path::new(&own.settings.data.to_string()));
+        }
+        match held_out {
+            [theirs, here] if theirs != here => Err("the held-out data is not that of the first rank".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        match serde_json::to_value(&self.settings) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        }
+    }
+
     /// Checks that a run of provenance `now` can resume from a checkpoint of this one. The answer lists, as sentences, the settings that
     /// `now` changes and may change.
     ///
     /// # Errors
     /// A sentence that names what `now` must not change.
     pub fn check_resume(&self, now: &Self) -> Result<Vec<String>, String> {
-        let [old, new] = [self, now].map(|provenance| match serde_json::to_value(&provenance.settings) {
-            Ok(Value::Object(fields)) => fields,
-            _ => Map::new(),
-        });
-        let shown = |value: Option<&Value>| match value {
-            Some(Value::String(text)) => text.clone(),
-            Some(value) => value.to_string(),
-            None => "none".to_owned(),
-        };
+        let [old, new] = [self, now].map(Self::fields);
         let changed = SETTINGS.iter().filter(|setting| old.get(setting.key.0) != new.get(setting.key.0));
         if let Some(Setting { key, .. }) = changed.clone().find(|setting| setting.on_resume == OnResume::Fixed) {
             let (was, is) = (shown(old.get(key.0)), shown(new.get(key.0)));
@@ -105,10 +128,34 @@ impl Provenance {
     }
 }
 
+/// The fingerprint of examples.
+pub(super) fn fingerprint_of(examples: &[Example]) -> String {
+    let mut data = Fingerprint::default();
+    examples.iter().for_each(|example| add_example(&mut data, example));
+    data.text()
+}
+
+fn add_example(data: &mut Fingerprint, example: &Example) {
+    for example in example.sequences() {
+        data.add(&example.input_ids.len().to_le_bytes());
+        data.add(bytemuck::cast_slice(&example.input_ids));
+        example.trained.iter().for_each(|trained| data.add(&[u8::from(*trained)]));
+        if let Comparison::Rated { desirable, .. } = example.comparison {
+            data.add(&[u8::from(desirable)]);
+        }
+    }
+}
+
+fn shown(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+        None => "none".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn provenance(change: impl FnOnce(&mut RunSettings), ids: &[u32], steps: usize) -> Provenance {

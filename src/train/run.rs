@@ -78,11 +78,13 @@ impl Progress {
 pub async fn run_first(
     mut prepared: PreparedRun,
     gpu: Gpu,
-    group: Group,
+    mut group: Group,
     start: &Start,
     mut control: impl AsyncFnMut() -> Control,
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
+    // Before anything is written.
+    group.check_same(&prepared)?;
     let _lock = files::lock_directory(&prepared.settings.out)?;
     let mut progress = Progress::default();
     let outcome = attempt(&mut prepared, gpu, Some(group), start, &mut control, &mut listen, &mut progress).await?;
@@ -142,7 +144,7 @@ async fn open_again(options: &GpuOptions, losses: usize) -> Result<Gpu> {
 async fn attempt(
     prepared: &mut PreparedRun,
     gpu: Gpu,
-    mut group: Option<Group>,
+    group: Option<Group>,
     start: &Start,
     control: &mut impl AsyncFnMut() -> Control,
     listen: &mut impl FnMut(Event<'_>),
@@ -150,9 +152,6 @@ async fn attempt(
 ) -> Result<Outcome> {
     let out = prepared.settings.out.clone();
     let provenance = prepared.provenance()?;
-    if let Some(group) = &mut group {
-        group.check_same(&provenance)?;
-    }
     let resumed = start.resume.as_ref().map(|resume| Resumed::find(prepared, resume, &provenance)).transpose()?;
     let (mut engine, record) = open_engine(prepared, gpu, listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.

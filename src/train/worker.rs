@@ -11,8 +11,7 @@ use crate::gpu::Gpu;
 /// # Errors
 /// A rank that trains something else or has ended, out of memory, or a failing device. The other ranks are told.
 pub async fn work(mut prepared: PreparedRun, gpu: Gpu, mut group: Group) -> Result<()> {
-    let same = prepared.provenance().and_then(|mine| group.check_same(&mine));
-    if let Err(error) = same {
+    if let Err(error) = group.check_same(&prepared) {
         group.fail(&error);
         return Err(error);
     }

@@ -6,16 +6,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::cli::{Shell, copy_files, edit, random_lines, texts, train_on};
-use crate::common::fixture;
+use crate::common::{fixture, soak};
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::network::moments::MomentStorage;
 use loraine::random::{Stream, bits};
 use loraine::train::checkpoint::{self, Trainable};
-
-fn soak() -> u64 {
-    std::env::var("LORAINE_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
-}
 
 fn shell() -> Shell {
     let shell = Shell::new();

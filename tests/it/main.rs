@@ -27,6 +27,8 @@ mod foreign_templates;
 mod full_training;
 mod generate;
 mod gguf;
+#[cfg(unix)]
+mod group;
 mod hostile_files;
 mod hub;
 mod hub_data;

@@ -222,7 +222,7 @@ fn write_data(shell: &Shell) {
     shell.write("rated.jsonl", rated);
 }
 
-fn demo_model(shell: &Shell) {
+pub fn demo_model(shell: &Shell) {
     loraine::demo::write(&shell.path("demo")).unwrap();
     write_data(shell);
 }

@@ -23,6 +23,12 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
+/// The factor by which `make soak` makes faults more frequent.
+#[cfg(target_os = "linux")]
+pub fn soak() -> u64 {
+    std::env::var("LORAINE_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
 /// A path under the data that lies beside the checkout; None, with a printed reason, where it is absent.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
