@@ -77,7 +77,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
     let ledger = prepared.plan(gpu.capabilities)?.ledger();
     let start = Start { overwrite: true, ..Start::default() };
     let next = after_training(&prepared, &settings.model);
-    let (outcome, ended) = super::train::run_shown(prepared, gpu, None, &start, &mut view)?;
+    let (outcome, ended) = super::ranks::run_shown(prepared, gpu, None, &start, &mut view)?;
     adapter_file::add_command(&settings.out, &next)?;
     if let Some(ended) = ended {
         view.say(format!("stopped after step {}", outcome.step));

@@ -4,10 +4,10 @@
 use std::thread;
 
 use loraine::gpu::{Gpu, TuneOptions};
-use loraine::train::event::Outcome;
+use loraine::train::event::{Control, Event, Outcome};
 use loraine::train::group::Group;
 use loraine::train::prepare::{PreparedRun, prepare};
-use loraine::train::run::Start;
+use loraine::train::run::{self, Start};
 #[cfg(feature = "mpi")]
 use loraine::train::settings::RunSettings;
 use loraine::train::{threads, worker};
@@ -15,11 +15,8 @@ use loraine::train::{threads, worker};
 #[cfg(feature = "mpi")]
 use super::args::device::DeviceArgs;
 use super::args::gpu::GpuArgs;
-use super::interrupt::Ended;
-#[cfg(feature = "mpi")]
-use super::interrupt::{Asking, Interrupt};
+use super::interrupt::{Asking, Ended, Interrupt};
 use super::run_view::RunView;
-use super::train::run_shown;
 
 /// The places of a run's GPUs.
 pub enum Ranks {
@@ -149,6 +146,28 @@ fn on_threads(
         }
         result
     })
+}
+
+/// Trains and shows the progress. Ctrl-C finishes the step and saves; the program then ends as if the signal had ended it.
+pub fn run_shown(
+    prepared: PreparedRun,
+    gpu: Gpu,
+    group: Option<Group>,
+    start: &Start,
+    view: &mut RunView,
+) -> anyhow::Result<(Outcome, Option<Ended>)> {
+    let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
+    let interrupt = Interrupt::watch(Asking::Every, Some(notice))?;
+    let control = async || if interrupt.asked() { Control::Stop } else { Control::Continue };
+    let listen = |event: Event<'_>| view.show(event);
+    let outcome = match group {
+        Some(group) => pollster::block_on(run::run_first(prepared, gpu, group, start, control, listen)),
+        None => pollster::block_on(run::run(prepared, gpu, start, control, listen)),
+    };
+    view.finish();
+    let outcome = outcome?;
+    let ended = outcome.interrupted.then(|| interrupt.ended());
+    Ok((outcome, ended))
 }
 
 /// Ends all processes that were started together, if this one is among several; after an error was printed.

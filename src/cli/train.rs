@@ -5,18 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use loraine::Error;
-use loraine::gpu::{Capabilities, Gpu};
+use loraine::gpu::Capabilities;
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
 use loraine::lora::config::{Bias, LoraInit};
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
-use loraine::train::event::{Control, Event, Outcome};
-use loraine::train::group::Group;
 use loraine::train::output::{Output, same_directory};
-use loraine::train::prepare::{PreparedRun, prepare};
-use loraine::train::run::{self, Resume, Start};
+use loraine::train::prepare::prepare;
+use loraine::train::run::{Resume, Start};
 use loraine::train::schedule::Schedule;
 use loraine::train::settings::{Method, RunSettings};
 
@@ -26,7 +24,6 @@ use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
 use super::args::model::model_directory;
 use super::args::objective::ObjectiveArgs;
-use super::interrupt::{Asking, Ended, Interrupt};
 use super::next_command::after_training;
 use super::ranks::Ranks;
 use super::run_view::RunView;
@@ -562,28 +559,6 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     view.summary(&outcome, &out, full, &next);
     ranks.finish()?;
     ended.map_or(Ok(()), |ended| Err(ended.into()))
-}
-
-/// Trains and shows the progress. Ctrl-C finishes the step and saves; the program then ends as if the signal had ended it.
-pub fn run_shown(
-    prepared: PreparedRun,
-    gpu: Gpu,
-    group: Option<Group>,
-    start: &Start,
-    view: &mut RunView,
-) -> anyhow::Result<(Outcome, Option<Ended>)> {
-    let notice = "stopping after this step and saving; press Ctrl-C again to leave at once";
-    let interrupt = Interrupt::watch(Asking::Every, Some(notice))?;
-    let control = async || if interrupt.asked() { Control::Stop } else { Control::Continue };
-    let listen = |event: Event<'_>| view.show(event);
-    let outcome = match group {
-        Some(group) => pollster::block_on(run::run_first(prepared, gpu, group, start, control, listen)),
-        None => pollster::block_on(run::run(prepared, gpu, start, control, listen)),
-    };
-    view.finish();
-    let outcome = outcome?;
-    let ended = outcome.interrupted.then(|| interrupt.ended());
-    Ok((outcome, ended))
 }
 
 #[cfg(test)]

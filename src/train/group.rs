@@ -6,8 +6,6 @@
 
 use std::ops::Range;
 
-use super::prepare::PreparedRun;
-use super::provenance::Provenance;
 use crate::{Error, Result};
 
 /// The way between the ranks of a group: threads of one process, or processes that MPI connects.
@@ -160,26 +158,6 @@ impl Group {
     /// Tells the other ranks that this one cannot go on because of `error`.
     pub fn fail(&mut self, error: &Error) {
         self.transport.fail(&error.to_string());
-    }
-
-    /// Compares what this rank is going to train with that of the first rank, which waits for all.
-    ///
-    /// # Errors
-    /// A rank that has another model, other data or other settings, with what differs.
-    pub(super) fn check_same(&mut self, prepared: &PreparedRun) -> Result<()> {
-        let own = (prepared.provenance()?, prepared.held_out_fingerprint());
-        let text = serde_json::to_vec(&own).map_err(|error| Error::Argument(error.to_string()))?;
-        let mut length = [text.len() as u64];
-        self.broadcast(bytemuck::cast_slice_mut(&mut length), 0)?;
-        let mut first = text;
-        first.resize(length[0] as usize, 0);
-        self.broadcast(&mut first, 0)?;
-        let rank = self.rank();
-        let differs = |problem: &str| Error::Group(format!("rank {rank} cannot join the run: {problem}"));
-        let first: (Provenance, String) =
-            serde_json::from_slice(&first).map_err(|_| differs("it is another version of loraine"))?;
-        first.0.check_joins(&own.0, [&first.1, &own.1]).map_err(|problem| differs(&problem))?;
-        self.gather(&[]).map(|_| ())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod evaluate;
 pub mod event;
 pub mod group;
 pub mod head;
+mod joining;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod objective;

@@ -9,6 +9,7 @@ use super::checkpoint::{self, BestEvaluation, Checkpoint, RunState, Trainable};
 use super::engine::Engine;
 use super::event::{Control, Event, Outcome, Phase};
 use super::group::Group;
+use super::joining::check_same;
 use super::observer::{Observer, Speed};
 use super::output::{Continued, EvalMetrics, Output, RunRecord, same_directory};
 use super::prepare::PreparedRun;
@@ -84,7 +85,7 @@ pub async fn run_first(
     mut listen: impl FnMut(Event<'_>),
 ) -> Result<Outcome> {
     // Before anything is written.
-    group.check_same(&prepared)?;
+    check_same(&mut group, &prepared)?;
     let _lock = files::lock_directory(&prepared.settings.out)?;
     let mut progress = Progress::default();
     let outcome = attempt(&mut prepared, gpu, Some(group), start, &mut control, &mut listen, &mut progress).await?;

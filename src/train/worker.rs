@@ -1,6 +1,7 @@
 //! A rank of a group other than the first: it computes its share of each step and of each evaluation, and keeps nothing.
 
 use super::group::{Group, Work};
+use super::joining::check_same;
 use super::prepare::PreparedRun;
 use super::{evaluate, run};
 use crate::Result;
@@ -11,7 +12,7 @@ use crate::gpu::Gpu;
 /// # Errors
 /// A rank that trains something else or has ended, out of memory, or a failing device. The other ranks are told.
 pub async fn work(mut prepared: PreparedRun, gpu: Gpu, mut group: Group) -> Result<()> {
-    if let Err(error) = group.check_same(&prepared) {
+    if let Err(error) = check_same(&mut group, &prepared) {
         group.fail(&error);
         return Err(error);
     }
