@@ -5,7 +5,7 @@ use std::thread;
 
 use loraine::gpu::{Gpu, TuneOptions};
 use loraine::train::event::{Control, Event, Outcome};
-use loraine::train::group::Group;
+use loraine::train::group::{Group, Share};
 use loraine::train::prepare::{PreparedRun, prepare};
 use loraine::train::run::{self, Start};
 #[cfg(feature = "mpi")]
@@ -81,6 +81,7 @@ impl Ranks {
         &self,
         prepared: PreparedRun,
         gpus: Vec<Gpu>,
+        share: Share,
         start: &Start,
         view: &mut RunView,
     ) -> anyhow::Result<(Outcome, Option<Ended>)> {
@@ -88,10 +89,11 @@ impl Ranks {
         let Some(first) = gpus.next() else { anyhow::bail!("no GPU was opened") };
         match self {
             Self::Threads(all) if all.len() == 1 => run_shown(prepared, first, None, start, view),
-            Self::Threads(_) => on_threads(prepared, first, gpus, start, view),
+            Self::Threads(_) => on_threads(prepared, first, gpus, share, start, view),
             #[cfg(feature = "mpi")]
             Self::Processes(processes) => {
-                run_shown(prepared, first, Some(Group::new(processes.mpi.transport())), start, view)
+                let group = Group::new(processes.mpi.transport()).with_share(share);
+                run_shown(prepared, first, Some(group), start, view)
             }
         }
     }
@@ -126,11 +128,12 @@ fn on_threads(
     prepared: PreparedRun,
     first: Gpu,
     others: impl ExactSizeIterator<Item = Gpu>,
+    share: Share,
     start: &Start,
     view: &mut RunView,
 ) -> anyhow::Result<(Outcome, Option<Ended>)> {
     let mut places = threads::connect(others.len() + 1).into_iter();
-    let group = places.next().map(Group::new);
+    let group = places.next().map(|place| Group::new(place).with_share(share));
     let settings = &prepared.settings.clone();
     thread::scope(|scope| {
         let work = |gpu: Gpu, place: threads::Thread| {

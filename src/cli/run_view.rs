@@ -9,6 +9,7 @@ use loraine::gpu::{Ledger, Profile};
 use loraine::setting::{as_flag, counted, written};
 use loraine::train::diagnosis::{Warning, nothing_held_out};
 use loraine::train::event::{Event, Outcome, Phase};
+use loraine::train::group::GroupUsage;
 use loraine::train::output::StepMetrics;
 use loraine::train::prepare::{PreparedRun, Validation};
 use serde_json::{Value, json};
@@ -306,7 +307,7 @@ impl RunView {
                 "out": out, "step": outcome.step, "interrupted": outcome.interrupted, "loss_svg": outcome.loss_svg,
                 "first_eval": outcome.first_eval, "last_eval": outcome.last_eval, "best": outcome.best,
                 "stopped_early": outcome.stopped_early, "warnings": warnings(outcome),
-                "next": next,
+                "group": outcome.group.as_ref().map(group_object), "next": next,
             });
             return self.object("end", end);
         }
@@ -321,12 +322,42 @@ impl RunView {
             let settings = shell_word(&out.join("run.toml"));
             out!("stopped after step {}; go on: loraine train --config {settings} --resume", outcome.step);
         }
+        if let Some(group) = outcome.group.as_ref().filter(|group| group.ranks.len() > 1) {
+            show_group(group);
+        }
         let what = if full { "model  " } else { "adapter" };
         out!("{what} {}   curve {}", out.display(), outcome.loss_svg.display());
         if !outcome.warnings.is_empty() {
             return print_labeled("", "It was saved all the same. Read the warnings before you use it.");
         }
         out!("try it: {next}");
+    }
+}
+
+/// Ranks of which one is slower than another by more than this are shown with their speeds.
+const UNEQUAL: f64 = 1.25;
+
+fn group_object(group: &GroupUsage) -> Value {
+    json!({
+        "speeds": group.speeds(), "exchange_share": group.share_of(group.exchange),
+        "waiting_share": group.share_of(group.waiting),
+    })
+}
+
+fn show_group(group: &GroupUsage) {
+    let percent = |seconds| 100.0 * group.share_of(seconds);
+    out!(
+        "group   {} GPUs; exchange took {:.1}% of the time, waiting for others {:.1}%",
+        group.ranks.len(),
+        percent(group.exchange),
+        percent(group.waiting)
+    );
+    let speeds = group.speeds();
+    let fastest = speeds.iter().copied().fold(0.0, f64::max);
+    let slowest = speeds.iter().copied().filter(|speed| *speed > 0.0).fold(f64::INFINITY, f64::min);
+    if fastest > UNEQUAL * slowest {
+        let shown: Vec<String> = speeds.iter().map(|speed| format!("{speed:.2}")).collect();
+        out!("        micro-batches per second of each: {}; --share auto divides the work by speed", shown.join(", "));
     }
 }
 

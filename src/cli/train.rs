@@ -12,6 +12,7 @@ use loraine::lora::config::{Bias, LoraInit};
 use loraine::quant::format::{Code4, Float};
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
+use loraine::train::group::Share;
 use loraine::train::output::{Output, same_directory};
 use loraine::train::prepare::prepare;
 use loraine::train::run::{Resume, Start};
@@ -83,6 +84,9 @@ pub struct TrainArgs {
     memory: MemoryArgs,
     #[command(flatten)]
     watch: WatchArgs,
+    /// Work of several GPUs: equal, or auto, by the speed that each shows in the first steps
+    #[arg(long, value_enum, default_value = "equal", help_heading = "Device")]
+    share: Share,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -549,7 +553,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let start = Start { overwrite: args.overwrite, resume, profile: args.profile };
     let full = prepared.settings.method == Method::Full;
     let next = after_training(&prepared, &model);
-    let (outcome, ended) = ranks.train(prepared, gpus, &start, &mut view)?;
+    let (outcome, ended) = ranks.train(prepared, gpus, args.share, &start, &mut view)?;
     if !full {
         adapter_file::add_command(&out, &next)?;
     }

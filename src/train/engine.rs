@@ -255,8 +255,9 @@ impl Engine {
         progress: impl FnMut(usize),
     ) -> Result<Option<StepResult>> {
         self.begin_together(Work::Step(self.submitted)).await?;
+        let started = Instant::now();
         self.accumulate_watched(micro_batches, seed, progress).await?;
-        self.add_up_gradients().await?;
+        self.add_up_gradients(micro_batches.len(), started).await?;
         self.submitted += 1;
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
@@ -290,8 +291,9 @@ impl Engine {
     pub async fn work_on_step(&mut self, done: usize, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
         self.submitted = done;
         self.receive_values().await?;
+        let started = Instant::now();
         self.accumulate_watched(micro_batches, seed, |_| ()).await?;
-        self.add_up_gradients().await
+        self.add_up_gradients(micro_batches.len(), started).await
     }
 
     /// Announces `work` to the group, if there is one, and gives it the trained values.
@@ -311,6 +313,9 @@ impl Engine {
     /// Gives all ranks of the group the trained values of the first one.
     pub(super) async fn receive_values(&mut self) -> Result<()> {
         let Some(group) = &mut self.group else { return Ok(()) };
+        // The optimizer's step may still be under way.
+        self.gpu.read(&self.buffers, self.plan.optimizer.total_loss()).await?;
+        let started = Instant::now();
         for range in self.plan.parameters.ranges() {
             let mut bytes = match group.is_first() {
                 true => self.gpu.read(&self.buffers, range.params).await?,
@@ -321,14 +326,21 @@ impl Engine {
                 self.gpu.write(&self.buffers, range.params, &bytes);
             }
         }
+        group.usage.exchange += started.elapsed().as_secs_f64();
         Ok(())
     }
 
-    /// Adds up gradients, losses and the sums over preferences of all ranks of the group, on the first one.
-    async fn add_up_gradients(&mut self) -> Result<()> {
+    /// Adds up gradients, losses and the sums over preferences of all ranks of the group, on the first one. `started` is when this rank
+    /// began its share of `count` micro-batches.
+    async fn add_up_gradients(&mut self, count: usize, started: Instant) -> Result<()> {
         let Some(group) = &mut self.group else { return Ok(()) };
         let ranges = self.plan.parameters.ranges();
         let loss = self.plan.optimizer.total_loss();
+        self.gpu.read(&self.buffers, loss).await?;
+        let (seconds, waiting) = (started.elapsed().as_secs_f64(), Instant::now());
+        let of_ranks = group.gather(&[group.share(count).len() as f64, seconds])?;
+        group.measure(&of_ranks, waiting.elapsed().as_secs_f64());
+        let started = Instant::now();
         for view in ranges.iter().map(|range| range.grads).chain([loss]) {
             let mut values = self.gpu.read_f32(&self.buffers, view).await?;
             group.sum(&mut values, 0)?;
@@ -339,6 +351,7 @@ impl Engine {
         let of_ranks = group.gather(&self.tally.numbers())?;
         self.tally = Tally::default();
         of_ranks.iter().for_each(|numbers| self.tally.merge(&Tally::from_numbers(numbers)));
+        group.usage.exchange += started.elapsed().as_secs_f64();
         Ok(())
     }
 

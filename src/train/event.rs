@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::BestEvaluation;
 use super::diagnosis::Warning;
+use super::group::GroupUsage;
 use super::output::{EvalMetrics, StepMetrics};
 use crate::gpu::{Ledger, Profile};
 
@@ -162,6 +163,8 @@ pub struct Outcome {
     pub warnings: Vec<Warning>,
     /// GPU time by operation, if [`super::run::Start::profile`] asked for it.
     pub profile: Option<Profile>,
+    /// The time that a group of GPUs has spent, if there was one.
+    pub group: Option<GroupUsage>,
     /// Path of the picture of the loss.
     pub loss_svg: PathBuf,
 }

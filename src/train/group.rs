@@ -68,10 +68,65 @@ impl Work {
     }
 }
 
+/// The rule by which micro-batches are given to ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Share {
+    /// As many to each.
+    #[default]
+    Equal,
+    /// By the speed that each rank has shown in the first steps. The order of summation follows the shares, so that runs repeat within
+    /// the rounding of sums alone.
+    Auto,
+}
+
+/// The work of one rank so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RankUsage {
+    /// Micro-batches whose gradients it computed.
+    pub micro_batches: f64,
+    /// Seconds that this took.
+    pub seconds: f64,
+}
+
+/// The time that a group has spent, as the first rank sees it. The first step of a run, in which drivers compile, is left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GroupUsage {
+    /// Of each rank.
+    pub ranks: Vec<RankUsage>,
+    /// Seconds in which the first rank waited for others.
+    pub waiting: f64,
+    /// Seconds in which gradients and values were read, sent, added up and written.
+    pub exchange: f64,
+}
+
+impl GroupUsage {
+    /// The share of all time in which `seconds` passed, from 0 to 1.
+    pub fn share_of(&self, seconds: f64) -> f64 {
+        let own = self.ranks.first().map_or(0.0, |rank| rank.seconds);
+        seconds / (own + self.waiting + self.exchange).max(f64::MIN_POSITIVE)
+    }
+
+    /// Micro-batches per second of each rank.
+    pub fn speeds(&self) -> Vec<f64> {
+        self.ranks.iter().map(|rank| rank.micro_batches / rank.seconds.max(f64::MIN_POSITIVE)).collect()
+    }
+}
+
+/// Steps that are measured before [`Share::Auto`] gives shares by speed.
+const MEASURED_STEPS: usize = 3;
+
 /// This rank's place in a group. A rank whose place is dropped before the end of the run ends the others too.
 pub struct Group {
     transport: Box<dyn Transport>,
     ended: bool,
+    share: Share,
+    /// The part of the micro-batches that each rank gets, relative to the others.
+    weights: Vec<f64>,
+    /// Steps that were measured.
+    steps: usize,
+    /// The time spent so far, on the first rank.
+    pub usage: GroupUsage,
 }
 
 impl Drop for Group {
@@ -86,7 +141,15 @@ impl Drop for Group {
 impl Group {
     /// The group that `transport` connects.
     pub fn new(transport: impl Transport + 'static) -> Self {
-        Self { transport: Box::new(transport), ended: false }
+        let weights = vec![1.0; transport.size()];
+        let usage = GroupUsage::default();
+        Self { transport: Box::new(transport), ended: false, share: Share::Equal, weights, steps: 0, usage }
+    }
+
+    /// The group, with another rule of sharing. That of the first rank counts.
+    pub fn with_share(mut self, share: Share) -> Self {
+        self.share = share;
+        self
     }
 
     /// Number of ranks.
@@ -104,10 +167,37 @@ impl Group {
         self.transport.rank() == 0
     }
 
-    /// The part of `count` micro-batches that this rank computes. Later ranks get the larger parts: the first has the optimizer's step too.
+    /// The part of `count` micro-batches that this rank computes. Among equal shares, later ranks get the larger parts: the first has the
+    /// optimizer's step too.
     pub fn share(&self, count: usize) -> Range<usize> {
-        let (rank, size) = (self.rank(), self.size());
-        count * rank / size..count * (rank + 1) / size
+        let all: f64 = self.weights.iter().sum();
+        let end = |ranks: usize| {
+            let part: f64 = self.weights[..ranks].iter().sum();
+            // A sum that is a whole number but for its rounding.
+            (count as f64 * part / all + 1e-9) as usize
+        };
+        end(self.rank())..end(self.rank() + 1)
+    }
+
+    /// Adds the micro-batches and seconds of each rank for one step, and the seconds that the first rank waited for the others. The
+    /// shares of the next steps follow from them, where they are asked to.
+    pub(super) fn measure(&mut self, of_ranks: &[Vec<f64>], waiting: f64) {
+        self.steps += 1;
+        if self.steps == 1 {
+            self.usage = GroupUsage { ranks: vec![RankUsage::default(); self.size()], ..GroupUsage::default() };
+            return;
+        }
+        self.usage.waiting += waiting;
+        for (rank, numbers) in self.usage.ranks.iter_mut().zip(of_ranks) {
+            rank.micro_batches += numbers[0];
+            rank.seconds += numbers[1];
+        }
+        if self.share == Share::Auto && self.steps > MEASURED_STEPS {
+            let speeds = self.usage.speeds();
+            // A rank that has had no work yet has no speed.
+            let mean = speeds.iter().sum::<f64>() / speeds.iter().filter(|speed| **speed > 0.0).count().max(1) as f64;
+            self.weights = speeds.iter().map(|speed| if *speed > 0.0 { *speed } else { mean }).collect();
+        }
     }
 
     /// The work that the first rank announces; on the first rank, `work` is announced.
@@ -117,6 +207,9 @@ impl Group {
     pub fn agree_on(&mut self, work: Work) -> Result<Work> {
         let mut words = work.words();
         self.broadcast(bytemuck::cast_slice_mut(&mut words), 0)?;
+        let mut weights = std::mem::take(&mut self.weights);
+        self.broadcast(bytemuck::cast_slice_mut(&mut weights), 0)?;
+        self.weights = weights;
         let agreed = Work::from_words(words);
         self.ended = agreed == Work::End;
         Ok(agreed)
@@ -177,6 +270,21 @@ mod tests {
                 assert_eq!(longest, Some(count.div_ceil(size)));
             }
         }
+    }
+
+    #[test]
+    fn faster_ranks_get_more() {
+        let mut group = Group::new(threads::connect(3).remove(0)).with_share(Share::Auto);
+        let seconds = [4.0, 1.0, 0.0];
+        for _ in 0..2 * MEASURED_STEPS {
+            let of_ranks: Vec<Vec<f64>> =
+                seconds.iter().map(|seconds| vec![f64::from(u8::from(*seconds > 0.0)), *seconds]).collect();
+            group.measure(&of_ranks, 0.5);
+        }
+        // Speeds of 1/4 and 1; the third has shown none, and gets the mean.
+        assert_eq!(group.weights, [0.25, 1.0, 0.625]);
+        assert_eq!(group.share(15), 0..2);
+        assert_eq!(group.usage.share_of(group.usage.waiting), 0.5 / 4.5);
     }
 
     #[test]

@@ -203,6 +203,7 @@ async fn attempt(
         first_eval: None,
         warnings: Vec::new(),
         profile: None,
+        group: None,
         loss_svg: PathBuf::new(),
     };
     let eval_batches = prepared.eval_batches();
@@ -436,6 +437,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     async fn finish(mut self, out: &Path) -> Result<Outcome> {
         self.observer.drain(&mut self.engine).await?;
         if let Some(group) = self.engine.group.take() {
+            self.outcome.group = Some(group.usage.clone());
             group.end()?;
         }
         (self.observer.listen)(Event::Phase(Phase::Saving));

@@ -174,6 +174,16 @@ fn preferences_are_shared_out_too() {
 }
 
 #[test]
+fn work_that_is_divided_by_speed_changes_nothing_but_roundings() {
+    let shell = shell();
+    shell.succeed(&train("one", "--steps 12 --grad-accum 4"));
+    let options = format!("--steps 12 --grad-accum 2 --share auto {}", gpus(&shell, 2));
+    let shown = shell.succeed(&train("two", &options));
+    assert_same_numbers(&shell, ["one", "two"], 1e-6);
+    assert!(shown.contains("group   2 GPUs; exchange took "), "{shown}");
+}
+
+#[test]
 fn an_error_of_one_gpu_ends_the_run() {
     let shell = shell();
     shell.fail(&train("run", "--steps 2 --gpu 0,99"), &["99"]);
