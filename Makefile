@@ -13,16 +13,16 @@ demo: ## QLoRA on the built-in model: answers before and after, loss curve, memo
 # lavapipe without worker threads: a dispatch of a tiny kernel then costs about 1 us instead of 14 to 48.
 test: export LP_NUM_THREADS = 0
 test: ## format, lints, all tests, GPUs' kernels and other drivers and compilers, the page in Chromium
-	-@scripts/setup vulkan chromium wasm node debootstrap
+	-@scripts/setup vulkan chromium wasm node debootstrap mpi
 	scripts/typos
 	cargo fmt --all --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
-	cargo test
-	LORAINE_FORMS=gpu cargo test --test it parity::
+	scripts/with-mpi cargo test
+	LORAINE_FORMS=gpu scripts/with-mpi cargo test --test it parity::
 	@if [ -e $(SWIFTSHADER) ]; then \
 		echo "LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::"; \
-		LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) cargo test --lib ops::; \
+		LORAINE_CHECKED=1 VK_DRIVER_FILES=$(SWIFTSHADER) scripts/with-mpi cargo test --lib ops::; \
 	else \
 		echo "skipped: the kernels on SwiftShader (no $(SWIFTSHADER))"; \
 	fi
