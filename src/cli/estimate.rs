@@ -127,8 +127,7 @@ fn estimates(
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
     let mut methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
-    if args.method.is_none() && config.experts.is_some() {
-        // Experts are not trained themselves.
+    if args.method.is_none() && config.frozen_parts().is_some() {
         methods.retain(|method| *method != Method::Full);
     }
     let estimate = |method| {
@@ -179,7 +178,7 @@ fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Resul
             };
             format!(" {:>22}", format!("{}{verdict}", bytes(estimate.total)))
         };
-        // A model with experts has no figure for full training, the first column.
+        // A model with parts that are not trained themselves has no figure for full training, the first column.
         let blank = " ".repeat(23 * first.len().saturating_sub(estimates.len()));
         out!("{name:<16}{blank}{}", estimates.iter().map(cell).collect::<String>());
     }

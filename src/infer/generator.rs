@@ -83,9 +83,10 @@ pub struct Generator {
 /// A plan has one cache, so a generator caches one text. Clients that take turns replace each other's text and compute their whole
 /// prompt again, with the same results. To give each client a cache of its own, add another `KvCache` to the plan, its index to
 /// [`PassShape`] and a `CachedText` beside this one; no other code depends on the cached text.
-#[derive(Default)]
 struct CachedText {
     tokens: Vec<u32>,
+    /// True if the cache cannot go back to a part of the text: a convolution keeps its last rows alone.
+    whole: bool,
     /// Index of the adapter that computed the cache; `None` means the base.
     adapter: Option<usize>,
 }
@@ -98,6 +99,9 @@ impl CachedText {
             return 0;
         }
         let common = self.tokens.iter().zip(text).take_while(|(a, b)| a == b).count();
+        if self.whole && (common < self.tokens.len() || common == text.len()) {
+            return 0;
+        }
         common.min(text.len().saturating_sub(1))
     }
 
@@ -144,7 +148,8 @@ impl Generator {
         }
         run(&plan.record_factors(), &mut buffers)?;
         gpu.flush().await?;
-        let (lists, cached) = (Lists::new(MAX_LISTS), CachedText::default());
+        let cached = CachedText { tokens: Vec::new(), whole: config.convolutions.is_some(), adapter: None };
+        let lists = Lists::new(MAX_LISTS);
         let cancel = Arc::default();
         Ok(Self { gpu, plan, buffers, profile: None, cancel, lists, cached })
     }
@@ -170,7 +175,10 @@ impl Generator {
             let first = self.cached.tokens.len();
             let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
             let last = first + rows == text.len();
-            self.pass(first, &text[first..first + rows], adapter, last).await?;
+            if let Err(e) = self.pass(first, &text[first..first + rows], adapter, last).await {
+                self.cached.tokens.clear();
+                return Err(e);
+            }
             self.cached.tokens.extend_from_slice(&text[first..first + rows]);
             if !last {
                 // Passes that wait in the queue could not be canceled.

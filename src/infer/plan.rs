@@ -7,7 +7,7 @@ use crate::model::modules::Projection;
 use crate::network::activations::{Activations, Inputs, Phase, scratch_bytes, through};
 use crate::network::adapter::{AdapterSizes, DeviceAdapter};
 use crate::network::base::BaseStorage;
-use crate::network::decoder::{KvCache, Pass};
+use crate::network::decoder::{KvCache, LayerCache, Pass};
 use crate::network::dora;
 use crate::network::head::{Head, HeadWorkspace};
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
@@ -86,10 +86,15 @@ impl GenerationPlan {
         };
         let adapters: Vec<DeviceAdapter> =
             adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, sizes)).collect();
-        let mut cached = |label| memory.matrix(Category::KvCache, label, positions, kv_width);
-        let cache = KvCache {
-            layers: (0..config.num_layers).map(|_| [cached("cached keys"), cached("cached values")]).collect(),
+        let mut cached = |label, rows, width| memory.matrix(Category::KvCache, label, rows, width);
+        let of_layer = |layer| match config.convolutions.as_ref().filter(|_| config.is_convolution(layer)) {
+            Some(of) => {
+                let rows = of.taps.max(2) as u32 - 1;
+                LayerCache::Convolution(cached("state of a convolution", rows, config.hidden_size as u32))
+            }
+            None => LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, kv_width))),
         };
+        let cache = KvCache { layers: (0..config.num_layers).map(of_layer).collect() };
         let inputs = Inputs::plan(memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);
         let activations = Activations::plan_inference(memory, arena, network, &adapters, rows_per_pass);

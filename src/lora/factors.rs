@@ -113,7 +113,7 @@ pub fn parameters(modules: &[LoraModule]) -> u64 {
 pub fn init(modules: &[LoraModule], seed: u64, kind: LoraInit) -> AdapterTensors {
     let start = |module: &LoraModule| {
         let item = match module.place {
-            Place::Layer(layer, projection) => (layer * Projection::ALL.len() + projection as usize) as u64,
+            Place::Layer(layer, projection) => (layer * Projection::MOST_OF_LAYER + projection.number()) as u64,
             Place::Embedding => u64::MAX,
             Place::Head => u64::MAX - 1,
         };

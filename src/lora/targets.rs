@@ -207,15 +207,17 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         }
     }
     if modules.is_empty() {
-        let exist = Projection::ALL.into_iter().filter(|projection| adaptable(model, *projection));
+        let exist = model.projections().filter(|projection| adaptable(model, *projection));
         let mut exist: Vec<_> = exist.map(|projection| modules::last_part(model.path(projection))).collect();
         exist.dedup();
+        let of_kinds = if model.convolutions.is_some() { ", by its kind," } else { "" };
+        let first = if model.is_convolution(0) { Projection::ConvIn } else { Projection::Q };
         let exist = exist.join(", ");
         let problem = format!(
-            "{TARGET_MODULES} {}matches no module; each of the {} layers has {exist}, with full names like {}",
+            "{TARGET_MODULES} {}matches no module; each of the {} layers has{of_kinds} {exist}, with full names like {}",
             describe(&lora.target_modules),
             model.num_layers,
-            module_name(model.decoder(), 0, model.path(Projection::Q))
+            module_name(model.decoder(), 0, model.path(first))
         );
         return Err(Error::setting(TARGET_MODULES, problem));
     }
@@ -262,7 +264,9 @@ impl Choice<'_> {
     fn places(&self) -> impl Iterator<Item = Place> {
         let layers = (0..self.model.num_layers)
             .flat_map(|layer| Projection::ALL.map(|projection| (layer, projection)))
-            .filter(|(_, projection)| adaptable(self.model, *projection))
+            .filter(|(layer, projection)| {
+                adaptable(self.model, *projection) && self.model.has_projection(*layer, *projection)
+            })
             .map(|(layer, projection)| Place::Layer(layer, projection));
         std::iter::once(Place::Embedding).chain(layers).chain([Place::Head])
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::companions;
 pub use super::companions::CONFIG;
+use super::convolutions::{Convolutions, intermediate_size_of_lfm2};
 use super::experts::Experts;
 use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
@@ -43,6 +44,8 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// The experts of layers that have them in place of the feed-forward block; `None` where no layer has.
     pub experts: Option<Experts>,
+    /// The short convolutions of layers that have one in place of attention; `None` where no layer has.
+    pub convolutions: Option<Convolutions>,
     /// Number of decoder layers, `num_hidden_layers`.
     pub num_layers: usize,
     /// Number of query heads, `num_attention_heads`.
@@ -158,17 +161,18 @@ impl ModelConfig {
             vocab_size: fields.required_count("vocab_size", MAX_DIMENSION)?,
             vocab_rows: fields.required_count("vocab_size", MAX_DIMENSION)?,
             hidden_size,
-            intermediate_size: fields.required_count(family.intermediate_key, MAX_DIMENSION)?,
+            intermediate_size: intermediate_size(&fields, family)?,
             experts: experts(&fields, family, num_layers)?,
+            convolutions: convolutions(&fields, family, num_layers)?,
             num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
             activation: activation(&fields, family)?,
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(family.rms_norm_eps) as f32,
+            rms_norm_eps: fields.positive(family.rms_norm_eps_key)?.unwrap_or(family.rms_norm_eps) as f32,
             ropes,
             layer_ropes,
-            tie_word_embeddings: fields.flag("tie_word_embeddings", family.tie_word_embeddings)?,
+            tie_word_embeddings: tie(&fields, family)?,
             qkv_bias: bias(&fields, family.qkv_bias)?,
             o_bias: bias(&fields, family.o_bias)?,
             mlp_bias: bias(&fields, family.mlp_bias)?,
@@ -219,6 +223,8 @@ impl ModelConfig {
             Projection::O => (self.hidden_size, queries),
             Projection::Gate | Projection::Up => (self.intermediate_size, self.hidden_size),
             Projection::Down => (self.hidden_size, self.intermediate_size),
+            Projection::ConvIn => (3 * self.hidden_size, self.hidden_size),
+            Projection::ConvOut => (self.hidden_size, self.hidden_size),
         }
     }
 
@@ -227,9 +233,40 @@ impl ModelConfig {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
-    /// True if a layer has this projection: those of the feed-forward block are missing where there are experts.
+    /// What the model has that cannot be trained itself; None where all of it can.
+    pub fn frozen_parts(&self) -> Option<&'static str> {
+        match (&self.experts, &self.convolutions) {
+            (Some(_), _) => Some("experts"),
+            (None, Some(_)) => Some("short convolutions"),
+            (None, None) => None,
+        }
+    }
+
+    /// True if a layer has a short convolution in place of attention.
+    pub fn is_convolution(&self, layer: usize) -> bool {
+        self.convolutions.as_ref().is_some_and(|convolutions| convolutions.layers[layer])
+    }
+
+    /// True if a layer has this projection: those of the feed-forward block are missing where there are experts, and those of attention
+    /// where there is a convolution.
     pub fn has_projection(&self, layer: usize, projection: Projection) -> bool {
-        !(Projection::OF_EXPERTS.contains(&projection) && self.experts_of(layer).is_some())
+        match projection {
+            Projection::Q | Projection::K | Projection::V | Projection::O => !self.is_convolution(layer),
+            Projection::ConvIn | Projection::ConvOut => self.is_convolution(layer),
+            Projection::Gate | Projection::Up | Projection::Down => self.experts_of(layer).is_none(),
+        }
+    }
+
+    /// The projections that some layer has, in the order of [`Projection::ALL`].
+    pub fn projections(&self) -> impl Iterator<Item = Projection> {
+        let of_any =
+            |projection: &Projection| (0..self.num_layers).any(|layer| self.has_projection(layer, *projection));
+        Projection::ALL.into_iter().filter(of_any)
+    }
+
+    /// True if a layer has a norm at this place: those of queries and keys are missing where there is a convolution.
+    pub fn layer_has_norm(&self, layer: usize, norm: Norm) -> bool {
+        self.has_norm(norm) && !(matches!(norm, Norm::Query | Norm::Key) && self.is_convolution(layer))
     }
 
     /// `(rows, columns)` of the weight of each expert in a layer with experts.
@@ -282,6 +319,7 @@ impl ModelConfig {
             Projection::Q | Projection::K | Projection::V => self.qkv_bias,
             Projection::O => self.o_bias,
             Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
+            Projection::ConvIn | Projection::ConvOut => false,
         }
     }
 }
@@ -313,6 +351,27 @@ fn experts(fields: &JsonFields, family: &Family, num_layers: usize) -> Result<Op
     }
     let experts = Experts::of_qwen(fields, num_layers, MAX_DIMENSION)?;
     Ok(Some(experts).filter(|experts| experts.layers.contains(&true)))
+}
+
+fn convolutions(fields: &JsonFields, family: &Family, num_layers: usize) -> Result<Option<Convolutions>> {
+    if !family.convolutions {
+        return Ok(None);
+    }
+    let convolutions = Convolutions::of_lfm2(fields, num_layers)?;
+    Ok(Some(convolutions).filter(|convolutions| convolutions.layers.contains(&true)))
+}
+
+fn intermediate_size(fields: &JsonFields, family: &Family) -> Result<usize> {
+    match family.convolutions {
+        true => intermediate_size_of_lfm2(fields, MAX_DIMENSION),
+        false => fields.required_count(family.intermediate_key, MAX_DIMENSION),
+    }
+}
+
+/// LFM2's own files spell it `tie_embedding`.
+fn tie(fields: &JsonFields, family: &Family) -> Result<bool> {
+    let tie = fields.flag("tie_word_embeddings", family.tie_word_embeddings)?;
+    if family.convolutions { fields.flag("tie_embedding", tie) } else { Ok(tie) }
 }
 
 /// Refuses layers that are no attention, and experts, in families whose larger models have them.

@@ -1,6 +1,6 @@
 //! A decoder family as data: the names that it goes by in `config.json`, and the values by which families differ.
 
-use super::modules::{Fused, HeadNorms, NamedNorms, Norm, Projection};
+use super::modules::{FINAL_NORM, Fused, HeadNorms, NamedNorms, Norm, Projection};
 use crate::ops::glu::Activation;
 
 /// One decoder family: what its `config.json` leaves out, and what no `config.json` says.
@@ -38,11 +38,15 @@ pub struct Family {
     pub fused: &'static [Fused],
     /// The norms of a layer.
     pub norms: NamedNorms,
+    /// Name of the norm after the last layer.
+    pub final_norm: &'static str,
     /// How the norms over queries and keys work, where `norms` has them.
     pub head_norms: HeadNorms,
     /// A constant that every norm adds to its gains.
     pub gain_offset: f32,
-    /// `rms_norm_eps` where the key is absent.
+    /// The key of the constant that norms add to the mean square.
+    pub rms_norm_eps_key: &'static str,
+    /// Its value where the key is absent.
     pub rms_norm_eps: f64,
     /// `tie_word_embeddings` where the key is absent.
     pub tie_word_embeddings: bool,
@@ -66,6 +70,8 @@ pub struct Family {
     pub attention_only: Option<&'static str>,
     /// True if layers have experts in place of the feed-forward block, by the keys of Qwen3-MoE.
     pub experts: bool,
+    /// True if layers have short convolutions in place of attention, and the inner size is rounded, by the keys of LFM2.
+    pub convolutions: bool,
     /// Flags of `config.json` that must not be true, and what a model with them is.
     pub refused_flags: &'static [(&'static str, &'static str)],
     /// `bos_token_id` where the key is absent.
@@ -206,8 +212,10 @@ pub(super) const PLAIN: Family = Family {
     paths: &[],
     fused: &[],
     norms: &[(Norm::Input, "input_layernorm"), (Norm::FeedForwardInput, "post_attention_layernorm")],
+    final_norm: FINAL_NORM,
     head_norms: HeadNorms { whole_row: false, after_rope: false },
     gain_offset: 0.0,
+    rms_norm_eps_key: "rms_norm_eps",
     rms_norm_eps: 1e-6,
     tie_word_embeddings: false,
     embedding_scale: Scale::One,
@@ -227,6 +235,7 @@ pub(super) const PLAIN: Family = Family {
     sliding_windows: SlidingWindows::Never,
     attention_only: None,
     experts: false,
+    convolutions: false,
     refused_flags: &[],
     bos_token_id: None,
     eos_token_id: None,

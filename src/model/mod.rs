@@ -2,6 +2,7 @@
 
 pub mod companions;
 pub mod config;
+pub mod convolutions;
 pub mod experts;
 pub mod families;
 pub mod family;

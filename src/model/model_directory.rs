@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::companions;
 use super::config::{CONFIG, ModelConfig};
+use super::families::FAMILIES;
 use super::json_fields::{object_text, parse_object};
 use super::tensor_source::TensorSource;
 use super::tensors::{HEAD, NamedTensor, TensorSpec, matrices_then_vectors};
@@ -136,11 +137,17 @@ fn copy_directory(from: &Path, to: &Path, name: &str) -> Result<()> {
 
 /// Sets `tie_word_embeddings` where the files have decided otherwise than it says.
 pub(crate) fn say_tied(config: &mut Map<String, Value>, tied: bool) {
-    // Models of several modalities differ in what an absent key means.
-    if config.contains_key("text_config")
-        || config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false) != tied
-    {
+    let model_type = config.get("model_type").and_then(Value::as_str);
+    let family = FAMILIES.into_iter().find(|family| Some(family.model_type) == model_type);
+    let absent = family.is_some_and(|family| family.tie_word_embeddings);
+    let said = config.get("tie_word_embeddings").and_then(Value::as_bool);
+    // Families and models of several modalities differ in what an absent key means.
+    if config.contains_key("text_config") || said.unwrap_or(false) != tied || (said.is_none() && absent) {
         config.insert("tie_word_embeddings".to_owned(), tied.into());
+    }
+    // The key of older files of LFM2, which goes before the other.
+    if config.contains_key("tie_embedding") {
+        config.insert("tie_embedding".to_owned(), tied.into());
     }
 }
 

@@ -14,6 +14,8 @@ pub const HEAD: &str = "lm_head";
 pub const ACTIVATION: &str = "mlp.act_fn";
 /// The layer whose outputs choose the experts: its path below a layer.
 pub const ROUTER: &str = "mlp.gate";
+/// The weights of a short convolution over rows, without the linear layers around it: its path below a layer.
+pub const CONVOLUTION: &str = "conv.conv";
 /// The list of experts: its path below a layer.
 pub const EXPERTS: &str = "mlp.experts";
 
@@ -34,11 +36,21 @@ pub enum Projection {
     Up,
     /// Output of the feed-forward block, `[hidden, intermediate]`.
     Down,
+    /// Input of a short convolution: its two gates and what it convolves, `[3 hidden, hidden]`.
+    ConvIn,
+    /// Output of a short convolution, `[hidden, hidden]`.
+    ConvOut,
 }
 
 impl Projection {
     /// Every projection, in the order in which lists of a layer's projections have them.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 9] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::ConvIn, Self::ConvOut];
+
+    /// The most projections that a layer has.
+    pub const MOST_OF_LAYER: usize = 7;
+    /// The projections of the part of a layer that reads other rows: attention or a short convolution.
+    pub const OF_MIXER: [Self; 6] = [Self::Q, Self::K, Self::V, Self::O, Self::ConvIn, Self::ConvOut];
 
     /// The projections that read the input of attention: the gradient of that input is one sum over them.
     pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
@@ -47,6 +59,19 @@ impl Projection {
 
     /// The projections of an expert, and of the feed-forward block in whose place experts are.
     pub const OF_EXPERTS: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
+
+    /// A number below [`Self::MOST_OF_LAYER`] that no other projection of the same layer has. Random draws depend on it.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Q | Self::ConvIn => 0,
+            Self::K => 1,
+            Self::V => 2,
+            Self::O | Self::ConvOut => 3,
+            Self::Gate => 4,
+            Self::Up => 5,
+            Self::Down => 6,
+        }
+    }
 
     /// The name below the layer of a projection of an expert, such as `mlp.experts.0.gate_proj`.
     pub fn module_of_expert(self, expert: usize) -> String {
@@ -63,6 +88,8 @@ impl Projection {
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
+            Self::ConvIn => "conv.in_proj",
+            Self::ConvOut => "conv.out_proj",
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 33] = [
+const SHAPES: [Shape; 37] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -42,6 +42,10 @@ const SHAPES: [Shape; 33] = [
     ("granite-3.3-8b", "granite", [4096, 12800, 40], [32, 8, 128], 49_159, 131_072, true),
     ("olmo-2-1b", "olmo2", [2048, 8192, 16], [16, 16, 128], 100_352, 4096, false),
     ("olmo-2-7b", "olmo2", [4096, 11008, 32], [32, 32, 128], 100_352, 4096, false),
+    ("lfm2-350m", "lfm2", [1024, 4608, 16], [16, 8, 64], 65_536, 128_000, true),
+    ("lfm2-700m", "lfm2", [1536, 6912, 16], [24, 8, 64], 65_536, 128_000, true),
+    ("lfm2-1.2b", "lfm2", [2048, 8192, 16], [32, 8, 64], 65_536, 128_000, true),
+    ("lfm2-2.6b", "lfm2", [2048, 10752, 30], [32, 8, 64], 65_536, 128_000, true),
     ("exaone-4.0-1.2b", "exaone4", [2048, 4096, 30], [32, 8, 64], 102_400, 65_536, true),
 ];
 
@@ -67,7 +71,10 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         };
         return Err(Error::setting(MODEL, problem));
     };
+    // The layers of LFM2 that have attention.
+    let attention = if layers == 30 { vec![2, 5, 9, 12, 15, 18, 21, 24] } else { vec![2, 5, 8, 10, 12, 14] };
     let json = serde_json::json!({
+        "block_auto_adjust_ff_dim": false, "full_attn_idxs": attention,
         "model_type": model_type, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocabulary,
         "max_position_embeddings": context, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
@@ -114,6 +121,10 @@ mod tests {
             ("gemma-3-1b", 999_885_952),
             ("phi-3.5-mini", 3_821_079_552),
             ("phi-4-mini", 3_836_021_760),
+            ("lfm2-350m", 354_483_968),
+            ("lfm2-700m", 742_489_344),
+            ("lfm2-1.2b", 1_170_340_608),
+            ("lfm2-2.6b", 2_569_272_320),
         ] {
             assert_eq!(parameters(name), count, "{name}");
         }

@@ -36,6 +36,8 @@ pub enum TensorKind {
     Bias(Projection),
     /// The gains of a norm in a layer.
     Norm(Norm),
+    /// The weights of a layer's short convolution, `[hidden, 1, taps]`.
+    Convolution,
     /// The gains of the norm after the last layer, `[hidden]`.
     FinalNorm,
 }
@@ -45,7 +47,7 @@ pub enum TensorKind {
 pub struct TensorSpec {
     /// The name in the model's files.
     pub name: String,
-    /// `[out_features, in_features]` of a matrix, `[length]` of a norm's gain or a bias.
+    /// `[out_features, in_features]` of a matrix, `[length]` of a norm's gain or a bias, `[channels, 1, taps]` of a convolution.
     pub shape: Vec<usize>,
     /// The part that it plays.
     pub kind: TensorKind,
@@ -54,9 +56,10 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// True for a matrix. The other tensors are vectors, which the device holds in f32.
+    /// True for a matrix. The other tensors are vectors, or as small as vectors; the device holds them in f32.
     pub fn is_matrix(&self) -> bool {
-        !matches!(self.kind, TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::FinalNorm)
+        use TensorKind::{Bias, Convolution, FinalNorm, Norm};
+        !matches!(self.kind, Bias(_) | Norm(_) | Convolution | FinalNorm)
     }
 
     /// True for the matrix of a linear layer or an expert, which quantized files hold in 4 bits. The router stays as it is.
@@ -82,7 +85,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     push(modules::EMBEDDING, "weight", vec![config.vocab_rows, hidden], TensorKind::Embedding, None);
     for at in 0..config.num_layers {
         let layer = Some(at);
-        for (norm, name) in config.norms {
+        for (norm, name) in config.norms.iter().filter(|(norm, _)| config.layer_has_norm(at, *norm)) {
             push(name, "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
         }
         if let Some(experts) = config.experts_of(at) {
@@ -95,6 +98,9 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
                 }
             }
         }
+        if let Some(convolutions) = config.convolutions.as_ref().filter(|_| config.is_convolution(at)) {
+            push(modules::CONVOLUTION, "weight", vec![hidden, 1, convolutions.taps], TensorKind::Convolution, layer);
+        }
         for projection in Projection::ALL.into_iter().filter(|projection| config.has_projection(at, *projection)) {
             let (rows, columns) = config.projection_shape(projection);
             push(projection.module(), "weight", vec![rows, columns], TensorKind::Projection(projection), layer);
@@ -103,7 +109,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
             }
         }
     }
-    push(modules::FINAL_NORM, "weight", vec![hidden], TensorKind::FinalNorm, None);
+    push(config.family.final_norm, "weight", vec![hidden], TensorKind::FinalNorm, None);
     if !config.tie_word_embeddings {
         push(modules::HEAD, "weight", vec![config.vocab_rows, hidden], TensorKind::Head, None);
     }
@@ -138,13 +144,22 @@ pub fn expert_name(layer: usize, expert: usize, projection: Projection) -> Strin
 }
 
 /// The names of the modules that cannot get an adapter: those of every tensor that is no projection, the modules
-/// above them, and the activation. Layer 0 stands for all layers, and with experts the first layer that has them.
+/// above them, and the activation. Layer 0 stands for all layers, and with experts or convolutions the first layer that has them or has
+/// attention.
 pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
     let mut names = vec![in_layer(0, modules::ACTIVATION)];
     let with_experts = config.experts.as_ref().and_then(|experts| experts.layers.iter().position(|has| *has));
-    let stands = |layer: usize| layer == 0 || Some(layer) == with_experts;
+    let first = |convolution| (0..config.num_layers).find(|layer| config.is_convolution(*layer) == convolution);
+    let firsts = [with_experts, first(true), first(false)];
+    let stands = |layer: usize| layer == 0 || firsts.contains(&Some(layer));
     for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(stands)) {
-        let mut module = tensor.name.as_str();
+        let own_path = match (tensor.kind, tensor.layer) {
+            (TensorKind::Projection(projection), Some(layer)) => {
+                Some(format!("{}.weight", in_layer(layer, config.path(projection))))
+            }
+            _ => None,
+        };
+        let mut module = own_path.as_deref().unwrap_or(&tensor.name);
         let mut own = true;
         while let Some((above, _)) = module.rsplit_once('.') {
             module = above;

@@ -109,6 +109,8 @@ pub enum Phase {
     HeadNormBackward,
     /// The gradients of the input of q, k and v, and of what is trained in them.
     QkvBackward,
+    /// The gradient of the input of a short convolution.
+    ConvolutionBackward,
     /// The gradient through the norm before attention.
     InputNormBackward,
 }
@@ -164,10 +166,9 @@ impl Storage<'_> {
     }
 }
 
-/// The activations that one layer's backward pass reads beside the layer's input. They are kept from the forward pass, or
-/// recomputed.
-#[derive(Clone, Debug)]
-pub struct LayerActivations {
+/// The activations of a layer's attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionActivations {
     /// Queries after the per-head norm and RoPE, `[rows, heads * head_dim]`.
     pub q: Matrix,
     /// Keys after the per-head norm and RoPE, `[rows, kv_heads * head_dim]`.
@@ -177,9 +178,19 @@ pub struct LayerActivations {
     /// Queries and keys before the per-head norm, where there is one.
     pub raw_qk: Option<[Matrix; 2]>,
     /// Result of attention, which the output projection reads, `[rows, heads * head_dim]`.
-    pub attention: Matrix,
+    pub out: Matrix,
     /// Log-sum-exp of each row's scores, `[heads][rows]`.
     pub lse: View,
+}
+
+/// The activations that one layer's backward pass reads beside the layer's input. They are kept from the forward pass, or
+/// recomputed.
+#[derive(Clone, Debug)]
+pub struct LayerActivations {
+    /// Those of attention, in layers that have it.
+    pub attention: Option<AttentionActivations>,
+    /// The gates and the input of a short convolution, `[rows, 3 hidden]`, in layers that have one in place of attention.
+    pub convolution: Option<Matrix>,
     /// The residual stream between attention and feed-forward, `[rows, hidden]`.
     pub middle: Matrix,
     /// Outputs of attention and of the feed-forward block before their norms, `[rows, hidden]`, where there are such norms.
@@ -207,6 +218,8 @@ impl LayerActivations {
         let hidden = config.hidden_size as u32;
         let dense = layers.clone().any(|layer| config.experts_of(layer).is_none());
         let sparse = layers.clone().any(|layer| config.experts_of(layer).is_some());
+        let attends = layers.clone().any(|layer| !config.is_convolution(layer));
+        let convolves = layers.clone().any(|layer| config.is_convolution(layer));
         // The widest first, because an arena that is asked for the largest first stays small.
         let gate_up = match staging {
             Some(staging) => staging.gate_up,
@@ -221,54 +234,75 @@ impl LayerActivations {
             }),
         };
         let experts = sparse.then(|| plan_experts(plan, storage, network, rows, staging)).flatten();
-        let [attention, middle] = staging.map_or_else(
-            || {
-                let attention = through(Attention, AttentionBackward);
-                let attention = storage.matrix(plan, "attention", [rows, width(Projection::Q)], attention);
-                let middle = through(MiddleNorm, MiddleNormBackward);
-                [attention, storage.matrix(plan, "middle residual", [rows, hidden], middle)]
-            },
-            |staging| [staging.attention, staging.middle],
-        );
         let mut matrix = |label: &str, cols: u32, lifetime| storage.matrix(plan, label, [rows, cols], lifetime);
-        let qkv = through(ProjectQkv, AttentionBackward);
-        let q = matrix("q", width(Projection::Q), qkv.clone());
-        let k = matrix("k", width(Projection::K), qkv.clone());
-        let v = matrix("v", width(Projection::V), qkv);
-        let raw = through(ProjectQkv, HeadNormBackward);
-        let raw_qk = config.has_norm(Norm::Query).then(|| {
-            [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
+        let convolution = convolves.then(|| {
+            staging.and_then(|staging| staging.convolution).unwrap_or_else(|| {
+                matrix("input of a convolution", width(Projection::ConvIn), through(ProjectQkv, ConvolutionBackward))
+            })
+        });
+        let out = attends.then(|| {
+            staging.and_then(|staging| staging.attention).map_or_else(
+                || matrix("attention", width(Projection::Q), through(Attention, AttentionBackward)),
+                |staging| staging.out,
+            )
+        });
+        let middle = staging.map_or_else(
+            || matrix("middle residual", hidden, through(MiddleNorm, MiddleNormBackward)),
+            |staging| staging.middle,
+        );
+        let of_attention = out.map(|out| {
+            let qkv = through(ProjectQkv, AttentionBackward);
+            let q = matrix("q", width(Projection::Q), qkv.clone());
+            let k = matrix("k", width(Projection::K), qkv.clone());
+            let v = matrix("v", width(Projection::V), qkv);
+            let raw = through(ProjectQkv, HeadNormBackward);
+            let raw_qk = config.has_norm(Norm::Query).then(|| {
+                [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
+            });
+            (q, k, v, raw_qk, out)
         });
         let outputs = config.norms_outputs().then(|| {
             let attention = matrix("attention output", hidden, through(ProjectO, OBackward));
             [attention, matrix("feed-forward output", hidden, through(ProjectDown, DownBackward))]
         });
-        let low = ranks.iter().map(|rank| (*rank > 0).then(|| matrix("x A^T", *rank, whole_step()))).collect();
-        let bytes = 4 * u64::from(rows) * config.num_heads as u64;
-        let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
-        Self { q, k, v, raw_qk, attention, lse, middle, outputs, gate_up, experts, low }
+        let has = |p: Projection| layers.clone().any(|layer| config.has_projection(layer, p));
+        let low = Projection::ALL.iter().zip(ranks);
+        let low = low.map(|(p, rank)| (*rank > 0 && has(*p)).then(|| matrix("x A^T", *rank, whole_step()))).collect();
+        let attention = of_attention.map(|(q, k, v, raw_qk, out)| {
+            let bytes = 4 * u64::from(rows) * config.num_heads as u64;
+            let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
+            AttentionActivations { q, k, v, raw_qk, out, lse }
+        });
+        Self { attention, convolution, middle, outputs, gate_up, experts, low }
     }
 
     /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
     /// attention scores again from them, and these must fit the log-sum-exp that the forward pass stored.
-    /// `experts` is true for a layer with experts, of which the outputs of gate and up are among them.
-    pub fn compressible(&self, experts: bool) -> Vec<Matrix> {
-        let gate_up = match (experts, self.experts) {
-            (true, Some(ExpertActivations { gate, up, .. })) => Some([gate, up]),
+    /// Those of `layer`, where layers of several kinds share buffers.
+    pub fn compressible(&self, config: &ModelConfig, layer: usize) -> Vec<Matrix> {
+        let gate_up = match (config.experts_of(layer), self.experts) {
+            (Some(_), Some(ExpertActivations { gate, up, .. })) => Some([gate, up]),
             _ => self.gate_up,
         };
-        gate_up.into_iter().flatten().chain([self.attention, self.middle]).collect()
+        let mixer = match config.is_convolution(layer) {
+            true => self.convolution,
+            false => self.attention.map(|attention| attention.out),
+        };
+        gate_up.into_iter().flatten().chain(mixer).chain([self.middle]).collect()
     }
 
     /// The first `rows` rows of everything.
     pub fn first_rows(&self, rows: u32) -> Self {
         Self {
-            q: self.q.first_rows(rows),
-            k: self.k.first_rows(rows),
-            v: self.v.first_rows(rows),
-            raw_qk: self.raw_qk.map(|raw| raw.map(|m| m.first_rows(rows))),
-            attention: self.attention.first_rows(rows),
-            lse: self.lse,
+            attention: self.attention.map(|of| AttentionActivations {
+                q: of.q.first_rows(rows),
+                k: of.k.first_rows(rows),
+                v: of.v.first_rows(rows),
+                raw_qk: of.raw_qk.map(|raw| raw.map(|m| m.first_rows(rows))),
+                out: of.out.first_rows(rows),
+                lse: of.lse,
+            }),
+            convolution: self.convolution.map(|m| m.first_rows(rows)),
             middle: self.middle.first_rows(rows),
             outputs: self.outputs.map(|outputs| outputs.map(|m| m.first_rows(rows))),
             gate_up: self.gate_up.map(|both| both.map(|m| m.first_rows(rows))),
@@ -295,6 +329,8 @@ pub struct Workspace {
     pub act: Option<Matrix>,
     /// Buffers of experts, where layers have them.
     pub experts: Option<ExpertWorkspace>,
+    /// Result of a short convolution, `[rows, hidden]`, which its output projection reads, where layers have one.
+    pub convolved: Option<Matrix>,
     /// Buffers of the backward pass; `None` outside training.
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
@@ -329,6 +365,8 @@ pub struct BackwardWorkspace {
     pub d_raw_qk: Option<[Matrix; 2]>,
     /// Scratch of [`crate::ops::attention::backward`], of [`Shape::scratch_bytes`].
     pub attention_scratch: View,
+    /// Gradients of the result of a short convolution, `[rows, hidden]`, and of its input, `[rows, 3 hidden]`, where layers have one.
+    pub convolution: Option<[Matrix; 2]>,
     /// `dy B` of the up to three projections that read one input, as wide as the largest rank.
     pub low: [Matrix; 3],
 }
@@ -424,7 +462,7 @@ impl Activations {
                 let of_layer = |layer| Compressed {
                     input: alloc("layer input in bf16", pair[0]),
                     kept: (layer >= kept_from).then(|| {
-                        let like = staging.compressible(config.experts_of(layer).is_some()).into_iter();
+                        let like = staging.compressible(config, layer).into_iter();
                         like.map(|like| alloc("activation in bf16", like)).collect()
                     }),
                 };
@@ -434,7 +472,7 @@ impl Activations {
         };
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
-        let widest = Projection::ALL.map(|p| config.projection_shape(p).1).into_iter().max().unwrap_or(0) as u32;
+        let widest = config.projections().map(|p| config.projection_shape(p).1).max().unwrap_or(0) as u32;
         workspace.embedding_low = plan_embedding_low(plan, arena, std::slice::from_ref(adapter), rows);
         workspace.scaled = plan_scaled(plan, arena, network, adapter, sizes);
         workspace.ranks = RankWorkspace::plan(plan, arena, std::slice::from_ref(adapter), &between_passes());
@@ -487,6 +525,10 @@ impl Workspace {
             act: dense.then(|| matrix("gated product", config.intermediate_size, &act)),
             norm: matrix("normed input", config.hidden_size, &[whole_step()]),
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
+            convolved: config.convolutions.as_ref().map(|_| {
+                let lifetimes = [through(Attention, ProjectO), through(OBackward, OBackward)];
+                matrix("result of a convolution", config.hidden_size, &lifetimes)
+            }),
             experts: plan_expert_workspace(plan, arena, config, rows),
             backward: None,
             dropped: None,
@@ -510,12 +552,18 @@ impl BackwardWorkspace {
             through(QkvBackward, InputNormBackward),
         ];
         let of_attention = [through(AttentionBackward, QkvBackward)];
+        let of_convolution = [through(ConvolutionBackward, ConvolutionBackward)];
         let d_hidden = matrix("residual gradient", config.hidden_size, &[whole_step()]);
         let d_norm = matrix("norm gradient", config.hidden_size, &d_norm);
         let own_output = config.norms_outputs() || config.residual_scale != 1.0;
         let d_output = own_output
             .then(|| matrix("block output gradient", config.hidden_size, &[through(DownBackward, OBackward)]));
         let d_attention = matrix("attention gradient", q, &[through(OBackward, AttentionBackward)]);
+        let convolution = config.convolutions.as_ref().map(|_| {
+            let d_input = matrix("gradient of a convolution's input", 3 * config.hidden_size, &of_convolution);
+            let of_result = [through(OBackward, ConvolutionBackward)];
+            [matrix("gradient of a convolution's result", config.hidden_size, &of_result), d_input]
+        });
         // The gradients of the projections' own outputs are contiguous.
         let through_norm = config
             .has_norm(Norm::Query)
@@ -534,6 +582,7 @@ impl BackwardWorkspace {
             d_k,
             d_v,
             d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
+            convolution,
             low: arena.contiguous_matrices(plan, "dy B", rows, ranks, &[whole_step()]),
             attention_scratch: arena.alloc(
                 plan,
@@ -617,7 +666,7 @@ fn plan_scaled(
     adapter: &DeviceAdapter,
     sizes: TrainingSizes,
 ) -> Option<[Matrix; 3]> {
-    use Projection::{Down, Gate, K, O, Q, Up, V};
+    use Projection::{ConvIn, ConvOut, Down, Gate, K, O, Q, Up, V};
     let width = |of: &[Projection]| {
         let modules = adapter.dora_modules().filter(|(_, projection, _)| of.contains(projection));
         modules.map(|(_, projection, _)| network.config.projection_shape(projection).0 as u32).max().unwrap_or(0)
@@ -627,7 +676,7 @@ fn plan_scaled(
         true => whole_step(),
         false => through(Phase::DownBackward, Phase::QkvBackward),
     };
-    let mut widths = [width(&[Q, O, Gate, Down]), width(&[K, Up]), width(&[V])];
+    let mut widths = [width(&[Q, O, Gate, Down, ConvIn, ConvOut]), width(&[K, Up]), width(&[V])];
     if sizes.dropout {
         // In the forward pass, every output takes the first.
         widths[0] = widths.into_iter().max().unwrap_or(0);

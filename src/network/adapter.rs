@@ -227,7 +227,7 @@ pub fn moment_storage(asked: MomentStorage, place: targets::Place, factor: Facto
 pub struct DeviceAdapter {
     /// The ranges that hold the factors of all modules.
     pub segments: Vec<Segment>,
-    /// `layer * 7 + projection`, then the embedding and the head; None where nothing is trained.
+    /// By [`slot`], then the embedding and the head; None where nothing is trained.
     modules: Vec<Option<DeviceModule>>,
     /// The modules in the order of the adapter's file, as indices into `modules`.
     order: Vec<usize>,
@@ -296,6 +296,12 @@ impl DeviceAdapter {
                 targets::Place::Embedding => adapted.len() - 2,
                 targets::Place::Head => adapted.len() - 1,
             };
+            // Masks of dropout depend on it: the number of a module must stay as it is.
+            let number = match module.place {
+                targets::Place::Layer(layer, projection) => layer * Projection::MOST_OF_LAYER + projection.number(),
+                targets::Place::Embedding => model.num_layers * Projection::MOST_OF_LAYER,
+                targets::Place::Head => model.num_layers * Projection::MOST_OF_LAYER + 1,
+            };
             let owner = order.last().filter(|_| module.shares_a).and_then(|last| adapted[*last].clone());
             let factors = places.into_iter().map(|place| match &owner {
                 Some(owner) if place.spec.factor == Factor::A => {
@@ -319,7 +325,7 @@ impl DeviceAdapter {
                 rank: module.rank as u32,
                 scale: module.scale,
                 // One A reads one input: its mask is the same for all parts.
-                site: owner.as_ref().map_or(at as u32, |owner| owner.site),
+                site: owner.as_ref().map_or(number as u32, |owner| owner.site),
                 factors: factors.collect(),
             });
             order.push(at);

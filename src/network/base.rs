@@ -3,7 +3,7 @@
 use super::experts::ExpertLayer;
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::model::config::ModelConfig;
-use crate::model::modules::{FINAL_NORM, Norm, Projection, ROUTER, in_layer};
+use crate::model::modules::{CONVOLUTION, Norm, Projection, ROUTER, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Float, Storage};
@@ -19,6 +19,8 @@ pub struct Layer {
     projections: [Option<Weight>; Projection::ALL.len()],
     /// The experts in place of the feed-forward block.
     pub experts: Option<ExpertLayer>,
+    /// The weights of the short convolution in place of attention, f32 `[hidden][taps]`.
+    pub convolution: Option<View>,
 }
 
 impl Layer {
@@ -97,7 +99,7 @@ impl Network {
             TensorKind::Expert(expert, projection) => {
                 self.layers[tensor.layer?].experts.as_ref()?.projection(projection).get(expert)
             }
-            TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::FinalNorm => None,
+            TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::Convolution | TensorKind::FinalNorm => None,
         }
     }
 
@@ -105,6 +107,7 @@ impl Network {
         let layer = tensor.layer.map(|layer| &self.layers[layer]);
         match tensor.kind {
             TensorKind::Norm(norm) => layer?.norm(norm),
+            TensorKind::Convolution => layer?.convolution,
             TensorKind::FinalNorm => Some(self.final_norm),
             TensorKind::Bias(projection) => layer?.find_projection(projection)?.bias,
             _ => None,
@@ -136,9 +139,9 @@ impl BaseStorage {
     /// # Errors
     /// Another 4-bit form than the files', or full training of them.
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
-        if self == Self::Trained && config.experts.is_some() {
+        if let Some(parts) = config.frozen_parts().filter(|_| self == Self::Trained) {
             let problem = format!(
-                "the model has experts, which cannot be trained themselves; take {} or {}",
+                "the model has {parts}, which cannot be trained themselves; take {} or {}",
                 METHOD.is("lora"),
                 METHOD.is("qlora")
             );
@@ -214,6 +217,10 @@ pub fn plan(
         let of_projection = |projection| storage(&projection_name(i, projection));
         let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes);
         let [o] = matrices(plan, config, i, [Projection::O], of_projection, max_binding_bytes);
+        let [conv_in] = matrices(plan, config, i, [Projection::ConvIn], of_projection, max_binding_bytes);
+        let [conv_out] = matrices(plan, config, i, [Projection::ConvOut], of_projection, max_binding_bytes);
+        let convolution = config.convolutions.as_ref().filter(|_| config.is_convolution(i));
+        let convolution = convolution.map(|of| vector(plan, CONVOLUTION, config.hidden_size * of.taps));
         let experts = config.experts_of(i).map(|experts| {
             let router = in_files(&format!("{}.weight", in_layer(i, ROUTER)));
             let of_experts = |projection| {
@@ -224,26 +231,22 @@ pub fn plan(
             };
             ExpertLayer::plan(plan, config, experts, router, of_experts, max_binding_bytes)
         });
-        let [gate, up, down] = match experts {
-            Some(_) => [None, None, None],
-            None => {
-                let inputs = Projection::OF_FEED_FORWARD_INPUT;
-                let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
-                let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
-                [Some(gate), Some(up), Some(down)]
-            }
-        };
-        let projections = [Some(q), Some(k), Some(v), Some(o), gate, up, down];
+        let inputs = Projection::OF_FEED_FORWARD_INPUT;
+        let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
+        let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
+        let projections = [q, k, v, o, gate, up, down, conv_in, conv_out];
         layers.push(Layer {
             norms: Norm::ALL.map(|norm| {
-                let (_, name) = config.norms.iter().find(|(place, _)| *place == norm)?;
+                let at_place = |(place, _): &&(Norm, &str)| *place == norm && config.layer_has_norm(i, norm);
+                let (_, name) = config.norms.iter().find(at_place)?;
                 Some(vector(plan, name, config.norm_length(norm)))
             }),
             projections,
             experts,
+            convolution,
         });
     }
-    let final_norm = vector(plan, FINAL_NORM, config.hidden_size);
+    let final_norm = vector(plan, config.family.final_norm, config.hidden_size);
     let untied_head = (!config.tie_word_embeddings).then(|| of_vocabulary(plan, HEAD));
     let rope_tables = config.ropes.iter().map(|rope| {
         let mut table = |label| plan.alloc(Category::Workspace, label, 4 * (max_positions * rope.rotated) as u64);
@@ -255,7 +258,8 @@ pub fn plan(
     Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_tables, max_positions }
 }
 
-/// Plans matrices of a layer that read the same input, one behind the other where they are stored alike.
+/// Plans matrices of a layer that read the same input, one behind the other where they are stored alike; none where the layer has others
+/// in their place.
 fn matrices<const N: usize>(
     plan: &mut MemoryPlan,
     config: &ModelConfig,
@@ -263,7 +267,10 @@ fn matrices<const N: usize>(
     projections: [Projection; N],
     storage: impl Fn(Projection) -> Storage,
     max_binding_bytes: u64,
-) -> [Weight; N] {
+) -> [Option<Weight>; N] {
+    if !config.has_projection(layer, projections[0]) {
+        return [const { None }; N];
+    }
     let names = projections.map(|projection| projection_name(layer, projection));
     let storages = projections.map(storage);
     let inputs = config.projection_shape(projections[0]).1 as u32;
@@ -275,10 +282,10 @@ fn matrices<const N: usize>(
     // A layer's 4-bit matrix is not cut into panels: their scales would differ from those that bitsandbytes computes.
     let limit = |storage| if matches!(storage, Storage::Quantized { .. }) { u64::MAX } else { max_binding_bytes };
     if storages.iter().all(|storage| *storage == storages[0]) {
-        return Weight::plan_contiguous(plan, rows, storages[0], inputs, limit(storages[0]));
+        return Weight::plan_contiguous(plan, rows, storages[0], inputs, limit(storages[0])).map(Some);
     }
     std::array::from_fn(|i| {
         let Rows { label, out_features, bias } = rows[i];
-        Weight::plan(plan, label, storages[i], [out_features, inputs], bias, limit(storages[i]))
+        Some(Weight::plan(plan, label, storages[i], [out_features, inputs], bias, limit(storages[i])))
     })
 }

@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::activations::{Activations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape};
+use super::activations::{
+    Activations, AttentionActivations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape,
+};
 use super::base::Network;
 use super::dora::columns;
 use super::experts::Mixture;
@@ -22,7 +24,7 @@ use crate::ops::rope::RotatedHeads;
 use crate::ops::weight::Weight;
 use crate::ops::{
     add, bf16, column_gradient, dora, dropout, embedding, glu, kv_cache, lora_gradient, noise, rms_norm, rope, scale,
-    weight_gradient,
+    short_conv, weight_gradient,
 };
 
 /// LoRA dropout of one pass: masks come from a seed on the device, the module and the element.
@@ -59,11 +61,20 @@ struct LayerBackward<'a> {
     ws: &'a BackwardWorkspace,
 }
 
-/// Keys and values of past positions, per layer `[max_positions, kv width]`.
+/// What generation keeps of past positions.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// Keys and values of each layer.
-    pub layers: Vec<[Matrix; 2]>,
+    /// That of each layer.
+    pub layers: Vec<LayerCache>,
+}
+
+/// What a layer keeps of past positions.
+#[derive(Clone, Copy, Debug)]
+pub enum LayerCache {
+    /// Keys and values of all of them, `[max_positions, kv width]`.
+    Attention([Matrix; 2]),
+    /// The state of a short convolution, `[taps - 1, hidden]`, as [`short_conv::keep`] writes it.
+    Convolution(Matrix),
 }
 
 /// A pass through the network, forward and backward, for `rows` rows.
@@ -245,7 +256,7 @@ impl Pass<'_> {
     fn compress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
         let Some(compressed) = self.activations.compressed.get(layer) else { return };
         bf16::pack(rec, self.hidden(layer), compressed.input);
-        let matrices = acts.compressible(self.network.layers[layer].experts.is_some());
+        let matrices = acts.compressible(&self.network.config, layer);
         for (to, matrix) in compressed.kept.iter().flatten().zip(matrices) {
             bf16::pack(rec, matrix, *to);
         }
@@ -254,7 +265,7 @@ impl Pass<'_> {
     fn decompress(&self, rec: &mut Recorder, layer: usize, acts: &LayerActivations) {
         let Some(compressed) = self.activations.compressed.get(layer) else { return };
         bf16::unpack(rec, compressed.input, self.hidden(layer));
-        let matrices = acts.compressible(self.network.layers[layer].experts.is_some());
+        let matrices = acts.compressible(&self.network.config, layer);
         for (from, matrix) in compressed.kept.iter().flatten().zip(matrices) {
             bf16::unpack(rec, *from, matrix);
         }
@@ -290,9 +301,15 @@ impl Pass<'_> {
     /// before attention is computed already.
     fn layer_activations(&self, rec: &mut Recorder, index: usize, acts: &LayerActivations) {
         let hidden = self.hidden(index);
-        self.attention_forward(rec, index, self.block_input(self.input_gain(index), hidden), acts);
-        let out = self.output(acts, 0);
-        self.project(rec, index, Projection::O, acts.attention, acts, out);
+        let (input, out) = (self.block_input(self.input_gain(index), hidden), self.output(acts, 0));
+        if let Some((convolution, convolved)) = self.convolution(index, acts) {
+            self.project(rec, index, Projection::ConvIn, input, acts, convolution.inputs);
+            self.convolve(rec, index, &convolution, convolved);
+            self.project(rec, index, Projection::ConvOut, convolved, acts, out);
+        } else if let Some(attention) = &acts.attention {
+            self.attention_forward(rec, index, input, acts, attention);
+            self.project(rec, index, Projection::O, attention.out, acts, out);
+        }
         let gain = self.gain(index, Norm::FeedForwardInput);
         self.add_output(rec, index, Norm::AttentionOutput, [hidden, out, acts.middle], gain);
 
@@ -303,6 +320,27 @@ impl Pass<'_> {
             self.project(rec, index, Projection::Gate, input, acts, gate);
             self.project(rec, index, Projection::Up, input, acts, up);
             glu::forward(rec, self.network.config.activation, gate, up, act);
+        }
+    }
+
+    /// The short convolution of a layer that has one in place of attention, and the place of its result.
+    fn convolution(&self, layer: usize, acts: &LayerActivations) -> Option<(short_conv::Convolution, Matrix)> {
+        let weights = self.network.layers[layer].convolution?;
+        let taps = self.network.config.convolutions.as_ref()?.taps as u32;
+        let convolved = self.activations.workspace.convolved?.first_rows(self.rows);
+        let positions = self.inputs.positions;
+        Some((short_conv::Convolution { positions, weights, taps, inputs: acts.convolution? }, convolved))
+    }
+
+    /// Computes the result of a short convolution; in generation from the rows of earlier passes too.
+    fn convolve(&self, rec: &mut Recorder, layer: usize, of: &short_conv::Convolution, out: Matrix) {
+        let cached = self.cache.map(|cache| cache.layers[layer]);
+        match cached {
+            Some(LayerCache::Convolution(state)) => {
+                short_conv::forward(rec, of, Some(state), out);
+                short_conv::keep(rec, of, state);
+            }
+            _ => short_conv::forward(rec, of, None, out),
         }
     }
 
@@ -330,12 +368,19 @@ impl Pass<'_> {
         x.split_heads(if self.network.config.head_norms.whole_row { 1 } else { heads })
     }
 
-    fn attention_forward(&self, rec: &mut Recorder, index: usize, input: Matrix, acts: &LayerActivations) {
+    fn attention_forward(
+        &self,
+        rec: &mut Recorder,
+        index: usize,
+        input: Matrix,
+        layer: &LayerActivations,
+        acts: &AttentionActivations,
+    ) {
         let shape = self.shape();
         let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
-        self.project(rec, index, Projection::Q, input, acts, raw_q);
-        self.project(rec, index, Projection::K, input, acts, raw_k);
-        self.project(rec, index, Projection::V, input, acts, acts.v);
+        self.project(rec, index, Projection::Q, input, layer, raw_q);
+        self.project(rec, index, Projection::K, input, layer, raw_k);
+        self.project(rec, index, Projection::V, input, layer, acts.v);
         let after_rope = self.network.config.head_norms.after_rope;
         if after_rope {
             self.rotate(rec, index, [raw_q, raw_k]);
@@ -349,20 +394,19 @@ impl Pass<'_> {
         if !after_rope {
             self.rotate(rec, index, [acts.q, acts.k]);
         }
-        let [keys, values] = match self.cache {
-            None => [acts.k, acts.v],
-            Some(cache) => {
-                let cached = cache.layers[index];
+        let [keys, values] = match self.cache.map(|cache| cache.layers[index]) {
+            Some(LayerCache::Attention(cached)) => {
                 kv_cache::kv_append(rec, acts.k, self.inputs.positions, cached[0]);
                 kv_cache::kv_append(rec, acts.v, self.inputs.positions, cached[1]);
                 cached
             }
+            _ => [acts.k, acts.v],
         };
         attention::forward(rec, &attention::Operands { k: keys, v: values, ..self.attention(index, acts) });
     }
 
     /// The operands of a layer's attention over the pass's own keys and values.
-    fn attention(&self, index: usize, acts: &LayerActivations) -> attention::Operands {
+    fn attention(&self, index: usize, acts: &AttentionActivations) -> attention::Operands {
         attention::Operands {
             shape: self.shape(),
             scale: self.network.config.attention_scale,
@@ -371,7 +415,7 @@ impl Pass<'_> {
             k: acts.k,
             v: acts.v,
             key_ranges: self.ranges(index).keys,
-            out: acts.attention,
+            out: acts.out,
             lse: acts.lse,
         }
     }
@@ -469,32 +513,60 @@ impl Pass<'_> {
     /// lowest trained layer stops where nothing below needs a gradient.
     fn layer_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
         let LayerBackward { index, acts, ws } = pass;
-        use Projection::{K, O, Q, V};
+        use Projection::{ConvIn, ConvOut, K, O, Q, V};
         let middle_gain = self.gain(index, Norm::FeedForwardInput);
         let trained = |projections: &[Projection]| self.trains(index, projections);
 
         self.feed_forward_backward(rec, pass, lowest);
-        if lowest && !trained(&[Q, K, V, O]) {
+        if lowest && !trained(&Projection::OF_MIXER) {
             return;
         }
         self.block_input_backward(rec, middle_gain, acts.middle, ws);
 
-        // Attention.
         let d_output = self.output_gradient(rec, pass, Norm::AttentionOutput, 0);
-        let out = self.projection_gradient(rec, pass, O, d_output, 0);
-        self.input_gradient(rec, index, &[out], ws.d_attention);
-        self.parameter_gradients(rec, pass, acts.attention, out);
-        if lowest && !trained(&[Q, K, V]) {
-            return;
+        if let (Some((convolution, convolved)), Some([d_convolved, d_inputs])) =
+            (self.convolution(index, acts), ws.convolution)
+        {
+            let out = self.projection_gradient(rec, pass, ConvOut, d_output, 0);
+            self.input_gradient(rec, index, &[out], d_convolved);
+            if trained(&[ConvOut]) {
+                // The result is not kept.
+                short_conv::forward(rec, &convolution, None, convolved);
+            }
+            self.parameter_gradients(rec, pass, convolved, out);
+            if lowest && !trained(&[ConvIn]) {
+                return;
+            }
+            short_conv::backward(rec, &convolution, d_convolved, d_inputs);
+            self.mixer_input_backward(rec, pass, [(ConvIn, d_inputs)], lowest);
+        } else if let Some(attention) = &acts.attention {
+            let out = self.projection_gradient(rec, pass, O, d_output, 0);
+            self.input_gradient(rec, index, &[out], ws.d_attention);
+            self.parameter_gradients(rec, pass, attention.out, out);
+            if lowest && !trained(&[Q, K, V]) {
+                return;
+            }
+            let [d_q, d_k] = self.attention_backward(rec, pass, attention);
+            self.mixer_input_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], lowest);
         }
-        let [d_q, d_k] = self.attention_backward(rec, pass);
+    }
+
+    /// The backward pass of the projections that read a layer's input, and of the norm before them.
+    fn mixer_input_backward<const N: usize>(
+        &self,
+        rec: &mut Recorder,
+        pass: LayerBackward,
+        outputs: [(Projection, Matrix); N],
+        lowest: bool,
+    ) {
+        let LayerBackward { index, ws, .. } = pass;
         let (input_gain, hidden) = (self.input_gain(index), self.hidden(index));
         let mut input = self.block_input(input_gain, hidden);
-        if trained(&[Q, K, V]) {
+        if self.trains(index, &outputs.map(|(projection, _)| projection)) {
             input = self.norm_input(rec, input_gain, hidden);
         }
         let d_norm = (!lowest).then_some(ws.d_norm);
-        self.projections_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], input, d_norm);
+        self.projections_backward(rec, pass, outputs, input, d_norm);
         if !lowest {
             self.block_input_backward(rec, input_gain, hidden, ws);
         }
@@ -509,7 +581,7 @@ impl Pass<'_> {
     /// The backward pass of the feed-forward block or of the experts: the gradient of its input in `d_norm`, if something below needs
     /// it.
     fn feed_forward_backward(&self, rec: &mut Recorder, pass: LayerBackward, lowest: bool) {
-        use Projection::{Down, Gate, K, O, Q, Up, V};
+        use Projection::{Down, Gate, Up};
         let LayerBackward { index, acts, ws } = pass;
         let middle_gain = self.gain(index, Norm::FeedForwardInput);
         let d_output = self.output_gradient(rec, pass, Norm::FeedForwardOutput, 1);
@@ -523,7 +595,7 @@ impl Pass<'_> {
         self.input_gradient(rec, index, &[down], act);
         glu::backward_in_place(rec, self.network.config.activation, gate, up, act);
         self.parameter_gradients(rec, pass, act, down);
-        if lowest && !self.trains(index, &[Q, K, V, O, Gate, Up]) {
+        if lowest && !self.trains(index, &Projection::OF_MIXER) && !self.trains(index, &[Gate, Up]) {
             return;
         }
         let mut input = self.block_input(middle_gain, acts.middle);
@@ -569,8 +641,8 @@ impl Pass<'_> {
     }
 
     /// Gradients of the projections' outputs for queries and keys; that of values lies in `d_v`.
-    fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward) -> [Matrix; 2] {
-        let LayerBackward { index, acts, ws } = pass;
+    fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward, acts: &AttentionActivations) -> [Matrix; 2] {
+        let LayerBackward { index, ws, .. } = pass;
         let shape = self.shape();
         let gradients = attention::Gradients {
             query_ranges: self.ranges(index).queries,
@@ -761,6 +833,7 @@ fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_k: ws.d_k.first_rows(rows),
         d_v: ws.d_v.first_rows(rows),
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.first_rows(rows))),
+        convolution: ws.convolution.map(|both| both.map(|m| m.first_rows(rows))),
         attention_scratch: ws.attention_scratch,
         low: ws.low.map(|low| low.first_rows(rows)),
     }

@@ -29,6 +29,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rows;
 pub mod scale;
+pub mod short_conv;
 #[cfg(test)]
 pub(crate) mod testing;
 mod variant_family;
@@ -64,6 +65,7 @@ pub fn kernels() -> Vec<Kernel> {
         rope::kernels(),
         rows::kernels(),
         scale::kernels(),
+        short_conv::kernels(),
         weight_gradient::kernels(),
     ]
     .concat()

@@ -5,7 +5,6 @@ use super::settings::{ActivationsChoice, RecomputeChoice, RunSettings};
 use crate::gpu::{Capabilities, readable_need};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
-use crate::model::modules::Projection;
 use crate::network::activations::ActivationFormat;
 use crate::network::base::BaseStorage;
 use crate::panics::caught;
@@ -146,11 +145,11 @@ impl PlanRequest<'_> {
     /// Kernels index the elements of a matrix by 32 bits.
     fn check_rows(&self) -> Result<()> {
         let config = self.config;
-        let widths =
-            Projection::ALL.map(|projection| config.projection_shape(projection)).map(|(out, cols)| out.max(cols));
+        let shapes = config.projections().map(|projection| config.projection_shape(projection));
+        let widths = shapes.map(|(out, cols)| out.max(cols));
         // A row has a slot for each of its experts, and up to seven slots of each expert stay free.
         let experts = config.experts.as_ref().map_or(0, |experts| 8 * experts.top * config.hidden_size);
-        let widest = widths.into_iter().chain([config.hidden_size, experts, 1]).max().unwrap_or(1);
+        let widest = widths.chain([config.hidden_size, experts, 1]).max().unwrap_or(1);
         let most = (u32::MAX as usize / widest).saturating_sub(ROW_CLASS as usize);
         match self.max_rows.max(self.max_positions) <= most {
             true => Ok(()),

@@ -15,6 +15,7 @@ mod best_and_resume;
 mod chat_data;
 mod cli_tools;
 mod cli_train;
+mod convolutions;
 mod damaged_files;
 mod data_files;
 mod demo_and_chat;

@@ -132,6 +132,10 @@ fixture_tests! {
     hunyuan: "hunyuan", "adapter", "reference", BaseStorage::AsStored;
     ministral3: "ministral3", "adapter", "reference", BaseStorage::AsStored;
     ernie: "ernie", "adapter", "reference", BaseStorage::AsStored;
+    lfm2: "lfm2", "adapter", "reference", BaseStorage::AsStored;
+    lfm2_with_the_keys_of_older_files: "lfm2_old_keys", "adapter", "reference", BaseStorage::AsStored;
+    lfm2_nf4: "lfm2", "adapter", "reference_nf4", NF4;
+    dora_of_convolutions: "lfm2", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_a_vision_tower: "qwen3_vl", "adapter", "reference", BaseStorage::AsStored;
     gemma2_nf4: "gemma2", "adapter", "reference_nf4", NF4;
@@ -170,7 +174,7 @@ fixture_tests! {
 
 #[test]
 fn recomputed_layers_give_the_same_gradients() {
-    for name in ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4"] {
+    for name in ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4", "lfm2"] {
         for keep_layers in [0, 1] {
             check_fixture(name, "adapter", "reference", BaseStorage::AsStored, keep_layers);
         }
@@ -180,7 +184,7 @@ fn recomputed_layers_give_the_same_gradients() {
 /// A change that leaves one feature of a model out.
 type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
 
-const ABLATIONS: [Ablation; 29] = [
+const ABLATIONS: [Ablation; 32] = [
     ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
     ("qwen2", "biases", |config| config.qkv_bias = false),
     ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
@@ -209,6 +213,9 @@ const ABLATIONS: [Ablation; 29] = [
     ("glm4", "half of a head", |config| config.ropes[0].rotated = config.head_dim),
     ("glm4", "biases", |config| config.qkv_bias = false),
     ("phi3", "factors of the frequencies", |config| config.ropes[0].scaling = RopeScaling::Default),
+    ("lfm2", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
+    ("lfm2", "constant of the norms", |config| config.rms_norm_eps = 1e-1),
+    ("lfm2_old_keys", "a head of its own", |config| config.tie_word_embeddings = true),
     ("phi3", "three quarters of a head", |config| config.ropes[0].rotated = config.head_dim),
 ];
 

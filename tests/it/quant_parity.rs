@@ -3,7 +3,6 @@
 use crate::common::{Reference, adapter, fixture, open_engine, shared};
 use loraine::gpu::View;
 use loraine::model::config::ModelConfig;
-use loraine::model::modules::Projection;
 use loraine::network::base::BaseStorage;
 use loraine::quant::format::{Code4, NESTED_SCALES_AT};
 use loraine::quant::{self, Scales};
@@ -28,7 +27,7 @@ fn the_loader_writes_bitsandbytes_bytes_on_the_device() {
     for double in [false, true] {
         let base = BaseStorage::Quantized(Code4::Nf4.storage(double));
         let engine = open_engine(&model, base, &modules, &tensors, 32, 5);
-        for projection in Projection::ALL {
+        for projection in config.projections() {
             let key = format!("model.layers.0.{}.weight.dq{}", projection.module(), u8::from(double));
             let weight = engine.plan.shared.network.layers[0].projection(projection);
             let panel = weight.panels[0];

@@ -9,6 +9,7 @@ mod gemma3;
 mod glm4;
 mod granite;
 mod hunyuan;
+mod lfm2;
 mod llama;
 mod ministral3;
 mod mistral;
@@ -23,7 +24,7 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 20] = [
+pub static FAMILIES: [&Family; 21] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -44,6 +45,7 @@ pub static FAMILIES: [&Family; 20] = [
     &exaone4::FAMILY,
     &hunyuan::FAMILY,
     &ernie::FAMILY,
+    &lfm2::FAMILY,
 ];
 
 /// The supported families as a part of a sentence.

@@ -1,0 +1,271 @@
+//! The gated short convolution of LFM2 (Liquid AI 2025; transformers' `Lfm2ShortConv`): a row holds B, C and X, a third each, and
+//! `out = C y` with `y_t = sum over j of w_j u_(t - L + 1 + j)`, `u = B X`, channel by channel. Rows before the start of a sequence
+//! count as 0.
+//!
+//! With D the gradient of the result: `dC = D y`, `du_t = sum over j of w_j (D C)_(t + L - 1 - j)` within the sequence, `dB = du X` and
+//! `dX = du B`.
+//!
+//! In generation, the state holds u of the last L - 1 positions: position p at row `p mod (L - 1)`.
+
+use super::elementwise::{WG_SIZE, elements};
+use crate::gpu::{Constant, Kernel, Matrix, Recorder, View, params};
+
+params! {
+    struct Params {
+        rows: u32,
+        channels: u32,
+        ld: u32,
+        ld_out: u32,
+        taps: u32,
+    }
+}
+
+/// The convolution of a layer over the rows of a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    /// The position of each row in its sequence, u32. Sequences lie one after the other.
+    pub positions: View,
+    /// The weights w, f32 `[channels][taps]`: the last one is that of the row itself.
+    pub weights: View,
+    /// L, the rows that a result reads, its own included.
+    pub taps: u32,
+    /// B, C and X, `[rows, 3 channels]`.
+    pub inputs: Matrix,
+}
+
+/// With `quads` an invocation has four channels, and their number must be a multiple of four.
+fn kernel(name: &'static str, source: &'static str, quads: bool) -> Kernel {
+    Kernel::new::<Params>(name, source)
+        .part(include_str!("../../shaders/lib/short_conv.wgsl"))
+        .constant("WG_SIZE", WG_SIZE)
+        .constant("QUADS", quads)
+        .constant("LANES", if quads { 4 } else { 1 })
+        .constant("Value", Constant::Type(if quads { "vec4<f32>" } else { "f32" }))
+}
+
+fn forward_kernel(quads: bool) -> Kernel {
+    kernel("short_conv", include_str!("../../shaders/short_conv.wgsl"), quads)
+}
+
+fn backward_kernel(quads: bool) -> Kernel {
+    kernel("short_conv_backward", include_str!("../../shaders/short_conv_backward.wgsl"), quads)
+}
+
+fn state_kernel(quads: bool) -> Kernel {
+    kernel("short_conv_state", include_str!("../../shaders/short_conv_state.wgsl"), quads)
+}
+
+pub(super) fn kernels() -> Vec<Kernel> {
+    [false, true]
+        .into_iter()
+        .flat_map(|quads| [forward_kernel(quads), backward_kernel(quads), state_kernel(quads)])
+        .collect()
+}
+
+impl Convolution {
+    /// Parameters with the stride of `out`, and whether invocations have four channels.
+    fn params(&self, out: Matrix) -> (Params, bool) {
+        let Self { positions, weights, taps, inputs } = *self;
+        let channels = out.cols;
+        assert!(taps >= 1 && inputs.cols == 3 * channels, "{self:?} with {out:?}");
+        assert!(positions.bytes >= 4 * u64::from(inputs.rows), "{positions:?} for {} rows", inputs.rows);
+        assert!(weights.bytes >= 4 * u64::from(channels) * u64::from(taps), "{weights:?} for {channels} channels");
+        let params = Params { rows: inputs.rows, channels, ld: inputs.ld, ld_out: out.ld, taps };
+        (params, channels.is_multiple_of(4))
+    }
+
+    fn workgroups(rec: &Recorder, rows: u32, channels: u32, quads: bool) -> [u32; 3] {
+        let units = if quads { channels / 4 } else { channels };
+        rec.fold((u64::from(rows) * u64::from(units)).div_ceil(u64::from(WG_SIZE)))
+    }
+}
+
+/// `out`, `[rows, channels]`. `state` is that of [`keep`], `[taps - 1, channels]`; None where every sequence of the pass starts in it.
+pub fn forward(rec: &mut Recorder, of: &Convolution, state: Option<Matrix>, out: Matrix) {
+    let (params, quads) = of.params(out);
+    assert_eq!(of.inputs.rows, out.rows, "{of:?} with {out:?}");
+    assert!(state.is_none_or(|state| state.rows + 1 >= of.taps && state.ld == out.ld), "{state:?} for {of:?}");
+    let groups = Convolution::workgroups(rec, out.rows, out.cols, quads);
+    let views = [of.positions, of.weights, of.inputs.view, state.map_or(rec.unused, |state| state.view), out.view];
+    rec.dispatch("short_conv", forward_kernel(quads), &views, &params, groups, 3 * u64::from(of.taps) * elements(out));
+}
+
+/// The gradients of B, C and X, `[rows, 3 channels]`, from that of the result of [`forward`], `[rows, channels]`. Every sequence starts
+/// in the pass.
+pub fn backward(rec: &mut Recorder, of: &Convolution, dout: Matrix, dinputs: Matrix) {
+    let (params, quads) = of.params(dout);
+    assert_eq!((dinputs.rows, dinputs.cols, dinputs.ld), (of.inputs.rows, of.inputs.cols, of.inputs.ld));
+    let groups = Convolution::workgroups(rec, dout.rows, dout.cols, quads);
+    let views = [of.positions, of.weights, of.inputs.view, dout.view, dinputs.view];
+    let work = 6 * u64::from(of.taps) * elements(dout);
+    rec.dispatch("short_conv_backward", backward_kernel(quads), &views, &params, groups, work);
+}
+
+/// Keeps what the next pass reads of this one in `state`, `[taps - 1, channels]`. All rows are of one sequence.
+pub fn keep(rec: &mut Recorder, of: &Convolution, state: Matrix) {
+    let (params, quads) = of.params(state);
+    let kept = of.taps - 1;
+    assert!(state.rows >= kept, "{state:?} for {of:?}");
+    let groups = Convolution::workgroups(rec, kept.min(of.inputs.rows), state.cols, quads);
+    let views = [of.positions, of.weights, of.inputs.view, state.view];
+    rec.dispatch(
+        "short_conv_state",
+        state_kernel(quads),
+        &views,
+        &params,
+        groups,
+        u64::from(kept) * u64::from(state.cols),
+    );
+}
+
+/// The formulas in plain loops, in f64; the reference of every variant.
+#[cfg(test)]
+pub(crate) mod twin {
+    /// The sizes of a convolution, with the position of each row.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Sizes<'a> {
+        pub positions: &'a [u32],
+        pub channels: usize,
+        pub taps: usize,
+    }
+
+    /// Calls `visit` with each pair of a row and a row that it reads, and the weight's index.
+    fn pairs(of: Sizes, mut visit: impl FnMut(usize, usize, usize)) {
+        for (row, position) in of.positions.iter().enumerate() {
+            for j in 0..of.taps {
+                let back = of.taps - 1 - j;
+                if back <= *position as usize {
+                    visit(row, row - back, j);
+                }
+            }
+        }
+    }
+
+    fn convolved(of: Sizes, inputs: &[f64], weights: &[f64]) -> Vec<f64> {
+        let c = of.channels;
+        let mut y = vec![0.0; of.positions.len() * c];
+        pairs(of, |row, read, j| {
+            for i in 0..c {
+                y[row * c + i] +=
+                    weights[i * of.taps + j] * inputs[read * 3 * c + i] * inputs[read * 3 * c + 2 * c + i];
+            }
+        });
+        y
+    }
+
+    pub(crate) fn forward(of: Sizes, inputs: &[f64], weights: &[f64]) -> Vec<f64> {
+        let c = of.channels;
+        let y = convolved(of, inputs, weights);
+        (0..y.len()).map(|at| y[at] * inputs[at / c * 3 * c + c + at % c]).collect()
+    }
+
+    /// The gradient of the inputs.
+    pub(crate) fn backward(of: Sizes, inputs: &[f64], weights: &[f64], dout: &[f64]) -> Vec<f64> {
+        let c = of.channels;
+        let y = convolved(of, inputs, weights);
+        let mut du = vec![0.0; y.len()];
+        pairs(of, |row, read, j| {
+            for i in 0..c {
+                du[read * c + i] += weights[i * of.taps + j] * dout[row * c + i] * inputs[row * 3 * c + c + i];
+            }
+        });
+        let mut gradient = vec![0.0; inputs.len()];
+        for at in 0..y.len() {
+            let b = at / c * 3 * c + at % c;
+            gradient[b] = du[at] * inputs[b + 2 * c];
+            gradient[b + c] = dout[at] * y[at];
+            gradient[b + 2 * c] = du[at] * inputs[b];
+        }
+        gradient
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{Lab, assert_close, assert_gradient, shapes};
+
+    /// Positions of sequences of drawn lengths, among them some that are shorter than the convolution.
+    fn positions(lab: &mut Lab, rows: usize) -> Vec<u32> {
+        let mut positions: Vec<u32> = Vec::new();
+        while positions.len() < rows {
+            let length = 1 + lab.index(9);
+            positions.extend(0..length.min(rows - positions.len()) as u32);
+        }
+        positions
+    }
+
+    #[test]
+    fn both_directions_equal_the_twin() {
+        for (i, (rows, channels)) in shapes(&[(1, 1), (3, 7), (5, 64), (70, 12), (40, 129)]).into_iter().enumerate() {
+            let taps = [1, 3, 4, 7, 2][i % 5];
+            let mut lab = Lab::new();
+            let at = positions(&mut lab, rows);
+            let inputs = lab.normal(rows * 3 * channels);
+            let (weights, dout) = (lab.normal(channels * taps), lab.normal(rows * channels));
+            let of = Convolution {
+                positions: lab.words(&at),
+                weights: lab.vector(&weights),
+                taps: taps as u32,
+                inputs: lab.matrix(rows, 3 * channels, &inputs),
+            };
+            let (device_dout, out) = (lab.matrix(rows, channels, &dout), lab.empty(rows, channels));
+            let dinputs = lab.empty(rows, 3 * channels);
+            let mut rec = lab.recorder();
+            forward(&mut rec, &of, None, out);
+            backward(&mut rec, &of, device_dout, dinputs);
+            lab.run(&rec);
+            let sizes = twin::Sizes { positions: &at, channels, taps };
+            let what = format!("{rows} rows, {channels} channels, {taps} taps");
+            assert_close(&what, &lab.read(out), &twin::forward(sizes, &inputs, &weights), 1e-5);
+            let want = twin::backward(sizes, &inputs, &weights, &dout);
+            assert_close(&format!("{what}: gradient"), &lab.read(dinputs), &want, 1e-5);
+        }
+    }
+
+    /// One text in passes of several lengths, each with the state that the one before left.
+    #[test]
+    fn passes_continue_from_the_state() {
+        for (channels, taps) in [(8, 3), (5, 4), (4, 2), (3, 1)] {
+            let mut lab = Lab::new();
+            let lengths = [4, 1, 1, 2, 7, 1];
+            let rows: usize = lengths.iter().sum();
+            let at: Vec<u32> = (0..rows as u32).collect();
+            let (inputs, weights) = (lab.normal(rows * 3 * channels), lab.normal(channels * taps));
+            let device_weights = lab.vector(&weights);
+            let state = lab.empty((taps - 1).max(1), channels);
+            let mut rec = lab.recorder();
+            let (mut first, mut outs) = (0, Vec::new());
+            for length in lengths {
+                let own = &inputs[first * 3 * channels..(first + length) * 3 * channels];
+                let of = Convolution {
+                    positions: lab.words(&at[first..first + length]),
+                    weights: device_weights,
+                    taps: taps as u32,
+                    inputs: lab.matrix(length, 3 * channels, own),
+                };
+                let out = lab.empty(length, channels);
+                forward(&mut rec, &of, Some(state), out);
+                keep(&mut rec, &of, state);
+                outs.push(out);
+                first += length;
+            }
+            lab.run(&rec);
+            let got: Vec<f32> = outs.into_iter().flat_map(|out| lab.read(out)).collect();
+            let sizes = twin::Sizes { positions: &at, channels, taps };
+            assert_close(&format!("{taps} taps"), &got, &twin::forward(sizes, &inputs, &weights), 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_twins_gradient_is_the_slope_of_its_forward() {
+        let mut lab = Lab::new();
+        let (positions, channels, taps) = ([0, 1, 2, 3, 0, 0, 1], 3, 3);
+        let (inputs, weights, dout) = (lab.normal(7 * 9), lab.normal(9), lab.normal(7 * 3));
+        let sizes = twin::Sizes { positions: &positions, channels, taps };
+        let gradient = twin::backward(sizes, &inputs, &weights, &dout);
+        assert_gradient(&inputs, &gradient, |inputs| {
+            twin::forward(sizes, inputs, &weights).iter().zip(&dout).map(|(y, d)| y * d).sum()
+        });
+    }
+}
