@@ -58,6 +58,8 @@ pub mod ops;
 pub mod panics;
 pub mod quant;
 pub mod random;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod serve;
 pub mod setting;
 pub mod train;
 pub mod tune;

@@ -63,6 +63,8 @@ pub const LOAD_BEST_MODEL_AT_END: Key = Key("load-best-model-at-end");
 pub const LR: Key = Key("lr");
 /// Most tokens of prompt and answer together.
 pub const MAX_CONTEXT: Key = Key("max-context");
+/// Share of the most likely token's probability that a sampled token has at least.
+pub const MIN_P: Key = Key("min-p");
 /// Longest training example in tokens.
 pub const MAX_SEQ_LEN: Key = Key("max-seq-len");
 /// Field with the list of messages.

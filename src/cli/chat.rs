@@ -88,6 +88,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
         temperature: args.temperature,
         top_k: if args.temperature > 0.0 { args.top_k } else { 0 },
         top_p: if args.temperature > 0.0 { args.top_p } else { 1.0 },
+        min_p: 0.0,
         repetition_penalty: args.repetition_penalty,
         seed: args.seed,
     };

@@ -155,6 +155,7 @@ fn sampling(args: &GenerateArgs) -> Result<SamplingSettings> {
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
+        min_p: 0.0,
         repetition_penalty: args.repetition_penalty,
         seed: args.seed,
     };

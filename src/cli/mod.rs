@@ -31,6 +31,8 @@ mod output;
 mod quantize;
 mod ranks;
 mod run_view;
+#[cfg(feature = "serve")]
+mod serve;
 mod show;
 mod status;
 mod synonyms;
@@ -59,16 +61,16 @@ pub struct Cli {
 
 /// Declares the enum of subcommands with their arguments, and the function that runs the given one.
 macro_rules! subcommands {
-    ($($name:ident($args:ty) => $run:path;)*) => {
+    ($($(#[$attribute:meta])* $name:ident($args:ty) => $run:path;)*) => {
         #[derive(Subcommand)]
         enum Command {
-            $($name(Box<$args>),)*
+            $($(#[$attribute])* $name(Box<$args>),)*
         }
 
         impl Command {
             fn run(self) -> anyhow::Result<()> {
                 match self {
-                    $(Self::$name(args) => $run(*args),)*
+                    $($(#[$attribute])* Self::$name(args) => $run(*args),)*
                 }
             }
         }
@@ -83,6 +85,8 @@ subcommands! {
     Eval(eval::EvalArgs) => eval::run;
     Generate(generate::GenerateArgs) => generate::run;
     Chat(chat::ChatArgs) => chat::run;
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs) => serve::run;
     Merge(merge::MergeArgs) => merge::run;
     Export(export::ExportArgs) => export::run;
     Quantize(quantize::QuantizeArgs) => quantize::run;

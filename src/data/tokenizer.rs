@@ -313,8 +313,7 @@ fn special_token(dir: &Path, key: &str) -> Result<Option<(PathBuf, String)>> {
 }
 
 /// Decodes tokens one by one: characters appear only when they are complete, and spaces equal those of the whole text.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct StreamDecoder {
     /// The tokens shown last, which decide about the space before the next token, followed by the tokens that wait.
     window: Vec<u32>,
     /// Number of shown tokens in the window, and their text.
@@ -322,30 +321,30 @@ pub struct StreamDecoder<'a> {
     shown: String,
 }
 
-impl<'a> StreamDecoder<'a> {
+impl StreamDecoder {
     /// Starts a stream after `context`, the tokens of the prompt.
     ///
     /// # Errors
     /// Tokens that the tokenizer refuses.
-    pub fn after(tokenizer: &'a Tokenizer, context: &[u32]) -> Result<Self> {
+    pub fn after(tokenizer: &Tokenizer, context: &[u32]) -> Result<Self> {
         let shown = tokenizer.decode(context)?;
-        Ok(Self { tokenizer, window: context.to_vec(), shown_tokens: context.len(), shown })
+        Ok(Self { window: context.to_vec(), shown_tokens: context.len(), shown })
     }
 
-    /// Adds `token` and returns the text that it completes; empty while a character lacks bytes.
+    /// Adds `token` and returns the text that it completes; empty while a character lacks bytes. The tokenizer is that of the beginning.
     ///
     /// # Errors
     /// A token that the tokenizer refuses.
-    pub fn push(&mut self, token: u32) -> Result<String> {
+    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String> {
         self.window.push(token);
-        let text = self.tokenizer.decode(&self.window)?;
+        let text = tokenizer.decode(&self.window)?;
         let new = text.get(self.shown.len()..).unwrap_or_default().to_owned();
         if new.is_empty() || new.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
         self.window.drain(..self.shown_tokens);
         self.shown_tokens = self.window.len();
-        self.shown = self.tokenizer.decode(&self.window)?;
+        self.shown = tokenizer.decode(&self.window)?;
         Ok(new)
     }
 
@@ -353,8 +352,8 @@ impl<'a> StreamDecoder<'a> {
     ///
     /// # Errors
     /// As [`Self::push`].
-    pub fn finish(self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.window)?;
+    pub fn finish(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let text = tokenizer.decode(&self.window)?;
         Ok(text.get(self.shown.len()..).unwrap_or_default().to_owned())
     }
 }
@@ -505,17 +504,17 @@ pub(crate) mod tests {
             let mut shown = tokenizer.decode(&ids[..context]).unwrap();
             let mut pieces = 0;
             for id in &ids[context..] {
-                let piece = stream.push(*id).unwrap();
+                let piece = stream.push(&tokenizer, *id).unwrap();
                 assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{piece:?}");
                 pieces += usize::from(!piece.is_empty());
                 shown += &piece;
             }
-            assert_eq!(shown + &stream.finish().unwrap(), text);
+            assert_eq!(shown + &stream.finish(&tokenizer).unwrap(), text);
             assert!(pieces > 20, "{pieces}");
         }
         let mut stream = StreamDecoder::after(&tokenizer, &ids[..3]).unwrap();
         let first_byte = tokenizer.inner.token_to_id("<0xF0>").unwrap();
-        assert_eq!(stream.push(first_byte).unwrap(), "");
-        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+        assert_eq!(stream.push(&tokenizer, first_byte).unwrap(), "");
+        assert_eq!(stream.finish(&tokenizer).unwrap(), "\u{fffd}");
     }
 }

@@ -355,8 +355,12 @@ async fn logits(model: &Path, adapter: Option<&Path>, gpu: Gpu, prompt: &[u32]) 
     }
     let adapters: Vec<LoadedAdapter> =
         adapter.map(|dir| adapter_file::load_for(dir, &source)).transpose()?.into_iter().collect();
-    let plan =
-        PlanSettings { base: BaseStorage::AsStored, max_positions: prompt.len(), rows_per_pass: DEFAULT_ROWS_PER_PASS };
+    let plan = PlanSettings {
+        base: BaseStorage::AsStored,
+        max_positions: prompt.len(),
+        rows_per_pass: DEFAULT_ROWS_PER_PASS,
+        caches: 1,
+    };
     let mut generator = Generator::open(gpu, &source, &adapters, &plan, |_, _| ()).await?;
     generator.logits_after(prompt, adapter.map(|_| 0)).await
 }

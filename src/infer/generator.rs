@@ -75,14 +75,13 @@ pub struct Generator {
     /// Ends a text at its next pass where it is true; also while a long prompt is computed.
     pub cancel: Arc<AtomicBool>,
     lists: Lists<PassShape>,
-    cached: CachedText,
+    cached: Vec<CachedText>,
 }
 
-/// The text whose keys and values the plan's cache holds.
+/// The text whose keys and values one of the plan's caches holds.
 ///
-/// A plan has one cache, so a generator caches one text. Clients that take turns replace each other's text and compute their whole
-/// prompt again, with the same results. To give each client a cache of its own, add another `KvCache` to the plan, its index to
-/// [`PassShape`] and a `CachedText` beside this one; no other code depends on the cached text.
+/// Texts that take turns in one cache replace each other and compute their whole prompt again, with the same results.
+#[derive(Clone)]
 struct CachedText {
     tokens: Vec<u32>,
     /// True if the cache cannot go back to a part of the text: a convolution keeps its last rows alone.
@@ -148,52 +147,86 @@ impl Generator {
         }
         run(&plan.record_factors(), &mut buffers)?;
         gpu.flush().await?;
-        let cached = CachedText { tokens: Vec::new(), whole: config.convolutions.is_some(), adapter: None };
+        let whole = config.convolutions.is_some();
+        let cached = vec![CachedText { tokens: Vec::new(), whole, adapter: None }; plan.caches()];
         let lists = Lists::new(MAX_LISTS);
         let cancel = Arc::default();
         Ok(Self { gpu, plan, buffers, profile: None, cancel, lists, cached })
     }
 
     /// Computes the logits `[vocabulary]` of the token after `text`, with an adapter (by its index) or with the base alone. A prefix that
-    /// `text` shares with the last text of the same adapter is not computed again.
+    /// `text` shares with the last text of the same adapter in the first cache is not computed again.
     ///
     /// # Errors
     /// The text is empty or longer than the context, a token is outside the vocabulary, the adapter does not exist, or the device fails.
     pub async fn logits_after(&mut self, text: &[u32], adapter: Option<usize>) -> Result<Vec<f32>> {
         self.compute(text, adapter, || false).await?;
-        self.read_logits().await
+        self.read_logits(0).await
     }
 
-    /// Computes what the cache lacks of `text`, in passes; false if `cancel` ended it before the last one.
+    /// Number of leading tokens of `text` that a cache (by its index) holds for an adapter.
+    pub fn cached_tokens(&self, cache: usize, text: &[u32], adapter: Option<usize>) -> usize {
+        self.cached.get(cache).map_or(0, |cached| cached.shared_with(text, adapter))
+    }
+
+    /// Number of tokens whose keys and values a cache (by its index) holds.
+    pub fn cache_length(&self, cache: usize) -> usize {
+        self.cached.get(cache).map_or(0, |cached| cached.tokens.len())
+    }
+
+    /// Runs one pass over what a cache (by its index) lacks of `text`. Returns the logits `[vocabulary]` of the token after the text, or
+    /// none while further passes over the text are needed.
+    ///
+    /// # Errors
+    /// The errors of [`Self::logits_after`], or the cache does not exist.
+    pub async fn advance(&mut self, cache: usize, text: &[u32], adapter: Option<usize>) -> Result<Option<Vec<f32>>> {
+        self.check(text, adapter)?;
+        if cache >= self.cached.len() {
+            return Err(Error::Argument(format!("cache {cache} was asked for, but there are {}", self.cached.len())));
+        }
+        self.cached[cache].begin(text, adapter);
+        if !self.next_pass(cache, text, adapter).await? {
+            return Ok(None);
+        }
+        self.read_logits(cache).await.map(Some)
+    }
+
+    /// Computes what the first cache lacks of `text`, in passes; false if `cancel` ended it before the last one.
     async fn compute(&mut self, text: &[u32], adapter: Option<usize>, cancel: impl Fn() -> bool) -> Result<bool> {
         self.check(text, adapter)?;
-        self.cached.begin(text, adapter);
-        while self.cached.tokens.len() < text.len() {
-            if cancel() {
-                return Ok(false);
-            }
-            let first = self.cached.tokens.len();
-            let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
-            let last = first + rows == text.len();
-            if let Err(e) = self.pass(first, &text[first..first + rows], adapter, last).await {
-                self.cached.tokens.clear();
-                return Err(e);
-            }
-            self.cached.tokens.extend_from_slice(&text[first..first + rows]);
-            if !last {
-                // Passes that wait in the queue could not be canceled.
-                self.gpu.flush().await?;
+        self.cached[0].begin(text, adapter);
+        while !cancel() {
+            if self.next_pass(0, text, adapter).await? {
+                return Ok(true);
             }
         }
-        Ok(true)
+        Ok(false)
     }
 
-    /// Reads the logits `[vocabulary]` of the last computed token.
-    async fn read_logits(&mut self) -> Result<Vec<f32>> {
+    /// Computes the next rows of `text`, which the cache lacks; true if they were the last.
+    async fn next_pass(&mut self, cache: usize, text: &[u32], adapter: Option<usize>) -> Result<bool> {
+        let first = self.cached[cache].tokens.len();
+        let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
+        let last = first + rows == text.len();
+        let shape = PassShape { rows: rows as u32, adapter, cache, logits: last };
+        if let Err(e) = self.pass(first, &text[first..first + rows], shape).await {
+            self.cached[cache].tokens.clear();
+            return Err(e);
+        }
+        self.cached[cache].tokens.extend_from_slice(&text[first..first + rows]);
+        if !last {
+            // Passes that wait in the queue could not be canceled.
+            self.gpu.flush().await?;
+        }
+        Ok(last)
+    }
+
+    /// Reads the logits `[vocabulary]` of the last computed token, which a cache holds.
+    async fn read_logits(&mut self, cache: usize) -> Result<Vec<f32>> {
         let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
         let mut logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        logits.truncate(self.vocabulary(self.cached.adapter));
+        logits.truncate(self.vocabulary(self.cached[cache].adapter));
         Ok(logits)
     }
 
@@ -209,14 +242,14 @@ impl Generator {
         mut on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation> {
         settings.sampling.check()?;
-        let prompt_computed = prompt.len().saturating_sub(self.cached.shared_with(prompt, adapter));
+        let prompt_computed = prompt.len().saturating_sub(self.cached_tokens(0, prompt, adapter));
         let started = Instant::now();
         let cancel = self.cancel.clone();
         if !self.compute(prompt, adapter, || cancel.load(Ordering::Relaxed)).await? {
             let (tokens, prompt_time, token_time) = (Vec::new(), started.elapsed(), Duration::ZERO);
             return Ok(Generation { tokens, stop: Stop::Caller, prompt_computed, prompt_time, token_time });
         }
-        let mut logits = self.read_logits().await?;
+        let mut logits = self.read_logits(0).await?;
         let prompt_time = started.elapsed();
         let mut text = prompt.to_vec();
         let stop = loop {
@@ -276,9 +309,9 @@ impl Generator {
         }
     }
 
-    /// Runs `tokens` at positions `first ..` and adds their keys and values to the cache.
-    async fn pass(&mut self, first: usize, tokens: &[u32], adapter: Option<usize>, logits: bool) -> Result<()> {
-        let rows = tokens.len() as u32;
+    /// Runs `tokens` at positions `first ..` and adds their keys and values to the cache of `shape`.
+    async fn pass(&mut self, first: usize, tokens: &[u32], shape: PassShape) -> Result<()> {
+        let PassShape { rows, adapter, .. } = shape;
         let positions = first as u32..first as u32 + rows;
         let write = |view, words: &[u32]| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(words));
         write(self.plan.shared.inputs.tokens, tokens);
@@ -292,7 +325,6 @@ impl Generator {
             write(ranges.keys, &positions.clone().flat_map(keys).collect::<Vec<_>>());
         }
         write(self.plan.last_row, &[rows - 1]);
-        let shape = PassShape { rows, adapter, logits };
         let list = self.lists.get_or_prepare(shape, || {
             let uniform = self.plan.shared.uniforms[usize::from(rows == 1)];
             self.gpu.prepare(&self.plan.record(shape).commands, &self.buffers, uniform)

@@ -2,6 +2,7 @@
 //! chosen per prompt.
 
 pub mod adapter_names;
+pub mod answer_text;
 pub mod conversation;
 pub mod end_tokens;
 pub mod generator;

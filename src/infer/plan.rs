@@ -28,15 +28,19 @@ pub struct PlanSettings {
     pub max_positions: usize,
     /// Rows of one pass over a prompt; longer prompts take several passes.
     pub rows_per_pass: usize,
+    /// Number of caches, each for one text: as many texts as grow by turns.
+    pub caches: usize,
 }
 
-/// Shape of a recorded pass: its rows, its adapter, and whether it computes logits of the last row.
+/// Shape of a recorded pass: its rows, its adapter, its cache, and whether it computes logits of the last row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PassShape {
     /// Tokens of the pass, at most [`GenerationPlan::rows_per_pass`].
     pub rows: u32,
     /// Index of the adapter; `None` is the base alone.
     pub adapter: Option<usize>,
+    /// Index of the cache that the pass reads and extends.
+    pub cache: usize,
     /// True if the pass ends with the logits of one row.
     pub logits: bool,
 }
@@ -56,7 +60,7 @@ pub struct GenerationPlan {
     pub logits_read: View,
     /// Rows of the largest pass; longer prompts take several.
     pub rows_per_pass: u32,
-    cache: KvCache,
+    caches: Vec<KvCache>,
     last_hidden: Matrix,
     head: HeadWorkspace,
 }
@@ -87,14 +91,15 @@ impl GenerationPlan {
         let adapters: Vec<DeviceAdapter> =
             adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, sizes)).collect();
         let mut cached = |label, rows, width| memory.matrix(Category::KvCache, label, rows, width);
-        let of_layer = |layer| match config.convolutions.as_ref().filter(|_| config.is_convolution(layer)) {
+        let mut of_layer = |layer| match config.convolutions.as_ref().filter(|_| config.is_convolution(layer)) {
             Some(of) => {
                 let rows = of.taps.max(2) as u32 - 1;
                 LayerCache::Convolution(cached("state of a convolution", rows, config.hidden_size as u32))
             }
             None => LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, kv_width))),
         };
-        let cache = KvCache { layers: (0..config.num_layers).map(of_layer).collect() };
+        let mut cache = || KvCache { layers: (0..config.num_layers).map(&mut of_layer).collect() };
+        let caches = (0..settings.caches.max(1)).map(|_| cache()).collect();
         let inputs = Inputs::plan(memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);
         let activations = Activations::plan_inference(memory, arena, network, &adapters, rows_per_pass);
@@ -106,7 +111,7 @@ impl GenerationPlan {
         let logits_read = memory.alloc_readback("logits read-back", logits.view.bytes);
         let shared = planner.finish(inputs, activations, scratch);
         let mut plan =
-            Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, cache, last_hidden, head };
+            Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, caches, last_hidden, head };
         // The list of all rows is the longest: fewer rows never take more dispatches.
         let uniforms = [rows_per_pass, 1].map(|rows| {
             let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands));
@@ -126,6 +131,11 @@ impl GenerationPlan {
     /// Largest number of tokens of prompt and answer together.
     pub fn max_positions(&self) -> usize {
         self.shared.network.max_positions
+    }
+
+    /// Number of caches, each for one text.
+    pub fn caches(&self) -> usize {
+        self.caches.len()
     }
 
     /// Records what follows from the loaded base, once: the norms that DoRA needs. Nothing for other adapters.
@@ -148,7 +158,7 @@ impl GenerationPlan {
     /// Records the pass of `rows` rows with the base, and with each adapter.
     fn lists_of(&self, rows: u32) -> impl Iterator<Item = Recorder> {
         let adapters = std::iter::once(None).chain((0..self.adapters.len()).map(Some));
-        adapters.map(move |adapter| self.record(PassShape { rows, adapter, logits: true }))
+        adapters.map(move |adapter| self.record(PassShape { rows, adapter, cache: 0, logits: true }))
     }
 
     /// Problem sizes for the autotuner: the contractions of the passes over prompts. Passes of one token have only one kernel to choose.
@@ -161,7 +171,7 @@ impl GenerationPlan {
         let mut rec = self.shared.recorder();
         let pass = Pass {
             adapter: shape.adapter.and_then(|i| self.adapters.get(i)),
-            cache: Some(&self.cache),
+            cache: self.caches.get(shape.cache),
             ..self.shared.pass(shape.rows)
         };
         let hidden = pass.forward(&mut rec);
@@ -214,7 +224,7 @@ mod tests {
         let adapted = resolve(&lora, &config).unwrap();
         let dora = LoraConfig { use_dora: true, target_modules: TargetModules::AllLinear, ..lora };
         let dora = resolve(&dora, &config).unwrap();
-        let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40 };
+        let settings = PlanSettings { base: BaseStorage::AsStored, max_positions, rows_per_pass: 40, caches: 1 };
         GenerationPlan::new(capabilities, &config, |_| Float::Bf16, &[&adapted, &[], &dora], &settings)
     }
 
@@ -226,7 +236,7 @@ mod tests {
                 assert_eq!(plan.rows_per_pass as usize, max_positions.min(40));
                 for rows in 1..=plan.rows_per_pass {
                     for adapter in [None, Some(0), Some(1)] {
-                        let list = plan.record(PassShape { rows, adapter, logits: true });
+                        let list = plan.record(PassShape { rows, adapter, cache: 0, logits: true });
                         let arena = plan.shared.uniforms[usize::from(rows == 1)];
                         assert!(params_bytes(&list.commands) <= arena.bytes, "cpu {cpu}, {rows} rows, {adapter:?}");
                     }

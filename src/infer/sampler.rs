@@ -1,10 +1,10 @@
 //! Samples the next token from logits. Settings have the meaning and order of transformers: repetition penalty, temperature, top-k,
-//! top-p.
+//! top-p, min-p.
 
 use std::collections::BTreeSet;
 
 use crate::random::{Stream, uniform};
-use crate::setting::{Key, REPETITION_PENALTY, TEMPERATURE, TOP_P};
+use crate::setting::{Key, MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_P};
 use crate::{Error, Result};
 
 /// The choice of a token from logits.
@@ -16,6 +16,8 @@ pub struct SamplingSettings {
     pub top_k: usize,
     /// Samples from the most likely tokens that together reach this probability; 1 is off.
     pub top_p: f32,
+    /// Samples from tokens that are at least this many times as likely as the most likely one, from 0 (off) to 1.
+    pub min_p: f32,
     /// Penalty of tokens that occurred before: positive logits are divided by it, negative ones multiplied; 1 is off.
     pub repetition_penalty: f32,
     /// Seed of the draws; an equal seed repeats the text.
@@ -25,7 +27,7 @@ pub struct SamplingSettings {
 impl Default for SamplingSettings {
     /// Greedy: all filters are off.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
@@ -42,6 +44,9 @@ impl SamplingSettings {
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse(TOP_P, self.top_p, "above 0 and at most 1 (off)");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return refuse(MIN_P, self.min_p, "from 0 (off) to 1");
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
             return refuse(REPETITION_PENALTY, self.repetition_penalty, "a number above 0; 1 is off");
@@ -111,10 +116,20 @@ fn candidates(logits: &[f64], settings: &SamplingSettings) -> Vec<(u32, f64)> {
             before >= f64::from(settings.top_p)
         });
         kept.truncate(reached.map_or(kept.len(), |at| at + 1));
-        let total: f64 = kept.iter().map(|(_, p)| p).sum();
-        kept.iter_mut().for_each(|(_, p)| *p /= total);
+        normalize(&mut kept);
+    }
+    if settings.min_p > 0.0 {
+        let least = kept.first().map_or(0.0, |(_, p)| p * f64::from(settings.min_p));
+        kept.retain(|(_, p)| *p >= least);
+        normalize(&mut kept);
     }
     kept
+}
+
+/// Divides probabilities by their sum.
+fn normalize(kept: &mut [(u32, f64)]) {
+    let total: f64 = kept.iter().map(|(_, p)| p).sum();
+    kept.iter_mut().for_each(|(_, p)| *p /= total);
 }
 
 /// Computes the softmax of logits in descending order.
@@ -157,7 +172,7 @@ mod tests {
     }
 
     const WARM: SamplingSettings =
-        SamplingSettings { temperature: 1.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 };
+        SamplingSettings { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 };
 
     #[test]
     fn filters_equal_hand_computed_shares() {
@@ -170,6 +185,8 @@ mod tests {
         assert_kept(SamplingSettings { top_p: 0.69, ..WARM }, &[(1, 4.0 / 7.0), (2, 3.0 / 7.0)]);
         assert_kept(SamplingSettings { top_p: 0.71, ..WARM }, &[(1, 4.0 / 9.0), (2, 3.0 / 9.0), (3, 2.0 / 9.0)]);
         assert_kept(SamplingSettings { top_p: 1e-6, ..WARM }, &[(1, 1.0)]);
+        assert_kept(SamplingSettings { min_p: 0.6, ..WARM }, &[(1, 4.0 / 7.0), (2, 3.0 / 7.0)]);
+        assert_kept(SamplingSettings { min_p: 1.0, ..WARM }, &[(1, 1.0)]);
         // Top-p sees what top-k has left: 4/7 alone reaches 0.5.
         assert_kept(SamplingSettings { top_k: 2, top_p: 0.5, ..WARM }, &[(1, 1.0)]);
         // And what the temperature has made of it: 16/30 alone reaches 0.5, 0.4 would not.

@@ -5,13 +5,13 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::adapter_names::AdapterNames;
+use super::answer_text::AnswerText;
 use super::generator::{Generation, GenerationSettings, Generator, Stop};
 use super::plan::{DEFAULT_ROWS_PER_PASS, PlanSettings};
-use super::stop_strings::StopStrings;
 use super::text_format::{TemplateChoice, TextFormat};
-use crate::data::tokenizer::StreamDecoder;
 use crate::gpu::Gpu;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::model::companions;
@@ -51,9 +51,13 @@ pub struct PreparedSession {
     /// The base model.
     pub source: Source,
     /// The model's tokenizer and chat template.
-    pub format: TextFormat,
+    pub format: Arc<TextFormat>,
     /// The names of the adapters.
     pub names: AdapterNames,
+    /// The directories of the adapters.
+    pub adapter_dirs: Vec<PathBuf>,
+    /// Number of texts that grow by turns, each with a cache of its own: 1 unless a program sets it.
+    pub caches: usize,
     base: BaseStorage,
     adapters: Vec<LoadedAdapter>,
 }
@@ -71,10 +75,10 @@ pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     let mut source = Source::open(model)?;
     adapters.iter().try_for_each(|adapter| adapter_file::follow_vocabulary(&adapter.dir, &mut source))?;
     let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();
-    let format = TextFormat::load(model, &source.config, template, template_arg, &dirs)?;
+    let format = Arc::new(TextFormat::load(model, &source.config, template, template_arg, &dirs)?);
     let load = |adapter: &NamedAdapter| adapter_file::load_for(&adapter.dir, &source);
     let adapters = adapters.iter().map(load).collect::<Result<_>>()?;
-    Ok(PreparedSession { source, format, names, base: *base, adapters })
+    Ok(PreparedSession { source, format, names, caches: 1, adapter_dirs: dirs, base: *base, adapters })
 }
 
 impl PreparedSession {
@@ -83,13 +87,14 @@ impl PreparedSession {
         &self.source.config
     }
 
-    /// Loads the base and every adapter onto `gpu`, with a cache for `context` tokens of prompt and answer together.
+    /// Loads the base and every adapter onto `gpu`, with caches for `context` tokens of prompt and answer together.
     /// `progress` receives the loaded bytes of the base and the total.
     ///
     /// # Errors
     /// The files disagree with the model's configuration, the context does not fit, or the device is out of memory or fails.
     pub async fn open(self, gpu: Gpu, context: usize, progress: impl FnMut(u64, u64)) -> Result<Session> {
-        let plan = PlanSettings { base: self.base, max_positions: context, rows_per_pass: DEFAULT_ROWS_PER_PASS };
+        let (base, rows_per_pass, caches) = (self.base, DEFAULT_ROWS_PER_PASS, self.caches);
+        let plan = PlanSettings { base, max_positions: context, rows_per_pass, caches };
         let generator = Generator::open(gpu, &self.source, &self.adapters, &plan, progress).await?;
         Ok(Session { model: self.source.dir, format: self.format, names: self.names, generator })
     }
@@ -97,13 +102,13 @@ impl PreparedSession {
 
 /// A model on a GPU, with its adapters, ready to answer.
 ///
-/// It holds no state of a client: each client keeps its own [`super::conversation::Conversation`]. The generator's cache serves one
-/// text at a time, so clients take turns.
+/// It holds no state of a client: each client keeps its own [`super::conversation::Conversation`]. [`Self::answer`] uses
+/// the first cache, one text at a time; a program with several clients gives each a cache by [`Generator::advance`].
 pub struct Session {
     /// The model's directory.
     pub model: PathBuf,
     /// The model's tokenizer and chat template.
-    pub format: TextFormat,
+    pub format: Arc<TextFormat>,
     /// The names of the adapters, in the order of their indices.
     pub names: AdapterNames,
     /// The model on the device.
@@ -142,18 +147,13 @@ impl Session {
         settings: &GenerationSettings,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer> {
-        let mut stream = StreamDecoder::after(&self.format.tokenizer, prompt)?;
-        let mut ends = settings.stop_strings.clone();
-        // Not where the end tokens are ignored.
-        ends.extend(self.format.end_text.clone().filter(|_| !settings.end_tokens.is_empty()));
-        let mut stops = StopStrings::new(&ends);
+        let mut words = AnswerText::after(&self.format, prompt, settings)?;
         let (mut text, mut failure) = (String::new(), None);
-        let on_token = |token| match stream.push(token) {
+        let on_token = |token| match words.push(&self.format, token) {
             Ok(piece) => {
-                let piece = stops.push(&piece);
                 text += &piece;
                 let flow = on_text(&piece);
-                if stops.found() { ControlFlow::Break(()) } else { flow }
+                if words.stopped() { ControlFlow::Break(()) } else { flow }
             }
             Err(e) => {
                 failure = Some(e);
@@ -164,8 +164,8 @@ impl Session {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        let rest = stops.push(&stream.finish()?) + &stops.finish();
-        if stops.found() {
+        let rest = words.finish(&self.format)?;
+        if words.stopped() {
             generation.stop = Stop::StopString;
         }
         text += &rest;

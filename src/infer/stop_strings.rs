@@ -1,15 +1,15 @@
 //! Texts that end an answer. They are searched in the text, since they need not begin or end with a token.
 
 /// Watches the pieces of an answer for texts that end it.
-pub(super) struct StopStrings<'a> {
-    stops: &'a [String],
+pub(super) struct StopStrings {
+    stops: Vec<String>,
     /// The end of the text so far that may be the beginning of a stop string.
     held: String,
     found: bool,
 }
 
-impl<'a> StopStrings<'a> {
-    pub(super) fn new(stops: &'a [String]) -> Self {
+impl StopStrings {
+    pub(super) fn new(stops: Vec<String>) -> Self {
         Self { stops, held: String::new(), found: false }
     }
 
@@ -52,7 +52,7 @@ mod tests {
     /// The text that is shown of `pieces`, and true if a stop string ended it.
     fn shown(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
-        let mut watch = StopStrings::new(&stops);
+        let mut watch = StopStrings::new(stops);
         let mut text: String = pieces.iter().map(|piece| watch.push(piece)).collect();
         let found = watch.found();
         text += &watch.finish();
@@ -71,8 +71,8 @@ mod tests {
     fn a_text_without_a_stop_string_is_whole() {
         assert_eq!(shown(&["###", ""], &["a #", "# b", "##"]), ("a ## b##".to_owned(), false));
         assert_eq!(shown(&[], &["a", "", "b"]), ("ab".to_owned(), false));
-        let stops = ["###".to_owned()];
-        let mut watch = StopStrings::new(&stops);
+        let stops = vec!["###".to_owned()];
+        let mut watch = StopStrings::new(stops);
         assert_eq!(
             (watch.push("x#"), watch.push("y")),
             ("x".to_owned(), "#y".to_owned()),

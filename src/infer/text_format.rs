@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::end_tokens;
 use crate::data::settings::{DataSettings, home_of_adapter};
-use crate::data::template::{self, ChatTemplate};
+use crate::data::template::{self, ChatTemplate, Input};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::companions;
 use crate::model::config::ModelConfig;
@@ -102,11 +102,19 @@ impl TextFormat {
     /// # Errors
     /// The model has no template, or the template refuses the messages, for example a system message that it does not support.
     pub fn chat(&self, messages: &[Value]) -> Result<Vec<u32>> {
+        self.chat_of(&Input { messages, ..Input::default() })
+    }
+
+    /// Like [`Self::chat`], with tools and with values of the template's variables.
+    ///
+    /// # Errors
+    /// As [`Self::chat`].
+    pub fn chat_of(&self, input: &Input) -> Result<Vec<u32>> {
         let missing =
             || Error::setting(CHAT_TEMPLATE, "the model has no chat template, so it cannot hold a conversation");
         let template = self.template.as_ref().ok_or_else(missing)?;
-        let rendered = template.render(messages, None, true).map_err(refused)?;
-        self.tokenizer.encode(&rendered, false)
+        let rendered = template.render_input(input, true).map_err(refused)?;
+        self.tokenizer.encode(&rendered.text, false)
     }
 }
 

@@ -257,7 +257,8 @@ fn generation_applies_adapters_of_peft_side_by_side() {
         let names = ["adapter".to_owned(), format!("adapter_{variant}")];
         adapter_file::follow_vocabulary(&dir.join(&names[1]), &mut source).unwrap();
         let adapters = names.map(|name| adapter_file::load_for(&dir.join(name), &source).unwrap());
-        let settings = generation::PlanSettings { base: BaseStorage::AsStored, max_positions: 64, rows_per_pass: 5 };
+        let settings =
+            generation::PlanSettings { base: BaseStorage::AsStored, max_positions: 64, rows_per_pass: 5, caches: 1 };
         let mut generator =
             pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
         assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");

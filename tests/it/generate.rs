@@ -8,7 +8,7 @@ use crate::common::*;
 use loraine::infer::end_tokens;
 use loraine::infer::generator::{GenerationSettings, Generator, Stop};
 use loraine::infer::plan::PlanSettings;
-use loraine::infer::sampler::SamplingSettings;
+use loraine::infer::sampler::{SamplingSettings, next_token};
 use loraine::lora::adapter_file;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
@@ -22,7 +22,7 @@ fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize
     let source = Source::open(model).unwrap();
     let load = |dir: &&str| adapter_file::load(&model.join(dir), &source.config).expect("an adapter");
     let adapters: Vec<_> = adapters.iter().map(load).collect();
-    let settings = PlanSettings { base, max_positions, rows_per_pass };
+    let settings = PlanSettings { base, max_positions, rows_per_pass, caches: 1 };
     let generator = pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
     assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");
     generator
@@ -415,4 +415,44 @@ fn the_command_tells_transformers_story() {
     let output = loraine(&model, &["--prompt", "Once upon a time", "--max-tokens", "400"]);
     assert_eq!(output.code, Some(0), "{}", output.stderr);
     assert_eq!(output.stdout, format!("{}\n", expected["full_text"].as_str().unwrap()));
+}
+
+#[test]
+fn texts_that_grow_by_turns_equal_those_that_grow_alone() {
+    let model = fixture("qwen3");
+    let reference = Reference::read(&model.join("reference.safetensors"));
+    let source = Source::open(&model).unwrap();
+    let adapters = [adapter_file::load(&model.join("adapter"), &source.config).unwrap()];
+    let settings = PlanSettings { base: BaseStorage::AsStored, max_positions: 64, rows_per_pass: 5, caches: 2 };
+    let open = || pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
+    let texts = [(reference.ids("input_ids.0"), None), (reference.ids("input_ids.1"), Some(0))];
+    let step = |generator: &mut Generator, cache: usize, text: &mut Vec<u32>, adapter| {
+        if let Some(logits) = pollster::block_on(generator.advance(cache, text, adapter)).unwrap() {
+            text.push(next_token(&logits, text, &SamplingSettings::default()).unwrap());
+        }
+    };
+    let alone = texts.clone().map(|(mut text, adapter)| {
+        let (mut generator, start) = (open(), text.len());
+        while text.len() < start + 12 {
+            step(&mut generator, 0, &mut text, adapter);
+        }
+        text
+    });
+    let mut generator = open();
+    let mut by_turns = texts.clone();
+    for _ in 0..30 {
+        for (cache, (text, adapter)) in by_turns.iter_mut().enumerate() {
+            if text.len() < alone[cache].len() {
+                step(&mut generator, cache, text, *adapter);
+            }
+        }
+    }
+    for cache in 0..2 {
+        assert_eq!(by_turns[cache].0, alone[cache]);
+        assert_eq!(generator.cache_length(cache), alone[cache].len() - 1);
+        assert_eq!(generator.cached_tokens(cache, &alone[cache][..9], texts[cache].1), 8);
+        assert_eq!(generator.cached_tokens(cache, &alone[cache][..9], texts[1 - cache].1), 0);
+    }
+    let error = pollster::block_on(generator.advance(2, &[1], None)).unwrap_err().to_string();
+    assert!(error.contains("cache 2") && error.contains("there are 2"), "{error}");
 }

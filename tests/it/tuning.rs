@@ -142,7 +142,7 @@ fn a_measured_run_has_the_bits_of_one_that_is_not() {
 fn answers_do_not_depend_on_the_kernels() {
     let logits = |tune, cache: Option<&Path>| {
         let source = source();
-        let settings = plan::PlanSettings { base: NF4, max_positions: 48, rows_per_pass: 40 };
+        let settings = plan::PlanSettings { base: NF4, max_positions: 48, rows_per_pass: 40, caches: 1 };
         let opened = Generator::open(as_gpu(tune, cache), &source, &[], &settings, |_, _| {});
         let mut generator = pollster::block_on(opened).unwrap();
         let text: Vec<u32> = (0..41).map(|i| (i * 31 + 7) % 96).collect();
