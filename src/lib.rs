@@ -44,6 +44,8 @@
 pub mod bench;
 pub mod data;
 pub mod demo;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod doctor;
 mod error;
 pub mod export;
 pub mod files;

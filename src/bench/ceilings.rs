@@ -25,7 +25,7 @@ pub struct Ceilings {
 
 /// The prepared kernels of the ceilings. They are timed again beside every operation: on a machine with other work, a ceiling that was
 /// measured once may be that of a busier or a quieter time.
-pub(super) struct Probe {
+pub(crate) struct Probe {
     fma: PreparedHarness,
     flops: f64,
     matrices: Option<(PreparedHarness, f64)>,
@@ -35,7 +35,7 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    pub(super) async fn new(gpu: &Gpu) -> Result<Self> {
+    pub(crate) async fn new(gpu: &Gpu) -> Result<Self> {
         let mut best: Option<(f64, f64, PreparedHarness)> = None;
         for variant in FmaVariant::ALL {
             let (flops, mut fma) = fma(gpu, variant).await?;
@@ -61,7 +61,7 @@ impl Probe {
     }
 
     /// Times the kernels again. A ceiling is the best rate that was seen.
-    pub(super) async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
+    pub(crate) async fn refresh(&mut self, gpu: &Gpu) -> Result<()> {
         let gflops = self.flops / self.fma.measure(gpu).await? / 1e9;
         let gb_per_s = self.moved / self.copy.measure(gpu).await? / 1e9;
         if let Some((products, flops)) = &mut self.matrices {

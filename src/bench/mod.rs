@@ -14,6 +14,8 @@ use crate::gpu::Gpu;
 use crate::train::settings::RunSettings;
 
 pub use ceilings::Ceilings;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use ceilings::Probe;
 pub use figures::{Figure, Peer, figures};
 pub use kernels::kernels;
 pub use lengths::LengthResult;

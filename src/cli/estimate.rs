@@ -68,7 +68,7 @@ pub struct EstimateArgs {
 }
 
 /// Returns the model's configuration and the type of its files; bf16 where there are no files.
-fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
+pub fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
     let path = &*match shapes::by_name(argument) {
         Ok(config) => return Ok((config, Float::Bf16)),

@@ -73,7 +73,7 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_gpu(gpu: &AdapterSummary, default: bool) {
+pub fn print_gpu(gpu: &AdapterSummary, default: bool) {
     let mark = if default { "  (default)" } else { "" };
     out!("{}: {}{mark}", gpu.index, gpu.name);
     out!("   type        {} on {}", gpu.kind, gpu.backend);

@@ -16,6 +16,7 @@ mod cache;
 mod chat;
 mod completions;
 mod demo;
+mod doctor;
 mod error_event;
 mod estimate;
 mod eval;
@@ -94,6 +95,7 @@ subcommands! {
     Inspect(inspect::InspectArgs) => inspect::run;
     Cache(cache::CacheCommandArgs) => cache::run;
     Bench(bench::BenchArgs) => bench::run;
+    Doctor(doctor::DoctorArgs) => doctor::run;
     Completions(completions::CompletionsArgs) => print_completions;
 }
 

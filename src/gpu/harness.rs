@@ -38,14 +38,22 @@ impl Harness {
     ///
     /// # Errors
     /// Out of memory, or a failing device.
-    pub async fn ready(mut self, gpu: &Gpu) -> Result<PreparedHarness, GpuError> {
+    pub async fn ready(self, gpu: &Gpu) -> Result<PreparedHarness, GpuError> {
+        let mut harness = self.prepare(gpu).await?;
+        harness.run(gpu).await?;
+        harness.calibrate(gpu).await?;
+        Ok(harness)
+    }
+
+    /// Allocates, uploads and compiles, and runs nothing. A measurement is one run until [`PreparedHarness::calibrate`].
+    ///
+    /// # Errors
+    /// Out of memory, or a failing device.
+    pub async fn prepare(mut self, gpu: &Gpu) -> Result<PreparedHarness, GpuError> {
         let uniform = self.plan.alloc(Category::Uploads, "dispatch parameters", params_bytes(&self.rec.commands));
-        let mut buffers = self.allocate(gpu).await?;
+        let buffers = self.allocate(gpu).await?;
         let list = gpu.prepare(&self.rec.commands, &buffers, uniform)?;
-        gpu.time(&list, &mut buffers, 1).await?;
-        let once = gpu.time(&list, &mut buffers, 1).await?;
-        let times = (MIN_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
-        Ok(PreparedHarness { list, buffers, times })
+        Ok(PreparedHarness { list, buffers, times: 1 })
     }
 
     /// Allocates the memory and uploads the data.
@@ -70,6 +78,32 @@ pub struct PreparedHarness {
 }
 
 impl PreparedHarness {
+    /// Runs the list once, to its end.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn run(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        gpu.time(&self.list, &mut self.buffers, 1).await.map(drop)
+    }
+
+    /// Runs the list once to find how many runs make a measurement.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn calibrate(&mut self, gpu: &Gpu) -> Result<(), GpuError> {
+        let once = gpu.time(&self.list, &mut self.buffers, 1).await?;
+        self.times = (MIN_SECONDS / once.max(1e-7)).ceil().clamp(1.0, 1000.0) as u32;
+        Ok(())
+    }
+
+    /// The bytes of a view.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn read(&self, gpu: &Gpu, view: View) -> Result<Vec<u8>, GpuError> {
+        gpu.read(&self.buffers, view).await
+    }
+
     /// Seconds of one run, as the mean over one measurement. GPUs with timestamps use these. Software adapters use the host's clock,
     /// which sees their threads better.
     ///

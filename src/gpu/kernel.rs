@@ -110,6 +110,19 @@ impl Kernel {
         text
     }
 
+    /// The name with the constants of this variant, as a report shows it: `rms_norm WG_SIZE=64 ADD=false`.
+    pub fn variant(&self) -> String {
+        let mut text = self.name.to_owned();
+        for (name, value) in &self.constants {
+            let _ = match value {
+                Constant::U32(v) => write!(text, " {name}={v}"),
+                Constant::Bool(v) => write!(text, " {name}={v}"),
+                Constant::Type(v) => write!(text, " {name}={v}"),
+            };
+        }
+        text
+    }
+
     /// The accesses of group 0 in binding order, from the declarations in the text.
     pub fn accesses(&self) -> Vec<Access> {
         let mut found: Vec<(u32, Access)> = Vec::new();

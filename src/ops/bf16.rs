@@ -38,7 +38,7 @@ pub fn unpack(rec: &mut Recorder, packed: View, y: Matrix) {
 }
 
 /// The rule in plain words.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use crate::ops::weight::twin::rounded;
     use crate::quant::format::Float;

@@ -84,7 +84,7 @@ fn record(rec: &mut Recorder, dy: Matrix, normed: Option<(Matrix, View)>, scale:
 }
 
 /// The formulas in plain loops, in f64.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn bias(dy: &[f64], cols: usize) -> Vec<f64> {
         (0..cols).map(|j| dy.chunks_exact(cols).map(|row| row[j]).sum()).collect()

@@ -134,7 +134,7 @@ pub fn sum_losses(rec: &mut Recorder, losses: View, count: u32, total: View) {
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn forward(logits: &[f64], labels: &[u32], vocabulary: usize) -> Vec<f64> {
         let loss = |(row, label): (&[f64], &u32)| {

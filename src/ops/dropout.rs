@@ -88,7 +88,7 @@ pub fn backward_add(rec: &mut Recorder, dy: Matrix, dx: Matrix, mask: Mask, fact
 }
 
 /// The formula in plain loops, in f64; its gradient is the same function of `dy`.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn forward(x: &[f64], seed: u32, site: u32, p: f32) -> Vec<f64> {
         let kept = |i: usize| f64::from(super::keep(seed, site, i as u32, p));

@@ -76,7 +76,7 @@ pub fn backward(
 }
 
 /// The formulas in plain loops; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn backward(tokens: &[u32], dy: &[f64], vocabulary: usize, hidden: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; vocabulary * hidden];

@@ -82,7 +82,7 @@ pub fn backward_in_place(rec: &mut Recorder, activation: Activation, gate: Matri
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use super::Activation;
 

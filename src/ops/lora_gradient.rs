@@ -133,10 +133,10 @@ pub(super) fn sum_splits(
 }
 
 /// The formula in plain loops.
-#[cfg(test)]
-mod twin {
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) mod twin {
     /// `left^T right`, `[rank, cols]`.
-    pub(super) fn contract(left: &[f64], right: &[f64], rank: usize, cols: usize) -> Vec<f64> {
+    pub(crate) fn contract(left: &[f64], right: &[f64], rank: usize, cols: usize) -> Vec<f64> {
         let mut gradient = vec![0.0; rank * cols];
         for (left, right) in left.chunks_exact(rank).zip(right.chunks_exact(cols)) {
             for (at, sum) in gradient.iter_mut().enumerate() {

@@ -17,6 +17,8 @@ pub mod dora;
 pub mod dropout;
 mod elementwise;
 pub mod embedding;
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) mod experiment;
 pub mod experts;
 pub mod glu;
 pub mod kv_cache;

@@ -146,7 +146,7 @@ pub fn backward(rec: &mut Recorder, gradient: NormGradient, norm: NormConstants)
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn forward(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
         let mut y = Vec::with_capacity(x.len());

@@ -77,7 +77,7 @@ pub fn backward(rec: &mut Recorder, dx: Matrix, of: RotatedHeads, positions: Vie
 }
 
 /// The formula in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use super::RotatedHeads;
 

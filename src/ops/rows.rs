@@ -45,7 +45,7 @@ pub fn scatter_rows(rec: &mut Recorder, x: Matrix, rows: View, out: Matrix) {
 }
 
 /// The formulas in plain loops.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) fn gather(x: &[f64], rows: &[u32], cols: usize) -> Vec<f64> {
         let row = |r: u32| x.chunks_exact(cols).nth(r as usize).map_or(vec![0.0; cols], <[f64]>::to_vec);

@@ -295,7 +295,7 @@ async fn fill(gpu: &Gpu, buffers: &Buffers, view: View, pattern: &[u8]) -> Resul
 }
 
 /// Values as the device stores them, and what is left of them after rounding.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use half::{bf16, f16};
 

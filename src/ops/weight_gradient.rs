@@ -59,7 +59,7 @@ pub fn add(rec: &mut Recorder, dy: Matrix, x: Matrix, weight: &Weight, gradient_
 }
 
 /// The formula in plain loops, in f64.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     /// `dy^T x`, `[outs, cols]`.
     pub(crate) fn gradient(dy: &[f64], x: &[f64], outs: usize, cols: usize) -> Vec<f64> {

@@ -1,4 +1,4 @@
-//! `info`, `cache` and `bench` as a user types them.
+//! `info`, `cache`, `bench` and `doctor` as a user types them.
 
 use std::process::Command;
 
@@ -168,4 +168,27 @@ fn texts_of_files_cannot_control_the_terminal() {
     let (fine, text, error) = loraine(&["info", "--model", dir.path().to_str().unwrap()]);
     assert!(!fine && error.contains("\\u{1b}]0;owned\\u{7}"), "{text}{error}");
     assert!(!error.contains(['\u{1b}', '\u{7}']), "{error:?}");
+}
+
+#[test]
+fn the_doctor_checks_every_kernel_and_writes_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("report.json");
+    let model = fixture("grouped8");
+    let (fine, text, error) = loraine(&["doctor", "--quick", "--model", &model, "--json", file.to_str().unwrap()]);
+    assert!(fine && error.contains("checking attention backward"), "{error}");
+    for part in ["ceilings", "attention backward", "right", "AdamW", "no fault"] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).expect("one JSON object");
+    assert!(report["adapter"]["driver"].is_string() && report["ceilings"]["copy_gb_per_s"].is_number(), "{report}");
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() > 30, "{report}");
+    for check in checks {
+        let (error, bound) = (check["error"].as_f64(), check["bound"].as_f64());
+        assert!(check["outcome"] == "right" && error <= bound && check["ms"].as_f64() > Some(0.0), "{check}");
+        assert!(check["kernels"][0].is_string() && check["share_of_ceiling"].is_number(), "{check}");
+    }
+    let (fine, _, error) = loraine(&["doctor", "--model", "gpt-9"]);
+    assert!(!fine && error.contains("gpt-9"), "{error}");
 }

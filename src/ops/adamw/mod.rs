@@ -170,7 +170,7 @@ pub fn step(rec: &mut Recorder, params: View, grads: View, m: View, v: View, sta
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use super::AdamW;
 

@@ -102,7 +102,7 @@ pub fn step(
 }
 
 /// The formulas in plain loops, in f64 where the device has f32; codes and scales are kept as the device keeps them.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     use super::super::adamw::{AdamW, twin as adamw};
     use super::{BLOCK, tables};

@@ -10,7 +10,7 @@
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin;
 
 use super::VariantFamily;

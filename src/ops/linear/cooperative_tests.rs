@@ -2,7 +2,8 @@
 //! where it has them, and everywhere with matrices in plain f32 that the same text is joined with.
 
 use super::cooperative::{self, Matrices, Tile, record, rows_f16_bytes};
-use super::tests::{SHARED_INPUTS, SharedInput, twin, weight_of};
+use super::tests::{SHARED_INPUTS, SharedInput, weight_of};
+use super::twin;
 use super::*;
 use crate::gpu::Cooperative;
 use crate::ops::testing::{Lab, assert_close, gpu};

@@ -263,3 +263,12 @@ pub fn partials_bytes(capabilities: &Capabilities) -> u64 {
 pub(super) fn kernels() -> Vec<Kernel> {
     [tiled::kernels(), cooperative::kernels(), broadcast::kernels(), rows::kernels(), few_rows::kernels()].concat()
 }
+
+/// The formulas in plain loops, in f64; the reference of every variant.
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) mod twin {
+    /// `a [m, k] b [k, n]` with b given by index.
+    pub(crate) fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+        (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b(i, at % n)).sum()).collect()
+    }
+}

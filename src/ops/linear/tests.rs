@@ -6,14 +6,6 @@ use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient, families};
 use crate::ops::weight::Rows;
 use crate::quant::format::{Code4, Float};
 
-/// The formulas in plain loops.
-pub(super) mod twin {
-    /// `a [m, k] b [k, n]` with b given by index.
-    pub(crate) fn multiply(a: &[f64], m: usize, k: usize, n: usize, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
-        (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b(i, at % n)).sum()).collect()
-    }
-}
-
 /// A planned and uploaded weight, and the values that it holds.
 fn weight(lab: &mut Lab, storage: Storage, out: usize, inp: usize, bias: bool) -> (Weight, Vec<f64>, Vec<f64>) {
     let values: Vec<f32> = lab.normal(out * inp).iter().map(|v| *v as f32 * 0.3).collect();
