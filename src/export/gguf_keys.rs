@@ -79,7 +79,15 @@ impl Keys<'_> {
         self.number("feed_forward_length", config.intermediate_size);
         self.number("vocab_size", config.vocab_size);
         self.number("attention.head_count", config.num_heads);
-        self.number("attention.head_count_kv", config.num_kv_heads);
+        match &config.convolutions {
+            Some(convolutions) => {
+                let heads = |convolves: &bool| if *convolves { 0 } else { config.num_kv_heads as i32 };
+                let heads = convolutions.layers.iter().map(heads).collect();
+                self.put("attention.head_count_kv", Meta::I32s(heads));
+                self.number("shortconv.l_cache", convolutions.taps);
+            }
+            None => self.number("attention.head_count_kv", config.num_kv_heads),
+        }
         self.number("attention.key_length", config.head_dim);
         self.number("attention.value_length", config.head_dim);
         self.float("attention.layer_norm_rms_epsilon", f64::from(config.rms_norm_eps));

@@ -18,7 +18,7 @@ use crate::infer::text_format::{TemplateChoice, TextFormat};
 use crate::model::gguf_blocks::GgmlType;
 use crate::model::gguf_config::Architecture;
 use crate::model::gguf_file::{GgufFile, GgufTensor, is_gguf};
-use crate::model::gguf_tensors::{NORMS, PROJECTIONS};
+use crate::model::gguf_tensors::{CONVOLUTION, NORM_OF_LFM2, NORMS, PROJECTIONS};
 use crate::model::json_fields::parse_object;
 use crate::model::listing::row_in_file;
 use crate::model::modules::Projection;
@@ -204,7 +204,11 @@ fn written(merger: &Merger, float: GgufFloat, base: Option<&GgufFile>) -> Vec<Wr
                     [_, _] => GgmlType::F16,
                     _ => GgmlType::F32,
                 };
-                all.push(Written { name, shape: spec.shape.clone(), kind, parts: vec![spec] });
+                let shape = match (spec.kind, &spec.shape[..]) {
+                    (TensorKind::Convolution, [channels, _, taps]) => vec![*channels, *taps],
+                    (_, shape) => shape.to_vec(),
+                };
+                all.push(Written { name, shape, kind, parts: vec![spec] });
             }
         }
     }
@@ -226,11 +230,16 @@ fn name_in_file(spec: &TensorSpec, merger: &Merger, base: Option<&GgufFile>) -> 
     match spec.kind {
         TensorKind::Embedding => "token_embd.weight".to_owned(),
         TensorKind::Head => "output.weight".to_owned(),
+        TensorKind::FinalNorm if config.family.convolutions => match base {
+            Some(base) if base.tensor("output_norm.weight").is_some() => "output_norm.weight".to_owned(),
+            _ => format!("{NORM_OF_LFM2}.weight"),
+        },
         TensorKind::FinalNorm => "output_norm.weight".to_owned(),
+        TensorKind::Convolution => below(CONVOLUTION, "weight"),
         TensorKind::Projection(projection) => below(of_projection(projection), "weight"),
         TensorKind::Bias(projection) => below(of_projection(projection), "bias"),
         // No architecture with experts is written.
-        TensorKind::Router | TensorKind::Expert(..) | TensorKind::Convolution => spec.name.clone(),
+        TensorKind::Router | TensorKind::Expert(..) => spec.name.clone(),
         TensorKind::Norm(norm) => {
             let name = NORMS.iter().find(|(_, own)| *own == norm).map_or("", |(name, _)| name);
             below(name, "weight")

@@ -27,7 +27,7 @@ const fn architecture(name: &'static str, model_type: &'static str, permuted: bo
 }
 
 /// Every supported architecture. Mistral is written as `llama`, and OLMo 3 as `olmo2` with windows.
-pub(crate) const ARCHITECTURES: [Architecture; 15] = [
+pub(crate) const ARCHITECTURES: [Architecture; 16] = [
     architecture("llama", "llama", true),
     architecture("mistral3", "ministral3", true),
     architecture("qwen2", "qwen2", false),
@@ -43,6 +43,7 @@ pub(crate) const ARCHITECTURES: [Architecture; 15] = [
     architecture("exaone4", "exaone4", false),
     architecture("hunyuan-dense", "hunyuan_v1_dense", false),
     architecture("ernie4_5", "ernie4_5", false),
+    architecture("lfm2", "lfm2", false),
 ];
 
 /// The architecture that a file names.
@@ -208,6 +209,36 @@ impl Keys<'_> {
         Ok(scaling)
     }
 
+    /// Number of key and value heads of each layer; 0 where a layer has a short convolution in place of attention.
+    fn kv_heads(&self, family: &Family, heads: usize) -> Result<Vec<usize>> {
+        let name = "attention.head_count_kv";
+        let key = self.key(name);
+        if !family.convolutions || !matches!(self.file.values.get(&key), Some(GgufValue::Array(_))) {
+            return Ok(vec![if self.has(name) { self.count(name)? } else { heads }]);
+        }
+        let list = self.file.numbers(&key)?.unwrap_or_default();
+        let counts: Option<Vec<usize>> = list.iter().map(|count| usize::try_from(*count).ok()).collect();
+        let counts = counts.unwrap_or_default();
+        let most = counts.iter().copied().max().unwrap_or(0);
+        if most == 0 || most > MAX_COUNT || counts.iter().any(|count| ![0, most].contains(count)) {
+            return Err(self
+                .file
+                .error(&key, "must have one number for all layers with attention, and 0 for the others"));
+        }
+        Ok(counts)
+    }
+
+    /// The short convolutions of LFM2, whose inner size the file has as it is.
+    fn convolutions(&self, fields: &mut Map<String, Value>, kv_heads: &[usize]) -> Result<()> {
+        fields.insert("block_auto_adjust_ff_dim".to_owned(), false.into());
+        fields.insert("conv_L_cache".to_owned(), self.count("shortconv.l_cache")?.into());
+        if kv_heads.len() > 1 {
+            let kind = |heads: &usize| if *heads == 0 { "conv" } else { "full_attention" };
+            fields.insert("layer_types".to_owned(), kv_heads.iter().map(kind).collect());
+        }
+        Ok(())
+    }
+
     /// Windows of attention, and which layers have them.
     fn windows(&self, fields: &mut Map<String, Value>, layers: u64) -> Result<()> {
         let Some(window) = self.number("attention.sliding_window")?.filter(|window| *window > 0) else {
@@ -259,7 +290,7 @@ impl DecoderShape {
         let keys = Keys { file, architecture };
         let hidden = keys.count("embedding_length")?;
         let heads = keys.count("attention.head_count")?;
-        let kv_heads = if keys.has("attention.head_count_kv") { keys.count("attention.head_count_kv")? } else { heads };
+        let kv_heads = keys.kv_heads(family, heads)?.into_iter().max().unwrap_or(heads);
         let head_dim =
             if keys.has("attention.key_length") { keys.count("attention.key_length")? } else { hidden / heads };
         if keys.has("attention.value_length") && keys.count("attention.value_length")? != head_dim {
@@ -294,7 +325,7 @@ pub(crate) fn config_object(file: &GgufFile) -> Result<Map<String, Value>> {
     put("max_position_embeddings", keys.required("context_length")?.into());
     let eps = keys.float("attention.layer_norm_rms_epsilon")?;
     let eps = eps.ok_or_else(|| file.error(&keys.key("attention.layer_norm_rms_epsilon"), "is missing"))?;
-    put("rms_norm_eps", decimal(eps));
+    put(family.rms_norm_eps_key, decimal(eps));
     put("rope_theta", decimal(keys.float("rope.freq_base")?.unwrap_or(10_000.0)));
     put("tie_word_embeddings", file.tensor("output.weight").is_none().into());
     let biases = [(family.qkv_bias, "attn_q"), (family.o_bias, "attn_output"), (family.mlp_bias, "ffn_down")];
@@ -342,5 +373,8 @@ pub(crate) fn config_object(file: &GgufFile) -> Result<Map<String, Value>> {
         put("rope_scaling", scaling);
     }
     keys.windows(&mut fields, layers)?;
+    if family.convolutions {
+        keys.convolutions(&mut fields, &keys.kv_heads(family, heads)?)?;
+    }
     Ok(fields)
 }

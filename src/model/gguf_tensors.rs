@@ -12,7 +12,7 @@ use crate::quant::format::Float;
 use crate::{Error, Result};
 
 /// Weights of a layer by their names below `blk.N.`.
-pub(crate) const PROJECTIONS: [(&str, Projection); 7] = [
+pub(crate) const PROJECTIONS: [(&str, Projection); 9] = [
     ("attn_q", Projection::Q),
     ("attn_k", Projection::K),
     ("attn_v", Projection::V),
@@ -20,7 +20,13 @@ pub(crate) const PROJECTIONS: [(&str, Projection); 7] = [
     ("ffn_gate", Projection::Gate),
     ("ffn_up", Projection::Up),
     ("ffn_down", Projection::Down),
+    ("shortconv.in_proj", Projection::ConvIn),
+    ("shortconv.out_proj", Projection::ConvOut),
 ];
+/// The weights of a layer's short convolution by their name below `blk.N.`; transformers has one dimension more.
+pub(crate) const CONVOLUTION: &str = "shortconv.conv";
+/// LFM2's name of the norm after the last layer.
+pub(crate) const NORM_OF_LFM2: &str = "token_embd_norm";
 /// Norms of a layer by their names below `blk.N.`.
 pub(crate) const NORMS: [(&str, Norm); 6] = [
     ("attn_norm", Norm::Input),
@@ -65,6 +71,7 @@ fn module(name: &str, family: &Family) -> Option<String> {
         let norm = NORMS.into_iter().find(|(own, _)| *own == name).map(|(_, norm)| norm);
         let norm = norm.and_then(|norm| family.norms.iter().find(|(place, _)| *place == norm));
         let path = match (name, projection, norm) {
+            (CONVOLUTION, ..) => modules::CONVOLUTION,
             (FUSED_ATTENTION, ..) => fused(Projection::Q).unwrap_or(FUSED_ATTENTION),
             ("ffn_up", ..) => fused(Projection::Up).unwrap_or(Projection::Up.module()),
             (_, Some(projection), _) => projection.module(),
@@ -76,7 +83,8 @@ fn module(name: &str, family: &Family) -> Option<String> {
     };
     match name {
         "token_embd" => Some(modules::EMBEDDING.to_owned()),
-        "output_norm" => Some(modules::FINAL_NORM.to_owned()),
+        "output_norm" => Some(family.final_norm.to_owned()),
+        NORM_OF_LFM2 if family.convolutions => Some(family.final_norm.to_owned()),
         "output" => Some(modules::HEAD.to_owned()),
         other => of_layer(other.strip_prefix("blk.")?),
     }
@@ -101,7 +109,11 @@ fn tensors_of(tensor: &GgufTensor, shape: &DecoderShape) -> Result<Vec<TensorInf
     // Gemma's files hold the gains as they are multiplied, those of transformers one less.
     let offset = if below.ends_with("norm") { -shape.family.gain_offset } else { 0.0 };
     let rows = tensor.shape.first().copied().unwrap_or(1);
-    part(tensor, format!("{module}.{suffix}"), 0..rows, head, offset).map(|info| vec![info])
+    let mut info = part(tensor, format!("{module}.{suffix}"), 0..rows, head, offset)?;
+    if module.ends_with(modules::CONVOLUTION) && info.shape.len() == 2 {
+        info.shape.insert(1, 1);
+    }
+    Ok(vec![info])
 }
 
 /// Queries, keys and values of one tensor, in a family that has them apart.

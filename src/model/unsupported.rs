@@ -10,7 +10,7 @@ const LAYER_NORM: &str = "has LayerNorm in place of RMSNorm";
 const DELTA_RULE: &str = "has layers with a gated delta rule, which are not attention";
 
 /// Model types, what sets them apart, and the nearest supported model.
-const KNOWN: [(&[&str], &str, &str); 32] = [
+const KNOWN: [(&[&str], &str, &str); 31] = [
     (&["mamba", "mamba2", "falcon_mamba"], MAMBA, "SmolLM2 or Llama 3.2"),
     (&["falcon_h1"], MAMBA, "Falcon 3"),
     (&["nemotron_h"], MAMBA, "Llama 3.1 8B"),
@@ -45,7 +45,6 @@ const KNOWN: [(&[&str], &str, &str); 32] = [
     (&["ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe"], EXPERTS, "the dense models of other sizes, such as Qwen3 8B"),
     (&["lfm2_moe"], EXPERTS, "LFM2, the dense models"),
     (&["lfm3"], "has norms around its convolutions and gates on its attention", "LFM2"),
-    (&["lfm2_vl"], "has a vision tower around LFM2", "LFM2"),
     (&["qwen3_5", "qwen3_5_text", "qwen3_next", "olmo_hybrid"], DELTA_RULE, "Qwen3"),
     (&["gpt2", "opt", "gpt_neo"], LAYER_NORM, "SmolLM2 135M"),
     (&["gpt_neox", "gptj", "bloom", "mpt", "stablelm", "nemotron"], LAYER_NORM, "Llama 3.2 1B"),

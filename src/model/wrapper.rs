@@ -25,7 +25,7 @@ const fn with_text_config(model_type: &'static str, decoder: &'static str) -> Wr
 
 /// Every supported class. Text alone goes through their decoders as through the text model: rotary positions of several axes are then
 /// equal, and attention stays causal.
-static WRAPPERS: [Wrapper; 11] = [
+static WRAPPERS: [Wrapper; 12] = [
     with_text_config("gemma3", "model.language_model"),
     with_text_config("mistral3", "model.language_model"),
     with_text_config("llava", "model.language_model"),
@@ -35,6 +35,7 @@ static WRAPPERS: [Wrapper; 11] = [
     with_text_config("qwen3_vl", "model.language_model"),
     with_text_config("idefics3", "model.text_model"),
     with_text_config("smolvlm", "model.text_model"),
+    with_text_config("lfm2_vl", "model.language_model"),
     Wrapper { model_type: "qwen2_vl", decoder: "model.language_model", flat: Some("qwen2") },
     Wrapper { model_type: "qwen2_5_vl", decoder: "model.language_model", flat: Some("qwen2") },
 ];

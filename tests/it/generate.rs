@@ -76,6 +76,21 @@ fn incremental_logits_equal_whole_sequences() {
     }
 }
 
+/// A convolution keeps its last rows alone: a text that does not go on from the cached one is computed from its start.
+#[test]
+fn other_texts_of_a_model_with_convolutions_begin_anew() {
+    let model = fixture("lfm2");
+    let mut generator = open(&model, BaseStorage::AsStored, &["adapter"], 32, 5);
+    let reference = Reference::read(&model.join("reference.safetensors"));
+    let ids = reference.ids("input_ids.0");
+    let vocabulary = generator.plan.shared.network.config.vocab_size;
+    for length in [20, 24, 23, 23, 12, 1, 3] {
+        let row = (length - 1) * vocabulary..length * vocabulary;
+        let got = logits(&mut generator, &ids[..length], Some(0));
+        assert_close(&format!("{length} tokens"), &got, &reference.get("lora_logits.0")[row], 1e-4);
+    }
+}
+
 #[test]
 fn incremental_logits_equal_whole_sequences_on_an_nf4_base() {
     check_incremental("odd_sizes", NF4_DOUBLE);

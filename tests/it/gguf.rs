@@ -116,6 +116,8 @@ fn a_merged_gguf_file_is_the_merged_directory() {
         "phi3",
         "hunyuan",
         "ministral3",
+        "lfm2",
+        "lfm2_old_keys",
     ];
     for name in names {
         let (model, adapter) = (fixture(name), fixture(name).join("adapter"));
@@ -140,6 +142,7 @@ fn a_merged_gguf_file_is_the_merged_directory() {
         let (ours, theirs) = (&ours.config, &theirs.config);
         assert_eq!((ours.family, ours.tie_word_embeddings), (theirs.family, theirs.tie_word_embeddings), "{name}");
         assert_eq!((ours.head_dim, ours.layer_ropes.clone()), (theirs.head_dim, theirs.layer_ropes.clone()), "{name}");
+        assert_eq!((&ours.convolutions, ours.rms_norm_eps), (&theirs.convolutions, theirs.rms_norm_eps), "{name}");
         assert_eq!((ours.attention_scale, ours.logit_scale), (theirs.attention_scale, theirs.logit_scale), "{name}");
     }
 }

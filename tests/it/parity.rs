@@ -137,6 +137,7 @@ fixture_tests! {
     lfm2_nf4: "lfm2", "adapter", "reference_nf4", NF4;
     dora_of_convolutions: "lfm2", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
+    lfm2_with_a_vision_tower: "lfm2_vl", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_a_vision_tower: "qwen3_vl", "adapter", "reference", BaseStorage::AsStored;
     gemma2_nf4: "gemma2", "adapter", "reference_nf4", NF4;
     phi3_nf4: "phi3", "adapter", "reference_nf4", NF4;
