@@ -1,8 +1,7 @@
 //! The cases of attention: two sequences in a row forward and backward, and a query of generation.
 
-use super::Case;
 use super::subject::Subject;
-use super::trial::{Amount, Trial};
+use super::trial::{Amount, Case, Trial};
 use crate::ops::attention::{self, Gradients, Operands, Shape, twin};
 
 /// The most rows: the twin's time grows with their square.

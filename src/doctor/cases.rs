@@ -1,8 +1,8 @@
 //! The list of cases, and those of the operations around linear layers and attention.
 
 use super::subject::{RANK, Subject};
-use super::trial::{Amount, Trial, rows_of, sample};
-use super::{Case, attention, linear};
+use super::trial::{Amount, Case, Trial, added, rows_of, sample};
+use super::{attention, linear};
 use crate::gpu::{Capabilities, Matrix, View};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::cross_entropy::{self, LogitRange};
@@ -83,11 +83,6 @@ pub(super) fn all(subject: &Subject, capabilities: &Capabilities) -> Vec<Case> {
     add("activations in bf16", [rows, hidden], in_bf16);
     add("quantization to NF4", [64, hidden], quantized);
     cases
-}
-
-/// `a + factor b`.
-pub(super) fn added(a: &[f64], b: &[f64], factor: f64) -> Vec<f64> {
-    a.iter().zip(b).map(|(a, b)| a + factor * b).collect()
 }
 
 fn scaled(values: &[f64], factor: f64) -> Vec<f64> {

@@ -1,8 +1,7 @@
 //! The cases of linear layers: every shape of the model in the formats that runs use, both directions.
 
 use super::subject::{RANK, Subject};
-use super::trial::{Amount, Trial, rows_of, sample};
-use super::{Case, cases};
+use super::trial::{Amount, Case, Trial, added, rows_of, sample};
 use crate::gpu::{Capabilities, Category, Matrix};
 use crate::model::modules::Projection;
 use crate::ops::experiment::Stored;
@@ -133,7 +132,7 @@ fn forward(trial: &mut Trial, layer: Layer) -> Amount {
     trial.expect("y", y, &samples, bound, move || {
         let base = twin::multiply(&x, count, inp, out, |k, n| held[n * inp + k]);
         let lora = twin::multiply(&product, count, rank, out, |j, n| factor[n * rank + j]);
-        cases::added(&base, &lora, f64::from(SCALE))
+        added(&base, &lora, f64::from(SCALE))
     });
     layer.amount()
 }
@@ -161,7 +160,7 @@ fn gradient(trial: &mut Trial, layer: Layer) -> Amount {
             }
         }
         let lora = twin::multiply(&product, count, rank, inp, |j, k| factor[j * inp + k]);
-        cases::added(&sums, &lora, f64::from(SCALE))
+        added(&sums, &lora, f64::from(SCALE))
     });
     layer.amount()
 }
@@ -213,7 +212,7 @@ fn shared(subject: &Subject, capabilities: &Capabilities, storage: Storage) -> O
             for (out, dy, w, dyb, a) in parts {
                 let base = twin::multiply(&dy, count, out, inp, |n, k| w[n * inp + k]);
                 let lora = twin::multiply(&dyb, count, RANK, inp, |j, k| a[j * inp + k]);
-                sums = cases::added(&cases::added(&sums, &base, 1.0), &lora, f64::from(SCALE));
+                sums = added(&added(&sums, &base, 1.0), &lora, f64::from(SCALE));
             }
             sums
         });

@@ -18,7 +18,7 @@ use crate::{Result, tune};
 
 pub use report::{Check, Outcome, Report};
 pub use subject::Subject;
-use trial::{Amount, Trial};
+use trial::{Case, Trial};
 
 /// Measurements of each case; the shortest counts.
 const REPETITIONS: usize = 3;
@@ -27,12 +27,6 @@ const MOST_LOSSES: usize = 3;
 
 /// A change of a case's recorded dispatches, with which tests play a wrong kernel.
 type Fault<'a> = &'a dyn Fn(&str, &mut Vec<Command>);
-
-/// One case: its name, and what records it with its data and the twin's results.
-struct Case {
-    name: String,
-    record: Box<dyn Fn(&mut Trial) -> Amount>,
-}
 
 /// Examines a device. `progress` is called with the name of each case before it begins.
 ///

@@ -27,6 +27,12 @@ impl Amount {
     }
 }
 
+/// One case: its name, and what records it with its data and the twin's results.
+pub(super) struct Case {
+    pub name: String,
+    pub record: Box<dyn Fn(&mut Trial) -> Amount>,
+}
+
 type Values = Box<dyn FnOnce() -> Vec<f64>>;
 
 /// A result on the device, and what the twin says of it.
@@ -58,6 +64,11 @@ pub(super) fn sample(rows: usize, count: usize) -> Vec<usize> {
 /// These rows of `cols` columns each.
 pub(super) fn rows_of(values: &[f64], cols: usize, rows: &[usize]) -> Vec<f64> {
     rows.iter().flat_map(|row| &values[row * cols..][..cols]).copied().collect()
+}
+
+/// `a + factor b`.
+pub(super) fn added(a: &[f64], b: &[f64], factor: f64) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + factor * b).collect()
 }
 
 /// A case that is being recorded. It is its experiment too.

@@ -84,7 +84,7 @@ pub fn backward_in_place(rec: &mut Recorder, activation: Activation, gate: Matri
 /// The formulas in plain loops, in f64; the reference of every variant.
 #[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
-    use super::Activation;
+    use crate::ops::glu::Activation;
 
     /// `f(e)` and `f'(e)`.
     fn value_and_slope(activation: Activation, e: f64) -> (f64, f64) {

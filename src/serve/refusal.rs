@@ -40,7 +40,7 @@ impl Refusal {
     pub fn too_long(prompt: usize, context: usize) -> Self {
         let message = format!(
             "the prompt has {prompt} tokens, but the context holds {context}; shorten it, or start the server with a \
-             larger --max-context"
+             larger context"
         );
         Self { counts: Some((prompt, context)), ..Self::new(400, "exceed_context_size_error", message) }
     }

@@ -73,7 +73,7 @@ pub fn completion(body: &Value, service: &Service) -> Result<Asked, Refusal> {
 fn chat_prompt(fields: &Fields, service: &Service) -> Result<Vec<u32>, Refusal> {
     let Some(template) = &service.format.template else {
         return Err(Refusal::invalid(
-            "the model has no chat template; start the server with --chat-template, or continue a text with /v1/completions",
+            "the model has no chat template; give the server one, or continue a text with /v1/completions",
         ));
     };
     let list = fields.list("messages")?.ok_or_else(|| Refusal::field("messages", "is missing"))?;

@@ -104,8 +104,8 @@ pub fn step(
 /// The formulas in plain loops, in f64 where the device has f32; codes and scales are kept as the device keeps them.
 #[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
-    use super::super::adamw::{AdamW, twin as adamw};
-    use super::{BLOCK, tables};
+    use crate::ops::adamw::{AdamW, twin as adamw};
+    use crate::ops::adamw8bit::{BLOCK, tables};
 
     /// Parameters of one flat range, with their moments as codes and scales.
     #[derive(Clone)]

@@ -10,9 +10,9 @@ use std::path::Path;
 use imports::{Crate, circles};
 
 /// The modules under `src/` from the ground up: each uses only those before it.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "random", "panics", "setting", "gpu", "error", "files", "hub", "quant", "ops", "tune", "model", "lora", "data",
-    "network", "infer", "serve", "train", "memory", "export", "bench", "demo", "cli", "web", "crate",
+    "network", "infer", "serve", "train", "memory", "export", "bench", "doctor", "demo", "cli", "web", "crate",
 ];
 
 fn read_sources(dir: &Path, prefix: &str, sources: &mut Vec<(String, String)>) {
