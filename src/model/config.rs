@@ -18,6 +18,7 @@ use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use super::unsupported;
 use super::wrapper::{self, Wrapper};
+use crate::ops::attention::MAX_HEAD_DIM;
 use crate::ops::glu::Activation;
 use crate::quant::format::Format4;
 use crate::{Error, Result};
@@ -512,6 +513,9 @@ fn head_dim(fields: &JsonFields, family: &Family, hidden_size: usize, num_heads:
     if !head_dim.is_multiple_of(4) {
         return Err(fields.error("head_dim", format!("is {head_dim}, but must be a multiple of 4")));
     }
+    if head_dim > MAX_HEAD_DIM as usize {
+        return Err(fields.error("head_dim", format!("is {head_dim}, but must be at most {MAX_HEAD_DIM}")));
+    }
     if num_heads.checked_mul(head_dim).is_none_or(|n| n > MAX_DIMENSION) {
         let problem = format!("{num_heads} heads of {head_dim} are more than {MAX_DIMENSION} features");
         return Err(fields.error("head_dim", problem));
@@ -711,6 +715,7 @@ mod tests {
             (r#""num_key_value_heads": 3"#, "num_key_value_heads", "does not divide"),
             (r#""num_key_value_heads": 0"#, "num_key_value_heads", "whole number"),
             (r#""head_dim": 6"#, "head_dim", "multiple of 4"),
+            (r#""head_dim": 516"#, "head_dim", "at most 512"),
             (r#""head_dim": 7.5"#, "head_dim", "whole number"),
             (r#""hidden_act": "relu2""#, "hidden_act", "silu"),
             (r#""rms_norm_eps": -1e-6"#, "rms_norm_eps", "above 0"),

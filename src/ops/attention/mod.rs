@@ -33,6 +33,8 @@ const LANES: u32 = VariantFamily::LANES;
 const BLOCK: u32 = 2;
 /// The text for wider heads takes too long to compile, and for fewer items than `FEW_ITEMS` that of many a lane does.
 const MAX_BROADCAST_HEAD_DIM: u32 = 128;
+/// Wider heads take the variants for GPUs on these adapters too: those for lanes write out every column.
+const MAX_LANES_HEAD_DIM: u32 = 256;
 const FEW_ITEMS: u64 = 256;
 /// The elementwise pass before the backward has no reason to stay that narrow.
 const DELTA_LANES: u32 = 64;
@@ -41,9 +43,10 @@ const TILE: u32 = 32;
 /// Groups of 64 threads in a workgroup of those variants, and quads of columns that one of their threads sums.
 const MAX_SIDES: u32 = 4;
 const MAX_CHUNKS: u32 = 2;
-const MAX_HEAD_DIM: u32 = 256;
+/// Features of the widest head that the kernels take.
+pub const MAX_HEAD_DIM: u32 = 512;
 
-/// The heads of one attention layer. `heads` is a multiple of `kv_heads`, `head_dim` a multiple of 4 up to 256.
+/// The heads of one attention layer. `heads` is a multiple of `kv_heads`, `head_dim` a multiple of 4 up to [`MAX_HEAD_DIM`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Number of query heads.
@@ -186,15 +189,20 @@ fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, problem
     Variant { kernel, items: TILE, parts }
 }
 
+/// The family whose variants take heads of this size.
+fn taking(family: VariantFamily, problem: Problem) -> VariantFamily {
+    if problem.head_dim > MAX_LANES_HEAD_DIM { VariantFamily::Tiles } else { family }
+}
+
 fn forward_variant(family: VariantFamily, problem: Problem) -> Variant {
-    match family {
+    match taking(family, problem) {
         VariantFamily::Tiles => tiles_variant("attention_forward_tiles", FORWARD_TILES, Owned::Queries, problem),
         _ => lanes_variant("attention_forward_lanes", FORWARD_LANES, family, Owned::Queries, problem),
     }
 }
 
 fn dq_variant(family: VariantFamily, problem: Problem) -> Variant {
-    let variant = match family {
+    let variant = match taking(family, problem) {
         VariantFamily::Tiles => tiles_variant("attention_dq_tiles", DQ_TILES, Owned::Queries, problem),
         _ => lanes_variant("attention_dq_lanes", DQ_LANES, family, Owned::Queries, problem),
     };
@@ -202,7 +210,7 @@ fn dq_variant(family: VariantFamily, problem: Problem) -> Variant {
 }
 
 fn dkv_variant(family: VariantFamily, problem: Problem) -> Variant {
-    let variant = match family {
+    let variant = match taking(family, problem) {
         VariantFamily::Tiles => tiles_variant("attention_dkv_tiles", DKV_TILES, Owned::Keys, problem),
         _ => lanes_variant("attention_dkv_lanes", DKV_LANES, family, Owned::Keys, problem),
     };
@@ -219,7 +227,7 @@ fn delta_kernel(head_dim: u32) -> Kernel {
 
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
-    for head_dim in [8, 64, 80, 96, 128, 256] {
+    for head_dim in [8, 64, 80, 96, 128, 256, 512] {
         kernels.push(delta_kernel(head_dim));
         let lanes = [VariantFamily::Lanes, VariantFamily::Broadcast]
             .map(|family| [(family, 1), (family, 100), (family, u64::MAX)]);

@@ -115,6 +115,16 @@ fn the_head_sizes_of_published_models_equal_the_twin() {
     }
 }
 
+/// Heads above 256 features: those of Gemma 4's layers without a window, and sizes that fill no whole workgroup.
+#[test]
+fn the_widest_heads_equal_the_twin() {
+    for family in families() {
+        for head_dim in [388, MAX_HEAD_DIM] {
+            check(family, shape(2, 1, head_dim), &[3, 35], 9);
+        }
+    }
+}
+
 #[test]
 fn groups_segments_and_windows_equal_the_twin() {
     for family in families() {
