@@ -127,7 +127,8 @@ fn estimates(
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
     let mut methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
-    if args.method.is_none() && config.frozen_parts().is_some() {
+    if args.method.is_none() && config.experts.is_some() {
+        // Experts are not trained themselves.
         methods.retain(|method| *method != Method::Full);
     }
     let estimate = |method| {
@@ -178,7 +179,7 @@ fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Resul
             };
             format!(" {:>22}", format!("{}{verdict}", bytes(estimate.total)))
         };
-        // A model with parts that are not trained themselves has no figure for full training, the first column.
+        // A model with experts has no figure for full training, the first column.
         let blank = " ".repeat(23 * first.len().saturating_sub(estimates.len()));
         out!("{name:<16}{blank}{}", estimates.iter().map(cell).collect::<String>());
     }

@@ -234,15 +234,6 @@ impl ModelConfig {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
-    /// What the model has that cannot be trained itself; None where all of it can.
-    pub fn frozen_parts(&self) -> Option<&'static str> {
-        match (&self.experts, &self.convolutions) {
-            (Some(_), _) => Some("experts"),
-            (None, Some(_)) => Some("short convolutions"),
-            (None, None) => None,
-        }
-    }
-
     /// True if a layer has a short convolution in place of attention.
     pub fn is_convolution(&self, layer: usize) -> bool {
         self.convolutions.as_ref().is_some_and(|convolutions| convolutions.layers[layer])

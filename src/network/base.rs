@@ -139,9 +139,9 @@ impl BaseStorage {
     /// # Errors
     /// Another 4-bit form than the files', or full training of them.
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
-        if let Some(parts) = config.frozen_parts().filter(|_| self == Self::Trained) {
+        if self == Self::Trained && config.experts.is_some() {
             let problem = format!(
-                "the model has {parts}, which cannot be trained themselves; take {} or {}",
+                "the model has experts, which cannot be trained themselves; take {} or {}",
                 METHOD.is("lora"),
                 METHOD.is("qlora")
             );

@@ -534,6 +534,10 @@ impl Pass<'_> {
                 short_conv::forward(rec, &convolution, None, convolved);
             }
             self.parameter_gradients(rec, pass, convolved, out);
+            if let Some((trained, terms)) = self.trained.and_then(|own| Some((own, own.convolution_terms?))) {
+                let (terms, gradient) = (terms.first_rows(self.rows), trained.gradient(convolution.weights));
+                short_conv::weight_gradient(rec, &convolution, d_convolved, terms, gradient);
+            }
             if lowest && !trained(&[ConvIn]) {
                 return;
             }

@@ -334,9 +334,16 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
             first += count;
         }
     }
-    for (spec, view) in network.vectors() {
-        let value = if matches!(spec.kind, TensorKind::Bias(_)) { 0.0 } else { 1.0 - config.gain_offset };
-        gpu.write(buffers, view, bytemuck::cast_slice(&vec![value; spec.elements()]));
+    for (item, (spec, view)) in network.vectors().enumerate() {
+        let draw = |index: u64| uniform(seed, Stream::WeightInit, (1 << 32) + item as u64, index);
+        let values = match spec.kind {
+            TensorKind::Bias(_) => vec![0.0; spec.elements()],
+            TensorKind::Convolution => {
+                (0..spec.elements() as u64).map(|i| config.initializer_range * normal(draw, i) as f32).collect()
+            }
+            _ => vec![1.0 - config.gain_offset; spec.elements()],
+        };
+        gpu.write(buffers, view, bytemuck::cast_slice(&values));
     }
     write_rope_tables(gpu, buffers, network);
     Ok(gpu.flush().await?)

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::base::Network;
-use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, View};
+use crate::gpu::{Buffers, Category, Gpu, GpuError, Matrix, MemoryPlan, View};
 use crate::model::modules::Norm;
-use crate::model::tensors::{EMBEDDING, NamedTensor};
+use crate::model::tensors::{EMBEDDING, NamedTensor, TensorKind};
 use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::column_gradient;
 
@@ -65,6 +65,8 @@ pub struct Trained {
     pub row_order: View,
     /// One f32 for each row of a norm's input, heads counted apart.
     pub row_scales: View,
+    /// What each row adds to the gradient of a convolution's weights, `[rows, hidden * taps]`, where layers have one.
+    pub convolution_terms: Option<Matrix>,
 }
 
 impl Trained {
@@ -90,7 +92,8 @@ impl Trained {
         }
         for (spec, params) in network.vectors() {
             let moments = moment_storage(moments, &spec.name, spec.elements());
-            let ranges = vec![range(params, spec.elements(), moments, false)];
+            let decays = spec.kind == TensorKind::Convolution;
+            let ranges = vec![range(params, spec.elements(), moments, decays)];
             tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();
@@ -102,6 +105,10 @@ impl Trained {
             gradients,
             row_order: plan.alloc(Category::Uploads, "rows by token", words),
             row_scales: plan.alloc(Category::Workspace, "row scales", words * heads),
+            convolution_terms: network.config.convolutions.as_ref().map(|of| {
+                let cols = network.config.hidden_size * of.taps;
+                plan.matrix(Category::Workspace, "terms of a convolution's gradient", rows, cols as u32)
+            }),
         }
     }
 

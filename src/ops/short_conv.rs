@@ -3,12 +3,13 @@
 //! count as 0.
 //!
 //! With D the gradient of the result: `dC = D y`, `du_t = sum over j of w_j (D C)_(t + L - 1 - j)` within the sequence, `dB = du X` and
-//! `dX = du B`.
+//! `dX = du B`; the gradient of `w_j` is the sum of `(D C)_t u_(t - L + 1 + j)` over all rows t.
 //!
 //! In generation, the state holds u of the last L - 1 positions: position p at row `p mod (L - 1)`.
 
+use super::column_gradient;
 use super::elementwise::{WG_SIZE, elements};
-use crate::gpu::{Constant, Kernel, Matrix, Recorder, View, params};
+use crate::gpu::{Constant, Kernel, Matrix, Param, Recorder, View, params};
 
 params! {
     struct Params {
@@ -17,6 +18,17 @@ params! {
         ld: u32,
         ld_out: u32,
         taps: u32,
+    }
+}
+
+params! {
+    struct TermParams {
+        rows: u32,
+        channels: u32,
+        ld: u32,
+        ld_out: u32,
+        taps: u32,
+        ld_terms: u32,
     }
 }
 
@@ -34,8 +46,8 @@ pub struct Convolution {
 }
 
 /// With `quads` an invocation has four channels, and their number must be a multiple of four.
-fn kernel(name: &'static str, source: &'static str, quads: bool) -> Kernel {
-    Kernel::new::<Params>(name, source)
+fn kernel<P: Param>(name: &'static str, source: &'static str, quads: bool) -> Kernel {
+    Kernel::new::<P>(name, source)
         .part(include_str!("../../shaders/lib/short_conv.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
         .constant("QUADS", quads)
@@ -44,22 +56,24 @@ fn kernel(name: &'static str, source: &'static str, quads: bool) -> Kernel {
 }
 
 fn forward_kernel(quads: bool) -> Kernel {
-    kernel("short_conv", include_str!("../../shaders/short_conv.wgsl"), quads)
+    kernel::<Params>("short_conv", include_str!("../../shaders/short_conv.wgsl"), quads)
 }
 
 fn backward_kernel(quads: bool) -> Kernel {
-    kernel("short_conv_backward", include_str!("../../shaders/short_conv_backward.wgsl"), quads)
+    kernel::<Params>("short_conv_backward", include_str!("../../shaders/short_conv_backward.wgsl"), quads)
 }
 
 fn state_kernel(quads: bool) -> Kernel {
-    kernel("short_conv_state", include_str!("../../shaders/short_conv_state.wgsl"), quads)
+    kernel::<Params>("short_conv_state", include_str!("../../shaders/short_conv_state.wgsl"), quads)
+}
+
+fn terms_kernel() -> Kernel {
+    kernel::<TermParams>("short_conv_terms", include_str!("../../shaders/short_conv_terms.wgsl"), false)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    [false, true]
-        .into_iter()
-        .flat_map(|quads| [forward_kernel(quads), backward_kernel(quads), state_kernel(quads)])
-        .collect()
+    let all = |quads| [forward_kernel(quads), backward_kernel(quads), state_kernel(quads)];
+    [false, true].into_iter().flat_map(all).chain([terms_kernel()]).collect()
 }
 
 impl Convolution {
@@ -99,6 +113,18 @@ pub fn backward(rec: &mut Recorder, of: &Convolution, dout: Matrix, dinputs: Mat
     let views = [of.positions, of.weights, of.inputs.view, dout.view, dinputs.view];
     let work = 6 * u64::from(of.taps) * elements(dout);
     rec.dispatch("short_conv_backward", backward_kernel(quads), &views, &params, groups, work);
+}
+
+/// Adds the gradient of the weights, f32 `[channels][taps]`, from that of the result of [`forward`], `[rows, channels]`. `terms`,
+/// `[rows, channels * taps]`, is scratch. Every sequence starts in the pass.
+pub fn weight_gradient(rec: &mut Recorder, of: &Convolution, dout: Matrix, terms: Matrix, gradient: View) {
+    let (Params { rows, channels, ld, ld_out, taps }, _) = of.params(dout);
+    assert_eq!((terms.rows, terms.cols), (rows, channels * taps), "{terms:?} for {of:?}");
+    let params = TermParams { rows, channels, ld, ld_out, taps, ld_terms: terms.ld };
+    let groups = rec.fold(elements(terms).div_ceil(u64::from(WG_SIZE)));
+    let views = [of.positions, of.weights, of.inputs.view, dout.view, terms.view];
+    rec.dispatch("short_conv_terms", terms_kernel(), &views, &params, groups, 3 * elements(terms));
+    column_gradient::bias(rec, terms, gradient);
 }
 
 /// Keeps what the next pass reads of this one in `state`, `[taps - 1, channels]`. All rows are of one sequence.
@@ -178,6 +204,19 @@ pub(crate) mod twin {
         }
         gradient
     }
+
+    /// The gradient of the weights.
+    pub(crate) fn weight_gradient(of: Sizes, inputs: &[f64], dout: &[f64]) -> Vec<f64> {
+        let c = of.channels;
+        let mut gradient = vec![0.0; c * of.taps];
+        pairs(of, |row, read, j| {
+            for i in 0..c {
+                let u = inputs[read * 3 * c + i] * inputs[read * 3 * c + 2 * c + i];
+                gradient[i * of.taps + j] += dout[row * c + i] * inputs[row * 3 * c + c + i] * u;
+            }
+        });
+        gradient
+    }
 }
 
 #[cfg(test)]
@@ -214,12 +253,19 @@ mod tests {
             let mut rec = lab.recorder();
             forward(&mut rec, &of, None, out);
             backward(&mut rec, &of, device_dout, dinputs);
+            let (terms, before) = (lab.empty(rows, channels * taps), lab.normal(channels * taps));
+            let of_weights = lab.vector(&before);
+            weight_gradient(&mut rec, &of, device_dout, terms, of_weights);
             lab.run(&rec);
             let sizes = twin::Sizes { positions: &at, channels, taps };
             let what = format!("{rows} rows, {channels} channels, {taps} taps");
             assert_close(&what, &lab.read(out), &twin::forward(sizes, &inputs, &weights), 1e-5);
             let want = twin::backward(sizes, &inputs, &weights, &dout);
             assert_close(&format!("{what}: gradient"), &lab.read(dinputs), &want, 1e-5);
+            let want = twin::weight_gradient(sizes, &inputs, &dout);
+            let want: Vec<f64> = want.iter().zip(&before).map(|(sum, before)| sum + before).collect();
+            let got = &lab.read_vector(of_weights)[..channels * taps];
+            assert_close(&format!("{what}: gradient of the weights"), got, &want, 1e-5);
         }
     }
 
@@ -258,14 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn the_twins_gradient_is_the_slope_of_its_forward() {
+    fn the_twins_gradients_are_the_slopes_of_its_forward() {
         let mut lab = Lab::new();
         let (positions, channels, taps) = ([0, 1, 2, 3, 0, 0, 1], 3, 3);
         let (inputs, weights, dout) = (lab.normal(7 * 9), lab.normal(9), lab.normal(7 * 3));
         let sizes = twin::Sizes { positions: &positions, channels, taps };
         let gradient = twin::backward(sizes, &inputs, &weights, &dout);
-        assert_gradient(&inputs, &gradient, |inputs| {
-            twin::forward(sizes, inputs, &weights).iter().zip(&dout).map(|(y, d)| y * d).sum()
-        });
+        let objective = |y: Vec<f64>| y.iter().zip(&dout).map(|(y, d)| y * d).sum();
+        assert_gradient(&inputs, &gradient, |inputs| objective(twin::forward(sizes, inputs, &weights)));
+        let gradient = twin::weight_gradient(sizes, &inputs, &dout);
+        assert_gradient(&weights, &gradient, |weights| objective(twin::forward(sizes, &inputs, weights)));
     }
 }

@@ -149,7 +149,9 @@ impl PlanRequest<'_> {
         let widths = shapes.map(|(out, cols)| out.max(cols));
         // A row has a slot for each of its experts, and up to seven slots of each expert stay free.
         let experts = config.experts.as_ref().map_or(0, |experts| 8 * experts.top * config.hidden_size);
-        let widest = widths.chain([config.hidden_size, experts, 1]).max().unwrap_or(1);
+        // Full training has a term for each weight of a convolution.
+        let terms = config.convolutions.as_ref().map_or(0, |of| of.taps * config.hidden_size);
+        let widest = widths.chain([config.hidden_size, experts, terms, 1]).max().unwrap_or(1);
         let most = (u32::MAX as usize / widest).saturating_sub(ROW_CLASS as usize);
         match self.max_rows.max(self.max_positions) <= most {
             true => Ok(()),

@@ -344,7 +344,7 @@ fn stories260k_full_gradients_equal_pytorch() {
 /// Along its own gradient the loss of each tensor must rise by the gradient's length: biases, head norms and untied heads too.
 #[test]
 fn full_gradients_are_the_slopes_of_the_loss() {
-    let families = ["gemma2", "gemma3", "granite", "olmo3", "hunyuan", "ernie"];
+    let families = ["gemma2", "gemma3", "granite", "olmo3", "hunyuan", "ernie", "lfm2_old_keys"];
     for name in ["llama_untied", "qwen2", "qwen3", "mistral_window", "odd_sizes"].into_iter().chain(families) {
         let dir = fixture(name);
         let own = Reference::read(&dir.join("reference.safetensors"));
