@@ -11,7 +11,7 @@ use crate::ops::rms_norm::{self, NormConstants, NormGradient, Residual};
 use crate::ops::rope::{self, RotatedHeads};
 use crate::ops::weight::Panel;
 use crate::ops::{
-    adamw8bit, add, bf16, column_gradient, dropout, embedding, glu, lora_gradient, quantize, rows, scale,
+    adamw8bit, add, bf16, column_gradient, dropout, embedding, glu, lora_gradient, quantize, rows, scale, short_conv,
     weight_gradient,
 };
 use crate::quant::format::{Code4, Float, Storage};
@@ -37,6 +37,8 @@ struct Sizes {
     vocabulary: usize,
     heads: usize,
     head_dim: usize,
+    /// Rows that a short convolution reads; 0 where the model has none.
+    taps: usize,
     activation: Activation,
     norm: NormConstants,
     logits: LogitRange,
@@ -52,6 +54,7 @@ pub(super) fn all(subject: &Subject, capabilities: &Capabilities) -> Vec<Case> {
         vocabulary: config.vocab_size,
         heads: config.num_heads,
         head_dim: config.head_dim,
+        taps: config.convolutions.as_ref().map_or(0, |of| of.taps),
         activation: config.activation,
         norm: NormConstants { eps: config.rms_norm_eps, gain_offset: config.gain_offset },
         logits: LogitRange { scale: config.logit_scale, cap: config.final_softcap },
@@ -82,6 +85,9 @@ pub(super) fn all(subject: &Subject, capabilities: &Capabilities) -> Vec<Case> {
     add("sum and scale", [rows, hidden], sum_and_scale);
     add("activations in bf16", [rows, hidden], in_bf16);
     add("quantization to NF4", [64, hidden], quantized);
+    if sizes.taps > 0 {
+        add("short convolution", [rows.min(256), hidden], convolved);
+    }
     cases
 }
 
@@ -342,6 +348,39 @@ fn column_gradients(trial: &mut Trial, sizes: Sizes) -> Amount {
     trial.expect_vector("bias", bias, BOUND, || of_bias);
     trial.expect_vector("gain", gain, BOUND, || of_gain);
     Amount::bytes(16 * rows * hidden)
+}
+
+fn convolved(trial: &mut Trial, sizes: Sizes) -> Amount {
+    let Sizes { rows, hidden, taps, .. } = sizes;
+    // The twin of a row reads those around it, so that all are compared.
+    let rows = rows.min(256);
+    let positions: Vec<u32> = (0..rows as u32).map(|row| row % 29).collect();
+    let (inputs, device_inputs) = drawn(trial, rows, 3 * hidden);
+    let ((weights, device_weights), (dout, device_dout)) =
+        (drawn_vector(trial, hidden * taps), drawn(trial, rows, hidden));
+    let before = trial.normal(hidden * taps);
+    let of_weights = trial.vector(&before);
+    let (out, dinputs) = (trial.empty(rows, hidden), trial.empty(rows, 3 * hidden));
+    let terms = trial.empty(rows, hidden * taps);
+    let device_positions = trial.words(&positions);
+    let of = short_conv::Convolution {
+        positions: device_positions,
+        weights: device_weights,
+        taps: taps as u32,
+        inputs: device_inputs,
+    };
+    short_conv::forward(&mut trial.rec, &of, None, out);
+    short_conv::backward(&mut trial.rec, &of, device_dout, dinputs);
+    short_conv::weight_gradient(&mut trial.rec, &of, device_dout, terms, of_weights);
+    let all: Vec<usize> = (0..rows).collect();
+    let twin = short_conv::twin::Sizes { positions: &positions, channels: hidden, taps };
+    let want = short_conv::twin::forward(twin, &inputs, &weights);
+    let gradient = short_conv::twin::backward(twin, &inputs, &weights, &dout);
+    let gradient_of_weights = added(&before, &short_conv::twin::weight_gradient(twin, &inputs, &dout), 1.0);
+    trial.expect("convolution", out, &all, BOUND, || want);
+    trial.expect("gradient of its input", dinputs, &all, BOUND, || gradient);
+    trial.expect_vector("gradient of its weights", of_weights, BOUND, || gradient_of_weights);
+    Amount::bytes(4 * rows * hidden * (11 + 2 * taps))
 }
 
 /// What both optimizers share: the gradients, the device's views of a step, and the factor that clips.

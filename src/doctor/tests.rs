@@ -18,7 +18,8 @@ fn subject(model_type: &str) -> Subject {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 101,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_activation": "gelu_pytorch_tanh",
         "hidden_act": if model_type == "gemma2" { "gelu_pytorch_tanh" } else { "silu" },
-        "query_pre_attn_scalar": 16, "sliding_window": 64,
+        "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": (model_type == "lfm2").then_some(["conv", "full_attention"]),
+        "block_auto_adjust_ff_dim": false,
     });
     let config = ModelConfig::from_json(model_type.as_ref(), &json.to_string()).unwrap();
     Subject { name: model_type.to_owned(), config, rows: 67, quick: true }
@@ -37,7 +38,8 @@ fn checked(gpu: &Gpu, case: &Case, fault: Fault<'_>) -> Check {
 fn a_kernel_that_does_nothing_is_named() {
     for cpu in [false, true] {
         let gpu = gpu(cpu, MatrixUnits::Off);
-        for case in cases::all(&subject("llama"), &gpu.capabilities) {
+        // The model with convolutions has the cases of the others, and its own.
+        for case in cases::all(&subject("lfm2"), &gpu.capabilities) {
             let mut count = 1;
             let mut at = 0;
             while at < count {
@@ -110,8 +112,12 @@ fn a_report_names_the_wrong_and_the_refused_kernel_and_no_other() {
 /// The variants for GPUs, with cooperative matrices, and for software adapters, there in a family with other formulas.
 #[test]
 fn every_kernel_of_a_step_is_right_and_has_a_check() {
-    let all =
-        [("llama", false, MatrixUnits::Off), ("llama", false, MatrixUnits::On), ("gemma2", true, MatrixUnits::Off)];
+    let all = [
+        ("llama", false, MatrixUnits::Off),
+        ("llama", false, MatrixUnits::On),
+        ("gemma2", true, MatrixUnits::Off),
+        ("lfm2", true, MatrixUnits::Off),
+    ];
     for (model_type, cpu, matrix_units) in all {
         let (gpu, subject) = (gpu(cpu, matrix_units), subject(model_type));
         let mut seen = BTreeSet::new();

@@ -145,7 +145,7 @@ pub fn keep(rec: &mut Recorder, of: &Convolution, state: Matrix) {
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     /// The sizes of a convolution, with the position of each row.
     #[derive(Clone, Copy)]
