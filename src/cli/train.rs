@@ -16,7 +16,7 @@ use loraine::train::group::Share;
 use loraine::train::output::{Output, same_directory};
 use loraine::train::prepare::prepare;
 use loraine::train::run::{Resume, Start};
-use loraine::train::schedule::Schedule;
+use loraine::train::schedule::{DecayType, Schedule};
 use loraine::train::settings::{Method, RunSettings};
 
 use super::args::adapter::adapter_directory;
@@ -251,6 +251,18 @@ struct StepArgs {
     /// Learning-rate schedule after warmup [default: linear]
     #[arg(long, value_enum)]
     schedule: Option<Schedule>,
+    /// Times that --schedule cosine-with-restarts decays [default: 1]
+    #[arg(long, value_name = "N")]
+    num_cycles: Option<usize>,
+    /// Learning rate at the end of --schedule cosine and warmup-stable-decay, as a share of --lr [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    min_lr_ratio: Option<f64>,
+    /// Steps of the decay of --schedule warmup-stable-decay [default: a tenth of all steps]
+    #[arg(long, value_name = "N")]
+    num_decay_steps: Option<usize>,
+    /// Form of the decay of --schedule warmup-stable-decay [default: cosine]
+    #[arg(long, value_enum)]
+    decay_type: Option<DecayType>,
     /// Steps of linear warmup from 0 [default: 0]
     #[arg(long)]
     warmup_steps: Option<usize>,
@@ -400,6 +412,10 @@ impl TrainArgs {
         }
         set(&mut s.lr, t.lr);
         set(&mut s.schedule, t.schedule);
+        set_some(&mut s.num_cycles, t.num_cycles);
+        set_some(&mut s.min_lr_ratio, t.min_lr_ratio);
+        set_some(&mut s.num_decay_steps, t.num_decay_steps);
+        set_some(&mut s.decay_type, t.decay_type);
         if t.warmup_steps.is_some() {
             s.warmup_ratio = None;
         }

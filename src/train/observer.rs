@@ -100,7 +100,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
             epoch: self.epoch(result.step),
             loss: report.loss,
             values: report.values,
-            lr: settings.lr * settings.schedule.factor(result.step - 1, settings.warmup_steps, self.steps),
+            lr: settings.lr * settings.decay(self.steps).factor(result.step - 1, self.steps),
             grad_norm: f64::from(result.grad_norm),
             tokens: self.tokens,
             tokens_per_s: self.speed.rows_per_second(),

@@ -350,7 +350,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         let micro_batches = self.prepared.micro_batches(self.state.step);
         self.observer.compile(&mut self.engine, &micro_batches).await?;
         let settings = &self.prepared.settings;
-        let factor = settings.schedule.factor(self.state.step, settings.warmup_steps, self.prepared.steps);
+        let factor = settings.decay(self.prepared.steps).factor(self.state.step, self.prepared.steps);
         let (lr, optimizer) = (settings.lr * factor, settings.optimizer());
         let (step, total) = (self.state.step + 1, micro_batches.len());
         let listen = &mut self.observer.listen;

@@ -14,22 +14,97 @@ pub enum Schedule {
     Constant,
     /// To 0 in a straight line.
     Linear,
-    /// To 0 along half a period of a cosine.
+    /// To 0 along half a period of a cosine; transformers calls it `cosine_with_min_lr` where it ends above 0.
+    #[serde(alias = "cosine_with_min_lr")]
+    #[cfg_attr(feature = "cli", value(alias = "cosine_with_min_lr"))]
     Cosine,
+    /// As [`Self::Cosine`], several times in a row, each from the peak.
+    #[serde(alias = "cosine_with_restarts")]
+    #[cfg_attr(feature = "cli", value(alias = "cosine_with_restarts"))]
+    CosineWithRestarts,
+    /// No decay, and then one over the last steps (WSD, Hu et al. 2024).
+    #[serde(alias = "warmup_stable_decay", alias = "wsd")]
+    #[cfg_attr(feature = "cli", value(alias = "warmup_stable_decay", alias = "wsd"))]
+    WarmupStableDecay,
 }
 
 impl Schedule {
-    /// The factor of step `step` (counted from 0) of `steps`: a linear rise over `warmup` steps from 0, then the
-    /// schedule's decay to 0 at the end.
-    pub fn factor(self, step: usize, warmup: usize, steps: usize) -> f64 {
+    /// The name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Linear => "linear",
+            Self::Cosine => "cosine",
+            Self::CosineWithRestarts => "cosine-with-restarts",
+            Self::WarmupStableDecay => "warmup-stable-decay",
+        }
+    }
+}
+
+/// The form of the decay at the end of [`Schedule::WarmupStableDecay`], by its names in transformers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum DecayType {
+    /// Half a period of a cosine.
+    #[default]
+    #[serde(rename = "cosine")]
+    Cosine,
+    /// A straight line.
+    #[serde(rename = "linear")]
+    Linear,
+    /// One minus the square root of the progress.
+    #[serde(rename = "1-sqrt")]
+    #[cfg_attr(feature = "cli", value(name = "1-sqrt"))]
+    OneMinusSqrt,
+}
+
+/// A schedule with its parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decay {
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Steps of a linear rise from 0, or from `min_lr_ratio` in [`Schedule::WarmupStableDecay`].
+    pub warmup: usize,
+    /// Times that [`Schedule::CosineWithRestarts`] decays.
+    pub num_cycles: usize,
+    /// The factor at the end of [`Schedule::Cosine`] and [`Schedule::WarmupStableDecay`].
+    pub min_lr_ratio: f64,
+    /// Steps of the decay of [`Schedule::WarmupStableDecay`].
+    pub num_decay_steps: usize,
+    /// Form of that decay.
+    pub decay_type: DecayType,
+}
+
+impl Decay {
+    /// The factor of step `step` (counted from 0) of `steps`, as transformers computes it.
+    pub fn factor(&self, step: usize, steps: usize) -> f64 {
+        let (warmup, least) = (self.warmup, self.min_lr_ratio);
+        let above = |factor: f64| (factor * (1.0 - least) + least).max(0.0);
         if step < warmup {
-            return step as f64 / warmup as f64;
+            let rise = step as f64 / warmup as f64;
+            return if self.schedule == Schedule::WarmupStableDecay { above(rise) } else { rise };
         }
         let progress = (step - warmup) as f64 / (steps.saturating_sub(warmup)).max(1) as f64;
-        match self {
-            Self::Constant => 1.0,
-            Self::Linear => (1.0 - progress).max(0.0),
-            Self::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0),
+        let half_cosine = |progress: f64| 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => (1.0 - progress).max(0.0),
+            Schedule::Cosine => above(half_cosine(progress)),
+            Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
+            Schedule::CosineWithRestarts => half_cosine((self.num_cycles as f64 * progress).fract()).max(0.0),
+            Schedule::WarmupStableDecay => {
+                let begin = steps.saturating_sub(self.num_decay_steps).max(warmup);
+                if step < begin {
+                    return 1.0;
+                }
+                let progress = ((step - begin) as f64 / self.num_decay_steps.max(1) as f64).min(1.0);
+                above(match self.decay_type {
+                    DecayType::Cosine => half_cosine(progress),
+                    DecayType::Linear => 1.0 - progress,
+                    DecayType::OneMinusSqrt => 1.0 - progress.sqrt(),
+                })
+            }
         }
     }
 }
@@ -38,16 +113,58 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    fn decay(schedule: Schedule, warmup: usize) -> Decay {
+        Decay { schedule, warmup, num_cycles: 1, min_lr_ratio: 0.0, num_decay_steps: 0, decay_type: DecayType::Cosine }
+    }
+
+    fn assert_factors(decay: Decay, steps: usize, expected: &[(usize, f64)]) {
+        for (step, want) in expected {
+            let got = decay.factor(*step, steps);
+            assert!((got - want).abs() < 1e-12, "{decay:?}: {got}, not {want}, at step {step}");
+        }
+    }
+
     #[test]
     fn schedules_have_the_factors_of_transformers() {
-        // get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup, 4 of 12 steps warming up.
-        let at = |schedule: Schedule, step| schedule.factor(step, 4, 12);
-        assert_eq!([0, 1, 4, 8, 12].map(|s| at(Schedule::Linear, s)), [0.0, 0.25, 1.0, 0.5, 0.0]);
-        assert_eq!([0, 3, 4, 11].map(|s| at(Schedule::Constant, s)), [0.0, 0.75, 1.0, 1.0]);
-        let cosine = [4, 6, 8, 12].map(|s| at(Schedule::Cosine, s));
-        for (got, want) in cosine.into_iter().zip([1.0, 0.853_553_390_593_273_8, 0.5, 0.0]) {
-            assert!((got - want).abs() < 1e-12, "{got} {want}");
-        }
-        assert_eq!(Schedule::Linear.factor(0, 0, 10), 1.0);
+        assert_factors(decay(Schedule::Linear, 4), 12, &[(0, 0.0), (1, 0.25), (4, 1.0), (8, 0.5), (12, 0.0)]);
+        assert_factors(decay(Schedule::Constant, 4), 12, &[(0, 0.0), (3, 0.75), (4, 1.0), (11, 1.0)]);
+        assert_factors(decay(Schedule::Cosine, 4), 12, &[(4, 1.0), (6, 0.8535533905932738), (8, 0.5), (12, 0.0)]);
+        assert_factors(decay(Schedule::Linear, 0), 10, &[(0, 1.0)]);
+        // get_cosine_with_min_lr_schedule_with_warmup, min_lr_rate 0.2.
+        let least = Decay { min_lr_ratio: 0.2, ..decay(Schedule::Cosine, 4) };
+        assert_factors(least, 20, &[(0, 0.0), (2, 0.5), (4, 1.0), (8, 0.882842712474619), (12, 0.6), (20, 0.2)]);
+        let restarts = Decay { num_cycles: 3, ..decay(Schedule::CosineWithRestarts, 4) };
+        let expected = [
+            (2, 0.5),
+            (4, 1.0),
+            (8, 0.14644660940672627),
+            (9, 0.009607359798384785),
+            (10, 0.9619397662556434),
+            (15, 0.9903926402016152),
+            (19, 0.08426519384872733),
+            (20, 0.0),
+        ];
+        assert_factors(restarts, 20, &expected);
+    }
+
+    #[test]
+    fn the_stable_phase_ends_in_the_decay_of_transformers() {
+        let wsd = Decay { min_lr_ratio: 0.1, num_decay_steps: 6, ..decay(Schedule::WarmupStableDecay, 4) };
+        let expected = [
+            (0, 0.1),
+            (1, 0.325),
+            (4, 1.0),
+            (14, 1.0),
+            (15, 0.9397114317029974),
+            (17, 0.55),
+            (19, 0.16028856829700258),
+            (20, 0.1),
+        ];
+        assert_factors(wsd, 20, &expected);
+        let other = |decay_type| Decay { decay_type, num_decay_steps: 6, ..decay(Schedule::WarmupStableDecay, 0) };
+        assert_factors(other(DecayType::Linear), 10, &[(3, 1.0), (4, 1.0), (5, 5.0 / 6.0), (9, 1.0 / 6.0)]);
+        assert_factors(other(DecayType::OneMinusSqrt), 10, &[(5, 0.591751709536137), (8, 0.18350341907227397)]);
+        // A decay that is longer than the run begins after the warm-up.
+        assert_factors(Decay { num_decay_steps: 40, ..decay(Schedule::WarmupStableDecay, 4) }, 20, &[(4, 1.0)]);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::Objective;
 use super::preference::{Preference, PreferenceLoss};
-use super::schedule::Schedule;
+use super::schedule::{Decay, DecayType, Schedule};
 use super::setting_spec::{OnResume, Range, Setting};
 use crate::data::settings::{DataSettings, DataSources, OnLong};
 use crate::hub::base_name;
@@ -247,6 +247,22 @@ pub struct RunSettings {
     pub lr: f64,
     /// Decay of the learning rate after the warm-up.
     pub schedule: Schedule,
+    /// Times that `cosine-with-restarts` decays; None is once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub num_cycles: Option<usize>,
+    /// The learning rate at the end of `cosine` and `warmup-stable-decay`, as a share of its peak; None is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub min_lr_ratio: Option<f64>,
+    /// Steps of the decay of `warmup-stable-decay`; None is a tenth of all steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub num_decay_steps: Option<usize>,
+    /// Form of the decay of `warmup-stable-decay`; None is a cosine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub decay_type: Option<DecayType>,
     /// Steps over which the learning rate rises from 0.
     pub warmup_steps: usize,
     /// Share of all steps that warms up, in place of `warmup_steps`, which it sets when a run is prepared.
@@ -356,6 +372,10 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("adam-eps", OnResume::Steering).number(Range::Positive, |s| Some(s.adam_eps)),
     Setting::new("lr", OnResume::Steering).number(Range::Positive, |s| Some(s.lr)),
     Setting::new("schedule", OnResume::Steering),
+    Setting::new("num-cycles", OnResume::Steering).count(1, |s| s.num_cycles.map(|n| n as u64)),
+    Setting::new("min-lr-ratio", OnResume::Steering).number(Range::Share, |s| s.min_lr_ratio),
+    Setting::new("num-decay-steps", OnResume::Steering).count(1, |s| s.num_decay_steps.map(|n| n as u64)),
+    Setting::new("decay-type", OnResume::Steering),
     Setting::new("warmup-steps", OnResume::Steering).count(0, |s| Some(s.warmup_steps as u64)),
     // A run steers by the steps that follow from it.
     Setting::new("warmup-ratio", OnResume::Free).number(Range::Share, |s| s.warmup_ratio),
@@ -459,6 +479,10 @@ impl Default for RunSettings {
             adam_eps: AdamW::default().eps,
             lr: ObjectiveChoice::Sft.default_lr(),
             schedule: Schedule::Linear,
+            num_cycles: None,
+            min_lr_ratio: None,
+            num_decay_steps: None,
+            decay_type: None,
             warmup_steps: 0,
             warmup_ratio: None,
             weight_decay: 0.0,
@@ -556,6 +580,7 @@ impl RunSettings {
         }
         self.check_layers_pattern()?;
         self.check_objective()?;
+        self.check_schedule()?;
         self.check_best()?;
         SETTINGS.iter().try_for_each(|setting| setting.check(self))
     }
@@ -606,6 +631,39 @@ impl RunSettings {
     }
 
     /// Parameters of an objective are for those that have them, and pairs are not split.
+    fn check_schedule(&self) -> Result<()> {
+        use Schedule::{Cosine, CosineWithRestarts, WarmupStableDecay};
+        let parameters: [(&'static str, bool, &[Schedule]); 4] = [
+            ("num-cycles", self.num_cycles.is_some(), &[CosineWithRestarts]),
+            ("min-lr-ratio", self.min_lr_ratio.is_some(), &[Cosine, WarmupStableDecay]),
+            ("num-decay-steps", self.num_decay_steps.is_some(), &[WarmupStableDecay]),
+            ("decay-type", self.decay_type.is_some(), &[WarmupStableDecay]),
+        ];
+        let schedule = Key("schedule");
+        for (name, given, schedules) in parameters {
+            if given && !schedules.contains(&self.schedule) {
+                let key = Key(name);
+                let fitting: Vec<String> = schedules.iter().map(|fitting| schedule.is(fitting.name())).collect();
+                let own = schedule.is(self.schedule.name());
+                let problem = format!("{key} has no use with {own}; it is for {}", fitting.join(" and "));
+                return Err(Error::setting(key, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The schedule of a run of `steps` optimizer steps, with its parameters.
+    pub fn decay(&self, steps: usize) -> Decay {
+        Decay {
+            schedule: self.schedule,
+            warmup: self.warmup_steps,
+            num_cycles: self.num_cycles.unwrap_or(1),
+            min_lr_ratio: self.min_lr_ratio.unwrap_or(0.0),
+            num_decay_steps: self.num_decay_steps.unwrap_or_else(|| steps.div_ceil(10)),
+            decay_type: self.decay_type.unwrap_or_default(),
+        }
+    }
+
     fn check_objective(&self) -> Result<()> {
         use ObjectiveChoice::{Dpo, Ipo, Kto, Orpo, Rpo, Sft, Simpo};
         let parameters: [(&'static str, bool, &[ObjectiveChoice]); 6] = [
@@ -741,6 +799,11 @@ mod tests {
             warmup_ratio: Some(0.1),
             loraplus_lr_ratio: Some(16.0),
             neftune_noise_alpha: Some(5.0),
+            world_size: Some(2),
+            num_cycles: Some(2),
+            min_lr_ratio: Some(0.1),
+            num_decay_steps: Some(3),
+            decay_type: Some(DecayType::OneMinusSqrt),
             eval_data: path,
             eval_fraction: Some(0.1),
             dtype: Some(Float::Bf16),
@@ -804,6 +867,32 @@ mod tests {
         let kto = RunSettings { objective: ObjectiveChoice::Kto, desirable_weight: Some(2.0), ..Default::default() };
         kto.check().unwrap();
         assert_eq!(kto.objective().preference().map(|kto| (kto.beta, kto.desirable_weight)), Some((0.1, 2.0)));
+    }
+
+    #[test]
+    fn parameters_belong_to_their_schedule() {
+        type Change = fn(&mut RunSettings);
+        let cases: [(Change, &str); 4] = [
+            (
+                |s| s.num_cycles = Some(2),
+                "⟨num-cycles⟩ has no use with ⟨schedule=linear⟩; it is for ⟨schedule=cosine-with-restarts⟩",
+            ),
+            (|s| s.min_lr_ratio = Some(0.1), "it is for ⟨schedule=cosine⟩ and ⟨schedule=warmup-stable-decay⟩"),
+            (|s| (s.schedule, s.decay_type) = (Schedule::Cosine, Some(DecayType::Linear)), "⟨decay-type⟩ has no use"),
+            (|s| (s.schedule, s.min_lr_ratio) = (Schedule::Cosine, Some(1.0)), "⟨min-lr-ratio⟩ is 1"),
+        ];
+        for (change, says) in cases {
+            let mut settings = RunSettings::default();
+            change(&mut settings);
+            let message = settings.check().unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+        for name in ["cosine_with_restarts", "warmup_stable_decay", "wsd", "cosine_with_min_lr", "constant_with_warmup"]
+        {
+            serde_json::from_value::<Schedule>(name.into()).unwrap();
+        }
+        let wsd = RunSettings { schedule: Schedule::WarmupStableDecay, ..RunSettings::default() };
+        assert_eq!([wsd.decay(95).num_decay_steps, wsd.decay(5).num_decay_steps], [10, 1]);
     }
 
     #[test]
