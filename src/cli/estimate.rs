@@ -127,7 +127,7 @@ fn estimates(
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
     let mut methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
-    if args.method.is_none() && config.experts.is_some() {
+    if args.method.is_none() && config.frozen_parts().is_some() {
         // Experts are not trained themselves.
         methods.retain(|method| *method != Method::Full);
     }

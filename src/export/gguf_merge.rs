@@ -238,8 +238,12 @@ fn name_in_file(spec: &TensorSpec, merger: &Merger, base: Option<&GgufFile>) -> 
         TensorKind::Convolution => below(CONVOLUTION, "weight"),
         TensorKind::Projection(projection) => below(of_projection(projection), "weight"),
         TensorKind::Bias(projection) => below(of_projection(projection), "bias"),
-        // No architecture with experts is written.
-        TensorKind::Router | TensorKind::Expert(..) => spec.name.clone(),
+        // No architecture with experts or embeddings for each layer is written.
+        TensorKind::Router
+        | TensorKind::Expert(..)
+        | TensorKind::LayerEmbeddings
+        | TensorKind::LayerEmbeddingNorm
+        | TensorKind::LayerScalar => spec.name.clone(),
         TensorKind::Norm(norm) => {
             let name = NORMS.iter().find(|(_, own)| *own == norm).map_or("", |(name, _)| name);
             below(name, "weight")

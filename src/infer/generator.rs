@@ -13,6 +13,7 @@ use crate::lora::adapter_file::LoadedAdapter;
 use crate::lora::factor::Factor;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
+use crate::network::layer_rows::LayerRows;
 use crate::network::load;
 use crate::{Error, Result, tune};
 
@@ -74,6 +75,8 @@ pub struct Generator {
     pub profile: Option<Profile>,
     /// Ends a text at its next pass where it is true; also while a long prompt is computed.
     pub cancel: Arc<AtomicBool>,
+    /// The table of embeddings for each layer, in a model that has one.
+    layer_rows: Option<LayerRows>,
     lists: Lists<PassShape>,
     cached: Vec<CachedText>,
 }
@@ -147,11 +150,12 @@ impl Generator {
         }
         run(&plan.record_factors(), &mut buffers)?;
         gpu.flush().await?;
+        let layer_rows = LayerRows::open(source)?;
         let whole = config.convolutions.is_some();
         let cached = vec![CachedText { tokens: Vec::new(), whole, adapter: None }; plan.caches()];
         let lists = Lists::new(MAX_LISTS);
         let cancel = Arc::default();
-        Ok(Self { gpu, plan, buffers, profile: None, cancel, lists, cached })
+        Ok(Self { gpu, plan, buffers, layer_rows, profile: None, cancel, lists, cached })
     }
 
     /// Computes the logits `[vocabulary]` of the token after `text`, with an adapter (by its index) or with the base alone. A prefix that
@@ -315,6 +319,9 @@ impl Generator {
         let positions = first as u32..first as u32 + rows;
         let write = |view, words: &[u32]| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(words));
         write(self.plan.shared.inputs.tokens, tokens);
+        if let Some(rows) = &self.layer_rows {
+            rows.upload(&self.gpu, &self.buffers, &self.plan.shared.inputs, tokens)?;
+        }
         if let Some(adapter) = adapter.and_then(|adapter| self.plan.adapters.get(adapter)) {
             adapter.write_inputs(&self.gpu, &self.buffers, tokens);
         }

@@ -78,7 +78,7 @@ impl GenerationPlan {
         settings: &PlanSettings,
     ) -> Result<Self> {
         let max_binding = max_binding(&capabilities);
-        let (positions, kv_width) = cache_shape(config, settings.max_positions, max_binding)?;
+        let (positions, _) = cache_shape(config, settings.max_positions, max_binding)?;
         let mut planner = NetworkPlanner::new(capabilities, config, settings.base, stored, settings.max_positions);
         let NetworkPlanner { memory, arena, network, .. } = &mut planner;
         let rows_per_pass = (settings.rows_per_pass.clamp(1, settings.max_positions)) as u32;
@@ -96,9 +96,20 @@ impl GenerationPlan {
                 let rows = of.taps.max(2) as u32 - 1;
                 LayerCache::Convolution(cached("state of a convolution", rows, config.hidden_size as u32))
             }
-            None => LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, kv_width))),
+            None => {
+                let width = config.layer_shape(layer, Projection::K).0 as u32;
+                LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, width)))
+            }
         };
-        let mut cache = || KvCache { layers: (0..config.num_layers).map(&mut of_layer).collect() };
+        let mut cache = || {
+            let mut layers: Vec<LayerCache> = Vec::with_capacity(config.num_layers);
+            for layer in 0..config.num_layers {
+                // Layers that share keys and values share their cache.
+                let source = config.kv_source(layer);
+                layers.push(if source == layer { of_layer(layer) } else { layers[source] });
+            }
+            KvCache { layers }
+        };
         let caches = (0..settings.caches.max(1)).map(|_| cache()).collect();
         let inputs = Inputs::plan(memory, config, rows_per_pass);
         let last_row = memory.alloc(Category::Uploads, "last row", 16);

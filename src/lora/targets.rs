@@ -202,6 +202,10 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
             choice.set_scale(&mut module, alpha)?;
         }
         choice.add_copies(&mut module)?;
+        if matches!(place, Place::Embedding) && !module.factors.is_empty() && model.layer_embeddings().is_some() {
+            let problem = "adapters of the embedding are not supported in a model with embeddings for each layer";
+            return Err(Error::setting(TARGET_MODULES, problem));
+        }
         if !module.factors.is_empty() {
             modules.push(module);
         }
@@ -277,8 +281,8 @@ impl Choice<'_> {
         let (path, features) = match place {
             Place::Embedding => (modules::EMBEDDING, [model.hidden_size, model.vocab_size]),
             Place::Head => (modules::HEAD, [model.vocab_size, model.hidden_size]),
-            Place::Layer(_, projection) => {
-                let (outputs, inputs) = model.projection_shape(projection);
+            Place::Layer(layer, projection) => {
+                let (outputs, inputs) = model.layer_shape(layer, projection);
                 (model.path(projection), [outputs, inputs])
             }
         };
@@ -383,17 +387,17 @@ impl Choice<'_> {
 /// True if a projection may have an adapter. In a model with experts, PEFT takes the names of feed-forward layers for parts of the experts
 /// and leaves the blocks of layers without experts alone.
 fn adaptable(model: &ModelConfig, projection: Projection) -> bool {
-    model.experts.is_none() || !Projection::OF_EXPERTS.contains(&projection)
+    let in_experts = model.experts.is_some() && Projection::OF_EXPERTS.contains(&projection);
+    !in_experts && projection != Projection::LayerEmbedding
 }
 
 /// Refuses target modules that are neither linear layers nor the embedding, as PEFT does.
 fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<bool>) -> Result<()> {
-    let feed_forward =
-        (0..model.num_layers).flat_map(|layer| Projection::OF_EXPERTS.map(|projection| (layer, projection)));
-    let feed_forward = feed_forward
+    let frozen = (0..model.num_layers).flat_map(|layer| Projection::ALL.map(|projection| (layer, projection)));
+    let frozen = frozen
         .filter(|(layer, projection)| !adaptable(model, *projection) && model.has_projection(*layer, *projection))
         .map(|(layer, projection)| modules::in_layer(layer, projection.module()));
-    let others = modules_without_projections(model).into_iter().chain(feed_forward);
+    let others = modules_without_projections(model).into_iter().chain(frozen);
     for module in others.filter(|module| ![modules::HEAD, modules::EMBEDDING].contains(&module.as_str())) {
         let module = in_decoder(model.decoder(), &module);
         if is_target(&module)? {
@@ -401,6 +405,12 @@ fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<
                 let problem = format!(
                     "{TARGET_MODULES} matches {module}: in a model with experts, only attention can have adapters; take q_proj, \
                      k_proj, v_proj and o_proj, or leave this one out by {EXCLUDE_MODULES}"
+                );
+                return Err(Error::setting(TARGET_MODULES, problem));
+            }
+            if module.ends_with(Projection::LayerEmbedding.module()) {
+                let problem = format!(
+                    "{TARGET_MODULES} matches per_layer_model_projection, which is frozen here; leave it out by {EXCLUDE_MODULES}"
                 );
                 return Err(Error::setting(TARGET_MODULES, problem));
             }

@@ -12,6 +12,7 @@ use super::experts::Experts;
 use super::families::{FAMILIES, supported};
 use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
+use super::gemma4::{Gemma4, LayerEmbeddings};
 use super::json_fields::{JsonFields, parse_object};
 use super::modules::{Fused, HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
@@ -47,6 +48,8 @@ pub struct ModelConfig {
     pub experts: Option<Experts>,
     /// The short convolutions of layers that have one in place of attention; `None` where no layer has.
     pub convolutions: Option<Convolutions>,
+    /// What layers of Gemma 4 have beside; `None` in other families.
+    pub gemma4: Option<Gemma4>,
     /// Number of decoder layers, `num_hidden_layers`.
     pub num_layers: usize,
     /// Number of query heads, `num_attention_heads`.
@@ -154,8 +157,16 @@ impl ModelConfig {
         let num_kv_heads = kv_heads(&fields, family, num_heads)?;
         let head_dim = head_dim(&fields, family, hidden_size, num_heads)?;
         let scale = |rule| scale(&fields, rule, hidden_size);
-        let sliding_windows = sliding_windows(&fields, family.sliding_windows, num_layers)?;
-        let (ropes, layer_ropes) = layer_ropes(&fields, family, &sliding_windows, head_dim)?;
+        let mut sliding_windows = sliding_windows(&fields, family.sliding_windows, num_layers)?;
+        if family.gemma4 {
+            // As transformers does it, whatever the file says.
+            sliding_windows[num_layers - 1] = None;
+        }
+        let of_gemma4 = || Gemma4::of_fields(&fields, &sliding_windows, MAX_DIMENSION);
+        let gemma4 = family.gemma4.then(of_gemma4).transpose()?;
+        let global_head_dim = gemma4.as_ref().map_or(head_dim, |gemma4| gemma4.global_head_dim);
+        let head_dims = [global_head_dim, head_dim];
+        let (ropes, layer_ropes) = layer_ropes(&fields, family, &sliding_windows, head_dims)?;
         let mut config = Self {
             family,
             wrapper: unwrapped.as_ref().map(|inner| inner.wrapper),
@@ -165,6 +176,7 @@ impl ModelConfig {
             intermediate_size: intermediate_size(&fields, family)?,
             experts: experts(&fields, family, num_layers)?,
             convolutions: convolutions(&fields, family, num_layers)?,
+            gemma4,
             num_layers,
             num_heads,
             num_kv_heads,
@@ -215,15 +227,48 @@ impl ModelConfig {
         held.map(|module| (format!("{module}.weight"), declared.format)).collect()
     }
 
-    /// `(rows, columns)` of the weight, that is (out_features, in_features).
+    /// `(rows, columns)` of the weight, that is (out_features, in_features); where layers differ, of the largest.
     pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
-        let (queries, keys) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        let shapes = (0..self.num_layers).map(|layer| self.layer_shape(layer, projection));
+        match &self.gemma4 {
+            None => self.layer_shape(0, projection),
+            Some(_) => shapes.fold((0, 0), |(rows, columns), shape| (rows.max(shape.0), columns.max(shape.1))),
+        }
+    }
+
+    /// Features of a head in a layer.
+    pub fn layer_head_dim(&self, layer: usize) -> usize {
+        match &self.gemma4 {
+            Some(gemma4) if self.sliding_windows[layer].is_none() => gemma4.global_head_dim,
+            _ => self.head_dim,
+        }
+    }
+
+    /// The layer whose keys and values a layer reads: itself, or an earlier one.
+    pub fn kv_source(&self, layer: usize) -> usize {
+        self.gemma4.as_ref().map_or(layer, |gemma4| gemma4.kv_sources[layer])
+    }
+
+    /// The embeddings for each layer, where there are any.
+    pub fn layer_embeddings(&self) -> Option<LayerEmbeddings> {
+        self.gemma4.as_ref()?.embeddings
+    }
+
+    /// `(rows, columns)` of the weight of a layer, that is (out_features, in_features).
+    pub fn layer_shape(&self, layer: usize, projection: Projection) -> (usize, usize) {
+        let head_dim = self.layer_head_dim(layer);
+        let (queries, keys) = (self.num_heads * head_dim, self.num_kv_heads * head_dim);
+        let wide = self.gemma4.as_ref().is_some_and(|gemma4| gemma4.double_wide && self.kv_source(layer) != layer);
+        let intermediate = if wide { 2 * self.intermediate_size } else { self.intermediate_size };
+        let embedding = self.layer_embeddings().map_or(0, |embeddings| embeddings.width);
         match projection {
             Projection::Q => (queries, self.hidden_size),
             Projection::K | Projection::V => (keys, self.hidden_size),
             Projection::O => (self.hidden_size, queries),
-            Projection::Gate | Projection::Up => (self.intermediate_size, self.hidden_size),
-            Projection::Down => (self.hidden_size, self.intermediate_size),
+            Projection::Gate | Projection::Up => (intermediate, self.hidden_size),
+            Projection::Down => (self.hidden_size, intermediate),
+            Projection::LayerEmbedding | Projection::LayerGate => (embedding, self.hidden_size),
+            Projection::LayerOut => (self.hidden_size, embedding),
             Projection::ConvIn => (3 * self.hidden_size, self.hidden_size),
             Projection::ConvOut => (self.hidden_size, self.hidden_size),
         }
@@ -232,6 +277,15 @@ impl ModelConfig {
     /// The experts of a layer; None where it has a feed-forward block.
     pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
+    }
+
+    /// What the model has that cannot be trained itself; None where all of it can.
+    pub fn frozen_parts(&self) -> Option<&'static str> {
+        match (&self.experts, &self.gemma4) {
+            (Some(_), _) => Some("experts"),
+            (None, Some(_)) => Some("layers that share keys and values"),
+            (None, None) => None,
+        }
     }
 
     /// True if a layer has a short convolution in place of attention.
@@ -243,7 +297,11 @@ impl ModelConfig {
     /// where there is a convolution.
     pub fn has_projection(&self, layer: usize, projection: Projection) -> bool {
         match projection {
-            Projection::Q | Projection::K | Projection::V | Projection::O => !self.is_convolution(layer),
+            Projection::Q | Projection::O => !self.is_convolution(layer),
+            Projection::K | Projection::V => !self.is_convolution(layer) && self.kv_source(layer) == layer,
+            Projection::LayerEmbedding | Projection::LayerGate | Projection::LayerOut => {
+                self.layer_embeddings().is_some()
+            }
             Projection::ConvIn | Projection::ConvOut => self.is_convolution(layer),
             Projection::Gate | Projection::Up | Projection::Down => self.experts_of(layer).is_none(),
         }
@@ -258,7 +316,13 @@ impl ModelConfig {
 
     /// True if a layer has a norm at this place: those of queries and keys are missing where there is a convolution.
     pub fn layer_has_norm(&self, layer: usize, norm: Norm) -> bool {
-        self.has_norm(norm) && !(matches!(norm, Norm::Query | Norm::Key) && self.is_convolution(layer))
+        self.has_norm(norm)
+            && match norm {
+                Norm::Query => !self.is_convolution(layer),
+                Norm::Key => !self.is_convolution(layer) && self.kv_source(layer) == layer,
+                Norm::LayerEmbedding => self.layer_embeddings().is_some(),
+                _ => true,
+            }
     }
 
     /// `(rows, columns)` of the weight of each expert in a layer with experts.
@@ -295,13 +359,14 @@ impl ModelConfig {
         self.has_norm(Norm::AttentionOutput) || self.has_norm(Norm::FeedForwardOutput)
     }
 
-    /// Number of gains of a norm at this place.
-    pub fn norm_length(&self, norm: Norm) -> usize {
-        let heads = |count: usize| if self.head_norms.whole_row { count * self.head_dim } else { self.head_dim };
+    /// Number of gains of a layer's norm at this place.
+    pub fn norm_length(&self, layer: usize, norm: Norm) -> usize {
+        let head_dim = self.layer_head_dim(layer);
+        let heads = |count: usize| if self.head_norms.whole_row { count * head_dim } else { head_dim };
         match norm {
             Norm::Query => heads(self.num_heads),
             Norm::Key => heads(self.num_kv_heads),
-            Norm::Input | Norm::AttentionOutput | Norm::FeedForwardInput | Norm::FeedForwardOutput => self.hidden_size,
+            _ => self.hidden_size,
         }
     }
 
@@ -311,7 +376,7 @@ impl ModelConfig {
             Projection::Q | Projection::K | Projection::V => self.qkv_bias,
             Projection::O => self.o_bias,
             Projection::Gate | Projection::Up | Projection::Down => self.mlp_bias,
-            Projection::ConvIn | Projection::ConvOut => false,
+            _ => false,
         }
     }
 }
@@ -412,6 +477,7 @@ fn attention_scale(fields: &JsonFields, rule: AttentionScale, head_dim: usize) -
     Ok(match rule {
         AttentionScale::HeadSize => 1.0 / (head_dim as f32).sqrt(),
         AttentionScale::InverseSqrt { key, default } => fields.positive(key)?.unwrap_or(default).sqrt().recip() as f32,
+        AttentionScale::One => 1.0,
         AttentionScale::Key(key) => fields.positive(key)?.unwrap_or(1.0) as f32,
     })
 }
@@ -427,7 +493,7 @@ fn layer_ropes(
     fields: &JsonFields,
     family: &Family,
     windows: &[Option<usize>],
-    head_dim: usize,
+    head_dims: [usize; 2],
 ) -> Result<(Vec<RopeConfig>, Vec<Option<usize>>)> {
     let rotated: Vec<bool> = match family.rope.layers {
         RopeLayers::All => vec![true; windows.len()],
@@ -444,7 +510,8 @@ fn layer_ropes(
             places.push(None);
             continue;
         }
-        let rope = RopeConfig::from_fields(fields, &family.rope, window.is_some(), head_dim)?;
+        let windowed = window.is_some();
+        let rope = RopeConfig::from_fields(fields, &family.rope, windowed, head_dims[usize::from(windowed)])?;
         let place = ropes.iter().position(|other| *other == rope);
         places.push(Some(place.unwrap_or(ropes.len())));
         if place.is_none() {

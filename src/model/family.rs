@@ -72,6 +72,8 @@ pub struct Family {
     pub experts: bool,
     /// True if layers have short convolutions in place of attention, and the inner size is rounded, by the keys of LFM2.
     pub convolutions: bool,
+    /// True if layers have two sizes of heads, shared keys and embeddings of their own, by the keys of Gemma 4.
+    pub gemma4: bool,
     /// Flags of `config.json` that must not be true, and what a model with them is.
     pub refused_flags: &'static [(&'static str, &'static str)],
     /// `bos_token_id` where the key is absent.
@@ -118,6 +120,8 @@ pub enum AttentionScale {
     },
     /// The value of a key; 1 where it is absent.
     Key(&'static str),
+    /// 1.
+    One,
 }
 
 /// The rotary position embedding of a family.
@@ -133,6 +137,8 @@ pub struct RopeRule {
     pub of_windows: RopeOfWindows,
     /// The layers that are rotated.
     pub layers: RopeLayers,
+    /// True if the default of layers without a window is Gemma 4's: a base of 1e6, of which a quarter of the pairs turns.
+    pub proportional: bool,
     /// True if queries grow with the logarithm of their position, by `llama_4_scaling_beta`.
     pub query_scaling: bool,
 }
@@ -230,12 +236,14 @@ pub(super) const PLAIN: Family = Family {
         interleaved: false,
         of_windows: RopeOfWindows::Same,
         layers: RopeLayers::All,
+        proportional: false,
         query_scaling: false,
     },
     sliding_windows: SlidingWindows::Never,
     attention_only: None,
     experts: false,
     convolutions: false,
+    gemma4: false,
     refused_flags: &[],
     bos_token_id: None,
     eos_token_id: None,

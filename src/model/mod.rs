@@ -7,6 +7,7 @@ pub mod experts;
 pub mod families;
 pub mod family;
 pub mod foreign;
+pub mod gemma4;
 pub(crate) mod gguf_blocks;
 pub(crate) mod gguf_config;
 pub(crate) mod gguf_file;

@@ -40,12 +40,30 @@ pub enum Projection {
     ConvIn,
     /// Output of a short convolution, `[hidden, hidden]`.
     ConvOut,
+    /// A layer's rows of the projection from token embeddings to the embeddings of layers, `[width, hidden]`.
+    LayerEmbedding,
+    /// Input of the activation beside a layer's embedding, `[width, hidden]`.
+    LayerGate,
+    /// From the gated embedding of a layer to its output, `[hidden, width]`.
+    LayerOut,
 }
 
 impl Projection {
     /// Every projection, in the order in which lists of a layer's projections have them.
-    pub const ALL: [Self; 9] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::ConvIn, Self::ConvOut];
+    pub const ALL: [Self; 12] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::ConvIn,
+        Self::ConvOut,
+        Self::LayerEmbedding,
+        Self::LayerGate,
+        Self::LayerOut,
+    ];
 
     /// The most projections that a layer has.
     pub const MOST_OF_LAYER: usize = 7;
@@ -60,7 +78,8 @@ impl Projection {
     /// The projections of an expert, and of the feed-forward block in whose place experts are.
     pub const OF_EXPERTS: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
-    /// A number below [`Self::MOST_OF_LAYER`] that no other projection of the same layer has. Random draws depend on it.
+    /// A number that no other projection of the same layer has: below [`Self::MOST_OF_LAYER`], or beyond those of all layers. Random draws
+    /// depend on it.
     pub fn number(self) -> usize {
         match self {
             Self::Q | Self::ConvIn => 0,
@@ -70,6 +89,9 @@ impl Projection {
             Self::Gate => 4,
             Self::Up => 5,
             Self::Down => 6,
+            Self::LayerEmbedding => 1 << 20,
+            Self::LayerGate => (1 << 20) + 1,
+            Self::LayerOut => (1 << 20) + 2,
         }
     }
 
@@ -90,6 +112,9 @@ impl Projection {
             Self::Down => "mlp.down_proj",
             Self::ConvIn => "conv.in_proj",
             Self::ConvOut => "conv.out_proj",
+            Self::LayerEmbedding => "per_layer_model_projection",
+            Self::LayerGate => "per_layer_input_gate",
+            Self::LayerOut => "per_layer_projection",
         }
     }
 
@@ -129,12 +154,21 @@ pub enum Norm {
     Query,
     /// Over the keys.
     Key,
+    /// On the output of a layer's embedding, before it is added to the residual stream.
+    LayerEmbedding,
 }
 
 impl Norm {
     /// Every place, in the order in which lists of a layer's norms have them.
-    pub const ALL: [Self; 6] =
-        [Self::Input, Self::AttentionOutput, Self::FeedForwardInput, Self::FeedForwardOutput, Self::Query, Self::Key];
+    pub const ALL: [Self; 7] = [
+        Self::Input,
+        Self::AttentionOutput,
+        Self::FeedForwardInput,
+        Self::FeedForwardOutput,
+        Self::Query,
+        Self::Key,
+        Self::LayerEmbedding,
+    ];
 }
 
 /// The norms of a family's layers, each with its name below the layer. The name alone does not tell the place: the

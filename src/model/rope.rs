@@ -49,6 +49,13 @@ pub enum RopeScaling {
         /// Factor on every cosine and sine.
         attention_factor: f64,
     },
+    /// Gemma 4: the frequencies of a whole head, of which those of the later pairs are 0.
+    Proportional {
+        /// Pairs that turn.
+        turning: usize,
+        /// The divisor of every frequency, above 0.
+        factor: f64,
+    },
     /// YaRN (Peng et al. 2023, arXiv 2309.00071).
     Yarn {
         /// The divisor of the low frequencies; `None` is the model's positions divided by those of pre-training.
@@ -135,6 +142,11 @@ impl RopeConfig {
                 }
             }
         }
+        if rule.proportional && !windowed && parameters.is_none() {
+            let theta = given_theta.unwrap_or(1e6);
+            let scaling = RopeScaling::Proportional { turning: head_dim / 8, factor: 1.0 };
+            return Ok(Self { scaling, ..Self::plain(theta, head_dim) });
+        }
         let theta = match parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten() {
             Some(theta) => theta,
             None => default_theta,
@@ -162,6 +174,10 @@ impl RopeConfig {
 
 /// The number of rotated features of a head.
 fn rotated(fields: &JsonFields, parameters: Option<&JsonFields>, rule: &RopeRule, head_dim: usize) -> Result<usize> {
+    // The later pairs of a proportional embedding turn by an angle of 0.
+    if parameters.is_some_and(|p| matches!(p.text("rope_type"), Ok(Some("proportional")))) {
+        return Ok(head_dim);
+    }
     let mut part = rule.partial.unwrap_or(1.0);
     for place in [Some(fields), parameters].into_iter().flatten() {
         let Some(given) = place.positive("partial_rotary_factor")? else { continue };
@@ -191,6 +207,11 @@ fn scaling(fields: &JsonFields, parameters: &JsonFields, rotated: usize) -> Resu
     };
     let scaling = match kind {
         "default" => RopeScaling::Default,
+        "proportional" => {
+            let part = parameters.positive("partial_rotary_factor")?.unwrap_or(1.0);
+            let turning = ((part * rotated as f64) as usize / 2).min(rotated / 2);
+            RopeScaling::Proportional { turning, factor: parameters.positive("factor")?.unwrap_or(1.0) }
+        }
         "linear" => RopeScaling::Linear { factor: parameters.required_positive("factor")? },
         "dynamic" if parameters.value("alpha").is_some() => {
             RopeScaling::Alpha { alpha: parameters.required_positive("alpha")? }
@@ -219,8 +240,9 @@ fn scaling(fields: &JsonFields, parameters: &JsonFields, rotated: usize) -> Resu
             truncate: parameters.flag("truncate", true)?,
         },
         other => {
-            let problem =
-                format!("`{other}` is not supported; supported are default, linear, llama3, longrope and yarn");
+            let problem = format!(
+                "`{other}` is not supported; supported are default, linear, llama3, longrope, proportional and yarn"
+            );
             return Err(parameters.error("rope_type", problem));
         }
     };
@@ -277,6 +299,10 @@ pub fn inverse_frequencies(rope: &RopeConfig, max_position_embeddings: usize, po
         (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
     match &rope.scaling {
         RopeScaling::Default | RopeScaling::Alpha { .. } => (base, 1.0),
+        RopeScaling::Proportional { turning, factor } => {
+            let frequency = |(i, f)| if i < *turning { f / *factor as f32 } else { 0.0 };
+            (base.into_iter().enumerate().map(frequency).collect(), 1.0)
+        }
         RopeScaling::LongRope { short, long, original, attention_factor } => {
             let factors = if positions > *original { long } else { short };
             let wave = |i: usize| (theta as f32).powf((2 * i) as f32 / head_dim as f32);

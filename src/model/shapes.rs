@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 37] = [
+const SHAPES: [Shape; 39] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -34,6 +34,8 @@ const SHAPES: [Shape; 37] = [
     ("gemma-3-270m", "gemma3_text", [640, 2048, 18], [4, 1, 256], 262_144, 32_768, true),
     ("gemma-3-1b", "gemma3_text", [1152, 6912, 26], [4, 1, 256], 262_144, 32_768, true),
     ("gemma-3-4b", "gemma3_text", [2560, 10240, 34], [8, 4, 256], 262_208, 131_072, true),
+    ("gemma-4-e2b", "gemma4_text", [1536, 6144, 35], [8, 1, 256], 262_144, 131_072, true),
+    ("gemma-4-e4b", "gemma4_text", [2560, 10240, 42], [8, 2, 256], 262_144, 131_072, true),
     ("ministral-3-3b", "ministral3", [3072, 9216, 26], [32, 8, 128], 131_072, 262_144, true),
     ("phi-3.5-mini", "phi3", [3072, 8192, 32], [32, 32, 96], 32_064, 131_072, false),
     ("phi-4-mini", "phi3", [3072, 8192, 32], [24, 8, 128], 200_064, 131_072, true),
@@ -73,12 +75,19 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
     };
     // The layers of LFM2 that have attention.
     let attention = if layers == 30 { vec![2, 5, 9, 12, 15, 18, 21, 24] } else { vec![2, 5, 8, 10, 12, 14] };
-    let json = serde_json::json!({
+    // The layers of Gemma 4 without a window, and those without keys and values of their own.
+    let (pattern, shared) = if layers == 35 { (5, 20) } else { (6, 18) };
+    let mut json = serde_json::json!({
         "block_auto_adjust_ff_dim": false, "full_attn_idxs": attention,
         "model_type": model_type, "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": vocabulary,
         "max_position_embeddings": context, "tie_word_embeddings": tied, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     });
+    if model_type == "gemma4_text" {
+        json["sliding_window_pattern"] = pattern.into();
+        json["num_kv_shared_layers"] = shared.into();
+        json["use_double_wide_mlp"] = (layers == 35).into();
+    }
     ModelConfig::from_json(Path::new(name), &json.to_string())
 }
 
@@ -119,6 +128,9 @@ mod tests {
             ("gemma-2-2b", 2_614_341_888),
             ("gemma-3-270m", 268_098_176),
             ("gemma-3-1b", 999_885_952),
+            // With the factors of layers, which transformers counts as buffers.
+            ("gemma-4-e2b", 4_628_569_344 + 35),
+            ("gemma-4-e4b", 7_463_013_376 + 42),
             ("phi-3.5-mini", 3_821_079_552),
             ("phi-4-mini", 3_836_021_760),
             ("lfm2-350m", 354_483_968),

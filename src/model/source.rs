@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::companions;
 use super::config::ModelConfig;
+use super::gemma4;
 use super::modules::{Projection, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
@@ -110,12 +111,19 @@ pub fn read_off(source: &mut TensorSource, config: &mut ModelConfig) -> Result<(
 
 /// Lists linear layers that have other paths in the files, or are fused there, under the names of a plain decoder.
 fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
+    if let Some(of) = config.layer_embeddings() {
+        let module = |layer| in_layer(layer, Projection::LayerEmbedding.module());
+        let parts: Vec<_> = (0..config.num_layers).map(|layer| (module(layer), of.width)).collect();
+        let stored = packed::format_of(source, &format!("{}.weight", gemma4::MODEL_PROJECTION), &[], None);
+        source.split_module(gemma4::MODEL_PROJECTION, &parts, stored)?;
+    }
+    pass_over_unread_keys(source, config);
     for layer in 0..config.num_layers {
         for (projection, path) in config.family.paths {
             source.rename_module(&in_layer(layer, path), &in_layer(layer, projection.module()));
         }
         for fused in config.family.fused {
-            let part = |part: &Projection| (in_layer(layer, part.module()), config.projection_shape(*part).0);
+            let part = |part: &Projection| (in_layer(layer, part.module()), config.layer_shape(layer, *part).0);
             let parts: Vec<_> = fused.parts.iter().map(part).collect();
             let module = in_layer(layer, fused.path);
             let stored = packed::format_of(source, &format!("{module}.weight"), &[], None);
@@ -123,6 +131,14 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Drops tensors that published files hold, but transformers does not read: keys and values of layers that read those of others.
+fn pass_over_unread_keys(source: &mut TensorSource, config: &ModelConfig) {
+    for layer in (0..config.num_layers).filter(|layer| config.kv_source(*layer) != *layer) {
+        let unread = ["self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"];
+        unread.iter().for_each(|module| source.remove_module(&in_layer(layer, module)));
+    }
 }
 
 /// True if head and embedding hold the same values: many files of tied models have both.

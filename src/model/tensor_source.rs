@@ -108,6 +108,12 @@ impl TensorSource {
         }
     }
 
+    /// Drops the tensors of a module from the list.
+    pub(super) fn remove_module(&mut self, module: &str) {
+        let below = format!("{module}.");
+        self.listing.entries.retain(|name, _| !name.starts_with(&below));
+    }
+
     /// Lists the weight and the bias of the module `fused` as those of `parts`, the names of modules with their numbers of rows. A weight
     /// in 4 bits is in the format `stored`.
     ///

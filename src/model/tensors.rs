@@ -1,6 +1,7 @@
 //! The tensors of a model: the one list from which planning, checking, counting, loading and initializing follow.
 
 use super::config::ModelConfig;
+use super::gemma4;
 use super::modules::{self, Norm, Projection, in_layer};
 
 /// Name of the embedding's tensor.
@@ -38,6 +39,12 @@ pub enum TensorKind {
     Norm(Norm),
     /// The weights of a layer's short convolution, `[hidden, 1, taps]`.
     Convolution,
+    /// The embeddings of every token for all layers, `[vocabulary, layers * width]`, which stay in the files.
+    LayerEmbeddings,
+    /// The gains of the norm over the projected embeddings of a layer, `[width]`.
+    LayerEmbeddingNorm,
+    /// The factor on a layer's result, `[1]`.
+    LayerScalar,
     /// The gains of the norm after the last layer, `[hidden]`.
     FinalNorm,
 }
@@ -58,8 +65,8 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// True for a matrix. The other tensors are vectors, or as small as vectors; the device holds them in f32.
     pub fn is_matrix(&self) -> bool {
-        use TensorKind::{Bias, Convolution, FinalNorm, Norm};
-        !matches!(self.kind, Bias(_) | Norm(_) | Convolution | FinalNorm)
+        use TensorKind::{Bias, Convolution, FinalNorm, LayerEmbeddingNorm, LayerScalar, Norm};
+        !matches!(self.kind, Bias(_) | Norm(_) | Convolution | FinalNorm | LayerEmbeddingNorm | LayerScalar)
     }
 
     /// True for the matrix of a linear layer or an expert, which quantized files hold in 4 bits. The router stays as it is.
@@ -80,13 +87,27 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     let mut all = Vec::new();
     let mut push = |module: &str, suffix: &str, shape: Vec<usize>, kind, layer: Option<usize>| {
         let module = layer.map_or_else(|| module.to_owned(), |layer| in_layer(layer, module));
-        all.push(TensorSpec { name: format!("{module}.{suffix}"), shape, kind, layer });
+        let name = if suffix.is_empty() { module } else { format!("{module}.{suffix}") };
+        all.push(TensorSpec { name, shape, kind, layer });
     };
     push(modules::EMBEDDING, "weight", vec![config.vocab_rows, hidden], TensorKind::Embedding, None);
+    if let Some(of) = config.layer_embeddings() {
+        let shape = vec![of.vocab_size, config.num_layers * of.width];
+        push(gemma4::TABLE, "weight", shape, TensorKind::LayerEmbeddings, None);
+        push(gemma4::PROJECTION_NORM, "weight", vec![of.width], TensorKind::LayerEmbeddingNorm, None);
+        // One tensor in the files, whose parts are written one after the other.
+        let part = Projection::LayerEmbedding;
+        for layer in 0..config.num_layers {
+            push(part.module(), "weight", vec![of.width, hidden], TensorKind::Projection(part), Some(layer));
+        }
+    }
     for at in 0..config.num_layers {
         let layer = Some(at);
+        if config.gemma4.is_some() {
+            push(gemma4::LAYER_SCALAR, "", vec![1], TensorKind::LayerScalar, layer);
+        }
         for (norm, name) in config.norms.iter().filter(|(norm, _)| config.layer_has_norm(at, *norm)) {
-            push(name, "weight", vec![config.norm_length(*norm)], TensorKind::Norm(*norm), layer);
+            push(name, "weight", vec![config.norm_length(at, *norm)], TensorKind::Norm(*norm), layer);
         }
         if let Some(experts) = config.experts_of(at) {
             push(modules::ROUTER, "weight", vec![experts.count, hidden], TensorKind::Router, layer);
@@ -101,8 +122,11 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         if let Some(convolutions) = config.convolutions.as_ref().filter(|_| config.is_convolution(at)) {
             push(modules::CONVOLUTION, "weight", vec![hidden, 1, convolutions.taps], TensorKind::Convolution, layer);
         }
-        for projection in Projection::ALL.into_iter().filter(|projection| config.has_projection(at, *projection)) {
-            let (rows, columns) = config.projection_shape(projection);
+        let own = |projection: &Projection| {
+            *projection != Projection::LayerEmbedding && config.has_projection(at, *projection)
+        };
+        for projection in Projection::ALL.into_iter().filter(own) {
+            let (rows, columns) = config.layer_shape(at, projection);
             push(projection.module(), "weight", vec![rows, columns], TensorKind::Projection(projection), layer);
             if config.projection_has_bias(projection) {
                 push(projection.module(), "bias", vec![rows], TensorKind::Bias(projection), layer);

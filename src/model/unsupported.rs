@@ -19,11 +19,7 @@ const KNOWN: [(&[&str], &str, &str); 31] = [
     (&["glm4_moe_lite"], LATENT, "GLM-4-9B-0414"),
     (&["minicpm3"], LATENT, "Qwen3 4B"),
     (&["gemma3n", "gemma3n_text"], "keeps four streams beside each other (AltUp)", "Gemma 3 4B"),
-    (
-        &["gemma4", "gemma4_text", "gemma4_unified"],
-        "has embeddings for each layer and shared keys and values",
-        "Gemma 3",
-    ),
+    (&["gemma4_unified"], "has one decoder for text, images and sound", "Gemma 4 E2B or E4B"),
     (&["paligemma", "t5gemma"], "attends to its prompt in both directions", "Gemma 3 4B"),
     (
         &["bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "deberta-v2", "electra", "mpnet"],

@@ -25,8 +25,9 @@ const fn with_text_config(model_type: &'static str, decoder: &'static str) -> Wr
 
 /// Every supported class. Text alone goes through their decoders as through the text model: rotary positions of several axes are then
 /// equal, and attention stays causal.
-static WRAPPERS: [Wrapper; 12] = [
+static WRAPPERS: [Wrapper; 13] = [
     with_text_config("gemma3", "model.language_model"),
+    with_text_config("gemma4", "model.language_model"),
     with_text_config("mistral3", "model.language_model"),
     with_text_config("llava", "model.language_model"),
     with_text_config("llava_next", "model.language_model"),
@@ -57,8 +58,9 @@ const SIZES: [&str; 7] = [
     "num_key_value_heads",
     "head_dim",
 ];
-const DEFAULTS: [(&str, [u64; 7]); 5] = [
+const DEFAULTS: [(&str, [u64; 7]); 6] = [
     ("gemma3_text", [262_208, 2304, 9216, 26, 8, 4, 256]),
+    ("gemma4_text", [262_144, 2304, 9216, 30, 8, 4, 256]),
     ("ministral3", [131_072, 4096, 14336, 34, 32, 8, 128]),
     ("mistral", [32_000, 4096, 14336, 32, 32, 8, 0]),
     ("llama", [32_000, 4096, 11008, 32, 32, 0, 0]),

@@ -8,6 +8,7 @@ use super::experts::{ExpertActivations, ExpertWorkspace};
 use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
+use crate::model::gemma4::Gemma4;
 use crate::model::modules::{Norm, Projection};
 use crate::model::tensors::TensorKind;
 use crate::network::adapter::{DeviceAdapter, DeviceFactor, DeviceModule};
@@ -29,6 +30,8 @@ pub struct Inputs {
     pub positions: View,
     /// Attention ranges for each length of window that a layer has, unlimited attention included.
     pub windows: Vec<WindowRanges>,
+    /// The embeddings of the rows' tokens for each layer, `[rows, width]`, times their factor; empty where layers have none.
+    pub layer_embeddings: Vec<Matrix>,
 }
 
 /// The rows that attend to each other under one length of window, two u32 per row.
@@ -49,7 +52,11 @@ impl Inputs {
         let (tokens, positions) = (words("tokens", 1), words("positions", 1));
         let lengths: BTreeSet<_> = config.sliding_windows.iter().copied().collect();
         let ranges = |window| WindowRanges { window, keys: words("key ranges", 2), queries: words("query ranges", 2) };
-        Self { tokens, positions, windows: lengths.into_iter().map(ranges).collect() }
+        let windows = lengths.into_iter().map(ranges).collect();
+        let layers = 0..config.layer_embeddings().map_or(0, |_| config.num_layers);
+        let width = config.layer_embeddings().map_or(0, |of| of.width as u32);
+        let mut of_layer = |_| plan.matrix(Category::Uploads, "embeddings of a layer", rows, width);
+        Self { tokens, positions, windows, layer_embeddings: layers.map(&mut of_layer).collect() }
     }
 
     /// The ranges of the layer's window.
@@ -177,6 +184,8 @@ pub struct AttentionActivations {
     pub v: Matrix,
     /// Queries and keys before the per-head norm, where there is one.
     pub raw_qk: Option<[Matrix; 2]>,
+    /// Values before their norm, where there is one.
+    pub raw_v: Option<Matrix>,
     /// Result of attention, which the output projection reads, `[rows, heads * head_dim]`.
     pub out: Matrix,
     /// Log-sum-exp of each row's scores, `[heads][rows]`.
@@ -199,6 +208,9 @@ pub struct LayerActivations {
     pub gate_up: Option<[Matrix; 2]>,
     /// Results of the experts, where layers have them in place of the feed-forward block.
     pub experts: Option<ExpertActivations>,
+    /// Of a layer's embedding, where there is one: the input of its activation, `[rows, width]`, and its output before the norm,
+    /// `[rows, hidden]`.
+    pub embedding: Option<[Matrix; 2]>,
     /// `x A^T` of each adapted projection, `[rows, rank]`, in the order of [`Projection::ALL`].
     pub low: Vec<Option<Matrix>>,
 }
@@ -214,7 +226,11 @@ impl LayerActivations {
     ) -> Self {
         use Phase::*;
         let config = &network.config;
-        let width = |projection| config.projection_shape(projection).0 as u32;
+        // As wide as the widest of the layers.
+        let width = |projection| {
+            let widths = layers.clone().map(|layer| config.layer_shape(layer, projection).0);
+            widths.max().unwrap_or(0) as u32
+        };
         let hidden = config.hidden_size as u32;
         let dense = layers.clone().any(|layer| config.experts_of(layer).is_none());
         let sparse = layers.clone().any(|layer| config.experts_of(layer).is_some());
@@ -259,21 +275,27 @@ impl LayerActivations {
             let raw_qk = config.has_norm(Norm::Query).then(|| {
                 [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
             });
-            (q, k, v, raw_qk, out)
+            let raw_v = network.ones.map(|_| matrix("v before norm", v.cols, raw.clone()));
+            (q, k, v, [raw_qk.map(|raw| raw[0]), raw_qk.map(|raw| raw[1]), raw_v], out)
         });
         let outputs = config.norms_outputs().then(|| {
             let attention = matrix("attention output", hidden, through(ProjectO, OBackward));
             [attention, matrix("feed-forward output", hidden, through(ProjectDown, DownBackward))]
         });
+        let embedding = config.layer_embeddings().map(|of| {
+            let gate = matrix("gate of a layer's embedding", of.width as u32, through(ProjectDown, DownBackward));
+            [gate, matrix("output of a layer's embedding", hidden, through(ProjectDown, DownBackward))]
+        });
         let has = |p: Projection| layers.clone().any(|layer| config.has_projection(layer, p));
         let low = Projection::ALL.iter().zip(ranks);
         let low = low.map(|(p, rank)| (*rank > 0 && has(*p)).then(|| matrix("x A^T", *rank, whole_step()))).collect();
-        let attention = of_attention.map(|(q, k, v, raw_qk, out)| {
+        let attention = of_attention.map(|(q, k, v, [raw_q, raw_k, raw_v], out)| {
             let bytes = 4 * u64::from(rows) * config.num_heads as u64;
             let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
-            AttentionActivations { q, k, v, raw_qk, out, lse }
+            let raw_qk = raw_q.zip(raw_k).map(|(q, k)| [q, k]);
+            AttentionActivations { q, k, v, raw_qk, raw_v, out, lse }
         });
-        Self { attention, convolution, middle, outputs, gate_up, experts, low }
+        Self { attention, convolution, middle, outputs, gate_up, experts, embedding, low }
     }
 
     /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
@@ -299,6 +321,7 @@ impl LayerActivations {
                 k: of.k.first_rows(rows),
                 v: of.v.first_rows(rows),
                 raw_qk: of.raw_qk.map(|raw| raw.map(|m| m.first_rows(rows))),
+                raw_v: of.raw_v.map(|m| m.first_rows(rows)),
                 out: of.out.first_rows(rows),
                 lse: of.lse,
             }),
@@ -308,14 +331,16 @@ impl LayerActivations {
             gate_up: self.gate_up.map(|both| both.map(|m| m.first_rows(rows))),
             // As many as the passes take.
             experts: self.experts,
+            embedding: self.embedding.map(|both| both.map(|m| m.first_rows(rows))),
             low: self.low.iter().map(|m| m.map(|m| m.first_rows(rows))).collect(),
         }
     }
 }
 
-/// The heads of a model's attention.
-pub fn attention_shape(config: &ModelConfig) -> Shape {
-    Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim: config.head_dim as u32 }
+/// The heads of a layer's attention.
+pub fn attention_shape(config: &ModelConfig, layer: usize) -> Shape {
+    let head_dim = config.layer_head_dim(layer) as u32;
+    Shape { heads: config.num_heads as u32, kv_heads: config.num_kv_heads as u32, head_dim }
 }
 
 /// Buffers that are needed within one layer's forward or backward pass only, shared by all layers.
@@ -331,6 +356,9 @@ pub struct Workspace {
     pub experts: Option<ExpertWorkspace>,
     /// Result of a short convolution, `[rows, hidden]`, which its output projection reads, where layers have one.
     pub convolved: Option<Matrix>,
+    /// A layer's projected embeddings, then their gated product, `[rows, width]`, and the residual stream before they are added, `[rows, hidden]`, where there are
+    /// such.
+    pub embedding: Option<[Matrix; 2]>,
     /// Buffers of the backward pass; `None` outside training.
     pub backward: Option<BackwardWorkspace>,
     /// An input with dropout applied; as wide as the widest input.
@@ -363,6 +391,8 @@ pub struct BackwardWorkspace {
     pub d_v: Matrix,
     /// Gradients of queries and keys before their norm, where there is one.
     pub d_raw_qk: Option<[Matrix; 2]>,
+    /// Gradient of values before their norm, where there is one.
+    pub d_raw_v: Option<Matrix>,
     /// Scratch of [`crate::ops::attention::backward`], of [`Shape::scratch_bytes`].
     pub attention_scratch: View,
     /// Gradients of the result of a short convolution, `[rows, hidden]`, and of its input, `[rows, 3 hidden]`, where layers have one.
@@ -410,6 +440,38 @@ pub struct TrainingSizes {
     pub dropout: bool,
 }
 
+/// Keys and values that several layers read.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedKeys {
+    /// The layer that computes them.
+    pub layer: usize,
+    /// Keys and values, `[rows, kv_heads * head_dim]`.
+    pub kv: [Matrix; 2],
+    /// Sums of their gradients over the later layers; `None` outside training.
+    pub gradients: Option<[Matrix; 2]>,
+}
+
+/// Plans the keys and values that several layers read, and the embeddings of each layer.
+fn plan_for_layers(
+    plan: &mut MemoryPlan,
+    config: &ModelConfig,
+    rows: u32,
+    training: bool,
+) -> (Vec<SharedKeys>, Vec<Matrix>) {
+    let serving = config.gemma4.as_ref().map(Gemma4::serving).unwrap_or_default();
+    let of_layer = |layer| {
+        let width = config.layer_shape(layer, Projection::K).0 as u32;
+        let mut both = |label: &str| [(); 2].map(|()| plan.matrix(Category::Workspace, label, rows, width));
+        let kv = both("shared keys and values");
+        SharedKeys { layer, kv, gradients: training.then(|| both("gradients of shared keys and values")) }
+    };
+    let shared = serving.into_iter().map(of_layer).collect();
+    let layers = 0..config.layer_embeddings().map_or(0, |_| config.num_layers);
+    let width = config.layer_embeddings().map_or(0, |of| of.width as u32);
+    let embeddings = layers.map(|_| plan.matrix(Category::Workspace, "embeddings of a layer", rows, width));
+    (shared, embeddings.collect())
+}
+
 /// All buffers of a pass.
 #[derive(Clone, Debug)]
 pub struct Activations {
@@ -421,6 +483,10 @@ pub struct Activations {
     pub compressed: Vec<Compressed>,
     layers: Vec<LayerActivations>,
     kept_from: usize,
+    /// The keys and values that later layers read too, by the layer that computes them.
+    pub shared: Vec<SharedKeys>,
+    /// The embeddings of each layer as it reads them, `[rows, width]`; the backward pass overwrites them.
+    pub embeddings: Vec<Matrix>,
     /// Buffers that all layers share.
     pub workspace: Workspace,
 }
@@ -477,7 +543,8 @@ impl Activations {
         workspace.scaled = plan_scaled(plan, arena, network, adapter, sizes);
         workspace.ranks = RankWorkspace::plan(plan, arena, std::slice::from_ref(adapter), &between_passes());
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
-        Self { rows, hidden, compressed, layers, kept_from, workspace }
+        let (shared, embeddings) = plan_for_layers(plan, config, rows, true);
+        Self { rows, hidden, compressed, layers, kept_from, shared, embeddings, workspace }
     }
 
     /// Plans the buffers of inference: two residual buffers in turn, one set of layer buffers.
@@ -500,7 +567,9 @@ impl Activations {
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.embedding_low = plan_embedding_low(plan, arena, adapters, rows);
         workspace.ranks = RankWorkspace::plan(plan, arena, adapters, &between_passes());
-        Self { rows, hidden, compressed: Vec::new(), layers, kept_from: config.num_layers, workspace }
+        let (shared, embeddings) = plan_for_layers(plan, config, rows, false);
+        let kept_from = config.num_layers;
+        Self { rows, hidden, compressed: Vec::new(), layers, kept_from, shared, embeddings, workspace }
     }
 
     /// The buffers of a layer, and whether another layer overwrites them.
@@ -521,13 +590,20 @@ impl Workspace {
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
         let act = [through(Glu, ProjectDown), through(DownBackward, DownGradients)];
         let dense = (0..config.num_layers).any(|layer| config.experts_of(layer).is_none());
+        let of_embedding = config.layer_embeddings().map(|of| of.width);
+        let gated = config.projection_shape(Projection::Gate).0.max(of_embedding.unwrap_or(0));
         Self {
-            act: dense.then(|| matrix("gated product", config.intermediate_size, &act)),
+            act: dense.then(|| matrix("gated product", gated, &act)),
             norm: matrix("normed input", config.hidden_size, &[whole_step()]),
             out: matrix("block output", config.hidden_size, &[through(ProjectO, NextNorm)]),
             convolved: config.convolutions.as_ref().map(|_| {
                 let lifetimes = [through(Attention, ProjectO), through(OBackward, OBackward)];
                 matrix("result of a convolution", config.hidden_size, &lifetimes)
+            }),
+            embedding: of_embedding.map(|width| {
+                let lifetimes = [whole_step()];
+                let projected = matrix("projected embeddings", width, &lifetimes);
+                [projected, matrix("stream before a layer's embedding", config.hidden_size, &lifetimes)]
             }),
             experts: plan_expert_workspace(plan, arena, config, rows),
             backward: None,
@@ -545,7 +621,7 @@ impl BackwardWorkspace {
         let config = &network.config;
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
-        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let [q, kv] = [Projection::Q, Projection::K].map(|projection| config.projection_shape(projection).0);
         let d_norm = [
             through(ScatterLabeled, FinalNormBackward),
             through(GateUpBackward, MiddleNormBackward),
@@ -568,9 +644,11 @@ impl BackwardWorkspace {
         let through_norm = config
             .has_norm(Norm::Query)
             .then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
+        let d_value = network.ones.map(|_| matrix("v gradient", kv, &of_attention));
         let of_outputs =
             arena.contiguous_matrices(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
         let [d_q, d_k, d_v] = of_outputs;
+        let (d_v, d_raw_v) = d_value.map_or((d_v, None), |d_value| (d_value, Some(d_v)));
         let [d_q, d_k] = through_norm.unwrap_or([d_q, d_k]);
         let ranks = [adapter.largest_rank(); 3];
         Self {
@@ -582,12 +660,13 @@ impl BackwardWorkspace {
             d_k,
             d_v,
             d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
+            d_raw_v,
             convolution,
             low: arena.contiguous_matrices(plan, "dy B", rows, ranks, &[whole_step()]),
             attention_scratch: arena.alloc(
                 plan,
                 "attention scratch",
-                attention_shape(config).scratch_bytes(rows),
+                attention_shape(config, 0).scratch_bytes(rows),
                 &[through(AttentionBackward, AttentionBackward)],
             ),
         }
@@ -666,7 +745,7 @@ fn plan_scaled(
     adapter: &DeviceAdapter,
     sizes: TrainingSizes,
 ) -> Option<[Matrix; 3]> {
-    use Projection::{ConvIn, ConvOut, Down, Gate, K, O, Q, Up, V};
+    use Projection::{ConvIn, ConvOut, Down, Gate, K, LayerGate, LayerOut, O, Q, Up, V};
     let width = |of: &[Projection]| {
         let modules = adapter.dora_modules().filter(|(_, projection, _)| of.contains(projection));
         modules.map(|(_, projection, _)| network.config.projection_shape(projection).0 as u32).max().unwrap_or(0)
@@ -676,7 +755,7 @@ fn plan_scaled(
         true => whole_step(),
         false => through(Phase::DownBackward, Phase::QkvBackward),
     };
-    let mut widths = [width(&[Q, O, Gate, Down, ConvIn, ConvOut]), width(&[K, Up]), width(&[V])];
+    let mut widths = [width(&[Q, O, Gate, Down, ConvIn, ConvOut, LayerGate, LayerOut]), width(&[K, Up]), width(&[V])];
     if sizes.dropout {
         // In the forward pass, every output takes the first.
         widths[0] = widths.into_iter().max().unwrap_or(0);

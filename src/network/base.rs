@@ -3,6 +3,7 @@
 use super::experts::ExpertLayer;
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::model::config::ModelConfig;
+use crate::model::gemma4::{LAYER_SCALAR, PROJECTION_NORM};
 use crate::model::modules::{CONVOLUTION, Norm, Projection, ROUTER, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
@@ -21,6 +22,8 @@ pub struct Layer {
     pub experts: Option<ExpertLayer>,
     /// The weights of the short convolution in place of attention, f32 `[hidden][taps]`.
     pub convolution: Option<View>,
+    /// The factor on the layer's result, once for each column, f32 `[hidden]`, where the layer has one.
+    pub scalar: Option<View>,
 }
 
 impl Layer {
@@ -53,6 +56,10 @@ pub struct Network {
     pub final_norm: View,
     /// The matrix from hidden states to logits, `[vocabulary, hidden]`; `None` where the embedding is the head too.
     pub untied_head: Option<Weight>,
+    /// Gains of the norm over the projected embeddings of a layer, f32 `[width]`, where layers have such.
+    pub layer_embedding_norm: Option<View>,
+    /// Gains of 1 for the norm over values, f32 `[head_dim]`, where there is one.
+    pub ones: Option<View>,
     /// The tables of each of the configuration's rotary position embeddings.
     pub rope_tables: Vec<RopeTables>,
     /// Positions that the tables cover, and so the longest sequence.
@@ -99,7 +106,7 @@ impl Network {
             TensorKind::Expert(expert, projection) => {
                 self.layers[tensor.layer?].experts.as_ref()?.projection(projection).get(expert)
             }
-            TensorKind::Bias(_) | TensorKind::Norm(_) | TensorKind::Convolution | TensorKind::FinalNorm => None,
+            _ => None,
         }
     }
 
@@ -108,6 +115,8 @@ impl Network {
         match tensor.kind {
             TensorKind::Norm(norm) => layer?.norm(norm),
             TensorKind::Convolution => layer?.convolution,
+            TensorKind::LayerScalar => layer?.scalar,
+            TensorKind::LayerEmbeddingNorm => self.layer_embedding_norm,
             TensorKind::FinalNorm => Some(self.final_norm),
             TensorKind::Bias(projection) => layer?.find_projection(projection)?.bias,
             _ => None,
@@ -139,9 +148,9 @@ impl BaseStorage {
     /// # Errors
     /// Another 4-bit form than the files', or full training of them.
     pub fn of(self, config: &ModelConfig) -> Result<Self> {
-        if self == Self::Trained && config.experts.is_some() {
+        if let Some(parts) = config.frozen_parts().filter(|_| self == Self::Trained) {
             let problem = format!(
-                "the model has experts, which cannot be trained themselves; take {} or {}",
+                "the model has {parts}, which cannot be trained themselves; take {} or {}",
                 METHOD.is("lora"),
                 METHOD.is("qlora")
             );
@@ -215,7 +224,12 @@ pub fn plan(
             _ => in_files(name),
         };
         let of_projection = |projection| storage(&projection_name(i, projection));
-        let [q, k, v] = matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes);
+        let [q, k, v] = if config.kv_source(i) == i {
+            matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes)
+        } else {
+            let [q] = matrices(plan, config, i, [Projection::Q], of_projection, max_binding_bytes);
+            [q, None, None]
+        };
         let [o] = matrices(plan, config, i, [Projection::O], of_projection, max_binding_bytes);
         let [conv_in] = matrices(plan, config, i, [Projection::ConvIn], of_projection, max_binding_bytes);
         let [conv_out] = matrices(plan, config, i, [Projection::ConvOut], of_projection, max_binding_bytes);
@@ -234,16 +248,21 @@ pub fn plan(
         let inputs = Projection::OF_FEED_FORWARD_INPUT;
         let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
         let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
-        let projections = [q, k, v, o, gate, up, down, conv_in, conv_out];
+        let of_embedding = [Projection::LayerEmbedding, Projection::LayerGate];
+        let [embedding, layer_gate] = matrices(plan, config, i, of_embedding, of_projection, max_binding_bytes);
+        let [layer_out] = matrices(plan, config, i, [Projection::LayerOut], of_projection, max_binding_bytes);
+        let projections = [q, k, v, o, gate, up, down, conv_in, conv_out, embedding, layer_gate, layer_out];
+        let scalar = config.gemma4.is_some().then(|| vector(plan, LAYER_SCALAR, config.hidden_size));
         layers.push(Layer {
             norms: Norm::ALL.map(|norm| {
                 let at_place = |(place, _): &&(Norm, &str)| *place == norm && config.layer_has_norm(i, norm);
                 let (_, name) = config.norms.iter().find(at_place)?;
-                Some(vector(plan, name, config.norm_length(norm)))
+                Some(vector(plan, name, config.norm_length(i, norm)))
             }),
             projections,
             experts,
             convolution,
+            scalar,
         });
     }
     let final_norm = vector(plan, config.family.final_norm, config.hidden_size);
@@ -255,7 +274,20 @@ pub fn plan(
         RopeTables { keys, queries: if grows { table("rope table of queries") } else { keys } }
     });
     let rope_tables = rope_tables.collect();
-    Network { config: config.clone(), embedding, layers, final_norm, untied_head, rope_tables, max_positions }
+    let layer_embedding_norm = config.layer_embeddings().map(|of| vector(plan, PROJECTION_NORM, of.width));
+    let widest_head = (0..config.num_layers).map(|layer| config.layer_head_dim(layer)).max().unwrap_or(1);
+    let ones = config.gemma4.is_some().then(|| vector(plan, "gains of the norm over values", widest_head));
+    Network {
+        config: config.clone(),
+        embedding,
+        layers,
+        final_norm,
+        untied_head,
+        layer_embedding_norm,
+        ones,
+        rope_tables,
+        max_positions,
+    }
 }
 
 /// Plans matrices of a layer that read the same input, one behind the other where they are stored alike; none where the layer has others
@@ -273,10 +305,10 @@ fn matrices<const N: usize>(
     }
     let names = projections.map(|projection| projection_name(layer, projection));
     let storages = projections.map(storage);
-    let inputs = config.projection_shape(projections[0]).1 as u32;
+    let inputs = config.layer_shape(layer, projections[0]).1 as u32;
     let rows: [Rows; N] = std::array::from_fn(|i| Rows {
         label: &names[i],
-        out_features: config.projection_shape(projections[i]).0 as u32,
+        out_features: config.layer_shape(layer, projections[i]).0 as u32,
         bias: config.projection_has_bias(projections[i]),
     });
     // A layer's 4-bit matrix is not cut into panels: their scales would differ from those that bitsandbytes computes.

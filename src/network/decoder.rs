@@ -3,6 +3,8 @@
 //! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. LoRA factors add their
 //! gradients to the adapter's flat buffers; the base's own tensors have gradients where they are trained themselves.
 
+mod layer_end;
+
 use std::borrow::Cow;
 
 use super::activations::{
@@ -11,6 +13,7 @@ use super::activations::{
 use super::base::Network;
 use super::dora::columns;
 use super::experts::Mixture;
+use super::narrow;
 use super::trained::Trained;
 use crate::gpu::{Matrix, Recorder, View};
 use crate::lora::factors::Factor;
@@ -100,8 +103,14 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn shape(&self) -> Shape {
-        attention_shape(&self.network.config)
+    fn shape(&self, layer: usize) -> Shape {
+        attention_shape(&self.network.config, layer)
+    }
+
+    /// The activations of a layer, as wide as its own matrices where layers differ.
+    fn layer(&self, layer: usize) -> LayerActivations {
+        let acts = self.activations.layer(layer).0.first_rows(self.rows);
+        narrow::narrowed(self.network, self.activations, layer, acts)
     }
 
     fn ranges(&self, layer: usize) -> &WindowRanges {
@@ -184,11 +193,16 @@ impl Pass<'_> {
         if let Some(draws) = self.noise {
             noise::add(rec, draws, self.hidden(0));
         }
+        self.project_embeddings(rec);
         self.norm_input(rec, self.input_gain(0), self.hidden(0));
         for layer in 0..self.network.layers.len() {
-            let acts = self.activations.layer(layer).0.first_rows(self.rows);
+            let acts = self.layer(layer);
             self.layer_forward(rec, layer, &acts);
             self.compress(rec, layer, &acts);
+            if self.network.layers[layer].scalar.is_some() {
+                self.norm_input(rec, self.input_gain(layer + 1), self.hidden(layer + 1));
+                continue;
+            }
             // One kernel adds down's output to the residual stream and computes the next norm.
             let stream = [acts.middle, self.output(&acts, 1), self.hidden(layer + 1)];
             self.add_output(rec, layer, Norm::FeedForwardOutput, stream, self.input_gain(layer + 1));
@@ -283,7 +297,7 @@ impl Pass<'_> {
     /// Outputs of gate and up and their product, of a layer with a feed-forward block.
     fn feed_forward(&self, acts: &LayerActivations) -> Option<[Matrix; 3]> {
         let [gate, up] = acts.gate_up?;
-        Some([gate, up, self.activations.workspace.act?.first_rows(self.rows)])
+        Some([gate, up, columns(self.activations.workspace.act?.first_rows(self.rows), gate.cols)])
     }
 
     /// Records a layer, from its input to down's output.
@@ -295,6 +309,7 @@ impl Pass<'_> {
         } else if let Some([.., act]) = self.feed_forward(acts) {
             self.project(rec, index, Projection::Down, act, acts, out);
         }
+        self.layer_end(rec, index, acts);
     }
 
     /// Records a layer up to down's input: everything that its backward pass reads, except down's output and its `x A^T`. The norm
@@ -349,7 +364,7 @@ impl Pass<'_> {
         let config = &self.network.config;
         let place = config.layer_ropes[layer]?;
         let (rope, tables) = (&config.ropes[place], self.network.rope_tables[place]);
-        let Shape { heads, kv_heads, head_dim } = self.shape();
+        let Shape { heads, kv_heads, head_dim } = self.shape(layer);
         let (heads, table) = if queries { (heads, tables.queries) } else { (kv_heads, tables.keys) };
         let (rotated, interleaved) = (rope.rotated as u32, rope.interleaved);
         Some((RotatedHeads { heads, head_dim, rotated, interleaved }, table))
@@ -357,6 +372,9 @@ impl Pass<'_> {
 
     fn rotate(&self, rec: &mut Recorder, layer: usize, [q, k]: [Matrix; 2]) {
         for (x, queries) in [(q, true), (k, false)] {
+            if !queries && !self.has_keys(layer) {
+                continue;
+            }
             if let Some((heads, table)) = self.rotation(layer, queries) {
                 rope::forward(rec, x, heads, self.inputs.positions, table);
             }
@@ -376,28 +394,36 @@ impl Pass<'_> {
         layer: &LayerActivations,
         acts: &AttentionActivations,
     ) {
-        let shape = self.shape();
+        let shape = self.shape(index);
+        let own_keys = self.has_keys(index);
         let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
         self.project(rec, index, Projection::Q, input, layer, raw_q);
-        self.project(rec, index, Projection::K, input, layer, raw_k);
-        self.project(rec, index, Projection::V, input, layer, acts.v);
+        if own_keys {
+            self.project(rec, index, Projection::K, input, layer, raw_k);
+            self.project(rec, index, Projection::V, input, layer, acts.raw_v.unwrap_or(acts.v));
+        }
         let after_rope = self.network.config.head_norms.after_rope;
         if after_rope {
             self.rotate(rec, index, [raw_q, raw_k]);
         }
-        if let (Some(q_gain), Some(k_gain)) = (self.gain(index, Norm::Query), self.gain(index, Norm::Key)) {
-            let heads = [(raw_q, acts.q, q_gain, shape.heads), (raw_k, acts.k, k_gain, shape.kv_heads)];
-            for (raw, normed, gain, heads) in heads {
-                rms_norm::forward(rec, self.norm_rows(raw, heads), gain, self.norm(), self.norm_rows(normed, heads));
-            }
+        let heads = [(raw_q, acts.q, Norm::Query, shape.heads), (raw_k, acts.k, Norm::Key, shape.kv_heads)];
+        for (raw, normed, norm, heads) in heads {
+            let Some(gain) = self.gain(index, norm) else { continue };
+            rms_norm::forward(rec, self.norm_rows(raw, heads), gain, self.norm(), self.norm_rows(normed, heads));
+        }
+        if let Some((raw_v, ones)) = acts.raw_v.zip(self.ones(index)).filter(|_| own_keys) {
+            let [raw, normed] = [raw_v, acts.v].map(|v| v.split_heads(shape.kv_heads));
+            rms_norm::forward(rec, raw, ones, self.norm(), normed);
         }
         if !after_rope {
             self.rotate(rec, index, [acts.q, acts.k]);
         }
         let [keys, values] = match self.cache.map(|cache| cache.layers[index]) {
             Some(LayerCache::Attention(cached)) => {
-                kv_cache::kv_append(rec, acts.k, self.inputs.positions, cached[0]);
-                kv_cache::kv_append(rec, acts.v, self.inputs.positions, cached[1]);
+                if own_keys {
+                    kv_cache::kv_append(rec, acts.k, self.inputs.positions, cached[0]);
+                    kv_cache::kv_append(rec, acts.v, self.inputs.positions, cached[1]);
+                }
                 cached
             }
             _ => [acts.k, acts.v],
@@ -408,7 +434,7 @@ impl Pass<'_> {
     /// The operands of a layer's attention over the pass's own keys and values.
     fn attention(&self, index: usize, acts: &AttentionActivations) -> attention::Operands {
         attention::Operands {
-            shape: self.shape(),
+            shape: self.shape(index),
             scale: self.network.config.attention_scale,
             cap: self.network.config.attention_softcap,
             q: acts.q,
@@ -481,8 +507,8 @@ impl Pass<'_> {
         let to_embedding = self.trained.is_some() || adapter.embedding().is_some();
         let lowest = if to_embedding { 0 } else { adapter.lowest_layer() };
         for layer in (lowest..layers).rev() {
-            let (acts, shared) = self.activations.layer(layer);
-            let acts = acts.first_rows(self.rows);
+            let (acts, shared) = (self.layer(layer), self.activations.layer(layer).1);
+            let ws = narrow::narrowed_gradients(&self.network.config, layer, ws);
             // The topmost layer's activations are still in the buffers that layers share.
             if layer + 1 < layers {
                 self.decompress(rec, layer, &acts);
@@ -517,6 +543,7 @@ impl Pass<'_> {
         let middle_gain = self.gain(index, Norm::FeedForwardInput);
         let trained = |projections: &[Projection]| self.trains(index, projections);
 
+        self.layer_end_backward(rec, pass);
         self.feed_forward_backward(rec, pass, lowest);
         if lowest && !trained(&Projection::OF_MIXER) {
             return;
@@ -550,8 +577,12 @@ impl Pass<'_> {
             if lowest && !trained(&[Q, K, V]) {
                 return;
             }
-            let [d_q, d_k] = self.attention_backward(rec, pass, attention);
-            self.mixer_input_backward(rec, pass, [(Q, d_q), (K, d_k), (V, ws.d_v)], lowest);
+            let [d_q, d_k, d_v] = self.attention_backward(rec, pass, attention);
+            if self.has_keys(index) {
+                self.mixer_input_backward(rec, pass, [(Q, d_q), (K, d_k), (V, d_v)], lowest);
+            } else {
+                self.mixer_input_backward(rec, pass, [(Q, d_q)], lowest);
+            }
         }
     }
 
@@ -644,40 +675,46 @@ impl Pass<'_> {
         rms_norm::backward(rec, NormGradient { x, gain, dy, dy_scale: 1.0, dx, accumulate }, self.norm());
     }
 
-    /// Gradients of the projections' outputs for queries and keys; that of values lies in `d_v`.
-    fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward, acts: &AttentionActivations) -> [Matrix; 2] {
+    /// Gradients of the outputs of the projections for queries, keys and values.
+    fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward, acts: &AttentionActivations) -> [Matrix; 3] {
         let LayerBackward { index, ws, .. } = pass;
-        let shape = self.shape();
+        let shape = self.shape(index);
+        let [dk, dv] = self.place_of_key_gradients(index, ws);
         let gradients = attention::Gradients {
             query_ranges: self.ranges(index).queries,
             dout: ws.d_attention,
             scratch: ws.attention_scratch,
             dq: ws.d_q,
-            dk: ws.d_k,
-            dv: ws.d_v,
+            dk,
+            dv,
         };
         attention::backward(rec, &self.attention(index, acts), &gradients);
+        self.sum_key_gradients(rec, index, ws);
         let after_rope = self.network.config.head_norms.after_rope;
         if !after_rope {
             self.rotate_back(rec, index, [ws.d_q, ws.d_k]);
         }
-        let gains = [Norm::Query, Norm::Key].map(|norm| self.gain(index, norm));
-        let (Some(raw), Some(d_raw), [Some(q_gain), Some(k_gain)]) = (acts.raw_qk, ws.d_raw_qk, gains) else {
-            return [ws.d_q, ws.d_k];
+        let d_v = self.value_norm_backward(rec, index, acts, ws);
+        let (Some(raw), Some(d_raw)) = (acts.raw_qk, ws.d_raw_qk) else {
+            return [ws.d_q, ws.d_k, d_v];
         };
-        let of_heads = [(ws.d_q, q_gain, shape.heads), (ws.d_k, k_gain, shape.kv_heads)];
-        for (i, (d_normed, gain, heads)) in of_heads.into_iter().enumerate() {
+        let of_heads = [(ws.d_q, Norm::Query, shape.heads), (ws.d_k, Norm::Key, shape.kv_heads)];
+        for (i, (d_normed, norm, heads)) in of_heads.into_iter().enumerate() {
+            let Some(gain) = self.gain(index, norm) else { continue };
             let [raw, d_normed, d_raw] = [raw[i], d_normed, d_raw[i]].map(|m| self.norm_rows(m, heads));
             self.norm_backward(rec, raw, gain, [d_normed, d_raw], false);
         }
         if after_rope {
             self.rotate_back(rec, index, d_raw);
         }
-        d_raw
+        [d_raw[0], d_raw[1], d_v]
     }
 
     fn rotate_back(&self, rec: &mut Recorder, layer: usize, [d_q, d_k]: [Matrix; 2]) {
         for (dx, queries) in [(d_q, true), (d_k, false)] {
+            if !queries && !self.has_keys(layer) {
+                continue;
+            }
             if let Some((heads, table)) = self.rotation(layer, queries) {
                 rope::backward(rec, dx, heads, self.inputs.positions, table);
             }
@@ -837,6 +874,7 @@ fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_k: ws.d_k.first_rows(rows),
         d_v: ws.d_v.first_rows(rows),
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.first_rows(rows))),
+        d_raw_v: ws.d_raw_v.map(|m| m.first_rows(rows)),
         convolution: ws.convolution.map(|both| both.map(|m| m.first_rows(rows))),
         attention_scratch: ws.attention_scratch,
         low: ws.low.map(|low| low.first_rows(rows)),

@@ -122,15 +122,19 @@ pub async fn load(
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(not_finite(&info.path, &spec.name, at as u64));
         }
+        let values = if spec.kind == TensorKind::LayerScalar { vec![values[0]; config.hidden_size] } else { values };
         gpu.write(buffers, view, bytemuck::cast_slice(&values));
     }
-    write_rope_tables(gpu, buffers, network);
+    write_tables(gpu, buffers, network);
     gpu.flush().await?;
     Ok(())
 }
 
-fn write_rope_tables(gpu: &Gpu, buffers: &Buffers, network: &Network) {
+fn write_tables(gpu: &Gpu, buffers: &Buffers, network: &Network) {
     let (config, positions) = (&network.config, network.max_positions);
+    if let Some(ones) = network.ones {
+        gpu.write(buffers, ones, bytemuck::cast_slice(&vec![1.0f32; (ones.bytes / 4) as usize]));
+    }
     for (rope, tables) in config.ropes.iter().zip(&network.rope_tables) {
         let keys = rope::table(rope, config.max_position_embeddings, positions);
         gpu.write(buffers, tables.keys, bytemuck::cast_slice(&keys));
@@ -341,11 +345,12 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
             TensorKind::Convolution => {
                 (0..spec.elements() as u64).map(|i| config.initializer_range * normal(draw, i) as f32).collect()
             }
-            _ => vec![1.0 - config.gain_offset; spec.elements()],
+            // The factor of a layer is there once for each column.
+            _ => vec![1.0 - config.gain_offset; (view.bytes / 4) as usize],
         };
         gpu.write(buffers, view, bytemuck::cast_slice(&values));
     }
-    write_rope_tables(gpu, buffers, network);
+    write_tables(gpu, buffers, network);
     Ok(gpu.flush().await?)
 }
 
@@ -357,9 +362,9 @@ pub async fn fill_randomly(gpu: &Gpu, buffers: &Buffers, network: &Network, seed
     for (_, weight) in network.weights() {
         weight.fill_randomly(gpu, buffers, seed).await?;
     }
-    for (spec, view) in network.vectors() {
-        gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; spec.elements()]));
+    for (_, view) in network.vectors() {
+        gpu.write(buffers, view, bytemuck::cast_slice(&vec![1.0f32; (view.bytes / 4) as usize]));
     }
-    write_rope_tables(gpu, buffers, network);
+    write_tables(gpu, buffers, network);
     Ok(gpu.flush().await?)
 }

@@ -17,6 +17,7 @@ use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile, round_up};
 use crate::lora::factors::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
+use crate::network::layer_rows::LayerRows;
 use crate::network::load;
 use crate::network::moments::HostMoment;
 use crate::network::trained::Part;
@@ -69,6 +70,8 @@ pub struct Engine {
     pub objective: Objective,
     /// The other devices that train the same model, if there are any.
     pub group: Option<Group>,
+    /// The table of embeddings for each layer, in a model that has one.
+    layer_rows: Option<LayerRows>,
     /// Prepared passes by rows, by labels, and by the part that they do.
     passes: Lists<(u32, u32, PassPart)>,
     begin: Prepared,
@@ -91,6 +94,7 @@ impl Engine {
     /// Out of memory, a limit of the adapter, or files that are not what the plan was made for.
     pub async fn open(gpu: Gpu, plan: TrainPlan, source: &Source, progress: impl FnMut(u64, u64)) -> Result<Self> {
         let mut engine = Self::allocate(gpu, plan).await?;
+        engine.layer_rows = LayerRows::open(source)?;
         let plan = &engine.plan;
         let staging = plan.shared.staging.as_ref();
         load::load(
@@ -155,6 +159,7 @@ impl Engine {
             profile: None,
             objective: Objective::default(),
             group: None,
+            layer_rows: None,
             passes: Lists::new(MAX_LISTS),
             begin,
             optimizer,
@@ -544,7 +549,7 @@ impl Engine {
             return Err(Error::Argument(problem));
         }
         if let Some(head_rows) = upload {
-            self.upload(batch, head_rows, rows as usize, labels as usize);
+            self.upload(batch, head_rows, rows as usize, labels as usize)?;
         }
         let list = self.passes.get_or_prepare((rows, labels, part), || {
             let rec = self.plan.record_part(rows, labels, part);
@@ -556,7 +561,7 @@ impl Engine {
 
     /// Uploads a micro-batch. The list may have more rows than the batch: these hold token 0, attend to themselves
     /// alone, and have no label.
-    fn upload(&self, batch: &MicroBatch, head: &HeadRows<'_>, rows: usize, labels: usize) {
+    fn upload(&self, batch: &MicroBatch, head: &HeadRows<'_>, rows: usize, labels: usize) -> Result<()> {
         let real = batch.tokens.len();
         let padded = |values: &[u32], len: usize, fill: u32| -> Vec<u32> {
             values.iter().copied().chain(std::iter::repeat(fill)).take(len).collect()
@@ -587,6 +592,10 @@ impl Engine {
         write(self.plan.head.label_rows, padded(head.rows, labels, none));
         write(self.plan.head.labels, padded(head.labels, labels, none));
         self.write_weights(&head.weights, labels);
+        match &self.layer_rows {
+            Some(of) => of.upload(&self.gpu, &self.buffers, inputs, &padded(&batch.tokens, rows, 0)),
+            None => Ok(()),
+        }
     }
 
     /// Uploads the weight of each label's loss; a list of `labels` has 0 for those beyond.
@@ -601,7 +610,7 @@ impl Engine {
     /// Out of memory, or a failing device.
     pub async fn logits(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
         let rows = batch.tokens.len();
-        self.upload(batch, &self.objective.head_rows(batch, 1.0), rows, 0);
+        self.upload(batch, &self.objective.head_rows(batch, 1.0), rows, 0)?;
         // The adapter may be newer than the last step.
         self.gpu.run(&self.begin, &mut self.buffers)?;
         let (rec, logits) = self.plan.record_logits(rows as u32);

@@ -71,7 +71,7 @@ fn check_incremental(name: &str, base: BaseStorage) {
 
 #[test]
 fn incremental_logits_equal_whole_sequences() {
-    for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "lfm2", "lfm2_old_keys"] {
+    for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "lfm2", "lfm2_old_keys", "gemma4"] {
         check_incremental(name, BaseStorage::AsStored);
     }
 }

@@ -26,6 +26,7 @@ mod exports;
 mod faults;
 mod foreign_templates;
 mod full_training;
+mod gemma4;
 mod generate;
 mod gguf;
 #[cfg(unix)]

@@ -189,7 +189,7 @@ fn activations_kept_in_bf16_change_gradients_by_their_rounding_alone() {
         let values: Vec<f32> = found.values().flatten().copied().collect();
         (values, planned.get(Category::KeptActivations))
     };
-    for model in ["llama_tied", "odd_sizes", "qwen3", "qwen3_moe", "mistral_window", "lfm2_old_keys"] {
+    for model in ["llama_tied", "odd_sizes", "qwen3", "qwen3_moe", "mistral_window", "lfm2_old_keys", "gemma4"] {
         let (exact, _) = gradients(model, ActivationFormat::F32, 2);
         for keep in [0, 1, 2] {
             let (_, bytes) = gradients(model, ActivationFormat::F32, keep);
