@@ -41,6 +41,13 @@
 //! # Ok::<(), loraine::Error>(())
 //! ```
 
+/// The text of a file under `shaders/`, as `build.rs` has copied it.
+macro_rules! shader {
+    ($name:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/shaders/", $name))
+    };
+}
+
 pub mod bench;
 pub mod data;
 pub mod demo;

@@ -39,7 +39,7 @@ impl FmaVariant {
 }
 
 fn fma_kernel(variant: FmaVariant) -> Kernel {
-    Kernel::new::<FmaParams>("bench_fma", include_str!("../../shaders/bench_fma.wgsl"))
+    Kernel::new::<FmaParams>("bench_fma", shader!("bench_fma.wgsl"))
         .constant("WG_SIZE", variant.wg_size)
         .constant("ACCUMULATORS", variant.accumulators)
         .constant("FUSED", variant.fused)
@@ -63,7 +63,7 @@ fn matrix_wg_size(cooperative: Cooperative) -> u32 {
 }
 
 fn matrix_kernel(cooperative: Cooperative) -> Kernel {
-    let kernel = Kernel::new::<MatrixParams>("bench_matrices", include_str!("../../shaders/bench_matrices.wgsl"))
+    let kernel = Kernel::new::<MatrixParams>("bench_matrices", shader!("bench_matrices.wgsl"))
         .constant("SIDE", cooperative.side)
         .constant("WG_SIZE", matrix_wg_size(cooperative))
         .constant("MOST_SUBGROUPS", matrix_wg_size(cooperative) / cooperative.subgroups[0])
@@ -101,8 +101,7 @@ params! {
 }
 
 fn copy_kernel() -> Kernel {
-    Kernel::new::<CopyParams>("bench_copy", include_str!("../../shaders/bench_copy.wgsl"))
-        .constant("WG_SIZE", COPY_WG_SIZE)
+    Kernel::new::<CopyParams>("bench_copy", shader!("bench_copy.wgsl")).constant("WG_SIZE", COPY_WG_SIZE)
 }
 
 /// Every kernel of the bench, for the tests that validate their texts.

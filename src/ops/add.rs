@@ -4,7 +4,7 @@ use super::elementwise;
 use crate::gpu::{Kernel, Matrix, Recorder};
 
 fn kernel() -> Kernel {
-    elementwise::kernel::<elementwise::Params>("add", include_str!("../../shaders/add.wgsl"))
+    elementwise::kernel::<elementwise::Params>("add", shader!("add.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -5,11 +5,11 @@ use super::elementwise;
 use crate::gpu::{Kernel, Matrix, Recorder, View};
 
 fn pack_kernel() -> Kernel {
-    elementwise::kernel::<elementwise::Params>("bf16_pack", include_str!("../../shaders/bf16_pack.wgsl"))
+    elementwise::kernel::<elementwise::Params>("bf16_pack", shader!("bf16_pack.wgsl"))
 }
 
 fn unpack_kernel() -> Kernel {
-    elementwise::kernel::<elementwise::Params>("bf16_unpack", include_str!("../../shaders/bf16_unpack.wgsl"))
+    elementwise::kernel::<elementwise::Params>("bf16_unpack", shader!("bf16_unpack.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

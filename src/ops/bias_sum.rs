@@ -12,9 +12,7 @@ params! {
 }
 
 fn kernel(biased: bool) -> Kernel {
-    Kernel::new::<Params>("bias_sum", include_str!("../../shaders/bias_sum.wgsl"))
-        .constant("WG_SIZE", WG_SIZE)
-        .constant("BIASED", biased)
+    Kernel::new::<Params>("bias_sum", shader!("bias_sum.wgsl")).constant("WG_SIZE", WG_SIZE).constant("BIASED", biased)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -30,15 +30,13 @@ fn wg_size(cpu: bool) -> u32 {
 }
 
 fn kernel(cpu: bool, gain: bool) -> Kernel {
-    Kernel::new::<Params>("column_gradient", include_str!("../../shaders/column_gradient.wgsl"))
+    Kernel::new::<Params>("column_gradient", shader!("column_gradient.wgsl"))
         .constant("WG_SIZE", wg_size(cpu))
         .constant("GAIN", gain)
 }
 
 fn scale_kernel(cpu: bool) -> Kernel {
-    Kernel::new::<ScaleParams>("row_scale", include_str!("../../shaders/row_scale.wgsl"))
-        .part(REDUCE)
-        .constant("WG_SIZE", wg_size(cpu))
+    Kernel::new::<ScaleParams>("row_scale", shader!("row_scale.wgsl")).part(REDUCE).constant("WG_SIZE", wg_size(cpu))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

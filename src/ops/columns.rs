@@ -15,9 +15,7 @@ params! {
 }
 
 fn kernel(take: bool) -> Kernel {
-    Kernel::new::<Params>("columns", include_str!("../../shaders/columns.wgsl"))
-        .constant("WG_SIZE", WG_SIZE)
-        .constant("TAKE", take)
+    Kernel::new::<Params>("columns", shader!("columns.wgsl")).constant("WG_SIZE", WG_SIZE).constant("TAKE", take)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -44,7 +44,7 @@ impl LogitRange {
         kernel
             .constant("SCALED", self.scale != 1.0)
             .constant("CAPPED", self.cap.is_some())
-            .part(include_str!("../../shaders/lib/logits.wgsl"))
+            .part(shader!("lib/logits.wgsl"))
     }
 
     fn params(self, logits: Matrix) -> Params {
@@ -64,20 +64,18 @@ impl LogitRange {
 /// A software adapter gets workgroups of one vector: it would switch between several vectors at each barrier.
 fn kernel(cpu: bool, gradient: bool, range: LogitRange) -> Kernel {
     range
-        .join(Kernel::new::<Params>("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl")))
+        .join(Kernel::new::<Params>("cross_entropy", shader!("cross_entropy.wgsl")))
         .part(REDUCE)
         .constant("WG_SIZE", if cpu { 8 } else { 256 })
         .constant("GRADIENT", gradient)
 }
 
 fn range_kernel(range: LogitRange) -> Kernel {
-    range.join(elementwise::kernel::<Params>("shown_logits", include_str!("../../shaders/shown_logits.wgsl")))
+    range.join(elementwise::kernel::<Params>("shown_logits", shader!("shown_logits.wgsl")))
 }
 
 fn sum_kernel() -> Kernel {
-    Kernel::new::<SumParams>("sum_losses", include_str!("../../shaders/sum_losses.wgsl"))
-        .part(REDUCE)
-        .constant("WG_SIZE", SUM_WG_SIZE)
+    Kernel::new::<SumParams>("sum_losses", shader!("sum_losses.wgsl")).part(REDUCE).constant("WG_SIZE", SUM_WG_SIZE)
 }
 
 /// One range of each kind.

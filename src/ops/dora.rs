@@ -48,15 +48,14 @@ fn wg_size(cpu: bool) -> u32 {
 }
 
 fn norm_kernel(storage: Storage, in_features: u32, cpu: bool) -> Kernel {
-    let kernel = Kernel::new::<NormParams>("dora_norms", include_str!("../../shaders/dora_norms.wgsl"))
+    let kernel = Kernel::new::<NormParams>("dora_norms", shader!("dora_norms.wgsl"))
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu));
     storage.join(kernel, in_features)
 }
 
 fn factor_kernel() -> Kernel {
-    Kernel::new::<FactorParams>("dora_factors", include_str!("../../shaders/dora_factors.wgsl"))
-        .constant("WG_SIZE", elementwise::WG_SIZE)
+    Kernel::new::<FactorParams>("dora_factors", shader!("dora_factors.wgsl")).constant("WG_SIZE", elementwise::WG_SIZE)
 }
 
 /// The effect of a factor for each column.
@@ -72,15 +71,14 @@ impl Effect {
 }
 
 fn scale_kernel(effect: Effect) -> Kernel {
-    elementwise::kernel::<ScaleParams>("column_scale", include_str!("../../shaders/column_scale.wgsl"))
+    elementwise::kernel::<ScaleParams>("column_scale", shader!("column_scale.wgsl"))
         .constant("SCALED", effect == Effect::Scaled)
         .constant("ADDED", effect == Effect::Added)
         .constant("BIASED", effect == Effect::InPlace { biased: true })
 }
 
 fn gradient_kernel(cpu: bool) -> Kernel {
-    Kernel::new::<GradientParams>("dora_gradient", include_str!("../../shaders/dora_gradient.wgsl"))
-        .constant("WG_SIZE", wg_size(cpu))
+    Kernel::new::<GradientParams>("dora_gradient", shader!("dora_gradient.wgsl")).constant("WG_SIZE", wg_size(cpu))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

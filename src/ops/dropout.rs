@@ -18,8 +18,8 @@ params! {
 }
 
 fn kernel(add: bool) -> Kernel {
-    elementwise::kernel::<Params>("dropout", include_str!("../../shaders/dropout.wgsl"))
-        .part(include_str!("../../shaders/lib/counter_random.wgsl"))
+    elementwise::kernel::<Params>("dropout", shader!("dropout.wgsl"))
+        .part(shader!("lib/counter_random.wgsl"))
         .constant("ADD", add)
 }
 

@@ -15,7 +15,7 @@ params! {
 
 /// A kernel whose invocations find their columns by `quad_of`.
 pub(super) fn kernel<P: Param>(name: &'static str, source: &'static str) -> Kernel {
-    Kernel::new::<P>(name, source).part(include_str!("../../shaders/lib/quads.wgsl")).constant("WG_SIZE", WG_SIZE)
+    Kernel::new::<P>(name, source).part(shader!("lib/quads.wgsl")).constant("WG_SIZE", WG_SIZE)
 }
 
 pub(super) fn params(x: Matrix) -> Params {

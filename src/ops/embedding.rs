@@ -18,11 +18,11 @@ params! {
 }
 
 fn kernel(storage: Storage, hidden: u32) -> Kernel {
-    storage.join(elementwise::kernel::<Params>("embedding", include_str!("../../shaders/embedding.wgsl")), hidden)
+    storage.join(elementwise::kernel::<Params>("embedding", shader!("embedding.wgsl")), hidden)
 }
 
 fn backward_kernel(cpu: bool) -> Kernel {
-    Kernel::new::<Params>("embedding_backward", include_str!("../../shaders/embedding_backward.wgsl"))
+    Kernel::new::<Params>("embedding_backward", shader!("embedding_backward.wgsl"))
         .constant("WG_SIZE", if cpu { 8 } else { 64 })
 }
 

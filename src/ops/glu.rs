@@ -39,24 +39,22 @@ impl Activation {
 
     pub(super) fn part(self) -> &'static str {
         match self {
-            Self::Silu => include_str!("../../shaders/lib/activation_silu.wgsl"),
-            Self::GeluTanh => include_str!("../../shaders/lib/activation_gelu_tanh.wgsl"),
+            Self::Silu => shader!("lib/activation_silu.wgsl"),
+            Self::GeluTanh => shader!("lib/activation_gelu_tanh.wgsl"),
         }
     }
 }
 
 fn kernel(name: &'static str, source: &'static str, activation: Activation) -> Kernel {
-    elementwise::kernel::<elementwise::Params>(name, source)
-        .part(include_str!("../../shaders/lib/sigmoid.wgsl"))
-        .part(activation.part())
+    elementwise::kernel::<elementwise::Params>(name, source).part(shader!("lib/sigmoid.wgsl")).part(activation.part())
 }
 
 fn forward_kernel(activation: Activation) -> Kernel {
-    kernel("glu", include_str!("../../shaders/glu.wgsl"), activation)
+    kernel("glu", shader!("glu.wgsl"), activation)
 }
 
 fn backward_kernel(activation: Activation) -> Kernel {
-    kernel("glu_backward", include_str!("../../shaders/glu_backward.wgsl"), activation)
+    kernel("glu_backward", shader!("glu_backward.wgsl"), activation)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -51,14 +51,14 @@ fn quads(family: VariantFamily, rank: u32) -> u32 {
 }
 
 fn kernel(family: VariantFamily, quads: u32) -> Kernel {
-    Kernel::new::<Params>("lora_gradient", include_str!("../../shaders/lora_gradient.wgsl"))
+    Kernel::new::<Params>("lora_gradient", shader!("lora_gradient.wgsl"))
         .constant("WG_SIZE", lanes(family))
         .constant("QUADS", quads)
         .constant("BROADCAST", family == VariantFamily::Broadcast)
 }
 
 fn sum_kernel(transposed: bool) -> Kernel {
-    Kernel::new::<SumParams>("lora_gradient_sum", include_str!("../../shaders/lora_gradient_sum.wgsl"))
+    Kernel::new::<SumParams>("lora_gradient_sum", shader!("lora_gradient_sum.wgsl"))
         .constant("WG_SIZE", SUM_WG_SIZE)
         .constant("TRANSPOSED", transposed)
 }

@@ -18,8 +18,7 @@ params! {
 }
 
 fn kernel() -> Kernel {
-    elementwise::kernel::<Params>("noise", include_str!("../../shaders/noise.wgsl"))
-        .part(include_str!("../../shaders/lib/counter_random.wgsl"))
+    elementwise::kernel::<Params>("noise", shader!("noise.wgsl")).part(shader!("lib/counter_random.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -38,17 +38,16 @@ pub fn map_words() -> Vec<u32> {
 }
 
 fn blocks_kernel(from: Float, code: Code4) -> Kernel {
-    let kernel = Kernel::new::<BlockParams>("quantize_blocks", include_str!("../../shaders/quantize_blocks.wgsl"));
+    let kernel = Kernel::new::<BlockParams>("quantize_blocks", shader!("quantize_blocks.wgsl"));
     code.join_block(Origin::Fixed.join(kernel)).part(from.part()).constant("WG_SIZE", WG_SIZE)
 }
 
 fn mean_kernel() -> Kernel {
-    Kernel::new::<MeanParams>("quantize_absmax_mean", include_str!("../../shaders/quantize_absmax_mean.wgsl"))
+    Kernel::new::<MeanParams>("quantize_absmax_mean", shader!("quantize_absmax_mean.wgsl"))
 }
 
 fn absmax_kernel() -> Kernel {
-    Kernel::new::<AbsmaxParams>("quantize_absmax", include_str!("../../shaders/quantize_absmax.wgsl"))
-        .constant("WG_SIZE", WG_SIZE)
+    Kernel::new::<AbsmaxParams>("quantize_absmax", shader!("quantize_absmax.wgsl")).constant("WG_SIZE", WG_SIZE)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

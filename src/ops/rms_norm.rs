@@ -65,7 +65,7 @@ const VARIANTS: [Variant; 5] = [
 ];
 
 fn forward_kernel(cpu: bool, Variant { add, post, next }: Variant) -> Kernel {
-    Kernel::new::<Params>("rms_norm", include_str!("../../shaders/rms_norm.wgsl"))
+    Kernel::new::<Params>("rms_norm", shader!("rms_norm.wgsl"))
         .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))
@@ -75,7 +75,7 @@ fn forward_kernel(cpu: bool, Variant { add, post, next }: Variant) -> Kernel {
 }
 
 fn backward_kernel(cpu: bool, accumulate: bool) -> Kernel {
-    Kernel::new::<Params>("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl"))
+    Kernel::new::<Params>("rms_norm_backward", shader!("rms_norm_backward.wgsl"))
         .part(MASK_TAIL)
         .part(REDUCE)
         .constant("WG_SIZE", wg_size(cpu))

@@ -20,7 +20,7 @@ params! {
 
 /// With `quads` an invocation rotates four pairs at a time, and half of the head size must be a multiple of four.
 fn kernel(quads: bool, interleaved: bool, backward: bool) -> Kernel {
-    Kernel::new::<Params>("rope", include_str!("../../shaders/rope.wgsl"))
+    Kernel::new::<Params>("rope", shader!("rope.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
         .constant("QUADS", quads)
         .constant("PAIRS", if quads { 4 } else { 1 })

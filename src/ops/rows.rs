@@ -17,7 +17,7 @@ params! {
 }
 
 fn kernel(scatter: bool) -> Kernel {
-    elementwise::kernel::<Params>("rows", include_str!("../../shaders/rows.wgsl")).constant("SCATTER", scatter)
+    elementwise::kernel::<Params>("rows", shader!("rows.wgsl")).constant("SCATTER", scatter)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

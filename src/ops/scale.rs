@@ -13,7 +13,7 @@ params! {
 }
 
 fn kernel() -> Kernel {
-    elementwise::kernel::<Params>("scale", include_str!("../../shaders/scale.wgsl"))
+    elementwise::kernel::<Params>("scale", shader!("scale.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

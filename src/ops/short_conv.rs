@@ -48,7 +48,7 @@ pub struct Convolution {
 /// With `quads` an invocation has four channels, and their number must be a multiple of four.
 fn kernel<P: Param>(name: &'static str, source: &'static str, quads: bool) -> Kernel {
     Kernel::new::<P>(name, source)
-        .part(include_str!("../../shaders/lib/short_conv.wgsl"))
+        .part(shader!("lib/short_conv.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
         .constant("QUADS", quads)
         .constant("LANES", if quads { 4 } else { 1 })
@@ -56,19 +56,19 @@ fn kernel<P: Param>(name: &'static str, source: &'static str, quads: bool) -> Ke
 }
 
 fn forward_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv", include_str!("../../shaders/short_conv.wgsl"), quads)
+    kernel::<Params>("short_conv", shader!("short_conv.wgsl"), quads)
 }
 
 fn backward_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv_backward", include_str!("../../shaders/short_conv_backward.wgsl"), quads)
+    kernel::<Params>("short_conv_backward", shader!("short_conv_backward.wgsl"), quads)
 }
 
 fn state_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv_state", include_str!("../../shaders/short_conv_state.wgsl"), quads)
+    kernel::<Params>("short_conv_state", shader!("short_conv_state.wgsl"), quads)
 }
 
 fn terms_kernel() -> Kernel {
-    kernel::<TermParams>("short_conv_terms", include_str!("../../shaders/short_conv_terms.wgsl"), false)
+    kernel::<TermParams>("short_conv_terms", shader!("short_conv_terms.wgsl"), false)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

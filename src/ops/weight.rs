@@ -6,14 +6,14 @@ use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, VIEW_ALIG
 use crate::quant::format::{Code4, Float, Format4, NESTED_SCALES_AT, Storage};
 use crate::random::{Stream, bits};
 
-const DECODE_4BIT: &str = include_str!("../../shaders/lib/decode_4bit.wgsl");
+const DECODE_4BIT: &str = shader!("lib/decode_4bit.wgsl");
 
 impl Float {
     pub(super) fn part(self) -> &'static str {
         match self {
-            Self::F32 => include_str!("../../shaders/lib/float_f32.wgsl"),
-            Self::F16 => include_str!("../../shaders/lib/float_f16.wgsl"),
-            Self::Bf16 => include_str!("../../shaders/lib/float_bf16.wgsl"),
+            Self::F32 => shader!("lib/float_f32.wgsl"),
+            Self::F16 => shader!("lib/float_f16.wgsl"),
+            Self::Bf16 => shader!("lib/float_bf16.wgsl"),
         }
     }
 }
@@ -52,7 +52,7 @@ pub(super) enum Origin {
 impl Origin {
     /// Joins the part that all parts that read a weight or its scales need.
     pub(super) fn join(self, kernel: Kernel) -> Kernel {
-        kernel.constant("MOVING", self == Self::Moving).part(include_str!("../../shaders/lib/weight_origin.wgsl"))
+        kernel.constant("MOVING", self == Self::Moving).part(shader!("lib/weight_origin.wgsl"))
     }
 }
 
@@ -68,15 +68,11 @@ impl Storage {
         // Four neighbors then share a word or two, and one absmax.
         let kernel = kernel.constant("ALIGNED", in_features.is_multiple_of(4));
         match self {
-            Self::Float(float) => kernel.part(include_str!("../../shaders/lib/weight_float.wgsl")).part(float.part()),
+            Self::Float(float) => kernel.part(shader!("lib/weight_float.wgsl")).part(float.part()),
             Self::Quantized(Format4 { code, double }) => {
-                let scales = if double {
-                    include_str!("../../shaders/lib/absmax_nested.wgsl")
-                } else {
-                    include_str!("../../shaders/lib/absmax_f32.wgsl")
-                };
+                let scales = if double { shader!("lib/absmax_nested.wgsl") } else { shader!("lib/absmax_f32.wgsl") };
                 let kernel = code.join(code.join_block(kernel));
-                kernel.part(include_str!("../../shaders/lib/weight_4bit.wgsl")).part(scales)
+                kernel.part(shader!("lib/weight_4bit.wgsl")).part(scales)
             }
         }
     }

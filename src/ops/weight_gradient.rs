@@ -23,10 +23,9 @@ params! {
 
 fn kernel(cpu: bool) -> Kernel {
     if cpu {
-        Kernel::new::<Params>("weight_gradient_rows", include_str!("../../shaders/weight_gradient_rows.wgsl"))
-            .constant("WG_SIZE", LANES)
+        Kernel::new::<Params>("weight_gradient_rows", shader!("weight_gradient_rows.wgsl")).constant("WG_SIZE", LANES)
     } else {
-        Kernel::new::<Params>("weight_gradient_tiled", include_str!("../../shaders/weight_gradient_tiled.wgsl"))
+        Kernel::new::<Params>("weight_gradient_tiled", shader!("weight_gradient_tiled.wgsl"))
     }
 }
 

@@ -168,6 +168,7 @@ fn the_container_gets_all_that_the_program_is_built_from() {
     let arguments = ["metadata", "--no-deps", "--offline", "--locked", "--format-version=1", &manifest];
     let output = Command::new(env!("CARGO")).args(arguments).output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(context.path().join("build.rs").is_file(), "the script that copies the shaders is not in the container");
     for included in included_files(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path()) {
         assert!(context.path().join(&included).is_file(), "{included} is not in the container");
     }
@@ -184,6 +185,8 @@ fn included_files(dir: &Path) -> BTreeSet<String> {
             found.extend(included_files(&path));
         } else if path.extension().is_some_and(|e| e == "rs") {
             let text = std::fs::read_to_string(&path).expect("a text");
+            let shaders = text.split("shader!(\"").skip(1).filter_map(|part| part.split_once("\")"));
+            found.extend(shaders.map(|(name, _)| format!("shaders/{name}")));
             for part in text.split("include_str!(\"").chain(text.split("include_bytes!(\"")).skip(1) {
                 let Some((name, _)) = part.split_once("\")") else { continue };
                 let full = path.parent().expect("a folder").join(name);

@@ -102,24 +102,21 @@ params! {
 }
 
 fn kernel<P: Param>(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
-    Kernel::new::<P>(name, source)
-        .part(include_str!("../../../shaders/lib/optimizer.wgsl"))
-        .constant("WG_SIZE", wg_size)
+    Kernel::new::<P>(name, source).part(shader!("lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
 }
 
 fn norm_kernel() -> Kernel {
-    kernel::<NormParams>("grad_norm", include_str!("../../../shaders/grad_norm.wgsl"), WG_SIZE)
+    kernel::<NormParams>("grad_norm", shader!("grad_norm.wgsl"), WG_SIZE)
         .part(REDUCE)
         .constant("QUADS_PER_GROUP", QUADS_PER_GROUP)
 }
 
 fn clip_kernel() -> Kernel {
-    kernel::<Count>("clip", include_str!("../../../shaders/clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
+    kernel::<Count>("clip", shader!("clip.wgsl"), CLIP_WG_SIZE).part(REDUCE)
 }
 
 fn step_kernel() -> Kernel {
-    kernel::<Count>("adamw", include_str!("../../../shaders/adamw.wgsl"), WG_SIZE)
-        .part(include_str!("../../../shaders/lib/adamw.wgsl"))
+    kernel::<Count>("adamw", shader!("adamw.wgsl"), WG_SIZE).part(shader!("lib/adamw.wgsl"))
 }
 
 /// Every kernel of this operation.

@@ -38,21 +38,19 @@ params! {
 
 fn kernel(family: VariantFamily) -> Kernel {
     let kernel = match family {
-        VariantFamily::Tiles => {
-            Kernel::new::<Params>("adamw8bit_tiles", include_str!("../../../shaders/adamw8bit_tiles.wgsl"))
-                .part(REDUCE)
-                .constant("WG_SIZE", QUADS_PER_BLOCK)
-        }
+        VariantFamily::Tiles => Kernel::new::<Params>("adamw8bit_tiles", shader!("adamw8bit_tiles.wgsl"))
+            .part(REDUCE)
+            .constant("WG_SIZE", QUADS_PER_BLOCK),
         VariantFamily::Lanes | VariantFamily::Broadcast => {
-            Kernel::new::<Params>("adamw8bit_lanes", include_str!("../../../shaders/adamw8bit_lanes.wgsl"))
+            Kernel::new::<Params>("adamw8bit_lanes", shader!("adamw8bit_lanes.wgsl"))
                 .constant("WG_SIZE", VariantFamily::LANES)
         }
     };
     kernel
-        .part(include_str!("../../../shaders/lib/adamw8bit.wgsl"))
-        .part(include_str!("../../../shaders/lib/optimizer.wgsl"))
-        .part(include_str!("../../../shaders/lib/adamw.wgsl"))
-        .part(include_str!("../../../shaders/lib/dynamic_code.wgsl"))
+        .part(shader!("lib/adamw8bit.wgsl"))
+        .part(shader!("lib/optimizer.wgsl"))
+        .part(shader!("lib/adamw.wgsl"))
+        .part(shader!("lib/dynamic_code.wgsl"))
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {

@@ -16,16 +16,16 @@ pub(crate) mod twin;
 use super::VariantFamily;
 use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
-const COMMON: &str = include_str!("../../../shaders/lib/attention_common.wgsl");
-const SCRATCH: &str = include_str!("../../../shaders/lib/attention_scratch.wgsl");
-const TILE_PART: &str = include_str!("../../../shaders/lib/attention_tile.wgsl");
-const FORWARD_LANES: &str = include_str!("../../../shaders/attention_forward_lanes.wgsl");
-const FORWARD_TILES: &str = include_str!("../../../shaders/attention_forward_tiles.wgsl");
-const DELTA: &str = include_str!("../../../shaders/attention_delta.wgsl");
-const DQ_LANES: &str = include_str!("../../../shaders/attention_dq_lanes.wgsl");
-const DQ_TILES: &str = include_str!("../../../shaders/attention_dq_tiles.wgsl");
-const DKV_LANES: &str = include_str!("../../../shaders/attention_dkv_lanes.wgsl");
-const DKV_TILES: &str = include_str!("../../../shaders/attention_dkv_tiles.wgsl");
+const COMMON: &str = shader!("lib/attention_common.wgsl");
+const SCRATCH: &str = shader!("lib/attention_scratch.wgsl");
+const TILE_PART: &str = shader!("lib/attention_tile.wgsl");
+const FORWARD_LANES: &str = shader!("attention_forward_lanes.wgsl");
+const FORWARD_TILES: &str = shader!("attention_forward_tiles.wgsl");
+const DELTA: &str = shader!("attention_delta.wgsl");
+const DQ_LANES: &str = shader!("attention_dq_lanes.wgsl");
+const DQ_TILES: &str = shader!("attention_dq_tiles.wgsl");
+const DKV_LANES: &str = shader!("attention_dkv_lanes.wgsl");
+const DKV_TILES: &str = shader!("attention_dkv_tiles.wgsl");
 
 /// Invocations of a workgroup of the variants for software adapters: one vector register of lanes.
 const LANES: u32 = VariantFamily::LANES;

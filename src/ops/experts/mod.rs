@@ -65,11 +65,8 @@ params! {
 
 fn route_kernel(normalized: bool, backward: bool) -> Kernel {
     let kernel = match backward {
-        false => Kernel::new::<RouteParams>("expert_route", include_str!("../../../shaders/expert_route.wgsl")),
-        true => Kernel::new::<RouteParams>(
-            "expert_route_backward",
-            include_str!("../../../shaders/expert_route_backward.wgsl"),
-        ),
+        false => Kernel::new::<RouteParams>("expert_route", shader!("expert_route.wgsl")),
+        true => Kernel::new::<RouteParams>("expert_route_backward", shader!("expert_route_backward.wgsl")),
     };
     kernel.constant("WG_SIZE", elementwise::WG_SIZE).constant("NORMALIZED", normalized)
 }
@@ -79,30 +76,30 @@ fn sorting(kernel: Kernel) -> Kernel {
 }
 
 fn count_kernel() -> Kernel {
-    sorting(Kernel::new::<SortParams>("expert_count", include_str!("../../../shaders/expert_count.wgsl")))
+    sorting(Kernel::new::<SortParams>("expert_count", shader!("expert_count.wgsl")))
 }
 
 fn offsets_kernel(tile: u32) -> Kernel {
-    sorting(Kernel::new::<OffsetParams>("expert_offsets", include_str!("../../../shaders/expert_offsets.wgsl")))
+    sorting(Kernel::new::<OffsetParams>("expert_offsets", shader!("expert_offsets.wgsl")))
         .constant("MAX_EXPERTS", MAX_EXPERTS as u32)
         .constant("ROWS", tile)
         .constant("NONE", NONE)
 }
 
 fn place_kernel() -> Kernel {
-    sorting(Kernel::new::<SortParams>("expert_place", include_str!("../../../shaders/expert_place.wgsl")))
+    sorting(Kernel::new::<SortParams>("expert_place", shader!("expert_place.wgsl")))
 }
 
 fn combine_kernel(weighted: bool) -> Kernel {
-    elementwise::kernel::<CombineParams>("expert_combine", include_str!("../../../shaders/expert_combine.wgsl"))
+    elementwise::kernel::<CombineParams>("expert_combine", shader!("expert_combine.wgsl"))
         .constant("WEIGHTED", weighted)
 }
 
 fn glu_kernel(cpu: bool, activation: Activation, tile: u32) -> Kernel {
-    Kernel::new::<GluParams>("expert_glu_backward", include_str!("../../../shaders/expert_glu_backward.wgsl"))
+    Kernel::new::<GluParams>("expert_glu_backward", shader!("expert_glu_backward.wgsl"))
         .part(MASK_TAIL)
         .part(REDUCE)
-        .part(include_str!("../../../shaders/lib/sigmoid.wgsl"))
+        .part(shader!("lib/sigmoid.wgsl"))
         .part(activation.part())
         .constant("WG_SIZE", if cpu { 8 } else { elementwise::WG_SIZE })
         .constant("ROWS", tile)

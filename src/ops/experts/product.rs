@@ -36,7 +36,7 @@ pub enum Source {
 }
 
 fn kernel(cpu: bool, storage: Storage, in_features: u32, tile: u32, source: Source, direction: Direction) -> Kernel {
-    let kernel = Kernel::new::<Params>("expert_product", include_str!("../../../shaders/expert_product.wgsl"))
+    let kernel = Kernel::new::<Params>("expert_product", shader!("expert_product.wgsl"))
         .part(MASK_TAIL)
         .constant("WG_SIZE", lanes(cpu))
         .constant("ROWS", tile)

@@ -88,15 +88,15 @@ impl Variant {
 
     fn kernel(self) -> Kernel {
         let tile = match self.direction {
-            Direction::Forward => include_str!("../../../shaders/lib/tile_forward.wgsl"),
-            Direction::InputGradient => include_str!("../../../shaders/lib/tile_gradient.wgsl"),
+            Direction::Forward => shader!("lib/tile_forward.wgsl"),
+            Direction::InputGradient => shader!("lib/tile_gradient.wgsl"),
         };
         let quantized = matches!(self.storage, Storage::Quantized { .. });
         let packed = if self.storage == Storage::Float(Float::F32) { OCTET / 2 } else { OCTET };
         // Rows of lora_A are whole quads, since those of the weight are octets; those of lora_B where the rank is.
         let quads = self.direction == Direction::InputGradient || self.whole_rank;
         let narrow = self.width == 2;
-        let kernel = Kernel::new::<Params>("linear_broadcast", include_str!("../../../shaders/linear_broadcast.wgsl"))
+        let kernel = Kernel::new::<Params>("linear_broadcast", shader!("linear_broadcast.wgsl"))
             .part(MASK_TAIL)
             .part(tile)
             .constant("GROUPS", self.rows() / LANES)
@@ -113,15 +113,13 @@ impl Variant {
             .constant("WHOLE_RANK", quads)
             .constant("Factor", Constant::Type(if quads { "vec4<f32>" } else { "f32" }));
         match self.storage {
-            Storage::Float(float) => {
-                kernel.part(include_str!("../../../shaders/lib/octet_float.wgsl")).part(match float {
-                    Float::F32 => include_str!("../../../shaders/lib/octet_f32.wgsl"),
-                    Float::F16 => include_str!("../../../shaders/lib/octet_f16.wgsl"),
-                    Float::Bf16 => include_str!("../../../shaders/lib/octet_bf16.wgsl"),
-                })
-            }
+            Storage::Float(float) => kernel.part(shader!("lib/octet_float.wgsl")).part(match float {
+                Float::F32 => shader!("lib/octet_f32.wgsl"),
+                Float::F16 => shader!("lib/octet_f16.wgsl"),
+                Float::Bf16 => shader!("lib/octet_bf16.wgsl"),
+            }),
             Storage::Quantized(Format4 { code, .. }) => {
-                code.join(code.join_block(kernel)).part(include_str!("../../../shaders/lib/octet_4bit.wgsl"))
+                code.join(code.join_block(kernel)).part(shader!("lib/octet_4bit.wgsl"))
             }
         }
     }
@@ -129,8 +127,8 @@ impl Variant {
 
 fn decode_kernel() -> Kernel {
     Origin::Fixed
-        .join(Kernel::new::<DecodeParams>("absmax_decode", include_str!("../../../shaders/absmax_decode.wgsl")))
-        .part(include_str!("../../../shaders/lib/absmax_nested.wgsl"))
+        .join(Kernel::new::<DecodeParams>("absmax_decode", shader!("absmax_decode.wgsl")))
+        .part(shader!("lib/absmax_nested.wgsl"))
         .constant("WG_SIZE", DECODE_WG_SIZE)
 }
 

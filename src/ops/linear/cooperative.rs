@@ -164,20 +164,19 @@ params! {
 }
 
 fn magnitude_kernel(storage: Storage) -> Kernel {
-    let kernel =
-        Kernel::new::<MagnitudeParams>("linear_magnitude", include_str!("../../../shaders/linear_magnitude.wgsl"))
-            .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
-            .constant("WG_SIZE", MAGNITUDE_WG_SIZE)
-            .constant("PARTIALS", PARTIALS)
-            .constant("BLOCKS", matches!(storage, Storage::Quantized { .. }));
+    let kernel = Kernel::new::<MagnitudeParams>("linear_magnitude", shader!("linear_magnitude.wgsl"))
+        .part(shader!("lib/reduce_bits.wgsl"))
+        .constant("WG_SIZE", MAGNITUDE_WG_SIZE)
+        .constant("PARTIALS", PARTIALS)
+        .constant("BLOCKS", matches!(storage, Storage::Quantized { .. }));
     storage.join(kernel, 4)
 }
 
 fn rows_f16_kernel() -> Kernel {
-    Kernel::new::<RowsF16Params>("linear_rows_f16", include_str!("../../../shaders/linear_rows_f16.wgsl"))
+    Kernel::new::<RowsF16Params>("linear_rows_f16", shader!("linear_rows_f16.wgsl"))
         .part(MASK_TAIL)
-        .part(include_str!("../../../shaders/lib/powers.wgsl"))
-        .part(include_str!("../../../shaders/lib/reduce_bits.wgsl"))
+        .part(shader!("lib/powers.wgsl"))
+        .part(shader!("lib/reduce_bits.wgsl"))
         .constant("WG_SIZE", ROWS_F16_WG_SIZE)
         .constant("PARTIALS", PARTIALS)
         .constant("TERMS", MAX_TERMS as u32)
@@ -191,7 +190,7 @@ impl Variant {
         let wg_size = tile.wg_size(subgroups);
         let x_stride = tile.depth + tile.gap;
         let (w_rows, w_stride) = if forward { (tile.cols, x_stride) } else { (tile.depth, tile.cols + tile.gap) };
-        let kernel = Kernel::new::<Params>(NAME, include_str!("../../../shaders/linear_cooperative.wgsl"))
+        let kernel = Kernel::new::<Params>(NAME, shader!("linear_cooperative.wgsl"))
             .constant("FORWARD", forward)
             .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
             .constant("SIDE", side)
@@ -212,16 +211,14 @@ impl Variant {
             .constant("W_TILE", w_rows * w_stride)
             .constant("BLOCK", tile.units() * side * side)
             .constant("BLOCK_STRIDE", tile.unit_cols * side)
-            .part(include_str!("../../../shaders/lib/powers.wgsl"));
+            .part(shader!("lib/powers.wgsl"));
         let kernel = match self.matrices {
-            Matrices::Hardware => {
-                self.cooperative.join(kernel).part(include_str!("../../../shaders/lib/matrix_hardware.wgsl"))
-            }
+            Matrices::Hardware => self.cooperative.join(kernel).part(shader!("lib/matrix_hardware.wgsl")),
             #[cfg(test)]
             Matrices::Emulated { lanes } => kernel
                 .constant("LANES", lanes)
                 .constant("PER_LANE", side * side / lanes)
-                .part(include_str!("../../../shaders/lib/matrix_emulated.wgsl")),
+                .part(shader!("lib/matrix_emulated.wgsl")),
         };
         storage.join_at(kernel, in_features, if terms > 1 { Origin::Moving } else { Origin::Fixed })
     }

@@ -39,19 +39,15 @@ fn kernel(
     accumulate: bool,
 ) -> Kernel {
     let kernel = match family {
-        VariantFamily::Tiles => Kernel::new::<Params>(
-            "linear_few_rows_shared",
-            include_str!("../../../shaders/linear_few_rows_shared.wgsl"),
-        )
-        .part(MASK_TAIL)
-        .constant("WG_SIZE", SHARING),
+        VariantFamily::Tiles => Kernel::new::<Params>("linear_few_rows_shared", shader!("linear_few_rows_shared.wgsl"))
+            .part(MASK_TAIL)
+            .constant("WG_SIZE", SHARING),
         VariantFamily::Lanes | VariantFamily::Broadcast => {
-            Kernel::new::<Params>("linear_few_rows", include_str!("../../../shaders/linear_few_rows.wgsl"))
-                .constant("WG_SIZE", LANES)
+            Kernel::new::<Params>("linear_few_rows", shader!("linear_few_rows.wgsl")).constant("WG_SIZE", LANES)
         }
     };
     let kernel = kernel
-        .part(include_str!("../../../shaders/lib/few_rows.wgsl"))
+        .part(shader!("lib/few_rows.wgsl"))
         .constant("ROWS", if rows == 1 { 1 } else { MAX_ROWS })
         .constant("BIAS", bias)
         .constant("ACCUMULATE", accumulate);

@@ -45,8 +45,8 @@ params! {
 }
 
 fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Kernel {
-    let kernel = Kernel::new::<DecodeParams>("weight_panel", include_str!("../../../shaders/weight_panel.wgsl"))
-        .part(include_str!("../../../shaders/lib/panel.wgsl"))
+    let kernel = Kernel::new::<DecodeParams>("weight_panel", shader!("weight_panel.wgsl"))
+        .part(shader!("lib/panel.wgsl"))
         .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
         .constant("FORWARD", direction == Direction::Forward);
@@ -54,8 +54,8 @@ fn decode_kernel(direction: Direction, storage: Storage, in_features: u32) -> Ke
 }
 
 fn factor_kernel(direction: Direction) -> Kernel {
-    Kernel::new::<FactorParams>("low_rank_panel", include_str!("../../../shaders/low_rank_panel.wgsl"))
-        .part(include_str!("../../../shaders/lib/panel.wgsl"))
+    Kernel::new::<FactorParams>("low_rank_panel", shader!("low_rank_panel.wgsl"))
+        .part(shader!("lib/panel.wgsl"))
         .constant("PANEL_COLS", STRIP)
         .constant("WG_SIZE", DECODE_WG_SIZE)
         .constant("FORWARD", direction == Direction::Forward)
@@ -71,7 +71,7 @@ fn block_rows(rows: u32) -> u32 {
 }
 
 fn multiply_kernel(rows: u32, bias: bool, accumulate: bool) -> Kernel {
-    Kernel::new::<Params>("linear_rows", include_str!("../../../shaders/linear_rows.wgsl"))
+    Kernel::new::<Params>("linear_rows", shader!("linear_rows.wgsl"))
         .constant("WG_SIZE", LANES)
         .constant("ROWS", block_rows(rows))
         .constant("BIAS", bias)

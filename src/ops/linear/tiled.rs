@@ -64,7 +64,7 @@ impl Tile {
         // A row of the weight then begins with a block of its own, and a turn of a tile lies within one.
         let scaled =
             matches!(storage, Storage::Quantized(format) if self.lies_in_blocks(format.code.block(), in_features));
-        let mut kernel = Kernel::new::<Params>("linear_tiled", include_str!("../../../shaders/linear_tiled.wgsl"))
+        let mut kernel = Kernel::new::<Params>("linear_tiled", shader!("linear_tiled.wgsl"))
             .part(MASK_TAIL)
             .constant("FORWARD", direction == Direction::Forward)
             .constant("TERMS", if terms > 1 { MAX_TERMS as u32 } else { 1 })
@@ -88,7 +88,7 @@ impl Tile {
             .constant("W_PER", weight.div_ceil(lanes))
             .constant("W_WHOLE", weight.is_multiple_of(lanes));
         if scaled {
-            kernel = kernel.part(include_str!("../../../shaders/lib/octet_table.wgsl"));
+            kernel = kernel.part(shader!("lib/octet_table.wgsl"));
         }
         storage.join_at(kernel, in_features, if terms > 1 { Origin::Moving } else { Origin::Fixed })
     }
