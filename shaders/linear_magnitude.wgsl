@@ -14,7 +14,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let step = groups.x * WG_SIZE;
     var of_weight = 0u;
 #if BLOCKS
-    // A block's largest element is its scale, since every code reaches 1.
+    // No element of a block exceeds its scale, since no code exceeds 1.
     for (var block = first; block < (params.elements + QUANT_BLOCK - 1u) / QUANT_BLOCK; block += step) {
         of_weight = max(of_weight, magnitude(vec4<f32>(absmax_of(block))));
     }

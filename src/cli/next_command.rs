@@ -40,7 +40,8 @@ pub fn after_training(run: &PreparedRun, model: &Path) -> String {
 
 /// The flags that hold the base as a run has held it.
 fn quantization(settings: &RunSettings) -> String {
-    if settings.method != Method::Qlora {
+    // Kept blocks have the values that other commands decode them to.
+    if settings.method != Method::Qlora || settings.keep_blocks {
         return String::new();
     }
     let mut flags = format!(" --quant {}", settings.quant);

@@ -5,6 +5,9 @@
 
 use half::{bf16, f16};
 
+use crate::quant::format::Code4;
+use crate::quant::{Quantized, Scales};
+
 /// The type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GgmlType {
@@ -195,6 +198,48 @@ fn q4_0(block: &[f32], bytes: &mut Vec<u8>) {
     bytes.extend((0..16).map(|j| code(block[j]) | code(block[j + 16]) << 4));
 }
 
+impl GgmlType {
+    /// The code in which the blocks lie on the device, with a scale in f32 for each 32 values; None where they have no such form.
+    pub(crate) fn code4(self) -> Option<Code4> {
+        match self {
+            Self::Q4_0 => Some(Code4::Q40),
+            Self::Iq4Nl | Self::Iq4Xs => Some(Code4::Iq4),
+            Self::Mxfp4 => Some(Code4::Mxfp4),
+            _ => None,
+        }
+    }
+
+    /// Blocks of a type with a [`Self::code4`] in its layout. The values stay the same to the bit: the scales take up the powers of two
+    /// by which the code's values are smaller.
+    pub(crate) fn repack(self, bytes: &[u8]) -> Quantized {
+        let (mut packed, mut absmax) = (Vec::new(), Vec::new());
+        for b in bytes.chunks_exact(self.block_bytes() as usize) {
+            let (scales, codes) = match self {
+                Self::Iq4Xs => ((0..8).map(|j| 128.0 * half(b, 0) * (iq4_xs_scale(b, j) - 32.0)).collect(), &b[8..]),
+                Self::Iq4Nl => (vec![128.0 * half(b, 0)], &b[2..]),
+                Self::Mxfp4 => (vec![16.0 * e8m0_half(b[0])], &b[1..]),
+                _ => (vec![8.0 * half(b, 0)], &b[2..]),
+            };
+            absmax.extend(scales);
+            for codes in codes.chunks_exact(16) {
+                let pairs = |shift: u8| {
+                    let code = move |byte: u8| byte >> shift & 15;
+                    codes.chunks_exact(2).map(move |pair| code(pair[0]) << 4 | code(pair[1]))
+                };
+                packed.extend(pairs(0).chain(pairs(4)));
+            }
+        }
+        Quantized { packed, scales: Scales::Plain(absmax) }
+    }
+}
+
+/// The scale of 6 bits of block `j` of 32 values of IQ4_XS, which is taken less 32.
+fn iq4_xs_scale(b: &[u8], j: usize) -> f32 {
+    let high = u16::from_le_bytes([b[2], b[3]]);
+    let low = b[4 + j / 2] >> (4 * (j % 2)) & 15;
+    f32::from(u16::from(low) | (high >> (2 * j) & 3) << 4)
+}
+
 fn half(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
@@ -273,11 +318,9 @@ fn q6_k(b: &[u8], values: &mut [f32]) {
 }
 
 fn iq4_xs(b: &[u8], values: &mut [f32]) {
-    let (d, high) = (half(b, 0), u16::from_le_bytes([b[2], b[3]]));
+    let d = half(b, 0);
     for (block, values) in values.chunks_exact_mut(32).enumerate() {
-        let low = b[4 + block / 2] >> (4 * (block % 2)) & 15;
-        let scale = u16::from(low) | (high >> (2 * block) & 3) << 4;
-        let scale = d * (f32::from(scale) - 32.0);
+        let scale = d * (iq4_xs_scale(b, block) - 32.0);
         nibbles(&b[8 + 16 * block..], values, |_, q| scale * f32::from(IQ4[q as usize]));
     }
 }
@@ -324,6 +367,11 @@ mod tests {
             kind.decode(bytes, &mut values);
             let differing = values.iter().zip(&wanted).filter(|(value, wanted)| value.to_bits() != **wanted).count();
             assert_eq!(differing, 0, "{name}: {differing} of {} differ", wanted.len());
+            if let Some(code) = kind.code4() {
+                let values = crate::quant::dequantize(&kind.repack(bytes), code, wanted.len());
+                let kept = values.iter().map(|value| value.to_bits()).eq(wanted);
+                assert!(kept, "{name}: blocks in the layout of the device have other values");
+            }
             seen += 1;
         }
         let x: Vec<f32> = tensors["x"].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -62,6 +62,21 @@ impl Blocks {
         self.columns / self.kind.block() * self.kind.block_bytes()
     }
 
+    /// The blocks of `rows` rows as the file holds them, in the order of the tensor.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn packed_rows(&self, info: &TensorInfo, rows: u64) -> Result<Vec<u8>> {
+        let row_bytes = self.row_bytes();
+        let mut bytes = vec![0; (rows * row_bytes) as usize];
+        read_at(&info.path, &info.name, info.file_offset + self.first_row * row_bytes, &mut bytes)?;
+        if self.head.is_none() {
+            return Ok(bytes);
+        }
+        let in_file = |row: u64| ((self.row_in_file(row) - self.first_row) * row_bytes) as usize;
+        Ok((0..rows).flat_map(|row| &bytes[in_file(row)..][..row_bytes as usize]).copied().collect())
+    }
+
     /// Fills `buf` with bytes `byte_offset ..` of the tensor's values.
     fn read(&self, info: &TensorInfo, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
         let (decoded_row, row_bytes) = (self.columns * info.dtype.bytes(), self.row_bytes());

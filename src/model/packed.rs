@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::json_fields::JsonFields;
-use super::listing::RawTensor;
+use super::listing::{Blocks, RawTensor, TensorInfo};
 use super::modules::HEAD;
 use super::tensor_source::TensorSource;
 use crate::quant::format::{Code4, Format4, NESTED_BLOCK};
@@ -85,10 +85,23 @@ pub fn state_name(weight: &str, code: Code4) -> String {
 }
 
 /// A weight in 4 bits whose parts were found and checked, to be read when it is needed.
-pub struct PackedWeight {
+pub enum PackedWeight {
+    /// As bitsandbytes writes it.
+    Planes(Planes),
+    /// Blocks of a GGUF file.
+    Blocks(TensorInfo, u64),
+}
+
+/// The parts of a weight that bitsandbytes has quantized.
+pub struct Planes {
     packed: RawTensor,
     absmax: RawTensor,
     nested: Option<(RawTensor, f32)>,
+}
+
+/// The code in which the blocks of `name` lie on the device; None where the files hold no blocks that have one.
+pub(super) fn code_of_blocks(source: &TensorSource, name: &str) -> Option<Code4> {
+    source.get(name)?.blocks.as_ref()?.kind.code4()
 }
 
 impl PackedWeight {
@@ -97,6 +110,9 @@ impl PackedWeight {
     /// # Errors
     /// A part that is missing, or of another size, code or block size than bitsandbytes gives it.
     pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Format4) -> Result<Self> {
+        if code_of_blocks(source, name).is_some_and(|code| code == stored.code) {
+            return Ok(Self::Blocks(source.require(name, &shape)?.clone(), shape[0] as u64));
+        }
         let elements = shape[0] as u64 * shape[1] as u64;
         let Format4 { code, double } = stored;
         let part = |suffix: &str, bytes: u64| source.require_bytes(&format!("{name}{suffix}"), bytes);
@@ -143,13 +159,18 @@ impl PackedWeight {
                 Some((part(".nested_absmax", 4 * stored.nested_scales(elements))?, offset))
             }
         };
-        Ok(Self { packed, absmax, nested })
+        Ok(Self::Planes(Planes { packed, absmax, nested }))
     }
 
     /// Bytes of all its parts in the file.
     pub fn bytes(&self) -> u64 {
-        let nested = self.nested.as_ref().map_or(0, |(absmax, _)| absmax.byte_len);
-        self.packed.byte_len + self.absmax.byte_len + nested
+        match self {
+            Self::Blocks(info, rows) => rows * info.blocks.as_ref().map_or(0, Blocks::row_bytes),
+            Self::Planes(Planes { packed, absmax, nested }) => {
+                let nested = nested.as_ref().map_or(0, |(absmax, _)| absmax.byte_len);
+                packed.byte_len + absmax.byte_len + nested
+            }
+        }
     }
 
     /// The whole weight on the host.
@@ -157,13 +178,30 @@ impl PackedWeight {
     /// # Errors
     /// A file that cannot be read, or a scale that is not finite.
     pub fn read(&self) -> Result<Quantized> {
-        let scales = match &self.nested {
-            None => Scales::Plain(finite(&self.absmax)?),
-            Some((absmax, offset)) => {
-                Scales::Nested { codes: self.absmax.read()?, absmax: finite(absmax)?, offset: *offset }
+        match self {
+            Self::Blocks(info, rows) => read_blocks(info, *rows),
+            Self::Planes(Planes { packed, absmax, nested }) => {
+                let scales = match nested {
+                    None => Scales::Plain(finite(absmax)?),
+                    Some((nested, offset)) => {
+                        Scales::Nested { codes: absmax.read()?, absmax: finite(nested)?, offset: *offset }
+                    }
+                };
+                Ok(Quantized { packed: packed.read()?, scales })
             }
-        };
-        Ok(Quantized { packed: self.packed.read()?, scales })
+        }
+    }
+}
+
+fn read_blocks(info: &TensorInfo, rows: u64) -> Result<Quantized> {
+    let Some(blocks) = &info.blocks else { unreachable!("only tensors with blocks are found as such") };
+    let quantized = blocks.kind.repack(&blocks.packed_rows(info, rows)?);
+    match quantized.scales.absmax().iter().position(|scale| !scale.is_finite()) {
+        None => Ok(quantized),
+        Some(at) => {
+            let problem = format!("has a scale that is not finite (block {at}); the file is damaged");
+            Err(Error::field(&info.path, &info.name, problem))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A model directory, opened in one place: its configuration and its tensors, checked before anything is allocated.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::companions;
@@ -12,6 +12,7 @@ use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, expert_name, is_layer_tensor, tensors};
 use crate::quant;
 use crate::quant::format::Float;
+use crate::setting::QUANT;
 use crate::{Error, Result};
 
 /// The place and the limits of the 4-bit copies of large models.
@@ -78,6 +79,30 @@ impl Source {
             }
             _ => self.tensors.require(name, shape)?.read_f32(),
         }
+    }
+
+    /// Keeps the matrices of a GGUF file as the packed blocks that they are, where the device reads their type. Returns the others that
+    /// are no floats in the file, which are decoded to f32: their number by the name of their type.
+    ///
+    /// # Errors
+    /// A model without such blocks.
+    pub fn keep_blocks(&mut self) -> Result<BTreeMap<&'static str, usize>> {
+        let mut decoded = BTreeMap::new();
+        for spec in tensors(&self.config).into_iter().filter(TensorSpec::is_matrix) {
+            if let Some(code) = packed::code_of_blocks(&self.tensors, &spec.name) {
+                self.config.quantized.insert(spec.name, code.format(false));
+            } else if let Some(blocks) = self.tensors.get(&spec.name).and_then(|info| info.blocks.as_ref())
+                && !blocks.kind.is_float()
+            {
+                *decoded.entry(blocks.kind.name()).or_default() += 1;
+            }
+        }
+        if self.config.quantized.is_empty() {
+            let problem = "holds no weights that are kept packed: those are matrices of a GGUF file in Q4_0, IQ4_NL, IQ4_XS or MXFP4";
+            return Err(Error::file(&self.dir, format!("{problem}; take another value of {QUANT}")));
+        }
+        check_experts(&self.tensors, &self.config)?;
+        Ok(decoded)
     }
 
     /// True if the directory has a tokenizer.

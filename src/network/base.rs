@@ -7,7 +7,7 @@ use crate::model::gemma4::{LAYER_SCALAR, PROJECTION_NORM};
 use crate::model::modules::{CONVOLUTION, Norm, Projection, ROUTER, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
-use crate::quant::format::{Float, Storage};
+use crate::quant::format::{Code4, Float, Storage};
 use crate::setting::{DOUBLE_QUANT, METHOD, QUANT};
 use crate::{Error, Result};
 
@@ -208,8 +208,9 @@ pub fn plan(
             _ => in_files(name),
         };
         let shape = [config.vocab_rows, config.hidden_size].map(|n| n as u32);
-        // A matrix that the files hold in 4 bits stays whole, with its scales.
-        let limit = if packed { u64::MAX } else { max_binding_bytes };
+        // A matrix that bitsandbytes has quantized stays whole, with its scales; rows of GGUF blocks have scales of their own.
+        let whole = config.quantized.get(name).is_some_and(|format| !Code4::OF_BLOCKS.contains(&format.code));
+        let limit = if whole { u64::MAX } else { max_binding_bytes };
         Weight::plan(plan, name, storage, shape, false, limit)
     };
     let vector =

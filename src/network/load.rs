@@ -95,7 +95,7 @@ pub async fn load(
     let total = tensors.iter().map(|(info, _)| info.byte_len).sum::<u64>() + of_packed;
     let mut loader = Loader { gpu, buffers, recorder, progress, done: 0, total };
     for (packed, weight) in packed {
-        loader.load_packed(&packed.read()?, &weight.panels[0]).await?;
+        loader.load_packed(&packed.read()?, weight).await?;
         loader.advance(packed.bytes());
     }
     let mut cached = false;
@@ -240,21 +240,29 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
     }
 
     /// Writes a weight that its file holds in 4 bits already, as it is.
-    async fn load_packed(&self, weight: &Quantized, panel: &Panel) -> Result<()> {
+    async fn load_packed(&self, quantized: &Quantized, weight: &Weight) -> Result<()> {
         let write = |view: View, bytes: &[u8]| {
             let mut bytes = bytes.to_vec();
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             self.gpu.write(self.buffers, view, &bytes);
         };
-        write(panel.data, &weight.packed);
-        match (&weight.scales, panel.absmax, panel.nested) {
-            (Scales::Plain(absmax), Some(view), _) => write(view, bytemuck::cast_slice(absmax)),
-            (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
-                write(view, codes);
-                let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
-                write(nested, bytemuck::cast_slice(&values));
+        let Storage::Quantized(format) = weight.storage else { unreachable!("only 4-bit weights are packed") };
+        for Panel { first_row, rows, data, absmax, nested } in &weight.panels {
+            let [first, elements] = [*first_row, *rows].map(|rows| u64::from(rows) * u64::from(weight.in_features));
+            let range = |of: u64| (first / of) as usize..(first + elements).div_ceil(of) as usize;
+            write(*data, &quantized.packed[range(2)]);
+            match (&quantized.scales, absmax, nested) {
+                (Scales::Plain(absmax), Some(view), _) => {
+                    write(*view, bytemuck::cast_slice(&absmax[range(format.code.block())]));
+                }
+                // Such a weight is one panel.
+                (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
+                    write(*view, codes);
+                    let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
+                    write(*nested, bytemuck::cast_slice(&values));
+                }
+                _ => unreachable!("a 4-bit panel has places for its scales"),
             }
-            _ => unreachable!("a 4-bit panel has places for its scales"),
         }
         Ok(self.gpu.flush().await?)
     }

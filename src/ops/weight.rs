@@ -22,8 +22,8 @@ impl Code4 {
     /// Joins the code's 16 values and `decode`, which takes them by index. They are constants of the text, since a table indexed at
     /// run time leaves the registers.
     pub(super) fn join(self, kernel: Kernel) -> Kernel {
-        static VALUES: OnceLock<[String; Code4::ALL.len()]> = OnceLock::new();
-        let texts = VALUES.get_or_init(|| Self::ALL.map(Self::values_text));
+        static VALUES: OnceLock<[String; Code4::DECODED.len()]> = OnceLock::new();
+        let texts = VALUES.get_or_init(|| Self::DECODED.map(Self::values_text));
         kernel.part(&texts[self as usize]).part(DECODE_4BIT)
     }
 

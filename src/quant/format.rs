@@ -81,6 +81,15 @@ pub enum Code4 {
     Nf4,
     /// A float with one sign bit, two exponent bits and one mantissa bit
     Fp4,
+    /// Eighths from -1 to 7/8: GGUF's Q4_0
+    #[cfg_attr(feature = "cli", value(skip))]
+    Q40,
+    /// Values of GGUF's IQ4_NL and IQ4_XS
+    #[cfg_attr(feature = "cli", value(skip))]
+    Iq4,
+    /// Values of MXFP4
+    #[cfg_attr(feature = "cli", value(skip))]
+    Mxfp4,
 }
 
 /// One 4-bit code as data.
@@ -92,7 +101,7 @@ pub struct CodeSpec {
     pub nested_name: &'static str,
     /// Elements of the flattened matrix that share one absmax; a multiple of 8, so that blocks begin at whole words.
     pub block: u64,
-    /// The value of each index. The largest magnitude is 1.
+    /// The value of each index. The largest magnitude is at most 1.
     pub values: [f32; 16],
 }
 
@@ -146,15 +155,58 @@ const FP4: CodeSpec = CodeSpec {
     ],
 };
 
+/// Elements that share one scale in GGUF's blocks, and in the sub-blocks of its blocks of 256.
+const GGUF_BLOCK: u64 = 32;
+
+/// GGUF's Q4_0, whose values are eight times as large. Powers of two change no bit of a product with the scale.
+const Q4_0: CodeSpec = CodeSpec {
+    name: "q4_0",
+    nested_name: "q4_0 nested",
+    block: GGUF_BLOCK,
+    values: [
+        -1.0, -0.875, -0.75, -0.625, -0.5, -0.375, -0.25, -0.125, 0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875,
+    ],
+};
+
+/// `kvalues_iq4nl` of ggml, divided by 128.
+const IQ4: CodeSpec = CodeSpec {
+    name: "iq4",
+    nested_name: "iq4 nested",
+    block: GGUF_BLOCK,
+    values: [
+        -0.9921875, -0.8125, -0.6484375, -0.5078125, -0.3828125, -0.2734375, -0.171875, -0.078125, 0.0078125,
+        0.1015625, 0.1953125, 0.296875, 0.4140625, 0.5390625, 0.6953125, 0.8828125,
+    ],
+};
+
+/// `kvalues_mxfp4` of ggml, divided by 16: floats with one sign bit, two exponent bits and one mantissa bit.
+const MXFP4: CodeSpec = CodeSpec {
+    name: "mxfp4",
+    nested_name: "mxfp4 nested",
+    block: GGUF_BLOCK,
+    values: [
+        0.0, 0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 0.0, -0.0625, -0.125, -0.1875, -0.25, -0.375, -0.5, -0.75,
+    ],
+};
+
 impl Code4 {
-    /// All codes, in the order of their declaration.
+    /// The codes that weights are quantized to, in the order of their declaration.
     pub const ALL: [Self; 2] = [Self::Nf4, Self::Fp4];
+
+    /// The codes of packed blocks in GGUF files, which are kept as they are. They have no double quantization.
+    pub const OF_BLOCKS: [Self; 3] = [Self::Q40, Self::Iq4, Self::Mxfp4];
+
+    /// All codes that kernels decode, in the order of their declaration.
+    pub const DECODED: [Self; 5] = [Self::Nf4, Self::Fp4, Self::Q40, Self::Iq4, Self::Mxfp4];
 
     /// The code's entry.
     pub const fn spec(self) -> &'static CodeSpec {
         match self {
             Self::Nf4 => &NF4,
             Self::Fp4 => &FP4,
+            Self::Q40 => &Q4_0,
+            Self::Iq4 => &IQ4,
+            Self::Mxfp4 => &MXFP4,
         }
     }
 
@@ -226,12 +278,14 @@ pub enum Storage {
 
 impl Storage {
     /// Every storage, for the tests that walk all variants.
-    pub const ALL: [Self; Float::ALL.len() + 2 * Code4::ALL.len()] = {
-        let mut all = [Self::Float(Float::F32); Float::ALL.len() + 2 * Code4::ALL.len()];
+    pub const ALL: [Self; Float::ALL.len() + 2 * Code4::ALL.len() + Code4::OF_BLOCKS.len()] = {
+        const OF_BLOCKS_AT: usize = Float::ALL.len() + 2 * Code4::ALL.len();
+        let mut all = [Self::Float(Float::F32); OF_BLOCKS_AT + Code4::OF_BLOCKS.len()];
         let mut i = 0;
         while i < all.len() {
             all[i] = match i.checked_sub(Float::ALL.len()) {
                 None => Self::Float(Float::ALL[i]),
+                Some(_) if i >= OF_BLOCKS_AT => Code4::OF_BLOCKS[i - OF_BLOCKS_AT].storage(false),
                 Some(i) => Code4::ALL[i / 2].storage(i % 2 == 1),
             };
             i += 1;
@@ -333,7 +387,7 @@ mod tests {
             assert_eq!(Storage::ALL.iter().filter(|other| other.name() == storage.name()).count(), 1, "{storage:?}");
         }
         assert_eq!(Storage::ALL[0], Storage::Float(Float::F32));
-        assert_eq!(Storage::ALL.last(), Code4::ALL.last().map(|code| code.storage(true)).as_ref());
+        assert_eq!(Storage::ALL.last(), Code4::OF_BLOCKS.last().map(|code| code.storage(false)).as_ref());
         let unknown = "nf3".parse::<Code4>().unwrap_err().to_string();
         assert!(unknown.starts_with("`nf3` is no format of weights; known are nf4, fp4"), "{unknown}");
     }
@@ -355,9 +409,12 @@ mod tests {
 
     #[test]
     fn codes_reach_one_and_their_blocks_are_whole_words() {
-        for code in Code4::ALL {
+        for code in Code4::DECODED {
             let largest = code.spec().values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-            assert_eq!(largest, 1.0, "{code}: kernels take a block's absmax as its largest element");
+            assert!(
+                (0.75..=1.0).contains(&largest),
+                "{code}: kernels take a block's absmax as a bound of its elements"
+            );
             assert!(code.block().is_multiple_of(8), "{code}");
         }
     }

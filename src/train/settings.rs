@@ -18,7 +18,7 @@ use crate::ops::adamw::AdamW;
 use crate::quant::format::{Code4, Float};
 use crate::setting::{
     BATCH_SIZE, DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
-    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANTIZE_EMBEDDING,
+    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANT, QUANTIZE_EMBEDDING,
 };
 use crate::{Error, Result};
 
@@ -159,6 +159,10 @@ pub struct RunSettings {
     pub undesirable_weight: Option<f64>,
     /// 4-bit code of the base under QLoRA.
     pub quant: Code4,
+    /// True to keep the packed blocks of a GGUF base as they are, in place of `quant`.
+    #[serde(default)]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub keep_blocks: bool,
     /// True to quantize the scales of the 4-bit base too.
     pub double_quant: bool,
     /// Embedding and head in 4 bits too, where the base is.
@@ -339,6 +343,7 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("desirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.desirable_weight),
     Setting::new("undesirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.undesirable_weight),
     Setting::new("quant", OnResume::Fixed),
+    Setting::new("keep-blocks", OnResume::Fixed),
     Setting::new("double-quant", OnResume::Fixed),
     Setting::new("quantize-embedding", OnResume::Fixed),
     Setting::new("rank", OnResume::Free).count(1, |s| Some(s.rank as u64)),
@@ -447,6 +452,7 @@ impl Default for RunSettings {
             desirable_weight: None,
             undesirable_weight: None,
             quant: Code4::default(),
+            keep_blocks: false,
             double_quant: true,
             quantize_embedding: false,
             rank: 16,
@@ -564,6 +570,17 @@ impl RunSettings {
                 let problem = format!("{key} is for {full}; LoRA and QLoRA leave the model as it is");
                 return Err(Error::setting(key, problem));
             }
+        }
+        if !Code4::ALL.contains(&self.quant) {
+            return Err(Error::setting(
+                QUANT,
+                format!("is {}, to which nothing is quantized; take {}", self.quant, Code4::names()),
+            ));
+        }
+        if self.keep_blocks && (self.method != Method::Qlora || self.quantize_embedding) {
+            let keep = QUANT.is("keep");
+            let problem = format!("{keep} is for {} without {QUANTIZE_EMBEDDING}", METHOD.is("qlora"));
+            return Err(Error::setting(QUANT, problem));
         }
         if self.quantize_embedding && self.method != Method::Qlora {
             let problem = format!(
@@ -722,6 +739,7 @@ impl RunSettings {
     /// Storage of the base on the device for the method.
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
+            Method::Qlora if self.keep_blocks => BaseStorage::AsStored,
             Method::Qlora => BaseStorage::quantized(self.quant.storage(self.double_quant), self.quantize_embedding),
             Method::Lora => BaseStorage::AsStored,
             Method::Full => BaseStorage::Trained,

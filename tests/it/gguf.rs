@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::*;
+use loraine::data::batches::MicroBatch;
 use loraine::data::tokenizer::Tokenizer;
 use loraine::export::gguf_adapter::{self, AdapterSettings};
 use loraine::export::gguf_merge::{self, GgufFloat, GgufMergeSettings};
@@ -165,6 +166,38 @@ fn what_llama_cpp_has_no_key_for_is_refused() {
         assert!(message.contains(says) && message.contains(name), "{message}");
     }
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+/// Kept blocks have the values that the file is decoded to elsewhere: logits and gradients over both are the same but for the order of
+/// sums. Rows of queries and keys change places in such a file.
+#[test]
+fn blocks_kept_packed_give_the_logits_and_gradients_of_decoded_ones() {
+    let place = tempfile::tempdir().unwrap();
+    let (model, gguf) = (fixture("llama_untied"), place.path().join("q4_0.gguf"));
+    merge_gguf(&model, &model.join("adapter"), &gguf, GgufFloat::Q4_0);
+    let decoded = Source::open(&gguf).unwrap();
+    let mut kept = Source::open(&gguf).unwrap();
+    assert!(kept.keep_blocks().unwrap().is_empty());
+    assert!(kept.config.quantized.contains_key("model.layers.0.self_attn.q_proj.weight"));
+    // As in files whose values have another type than queries and keys.
+    kept.config.quantized.remove("model.layers.0.self_attn.v_proj.weight").unwrap();
+    let (modules, tensors) = adapter(&model.join("adapter"), &decoded.config);
+    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
+    let batch = MicroBatch::from_examples(&[example(ids.clone())]);
+    let [(logits, gradients, bytes), (kept_logits, kept_gradients, kept_bytes)] = [&decoded, &kept].map(|source| {
+        let mut engine = open_source(source, BaseStorage::AsStored, &modules, &tensors, 64, 0);
+        let logits = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
+        pollster::block_on(engine.accumulate(std::slice::from_ref(&batch), 0)).unwrap();
+        (logits, pollster::block_on(engine.read_gradients()).unwrap(), engine.plan.ledger().total())
+    });
+    assert_close("logits", &kept_logits, &logits, 2e-5);
+    let file = |gradients| adapter_file::file_tensors(&modules, gradients);
+    for ((name, _, got), (_, _, want)) in file(&kept_gradients).into_iter().zip(file(&gradients)) {
+        assert_close(&name, &got, &want, 2e-4);
+    }
+    assert!(kept_bytes < bytes, "{kept_bytes} and {bytes} bytes");
+    let message = Source::open(&model).unwrap().keep_blocks().unwrap_err().to_string();
+    assert!(message.contains("holds no weights that are kept packed"), "{message}");
 }
 
 #[test]

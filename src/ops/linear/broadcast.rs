@@ -23,11 +23,18 @@ const WIDTHS: [u32; 3] = [8, 4, 2];
 // A workgroup's columns of an input gradient lie in two blocks of a row at most, see `tile_gradient.wgsl`.
 const _: () = {
     let mut i = 0;
-    while i < Code4::ALL.len() {
-        assert!(Code4::ALL[i].block() >= (LANES * WIDTHS[0]) as u64);
+    while i < Code4::DECODED.len() {
+        let widest = if is_narrow(Code4::DECODED[i].block()) { WIDTHS[1] } else { WIDTHS[0] };
+        assert!(Code4::DECODED[i].block() >= (LANES * widest) as u64);
         i += 1;
     }
 };
+
+/// True for blocks of fewer elements than the widest strip has columns.
+const fn is_narrow(block: u64) -> bool {
+    block < (LANES * WIDTHS[0]) as u64
+}
+
 /// Half of the second-level cache of a common core.
 const PART_BYTES: u64 = 512 << 10;
 const DECODE_WG_SIZE: u32 = 64;
@@ -214,6 +221,7 @@ fn widths(direction: Direction, storage: Storage, many: bool) -> &'static [u32] 
     // Decoding of 4 bits along rows is shared by more rows where a lane owns fewer columns.
     match (direction, storage) {
         (Direction::Forward, Storage::Quantized { .. }) if many => &WIDTHS[1..],
+        (Direction::InputGradient, Storage::Quantized(format)) if is_narrow(format.code.block()) => &WIDTHS[1..],
         _ => &WIDTHS,
     }
 }

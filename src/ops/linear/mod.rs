@@ -246,7 +246,7 @@ impl WorkspaceQuery {
 /// rows in f16.
 pub fn panel_bytes(capabilities: &Capabilities, queries: impl IntoIterator<Item = WorkspaceQuery>) -> u64 {
     let one = |WorkspaceQuery { out_features, in_features, rank, rows }: WorkspaceQuery| {
-        let scales = Code4::ALL.map(|code| broadcast::scales_bytes(code, out_features, in_features));
+        let scales = Code4::DECODED.map(|code| broadcast::scales_bytes(code, out_features, in_features));
         let decoded = scales.into_iter().fold(rows::panel_bytes(out_features, in_features, rank), u64::max);
         let rows_f16 = cooperative::rows_f16_bytes(rows, out_features.max(in_features), rank);
         let decoded = if capabilities.cpu { decoded } else { 16 };
