@@ -53,6 +53,8 @@ mod quantized_cache;
 mod readme;
 mod ruined_runs;
 mod saved_adapter;
+#[cfg(feature = "serve")]
+mod serve;
 mod shaders;
 #[cfg(unix)]
 mod terminal;
