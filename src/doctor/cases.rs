@@ -2,7 +2,7 @@
 
 use super::subject::{RANK, Subject};
 use super::trial::{Amount, Case, Trial, added, rows_of, sample};
-use super::{attention, linear};
+use super::{attention, dora, experts, linear};
 use crate::gpu::{Capabilities, Matrix, View};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::cross_entropy::{self, LogitRange};
@@ -61,6 +61,8 @@ pub(super) fn all(subject: &Subject, capabilities: &Capabilities) -> Vec<Case> {
     };
     let mut cases = linear::all(subject, capabilities);
     cases.extend(attention::all(subject));
+    cases.extend(experts::all(subject));
+    cases.push(dora::case(subject));
     let mut add = |name: &str, [rows, cols]: [usize; 2], record: fn(&mut Trial, Sizes) -> Amount| {
         let name = format!("{name}, {rows} x {cols}");
         cases.push(Case { name, record: Box::new(move |trial| record(trial, sizes)) });

@@ -3,6 +3,8 @@
 
 mod attention;
 mod cases;
+mod dora;
+mod experts;
 mod linear;
 mod report;
 mod subject;

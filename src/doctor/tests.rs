@@ -20,6 +20,7 @@ fn subject(model_type: &str) -> Subject {
         "hidden_act": if model_type == "gemma2" { "gelu_pytorch_tanh" } else { "silu" },
         "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": (model_type == "lfm2").then_some(["conv", "full_attention"]),
         "block_auto_adjust_ff_dim": false,
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": true,
     });
     let config = ModelConfig::from_json(model_type.as_ref(), &json.to_string()).unwrap();
     Subject { name: model_type.to_owned(), config, rows: 67, quick: true }
@@ -38,8 +39,9 @@ fn checked(gpu: &Gpu, case: &Case, fault: Fault<'_>) -> Check {
 fn a_kernel_that_does_nothing_is_named() {
     for cpu in [false, true] {
         let gpu = gpu(cpu, MatrixUnits::Off);
-        // The model with convolutions has the cases of the others, and its own.
-        for case in cases::all(&subject("lfm2"), &gpu.capabilities) {
+        // The model with convolutions has the cases of the others, and its own, but for experts.
+        let cases = cases::all(&subject("lfm2"), &gpu.capabilities);
+        for case in cases.into_iter().chain(experts::all(&subject("qwen3_moe"))) {
             let mut count = 1;
             let mut at = 0;
             while at < count {
@@ -117,6 +119,7 @@ fn every_kernel_of_a_step_is_right_and_has_a_check() {
         ("llama", false, MatrixUnits::On),
         ("gemma2", true, MatrixUnits::Off),
         ("lfm2", true, MatrixUnits::Off),
+        ("qwen3_moe", false, MatrixUnits::Off),
     ];
     for (model_type, cpu, matrix_units) in all {
         let (gpu, subject) = (gpu(cpu, matrix_units), subject(model_type));

@@ -169,10 +169,10 @@ pub fn magnitude_gradient(rec: &mut Recorder, dy: Matrix, u: Matrix, inverses: V
 }
 
 /// The formulas in plain loops, in f64, from the full weight.
-#[cfg(test)]
-mod twin {
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) mod twin {
     /// A layer: `w [out, in]`, `a [rank, in]`, `b [out, rank]`.
-    pub(super) struct Layer<'a> {
+    pub(crate) struct Layer<'a> {
         pub w: &'a [f64],
         pub a: &'a [f64],
         pub b: &'a [f64],
@@ -187,7 +187,7 @@ mod twin {
         }
 
         /// `W + s B A`.
-        pub(super) fn merged(&self) -> Vec<f64> {
+        pub(crate) fn merged(&self) -> Vec<f64> {
             let (inputs, rank) = (self.inputs, self.rank);
             let product = |i: usize| -> f64 {
                 (0..rank).map(|k| self.b[i / inputs * rank + k] * self.a[k * inputs + i % inputs]).sum()
@@ -195,13 +195,13 @@ mod twin {
             (0..self.w.len()).map(|i| self.w[i] + self.scale * product(i)).collect()
         }
 
-        pub(super) fn row_norms(&self) -> Vec<f64> {
+        pub(crate) fn row_norms(&self) -> Vec<f64> {
             let norm = |row: &[f64]| row.iter().map(|v| v * v).sum::<f64>().sqrt();
             self.merged().chunks_exact(self.inputs).map(norm).collect()
         }
 
         /// `u`, the output before the magnitudes, of rows of inputs.
-        pub(super) fn direction(&self, x: &[f64]) -> Vec<f64> {
+        pub(crate) fn direction(&self, x: &[f64]) -> Vec<f64> {
             let merged = self.merged();
             let row = |x: &[f64]| -> Vec<f64> {
                 let dot = |w: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum();
@@ -211,12 +211,12 @@ mod twin {
         }
 
         /// `m/n * u` with norms that are given, since they are constants to the gradient.
-        pub(super) fn forward(&self, x: &[f64], m: &[f64], norms: &[f64]) -> Vec<f64> {
+        pub(crate) fn forward(&self, x: &[f64], m: &[f64], norms: &[f64]) -> Vec<f64> {
             let out = self.outputs();
             self.direction(x).iter().enumerate().map(|(i, u)| m[i % out] / norms[i % out] * u).collect()
         }
 
-        pub(super) fn magnitude_gradient(&self, x: &[f64], dy: &[f64], norms: &[f64]) -> Vec<f64> {
+        pub(crate) fn magnitude_gradient(&self, x: &[f64], dy: &[f64], norms: &[f64]) -> Vec<f64> {
             let (u, out) = (self.direction(x), self.outputs());
             let mut gradient = vec![0.0; out];
             for (i, (dy, u)) in dy.iter().zip(&u).enumerate() {

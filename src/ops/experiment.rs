@@ -2,7 +2,7 @@
 //! doctor use it.
 
 use crate::gpu::{Category, Matrix, MemoryPlan, View};
-use crate::ops::weight::{Weight, twin};
+use crate::ops::weight::{Panel, Weight, twin};
 use crate::quant::format::{Format4, Storage};
 use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
@@ -97,6 +97,38 @@ impl Experiment {
             held.extend(stored.held);
         }
         (weight, held)
+    }
+
+    /// Weights `[rows, cols]` of a layer's experts, one behind the other, and the values that they hold.
+    pub(crate) fn expert_weights(
+        &mut self,
+        storage: Storage,
+        experts: usize,
+        [rows, cols]: [usize; 2],
+    ) -> (Vec<Weight>, Vec<Vec<f64>>) {
+        let scale = 1.0 / (cols as f64).sqrt();
+        let (mut all, mut held) = (Vec::new(), Vec::new());
+        let stored: Vec<Stored> = (0..experts)
+            .map(|_| Stored::of(storage, &self.normal(rows * cols).iter().map(|v| scale * v).collect::<Vec<_>>()))
+            .collect();
+        let mut places = |of: fn(&Stored) -> &Vec<u32>| {
+            let bytes = (4 * of(&stored[0]).len() as u64).next_multiple_of(256);
+            let whole = (bytes > 0).then(|| self.plan.alloc(Category::Workspace, "experts", bytes * experts as u64))?;
+            let place = |i: usize| whole.slice(bytes * i as u64, bytes);
+            let places: Vec<_> = (0..experts).map(place).collect();
+            places.iter().zip(&stored).for_each(|(view, stored)| self.fill(*view, of(stored)));
+            Some(places)
+        };
+        let (data, absmax, nested) = (places(|s| &s.data), places(|s| &s.absmax), places(|s| &s.nested));
+        for (i, stored) in stored.into_iter().enumerate() {
+            let [data, absmax, nested] =
+                [&data, &absmax, &nested].map(|places| places.as_ref().map(|places| places[i]));
+            let panel = Panel { first_row: 0, rows: rows as u32, data: data.expect("values"), absmax, nested };
+            let (out_features, in_features) = (rows as u32, cols as u32);
+            all.push(Weight { storage, out_features, in_features, panels: vec![panel], bias: None });
+            held.push(stored.held);
+        }
+        (all, held)
     }
 }
 

@@ -13,8 +13,8 @@ mod choice;
 mod product;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod twin;
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) mod twin;
 
 pub use choice::{Choice, Tables};
 use choice::{NONE, PARTS, TILE};

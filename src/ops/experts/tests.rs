@@ -1,38 +1,10 @@
 use super::twin::{self, Layer};
 use super::*;
-use crate::gpu::Category;
-use crate::ops::testing::{Lab, Stored, assert_close, assert_gradient};
-use crate::ops::weight::{Panel, Weight};
+use crate::ops::testing::{Lab, assert_close, assert_gradient};
 use crate::quant::format::{Code4, Float, Storage};
 
 fn choice(experts: u32, top: u32, normalized: bool) -> Choice {
     Choice { experts, top, normalized }
-}
-
-/// Weights of `[rows, cols]` one behind the other, with the values that they hold.
-fn weights(lab: &mut Lab, storage: Storage, experts: usize, [rows, cols]: [usize; 2]) -> (Vec<Weight>, Vec<Vec<f64>>) {
-    let scale = 1.0 / (cols as f64).sqrt();
-    let (mut all, mut held) = (Vec::new(), Vec::new());
-    let stored: Vec<Stored> = (0..experts)
-        .map(|_| Stored::of(storage, &lab.normal(rows * cols).iter().map(|v| scale * v).collect::<Vec<_>>()))
-        .collect();
-    let mut places = |of: fn(&Stored) -> &Vec<u32>| {
-        let bytes = (4 * of(&stored[0]).len() as u64).next_multiple_of(256);
-        let whole = (bytes > 0).then(|| lab.plan.alloc(Category::Workspace, "experts", bytes * experts as u64))?;
-        let place = |i: usize| whole.slice(bytes * i as u64, bytes);
-        let places: Vec<_> = (0..experts).map(place).collect();
-        places.iter().zip(&stored).for_each(|(view, stored)| lab.fill(*view, of(stored)));
-        Some(places)
-    };
-    let (data, absmax, nested) = (places(|s| &s.data), places(|s| &s.absmax), places(|s| &s.nested));
-    for (i, stored) in stored.into_iter().enumerate() {
-        let [data, absmax, nested] = [&data, &absmax, &nested].map(|places| places.as_ref().map(|places| places[i]));
-        let panel = Panel { first_row: 0, rows: rows as u32, data: data.expect("values"), absmax, nested };
-        let (out_features, in_features) = (rows as u32, cols as u32);
-        all.push(Weight { storage, out_features, in_features, panels: vec![panel], bias: None });
-        held.push(stored.held);
-    }
-    (all, held)
 }
 
 struct Case {
@@ -54,9 +26,9 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
         lab.capabilities.max_binding_bytes = binding;
     }
     let (experts, of) = (choice.experts as usize, (choice, rows as u32));
-    let (gate, gate_values) = weights(&mut lab, storage, experts, [inner, hidden]);
-    let (up, up_values) = weights(&mut lab, storage, experts, [inner, hidden]);
-    let (down, down_values) = weights(&mut lab, storage, experts, [hidden, inner]);
+    let (gate, gate_values) = lab.expert_weights(storage, experts, [inner, hidden]);
+    let (up, up_values) = lab.expert_weights(storage, experts, [inner, hidden]);
+    let (down, down_values) = lab.expert_weights(storage, experts, [hidden, inner]);
     let values = gate_values.into_iter().zip(up_values).zip(down_values).map(|((g, u), d)| [g, u, d]).collect();
     let layer = Layer { choice, hidden, weights: values };
     let (x, mut logits, dy) = (lab.normal(rows * hidden), lab.normal(rows * experts), lab.normal(rows * hidden));
@@ -155,7 +127,7 @@ fn the_bits_of_a_row_do_not_depend_on_the_others() {
     for rows in [1, 2, 40] {
         let choice = choice(8, 3, true);
         let mut lab = Lab::for_cpu(true);
-        let (weights, _) = weights(&mut lab, F32, 8, [20, 24]);
+        let (weights, _) = lab.expert_weights(F32, 8, [20, 24]);
         let x = lab.normal(40 * 24);
         let logits = lab.normal(40 * 8);
         let (x, logits) = (lab.matrix(rows, 24, &x[..rows * 24]), lab.matrix(rows, 8, &logits[..rows * 8]));

@@ -3,7 +3,7 @@
 use super::Choice;
 use crate::ops::glu::{self, Activation};
 
-pub(super) fn softmax(logits: &[f64], experts: usize) -> Vec<f64> {
+pub(crate) fn softmax(logits: &[f64], experts: usize) -> Vec<f64> {
     let row = |row: &[f64]| -> Vec<f64> {
         let highest = row.iter().copied().fold(f64::MIN, f64::max);
         let total: f64 = row.iter().map(|z| (z - highest).exp()).sum();
@@ -13,7 +13,7 @@ pub(super) fn softmax(logits: &[f64], experts: usize) -> Vec<f64> {
 }
 
 /// The experts of each row and their weights, the largest first.
-pub(super) fn choose(probabilities: &[f64], choice: Choice) -> (Vec<usize>, Vec<f64>) {
+pub(crate) fn choose(probabilities: &[f64], choice: Choice) -> (Vec<usize>, Vec<f64>) {
     let (mut chosen, mut weights) = (Vec::new(), Vec::new());
     for row in probabilities.chunks(choice.experts as usize) {
         let mut order: Vec<usize> = (0..row.len()).collect();
@@ -27,7 +27,7 @@ pub(super) fn choose(probabilities: &[f64], choice: Choice) -> (Vec<usize>, Vec<
 }
 
 /// The gradient of the router's logits from the share of each pair.
-pub(super) fn route_backward(probabilities: &[f64], shares: &[f64], choice: Choice) -> Vec<f64> {
+pub(crate) fn route_backward(probabilities: &[f64], shares: &[f64], choice: Choice) -> Vec<f64> {
     let (chosen, weights) = choose(probabilities, choice);
     let (experts, top) = (choice.experts as usize, choice.top as usize);
     let mut gradient = vec![0.0; probabilities.len()];
@@ -47,18 +47,18 @@ pub(super) fn route_backward(probabilities: &[f64], shares: &[f64], choice: Choi
 }
 
 /// `x W^T` of one row.
-pub(super) fn product(x: &[f64], w: &[f64]) -> Vec<f64> {
+pub(crate) fn product(x: &[f64], w: &[f64]) -> Vec<f64> {
     w.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
 }
 
 /// `dy W` of one row.
-pub(super) fn transposed(dy: &[f64], w: &[f64]) -> Vec<f64> {
+pub(crate) fn transposed(dy: &[f64], w: &[f64]) -> Vec<f64> {
     let inputs = w.len() / dy.len();
     (0..inputs).map(|k| dy.iter().enumerate().map(|(o, d)| d * w[o * inputs + k]).sum()).collect()
 }
 
 /// The weights of a layer's experts, in the order gate, up, down.
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub choice: Choice,
     pub hidden: usize,
     pub weights: Vec<[Vec<f64>; 3]>,
@@ -74,7 +74,7 @@ impl Layer {
     }
 
     /// The sum of each row's experts.
-    pub(super) fn forward(&self, x: &[f64], logits: &[f64]) -> Vec<f64> {
+    pub(crate) fn forward(&self, x: &[f64], logits: &[f64]) -> Vec<f64> {
         let top = self.choice.top as usize;
         let (chosen, weights) = choose(&softmax(logits, self.choice.experts as usize), self.choice);
         let mut y = vec![0.0; x.len()];
@@ -90,7 +90,7 @@ impl Layer {
     }
 
     /// The gradients of x, through the experts alone, and of the logits.
-    pub(super) fn backward(&self, x: &[f64], logits: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    pub(crate) fn backward(&self, x: &[f64], logits: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let top = self.choice.top as usize;
         let probabilities = softmax(logits, self.choice.experts as usize);
         let (chosen, weights) = choose(&probabilities, self.choice);
