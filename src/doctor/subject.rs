@@ -27,14 +27,16 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// The names of the kernels in steps of this model: QLoRA, LoRA, and full training.
+    /// The names of the kernels in steps of this model: QLoRA, LoRA, and full training where the model allows it.
     ///
     /// # Errors
     /// A model that cannot be planned.
     pub(super) fn kernels(&self, capabilities: Capabilities) -> Result<BTreeSet<&'static str>> {
         // Two layers of every kind have the kernels of all, and a plan of a few rows those of many.
         let mut found = BTreeSet::new();
-        for method in [Method::Qlora, Method::Lora, Method::Full] {
+        // Experts cannot be trained themselves.
+        let full = Some(Method::Full).filter(|_| self.config.experts.is_none());
+        for method in [Method::Qlora, Method::Lora].into_iter().chain(full) {
             let settings = RunSettings { method, ..RunSettings::default() };
             let modules = match method {
                 Method::Full => Vec::new(),
