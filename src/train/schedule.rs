@@ -94,11 +94,12 @@ impl Decay {
             Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
             Schedule::CosineWithRestarts => half_cosine((self.num_cycles as f64 * progress).fract()).max(0.0),
             Schedule::WarmupStableDecay => {
-                let begin = steps.saturating_sub(self.num_decay_steps).max(warmup);
-                if step < begin {
+                // A decay that is longer than the rest after the warm-up begins within itself.
+                let since_begin = (step + self.num_decay_steps) as f64 - steps as f64;
+                if since_begin < 0.0 {
                     return 1.0;
                 }
-                let progress = ((step - begin) as f64 / self.num_decay_steps.max(1) as f64).min(1.0);
+                let progress = (since_begin / self.num_decay_steps.max(1) as f64).min(1.0);
                 above(match self.decay_type {
                     DecayType::Cosine => half_cosine(progress),
                     DecayType::Linear => 1.0 - progress,
@@ -164,7 +165,7 @@ mod tests {
         let other = |decay_type| Decay { decay_type, num_decay_steps: 6, ..decay(Schedule::WarmupStableDecay, 0) };
         assert_factors(other(DecayType::Linear), 10, &[(3, 1.0), (4, 1.0), (5, 5.0 / 6.0), (9, 1.0 / 6.0)]);
         assert_factors(other(DecayType::OneMinusSqrt), 10, &[(5, 0.591751709536137), (8, 0.18350341907227397)]);
-        // A decay that is longer than the run begins after the warm-up.
-        assert_factors(Decay { num_decay_steps: 40, ..decay(Schedule::WarmupStableDecay, 4) }, 20, &[(4, 1.0)]);
+        let long = Decay { num_decay_steps: 40, ..decay(Schedule::WarmupStableDecay, 4) };
+        assert_factors(long, 20, &[(3, 0.75), (4, 0.3454915028125263), (20, 0.0)]);
     }
 }
