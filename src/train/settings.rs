@@ -647,7 +647,7 @@ impl RunSettings {
         })
     }
 
-    /// Parameters of an objective are for those that have them, and pairs are not split.
+    /// Parameters of a schedule are for those that have them.
     fn check_schedule(&self) -> Result<()> {
         use Schedule::{Cosine, CosineWithRestarts, WarmupStableDecay};
         let parameters: [(&'static str, bool, &[Schedule]); 4] = [
@@ -681,6 +681,7 @@ impl RunSettings {
         }
     }
 
+    /// Parameters of an objective are for those that have them, and pairs are not split.
     fn check_objective(&self) -> Result<()> {
         use ObjectiveChoice::{Dpo, Ipo, Kto, Orpo, Rpo, Sft, Simpo};
         let parameters: [(&'static str, bool, &[ObjectiveChoice]); 6] = [

@@ -37,7 +37,7 @@ export const DEFAULT_HUB = "https://huggingface.co";
 
 const METHODS = ["qlora", "lora"] as const;
 const OPTIMIZERS = ["adamw", "adamw8bit"] as const;
-const SCHEDULES = ["constant", "linear", "cosine"] as const;
+const SCHEDULES = ["constant", "linear", "cosine", "warmup-stable-decay"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
 const ON_LONG = ["auto", "refuse", "truncate", "drop", "split"] as const;
 const LONGEST_TEXT = 200;

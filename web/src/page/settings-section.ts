@@ -55,6 +55,7 @@ export function settingsSection(app: App): SettingsSection {
       picked(app, "schedule", [
         ["linear", "Linear"],
         ["cosine", "Cosine"],
+        ["warmup-stable-decay", "Constant, then decay (WSD)"],
         ["constant", "Constant"],
       ]),
       picked(app, "optim", [
