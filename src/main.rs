@@ -32,7 +32,9 @@ fn main() -> ExitCode {
     if let Some(ended) = error.downcast_ref::<cli::Ended>() {
         return ExitCode::from(ended.status());
     }
-    eprintln!("error: {}{}", cli::whose(), cli::shown(&error));
+    // In one piece, since other processes of a run write to the same terminal.
+    let line = format!("error: {}{}\n", cli::whose(), cli::shown(&error));
+    eprint!("{line}");
     cli::leave();
     ExitCode::FAILURE
 }
