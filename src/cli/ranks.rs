@@ -6,7 +6,9 @@ use std::thread;
 use loraine::gpu::{Gpu, TuneOptions};
 use loraine::train::event::{Control, Event, Outcome};
 use loraine::train::group::{Group, Share};
-use loraine::train::prepare::{PreparedRun, prepare};
+use loraine::train::prepare::PreparedRun;
+#[cfg(feature = "mpi")]
+use loraine::train::prepare::prepare;
 use loraine::train::run::{self, Start};
 #[cfg(feature = "mpi")]
 use loraine::train::settings::RunSettings;
@@ -109,17 +111,17 @@ impl Ranks {
             let gpu = processes.gpu.open_tuned(device.tuning())?;
             pollster::block_on(worker::work(prepared, gpu, Group::new(processes.mpi.transport())))?;
         }
-        self.finish()
+        self.finish();
+        Ok(())
     }
 
     /// Parts from the other processes, after the run.
-    pub fn finish(self) -> anyhow::Result<()> {
+    pub fn finish(self) {
         match self {
             Self::Threads(_) => {}
             #[cfg(feature = "mpi")]
             Self::Processes(processes) => processes.finish(),
         }
-        Ok(())
     }
 }
 
@@ -134,14 +136,12 @@ fn on_threads(
 ) -> anyhow::Result<(Outcome, Option<Ended>)> {
     let mut places = threads::connect(others.len() + 1).into_iter();
     let group = places.next().map(|place| Group::new(place).with_share(share));
-    let settings = &prepared.settings.clone();
     thread::scope(|scope| {
-        let work = |gpu: Gpu, place: threads::Thread| {
-            let mut group = Group::new(place);
-            let prepared = prepare(settings.clone()).inspect_err(|error| group.fail(error))?;
-            pollster::block_on(worker::work(prepared, gpu, group))
+        let spawn = |(gpu, place): (Gpu, threads::Thread)| {
+            let prepared = prepared.clone();
+            scope.spawn(move || pollster::block_on(worker::work(prepared, gpu, Group::new(place))))
         };
-        let workers: Vec<_> = others.zip(places).map(|(gpu, place)| scope.spawn(move || work(gpu, place))).collect();
+        let workers: Vec<_> = others.zip(places).map(spawn).collect();
         // An error of a worker ends the first rank too, with the worker's sentence.
         let result = run_shown(prepared, first, group, start, view);
         for worker in workers {

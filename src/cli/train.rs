@@ -563,7 +563,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     }
     #[cfg(feature = "mpi")]
     if !ranks.is_first() {
-        return if args.dry_run { ranks.finish() } else { ranks.follow(settings, &args.device) };
+        if !args.dry_run {
+            return ranks.follow(settings, &args.device);
+        }
+        ranks.finish();
+        return Ok(());
     }
     let mut view = RunView::new(args.json);
     view.phase("reading", "reading the model's files and the data");
@@ -583,7 +587,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         let steps = counted(prepared.steps as u64, "step");
         view.say(format!("dry run: {steps} planned, nothing was trained or written"));
         view.finish();
-        return ranks.finish();
+        ranks.finish();
+        return Ok(());
     }
     view.phase("opening", if ranks.count() > 1 { "opening the GPUs" } else { "opening the GPU" });
     let gpus = ranks.open(args.device.tuning())?;
@@ -602,7 +607,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         view.profile(profile);
     }
     view.summary(&outcome, &out, full, &next);
-    ranks.finish()?;
+    ranks.finish();
     ended.map_or(Ok(()), |ended| Err(ended.into()))
 }
 

@@ -48,6 +48,7 @@ const REGION_BEGIN: char = '\u{10fff0}';
 const REGION_END: char = '\u{10fff1}';
 
 /// A compiled template with the special tokens that it may use.
+#[derive(Clone)]
 pub struct ChatTemplate {
     main: Compiled,
     /// Separate template for conversations with tools, which some models have.
@@ -59,6 +60,7 @@ pub struct ChatTemplate {
     wants_parts: OnceLock<bool>,
 }
 
+#[derive(Clone)]
 struct Compiled {
     environment: Environment<'static>,
     text: String,

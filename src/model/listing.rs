@@ -227,7 +227,7 @@ impl Entry {
         }
     }
 
-    /// The same tensor under another name.
+    /// This tensor under another name.
     pub(crate) fn renamed(self, name: String) -> Self {
         match self {
             Self::Float(info) => Self::Float(TensorInfo { name, ..info }),
@@ -260,7 +260,7 @@ impl Entry {
 }
 
 /// The tensors that a model's files hold, by name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Listing {
     /// The file that lists the tensors, for messages.
     pub path: PathBuf,

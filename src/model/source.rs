@@ -27,7 +27,7 @@ pub struct CacheSettings {
 }
 
 /// A Hugging Face model directory, or a GGUF file, that was opened and checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// The directory or the GGUF file, as the caller named it.
     pub dir: PathBuf,

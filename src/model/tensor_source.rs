@@ -49,7 +49,7 @@ fn rename(listing: &mut Listing, from: &str, to: &str) {
 }
 
 /// The tensors of a model directory; their data stay on disk until they are read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TensorSource {
     listing: Listing,
     /// The names in the files of the tensors that are listed under another.

@@ -46,7 +46,7 @@ const MAX_HELD_OUT: usize = 64;
 const MIN_TO_HOLD_OUT: usize = 20;
 
 /// Log-probabilities of both answers of each preference.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct References {
     train: Vec<[f64; 2]>,
     eval: Vec<[f64; 2]>,
@@ -76,6 +76,7 @@ pub enum Validation {
 }
 
 /// A run whose settings, model files and data were read and checked, before a device is opened.
+#[derive(Clone)]
 pub struct PreparedRun {
     /// The settings; rank, alpha and rslora are those of `init_adapter` where the run starts from one.
     pub settings: RunSettings,

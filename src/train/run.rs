@@ -166,9 +166,7 @@ async fn attempt(
     if prepared.settings.tensorboard {
         output.add_tensorboard()?;
     }
-    engine.objective = prepared.settings.objective();
-    engine.write_adapter(&prepared.initial);
-    prepared.add_references(&mut engine, |done, total| listen(Event::Phase(Phase::Evaluating { done, total }))).await?;
+    take_up(prepared, &mut engine, |done, total| listen(Event::Phase(Phase::Evaluating { done, total }))).await?;
     engine.profile = start.profile.then(Profile::default);
     engine.group = group;
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
@@ -283,6 +281,17 @@ pub(super) async fn open_engine(
     };
     record.kernels = engine.plan.shared.autotune.lines();
     Ok((engine, record))
+}
+
+/// Gives an opened engine the objective, the initial values and the log-probabilities that the objective compares with.
+pub(super) async fn take_up(
+    prepared: &mut PreparedRun,
+    engine: &mut Engine,
+    progress: impl FnMut(usize, usize),
+) -> Result<()> {
+    engine.objective = prepared.settings.objective();
+    engine.write_adapter(&prepared.initial);
+    prepared.add_references(engine, progress).await
 }
 
 /// Sets the trained values, to those of the checkpoint or to the initial ones, and gives the state that the run starts in.

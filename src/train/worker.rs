@@ -1,5 +1,6 @@
 //! A rank of a group other than the first: it computes its share of each step and of each evaluation, and keeps nothing.
 
+use super::engine::Engine;
 use super::group::{Group, Work};
 use super::joining::check_same;
 use super::prepare::PreparedRun;
@@ -12,24 +13,7 @@ use crate::gpu::Gpu;
 /// # Errors
 /// A rank that trains something else or has ended, out of memory, or a failing device. The other ranks are told.
 pub async fn work(mut prepared: PreparedRun, gpu: Gpu, mut group: Group) -> Result<()> {
-    if let Err(error) = check_same(&mut group, &prepared) {
-        group.fail(&error);
-        return Err(error);
-    }
-    let opened = run::open_engine(&prepared, gpu, &mut |_| ()).await;
-    let (mut engine, _) = match opened {
-        Ok(opened) => opened,
-        Err(error) => {
-            group.fail(&error);
-            return Err(error);
-        }
-    };
-    engine.objective = prepared.settings.objective();
-    engine.write_adapter(&prepared.initial);
-    if let Err(error) = prepared.add_references(&mut engine, |_, _| ()).await {
-        group.fail(&error);
-        return Err(error);
-    }
+    let mut engine = open(&mut prepared, gpu, &mut group).await.inspect_err(|error| group.fail(error))?;
     engine.group = Some(group);
     let result = follow(&mut prepared, &mut engine).await;
     if let (Err(error), Some(group)) = (&result, &mut engine.group) {
@@ -38,8 +22,16 @@ pub async fn work(mut prepared: PreparedRun, gpu: Gpu, mut group: Group) -> Resu
     result
 }
 
+/// Joins the group and opens the engine.
+async fn open(prepared: &mut PreparedRun, gpu: Gpu, group: &mut Group) -> Result<Engine> {
+    check_same(group, prepared)?;
+    let (mut engine, _) = run::open_engine(prepared, gpu, &mut |_| ()).await?;
+    run::take_up(prepared, &mut engine, |_, _| ()).await?;
+    Ok(engine)
+}
+
 /// Does the work that the first rank announces.
-async fn follow(prepared: &mut PreparedRun, engine: &mut super::engine::Engine) -> Result<()> {
+async fn follow(prepared: &mut PreparedRun, engine: &mut Engine) -> Result<()> {
     let eval_batches = prepared.eval_batches();
     let seed = prepared.settings.seed;
     loop {
