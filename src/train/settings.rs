@@ -656,17 +656,7 @@ impl RunSettings {
             ("num-decay-steps", self.num_decay_steps.is_some(), &[WarmupStableDecay]),
             ("decay-type", self.decay_type.is_some(), &[WarmupStableDecay]),
         ];
-        let schedule = Key("schedule");
-        for (name, given, schedules) in parameters {
-            if given && !schedules.contains(&self.schedule) {
-                let key = Key(name);
-                let fitting: Vec<String> = schedules.iter().map(|fitting| schedule.is(fitting.name())).collect();
-                let own = schedule.is(self.schedule.name());
-                let problem = format!("{key} has no use with {own}; it is for {}", fitting.join(" and "));
-                return Err(Error::setting(key, problem));
-            }
-        }
-        Ok(())
+        check_use(self.schedule, &parameters, |schedule| Key("schedule").is(schedule.name()))
     }
 
     /// The schedule of a run of `steps` optimizer steps, with its parameters.
@@ -692,15 +682,7 @@ impl RunSettings {
             ("desirable-weight", self.desirable_weight.is_some(), &[Kto]),
             ("undesirable-weight", self.undesirable_weight.is_some(), &[Kto]),
         ];
-        for (name, given, objectives) in parameters {
-            if given && !objectives.contains(&self.objective) {
-                let key = Key(name);
-                let fitting: Vec<String> = objectives.iter().map(|choice| OBJECTIVE.is(choice.name())).collect();
-                let own = OBJECTIVE.is(self.objective.name());
-                let problem = format!("{key} has no use with {own}; it is for {}", fitting.join(", "));
-                return Err(Error::setting(key, problem));
-            }
-        }
+        check_use(self.objective, &parameters, |objective| OBJECTIVE.is(objective.name()))?;
         if self.objective != Sft && self.data_format.on_long == OnLong::Split {
             let (split, own) = (ON_LONG.is("split"), OBJECTIVE.is(self.objective.name()));
             let (truncate, drop) = (ON_LONG.is("truncate"), ON_LONG.is("drop"));
@@ -786,6 +768,23 @@ impl RunSettings {
             loraplus_lr_ratio: self.loraplus_lr_ratio.unwrap_or(1.0),
         }
     }
+}
+
+/// Refuses parameters that are given though `own` has no use for them. Each has its key, whether it is given, and those that use it.
+fn check_use<T: Copy + PartialEq>(
+    own: T,
+    parameters: &[(&'static str, bool, &[T])],
+    shown: impl Fn(T) -> String,
+) -> Result<()> {
+    for (name, given, users) in parameters {
+        if *given && !users.contains(&own) {
+            let key = Key(name);
+            let fitting: Vec<String> = users.iter().map(|user| shown(*user)).collect();
+            let problem = format!("{key} has no use with {}; it is for {}", shown(own), fitting.join(", "));
+            return Err(Error::setting(key, problem));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
