@@ -8,7 +8,7 @@ use crate::ops::attention::{self, Gradients, Operands, Shape, twin};
 const MAX_ROWS: usize = 256;
 const BOUND: f64 = 1e-5;
 
-/// What a case passes through.
+/// The part of attention that a case checks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pass {
     Forward,

@@ -46,7 +46,7 @@ pub struct Check {
     pub error: Option<f64>,
     /// The bound of that error.
     pub bound: f64,
-    /// What is wrong; empty if nothing is.
+    /// The faults, as sentences; empty if there are none.
     pub problem: String,
     /// The time of one run in milliseconds; 0 without a measurement.
     pub ms: f64,
@@ -103,7 +103,7 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Kernels of this model's steps that no case has.
     pub unchecked: Vec<String>,
-    /// What a reader should know first: faults, then what is slow, then what may be so by the machine's set-up.
+    /// The lines that a reader should see first: faults, then what is slow, then what may be so by the machine's set-up.
     pub findings: Vec<String>,
 }
 

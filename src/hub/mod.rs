@@ -32,7 +32,7 @@ pub struct HubModel {
     pub id: String,
     /// A branch, a tag or a commit.
     pub revision: String,
-    /// What the repository holds.
+    /// The kind of content of the repository.
     pub kind: RepoKind,
 }
 

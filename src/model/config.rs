@@ -48,7 +48,7 @@ pub struct ModelConfig {
     pub experts: Option<Experts>,
     /// The short convolutions of layers that have one in place of attention; `None` where no layer has.
     pub convolutions: Option<Convolutions>,
-    /// What layers of Gemma 4 have beside; `None` in other families.
+    /// The additions of Gemma 4's layers; `None` in other families.
     pub gemma4: Option<Gemma4>,
     /// Number of decoder layers, `num_hidden_layers`.
     pub num_layers: usize,
@@ -279,7 +279,7 @@ impl ModelConfig {
         self.experts.as_ref().filter(|experts| experts.layers[layer])
     }
 
-    /// What the model has that cannot be trained itself; None where all of it can.
+    /// The part of the model that cannot be trained itself; None where all of it can.
     pub fn frozen_parts(&self) -> Option<&'static str> {
         match (&self.experts, &self.gemma4) {
             (Some(_), _) => Some("experts"),

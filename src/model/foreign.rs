@@ -15,7 +15,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// What a directory without `config.json` holds instead of a model; None where it cannot be told.
+/// The kind of files that a directory without `config.json` holds instead of a model; None where it cannot be told.
 pub fn instead_of_a_model(dir: &Path) -> Option<String> {
     let names = names(dir);
     let has = |name: &str| names.iter().any(|other| other == name);

@@ -66,7 +66,7 @@ pub(crate) fn architecture_of(file: &GgufFile) -> Result<Architecture> {
 /// The architecture as which llama.cpp knows a family of transformers; None where it is not written.
 pub(crate) fn architecture_for(family: &Family) -> Option<Architecture> {
     let model_type = match family.model_type {
-        // The same graph, whose window llama.cpp does not use.
+        // llama.cpp runs the graph of `llama` for it too, without its window.
         "mistral" => "llama",
         "olmo3" => "olmo2",
         other => other,
@@ -266,7 +266,7 @@ impl Keys<'_> {
     }
 }
 
-/// What the tensors of a file are told apart by.
+/// The family and the counts by which tensor names and shapes of a file are read.
 #[derive(Clone, Debug)]
 pub(crate) struct DecoderShape {
     pub architecture: Architecture,

@@ -41,7 +41,7 @@ enum Rule {
     Gpt2,
     /// GPT-2's words, and every digit alone.
     DigitsAndGpt2,
-    /// What the expression finds.
+    /// The pieces that the expression finds.
     Words(fn() -> String),
 }
 

@@ -34,7 +34,7 @@ pub struct NormConstants {
     pub gain_offset: f32,
 }
 
-/// What is added to the residual stream before a norm.
+/// The addition to the residual stream before a norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Residual {
     /// The residual stream, `[rows, cols]`.

@@ -81,7 +81,7 @@ impl Chance {
     }
 }
 
-/// What a turn added to a text.
+/// The addition of a turn to a text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct News {
     /// New text; empty while a prompt is computed, and while a character or a stop string is incomplete.

@@ -34,7 +34,7 @@ use super::guard::Guard;
 /// Time between comments that keep a stream open while its prompt is computed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// What all requests share.
+/// The state that all requests share.
 pub struct Shared {
     service: Service,
     guard: Guard,
