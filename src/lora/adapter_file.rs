@@ -138,8 +138,9 @@ fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig 
     let mut others = Vec::new();
     for module in modules.iter().filter(|module| module.is_adapted()) {
         match module.place {
-            Place::Layer(layer, _) => adapted.push((layer, module.path)),
-            Place::Embedding | Place::Head => others.push(module.name().replace('.', r"\.")),
+            Place::Layer(layer, _) if !module.is_of_all_layers() => adapted.push((layer, module.path)),
+            _ if module.shares_a => {}
+            _ => others.push(module.name().replace('.', r"\.")),
         }
     }
     for layer in adapted.chunk_by(|a, b| a.0 == b.0) {
@@ -205,7 +206,7 @@ fn model_card(config: &LoraConfig, modules: &[LoraModule]) -> String {
         base.map_or("its base model".to_owned(), |base| format!("`{base}`")),
         config.r,
         config.lora_alpha,
-        modules.len()
+        modules.iter().filter(|module| !module.shares_a).count()
     );
     card + LOADING
 }

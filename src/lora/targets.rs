@@ -7,6 +7,7 @@ use fancy_regex::{Regex, RegexBuilder};
 use super::config::{Bias, ExcludeModules, LoraConfig, MAX_RANK, TargetModules};
 use super::factor::Factor;
 use crate::model::config::ModelConfig;
+use crate::model::gemma4;
 use crate::model::modules::{self, Projection};
 use crate::model::tensors::modules_without_projections;
 use crate::model::wrapper::in_decoder;
@@ -56,9 +57,14 @@ impl LoraModule {
     /// Name of the module in the base model, such as `model.layers.N.self_attn.q_proj`.
     pub fn name(&self) -> String {
         match self.place {
-            Place::Layer(layer, _) => module_name(self.decoder, layer, self.path),
-            Place::Embedding | Place::Head => in_decoder(self.decoder, self.path),
+            Place::Layer(layer, _) if !self.is_of_all_layers() => module_name(self.decoder, layer, self.path),
+            _ => in_decoder(self.decoder, self.path),
         }
+    }
+
+    /// True for a part of the linear layer that computes the embeddings of every layer; in the files it stands beside the layers.
+    pub fn is_of_all_layers(&self) -> bool {
+        matches!(self.place, Place::Layer(_, Projection::LayerEmbedding))
     }
 
     /// A name that no other module has: parts of a fused layer have one in [`Self::name`].
@@ -266,13 +272,18 @@ struct Choice<'a> {
 impl Choice<'_> {
     /// Every place of the model that may have trained tensors.
     fn places(&self) -> impl Iterator<Item = Place> {
-        let layers = (0..self.model.num_layers)
-            .flat_map(|layer| Projection::ALL.map(|projection| (layer, projection)))
+        let layers = 0..self.model.num_layers;
+        // The parts of one linear layer are neighbors.
+        let of_all_layers = layers.clone().map(|layer| (layer, Projection::LayerEmbedding));
+        let of_one = Projection::ALL.into_iter().filter(|projection| *projection != Projection::LayerEmbedding);
+        let of_layers = layers.flat_map(move |layer| of_one.clone().map(move |projection| (layer, projection)));
+        let places = of_all_layers
+            .chain(of_layers)
             .filter(|(layer, projection)| {
                 adaptable(self.model, *projection) && self.model.has_projection(*layer, *projection)
             })
             .map(|(layer, projection)| Place::Layer(layer, projection));
-        std::iter::once(Place::Embedding).chain(layers).chain([Place::Head])
+        std::iter::once(Place::Embedding).chain(places).chain([Place::Head])
     }
 
     /// The module at a place, of which nothing is trained yet.
@@ -283,10 +294,15 @@ impl Choice<'_> {
             Place::Head => (modules::HEAD, [model.vocab_size, model.hidden_size]),
             Place::Layer(layer, projection) => {
                 let (outputs, inputs) = model.layer_shape(layer, projection);
-                (model.path(projection), [outputs, inputs])
+                let path = match projection {
+                    Projection::LayerEmbedding => gemma4::MODEL_PROJECTION,
+                    _ => model.path(projection),
+                };
+                (path, [outputs, inputs])
             }
         };
         let shares_a = match place {
+            Place::Layer(layer, Projection::LayerEmbedding) => layer > 0,
             Place::Layer(_, projection) => model.fused(projection).is_some_and(|fused| fused.parts[0] != projection),
             Place::Embedding | Place::Head => false,
         };
@@ -303,8 +319,8 @@ impl Choice<'_> {
         };
         let layers = self.lora.layers_to_transform.as_ref();
         let in_layers = match module.place {
-            Place::Layer(layer, _) => layers.is_none_or(|layers| layers.contains(&layer)),
-            Place::Embedding | Place::Head => layers.is_none(),
+            Place::Layer(layer, _) if !module.is_of_all_layers() => layers.is_none_or(|layers| layers.contains(&layer)),
+            _ => layers.is_none(),
         };
         Ok(chosen && in_layers && !self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(&name))?)
     }
@@ -387,8 +403,7 @@ impl Choice<'_> {
 /// True if a projection may have an adapter. In a model with experts, PEFT takes the names of feed-forward layers for parts of the experts
 /// and leaves the blocks of layers without experts alone.
 fn adaptable(model: &ModelConfig, projection: Projection) -> bool {
-    let in_experts = model.experts.is_some() && Projection::OF_EXPERTS.contains(&projection);
-    !in_experts && projection != Projection::LayerEmbedding
+    model.experts.is_none() || !Projection::OF_EXPERTS.contains(&projection)
 }
 
 /// Refuses target modules that are neither linear layers nor the embedding, as PEFT does.
@@ -405,12 +420,6 @@ fn refuse_other_modules(model: &ModelConfig, is_target: impl Fn(&str) -> Result<
                 let problem = format!(
                     "{TARGET_MODULES} matches {module}: in a model with experts, only attention can have adapters; take q_proj, \
                      k_proj, v_proj and o_proj, or leave this one out by {EXCLUDE_MODULES}"
-                );
-                return Err(Error::setting(TARGET_MODULES, problem));
-            }
-            if module.ends_with(Projection::LayerEmbedding.module()) {
-                let problem = format!(
-                    "{TARGET_MODULES} matches per_layer_model_projection, which is frozen here; leave it out by {EXCLUDE_MODULES}"
                 );
                 return Err(Error::setting(TARGET_MODULES, problem));
             }

@@ -286,7 +286,10 @@ impl LayerActivations {
             let gate = matrix("gate of a layer's embedding", of.width as u32, through(ProjectDown, DownBackward));
             [gate, matrix("output of a layer's embedding", hidden, through(ProjectDown, DownBackward))]
         });
-        let has = |p: Projection| layers.clone().any(|layer| config.has_projection(layer, p));
+        // The columns for embeddings of layers are in the workspace.
+        let has = |p: Projection| {
+            p != Projection::LayerEmbedding && layers.clone().any(|layer| config.has_projection(layer, p))
+        };
         let low = Projection::ALL.iter().zip(ranks);
         let low = low.map(|(p, rank)| (*rank > 0 && has(*p)).then(|| matrix("x A^T", *rank, whole_step()))).collect();
         let attention = of_attention.map(|(q, k, v, [raw_q, raw_k, raw_v], out)| {
@@ -365,6 +368,8 @@ pub struct Workspace {
     pub dropped: Option<Matrix>,
     /// Columns of an embedding's A, as wide as the largest rank; `None` where no adapter has any.
     pub embedding_low: Option<Matrix>,
+    /// `x A^T` of the projection to the embeddings of every layer, as wide as the largest rank; `None` where no adapter has any.
+    pub layer_embedding_low: Option<Matrix>,
     /// Scratch of DoRA's norms, between passes; `None` where no module has magnitudes.
     pub ranks: Option<RankWorkspace>,
     /// Outputs of DoRA's layers under dropout, then gradients of up to three outputs times their factors. `None` where no module that is
@@ -397,6 +402,8 @@ pub struct BackwardWorkspace {
     pub attention_scratch: View,
     /// Gradients of the result of a short convolution, `[rows, hidden]`, and of its input, `[rows, 3 hidden]`, where layers have one.
     pub convolution: Option<[Matrix; 2]>,
+    /// The gradient of the projection to a layer's embeddings, `[rows, width]`, where the adapter has one.
+    pub d_layer_embedding: Option<Matrix>,
     /// `dy B` of the up to three projections that read one input, as wide as the largest rank.
     pub low: [Matrix; 3],
 }
@@ -540,6 +547,7 @@ impl Activations {
         workspace.backward = Some(BackwardWorkspace::plan(plan, arena, network, adapter, rows));
         let widest = config.projections().map(|p| config.projection_shape(p).1).max().unwrap_or(0) as u32;
         workspace.embedding_low = plan_embedding_low(plan, arena, std::slice::from_ref(adapter), rows);
+        workspace.layer_embedding_low = plan_layer_embedding_low(plan, arena, &ranks, rows);
         workspace.scaled = plan_scaled(plan, arena, network, adapter, sizes);
         workspace.ranks = RankWorkspace::plan(plan, arena, std::slice::from_ref(adapter), &between_passes());
         workspace.dropped = dropout.then(|| arena.matrix(plan, "dropped input", rows, widest, &[whole_step()]));
@@ -566,6 +574,7 @@ impl Activations {
         let layers = vec![LayerActivations::plan(plan, &mut Storage::Shared(arena), network, &widest, rows, of)];
         let mut workspace = Workspace::plan_forward(plan, arena, network, rows);
         workspace.embedding_low = plan_embedding_low(plan, arena, adapters, rows);
+        workspace.layer_embedding_low = plan_layer_embedding_low(plan, arena, &widest, rows);
         workspace.ranks = RankWorkspace::plan(plan, arena, adapters, &between_passes());
         let (shared, embeddings) = plan_for_layers(plan, config, rows, false);
         let kept_from = config.num_layers;
@@ -609,6 +618,7 @@ impl Workspace {
             backward: None,
             dropped: None,
             embedding_low: None,
+            layer_embedding_low: None,
             ranks: None,
             scaled: None,
         }
@@ -622,6 +632,11 @@ impl BackwardWorkspace {
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
         let [q, kv] = [Projection::Q, Projection::K].map(|projection| config.projection_shape(projection).0);
+        let adapts_embeddings = adapter.module(0, Projection::LayerEmbedding).is_some();
+        let d_layer_embedding = config
+            .layer_embeddings()
+            .filter(|_| adapts_embeddings)
+            .map(|of| matrix("gradient of a layer's embedding", of.width, &[whole_step()]));
         let d_norm = [
             through(ScatterLabeled, FinalNormBackward),
             through(GateUpBackward, MiddleNormBackward),
@@ -662,6 +677,7 @@ impl BackwardWorkspace {
             d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
             d_raw_v,
             convolution,
+            d_layer_embedding,
             low: arena.contiguous_matrices(plan, "dy B", rows, ranks, &[whole_step()]),
             attention_scratch: arena.alloc(
                 plan,
@@ -683,6 +699,17 @@ fn plan_embedding_low(
     let modules = adapters.iter().filter_map(DeviceAdapter::embedding);
     let rank = modules.filter(|module| module.factor(Factor::EmbeddingA).is_some()).map(|module| module.rank).max()?;
     Some(arena.matrix(plan, "columns of the embedding's A", rows, rank, &[whole_step()]))
+}
+
+/// Plans [`Workspace::layer_embedding_low`]. `ranks` has the largest of each projection.
+fn plan_layer_embedding_low(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    ranks: &[u32; Projection::ALL.len()],
+    rows: u32,
+) -> Option<Matrix> {
+    let rank = ranks[Projection::LayerEmbedding as usize];
+    (rank > 0).then(|| arena.matrix(plan, "x A^T of layers' embeddings", rows, rank, &[whole_step()]))
 }
 
 /// Plans the results of a layer's experts, of which gate and up are those of `staging` where there is one.
@@ -745,7 +772,7 @@ fn plan_scaled(
     adapter: &DeviceAdapter,
     sizes: TrainingSizes,
 ) -> Option<[Matrix; 3]> {
-    use Projection::{ConvIn, ConvOut, Down, Gate, K, LayerGate, LayerOut, O, Q, Up, V};
+    use Projection::{ConvIn, ConvOut, Down, Gate, K, LayerEmbedding, LayerGate, LayerOut, O, Q, Up, V};
     let width = |of: &[Projection]| {
         let modules = adapter.dora_modules().filter(|(_, projection, _)| of.contains(projection));
         modules.map(|(_, projection, _)| network.config.projection_shape(projection).0 as u32).max().unwrap_or(0)
@@ -755,7 +782,8 @@ fn plan_scaled(
         true => whole_step(),
         false => through(Phase::DownBackward, Phase::QkvBackward),
     };
-    let mut widths = [width(&[Q, O, Gate, Down, ConvIn, ConvOut, LayerGate, LayerOut]), width(&[K, Up]), width(&[V])];
+    let first_of_input = [Q, O, Gate, Down, ConvIn, ConvOut, LayerEmbedding, LayerGate, LayerOut];
+    let mut widths = [width(&first_of_input), width(&[K, Up]), width(&[V])];
     if sizes.dropout {
         // In the forward pass, every output takes the first.
         widths[0] = widths.into_iter().max().unwrap_or(0);

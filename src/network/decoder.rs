@@ -109,7 +109,10 @@ impl Pass<'_> {
 
     /// The activations of a layer, as wide as its own matrices where layers differ.
     fn layer(&self, layer: usize) -> LayerActivations {
-        let acts = self.activations.layer(layer).0.first_rows(self.rows);
+        let mut acts = self.activations.layer(layer).0.first_rows(self.rows);
+        if let Some(low) = self.activations.workspace.layer_embedding_low {
+            acts.low[Projection::LayerEmbedding as usize] = Some(low.first_rows(self.rows));
+        }
         narrow::narrowed(self.network, self.activations, layer, acts)
     }
 
@@ -532,6 +535,7 @@ impl Pass<'_> {
             let dy = (ws.d_hidden, self.network.config.embedding_scale);
             embedding::backward(rec, tokens, trained.row_order, dy, panels, |data| trained.gradient(data));
         }
+        self.project_embeddings_backward(rec, &ws);
         self.embed_backward(rec, ws.d_hidden);
     }
 
@@ -876,6 +880,7 @@ fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.first_rows(rows))),
         d_raw_v: ws.d_raw_v.map(|m| m.first_rows(rows)),
         convolution: ws.convolution.map(|both| both.map(|m| m.first_rows(rows))),
+        d_layer_embedding: ws.d_layer_embedding.map(|m| m.first_rows(rows)),
         attention_scratch: ws.attention_scratch,
         low: ws.low.map(|low| low.first_rows(rows)),
     }

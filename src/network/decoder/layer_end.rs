@@ -9,11 +9,12 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use super::{LayerBackward, Pass};
 use crate::gpu::{Matrix, Recorder, View};
+use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
 use crate::network::activations::{AttentionActivations, BackwardWorkspace, LayerActivations};
 use crate::network::narrow::shared_keys;
 use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
-use crate::ops::{add, dora, glu, linear, rms_norm};
+use crate::ops::{add, dora, glu, rms_norm};
 
 impl Pass<'_> {
     /// True if a layer computes its keys and values itself.
@@ -29,23 +30,47 @@ impl Pass<'_> {
 
     /// Computes the embeddings of every layer from the first residual stream and those of the tokens.
     pub(super) fn project_embeddings(&self, rec: &mut Recorder) {
-        let buffers = self.activations.workspace.embedding.zip(self.network.layer_embedding_norm);
-        let Some(([projected, _], gain)) = buffers else { return };
-        let (projected, x) = (projected.first_rows(self.rows), self.hidden(0));
-        // The factor on the projection, 1 / sqrt(hidden), is in the constant of the norm.
-        let norm = NormConstants { eps: self.network.config.rms_norm_eps * x.cols as f32, ..self.norm() };
-        let places = self.inputs.layer_embeddings.iter().zip(&self.activations.embeddings);
-        for (layer, (of_tokens, sum)) in self.network.layers.iter().zip(places) {
-            linear::forward(rec, x, layer.projection(Projection::LayerEmbedding), None, projected, false);
+        let Some((projected, gain)) = self.projected_embedding() else { return };
+        for (layer, of_tokens) in self.inputs.layer_embeddings.iter().enumerate() {
+            self.project(rec, layer, Projection::LayerEmbedding, self.hidden(0), &self.layer(layer), projected);
             let residual = Residual {
                 x: of_tokens.first_rows(self.rows),
                 delta: projected,
                 delta_gain: Some(gain),
                 delta_scale: FRAC_1_SQRT_2,
-                sum: sum.first_rows(self.rows),
+                sum: self.embedding_of(layer),
             };
-            rms_norm::forward_add(rec, residual, None, norm);
+            rms_norm::forward_add(rec, residual, None, self.norm_of_embeddings());
         }
+    }
+
+    /// Adds the gradients of the adapter of the projection to layers' embeddings. The backward pass of the layers has left the gradients
+    /// of the embeddings in their place.
+    pub(super) fn project_embeddings_backward(&self, rec: &mut Recorder, ws: &BackwardWorkspace) {
+        let Some(((x, gain), dx)) = self.projected_embedding().zip(ws.d_layer_embedding) else { return };
+        for index in 0..self.network.layers.len() {
+            let acts = &self.layer(index);
+            // It is not kept.
+            self.project(rec, index, Projection::LayerEmbedding, self.hidden(0), acts, x);
+            let (dy, dy_scale) = (self.embedding_of(index), FRAC_1_SQRT_2);
+            let gradient = NormGradient { x, gain, dy, dy_scale, dx, accumulate: false };
+            rms_norm::backward(rec, gradient, self.norm_of_embeddings());
+            let pass = LayerBackward { index, acts, ws };
+            let gradient = self.projection_gradient(rec, pass, Projection::LayerEmbedding, dx, 0);
+            self.parameter_gradients(rec, pass, self.hidden(0), gradient);
+        }
+    }
+
+    /// The place of a layer's projected embeddings, and the gains of the norm over them.
+    fn projected_embedding(&self) -> Option<(Matrix, View)> {
+        let [projected, _] = self.activations.workspace.embedding?;
+        Some((projected.first_rows(self.rows), self.network.layer_embedding_norm?))
+    }
+
+    /// The norm over projected embeddings. The factor on the projection, 1 / sqrt(hidden), is in its constant.
+    fn norm_of_embeddings(&self) -> NormConstants {
+        let ModelConfig { rms_norm_eps, hidden_size, .. } = self.network.config;
+        NormConstants { eps: rms_norm_eps * hidden_size as f32, ..self.norm() }
     }
 
     /// Records the end of a layer that has a factor: the sum with down's output, the layer's embedding, and the factor.
