@@ -21,12 +21,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let last = min(first + LANES * ITEMS, items) - 1u;
     var keys = vec2(0xffffffffu, 0u);
     for (var row = first / heads_per_key; row <= last / heads_per_key; row++) {
-        keys = joined(keys, key_ranges[row]);
+        keys = joined(keys, key_ranges[params.first_row + row]);
     }
 
 #for i in 0..ITEMS
     let item$i = min(first + lane + $iu * LANES, last);
-    let row$i = item$i / heads_per_key;
+    let row$i = params.first_row + item$i / heads_per_key;
     let head$i = kv_head * heads_per_key + item$i % heads_per_key;
     let range$i = key_ranges[row$i];
     let q_at$i = row$i * params.q_ld + head$i * D4;
@@ -116,7 +116,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         out[out_at + $du] = o$i_$d * share;
 #end
         let value = (highest$i + log2(total$i)) * LN_2;
-        lse[head$i * params.rows + row$i] = select(LOWEST, value, total$i > 0.0);
+        lse[head$i * params.rows + row$i - params.first_row] = select(LOWEST, value, total$i > 0.0);
     }
 #end
 }

@@ -38,7 +38,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let last = min(first + TILE, items) - 1u;
     var keys = vec2(0xffffffffu, 0u);
     for (var row = first / heads_per_key; row <= last / heads_per_key; row++) {
-        keys = joined(keys, key_ranges[row]);
+        keys = joined(keys, key_ranges[params.first_row + row]);
     }
     if lane < 8u {
         var places = vec4<u32>();
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         var to_row = vec4<u32>();
 #for i in 0..4
         let item$i = min(first + 4u * lane + $iu, last);
-        let row$i = item$i / heads_per_key;
+        let row$i = params.first_row + item$i / heads_per_key;
         places[$i] = row$i * params.q_ld + (kv_head * heads_per_key + item$i % heads_per_key) * D4;
         from_row[$i] = key_ranges[row$i].x;
         to_row[$i] = key_ranges[row$i].y;
@@ -178,7 +178,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #for i in 0..4
     if first + 4u * tr + $iu <= last {
         let item = first + 4u * tr + $iu;
-        let row = item / heads_per_key;
+        let row = params.first_row + item / heads_per_key;
         let head = kv_head * heads_per_key + item % heads_per_key;
         let column = part + side * 8u + tc;
 #for c in 0..CHUNKS
@@ -186,7 +186,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
         if column == 0u {
             let value = (highest[$i] + log2(total[$i])) * LN_2;
-            lse[head * params.rows + row] = select(LOWEST, value, total[$i] > 0.0);
+            lse[head * params.rows + row - params.first_row] = select(LOWEST, value, total[$i] > 0.0);
         }
     }
 #end

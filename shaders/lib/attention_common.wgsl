@@ -10,6 +10,8 @@ struct Params {
     score_scale: f32,
     // The bound c of the scores, c tanh(s / c), times log2(e); read only with CAP.
     score_cap: f32,
+    // The first of the rows, for the forward pass alone.
+    first_row: u32,
 }
 
 @group(1) @binding(0) var<uniform> params: Params;

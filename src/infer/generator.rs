@@ -15,6 +15,7 @@ use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::layer_rows::LayerRows;
 use crate::network::load;
+use crate::ops::rows::NO_ROW;
 use crate::{Error, Result, tune};
 
 /// Number of pass shapes that stay prepared; beyond it, all are prepared again.
@@ -165,7 +166,7 @@ impl Generator {
     /// The text is empty or longer than the context, a token is outside the vocabulary, the adapter does not exist, or the device fails.
     pub async fn logits_after(&mut self, text: &[u32], adapter: Option<usize>) -> Result<Vec<f32>> {
         self.compute(text, adapter, || false).await?;
-        self.read_logits(0).await
+        self.read_one(0).await
     }
 
     /// Number of leading tokens of `text` that a cache (by its index) holds for an adapter.
@@ -192,7 +193,52 @@ impl Generator {
         if !self.next_pass(cache, text, adapter).await? {
             return Ok(None);
         }
-        self.read_logits(cache).await.map(Some)
+        self.read_one(cache).await.map(Some)
+    }
+
+    /// True if a cache (by its index) lacks the last token of `text` alone, as [`Self::advance_together`] needs it.
+    pub fn lacks_one(&self, cache: usize, text: &[u32], adapter: Option<usize>) -> bool {
+        self.cached_tokens(cache, text, adapter) + 1 == text.len()
+    }
+
+    /// Runs one pass over the last tokens of several texts, each with the index of its cache, which lacks that token alone. The weights
+    /// are read once for all. Returns the logits `[vocabulary]` of the token after each text, with the bits that it has alone.
+    ///
+    /// # Errors
+    /// The errors of [`Self::advance`], more texts than the plan allows, one cache for two texts, or a cache that lacks more.
+    pub async fn advance_together(
+        &mut self,
+        texts: &[(usize, &[u32])],
+        adapter: Option<usize>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let caches: Vec<usize> = texts.iter().map(|(cache, _)| *cache).collect();
+        if caches.is_empty() || caches.len() > self.plan.together {
+            let problem = format!("{} texts for one pass, which takes 1 to {}", caches.len(), self.plan.together);
+            return Err(Error::Argument(problem));
+        }
+        for (at, (cache, text)) in texts.iter().enumerate() {
+            self.check(text, adapter)?;
+            if caches[..at].contains(cache) || !self.lacks_one(*cache, text, adapter) {
+                let problem = format!("cache {cache} does not hold all of its text but the last token");
+                return Err(Error::Argument(problem));
+            }
+            self.cached[*cache].begin(text, adapter);
+        }
+        let tokens: Vec<u32> = texts.iter().filter_map(|(_, text)| text.last().copied()).collect();
+        let positions: Vec<u32> = texts.iter().map(|(_, text)| text.len() as u32 - 1).collect();
+        let rows = texts.len() as u32;
+        for (row, places) in self.plan.places.iter().enumerate().take(caches.len()) {
+            let mut words = vec![NO_ROW; caches.len()];
+            words[row] = positions[row];
+            self.gpu.write(&self.buffers, *places, bytemuck::cast_slice(&words));
+        }
+        let last_rows: Vec<u32> = (0..rows).collect();
+        let shape = PassShape { rows, adapter, caches: caches.clone(), logits: true };
+        self.run(&tokens, &positions, shape, &last_rows).await?;
+        for (cache, token) in caches.iter().zip(tokens) {
+            self.cached[*cache].tokens.push(token);
+        }
+        self.read_logits(rows, adapter).await
     }
 
     /// Computes what the first cache lacks of `text`, in passes; false if `cancel` ended it before the last one.
@@ -212,11 +258,9 @@ impl Generator {
         let first = self.cached[cache].tokens.len();
         let rows = (text.len() - first).min(self.plan.rows_per_pass as usize);
         let last = first + rows == text.len();
-        let shape = PassShape { rows: rows as u32, adapter, cache, logits: last };
-        if let Err(e) = self.pass(first, &text[first..first + rows], shape).await {
-            self.cached[cache].tokens.clear();
-            return Err(e);
-        }
+        let shape = PassShape { rows: rows as u32, adapter, caches: vec![cache], logits: last };
+        let positions: Vec<u32> = (first as u32..(first + rows) as u32).collect();
+        self.run(&text[first..first + rows], &positions, shape, &[rows as u32 - 1]).await?;
         self.cached[cache].tokens.extend_from_slice(&text[first..first + rows]);
         if !last {
             // Passes that wait in the queue could not be canceled.
@@ -226,12 +270,19 @@ impl Generator {
     }
 
     /// Reads the logits `[vocabulary]` of the last computed token, which a cache holds.
-    async fn read_logits(&mut self, cache: usize) -> Result<Vec<f32>> {
-        let read = self.gpu.begin_read(&self.buffers, self.plan.logits.view, self.plan.logits_read);
+    async fn read_one(&mut self, cache: usize) -> Result<Vec<f32>> {
+        let logits = self.read_logits(1, self.cached[cache].adapter).await?;
+        Ok(logits.into_iter().next().unwrap_or_default())
+    }
+
+    /// Reads the logits `[vocabulary]` of each of the last `rows` rows with logits.
+    async fn read_logits(&mut self, rows: u32, adapter: Option<usize>) -> Result<Vec<Vec<f32>>> {
+        let logits = self.plan.logits.first_rows(rows);
+        let read = self.gpu.begin_read(&self.buffers, logits.view, self.plan.logits_read);
         let bytes = self.gpu.finish_read(&self.buffers, read).await?;
-        let mut logits: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
-        logits.truncate(self.vocabulary(self.cached[cache].adapter));
-        Ok(logits)
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+        let vocabulary = self.vocabulary(adapter);
+        Ok(values.chunks_exact(logits.ld as usize).map(|row| row[..vocabulary].to_vec()).collect())
     }
 
     /// Continues `prompt` token by token. `on_token` receives each token and may end the text.
@@ -253,7 +304,7 @@ impl Generator {
             let (tokens, prompt_time, token_time) = (Vec::new(), started.elapsed(), Duration::ZERO);
             return Ok(Generation { tokens, stop: Stop::Caller, prompt_computed, prompt_time, token_time });
         }
-        let mut logits = self.read_logits(0).await?;
+        let mut logits = self.read_one(0).await?;
         let prompt_time = started.elapsed();
         let mut text = prompt.to_vec();
         let stop = loop {
@@ -313,10 +364,19 @@ impl Generator {
         }
     }
 
-    /// Runs `tokens` at positions `first ..` and adds their keys and values to the cache of `shape`.
-    async fn pass(&mut self, first: usize, tokens: &[u32], shape: PassShape) -> Result<()> {
+    /// Runs a pass over `tokens` at these positions of their texts, and adds their keys and values to the caches of `shape`, which are
+    /// emptied if the pass fails. `last_rows` are the rows that have logits.
+    async fn run(&mut self, tokens: &[u32], positions: &[u32], shape: PassShape, last_rows: &[u32]) -> Result<()> {
+        let caches = shape.caches.clone();
+        let result = self.pass(tokens, positions, shape, last_rows).await;
+        if result.is_err() {
+            caches.into_iter().for_each(|cache| self.cached[cache].tokens.clear());
+        }
+        result
+    }
+
+    async fn pass(&mut self, tokens: &[u32], positions: &[u32], shape: PassShape, last_rows: &[u32]) -> Result<()> {
         let PassShape { rows, adapter, .. } = shape;
-        let positions = first as u32..first as u32 + rows;
         let write = |view, words: &[u32]| self.gpu.write(&self.buffers, view, bytemuck::cast_slice(words));
         write(self.plan.shared.inputs.tokens, tokens);
         if let Some(rows) = &self.layer_rows {
@@ -325,16 +385,16 @@ impl Generator {
         if let Some(adapter) = adapter.and_then(|adapter| self.plan.adapters.get(adapter)) {
             adapter.write_inputs(&self.gpu, &self.buffers, tokens);
         }
-        write(self.plan.shared.inputs.positions, &positions.clone().collect::<Vec<_>>());
+        write(self.plan.shared.inputs.positions, positions);
         for ranges in &self.plan.shared.inputs.windows {
             let window = ranges.window.and_then(|w| u32::try_from(w).ok()).unwrap_or(u32::MAX);
-            let keys = |position: u32| [(position + 1).saturating_sub(window), position + 1];
-            write(ranges.keys, &positions.clone().flat_map(keys).collect::<Vec<_>>());
+            let keys = |position: &u32| [(position + 1).saturating_sub(window), position + 1];
+            write(ranges.keys, &positions.iter().flat_map(keys).collect::<Vec<_>>());
         }
-        write(self.plan.last_row, &[rows - 1]);
-        let list = self.lists.get_or_prepare(shape, || {
+        write(self.plan.last_rows, last_rows);
+        let list = self.lists.get_or_prepare(shape.clone(), || {
             let uniform = self.plan.shared.uniforms[usize::from(rows == 1)];
-            self.gpu.prepare(&self.plan.record(shape).commands, &self.buffers, uniform)
+            self.gpu.prepare(&self.plan.record(&shape).commands, &self.buffers, uniform)
         })?;
         Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
     }

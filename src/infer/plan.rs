@@ -1,17 +1,17 @@
 //! The device memory of generation, planned from sizes alone: base, any number of adapters, cache, workspace.
 
-use crate::gpu::{Capabilities, Category, Ledger, Matrix, ProblemSize, Recorder, View, params_bytes};
+use crate::gpu::{Capabilities, Category, Ledger, Matrix, MemoryPlan, ProblemSize, Recorder, View, params_bytes};
 use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
 use crate::network::activations::{Activations, Inputs, Phase, scratch_bytes, through};
 use crate::network::adapter::{AdapterSizes, DeviceAdapter};
 use crate::network::base::BaseStorage;
-use crate::network::decoder::{KvCache, LayerCache, Pass};
+use crate::network::decoder::{CachedRows, KvCache, LayerCache, Pass};
 use crate::network::dora;
 use crate::network::head::{Head, HeadWorkspace};
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
-use crate::ops::rows;
+use crate::ops::{linear, rows};
 use crate::quant::format::Float;
 use crate::setting::MAX_CONTEXT;
 use crate::{Error, Result};
@@ -32,16 +32,16 @@ pub struct PlanSettings {
     pub caches: usize,
 }
 
-/// Shape of a recorded pass: its rows, its adapter, its cache, and whether it computes logits of the last row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Shape of a recorded pass: its rows, its adapter, its caches, and whether it computes logits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PassShape {
     /// Tokens of the pass, at most [`GenerationPlan::rows_per_pass`].
     pub rows: u32,
     /// Index of the adapter; `None` is the base alone.
     pub adapter: Option<usize>,
-    /// Index of the cache that the pass reads and extends.
-    pub cache: usize,
-    /// True if the pass ends with the logits of one row.
+    /// Indices of the caches that the pass reads and extends: one for all rows, or one for each row.
+    pub caches: Vec<usize>,
+    /// True if the pass ends with the logits of a row of each cache.
     pub logits: bool,
 }
 
@@ -52,9 +52,13 @@ pub struct GenerationPlan {
     pub shared: NetworkPlan,
     /// The adapters, in the order in which they were given.
     pub adapters: Vec<DeviceAdapter>,
-    /// Row whose logits are computed, u32.
-    pub last_row: View,
-    /// Logits of the row that `last_row` names, `[1, vocabulary]`.
+    /// Most texts that one pass continues by a token each. Their results have the bits that they have alone.
+    pub together: usize,
+    /// Rows whose logits are computed, u32.
+    pub last_rows: View,
+    /// In a pass over several texts: for each of them the place in its cache of its row, u32, and [`NO_ROW`] for the other rows.
+    pub places: Vec<View>,
+    /// Logits of the rows that `last_rows` names, `[together, vocabulary]`.
     pub logits: Matrix,
     /// Copy of `logits` that the host reads.
     pub logits_read: View,
@@ -110,24 +114,45 @@ impl GenerationPlan {
             }
             KvCache { layers }
         };
-        let caches = (0..settings.caches.max(1)).map(|_| cache()).collect();
+        let caches: Vec<KvCache> = (0..settings.caches.max(1)).map(|_| cache()).collect();
+        // The state of a convolution is that of one text.
+        let most = if config.convolutions.is_some() { 1 } else { linear::FEW_ROWS.min(rows_per_pass) as usize };
+        let together = caches.len().min(most);
         let inputs = Inputs::plan(memory, config, rows_per_pass);
-        let last_row = memory.alloc(Category::Uploads, "last row", 16);
+        let words = |memory: &mut MemoryPlan, label: &str| memory.alloc(Category::Uploads, label, 4 * together as u64);
+        let last_rows = words(memory, "last rows");
+        let of_each = if together > 1 { together } else { 0 };
+        let places = (0..of_each).map(|_| words(memory, "places of rows")).collect();
         let activations = Activations::plan_inference(memory, arena, network, &adapters, rows_per_pass);
-        let scratch = scratch_bytes(network, &adapters, rows_per_pass, 1, &capabilities);
+        let texts = together as u32;
+        let scratch = scratch_bytes(network, &adapters, rows_per_pass, texts, &capabilities);
         let at_head = through(Phase::Logits, Phase::Logits);
-        let head = HeadWorkspace::plan(memory, arena, (network, &adapters), 1, false, &at_head);
-        let last_hidden = memory.matrix(Category::Workspace, "last row's hidden state", 1, config.hidden_size as u32);
-        let logits = memory.matrix(Category::Workspace, "logits", 1, config.vocab_size as u32);
+        let head = HeadWorkspace::plan(memory, arena, (network, &adapters), texts, false, &at_head);
+        let mut of_texts = |label: &str, width: usize| memory.matrix(Category::Workspace, label, texts, width as u32);
+        let last_hidden = of_texts("hidden states of last rows", config.hidden_size);
+        let logits = of_texts("logits", config.vocab_size);
         let logits_read = memory.alloc_readback("logits read-back", logits.view.bytes);
         let shared = planner.finish(inputs, activations, scratch);
-        let mut plan =
-            Self { shared, adapters, last_row, logits, logits_read, rows_per_pass, caches, last_hidden, head };
-        // The list of all rows is the longest: fewer rows never take more dispatches.
-        let uniforms = [rows_per_pass, 1].map(|rows| {
-            let bytes = plan.lists_of(rows).map(|list| params_bytes(&list.commands));
+        let mut plan = Self {
+            shared,
+            adapters,
+            together,
+            last_rows,
+            places,
+            logits,
+            logits_read,
+            rows_per_pass,
+            caches,
+            last_hidden,
+            head,
+        };
+        // The longest lists are those of all rows, and of most texts: fewer of either never take more dispatches.
+        let longest = |rows, texts| {
+            let bytes = plan.lists_of(rows, texts).map(|list| params_bytes(&list.commands));
             bytes.max().unwrap_or(0)
-        });
+        };
+        let of_texts = if together > 1 { longest(texts, together) } else { 0 };
+        let uniforms = [longest(rows_per_pass, 1).max(of_texts), longest(1, 1)];
         let setup = [plan.record_norms(), plan.record_factors()].map(|list| params_bytes(&list.commands));
         let uniforms = [uniforms[0].max(setup[0]).max(setup[1]), uniforms[1]];
         plan.shared.plan_uniforms(uniforms);
@@ -166,33 +191,50 @@ impl GenerationPlan {
         rec
     }
 
-    /// Records the pass of `rows` rows with the base, and with each adapter.
-    fn lists_of(&self, rows: u32) -> impl Iterator<Item = Recorder> {
+    /// Records the pass of `rows` rows over the first caches, as many as `texts`, with the base, and with each adapter.
+    fn lists_of(&self, rows: u32, texts: usize) -> impl Iterator<Item = Recorder> {
         let adapters = std::iter::once(None).chain((0..self.adapters.len()).map(Some));
-        adapters.map(move |adapter| self.record(PassShape { rows, adapter, cache: 0, logits: true }))
+        adapters
+            .map(move |adapter| self.record(&PassShape { rows, adapter, caches: (0..texts).collect(), logits: true }))
     }
 
     /// Problem sizes for the autotuner: the contractions of the passes over prompts. Passes of one token have only one kernel to choose.
     pub fn problem_sizes(&self) -> Vec<ProblemSize> {
-        self.lists_of(self.rows_per_pass).flat_map(|list| list.problem_sizes).collect()
+        self.lists_of(self.rows_per_pass, 1).flat_map(|list| list.problem_sizes).collect()
     }
 
-    /// Records the forward pass of `shape`. With `logits`, it ends with the logits of the row that `last_row` holds.
-    pub fn record(&self, shape: PassShape) -> Recorder {
+    /// Records the forward pass of `shape`. With `logits`, it ends with those of the rows that `last_rows` holds.
+    pub fn record(&self, shape: &PassShape) -> Recorder {
         let mut rec = self.shared.recorder();
+        let texts = self.texts_of(shape);
         let pass = Pass {
             adapter: shape.adapter.and_then(|i| self.adapters.get(i)),
-            cache: self.caches.get(shape.cache),
+            texts: &texts,
             ..self.shared.pass(shape.rows)
         };
         let hidden = pass.forward(&mut rec);
         if shape.logits {
-            rows::gather_rows(&mut rec, hidden, self.last_row, self.last_hidden);
+            let rows = texts.len() as u32;
+            let (last, logits) = (self.last_hidden.first_rows(rows), self.logits.first_rows(rows));
+            rows::gather_rows(&mut rec, hidden, self.last_rows, last);
             let (network, workspace) = (&self.shared.network, &self.head);
             let head = Head { network, adapter: pass.adapter, trained: None, workspace, dropout: None, chunk: 0 };
-            head.forward(&mut rec, self.last_hidden, self.logits);
+            head.forward(&mut rec, last, logits);
         }
         rec
+    }
+
+    fn texts_of(&self, shape: &PassShape) -> Vec<CachedRows<'_>> {
+        if let [cache] = shape.caches[..] {
+            let places = self.shared.inputs.positions;
+            return vec![CachedRows { cache: &self.caches[cache], rows: 0..shape.rows, places }];
+        }
+        let of_row = |(row, (cache, places)): (u32, (&usize, &View))| CachedRows {
+            cache: &self.caches[*cache],
+            rows: row..row + 1,
+            places: *places,
+        };
+        (0..).zip(shape.caches.iter().zip(&self.places)).map(of_row).collect()
     }
 }
 
@@ -247,7 +289,7 @@ mod tests {
                 assert_eq!(plan.rows_per_pass as usize, max_positions.min(40));
                 for rows in 1..=plan.rows_per_pass {
                     for adapter in [None, Some(0), Some(1)] {
-                        let list = plan.record(PassShape { rows, adapter, cache: 0, logits: true });
+                        let list = plan.record(&PassShape { rows, adapter, caches: vec![0], logits: true });
                         let arena = plan.shared.uniforms[usize::from(rows == 1)];
                         assert!(params_bytes(&list.commands) <= arena.bytes, "cpu {cpu}, {rows} rows, {adapter:?}");
                     }

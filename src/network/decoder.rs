@@ -6,6 +6,7 @@
 mod layer_end;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::activations::{
     Activations, AttentionActivations, BackwardWorkspace, Inputs, LayerActivations, WindowRanges, attention_shape,
@@ -80,6 +81,17 @@ pub enum LayerCache {
     Convolution(Matrix),
 }
 
+/// Rows of a pass that continue a text.
+#[derive(Clone, Debug)]
+pub struct CachedRows<'a> {
+    /// The past positions of the text, to which those of the rows are added.
+    pub cache: &'a KvCache,
+    /// The rows of the pass.
+    pub rows: Range<u32>,
+    /// The row of the cache for each row of the pass, u32; past the end of the cache for rows of other texts.
+    pub places: View,
+}
+
 /// A pass through the network, forward and backward, for `rows` rows.
 pub struct Pass<'a> {
     /// The base.
@@ -98,8 +110,9 @@ pub struct Pass<'a> {
     pub dropout: Option<Dropout>,
     /// Seed and size of the noise on embeddings, as [`noise::add`] reads them; `None` adds none.
     pub noise: Option<View>,
-    /// Keys and values of past positions, which attention reads in generation in place of the pass's own.
-    pub cache: Option<&'a KvCache>,
+    /// The texts of the rows with their past positions, which attention reads in generation in place of the pass's own; empty in
+    /// training.
+    pub texts: &'a [CachedRows<'a>],
 }
 
 impl Pass<'_> {
@@ -352,7 +365,8 @@ impl Pass<'_> {
 
     /// Computes the result of a short convolution; in generation from the rows of earlier passes too.
     fn convolve(&self, rec: &mut Recorder, layer: usize, of: &short_conv::Convolution, out: Matrix) {
-        let cached = self.cache.map(|cache| cache.layers[layer]);
+        // A pass of several texts has no convolutions.
+        let cached = self.texts.first().map(|text| text.cache.layers[layer]);
         match cached {
             Some(LayerCache::Convolution(state)) => {
                 short_conv::forward(rec, of, Some(state), out);
@@ -421,17 +435,18 @@ impl Pass<'_> {
         if !after_rope {
             self.rotate(rec, index, [acts.q, acts.k]);
         }
-        let [keys, values] = match self.cache.map(|cache| cache.layers[index]) {
-            Some(LayerCache::Attention(cached)) => {
-                if own_keys {
-                    kv_cache::kv_append(rec, acts.k, self.inputs.positions, cached[0]);
-                    kv_cache::kv_append(rec, acts.v, self.inputs.positions, cached[1]);
-                }
-                cached
+        let operands = self.attention(index, acts);
+        if self.texts.is_empty() {
+            attention::forward(rec, &operands);
+        }
+        for CachedRows { cache, rows, places } in self.texts {
+            let LayerCache::Attention([k, v]) = cache.layers[index] else { continue };
+            if own_keys {
+                kv_cache::kv_append(rec, acts.k, *places, k);
+                kv_cache::kv_append(rec, acts.v, *places, v);
             }
-            _ => [acts.k, acts.v],
-        };
-        attention::forward(rec, &attention::Operands { k: keys, v: values, ..self.attention(index, acts) });
+            attention::forward_rows(rec, &attention::Operands { k, v, ..operands }, rows.clone());
+        }
     }
 
     /// The operands of a layer's attention over the pass's own keys and values.

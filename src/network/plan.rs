@@ -128,7 +128,7 @@ impl NetworkPlan {
             rows,
             dropout: None,
             noise: None,
-            cache: None,
+            texts: &[],
         }
     }
 }

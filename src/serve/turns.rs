@@ -1,4 +1,5 @@
-//! Turns: several texts grow on one device, one pass each in turn, every text in a cache of its own. Further texts wait in a queue.
+//! Turns: several texts grow on one device, every text in a cache of its own. A pass computes a part of one prompt, or a token of each of
+//! several texts with one adapter. Further texts wait in a queue.
 
 use std::collections::VecDeque;
 
@@ -178,21 +179,63 @@ impl Turns {
         self.growing() == 0 && self.waiting.is_empty()
     }
 
-    /// Gives waiting requests free places, then runs one pass of the text whose turn it is. Returns its number with its news or the
-    /// error that ended it; `None` if there is nothing to do.
-    pub async fn step(&mut self, session: &mut Session) -> Option<(u64, Result<News>)> {
+    /// Gives waiting requests free places, then runs one pass of the text whose turn it is, together with others where that is possible.
+    /// Returns the number of each text of the pass with its news or the error that ended it; nothing if there is nothing to do.
+    pub async fn step(&mut self, session: &mut Session) -> Vec<(u64, Result<News>)> {
         if let Some((id, problem)) = self.fill(session) {
-            return Some((id, Err(problem)));
+            return vec![(id, Err(problem))];
         }
+        let members = self.next_pass(session);
+        let Some(first) = members.first() else { return Vec::new() };
+        self.next_slot = (first + 1) % self.slots.len();
+        let texts: Vec<(usize, &[u32])> = members
+            .iter()
+            .filter_map(|at| self.slots[*at].growing.as_ref().map(|growing| (*at, growing.text.as_slice())))
+            .collect();
+        let adapter = self.slots[*first].growing.as_ref().and_then(|growing| growing.request.adapter);
+        let computed = match texts[..] {
+            [(cache, text)] => session.generator.advance(cache, text, adapter).await.map(|logits| vec![logits]),
+            _ => {
+                let together = session.generator.advance_together(&texts, adapter).await;
+                together.map(|logits| logits.into_iter().map(Some).collect())
+            }
+        };
+        let mut all = Vec::new();
+        match computed {
+            Ok(logits) => {
+                for (at, logits) in members.into_iter().zip(logits) {
+                    let Some(growing) = &mut self.slots[at].growing else { continue };
+                    let news = logits.map_or(Ok(News::default()), |logits| growing.grow(logits, session));
+                    all.push((growing.id, news));
+                }
+            }
+            // The others of the pass try again, and end with an error of their own if there is one.
+            Err(problem) => all.extend(self.slots[*first].growing.as_ref().map(|growing| (growing.id, Err(problem)))),
+        }
+        for (id, news) in &all {
+            if news.as_ref().map_or(true, |news| news.end.is_some()) {
+                self.cancel(*id);
+            }
+        }
+        all
+    }
+
+    /// The slots of the next pass: the one whose turn it is, and if its text lacks one token alone, others of which that is true too.
+    fn next_pass(&self, session: &Session) -> Vec<usize> {
         let count = self.slots.len();
-        let at = (0..count).map(|i| (self.next_slot + i) % count).find(|at| self.slots[*at].growing.is_some())?;
-        self.next_slot = (at + 1) % count;
-        let growing = self.slots[at].growing.as_mut()?;
-        let (id, news) = (growing.id, growing.pass(at, session).await);
-        if news.as_ref().map_or(true, |news| news.end.is_some()) {
-            self.slots[at].growing = None;
+        let mut growing = (0..count)
+            .map(|i| (self.next_slot + i) % count)
+            .filter_map(|at| self.slots[at].growing.as_ref().map(|growing| (at, growing)));
+        let generator = &session.generator;
+        let lacks_one = |at: usize, growing: &Growing| generator.lacks_one(at, &growing.text, growing.request.adapter);
+        let Some((first, own)) = growing.next() else { return Vec::new() };
+        if !lacks_one(first, own) {
+            return vec![first];
         }
-        Some((id, news))
+        let alike =
+            |(at, other): &(usize, &Growing)| other.request.adapter == own.request.adapter && lacks_one(*at, other);
+        let others = growing.filter(alike).map(|(at, _)| at);
+        std::iter::once(first).chain(others).take(generator.plan.together).collect()
     }
 
     /// Begins waiting requests in free slots; a request that cannot begin is returned with its error.
@@ -228,12 +271,9 @@ impl Turns {
 }
 
 impl Growing {
-    /// Runs one pass in the cache `cache`.
-    async fn pass(&mut self, cache: usize, session: &mut Session) -> Result<News> {
-        let Request { prompt, adapter, settings, bias, logprobs } = &self.request;
-        let Some(mut logits) = session.generator.advance(cache, &self.text, *adapter).await? else {
-            return Ok(News::default());
-        };
+    /// Chooses the next token by the logits after the text.
+    fn grow(&mut self, mut logits: Vec<f32>, session: &Session) -> Result<News> {
+        let Request { prompt, settings, bias, logprobs, .. } = &self.request;
         let chance = |token, logits: &[f32]| logprobs.map(|count| Chance::of(token, logits, count));
         let raw = logprobs.map(|_| logits.clone()).unwrap_or_default();
         if settings.max_tokens == 0 {

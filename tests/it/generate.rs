@@ -19,10 +19,14 @@ const NF4_DOUBLE: BaseStorage = BaseStorage::Quantized(Code4::Nf4.storage(true))
 const WHOLE_NF4: BaseStorage = BaseStorage::QuantizedWhole(Code4::Nf4.storage(true));
 
 fn open(model: &Path, base: BaseStorage, adapters: &[&str], max_positions: usize, rows_per_pass: usize) -> Generator {
+    let settings = PlanSettings { base, max_positions, rows_per_pass, caches: 1 };
+    open_planned(model, adapters, settings)
+}
+
+fn open_planned(model: &Path, adapters: &[&str], settings: PlanSettings) -> Generator {
     let source = Source::open(model).unwrap();
     let load = |dir: &&str| adapter_file::load(&model.join(dir), &source.config).expect("an adapter");
     let adapters: Vec<_> = adapters.iter().map(load).collect();
-    let settings = PlanSettings { base, max_positions, rows_per_pass, caches: 1 };
     let generator = pollster::block_on(Generator::open(gpu(), &source, &adapters, &settings, |_, _| {})).unwrap();
     assert_eq!(generator.plan.ledger(), *generator.buffers.ledger(), "planned and allocated bytes");
     generator
@@ -74,6 +78,76 @@ fn incremental_logits_equal_whole_sequences() {
     for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "lfm2", "lfm2_old_keys", "gemma4"] {
         check_incremental(name, BaseStorage::AsStored);
     }
+}
+
+/// Texts of several lengths, in caches that are not neighbors, with the base and with an adapter.
+#[test]
+fn texts_that_grow_together_have_the_bits_that_they_have_alone() {
+    let of = [
+        ("llama_tied", BaseStorage::AsStored),
+        ("mistral_window", BaseStorage::AsStored),
+        ("gemma2", BaseStorage::AsStored),
+        ("gemma4", BaseStorage::AsStored),
+        ("qwen3_moe", BaseStorage::AsStored),
+        ("odd_sizes", NF4_DOUBLE),
+    ];
+    for (name, base) in of {
+        let model = fixture(name);
+        let reference = Reference::read(&model.join("reference.safetensors"));
+        let ids = reference.ids("input_ids.0");
+        let settings = PlanSettings { base, max_positions: ids.len(), rows_per_pass: 5, caches: 5 };
+        let mut generator = open_planned(&model, &["adapter"], settings);
+        assert_eq!(generator.plan.together, 4);
+        for (adapter, lengths) in [(None, [3usize, 17, 8, 12]), (Some(0), [9, 4, 14, 6])] {
+            // Each text begins elsewhere in the tokens.
+            let text = |at: usize, length: usize| -> Vec<u32> {
+                ids.iter().cycle().skip(3 * at).take(length).copied().collect()
+            };
+            let mut grown = |cache: usize, text: &[u32]| loop {
+                let logits = pollster::block_on(generator.advance(cache, text, adapter)).unwrap();
+                if let Some(logits) = logits {
+                    break logits;
+                }
+            };
+            let mut alone = |at: usize| -> Vec<Vec<f32>> {
+                grown(3, &text(at, lengths[at]));
+                (1..4).map(|more| grown(3, &text(at, lengths[at] + more))).collect()
+            };
+            let alone: Vec<Vec<Vec<f32>>> = (0..4).map(&mut alone).collect();
+            let caches = [4, 1, 0, 2];
+            for (at, cache) in caches.into_iter().enumerate() {
+                grown(cache, &text(at, lengths[at]));
+            }
+            for (more, members) in [(1, vec![0, 1, 2, 3]), (2, vec![3, 1, 0]), (3, vec![1, 0])] {
+                let texts: Vec<Vec<u32>> = members.iter().map(|at| text(*at, lengths[*at] + more)).collect();
+                let asked: Vec<(usize, &[u32])> =
+                    members.iter().zip(&texts).map(|(at, text)| (caches[*at], text.as_slice())).collect();
+                let got = pollster::block_on(generator.advance_together(&asked, adapter)).unwrap();
+                for (at, got) in members.into_iter().zip(got) {
+                    assert_eq!(got, alone[at][more - 1], "{name}, adapter {adapter:?}, text {at} and {more} more");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn texts_that_cannot_grow_together_are_refused() {
+    let settings = PlanSettings { base: BaseStorage::AsStored, max_positions: 32, rows_per_pass: 5, caches: 3 };
+    let mut generator = open_planned(&fixture("llama_tied"), &[], settings);
+    let (begun, more): (&[u32], &[u32]) = (&[1, 2, 3], &[1, 2, 3, 4]);
+    pollster::block_on(generator.advance(0, begun, None)).unwrap();
+    let mut refused = |texts: &[(usize, &[u32])], problem: &str| {
+        let error = pollster::block_on(generator.advance_together(texts, None)).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    };
+    refused(&[], "0 texts");
+    refused(&[(0, more); 4], "4 texts");
+    refused(&[(0, more), (0, more)], "cache 0");
+    refused(&[(0, more), (1, more)], "cache 1");
+    refused(&[(0, more), (7, more)], "cache 7");
+    let settings = PlanSettings { base: BaseStorage::AsStored, max_positions: 32, rows_per_pass: 5, caches: 3 };
+    assert_eq!(open_planned(&fixture("lfm2"), &[], settings).plan.together, 1);
 }
 
 /// A convolution keeps its last rows alone: a text that does not go on from the cached one is computed from its start.

@@ -60,18 +60,20 @@ pub fn work(
             }
             !client.is_closed()
         });
-        let Some((id, news)) = pollster::block_on(turns.step(session)) else { continue };
-        let lost = news.as_ref().err().filter(|error| error.kind() == ErrorKind::GpuLost).map(ToString::to_string);
-        let over = news.as_ref().map_or(true, |news| news.end.is_some());
-        if let Some(client) = clients.get(&id) {
-            // A client that has just hung up is seen above.
-            let _ = client.send(news.as_ref().map(Clone::clone).map_err(Refusal::of));
-        }
-        if over {
-            clients.remove(&id);
-        }
-        if let (Some(_), Err(error)) = (lost, news) {
-            return Err(error);
+        for (id, news) in pollster::block_on(turns.step(session)) {
+            let over = news.as_ref().map_or(true, |news| news.end.is_some());
+            if let Some(client) = clients.get(&id) {
+                // A client that has just hung up is seen above.
+                let _ = client.send(news.as_ref().map(Clone::clone).map_err(Refusal::of));
+            }
+            if over {
+                clients.remove(&id);
+            }
+            if let Err(error) = news
+                && error.kind() == ErrorKind::GpuLost
+            {
+                return Err(error);
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ mod tests;
 #[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin;
 
+use std::ops::Range;
+
 use super::VariantFamily;
 use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
@@ -75,6 +77,7 @@ params! {
         scale: f32,
         score_scale: f32,
         score_cap: f32,
+        first_row: u32,
     }
 }
 
@@ -322,9 +325,15 @@ impl Operands {
 
 /// `out = softmax(scale q k^T) v` over each query's keys. A query with an empty range gets zeros and an `lse` of -1e30.
 pub fn forward(rec: &mut Recorder, operands: &Operands) {
+    forward_rows(rec, operands, 0..operands.q.rows);
+}
+
+/// [`forward`] for some of the rows; those of `lse` then lie as if there were no others.
+pub fn forward_rows(rec: &mut Recorder, operands: &Operands, rows: Range<u32>) {
     let Operands { shape, q, k, v, key_ranges, out, lse, .. } = *operands;
-    let params = operands.params();
-    let items = u64::from(q.rows) * u64::from(shape.heads / shape.kv_heads);
+    assert!(rows.end <= q.rows && !rows.is_empty(), "{rows:?} of {q:?}");
+    let params = Params { rows: rows.len() as u32, first_row: rows.start, ..operands.params() };
+    let items = u64::from(params.rows) * u64::from(shape.heads / shape.kv_heads);
     let views = [q.view, k.view, v.view, key_ranges, out.view, lse];
     let variant = forward_variant(VariantFamily::of(&rec.capabilities), operands.problem(items));
     let groups = shape.workgroups(rec, items, &variant);

@@ -187,6 +187,40 @@ fn queries_read_a_cache_of_more_keys() {
     }
 }
 
+/// Rows of several texts, each with keys of its own.
+#[test]
+fn some_rows_have_the_bits_that_they_have_alone() {
+    for (family, head_dim) in families().into_iter().flat_map(|family| [32, 80, 256].map(|dim| (family, dim))) {
+        let shape = shape(4, 2, head_dim);
+        let (rows, keys) = (5, 41);
+        let [q_cols, k_cols] = [shape.heads, shape.kv_heads].map(|heads| (heads * head_dim) as usize);
+        let mut lab = Lab::for_family(family);
+        let (q, k, v) = (lab.normal(rows * q_cols), lab.normal(keys * k_cols), lab.normal(keys * k_cols));
+        let key_ranges: Vec<[u32; 2]> = (0..rows as u32).map(|i| [i, 41 - 7 * i]).collect();
+        let (gk, gv) = (lab.matrix(keys, k_cols, &k), lab.matrix(keys, k_cols, &v));
+        let mut results = |first: usize, count: usize, rows: Range<u32>| {
+            let gq = lab.matrix(count, q_cols, &q[first * q_cols..][..count * q_cols]);
+            let ranges = upload_ranges(&mut lab, &key_ranges[first..first + count]);
+            let before = lab.matrix(count, q_cols, &vec![7.0; count * q_cols]);
+            let lse = lab.vector(&vec![f64::NAN; count * 4]);
+            let mut rec = lab.recorder();
+            let operands =
+                Operands { shape, scale: 0.2, cap: None, q: gq, k: gk, v: gv, key_ranges: ranges, out: before, lse };
+            forward_rows(&mut rec, &operands, rows.clone());
+            lab.run(&rec);
+            (lab.read(before), lab.read_vector(lse)[..4 * rows.len()].to_vec())
+        };
+        for row in 0..rows {
+            let (out, lse) = results(0, rows, row as u32..row as u32 + 1);
+            let (alone, lse_alone) = results(row, 1, 0..1);
+            assert_eq!(out[row * q_cols..][..q_cols], alone, "{family:?}, {head_dim}, row {row}");
+            assert_eq!(lse, lse_alone, "{family:?}, {head_dim}, row {row}");
+            let others = out.iter().enumerate().filter(|(at, _)| at / q_cols != row);
+            assert!(others.into_iter().all(|(_, value)| *value == 7.0), "{family:?}, {head_dim}, row {row}");
+        }
+    }
+}
+
 #[test]
 fn a_query_without_keys_gives_zeros() {
     for family in families() {

@@ -8,8 +8,8 @@ use crate::ops::VariantFamily;
 use crate::ops::lib_parts::MASK_TAIL;
 use crate::quant::format::Storage;
 
-/// The most rows. With more, the accumulators leave the registers.
-pub(super) const MAX_ROWS: u32 = 4;
+/// The most rows of these variants, which give a row the bits that it has alone. With more, the accumulators leave the registers.
+pub const MAX_ROWS: u32 = 4;
 /// Lanes of a workgroup, which is one vector of a software adapter. Each lane makes one output.
 const LANES: u32 = VariantFamily::LANES;
 /// Lanes of a workgroup on a GPU, which share its outputs.

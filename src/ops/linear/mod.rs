@@ -29,6 +29,7 @@ mod tiled;
 pub(crate) use contraction::Direction;
 use contraction::{Contraction, GroupedContraction, op_name};
 pub use contraction::{GradientTerm, LowRank};
+pub use few_rows::MAX_ROWS as FEW_ROWS;
 use tiled::Tile;
 
 use super::weight::Weight;
@@ -193,7 +194,7 @@ fn contract(
     }
     for contraction in Contraction::of_panels(direction, x, weight, low_rank, y, accumulate) {
         let problem = contraction.problem();
-        if direction == Direction::Forward && x.rows <= few_rows::MAX_ROWS {
+        if direction == Direction::Forward && x.rows <= FEW_ROWS {
             few_rows::record(rec, contraction);
         } else if !rec.capabilities.cpu || cooperative::applies(&rec.capabilities, &problem) {
             choose(rec, problem).record(rec, GroupedContraction::one(contraction));
