@@ -137,6 +137,7 @@ fixture_tests! {
     lfm2_with_the_keys_of_older_files: "lfm2_old_keys", "adapter", "reference", BaseStorage::AsStored;
     lfm2_nf4: "lfm2", "adapter", "reference_nf4", NF4;
     dora_of_convolutions: "lfm2", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    gemma4_nf4: "gemma4", "adapter", "reference_nf4", NF4;
     dora_of_layers_embeddings: "gemma4", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
     lfm2_with_a_vision_tower: "lfm2_vl", "adapter", "reference", BaseStorage::AsStored;
