@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::gguf_writer::{GgufWriter, Meta, PlannedTensor};
+use crate::hub::HubModel;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::factors::Factor;
 use crate::lora::targets::{LoraModule, Place};
@@ -192,6 +193,8 @@ fn gguf_name(parts: &[LoraModule]) -> String {
 
 fn keys(settings: &AdapterSettings, architecture: Architecture, alpha: f32) -> Vec<Vec<u8>> {
     let name = |path: &Path| path.file_stem().and_then(|name| name.to_str()).unwrap_or("adapter").to_owned();
+    // A model of the hub's cache lies in a directory with the name of its commit.
+    let base = HubModel::of_snapshot(&settings.model).map_or_else(|| name(&settings.model), |model| model.id);
     let keys = [
         ("general.architecture", Meta::text(architecture.name)),
         ("general.type", Meta::text("adapter")),
@@ -199,7 +202,7 @@ fn keys(settings: &AdapterSettings, architecture: Architecture, alpha: f32) -> V
         ("adapter.lora.alpha", Meta::F32(alpha)),
         ("general.name", Meta::text(name(&settings.out))),
         ("general.base_model.count", Meta::U32(1)),
-        ("general.base_model.0.name", Meta::text(name(&settings.model))),
+        ("general.base_model.0.name", Meta::text(base)),
     ];
     keys.iter().map(|(key, value)| value.record(key)).collect()
 }
@@ -251,6 +254,23 @@ mod tests {
         }
         for key in ["general.architecture", "general.type", "adapter.type", "adapter.lora.alpha"] {
             assert_eq!(ours.values.get(key), theirs.values.get(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_base_has_its_name_on_the_hub() {
+        let model = crate::lora::targets::tests::model();
+        let architecture = architecture_for(model.family).unwrap();
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        for (model, name) in [
+            (format!("/cache/models--owner--name/snapshots/{commit}"), "owner/name"),
+            (format!("/cache/models--owner--name/snapshots/{commit}/name-Q8_0.gguf"), "name-Q8_0"),
+            ("models/mine".to_owned(), "mine"),
+        ] {
+            let (adapter, out) = (PathBuf::from("run"), PathBuf::from("run.gguf"));
+            let settings = AdapterSettings { model: model.into(), adapter, out, overwrite: false };
+            let wanted = Meta::text(name).record("general.base_model.0.name");
+            assert!(keys(&settings, architecture, 1.0).contains(&wanted), "{name}");
         }
     }
 

@@ -18,6 +18,7 @@ use wasm_bindgen::prelude::*;
 use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
+use crate::export::gguf_adapter::{self, AdapterSettings};
 use crate::files::{self, mounted};
 use crate::gpu::{self, Capabilities, Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use crate::memory;
@@ -107,7 +108,14 @@ pub fn read_file(path: &str) -> Result<Vec<u8>, JsValue> {
     files::read(path).map_err(|e| errors::to_js(&Error::file(path, format!("cannot be read: {e}"))))
 }
 
-/// Describes a model directory without reading weights.
+/// Writes the PEFT adapter in the directory `adapter` as a GGUF file, which llama.cpp loads with `--lora`. `model` is its base.
+#[wasm_bindgen(js_name = exportGguf)]
+pub fn export_gguf(model: &str, adapter: &str, out: &str) -> Result<(), JsValue> {
+    let settings = AdapterSettings { model: model.into(), adapter: adapter.into(), out: out.into(), overwrite: true };
+    gguf_adapter::export(&settings).map(|_| ()).map_err(|e| errors::to_js(&e))
+}
+
+/// Describes a model directory, or a GGUF file, without reading weights.
 #[wasm_bindgen(js_name = describeModel, unchecked_return_type = "ModelSummary")]
 pub fn describe_model(dir: &str) -> Result<JsValue, JsValue> {
     to_js(&summary::describe(Path::new(dir)).map_err(|e| errors::to_js(&e))?)

@@ -40,8 +40,8 @@ test("nothing is trained but what is on screen", { skip: missing }, async (t) =>
   await ready(page);
   const model = page.locator("#model");
 
-  await model.getByRole("radio", { name: "Folder" }).check();
-  await blocked(page, /Choose a model folder first/);
+  await model.getByRole("radio", { name: "Files" }).check();
+  await blocked(page, /Choose a model first/);
   assert.equal(await page.evaluate(() => document.activeElement.textContent), "Choose a folder");
   await model.getByRole("radio", { name: "Hub" }).check();
   await blocked(page, /Fetch the model first/);

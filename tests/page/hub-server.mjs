@@ -1,8 +1,12 @@
-// A hub on this machine: `resolve/REVISION/FILE` paths over directories, with the faults that networks have.
+// A hub on this machine: `resolve/REVISION/FILE` paths over directories, and the list of their files, with the faults that networks have.
 
-import { readFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { join } from "node:path";
+
+/** Weights, which a hub keeps apart from the other files. */
+const isLarge = (path) => /\.(safetensors|gguf)$/.test(path);
 
 const CORS = {
   "access-control-allow-origin": "*",
@@ -13,7 +17,8 @@ const CORS = {
 /**
  * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs: `cutAfter` ends each answer with weights
  * after so many bytes, `halve` names a file of which only the first half is there, `commit` is what the hub says of the revision, `token`
- * is the only one that may read.
+ * is the only one that may read. `lists` has it list files with their checksums, as Hugging Face does; `damage` names a file of which a byte
+ * arrives wrong, the given number of times.
  */
 export async function startHub(t, models) {
   const hub = {
@@ -24,6 +29,8 @@ export async function startHub(t, models) {
     halve: undefined,
     commit: "c".repeat(40),
     slow: false,
+    lists: false,
+    damage: { file: "", times: 0 },
   };
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
@@ -37,7 +44,13 @@ export async function startHub(t, models) {
       response.writeHead(401, CORS).end();
       return;
     }
-    const [, owner, name, resolve, , file] = pathname.split("/");
+    const listed = /^\/api\/models\/(.+)\/tree\/[^/]+$/.exec(pathname)?.[1];
+    if (hub.lists && models[listed] !== undefined) {
+      response.writeHead(200, { ...CORS, "content-type": "application/json" }).end(JSON.stringify(await files(models[listed])));
+      return;
+    }
+    const [, owner, name, resolve, , ...path] = pathname.split("/");
+    const file = path.join("/");
     const dir = models[`${owner}/${name}`];
     let bytes = dir !== undefined && resolve === "resolve" ? await readFile(join(dir, file)).catch(() => undefined) : undefined;
     if (bytes === undefined) {
@@ -45,8 +58,15 @@ export async function startHub(t, models) {
       return;
     }
     if (hub.halve === file) bytes = bytes.subarray(0, bytes.length / 2);
-    const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0);
-    const part = bytes.subarray(from);
+    const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "") ?? [];
+    const [from, to] = [Number(first ?? 0), last ? Math.min(Number(last) + 1, bytes.length) : bytes.length];
+    let part = bytes.subarray(from, to);
+    const cut = isLarge(file) && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0;
+    if (hub.damage.file === path.at(-1) && hub.damage.times > 0 && to === bytes.length && !cut) {
+      hub.damage.times -= 1;
+      part = Buffer.from(part);
+      part[part.length - 1] ^= 1;
+    }
     const headers = {
       ...CORS,
       etag: `"${file}-${bytes.length}"`,
@@ -54,13 +74,13 @@ export async function startHub(t, models) {
       "accept-ranges": "bytes",
       "content-length": part.length,
     };
-    if (from > 0) headers["content-range"] = `bytes ${from}-${bytes.length - 1}/${bytes.length}`;
-    response.writeHead(from > 0 ? 206 : 200, headers);
+    if (first !== undefined) headers["content-range"] = `bytes ${from}-${to - 1}/${bytes.length}`;
+    response.writeHead(first === undefined ? 200 : 206, headers);
     if (request.method === "HEAD") response.end();
-    else if (file.endsWith(".safetensors") && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0) {
+    else if (cut) {
       hub.cuts -= 1;
       response.write(part.subarray(0, hub.cutAfter), () => setTimeout(() => response.destroy(), 50));
-    } else if (file.endsWith(".safetensors") && hub.slow) {
+    } else if (isLarge(file) && hub.slow) {
       // Never ends by itself: the page has to stop it.
       response.write(part.subarray(0, part.length / 2));
     } else {
@@ -74,4 +94,15 @@ export async function startHub(t, models) {
   };
   t.after(close);
   return Object.assign(hub, { url: `http://127.0.0.1:${server.address().port}`, close });
+}
+
+/** What the hub's list says of the files of a directory. */
+async function files(dir) {
+  const names = (await readdir(dir, { recursive: true })).filter((name) => /\.[^/]+$/.test(name)).sort();
+  const row = async (path) => {
+    const bytes = await readFile(join(dir, path));
+    const oid = createHash("sha256").update(bytes).digest("hex");
+    return { type: "file", path, size: bytes.length, oid: oid.slice(0, 40), ...(isLarge(path) ? { lfs: { oid, size: bytes.length } } : {}) };
+  };
+  return Promise.all(names.map(row));
 }

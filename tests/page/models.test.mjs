@@ -7,7 +7,7 @@ import { after, test } from "node:test";
 import { fill, missing, openPage, startForAll, text, waitForText } from "./browser.mjs";
 import { startHub } from "./hub-server.mjs";
 import { changedModel, demoModel, editJson, folder, plainText, removeAll } from "./models.mjs";
-import { askHub, finished, lookUp, paste, ready, shortRun, start } from "./steps.mjs";
+import { askHub, drop, finished, lookUp, paste, ready, shortRun, start } from "./steps.mjs";
 
 const shared = startForAll();
 const leftovers = [];
@@ -29,7 +29,7 @@ async function stillWorks(page) {
 test("a model folder that is dropped in trains, and its run opens again after a reload", { skip: missing }, async () => {
   const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
-  await page.locator("#model").getByRole("radio", { name: "Folder" }).check();
+  await page.locator("#model").getByRole("radio", { name: "Files" }).check();
   await drop(page, "#model .drop", folder.dir);
   await waitForText(page, "#model .facts", folder.name);
   await paste(page, plainText);
@@ -46,22 +46,12 @@ test("a model folder that is dropped in trains, and its run opens again after a 
   await profile.close();
 });
 
-/** A real drop of a path, as from a file manager. */
-async function drop(page, selector, path) {
-  const session = await page.context().newCDPSession(page);
-  await page.locator(selector).scrollIntoViewIfNeeded();
-  const box = await page.locator(selector).boundingBox();
-  const at = { x: box.x + box.width / 2, y: box.y + 12, data: { items: [], files: [path], dragOperationsMask: 1 } };
-  for (const type of ["dragEnter", "dragOver", "drop"]) await session.send("Input.dispatchDragEvent", { type, ...at });
-  await session.detach();
-}
-
 test("a folder that is chosen opens; one without a model, or of another architecture, says what is wrong", { skip: missing }, async () => {
   const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);
   const choose = async (dir) => {
-    await page.locator("#model").getByRole("radio", { name: "Folder" }).check();
-    await page.locator("#model input[type=file]").setInputFiles(dir);
+    await page.locator("#model").getByRole("radio", { name: "Files" }).check();
+    await page.locator("#model input[webkitdirectory]").setInputFiles(dir);
   };
   await choose(demoModel);
   await waitForText(page, "#model .facts", /model/);
@@ -112,7 +102,8 @@ test("a model from a hub arrives over a connection that breaks, and stays", { sk
   );
   assert.ok(hub.requests.every(({ cookie, referer }) => cookie === undefined && referer === undefined));
   const foreign = requests.filter((url) => !url.startsWith(shared.site.url));
-  assert.ok(foreign.length > 0 && foreign.every((url) => url.startsWith(`${hub.url}/pirates/stories/resolve/`)), foreign.join());
+  const addresses = [`${hub.url}/pirates/stories/resolve/`, `${hub.url}/api/models/pirates/stories/tree/`];
+  assert.ok(foreign.length > 0 && foreign.every((url) => addresses.some((address) => url.startsWith(address))), foreign.join());
 
   // The hub is gone: the model is there all the same.
   hub.close();

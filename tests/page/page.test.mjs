@@ -18,7 +18,7 @@ test("every state of the page can be read and used", { skip: missing }, async ()
   await ready(page);
   await look(page, "ready");
   for (const [section, way] of [
-    ["#model", "Folder"],
+    ["#model", "Files"],
     ["#model", "Hub"],
     ["#data", "File"],
     ["#data", "Paste"],

@@ -54,8 +54,8 @@ async function inPage(browser, site, model, data, watched) {
   const { page, profile } = await openPage(browser, site.url);
   await ready(page);
   if (model.dir !== demoModel) {
-    await page.locator("#model").getByRole("radio", { name: "Folder" }).check();
-    await page.locator("#model input[type=file]").setInputFiles(model.dir);
+    await page.locator("#model").getByRole("radio", { name: "Files" }).check();
+    await page.locator("#model input[webkitdirectory]").setInputFiles(model.dir);
     await waitForText(page, "#model .facts", model.name);
   }
   await paste(page, data);

@@ -31,13 +31,13 @@ export async function finished(page) {
 }
 
 /** Asks base and adapter, and answers with what they say. */
-export async function askBoth(page, prompt) {
+export async function askBoth(page, prompt, timeout = 180_000) {
   await page.getByLabel("Prompt").fill(prompt);
   await page.getByLabel("Maximum length").selectOption("32");
   // The page asks its first question by itself.
-  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).click({ timeout: 180_000 });
+  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).click({ timeout });
   await page.getByRole("button", { name: "Compare" }).and(page.locator(":disabled")).waitFor();
-  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).waitFor({ timeout: 180_000 });
+  await page.getByRole("button", { name: "Compare" }).and(page.locator(":enabled")).waitFor({ timeout });
   return page.locator(".answer-text").allInnerTexts();
 }
 
@@ -76,3 +76,19 @@ export async function storedMetrics(page) {
 }
 
 export const losses = (metrics) => metrics.filter((line) => line.loss !== undefined).map(({ step, loss }) => ({ step, loss }));
+
+/** A real drop of a path, as from a file manager. */
+export async function drop(page, selector, path) {
+  const session = await page.context().newCDPSession(page);
+  await page.locator(selector).scrollIntoViewIfNeeded();
+  const box = await page.locator(selector).boundingBox();
+  const at = { x: box.x + box.width / 2, y: box.y + 12, data: { items: [], files: [path], dragOperationsMask: 1 } };
+  for (const type of ["dragEnter", "dragOver", "drop"]) await session.send("Input.dispatchDragEvent", { type, ...at });
+  await session.detach();
+}
+
+/** Presses a button that downloads something, and answers with the name and the path of what comes. */
+export async function downloaded(page, label) {
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: label, exact: true }).click()]);
+  return { name: download.suggestedFilename(), path: await download.path() };
+}

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -11,10 +11,9 @@ import { serve } from "../../web/serve.mjs";
 import { missing, openPage, projectFile, startForAll, text, waitForText } from "./browser.mjs";
 import { conversations, demoModel, removeAll } from "./models.mjs";
 import { askBoth, finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
+import { assertSameLosses, lossesOf, noTerminal, terminal } from "./terminal.mjs";
 
 const { unzipSync } = createRequire(projectFile("web/package.json"))("fflate");
-const LORAINE = process.env.LORAINE_BIN ?? projectFile("target/debug/loraine");
-const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const STEPS = 20;
 const PROMPT = "What does a cat";
 
@@ -110,7 +109,6 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     assert.equal(tensorNames(join(unpacked, "adapter_model.safetensors")).length, 2 * 7 * 4);
   });
 
-  const noNative = existsSync(LORAINE) ? (existsSync(SWIFTSHADER) ? false : `no ${SWIFTSHADER}`) : `no ${LORAINE} (cargo build)`;
   const noPeft = process.env.LORAINE_PEFT_PYTHON === undefined ? "LORAINE_PEFT_PYTHON names no Python with peft" : false;
   await t.test("the unpacked zip loads in PEFT", { skip: noPeft }, () => {
     // As `loraine demo` writes it.
@@ -121,12 +119,12 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     const { missing, unexpected, changed, tensors } = JSON.parse(done.stdout.trim().split("\n").at(-1));
     assert.deepEqual({ missing, unexpected, changed, tensors }, { missing: [], unexpected: [], changed: [], tensors: 56 });
   });
-  await t.test("the unpacked zip computes in the terminal what it computes in the browser", { skip: noNative }, async () => {
+  await t.test("the unpacked zip computes in the terminal what it computes in the browser", { skip: noTerminal }, async () => {
     const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
     leftovers.push(dir);
     writeFileSync(join(dir, "data.jsonl"), conversations);
     const evaluate = ["eval", "--model", demoModel, "--data", join(dir, "data.jsonl"), "--quant", "nf4", "--json"];
-    const [base, adapted] = [[], ["--adapter", unpacked]].map((more) => JSON.parse(native([...evaluate, ...more])));
+    const [base, adapted] = [[], ["--adapter", unpacked]].map((more) => JSON.parse(terminal([...evaluate, ...more])));
     const inBrowser = await evaluateInBrowser(unpacked);
     assert.ok(
       Math.abs(inBrowser.eval_loss - adapted.loss) <= 1e-4 * adapted.loss,
@@ -134,18 +132,18 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
     );
     assert.equal(inBrowser.eval_tokens, adapted.tokens);
     const generate = ["generate", "--model", demoModel, "--adapter", unpacked, "--quant", "nf4", "--raw", "--prompt", PROMPT, "--max-tokens", 1, "--json", "--logits"];
-    const [{ logits }] = JSON.parse(native(generate)).answers;
+    const [{ logits }] = JSON.parse(terminal(generate)).answers;
     assert.equal(inBrowser.logits.length, logits.length);
     const norm = (values) => Math.hypot(...values);
     const difference = norm(logits.map((logit, at) => logit - inBrowser.logits[at])) / norm(logits);
     assert.ok(difference <= 1e-4, `logits differ by ${difference} of their norm`);
     assert.ok(adapted.loss < 0.6 * base.loss, `loss ${base.loss} without the adapter, ${adapted.loss} with it`);
   });
-  await t.test("the same run in the terminal has the same losses", { skip: noNative }, () => {
+  await t.test("the same run in the terminal has the same losses", { skip: noTerminal }, () => {
     const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
     leftovers.push(dir);
     writeFileSync(join(dir, "data.jsonl"), conversations);
-    native([
+    terminal([
       "train",
       "--model",
       demoModel,
@@ -168,15 +166,9 @@ test("the demo model trains, its loss falls, and its adapter leaves the page who
       "--warmup-steps",
       5,
     ]);
-    const lines = readFileSync(join(dir, "run/metrics.jsonl"), "utf8")
-      .trim()
-      .split("\n")
-      .map((line) => JSON.parse(line));
-    const expected = losses(lines);
+    const expected = lossesOf(join(dir, "run"));
     assert.equal(expected.length, STEPS);
-    for (const [at, { loss }] of expected.entries()) {
-      assert.ok(Math.abs(found[at].loss - loss) <= 1e-4 * loss, `step ${at + 1}: ${found[at].loss} in the page, ${loss} in the terminal`);
-    }
+    assertSameLosses(found, expected);
   });
 
   assert.deepEqual(problems, []);
@@ -236,13 +228,6 @@ async function evaluateInBrowser(dir) {
   server.closeAllConnections();
   server.close();
   return evaluation;
-}
-
-function native(args) {
-  const env = { ...process.env, VK_DRIVER_FILES: SWIFTSHADER, XDG_RUNTIME_DIR: tmpdir() };
-  const done = spawnSync(LORAINE, args.map(String), { env, encoding: "utf8" });
-  assert.equal(done.status, 0, done.stderr);
-  return done.stdout;
 }
 
 test("a run that is paused, reloaded and gone on with has the losses of one that is not", { skip: missing }, async () => {

@@ -8,6 +8,7 @@ import type {
   FolderFile,
   GpuAdapter,
   HubAddress,
+  HubChoice,
   HubOffer,
   ModelSource,
   OpenedData,
@@ -45,7 +46,7 @@ const RESTARTS = 3;
 const SLOW_MS = 400;
 
 const sameAddress = (a: HubAddress | undefined, b: HubAddress): boolean =>
-  a !== undefined && a.base === b.base && a.id === b.id && a.revision === b.revision;
+  a !== undefined && a.base === b.base && a.id === b.id && a.revision === b.revision && a.file === b.file;
 
 export class App {
   gpu: Gpu = { status: "asked" };
@@ -53,6 +54,8 @@ export class App {
   modelProgress: Progress | undefined;
   modelFailure: Failure | undefined;
   offer: HubOffer | undefined;
+  /** The GGUF files of the repository that was looked up, of which one is to be chosen. */
+  hubChoice: HubChoice | undefined;
   /** Of the hub, for gated models; the page keeps it for this session of the tab. */
   token = "";
   cached: CachedModel[] = [];
@@ -133,6 +136,7 @@ export class App {
     this.chosen.hub = hub;
     this.modelFailure = undefined;
     if (this.offer !== undefined && !sameAddress(hub, this.offer.address)) this.offer = undefined;
+    if (this.hubChoice !== undefined && !sameAddress(hub, this.hubChoice.address)) this.hubChoice = undefined;
     this.changed("model", "run");
     if (this.model !== before) this.follow();
   }
@@ -150,14 +154,17 @@ export class App {
   /** Asks the hub what the model is and how large, without its weights. */
   async lookUp(address: HubAddress): Promise<void> {
     this.chooseModel("hub", address);
-    this.offer = undefined;
+    this.offer = this.hubChoice = undefined;
     this.modelProgress = { what: "asking the hub", done: 0, total: 0 };
     this.changed("model");
     try {
       const offer = await this.engine.call("lookUp", { address, token: this.token, settings: this.settings }, (notice) => {
         if (notice.type === "progress") this.showModelProgress(notice.progress);
       });
-      if (sameAddress(this.chosen.hub, address)) this.offer = offer;
+      if (sameAddress(this.chosen.hub, address)) {
+        if ("files" in offer) this.hubChoice = offer;
+        else this.offer = offer;
+      }
     } catch (error) {
       const failure = failureOf(error);
       this.modelFailure = failure.kind === "canceled" ? undefined : failure;
@@ -169,6 +176,8 @@ export class App {
   async openHub(address: HubAddress): Promise<void> {
     this.chooseModel("hub", address);
     this.showModelProgress({ what: "asking for the model", done: 0, total: 0 });
+    // Storage that the browser does not clear by itself when the disk is full.
+    void navigator.storage?.persist?.();
     const { token } = this;
     const open = () =>
       this.engine.call("openHub", { address, token }, (notice) => {
@@ -216,7 +225,7 @@ export class App {
 
   private takeModel(model: OpenedModel): void {
     this.openedModel = model;
-    this.offer = undefined;
+    this.offer = this.hubChoice = undefined;
     this.settings = forModel(this.defaults, this.settings, this.touched, model);
     this.run.forgetResult();
     this.changed("model", "settings", "run");

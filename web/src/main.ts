@@ -17,7 +17,7 @@ import { runBar } from "./page/run-bar";
 import { type Place, runSection } from "./page/run-section";
 import { settingsSection } from "./page/settings-section";
 import { noGpu, savedRuns, softwareGpu, top } from "./page/top";
-import { fromFragment } from "./recipe";
+import { fromFragment, modelName } from "./recipe";
 
 async function start(): Promise<void> {
   const page = document.getElementById("page") as HTMLElement;
@@ -97,8 +97,7 @@ async function start(): Promise<void> {
   app.applyRecipe(recipe);
   // A link opens nothing over the network: the address waits for the button.
   if (recipe.model?.kind === "hub") {
-    const { base, id, revision } = recipe.model.address;
-    model.offerHub(base, revision === "main" ? id : `${id}@${revision}`);
+    model.offerHub(recipe.model.address.base, modelName(recipe.model.address));
   } else if (recipe.model?.kind === "folder") model.offerFolder();
 }
 

@@ -21,6 +21,14 @@ export interface HubAddress {
   /** `owner/name`. */
   id: string;
   revision: string;
+  /** Path of a GGUF file in the repository; of a split model its first file. */
+  file?: string;
+}
+
+/** A file of a repository. */
+export interface HubFile {
+  path: string;
+  bytes: number;
 }
 
 /** Where a model comes from. */
@@ -32,8 +40,10 @@ export type ModelSource =
 
 export interface OpenedModel {
   source: ModelSource;
-  /** Its directory in the engine. */
+  /** Its directory in the engine, or its GGUF file there. */
   dir: string;
+  /** The weights are one GGUF file, or the parts of one. */
+  gguf: boolean;
   name: string;
   /** What an adapter of it names as its base: `owner/name` where that is known. */
   base: string;
@@ -60,9 +70,17 @@ export interface HubOffer {
   address: HubAddress;
   /** Of the weights; undefined where the hub names no size. */
   bytes: number | undefined;
+  /** What is still to be stored of them, and what the browser would store for this page; undefined where one is not known. */
+  room: { needed: number; granted: number } | undefined;
   parameters: number;
   /** Device memory of a run with these settings, in bytes. */
   memory: number;
+}
+
+/** A repository that holds GGUF files and no other model: one of them has to be named. */
+export interface HubChoice {
+  address: HubAddress;
+  files: HubFile[];
 }
 
 /** The adapter that runs will use. */
@@ -72,9 +90,9 @@ export interface GpuAdapter extends AdapterSummary {
 }
 
 export interface AdapterArchive {
-  /** Of the file and, without the ending, of the folder in it. */
+  /** Of the file, without its ending. */
   name: string;
-  zip: Uint8Array<ArrayBuffer>;
+  bytes: Uint8Array<ArrayBuffer>;
 }
 
 /** A stage of the start of a run, in their order. */
@@ -128,7 +146,7 @@ export interface Calls {
   defaultSettings: { request: null; answer: RunSettings };
   openDemo: { request: null; answer: OpenedModel };
   openFolder: { request: { name: string; files: FolderFile[] }; answer: OpenedModel };
-  lookUp: { request: { address: HubAddress; token: string; settings: RunSettings }; answer: HubOffer };
+  lookUp: { request: { address: HubAddress; token: string; settings: RunSettings }; answer: HubOffer | HubChoice };
   openHub: { request: { address: HubAddress; token: string }; answer: OpenedModel };
   cancelDownload: { request: null; answer: null };
   cachedModels: { request: null; answer: CachedModel[] };
@@ -144,6 +162,8 @@ export interface Calls {
   restoreRun: { request: string; answer: RestoredRun };
   discardRun: { request: string; answer: null };
   adapterZip: { request: { run: string; model: string; base: string }; answer: AdapterArchive };
+  /** `dir` is where the engine has the base. */
+  adapterGguf: { request: { run: string; model: string; dir: string }; answer: AdapterArchive };
   answer: { request: { adapted: boolean; run: string; settings: RunSettings; prompt: string; generation: AnswerSettings }; answer: Answer };
   cancelAnswer: { request: null; answer: null };
 }

@@ -52,17 +52,37 @@ export function numberProblem(name: NumberSetting, value: number): string {
   return whole && !Number.isInteger(value) ? "Enter a whole number." : "";
 }
 
-/** `owner/name` or `owner/name@revision`, as hubs name models. */
-export function parseModelName(text: string): { id: string; revision: string } | undefined {
-  const [id = "", revision = "main", ...rest] = text.trim().split("@");
+/** What a text names on a hub: a model, and of a repository with GGUF files one of them. */
+export interface ModelName {
+  id: string;
+  revision: string;
+  /** Path of a GGUF file in the repository. */
+  file?: string;
+}
+
+const plainPart = (part: string): boolean => /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$/.test(part);
+const plainFile = (path: string): boolean => isGguf(path) && path.split("/").every(plainPart);
+
+export const isGguf = (name: string): boolean => /\.gguf$/i.test(name);
+
+/** `owner/name` or `owner/name@revision`, as hubs name models, with `:file.gguf` where one file of it is meant. */
+export function parseModelName(text: string): ModelName | undefined {
+  const [model = "", file, ...more] = text.trim().split(":");
+  const [id = "", revision = "main", ...rest] = model.split("@");
   const parts = id.split("/");
-  const plain = (part: string) => /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$/.test(part);
-  const names = parts.length === 2 && parts.every((part) => plain(part) && !part.includes("--"));
-  return rest.length === 0 && names && plain(revision) ? { id, revision } : undefined;
+  const names = parts.length === 2 && parts.every((part) => plainPart(part) && !part.includes("--"));
+  if (more.length > 0 || rest.length > 0 || !names || !plainPart(revision)) return undefined;
+  if (file === undefined) return { id, revision };
+  return plainFile(file) ? { id, revision, file } : undefined;
+}
+
+/** The name of a model on its hub, as `parseModelName` reads it. */
+export function modelName({ id, revision, file }: ModelName): string {
+  return `${id}${revision === "main" ? "" : `@${revision}`}${file === undefined ? "" : `:${file}`}`;
 }
 
 /** A model's name, or the address of its page on a hub, which also says which hub it is. */
-export function parseModelAddress(text: string): { base?: string; id: string; revision: string } | undefined {
+export function parseModelAddress(text: string): ({ base?: string } & ModelName) | undefined {
   const given = text.trim();
   const address = /^https?:/i.test(given) ? given : /^(www\.)?(huggingface\.co|hf\.co)\//i.test(given) ? `https://${given}` : undefined;
   if (address === undefined) return parseModelName(given);
@@ -73,9 +93,10 @@ export function parseModelAddress(text: string): { base?: string; id: string; re
     return undefined;
   }
   // https://hub/owner/name, perhaps with what its pages of files add: /tree/main, /blob/main/config.json, /resolve/…
-  const [owner = "", name = "", kind = "", revision = ""] = url.pathname.split("/").filter((part) => part !== "");
+  const [owner = "", name = "", kind = "", revision = "", ...path] = url.pathname.split("/").filter((part) => part !== "");
   const onPage = ["tree", "blob", "resolve", "commit"].includes(kind) && revision !== "";
-  const model = parseModelName(`${owner}/${name}${onPage ? `@${decodeURIComponent(revision)}` : ""}`);
+  const file = onPage && isGguf(path.at(-1) ?? "") ? `:${path.join("/")}` : "";
+  const model = parseModelName(`${owner}/${name}${onPage ? `@${decodeURIComponent(revision)}` : ""}${file}`);
   const short = ["www.huggingface.co", "hf.co", "www.hf.co"].includes(url.hostname);
   const base = short ? DEFAULT_HUB : parseHubBase(url.origin);
   return model === undefined || base === undefined ? undefined : { base, ...model };
@@ -83,7 +104,11 @@ export function parseModelAddress(text: string): { base?: string; id: string; re
 
 /** A name for the folder of an adapter of `model`. */
 export function adapterFolder(model: string): string {
-  const name = (model.split("@")[0] ?? "").split("/").at(-1) ?? "";
+  const name =
+    (model.split("@")[0] ?? "")
+      .split(/[/:]/)
+      .at(-1)
+      ?.replace(/\.gguf$/i, "") ?? "";
   return `${name.replace(/[^A-Za-z0-9._-]/g, "_") || "model"}-adapter`;
 }
 
@@ -105,9 +130,8 @@ export function toFragment(settings: RunSettings, model: ModelSource | undefined
   const fragment = new URLSearchParams();
   if (model !== undefined) fragment.set("model", model.kind);
   if (model?.kind === "hub") {
-    const { base, id, revision } = model.address;
-    fragment.set("hub", base);
-    fragment.set("name", revision === "main" ? id : `${id}@${revision}`);
+    fragment.set("hub", model.address.base);
+    fragment.set("name", modelName(model.address));
   }
   if (example) fragment.set("data", "example");
   fragment.set("method", settings.method);

@@ -53,8 +53,7 @@ export function dataSection(app: App): DataSection {
   };
   const { element: file, button: chooseFile } = dropPlace(
     "Drop a .jsonl, .json, .csv, .tsv or .txt file here, also packed as .gz or .zst. The page reads it in this tab and sends it nowhere.",
-    "Choose a file",
-    input,
+    [["Choose a file", input]],
     (transfer) => take(transfer.files[0]),
   );
   const ways = choice(

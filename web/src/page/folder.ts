@@ -1,13 +1,14 @@
-/** The files of a folder that was chosen or dropped: those at its top that a model is made of. */
+/** The files of a folder that was chosen or dropped: those at its top that a model is made of. Or GGUF files by themselves. */
 
 import type { FolderFile } from "../protocol";
+import { isGguf } from "../recipe";
 
 export interface Folder {
   name: string;
   files: FolderFile[];
 }
 
-const belongs = (name: string): boolean => /\.(json|safetensors|jinja|model|txt)$/.test(name);
+const belongs = (name: string): boolean => /\.(json|safetensors|jinja|model|txt)$/.test(name) || isGguf(name);
 
 /** From an input of a whole folder: paths there begin with the folder's own name. */
 export function chosenFolder(list: FileList): Folder | undefined {
@@ -21,16 +22,19 @@ export function chosenFolder(list: FileList): Folder | undefined {
   return name === "" ? undefined : { name, files };
 }
 
+/** Files that were chosen or dropped by themselves: a GGUF file names the model. */
+export function looseFiles(list: Iterable<File>): Folder | undefined {
+  const files = [...list].filter((file) => belongs(file.name)).map((file) => ({ name: file.name, file }));
+  return files.length === 0 ? undefined : { name: files.find(({ name }) => isGguf(name))?.name ?? "model", files };
+}
+
 /** From a drop: a folder, or the files themselves. */
 export async function droppedFolder(transfer: DataTransfer): Promise<Folder | undefined> {
   // The transfer is emptied after the event: everything is taken from it before anything is awaited.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
   const loose = [...transfer.files];
   const folder = entries.find((entry) => entry.isDirectory) as FileSystemDirectoryEntry | undefined;
-  if (folder === undefined) {
-    const files = loose.filter((file) => belongs(file.name)).map((file) => ({ name: file.name, file }));
-    return files.length === 0 ? undefined : { name: "model", files };
-  }
+  if (folder === undefined) return looseFiles(loose);
   const inside = (await allEntries(folder)).filter((entry) => entry.isFile && belongs(entry.name)) as FileSystemFileEntry[];
   const open = (entry: FileSystemFileEntry) => new Promise<File>((resolve, reject) => entry.file(resolve, reject));
   const files = await Promise.all(inside.map(async (entry) => ({ name: entry.name, file: await open(entry) })));

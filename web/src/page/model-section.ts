@@ -1,6 +1,6 @@
 import type { App } from "../app";
 import { h, show } from "./dom";
-import { chosenFolder, droppedFolder, type Folder } from "./folder";
+import { chosenFolder, droppedFolder, type Folder, looseFiles } from "./folder";
 import * as format from "./format";
 import { hubPanel } from "./hub-panel";
 import { button, choice, dropPlace, facts, noticePlace, progressBar, section } from "./parts";
@@ -26,7 +26,7 @@ export function modelSection(app: App): ModelSection {
     "Model source",
     [
       ["demo", "Built-in", builtIn],
-      ["folder", "Folder", folder],
+      ["folder", "Files", folder],
       ["hub", "Hub", hub.element],
     ],
     (way) => {
@@ -97,15 +97,25 @@ function described(app: App): HTMLElement {
 }
 
 function folderPanel(app: App): ReturnType<typeof dropPlace> {
-  const input = h("input", { type: "file" });
-  input.webkitdirectory = true;
-  const take = (folder: Folder | undefined) => {
-    if (folder !== undefined) void app.openFolder(folder.name, folder.files);
+  const folder = h("input", { type: "file" });
+  folder.webkitdirectory = true;
+  const file = h("input", { type: "file", accept: ".gguf", multiple: true });
+  const take = (chosen: Folder | undefined) => {
+    if (chosen !== undefined) void app.openFolder(chosen.name, chosen.files);
   };
-  input.onchange = () => {
-    if (input.files !== null) take(chosenFolder(input.files));
-    input.value = "";
+  const listen = (input: HTMLInputElement, chosen: (list: FileList) => Folder | undefined) => {
+    input.onchange = () => {
+      if (input.files !== null) take(chosen(input.files));
+      input.value = "";
+    };
   };
-  const text = "Drop a model folder here, with config.json, tokenizer.json and the .safetensors files. Nothing is uploaded.";
-  return dropPlace(text, "Choose a folder", input, (transfer) => void droppedFolder(transfer).then(take));
+  listen(folder, chosenFolder);
+  listen(file, looseFiles);
+  const text =
+    "Drop a model here: a GGUF file, or a folder with config.json, tokenizer.json and the .safetensors files. Nothing is uploaded.";
+  const ways: [string, HTMLInputElement][] = [
+    ["Choose a folder", folder],
+    ["Choose a GGUF file", file],
+  ];
+  return dropPlace(text, ways, (transfer) => void droppedFolder(transfer).then(take));
 }

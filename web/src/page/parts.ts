@@ -194,18 +194,20 @@ export function progressBar(label: string): ProgressBar {
   return { element, set };
 }
 
-/** Where files may be dropped or chosen. */
+/** Where files may be dropped, or chosen by one of a few buttons, each with its input; answers with the first button too. */
 export function dropPlace(
   text: string,
-  label: string,
-  input: HTMLInputElement,
+  ways: [label: string, input: HTMLInputElement][],
   onDrop: (transfer: DataTransfer) => void,
 ): { element: HTMLElement; button: HTMLButtonElement } {
-  input.classList.add("visually-hidden");
-  input.tabIndex = -1;
-  input.setAttribute("aria-hidden", "true");
-  const choose = button(label, () => input.click());
-  const element = h("div", { class: "drop" }, h("p", {}, text), choose, input);
+  const buttons = ways.map(([label, input]) => {
+    input.classList.add("visually-hidden");
+    input.tabIndex = -1;
+    input.setAttribute("aria-hidden", "true");
+    return button(label, () => input.click());
+  });
+  const inputs = ways.map(([, input]) => input);
+  const element = h("div", { class: "drop" }, h("p", {}, text), h("div", { class: "buttons" }, ...buttons), ...inputs);
   const over = (on: boolean) => (event: DragEvent) => {
     event.preventDefault();
     element.classList.toggle("over", on);
@@ -216,7 +218,7 @@ export function dropPlace(
     over(false)(event);
     if (event.dataTransfer !== null) onDrop(event.dataTransfer);
   };
-  return { element, button: choose };
+  return { element, button: buttons[0] as HTMLButtonElement };
 }
 
 /** A list of names and values. */

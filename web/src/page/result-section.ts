@@ -1,5 +1,6 @@
 import type { App } from "../app";
 import { failureOf } from "../engine";
+import type { AdapterArchive } from "../protocol";
 import { adapterFolder, toFragment } from "../recipe";
 import type { Answer, AnswerSettings } from "../types";
 import { h, setText, show } from "./dom";
@@ -177,26 +178,33 @@ function comparison(app: App): { element: HTMLElement; ask(): Promise<void> } {
 
 function takeAlong(app: App): HTMLElement {
   const notices = noticePlace();
-  const download = button("Download the adapter", () => void save(), "primary");
+  const download = button("Download the adapter", () => void saveZip(), "primary");
+  const gguf = button("Download for llama.cpp", () => void saveGguf());
   const base = field(
     "Base model",
     h("input", { type: "text", autocomplete: "off", spellcheck: false, maxLength: 200 }),
     "The adapter’s files name it: owner/name on a hub, or a folder that stands beside the adapter’s.",
   );
-  const save = async () => {
+  const save = async (ending: "zip" | "gguf", made: () => Promise<AdapterArchive>) => {
     notices.clear();
-    base.problem(base.input.value.trim() === "" ? "Enter a name." : "");
-    if (base.input.value.trim() === "") return;
     try {
-      const request = { run: app.run.id as string, model: trained, base: base.input.value.trim() };
-      const { name, zip } = await app.engine.call("adapterZip", request);
-      const url = URL.createObjectURL(new Blob([zip], { type: "application/zip" }));
-      const link = h("a", { href: url, download: `${name}.zip` });
-      link.click();
+      const { name, bytes } = await made();
+      const url = URL.createObjectURL(new Blob([bytes], { type: ending === "zip" ? "application/zip" : "application/octet-stream" }));
+      h("a", { href: url, download: `${name}.${ending}` }).click();
       setTimeout(() => URL.revokeObjectURL(url), 60_000);
     } catch (error) {
       notices.fail(failureOf(error));
     }
+  };
+  const saveZip = async () => {
+    base.problem(base.input.value.trim() === "" ? "Enter a name." : "");
+    if (base.input.value.trim() === "") return;
+    const request = { run: app.run.id as string, model: trained, base: base.input.value.trim() };
+    await save("zip", () => app.engine.call("adapterZip", request));
+  };
+  const saveGguf = () => {
+    const request = { run: app.run.id as string, model: trained, dir: app.settings.model };
+    return save("gguf", () => app.engine.call("adapterGguf", request));
   };
   const address = field(
     "Link to these settings",
@@ -219,13 +227,19 @@ function takeAlong(app: App): HTMLElement {
   app.on(["settings", "model", "data", "run"], update);
   const code = h("code", {});
   const explain = () => {
-    const model = base.input.value.trim();
+    const { gguf: file = false, dir = "" } = app.model ?? {};
+    const model = file ? dir.split("/").at(-1) : base.input.value.trim();
     const quant = app.settings.method === "qlora" ? " --quant nf4" : "";
     const folder = adapterFolder(trained);
-    setText(
-      code,
-      `from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained("${folder}")\n\n# in a terminal\nloraine chat --model ${model} --adapter ${folder}${quant}`,
-    );
+    const lines = [
+      "from peft import AutoPeftModelForCausalLM",
+      `model = AutoPeftModelForCausalLM.from_pretrained("${folder}")`,
+      "",
+      "# in a terminal",
+      `loraine chat --model ${model} --adapter ${folder}${quant}`,
+      `llama-cli -m ${file ? model : "MODEL.gguf"} --lora ${folder}.gguf`,
+    ];
+    setText(code, lines.join("\n"));
   };
   base.input.oninput = explain;
   /** The name of the model that the result is of. */
@@ -238,14 +252,25 @@ function takeAlong(app: App): HTMLElement {
     base.input.value = app.model.base;
     explain();
   });
+  const original = h(
+    "p",
+    { class: "hint" },
+    "PEFT needs the original model, not its GGUF file. Enter its name on the hub as the base model, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+  );
+  app.on(["model", "run"], () => show(original, app.model?.gguf === true));
   const demo = h("p", { class: "hint" }, "The built-in model is written to loraine-demo/model by the command “loraine demo”.");
   app.on(["model", "run"], () => show(demo, app.model?.source.kind === "demo"));
   return h(
     "div",
     { class: "take-along" },
     h("h3", {}, "Download"),
-    h("p", {}, "The zip holds one folder: the adapter in PEFT’s format, the settings (run.toml), the metrics and the picture of the loss."),
-    h("div", { class: "fields link" }, base.element, h("div", { class: "field-button buttons" }, download)),
+    h(
+      "p",
+      {},
+      "The zip holds one folder: the adapter in PEFT’s format, the settings (run.toml), the metrics and the picture of the loss. For llama.cpp, the adapter is one GGUF file.",
+    ),
+    h("div", { class: "fields link" }, base.element, h("div", { class: "field-button buttons" }, download, gguf)),
+    original,
     h("pre", { tabIndex: 0, aria: { label: "How the adapter is loaded" } }, code),
     demo,
     notices.element,

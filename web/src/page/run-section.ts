@@ -151,7 +151,7 @@ export function obstacle(app: App): Obstacle | undefined {
   if (app.model === undefined) {
     if (app.chosen.model === "hub")
       return { text: app.offer === undefined ? "Fetch the model first." : "Download the model first.", place: "model" };
-    return { text: app.chosen.model === "folder" ? "Choose a model folder first." : "Choose a model first.", place: "model" };
+    return { text: "Choose a model first.", place: "model" };
   }
   if (app.data === undefined) {
     if (app.chosen.data === "file") return { text: "Choose a data file first.", place: "data" };

@@ -23,6 +23,9 @@ export function describe(error: unknown): Failure {
     return { kind: "storage", message };
   }
   if (error instanceof DOMException && error.name === "AbortError") return { kind: "canceled", message: "Stopped." };
+  if (error instanceof DOMException && error.name === "NoModificationAllowedError") {
+    return { kind: "storage", message: "Another tab of this page is writing to this file. Wait for it, or close that tab." };
+  }
   if (error instanceof DOMException && error.name === "NotReadableError") {
     return { kind: "file", message: "A file was changed or moved after it was chosen. Choose it again." };
   }

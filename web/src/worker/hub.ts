@@ -1,17 +1,26 @@
-/** A model fetched from a hub, file by file, into the browser's storage: resumed where it broke off, whole or not there. */
+/**
+ * A model fetched from a hub, file by file, into the browser's storage: resumed where it broke off, held against the hub's checksums, whole
+ * or not there.
+ */
 
-import type { HubAddress, Progress } from "../protocol";
+import type { HubAddress, HubFile, Progress } from "../protocol";
+import { isGguf, modelName } from "../recipe";
 import { PageError } from "./failure";
+import { Sha256 } from "./sha256";
 import * as storage from "./storage";
 
 const SIDE_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const CONFIG = "config.json";
 const SINGLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
-const ATTEMPTS = 5;
-const FIRST_PAUSE_MS = 250;
+/** Attempts at a hub of which nothing has arrived, and at one that has answered already: some two minutes. */
+const [ATTEMPTS, PATIENT_ATTEMPTS] = [5, 13];
+const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [250, 15_000];
 /** A write to storage for each of these, not for each network packet. */
 const WRITE_BYTES = 1 << 20;
+const READ_BYTES = 4 << 20;
+/** The name of a file of a split model. */
+const SPLIT = /-\d{5}-of-\d{5}\.gguf$/i;
 
 export interface HubManifest extends storage.Manifest {
   address: HubAddress;
@@ -24,15 +33,36 @@ interface PartRecord {
   tag: string | null;
 }
 
-export function hubName(address: HubAddress): string {
-  return address.revision === "main" ? address.id : `${address.id}@${address.revision}`;
+/** A file as the hub lists it. */
+interface ListedFile extends HubFile {
+  /** SHA-256 of its bytes, where the hub names it. */
+  sha256: string | undefined;
 }
 
-export function hubPath(address: HubAddress): string[] {
-  return ["models", "hub", encodeURIComponent(address.base), `${address.id.replace("/", "--")}@${address.revision}`];
+/** The beginning of a file, and what is known of the whole. */
+export interface Beginning extends PartRecord {
+  bytes: Uint8Array<ArrayBuffer>;
 }
 
-class Missing extends PageError {}
+/** The directory of a model in the browser's storage. */
+export function hubPath({ base, id, revision, file }: HubAddress): string[] {
+  const name = `${id.replace("/", "--")}@${revision}`;
+  return ["models", "hub", encodeURIComponent(base), file === undefined ? name : `${name}@${encodeURIComponent(file)}`];
+}
+
+/** The address of a directory that `hubPath` has named. */
+export function hubAddress(hub: string, directory: string): HubAddress {
+  const [id = "", revision = "", file] = directory.split("@");
+  const address = { base: decodeURIComponent(hub), id: id.replace("--", "/"), revision };
+  return file === undefined ? address : { ...address, file: decodeURIComponent(file) };
+}
+
+/** The name of a file without the directories before it. */
+export function fileName(path: string): string {
+  return path.split("/").at(-1) as string;
+}
+
+export class Missing extends PageError {}
 
 export class Download {
   private readonly address: HubAddress;
@@ -41,6 +71,11 @@ export class Download {
   private readonly progress: (progress: Progress) => void;
   private revision: string;
   private commit: string | undefined;
+  private listed: Map<string, ListedFile> | undefined;
+  private begun: Beginning | undefined;
+  private named: string[] | undefined;
+  /** Something has arrived: the hub is there, and the page may ask it. */
+  private arrived = false;
 
   constructor(address: HubAddress, token: string, signal: AbortSignal, progress: (progress: Progress) => void) {
     this.address = address;
@@ -52,15 +87,106 @@ export class Download {
 
   /** The size of the weights, where the hub names it. */
   async bytes(): Promise<number | undefined> {
-    const index = await this.optional(INDEX);
-    const weights = index === undefined ? [SINGLE] : shards(index, hubName(this.address));
-    const sizes = await Promise.all(weights.map((name) => this.patiently(name, () => this.sizeOf(name))));
+    const weights = await this.weights();
+    const sizes = await Promise.all(
+      weights.map(async (name) => this.listed?.get(name)?.bytes ?? this.patiently(name, () => this.sizeOf(name))),
+    );
     const known = sizes.filter((size) => size !== undefined);
     return known.length === sizes.length ? known.reduce((sum, size) => sum + size, 0) : undefined;
   }
 
+  /** What is still to be stored of `bytes`, and what the browser would store for this page. */
+  async room(bytes: number | undefined): Promise<{ needed: number; granted: number } | undefined> {
+    const { quota, usage } = await navigator.storage.estimate();
+    if (quota === undefined || usage === undefined || bytes === undefined) return undefined;
+    const dir = await storage.directory(hubPath(this.address));
+    let there = 0;
+    for (const name of dir === undefined ? [] : await this.weights()) {
+      const own = dir && ((await storage.file(dir, fileName(name))) ?? (await storage.file(dir, `${fileName(name)}.part`)));
+      there += own?.size ?? 0;
+    }
+    return { needed: Math.max(0, bytes - there), granted: Math.max(0, quota - usage) };
+  }
+
+  /** Paths of the files with weights. */
+  private async weights(): Promise<string[]> {
+    if (this.address.file !== undefined) return [this.address.file];
+    if (this.named === undefined) {
+      const index = await this.optional(INDEX);
+      this.named = index === undefined ? [SINGLE] : shards(index, modelName(this.address));
+    }
+    return this.named;
+  }
+
+  /** The GGUF files of a repository that has no weights of another kind; none where the hub lists no files. */
+  async ggufFiles(): Promise<HubFile[]> {
+    const files = [...((await this.list()) ?? new Map<string, ListedFile>()).values()];
+    if (files.some(({ path }) => path.endsWith(".safetensors"))) return [];
+    // What sees and hears in a model of several modalities is no model by itself.
+    const ggufs = files.filter(({ path }) => isGguf(path) && !SPLIT.test(path) && !/(^|\/)mmproj/i.test(path));
+    return ggufs.map(({ path, bytes }) => ({ path, bytes })).sort((a, b) => a.bytes - b.bytes);
+  }
+
+  /** The hub's list of files with sizes and checksums, asked for once. Hubs that have none are used without. */
+  private async list(): Promise<Map<string, ListedFile> | undefined> {
+    const address = `${this.address.base}/api/models/${this.address.id}/tree/${encodeURIComponent(this.revision)}?recursive=true`;
+    for (let tries = 0; this.listed === undefined && tries < 2; tries++) {
+      try {
+        const response = await this.fetch(address);
+        const rows: unknown = response.ok ? await response.json() : [];
+        const files = Array.isArray(rows) ? rows.map(listedFile).filter((file) => file !== undefined) : [];
+        this.listed = new Map(files.map((file) => [file.path, file]));
+      } catch (error) {
+        if (this.signal.aborted) throw error;
+      }
+    }
+    return this.listed;
+  }
+
+  /** The first bytes of the GGUF file, where its keys are: `length` of them, or all. The download goes on after them. */
+  async beginning(length: number): Promise<Beginning> {
+    const name = this.address.file as string;
+    while (this.begun === undefined || this.begun.bytes.length < Math.min(length, this.begun.total)) {
+      await this.patiently(name, (moved) => this.begin(name, length, moved));
+    }
+    return this.begun;
+  }
+
+  private async begin(name: string, length: number, moved: () => void): Promise<void> {
+    const have = this.begun?.bytes ?? new Uint8Array();
+    const response = await this.request(name, have.length, length - 1);
+    this.notice(response);
+    const whole = response.status !== 206;
+    const total = whole ? Number(response.headers.get("content-length")) : totalOf(response.headers.get("content-range"));
+    if (!(total > 0)) throw new PageError("hub", `${this.address.base} does not say how large ${name} is.`);
+    const tag = response.headers.get("etag");
+    const bytes = new Uint8Array(Math.min(length, total));
+    let at = whole ? 0 : have.length;
+    bytes.set(have.subarray(0, at));
+    const reader = response.body?.getReader();
+    try {
+      while (reader !== undefined && at < bytes.length) {
+        const piece = await reader.read();
+        if (piece.done) throw new TypeError(`ended after ${at} bytes`);
+        bytes.set(piece.value.subarray(0, bytes.length - at), at);
+        at = Math.min(at + piece.value.length, bytes.length);
+        moved();
+        this.progress({ what: `the beginning of ${fileName(name)}`, done: at, total: bytes.length });
+      }
+    } finally {
+      this.begun = { bytes: bytes.subarray(0, at), total, tag };
+    }
+    // A hub that gives no ranges sends everything.
+    await reader?.cancel();
+  }
+
+  /** Takes over what `other` knows of the same file. */
+  goOnFrom(other: Download): void {
+    if (other.address.base === this.address.base && modelName(other.address) === modelName(this.address)) this.begun = other.begun;
+  }
+
   private async sizeOf(name: string): Promise<number | undefined> {
-    const response = await this.request(name, 0, "HEAD");
+    const response = await this.request(name, 0, undefined, "HEAD");
     const length = response.headers.get("x-linked-size") ?? response.headers.get("content-length");
     return length === null ? undefined : Number(length);
   }
@@ -72,28 +198,26 @@ export class Download {
     return config;
   }
 
-  /** Fetches everything; `checkConfig` may refuse the model before anything of it is stored. */
-  async all(checkConfig: (config: Uint8Array<ArrayBuffer>) => void): Promise<void> {
-    const config = await this.config();
-    checkConfig(config);
+  /** Fetches everything. What may refuse the model has been asked by now: nothing of it is stored before. */
+  async all(config: Uint8Array<ArrayBuffer> | undefined): Promise<void> {
+    await this.list();
+    const bytes = await this.bytes();
+    const room = await this.room(bytes);
+    if (room !== undefined && room.needed > room.granted) throw noRoom(modelName(this.address), room);
     const dir = await storage.directory(hubPath(this.address), true);
     const files: storage.StoredFile[] = [];
     const keep = async (name: string, bytes: Uint8Array<ArrayBuffer>) => {
       await storage.writeFile(dir, name, bytes);
       files.push({ name, bytes: bytes.byteLength });
     };
-    await keep(CONFIG, config);
-    for (const name of SIDE_FILES) {
-      const bytes = await this.optional(name);
-      if (bytes !== undefined) await keep(name, bytes);
+    if (config !== undefined) {
+      await keep(CONFIG, config);
+      for (const name of [...SIDE_FILES, INDEX]) {
+        const bytes = await this.optional(name);
+        if (bytes !== undefined) await keep(name, bytes);
+      }
     }
-    const index = await this.optional(INDEX);
-    let weights = [SINGLE];
-    if (index !== undefined) {
-      await keep(INDEX, index);
-      weights = shards(index, hubName(this.address));
-    }
-    for (const name of weights) files.push({ name, bytes: await this.large(dir, name) });
+    for (const name of await this.weights()) files.push({ name: fileName(name), bytes: await this.large(dir, name) });
     const commit = this.commit ?? (await stableCommit(this.address));
     const manifest: HubManifest = { address: this.address, commit, files };
     await storage.finish(dir, manifest);
@@ -117,39 +241,74 @@ export class Download {
     return this.patiently(name, async () => {
       this.progress({ what: name, done: 0, total: 0 });
       const response = await this.request(name, 0);
-      const commit = response.headers.get("x-repo-commit");
-      if (commit !== null && /^[0-9a-f]{40}$/.test(commit)) this.commit = commit;
+      this.notice(response);
       return new Uint8Array(await response.arrayBuffer());
     });
   }
 
+  /** Takes the commit that the hub says its answer is of. */
+  private notice(response: Response): void {
+    const commit = response.headers.get("x-repo-commit");
+    if (commit !== null && /^[0-9a-f]{40}$/.test(commit)) this.commit = commit;
+  }
+
   /** A file of weights, appended to what an earlier attempt left; answers with its size. */
-  private async large(dir: FileSystemDirectoryHandle, name: string): Promise<number> {
+  private async large(dir: FileSystemDirectoryHandle, path: string): Promise<number> {
+    const name = fileName(path);
     const finished = await storage.file(dir, name);
     if (finished !== undefined) return finished.size;
     const part = `${name}.part`;
-    await this.patiently(name, async (moved) => {
-      const record = await storage.readJson<PartRecord>(dir, `${part}.json`);
-      await storage.withFile(dir, part, async (handle) => {
-        if (record === undefined) handle.truncate(0);
-        if (record !== undefined && handle.getSize() === record.total) return;
-        await this.append(dir, name, handle, record, moved);
+    const fetched = () =>
+      this.patiently(name, async (moved) => {
+        const record = await storage.readJson<PartRecord>(dir, `${part}.json`);
+        await storage.withFile(dir, part, async (handle) => {
+          if (record === undefined) handle.truncate(0);
+          if (record !== undefined && handle.getSize() === record.total) return;
+          await this.append(dir, path, handle, record, moved);
+        });
       });
-    });
+    if (path === this.address.file && this.begun !== undefined && (await storage.file(dir, part)) === undefined) {
+      const { bytes, total, tag } = this.begun;
+      await storage.writeFile(dir, part, bytes);
+      await storage.writeJson(dir, `${part}.json`, { total, tag } satisfies PartRecord);
+    }
+    await fetched();
+    const wanted = this.listed?.get(path)?.sha256;
+    for (let again = 0; wanted !== undefined && (await this.digest(dir, part)) !== wanted; again++) {
+      await storage.remove(dir, part);
+      await storage.remove(dir, `${part}.json`);
+      if (again === 1)
+        throw new PageError("hub", `${name} arrived twice with another checksum than ${this.address.base} names. Nothing of it is kept.`);
+      await fetched();
+    }
     await ((await dir.getFileHandle(part)) as FileSystemFileHandle & { move(name: string): Promise<void> }).move(name);
     await storage.remove(dir, `${part}.json`);
     return (await storage.file(dir, name))?.size ?? 0;
   }
 
+  /** SHA-256 of a stored file. */
+  private async digest(dir: FileSystemDirectoryHandle, name: string): Promise<string> {
+    const content = await storage.file(dir, name);
+    const total = content?.size ?? 0;
+    const hash = new Sha256();
+    for (let at = 0; content !== undefined && at < total; at += READ_BYTES) {
+      hash.update(new Uint8Array(await content.slice(at, at + READ_BYTES).arrayBuffer()));
+      this.progress({ what: `checking ${name.replace(/\.part$/, "")}`, done: Math.min(at + READ_BYTES, total), total });
+      if (this.signal.aborted) throw new DOMException("stopped", "AbortError");
+    }
+    return hash.hex();
+  }
+
   private async append(
     dir: FileSystemDirectoryHandle,
-    name: string,
+    path: string,
     handle: FileSystemSyncAccessHandle,
     record: PartRecord | undefined,
     moved: () => void,
   ): Promise<void> {
+    const name = fileName(path);
     let at = handle.getSize();
-    const response = await this.request(name, at);
+    const response = await this.request(path, at);
     const tag = response.headers.get("etag");
     if (response.status !== 206) at = 0;
     const length = Number(response.headers.get("content-length") ?? 0);
@@ -161,7 +320,6 @@ export class Download {
       throw new TypeError("the file changed");
     }
     handle.truncate(at);
-    await requireSpace(total - at, name);
     await storage.writeJson(dir, `${name}.part.json`, { total, tag } satisfies PartRecord);
     if (response.body === null) throw new TypeError("an empty answer");
     const reader = response.body.getReader();
@@ -189,10 +347,9 @@ export class Download {
     if (at < total) throw new TypeError(`ended after ${at} of ${total} bytes`);
   }
 
-  private async request(name: string, from: number, method: "GET" | "HEAD" = "GET"): Promise<Response> {
-    const headers: Record<string, string> = from > 0 ? { range: `bytes=${from}-` } : {};
+  private async fetch(address: string, method: "GET" | "HEAD" = "GET", headers: Record<string, string> = {}): Promise<Response> {
     if (this.token !== "") headers.authorization = `Bearer ${this.token}`;
-    const response = await fetch(this.url(name), {
+    const response = await fetch(address, {
       method,
       headers,
       signal: this.signal,
@@ -200,14 +357,23 @@ export class Download {
       referrerPolicy: "no-referrer",
       cache: "no-store",
     });
+    this.arrived = true;
+    return response;
+  }
+
+  /** Asks for a file from byte `from` on, to its end or to byte `to`. */
+  private async request(name: string, from: number, to?: number, method: "GET" | "HEAD" = "GET"): Promise<Response> {
+    const headers: Record<string, string> = from > 0 || to !== undefined ? { range: `bytes=${from}-${to ?? ""}` } : {};
+    const response = await this.fetch(this.url(name), method, headers);
     if (response.ok) return response;
-    const model = hubName(this.address);
-    const where = `${model} at ${this.address.base}`;
+    const { file, ...repository } = this.address;
+    const where = `${modelName(repository)} at ${this.address.base}`;
     await response.body?.cancel();
     switch (response.status) {
       case 404: {
         const hint = "check the spelling of the name and the revision";
-        const message = name === CONFIG ? `There is no ${where} (404 for ${name}): ${hint}.` : `${where} has no ${name} (404).`;
+        const message =
+          name === CONFIG && file === undefined ? `There is no ${where} (404 for ${name}): ${hint}.` : `${where} has no ${name} (404).`;
         throw new Missing("hub", message);
       }
       case 401:
@@ -242,18 +408,52 @@ export class Download {
         if (!(error instanceof TypeError)) throw error;
         if (progressed) [failed, pause] = [0, FIRST_PAUSE_MS];
         failed += 1;
-        if (failed === ATTEMPTS) {
+        if (failed === (this.arrived ? PATIENT_ATTEMPTS : ATTEMPTS)) {
           const reasons = "no connection, a wrong address, or a server that does not let other pages read it (CORS)";
           throw new PageError(
             "hub",
             `${name} does not arrive from ${this.address.base} (${error.message}): ${reasons}. What has arrived is kept; fetch again to go on.`,
           );
         }
-        await new Promise((resume) => setTimeout(resume, pause));
-        pause *= 2;
+        if (failed > 2) this.progress({ what: `waiting for ${this.address.base}, then ${fileName(name)} goes on`, done: 0, total: 0 });
+        await this.sleep(pause);
+        pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
       }
     }
   }
+
+  /** Waits `ms`, and while the browser is offline until it is back. */
+  private sleep(ms: number): Promise<void> {
+    return new Promise((resume, reject) => {
+      const wake = () => {
+        clearTimeout(timer);
+        this.signal.removeEventListener("abort", stop);
+        self.removeEventListener("online", wake);
+        resume();
+      };
+      const stop = () => {
+        clearTimeout(timer);
+        self.removeEventListener("online", wake);
+        reject(new DOMException("stopped", "AbortError"));
+      };
+      const timer = navigator.onLine ? setTimeout(wake, ms) : undefined;
+      this.signal.addEventListener("abort", stop, { once: true });
+      self.addEventListener("online", wake, { once: true });
+    });
+  }
+}
+
+/** A row of the hub's list; undefined for directories, and for what is no row. */
+function listedFile(row: unknown): ListedFile | undefined {
+  const { type, path, size, lfs } = (row ?? {}) as { type?: unknown; path?: unknown; size?: unknown; lfs?: { oid?: unknown } };
+  if (type !== "file" || typeof path !== "string" || typeof size !== "number") return undefined;
+  const oid = lfs?.oid;
+  return { path, bytes: size, sha256: typeof oid === "string" && /^[0-9a-f]{64}$/.test(oid) ? oid : undefined };
+}
+
+/** The size that `bytes 0-99/1234` names. */
+function totalOf(range: string | null): number {
+  return Number(/\/(\d+)$/.exec(range ?? "")?.[1] ?? 0);
 }
 
 /** The files that an index of shards names. */
@@ -271,19 +471,17 @@ function shards(index: Uint8Array<ArrayBuffer>, model: string): string[] {
   return names.sort();
 }
 
-async function requireSpace(bytes: number, name: string): Promise<void> {
-  const { quota, usage } = await navigator.storage.estimate();
-  if (quota === undefined || usage === undefined || bytes <= quota - usage) return;
+function noRoom(name: string, { needed, granted }: { needed: number; granted: number }): PageError {
   const gigabytes = (n: number) => `${(n / 1e9).toFixed(1)} GB`;
-  throw new PageError(
+  return new PageError(
     "storage",
-    `${name} needs ${gigabytes(bytes)} more, and the browser grants this page ${gigabytes(quota - usage)}. Free disk space, or remove kept models.`,
+    `${name} needs ${gigabytes(needed)} more, and the browser grants this page ${gigabytes(granted)}. Free disk space, or remove kept models.`,
   );
 }
 
 /** Where a hub names no commit: forty digits that stand for the address. */
 async function stableCommit(address: HubAddress): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`${address.base} ${hubName(address)}`));
+  const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(`${address.base} ${modelName(address)}`));
   return [...new Uint8Array(digest)]
     .map((byte) => byte.toString(16).padStart(2, "0"))
     .join("")

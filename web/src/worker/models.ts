@@ -1,11 +1,11 @@
-/** Models opened for the engine: the built-in one, a folder of the user's, one from a hub. */
+/** Models opened for the engine: the built-in one, files of the user's, one from a hub. */
 
-import type { CachedModel, FolderFile, HubAddress, HubOffer, ModelSource, OpenedModel, Progress } from "../protocol";
-import { parseModelName } from "../recipe";
+import type { CachedModel, FolderFile, HubAddress, HubChoice, HubOffer, ModelSource, OpenedModel, Progress } from "../protocol";
+import { isGguf, modelName, parseModelName } from "../recipe";
 import type { RunSettings } from "../types";
 import { fetchDemo } from "./demo";
 import { describe, PageError } from "./failure";
-import { Download, type HubManifest, hubName, hubPath } from "./hub";
+import { Download, fileName, type HubManifest, hubAddress, hubPath, Missing } from "./hub";
 import * as storage from "./storage";
 import { loraine, mountFile, unmount } from "./wasm";
 
@@ -15,12 +15,14 @@ const COPIES = ["models", "folder"];
 const PROBE_LENGTH = 64;
 /** The library's own, where the settings name no length. */
 const DEFAULT_LENGTH = 512;
+/** The beginning of a GGUF file, which has its keys: what is asked for first, and the most that is. */
+const [BEGINNING_BYTES, MOST_BEGINNING_BYTES] = [1 << 20, 256 << 20];
 
 /** What a folder's model is copied from, for as long as the tab is open. */
 let folderFiles: FolderFile[] = [];
 /** The directory that is mounted. */
 let mounted: string | undefined;
-let download: AbortController | undefined;
+let current: { download: Download; stop: AbortController } | undefined;
 
 function mount(dir: string, files: Iterable<[string, Blob]>): void {
   if (mounted !== undefined) unmount(mounted);
@@ -28,9 +30,25 @@ function mount(dir: string, files: Iterable<[string, Blob]>): void {
   for (const [name, file] of files) mountFile(`${dir}/${name}`, file);
 }
 
+/** Opens a directory of the engine, or a GGUF file in one. */
 function opened(source: ModelSource, dir: string, name: string): OpenedModel {
   const summary = loraine.describeModel(dir);
-  return { source, dir, name, base: baseName(source, dir), summary };
+  return { source, dir, gguf: isGguf(dir), name, base: baseName(source, dir), summary };
+}
+
+/** Where the engine opens these files: their directory, or the GGUF file among them. */
+function modelPath(dir: string, name: string, files: string[]): string {
+  const ggufs = files.filter(isGguf).sort();
+  if (files.some((file) => file.endsWith(".safetensors")) || ggufs.length === 0) {
+    if (files.includes("config.json")) return dir;
+    const wanted = "config.json, tokenizer.json and the .safetensors files in it, or a GGUF file";
+    throw new PageError("file", `${name} holds no config.json. Choose the folder that has ${wanted}.`);
+  }
+  const first = ggufs[0] as string;
+  const model = (file: string) => file.replace(/-\d{5}-of-\d{5}(?=\.gguf$)/i, "");
+  const other = ggufs.find((file) => model(file) !== model(first));
+  if (other !== undefined) throw new PageError("file", `${name} holds several GGUF models: ${first}, ${other}. Choose the file of one.`);
+  return `${dir}/${first}`;
 }
 
 /** The name of a base that others can find: on a hub, or in a folder that the reader of an adapter has too. */
@@ -42,6 +60,8 @@ function baseName(source: ModelSource, dir: string): string {
     case "hub":
       return source.address.id;
     case "folder": {
+      // A GGUF file does not say which model it was made from.
+      if (isGguf(dir)) return source.name;
       const config = JSON.parse(new TextDecoder().decode(loraine.readFile(`${dir}/config.json`))) as { _name_or_path?: unknown };
       const origin = config._name_or_path;
       // A path says where somebody's disk had it.
@@ -62,19 +82,18 @@ export function plainName(name: string): string {
 }
 
 export function openFolder(name: string, files: FolderFile[]): OpenedModel {
-  if (!files.some((file) => file.name === "config.json")) {
-    throw new PageError(
-      "file",
-      `${name} holds no config.json. Choose the folder that has config.json, tokenizer.json and the .safetensors files in it.`,
-    );
-  }
   const dir = `/models/${plainName(name)}`;
+  const path = modelPath(
+    dir,
+    name,
+    files.map((file) => file.name),
+  );
   mount(
     dir,
     files.map(({ name, file }) => [name, file] as [string, Blob]),
   );
   folderFiles = files;
-  return opened({ kind: "folder", name }, dir, name);
+  return opened({ kind: "folder", name }, path, name);
 }
 
 /** Copies the opened folder into the browser's storage, once, and answers with the copy's name. */
@@ -107,15 +126,15 @@ async function fingerprint(files: FolderFile[]): Promise<string> {
 export async function openCopy(name: string, copy: string | undefined): Promise<OpenedModel> {
   if (copy === undefined) {
     if (mounted === `/models/${plainName(name)}`) return openFolder(name, folderFiles);
-    throw new PageError("file", `The model ${name} was too large to save. Choose its folder again, then resume.`);
+    throw new PageError("file", `The model ${name} was too large to save. Choose its files again, then resume.`);
   }
   const dir = await storage.directory([...COPIES, copy]);
   const whole = dir && (await storage.wholeDirectory(dir));
-  if (!whole) throw new PageError("storage", `The copy of ${name} was deleted from the browser's storage. Choose its folder again.`);
+  if (!whole) throw new PageError("storage", `The copy of ${name} was deleted from the browser's storage. Choose its files again.`);
   const path = `/models/${plainName(name)}`;
   mount(path, whole.files);
   folderFiles = [...whole.files].map(([name, file]) => ({ name, file }));
-  return opened({ kind: "folder", name, copy }, path, name);
+  return opened({ kind: "folder", name, copy }, modelPath(path, name, [...whole.files.keys()]), name);
 }
 
 /** Removes the copies that none of `used` names. */
@@ -127,62 +146,115 @@ export async function removeCopies(used: Set<string>): Promise<void> {
   }
 }
 
-/** Works something out of a hub's config.json alone; a model that the engine does not support is refused. */
-function withConfig<T>(address: HubAddress, config: Uint8Array<ArrayBuffer>, use: (dir: string) => T): T {
+/** Works something out of what has been mounted of a hub's model; a model that the engine does not support is refused. */
+function asked<T>(address: HubAddress, name: string, use: (path: string) => T): T {
   const dir = "/models/asked";
-  loraine.mountBytes(`${dir}/config.json`, config);
   try {
-    return use(dir);
+    return use(name === "" ? dir : `${dir}/${name}`);
   } catch (error) {
     const { kind, message } = describe(error);
-    throw new PageError(kind === "crash" ? "crash" : "hub", `${hubName(address)}: ${message.replace(`${dir}/`, "")}`);
+    throw new PageError(kind === "crash" ? "crash" : "hub", `${modelName(address)}: ${message.replace(`${dir}/`, "")}`);
   } finally {
     unmount(dir);
   }
 }
 
-/** One download at a time: a new one ends the one before. */
-function newDownload(address: HubAddress, token: string, progress: (progress: Progress) => void): Download {
-  download?.abort();
-  download = new AbortController();
-  return new Download(address, token, download.signal, progress);
+/** As `asked`, of a hub's config.json alone. */
+function withConfig<T>(address: HubAddress, config: Uint8Array<ArrayBuffer>, use: (path: string) => T): T {
+  loraine.mountBytes("/models/asked/config.json", config);
+  return asked(address, "", use);
 }
 
-/** What a model of a hub is, and what fetching it and training it would take. */
+/** As `asked`, of the keys at the beginning of a GGUF file. */
+async function withBeginning<T>(address: HubAddress, download: Download, use: (path: string) => T): Promise<T> {
+  const name = plainName(fileName(address.file as string));
+  for (let length = BEGINNING_BYTES; ; length *= 4) {
+    const { bytes, total } = await download.beginning(length);
+    let short = false;
+    const read = (offset: number, length: number): Uint8Array => {
+      short ||= offset + length > bytes.length;
+      if (short) throw new Error("only the beginning of the file is here");
+      return bytes.subarray(offset, offset + length);
+    };
+    loraine.mountReader(`/models/asked/${name}`, total, read);
+    try {
+      return asked(address, name, use);
+    } catch (error) {
+      if (!short || bytes.length === total || length >= MOST_BEGINNING_BYTES) throw error;
+    }
+  }
+}
+
+/** One download at a time: a new one ends the one before, and goes on where that one was. */
+function newDownload(address: HubAddress, token: string, progress: (progress: Progress) => void): Download {
+  current?.stop.abort();
+  const stop = new AbortController();
+  const download = new Download(address, token, stop.signal, progress);
+  if (current !== undefined) download.goOnFrom(current.download);
+  current = { download, stop };
+  return download;
+}
+
+/** The settings with which a model is asked for its sizes. */
+const probe = (model: string): RunSettings => ({ ...(loraine.defaultSettings() as RunSettings), model, data: "", out: "" });
+
+/** What a model of a hub is, and what fetching it and training it would take; or the GGUF files of which one is to be named. */
 export async function lookUp(
   address: HubAddress,
   token: string,
   settings: RunSettings,
   progress: (progress: Progress) => void,
-): Promise<HubOffer> {
-  const asked = newDownload(address, token, progress);
-  const config = await asked.config();
-  const offer = withConfig(address, config, (dir) => {
-    const plain = { ...loraine.defaultSettings(), model: dir, data: "", out: "" };
+): Promise<HubOffer | HubChoice> {
+  const download = newDownload(address, token, progress);
+  const sizes = (path: string, context: number | undefined) => {
     // Training a whole model trains each of its parameters.
-    const parameters = loraine.estimate({ ...plain, method: "full" }, PROBE_LENGTH).trained_parameters;
-    const { max_position_embeddings: context } = JSON.parse(new TextDecoder().decode(config)) as { max_position_embeddings?: number };
+    const parameters = loraine.estimate({ ...probe(path), method: "full" }, PROBE_LENGTH).trained_parameters;
     const length = Math.min(settings["max-seq-len"] ?? DEFAULT_LENGTH, context ?? DEFAULT_LENGTH);
-    const memory = loraine.estimate({ ...plain, method: settings.method }, length).total;
+    const memory = loraine.estimate({ ...probe(path), method: settings.method }, length).total;
     return { address, parameters, memory };
-  });
-  return { ...offer, bytes: await asked.bytes() };
+  };
+  if (address.file !== undefined) {
+    const offer = await withBeginning(address, download, (path) => sizes(path, undefined));
+    const { total } = await download.beginning(0);
+    return { ...offer, bytes: total, room: await download.room(total) };
+  }
+  try {
+    const config = await download.config();
+    const offer = withConfig(address, config, (path) => {
+      const { max_position_embeddings: context } = JSON.parse(new TextDecoder().decode(config)) as { max_position_embeddings?: number };
+      return sizes(path, context);
+    });
+    const bytes = await download.bytes();
+    return { ...offer, bytes, room: await download.room(bytes) };
+  } catch (error) {
+    // Repositories of GGUF files hold no other weights, and often no config.json.
+    if (!(error instanceof Missing)) throw error;
+    const files = await download.ggufFiles();
+    if (files.length === 0) throw error;
+    return { address, files };
+  }
 }
 
 export async function openHub(address: HubAddress, token: string, progress: (progress: Progress) => void): Promise<OpenedModel> {
   const cached = await cachedHub(address);
   if (cached !== undefined) return cached;
-  const check = (config: Uint8Array<ArrayBuffer>) => {
-    withConfig(address, config, (dir) => loraine.estimate({ ...loraine.defaultSettings(), model: dir, data: "", out: "" }, PROBE_LENGTH));
-  };
-  await newDownload(address, token, progress).all(check);
+  const download = newDownload(address, token, progress);
+  const check = (path: string) => loraine.estimate(probe(path), PROBE_LENGTH);
+  let config: Uint8Array<ArrayBuffer> | undefined;
+  if (address.file === undefined) {
+    config = await download.config();
+    withConfig(address, config, check);
+  } else {
+    await withBeginning(address, download, check);
+  }
+  await download.all(config);
   const fetched = await cachedHub(address);
-  if (fetched === undefined) throw new PageError("storage", `${hubName(address)} did not stay in the browser's storage. Fetch it again.`);
+  if (fetched === undefined) throw new PageError("storage", `${modelName(address)} did not stay in the browser's storage. Fetch it again.`);
   return fetched;
 }
 
 export function cancelDownload(): void {
-  download?.abort();
+  current?.stop.abort();
 }
 
 /** Opens a model that has been fetched before. Files that the engine refuses are not kept. */
@@ -193,8 +265,9 @@ export async function cachedHub(address: HubAddress): Promise<OpenedModel | unde
   // The shape of huggingface_hub's cache: the engine takes the model's name from it.
   const path = `/models--${address.id.replace("/", "--")}/snapshots/${whole.manifest.commit}`;
   mount(path, whole.files);
+  const file = address.file === undefined ? "" : `/${fileName(address.file)}`;
   try {
-    return opened({ kind: "hub", address }, path, hubName(address));
+    return opened({ kind: "hub", address }, path + file, modelName(address));
   } catch (error) {
     unmount(path);
     await forget(address);
@@ -210,7 +283,7 @@ export async function forget(address: HubAddress): Promise<void> {
 
 async function hasWeights(dir: FileSystemDirectoryHandle): Promise<boolean> {
   for await (const [name, handle] of dir.entries()) {
-    if (/\.safetensors(\.part)?$/.test(name) && (await (handle as FileSystemFileHandle).getFile()).size > 0) return true;
+    if (/\.(safetensors|gguf)(\.part)?$/i.test(name) && (await (handle as FileSystemFileHandle).getFile()).size > 0) return true;
   }
   return false;
 }
@@ -234,9 +307,7 @@ export async function cachedModels(): Promise<CachedModel[]> {
         await storage.remove(models, name);
         continue;
       }
-      const at = name.lastIndexOf("@");
-      const address = { base: decodeURIComponent(hub), id: name.slice(0, at).replace("--", "/"), revision: name.slice(at + 1) };
-      found.push({ address, bytes, whole: whole !== undefined });
+      found.push({ address: hubAddress(hub, name), bytes, whole: whole !== undefined });
     }
   }
   return found;

@@ -7,9 +7,9 @@ import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
 import * as models from "./models";
 import * as runs from "./runs";
+import { adapterGguf, adapterZip } from "./take-along";
 import * as training from "./training";
 import { loraine, ready } from "./wasm";
-import { adapterZip } from "./zip";
 
 type Handlers = {
   [Name in CallName]: (
@@ -57,6 +57,7 @@ const handlers: Handlers = {
     return null;
   },
   adapterZip: (request) => adapterZip(request),
+  adapterGguf: (request) => adapterGguf(request),
   answer: (request, notify) => answer(request, notify),
   cancelAnswer: () => nothing(cancelAnswer),
 };

@@ -1,9 +1,11 @@
+/** The adapter of a run as files to take along: a zip for PEFT, a GGUF file for llama.cpp. */
+
 import { strToU8, zipSync, type Zippable } from "fflate";
 import type { AdapterArchive } from "../protocol";
 import { adapterFolder } from "../recipe";
 import { PageError } from "./failure";
 import { runDir } from "./runs";
-import { loraine } from "./wasm";
+import { loraine, unmount } from "./wasm";
 
 const CONFIG = "adapter_config.json";
 const NEEDED = [CONFIG, "adapter_model.safetensors", "README.md"];
@@ -39,5 +41,17 @@ export function adapterZip({ run, model, base }: { run: string; model: string; b
     return loraine.readFile(`${out}/${name}`);
   };
   const files: Zippable = Object.fromEntries(names.map((name) => [`${folder}/${name}`, entry(name)]));
-  return { name: folder, zip: zipSync(files) as Uint8Array<ArrayBuffer> };
+  return { name: folder, bytes: zipSync(files) as Uint8Array<ArrayBuffer> };
+}
+
+/** The adapter of a run as a GGUF file, for llama.cpp; `dir` is where the engine has the base. */
+export function adapterGguf({ run, model, dir }: { run: string; model: string; dir: string }): AdapterArchive {
+  const name = adapterFolder(model);
+  const path = `${runDir(run)}/${name}.gguf`;
+  try {
+    loraine.exportGguf(dir, runDir(run), path);
+    return { name, bytes: loraine.readFile(path) as Uint8Array<ArrayBuffer> };
+  } finally {
+    unmount(path);
+  }
 }
