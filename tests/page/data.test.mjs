@@ -1,7 +1,7 @@
 // Data as people have them: long ones, tables, other scripts, questions of their own.
 
 import assert from "node:assert/strict";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -74,6 +74,45 @@ test("long data are read beside the page, with their progress and a stop", { ski
   await waitForText(page, "#data .progress-text", /MB of 100 MB/);
   await page.locator("#data").getByRole("radio", { name: "Example" }).check();
   await ready(page);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
+test("a file of 500 MB shows its first examples at once, and stops at once", { skip: missing }, async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
+  leftovers.push(dir);
+  const file = join(dir, "big.jsonl");
+  const piece = LINE.repeat(Math.ceil(10e6 / LINE.length));
+  for (let at = 0; at < 50; at++) appendFileSync(file, piece);
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  await page.locator("#data").getByRole("radio", { name: "File" }).check();
+  await watchFrames(page);
+  const timed = async (what, most, work) => {
+    const began = performance.now();
+    await work();
+    const took = performance.now() - began;
+    t.diagnostic(`${what}: ${took.toFixed(0)} ms`);
+    assert.ok(took < most, `${what} took ${took} ms`);
+  };
+  await timed("preview", 3000, async () => {
+    await page.locator("#data input[type=file]").setInputFiles(file);
+    await page.locator("#data .totals", { hasText: "The first examples. The others are being read." }).waitFor();
+  });
+  assert.equal(await text(page, "#data .position"), "Example 1");
+  assert.match(await text(page, "#data .tokens"), /Tell me of the sea/);
+  await page.getByRole("button", { name: "Next" }).click();
+  assert.equal(await text(page, "#data .position"), "Example 2");
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  await waitForText(page, "#data .progress-text", /reading the data: [\d.]+ MB of 500 MB/);
+  await picture(page, "data-glimpse");
+  await timed("stop", 1000, async () => {
+    await page.locator("#data .loading").getByRole("button", { name: "Stop" }).click();
+    await page.locator("#data .loading").waitFor({ state: "hidden" });
+  });
+  assert.equal(await page.locator("#data .preview").isVisible(), false);
+  const still = await page.evaluate(() => globalThis.longestStill);
+  assert.ok(still < MOST_STILL_MS, `the page stood still for ${still} ms`);
   assert.deepEqual(problems, []);
   await profile.close();
 });

@@ -42,6 +42,8 @@ interface Sources {
 }
 
 const SHOWN_EXAMPLES = 40;
+/** Bytes of data that take so long to read that a first part is shown before. */
+const LONG_DATA = 5_000_000;
 const RESTARTS = 3;
 const SLOW_MS = 400;
 
@@ -63,6 +65,8 @@ export class App {
   /** How far the reading of the data is, in bytes. */
   reading: Progress | undefined;
   inspection: Inspection | undefined;
+  /** The first part of long data, while the whole is read. */
+  glimpse: Inspection | undefined;
   inspecting = false;
   inspectionFailure: Failure | undefined;
   settings: RunSettings;
@@ -271,7 +275,7 @@ export class App {
 
   /** What was worked out of other data or another model is gone, and worked out anew. */
   private follow(): void {
-    this.inspection = undefined;
+    this.inspection = this.glimpse = undefined;
     this.inspectionFailure = undefined;
     if (this.model === undefined) {
       this.estimate = undefined;
@@ -304,6 +308,10 @@ export class App {
     const slow = setTimeout(() => listen({ what: "reading the data", done: 0, total: 0 }), SLOW_MS);
     try {
       const request = { settings: this.settings, count: SHOWN_EXAMPLES };
+      if (data.bytes > LONG_DATA) {
+        this.glimpse = (await this.engine.call("glimpse", request)) ?? undefined;
+        this.changed("inspection");
+      }
       const inspection = await this.engine.call("inspect", request, (notice) => notice.type === "progress" && listen(notice.progress));
       if (model === this.model && data === this.data) this.inspection = inspection;
       this.inspectionFailure = undefined;
@@ -313,6 +321,7 @@ export class App {
       this.inspectionFailure = failure.kind === "canceled" ? undefined : failure;
     }
     clearTimeout(slow);
+    this.glimpse = undefined;
     this.inspecting = false;
     this.reading = undefined;
     this.changed("inspection", "reading", "settings", "run");

@@ -153,6 +153,8 @@ export interface Calls {
   forgetModel: { request: HubAddress; answer: null };
   openData: { request: { source: DataSource; content: Blob | string | null }; answer: OpenedData };
   inspect: { request: { settings: RunSettings; count: number }; answer: Inspection };
+  /** As `inspect`, of the first part of long data alone; null where that part does not stand by itself. */
+  glimpse: { request: { settings: RunSettings; count: number }; answer: Inspection | null };
   estimate: { request: { settings: RunSettings; seqLen: number }; answer: Estimate };
   train: { request: TrainRequest; answer: Trained };
   pause: { request: null; answer: null };

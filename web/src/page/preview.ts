@@ -31,21 +31,22 @@ export function preview(app: App): HTMLElement {
     h("div", { class: "preview-foot" }, totals, lengths),
   );
   const draw = () => {
-    const inspection = app.inspection;
+    const inspection = app.glimpse ?? app.inspection;
     const example = inspection?.examples[at];
     show(element, example !== undefined);
     if (inspection === undefined || example === undefined) return;
-    setText(position, `Example ${format.count(example.number)} of ${format.count(inspection.lengths.length)}`);
+    const whole = app.glimpse === undefined ? ` of ${format.count(inspection.lengths.length)}` : "";
+    setText(position, `Example ${format.count(example.number)}${whole}`);
     earlier.disabled = at === 0;
     later.disabled = at + 1 >= inspection.examples.length;
     tokens.replaceChildren(...tokenSpans(example));
-    setText(totals, told(inspection));
+    setText(totals, app.glimpse === undefined ? told(inspection) : "The first examples. The others are being read.");
     lengths.replaceChildren(histogram(inspection.lengths));
   };
   app.on(["inspection"], () => {
     at = 0;
     draw();
-    element.classList.toggle("stale", app.inspecting);
+    element.classList.toggle("stale", app.inspecting && app.glimpse === undefined);
   });
   return element;
 }

@@ -1,6 +1,7 @@
 /** The data set that is open: mounted for the engine, and kept so that a run can store it. */
 
 import type { DataSource, Notice, OpenedData } from "../protocol";
+import type { Inspection, RunSettings } from "../types";
 import { fetchDemo } from "./demo";
 import { PageError } from "./failure";
 import { plainName } from "./models";
@@ -15,6 +16,11 @@ let content: Blob | undefined;
 let onRead: (end: number) => void = () => {};
 /** What takes longer than a moment to tokenize. */
 const LONG_BYTES = 500_000;
+/** What is read of long data before the whole. */
+const GLIMPSE_BYTES = 200_000;
+const LINE_FEED = 10;
+/** Files of which a beginning is data too. */
+const CUT_AT_LINES = /\.(jsonl|ndjson|csv|tsv|txt|md)$/i;
 /** The page hears of progress this often, in milliseconds. */
 const PROGRESS_MS = 100;
 
@@ -36,6 +42,23 @@ export function reading<T>(notify: (notice: Notice) => void, work: () => T): T {
     return work();
   } finally {
     onRead = () => {};
+  }
+}
+
+/** Inspects the first part of the open data, which is quick however long they are; null where that part does not stand by itself. */
+export async function glimpse(settings: RunSettings, count: number): Promise<Inspection | null> {
+  const path = `/glimpse/${String(settings.data).split("/").at(-1)}`;
+  if (content === undefined || !CUT_AT_LINES.test(path)) return null;
+  const bytes = new Uint8Array(await content.slice(0, GLIMPSE_BYTES).arrayBuffer());
+  loraine.mountBytes(path, bytes.slice(0, bytes.lastIndexOf(LINE_FEED) + 1));
+  try {
+    const found = loraine.inspectData({ ...settings, data: path }, count);
+    return found.examples.length === 0 ? null : found;
+  } catch {
+    // A table may be cut inside a field. The whole will tell what is wrong, if anything is.
+    return null;
+  } finally {
+    unmount(path);
   }
 }
 

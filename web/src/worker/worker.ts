@@ -2,7 +2,7 @@
 
 import type { CallMessage, CallName, Calls, Notice, WorkerMessage } from "../protocol";
 import type { RunSettings } from "../types";
-import { openData, reading } from "./data";
+import { glimpse, openData, reading } from "./data";
 import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
 import * as models from "./models";
@@ -45,6 +45,7 @@ const handlers: Handlers = {
   },
   openData: ({ source, content }) => openData(source, content),
   inspect: ({ settings, count }, notify) => reading(notify, () => loraine.inspectData(settings, count)),
+  glimpse: ({ settings, count }) => glimpse(settings, count),
   estimate: ({ settings, seqLen }) => loraine.estimate(settings, seqLen),
   train: (request, notify) => training.train(request, notify),
   pause: () => nothing(training.pause),
