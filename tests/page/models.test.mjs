@@ -139,6 +139,24 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
   await profile.close();
 });
 
+test("a download waits while the browser is offline, and goes on when it is back", { skip: missing }, async (t) => {
+  const hub = await startHub(t, { "pirates/stories": demoModel });
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  await lookUp(page, hub.url, "pirates/stories");
+  await page.getByRole("button", { name: /^Download \d/ }).waitFor();
+  await profile.setOffline(true);
+  await page.getByRole("button", { name: /^Download \d/ }).click();
+  await waitForText(page, "#model .progress-text", /waiting for a connection, then config\.json goes on/);
+  // Longer than the attempts of a hub that is not there would take.
+  await page.waitForTimeout(6000);
+  assert.match(await text(page, "#model .progress-text"), /waiting for a connection/);
+  await profile.setOffline(false);
+  await waitForText(page, "#model .facts", "pirates/stories");
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
 test("what a hub does not give is told where it was asked for", { skip: missing }, async (t) => {
   const unsupported = changed((dir) => editJson(join(dir, "config.json"), { model_type: "mamba", architectures: ["MambaForCausalLM"] }));
   const hub = await startHub(t, { "pirates/stories": demoModel, "pirates/mamba": unsupported });

@@ -415,7 +415,9 @@ export class Download {
             `${name} does not arrive from ${this.address.base} (${error.message}): ${reasons}. What has arrived is kept; fetch again to go on.`,
           );
         }
-        if (failed > 2) this.progress({ what: `waiting for ${this.address.base}, then ${fileName(name)} goes on`, done: 0, total: 0 });
+        const what = navigator.onLine ? this.address.base : "a connection";
+        if (failed > 2 || !navigator.onLine)
+          this.progress({ what: `waiting for ${what}, then ${fileName(name)} goes on`, done: 0, total: 0 });
         await this.sleep(pause);
         pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
       }
@@ -423,23 +425,11 @@ export class Download {
   }
 
   /** Waits `ms`, and while the browser is offline until it is back. */
-  private sleep(ms: number): Promise<void> {
-    return new Promise((resume, reject) => {
-      const wake = () => {
-        clearTimeout(timer);
-        this.signal.removeEventListener("abort", stop);
-        self.removeEventListener("online", wake);
-        resume();
-      };
-      const stop = () => {
-        clearTimeout(timer);
-        self.removeEventListener("online", wake);
-        reject(new DOMException("stopped", "AbortError"));
-      };
-      const timer = navigator.onLine ? setTimeout(wake, ms) : undefined;
-      this.signal.addEventListener("abort", stop, { once: true });
-      self.addEventListener("online", wake, { once: true });
-    });
+  private async sleep(ms: number): Promise<void> {
+    for (let waited = 0; waited < ms || !navigator.onLine; waited += FIRST_PAUSE_MS) {
+      await new Promise((resume) => setTimeout(resume, FIRST_PAUSE_MS));
+      if (this.signal.aborted) throw new DOMException("stopped", "AbortError");
+    }
   }
 }
 
