@@ -205,3 +205,36 @@ test("a file that keeps arriving damaged is refused and not kept", { skip }, asy
   assert.deepEqual(problems, []);
   await profile.close();
 });
+
+test("a download that the browser has no room for is not begun", { skip }, async (t) => {
+  const hub = await startHub(t, { "pirates/stories": repository({ "stories.gguf": large }) });
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  const says = (quota) =>
+    page.workers()[0].evaluate((quota) => {
+      navigator.storage.estimate = async () => ({ quota, usage: 0 });
+    }, quota);
+  await says(2_000_000);
+  await lookUp(page, hub.url, "pirates/stories:stories.gguf");
+  await waitForText(page, "#model .offer", /3\.17 MB to download.*The browser grants this page 2\.00 MB: free disk space/s);
+  const download = page.getByRole("button", { name: /^Download \d/ });
+  assert.ok(await download.isDisabled());
+  await picture(page, "hub-no-room");
+  assert.deepEqual(await accessibilityProblems(page), []);
+
+  // Where the browser grants less than it says, the download ends at that, and goes on once there is room.
+  await says(50_000_000);
+  const session = await page.context().newCDPSession(page);
+  const origin = new URL(shared.site.url).origin;
+  const { usage } = await session.send("Storage.getUsageAndQuota", { origin });
+  await session.send("Storage.overrideQuotaForOrigin", { origin, quotaSize: usage + 2_000_000 });
+  await page.getByRole("button", { name: "Look up" }).click();
+  await download.and(page.locator(":enabled")).click();
+  await waitForText(page, "#model .notice.error", /The browser's storage for this page is full/);
+  await session.send("Storage.overrideQuotaForOrigin", { origin });
+  await page.getByRole("button", { name: "Look up" }).click();
+  await download.and(page.locator(":enabled")).click();
+  await waitForText(page, "#model .facts", "pirates/stories:stories.gguf");
+  assert.deepEqual(problems, []);
+  await profile.close();
+});

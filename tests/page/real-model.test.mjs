@@ -2,11 +2,12 @@
 // adapter, so it runs only where LORAINE_SMOLLM2_GGUF names the file (docs/testing.md says where to get it).
 
 import assert from "node:assert/strict";
-import { existsSync, symlinkSync, mkdirSync, mkdtempSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { serve } from "../../web/serve.mjs";
 import { missing, openPage, projectFile, startForAll, text, waitForText } from "./browser.mjs";
 import { startHub } from "./hub-server.mjs";
 import { conversations, removeAll } from "./models.mjs";
@@ -28,8 +29,10 @@ const MINUTES = 60_000;
 const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
 after(() => removeAll([dir]));
 
-/** Has the worker's script say how much memory its module has; memory of a module never shrinks. */
-async function watchMemory(profile) {
+/** The page with a worker that says how much memory its module has; memory of a module never shrinks. */
+async function serveWatched() {
+  const site = join(dir, "site");
+  cpSync(projectFile("web/dist"), site, { recursive: true });
   const watch = `{
     const start = WebAssembly.instantiateStreaming.bind(WebAssembly);
     WebAssembly.instantiateStreaming = async (...given) => {
@@ -38,10 +41,9 @@ async function watchMemory(profile) {
       return made;
     };
   }\n`;
-  await profile.route(/\/assets\/worker-.*\.js$/, async (route) => {
-    const response = await route.fetch();
-    await route.fulfill({ response, body: watch + (await response.text()) });
-  });
+  const worker = readdirSync(join(site, "assets")).find((name) => /^worker-.*\.js$/.test(name));
+  writeFileSync(join(site, "assets", worker), watch + readFileSync(join(site, "assets", worker), "utf8"));
+  return serve(site, 0);
 }
 
 async function moduleBytes(page) {
@@ -55,10 +57,9 @@ test("a real model: broken download, training, reload, answers, and the adapter 
   const { size } = statSync(GGUF);
   const hub = await startHub(t, { "pirates/smollm2": join(dir, "hub") });
   hub.lists = true;
-  const opened = await openPage(shared.browser, shared.site.url);
-  const { page, profile, problems } = opened;
-  await watchMemory(profile);
-  await page.reload();
+  const { server, url } = await serveWatched();
+  t.after(() => server.close());
+  const { page, profile, problems } = await openPage(shared.browser, url);
   await ready(page);
   await lookUp(page, hub.url, NAME);
   t.diagnostic(await waitForText(page, "#model .offer", /135 million parameters/, 2 * MINUTES));
