@@ -187,6 +187,7 @@ function storedModel(page) {
 test("a file that keeps arriving damaged is refused and not kept", { skip }, async (t) => {
   const hub = await startHub(t, { "pirates/stories": repository({ "Q8/stories.gguf": gguf }) });
   hub.lists = true;
+  hub.hides = true;
   hub.damage = { file: "stories.gguf", times: 9 };
   const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
   await ready(page);

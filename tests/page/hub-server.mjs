@@ -15,10 +15,11 @@ const CORS = {
 };
 
 /**
- * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs: `cutAfter` ends each answer with weights
- * after so many bytes, `halve` names a file of which only the first half is there, `commit` is what the hub says of the revision, `token`
- * is the only one that may read. `lists` has it list files with their checksums, as Hugging Face does; `damage` names a file of which a byte
- * arrives wrong, the given number of times.
+ * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs:
+ * - `cutAfter` ends each answer with weights after so many bytes, `cuts` times; `slow` never ends one.
+ * - `halve` names a file of which only the first half is there, `damage` one of which a byte arrives wrong, so many times.
+ * - `commit` is what the hub says of the revision, and `token` is the only one that may read.
+ * - `lists` has it list files with their checksums, as Hugging Face does; `hides` keeps the sizes of ranges from the page.
  */
 export async function startHub(t, models) {
   const hub = {
@@ -30,6 +31,7 @@ export async function startHub(t, models) {
     commit: "c".repeat(40),
     slow: false,
     lists: false,
+    hides: false,
     damage: { file: "", times: 0 },
   };
   const server = createServer(async (request, response) => {
@@ -74,6 +76,7 @@ export async function startHub(t, models) {
       "accept-ranges": "bytes",
       "content-length": part.length,
     };
+    if (hub.hides) headers["access-control-expose-headers"] = "etag";
     if (first !== undefined) headers["content-range"] = `bytes ${from}-${to - 1}/${bytes.length}`;
     response.writeHead(first === undefined ? 200 : 206, headers);
     if (request.method === "HEAD") response.end();

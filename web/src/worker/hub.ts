@@ -156,10 +156,18 @@ export class Download {
     const have = this.begun?.bytes ?? new Uint8Array();
     const response = await this.request(name, have.length, length - 1);
     this.notice(response);
+    if (this.commit !== undefined) this.revision = this.commit;
     const whole = response.status !== 206;
-    const total = whole ? Number(response.headers.get("content-length")) : totalOf(response.headers.get("content-range"));
-    if (!(total > 0)) throw new PageError("hub", `${this.address.base} does not say how large ${name} is.`);
+    const told = whole ? Number(response.headers.get("content-length")) : totalOf(response.headers.get("content-range"));
+    // A file server may keep the size from pages of other origins; the hub's list has it too.
+    const total = told > 0 ? told : ((await this.list())?.get(name)?.bytes ?? 0);
+    if (total === 0) throw new PageError("hub", `${this.address.base} does not say how large ${name} is.`);
     const tag = response.headers.get("etag");
+    if (this.begun !== undefined && (this.begun.total !== total || this.begun.tag !== tag)) {
+      this.begun = undefined;
+      await response.body?.cancel();
+      throw new TypeError("the file changed");
+    }
     const bytes = new Uint8Array(Math.min(length, total));
     let at = whole ? 0 : have.length;
     bytes.set(have.subarray(0, at));
@@ -182,7 +190,10 @@ export class Download {
 
   /** Takes over what `other` knows of the same file. */
   goOnFrom(other: Download): void {
-    if (other.address.base === this.address.base && modelName(other.address) === modelName(this.address)) this.begun = other.begun;
+    if (other.address.base !== this.address.base || modelName(other.address) !== modelName(this.address)) return;
+    this.begun = other.begun;
+    this.commit = other.commit;
+    this.revision = other.revision;
   }
 
   private async sizeOf(name: string): Promise<number | undefined> {
