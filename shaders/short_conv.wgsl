@@ -1,5 +1,5 @@
-// Gated short convolution: out = C y, where y is the sum of B X over this row and the rows before it, each with the weight of its
-// distance. Rows before the first of the pass come from the state, where the sequence has such.
+// Short convolution: y is the sum of the values of this row and the rows before it, each with the weight of its distance. GATED:
+// out = C y. Else out = y sigmoid(y). Rows before the first of the pass come from the state, where the sequence has such.
 
 struct Params { rows: u32, channels: u32, ld: u32, ld_out: u32, taps: u32 }
 
@@ -24,11 +24,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var distance = 0u; distance < min(params.taps, position + 1u); distance++) {
         var value: Value;
         if distance <= row {
-            value = product_at(row - distance, unit);
+            value = value_at(row - distance, unit);
         } else {
             value = state[(position - distance) % (params.taps - 1u) * (params.ld_out / LANES) + unit];
         }
         y += tap(unit * LANES, distance) * value;
     }
-    out[row * (params.ld_out / LANES) + unit] = inputs[row * (params.ld / LANES) + units + unit] * y;
+#if GATED
+    let result = inputs[row * (params.ld / LANES) + units + unit] * y;
+#else
+    let result = y * gate_of(y);
+#end
+    out[row * (params.ld_out / LANES) + unit] = result;
 }

@@ -1,4 +1,4 @@
-// The last rows of B X of a pass into the state, each at its position modulo the rows of the state.
+// The values of the last rows of a pass into the state, each at its position modulo the rows of the state.
 
 struct Params { rows: u32, channels: u32, ld: u32, ld_out: u32, taps: u32 }
 
@@ -19,5 +19,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let kept = params.taps - 1u;
     if from_last >= min(kept, params.rows) { return; }
     let row = params.rows - 1u - from_last;
-    state[positions[row] % kept * (params.ld_out / LANES) + unit] = product_at(row, unit);
+    state[positions[row] % kept * (params.ld_out / LANES) + unit] = value_at(row, unit);
 }

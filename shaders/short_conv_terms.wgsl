@@ -1,5 +1,5 @@
-// Gated short convolution: what each row adds to the gradient of each weight, D C of the row times B X of the row that the weight
-// belongs to. Row by row as the weights lie, a channel's one after the other.
+// Short convolution: what each row adds to the gradient of each weight, the gradient of y of the row times the value of the row that
+// the weight belongs to. GATED: the gradient of y is D C. Row by row as the weights lie, a channel's one after the other.
 
 struct Params { rows: u32, channels: u32, ld: u32, ld_out: u32, taps: u32, ld_terms: u32 }
 
@@ -23,8 +23,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let distance = params.taps - 1u - (at - channel * params.taps);
     var term = Value(0.0);
     if distance <= min(positions[row], row) {
-        let gate = inputs[row * params.ld + params.channels + channel];
-        term = dout[row * params.ld_out + channel] * gate * product_at(row - distance, channel);
+        term = dout[row * params.ld_out + channel];
+#if GATED
+        term *= inputs[row * params.ld + params.channels + channel];
+#end
+        term *= value_at(row - distance, channel);
     }
     terms[row * params.ld_terms + at] = term;
 }

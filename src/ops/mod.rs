@@ -10,6 +10,7 @@ pub mod add;
 pub mod attention;
 pub mod bf16;
 pub mod bias_sum;
+pub mod causal_conv;
 pub mod column_gradient;
 pub mod columns;
 pub mod cross_entropy;

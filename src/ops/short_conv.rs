@@ -5,6 +5,8 @@
 //! With D the gradient of the result: `dC = D y`, `du_t = sum over j of w_j (D C)_(t + L - 1 - j)` within the sequence, `dB = du X` and
 //! `dX = du B`; the gradient of `w_j` is the sum of `(D C)_t u_(t - L + 1 + j)` over all rows t.
 //!
+//! [`causal_conv`](super::causal_conv) is the same sum without gates, by the same kernels.
+//!
 //! In generation, the state holds u of the last L - 1 positions: position p at row `p mod (L - 1)`.
 
 use super::column_gradient;
@@ -41,47 +43,87 @@ pub struct Convolution {
     pub weights: View,
     /// L, the rows that a result reads, its own included.
     pub taps: u32,
-    /// B, C and X, `[rows, 3 channels]`.
+    /// B, C and X, `[rows, 3 channels]`; those of [`causal_conv`](super::causal_conv) are `[rows, channels]`.
     pub inputs: Matrix,
 }
 
+/// The result that a convolution makes of its sum y.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    /// `C y`, of the sum over `B X`.
+    Gated,
+    /// `y sigmoid(y)`, of the sum over the inputs.
+    Silu,
+}
+
+impl Form {
+    const ALL: [Self; 2] = [Self::Gated, Self::Silu];
+
+    /// The names of the operations in profiles: forward, backward, the weights' gradient, the state.
+    fn ops(self) -> [&'static str; 4] {
+        match self {
+            Self::Gated => ["short_conv", "short_conv_backward", "short_conv_terms", "short_conv_state"],
+            Self::Silu => ["causal_conv", "causal_conv_backward", "causal_conv_terms", "causal_conv_state"],
+        }
+    }
+
+    /// Matrices `[rows, channels]` that lie side by side in the inputs.
+    fn parts(self) -> u32 {
+        match self {
+            Self::Gated => 3,
+            Self::Silu => 1,
+        }
+    }
+}
+
 /// With `quads` an invocation has four channels, and their number must be a multiple of four.
-fn kernel<P: Param>(name: &'static str, source: &'static str, quads: bool) -> Kernel {
+fn kernel<P: Param>(name: &'static str, source: &'static str, form: Form, quads: bool) -> Kernel {
     Kernel::new::<P>(name, source)
         .part(shader!("lib/short_conv.wgsl"))
         .constant("WG_SIZE", WG_SIZE)
+        .constant("GATED", form == Form::Gated)
         .constant("QUADS", quads)
         .constant("LANES", if quads { 4 } else { 1 })
         .constant("Value", Constant::Type(if quads { "vec4<f32>" } else { "f32" }))
 }
 
-fn forward_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv", shader!("short_conv.wgsl"), quads)
+fn forward_kernel(form: Form, quads: bool) -> Kernel {
+    kernel::<Params>("short_conv", shader!("short_conv.wgsl"), form, quads)
 }
 
-fn backward_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv_backward", shader!("short_conv_backward.wgsl"), quads)
+fn backward_kernel(form: Form, quads: bool) -> Kernel {
+    kernel::<Params>("short_conv_backward", shader!("short_conv_backward.wgsl"), form, quads)
 }
 
-fn state_kernel(quads: bool) -> Kernel {
-    kernel::<Params>("short_conv_state", shader!("short_conv_state.wgsl"), quads)
+fn slope_kernel(quads: bool) -> Kernel {
+    kernel::<Params>("short_conv_slope", shader!("short_conv_slope.wgsl"), Form::Silu, quads)
 }
 
-fn terms_kernel() -> Kernel {
-    kernel::<TermParams>("short_conv_terms", shader!("short_conv_terms.wgsl"), false)
+fn state_kernel(form: Form, quads: bool) -> Kernel {
+    kernel::<Params>("short_conv_state", shader!("short_conv_state.wgsl"), form, quads)
+}
+
+fn terms_kernel(form: Form) -> Kernel {
+    kernel::<TermParams>("short_conv_terms", shader!("short_conv_terms.wgsl"), form, false)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let all = |quads| [forward_kernel(quads), backward_kernel(quads), state_kernel(quads)];
-    [false, true].into_iter().flat_map(all).chain([terms_kernel()]).collect()
+    let mut kernels = vec![slope_kernel(false), slope_kernel(true)];
+    for form in Form::ALL {
+        kernels.push(terms_kernel(form));
+        for quads in [false, true] {
+            kernels.extend([forward_kernel(form, quads), backward_kernel(form, quads), state_kernel(form, quads)]);
+        }
+    }
+    kernels
 }
 
 impl Convolution {
     /// Parameters with the stride of `out`, and whether invocations have four channels.
-    fn params(&self, out: Matrix) -> (Params, bool) {
+    fn params(&self, form: Form, out: Matrix) -> (Params, bool) {
         let Self { positions, weights, taps, inputs } = *self;
         let channels = out.cols;
-        assert!(taps >= 1 && inputs.cols == 3 * channels, "{self:?} with {out:?}");
+        assert!(taps >= 1 && inputs.cols == form.parts() * channels, "{self:?} with {out:?}");
         assert!(positions.bytes >= 4 * u64::from(inputs.rows), "{positions:?} for {} rows", inputs.rows);
         assert!(weights.bytes >= 4 * u64::from(channels) * u64::from(taps), "{weights:?} for {channels} channels");
         let params = Params { rows: inputs.rows, channels, ld: inputs.ld, ld_out: out.ld, taps };
@@ -92,56 +134,77 @@ impl Convolution {
         let units = if quads { channels / 4 } else { channels };
         rec.fold((u64::from(rows) * u64::from(units)).div_ceil(u64::from(WG_SIZE)))
     }
+
+    pub(super) fn forward(&self, rec: &mut Recorder, form: Form, state: Option<Matrix>, out: Matrix) {
+        let (params, quads) = self.params(form, out);
+        assert_eq!(self.inputs.rows, out.rows, "{self:?} with {out:?}");
+        assert!(state.is_none_or(|state| state.rows + 1 >= self.taps && state.ld == out.ld), "{state:?} for {self:?}");
+        let groups = Self::workgroups(rec, out.rows, out.cols, quads);
+        let state = state.map_or(rec.unused, |state| state.view);
+        let views = [self.positions, self.weights, self.inputs.view, state, out.view];
+        let work = 3 * u64::from(self.taps) * elements(out);
+        rec.dispatch(form.ops()[0], forward_kernel(form, quads), &views, &params, groups, work);
+    }
+
+    /// From the gradient of the result, in place, that of the sum before SiLU.
+    pub(super) fn slope(&self, rec: &mut Recorder, dout: Matrix) {
+        let (params, quads) = self.params(Form::Silu, dout);
+        let groups = Self::workgroups(rec, dout.rows, dout.cols, quads);
+        let views = [self.positions, self.weights, self.inputs.view, dout.view];
+        let work = 3 * u64::from(self.taps) * elements(dout);
+        rec.dispatch(Form::Silu.ops()[1], slope_kernel(quads), &views, &params, groups, work);
+    }
+
+    pub(super) fn backward(&self, rec: &mut Recorder, form: Form, dout: Matrix, dinputs: Matrix) {
+        let (params, quads) = self.params(form, dout);
+        assert_eq!((dinputs.rows, dinputs.cols, dinputs.ld), (self.inputs.rows, self.inputs.cols, self.inputs.ld));
+        let groups = Self::workgroups(rec, dout.rows, dout.cols, quads);
+        let views = [self.positions, self.weights, self.inputs.view, dout.view, dinputs.view];
+        let work = 6 * u64::from(self.taps) * elements(dout);
+        rec.dispatch(form.ops()[1], backward_kernel(form, quads), &views, &params, groups, work);
+    }
+
+    pub(super) fn weight_gradient(&self, rec: &mut Recorder, form: Form, dout: Matrix, terms: Matrix, gradient: View) {
+        let (Params { rows, channels, ld, ld_out, taps }, _) = self.params(form, dout);
+        assert_eq!((terms.rows, terms.cols), (rows, channels * taps), "{terms:?} for {self:?}");
+        let params = TermParams { rows, channels, ld, ld_out, taps, ld_terms: terms.ld };
+        let groups = rec.fold(elements(terms).div_ceil(u64::from(WG_SIZE)));
+        let views = [self.positions, self.weights, self.inputs.view, dout.view, terms.view];
+        rec.dispatch(form.ops()[2], terms_kernel(form), &views, &params, groups, 3 * elements(terms));
+        column_gradient::bias(rec, terms, gradient);
+    }
+
+    pub(super) fn keep(&self, rec: &mut Recorder, form: Form, state: Matrix) {
+        let (params, quads) = self.params(form, state);
+        let kept = self.taps - 1;
+        assert!(state.rows >= kept, "{state:?} for {self:?}");
+        let groups = Self::workgroups(rec, kept.min(self.inputs.rows), state.cols, quads);
+        let views = [self.positions, self.weights, self.inputs.view, state.view];
+        let work = u64::from(kept) * u64::from(state.cols);
+        rec.dispatch(form.ops()[3], state_kernel(form, quads), &views, &params, groups, work);
+    }
 }
 
 /// `out`, `[rows, channels]`. `state` is that of [`keep`], `[taps - 1, channels]`; None where every sequence of the pass starts in it.
 pub fn forward(rec: &mut Recorder, of: &Convolution, state: Option<Matrix>, out: Matrix) {
-    let (params, quads) = of.params(out);
-    assert_eq!(of.inputs.rows, out.rows, "{of:?} with {out:?}");
-    assert!(state.is_none_or(|state| state.rows + 1 >= of.taps && state.ld == out.ld), "{state:?} for {of:?}");
-    let groups = Convolution::workgroups(rec, out.rows, out.cols, quads);
-    let views = [of.positions, of.weights, of.inputs.view, state.map_or(rec.unused, |state| state.view), out.view];
-    rec.dispatch("short_conv", forward_kernel(quads), &views, &params, groups, 3 * u64::from(of.taps) * elements(out));
+    of.forward(rec, Form::Gated, state, out);
 }
 
 /// The gradients of B, C and X, `[rows, 3 channels]`, from that of the result of [`forward`], `[rows, channels]`. Every sequence starts
 /// in the pass.
 pub fn backward(rec: &mut Recorder, of: &Convolution, dout: Matrix, dinputs: Matrix) {
-    let (params, quads) = of.params(dout);
-    assert_eq!((dinputs.rows, dinputs.cols, dinputs.ld), (of.inputs.rows, of.inputs.cols, of.inputs.ld));
-    let groups = Convolution::workgroups(rec, dout.rows, dout.cols, quads);
-    let views = [of.positions, of.weights, of.inputs.view, dout.view, dinputs.view];
-    let work = 6 * u64::from(of.taps) * elements(dout);
-    rec.dispatch("short_conv_backward", backward_kernel(quads), &views, &params, groups, work);
+    of.backward(rec, Form::Gated, dout, dinputs);
 }
 
 /// Adds the gradient of the weights, f32 `[channels][taps]`, from that of the result of [`forward`], `[rows, channels]`. `terms`,
 /// `[rows, channels * taps]`, is scratch. Every sequence starts in the pass.
 pub fn weight_gradient(rec: &mut Recorder, of: &Convolution, dout: Matrix, terms: Matrix, gradient: View) {
-    let (Params { rows, channels, ld, ld_out, taps }, _) = of.params(dout);
-    assert_eq!((terms.rows, terms.cols), (rows, channels * taps), "{terms:?} for {of:?}");
-    let params = TermParams { rows, channels, ld, ld_out, taps, ld_terms: terms.ld };
-    let groups = rec.fold(elements(terms).div_ceil(u64::from(WG_SIZE)));
-    let views = [of.positions, of.weights, of.inputs.view, dout.view, terms.view];
-    rec.dispatch("short_conv_terms", terms_kernel(), &views, &params, groups, 3 * elements(terms));
-    column_gradient::bias(rec, terms, gradient);
+    of.weight_gradient(rec, Form::Gated, dout, terms, gradient);
 }
 
 /// Keeps what the next pass reads of this one in `state`, `[taps - 1, channels]`. All rows are of one sequence.
 pub fn keep(rec: &mut Recorder, of: &Convolution, state: Matrix) {
-    let (params, quads) = of.params(state);
-    let kept = of.taps - 1;
-    assert!(state.rows >= kept, "{state:?} for {of:?}");
-    let groups = Convolution::workgroups(rec, kept.min(of.inputs.rows), state.cols, quads);
-    let views = [of.positions, of.weights, of.inputs.view, state.view];
-    rec.dispatch(
-        "short_conv_state",
-        state_kernel(quads),
-        &views,
-        &params,
-        groups,
-        u64::from(kept) * u64::from(state.cols),
-    );
+    of.keep(rec, Form::Gated, state);
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
@@ -156,7 +219,7 @@ pub(crate) mod twin {
     }
 
     /// Calls `visit` with each pair of a row and a row that it reads, and the weight's index.
-    fn pairs(of: Sizes, mut visit: impl FnMut(usize, usize, usize)) {
+    pub(crate) fn pairs(of: Sizes, mut visit: impl FnMut(usize, usize, usize)) {
         for (row, position) in of.positions.iter().enumerate() {
             for j in 0..of.taps {
                 let back = of.taps - 1 - j;
@@ -224,22 +287,13 @@ mod tests {
     use super::*;
     use crate::ops::testing::{Lab, assert_close, assert_gradient, shapes};
 
-    /// Positions of sequences of drawn lengths, among them some that are shorter than the convolution.
-    fn positions(lab: &mut Lab, rows: usize) -> Vec<u32> {
-        let mut positions: Vec<u32> = Vec::new();
-        while positions.len() < rows {
-            let length = 1 + lab.index(9);
-            positions.extend(0..length.min(rows - positions.len()) as u32);
-        }
-        positions
-    }
-
     #[test]
     fn both_directions_equal_the_twin() {
         for (i, (rows, channels)) in shapes(&[(1, 1), (3, 7), (5, 64), (70, 12), (40, 129)]).into_iter().enumerate() {
             let taps = [1, 3, 4, 7, 2][i % 5];
             let mut lab = Lab::new();
-            let at = positions(&mut lab, rows);
+            // Among the sequences are some that are shorter than the convolution.
+            let at = lab.positions(rows, 9);
             let inputs = lab.normal(rows * 3 * channels);
             let (weights, dout) = (lab.normal(channels * taps), lab.normal(rows * channels));
             let of = Convolution {

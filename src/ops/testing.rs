@@ -101,6 +101,16 @@ impl Lab {
         self.scratch.weight_panel = self.experiment.plan.alloc(Category::Workspace, "weight panel", bytes);
     }
 
+    /// Positions of packed sequences of drawn lengths up to `longest`.
+    pub(crate) fn positions(&mut self, rows: usize, longest: usize) -> Vec<u32> {
+        let mut positions: Vec<u32> = Vec::new();
+        while positions.len() < rows {
+            let length = 1 + self.index(longest);
+            positions.extend(0..length.min(rows - positions.len()) as u32);
+        }
+        positions
+    }
+
     /// 16-bit values, two in a word.
     pub(crate) fn halves(&mut self, values: impl Iterator<Item = u16>) -> View {
         let values: Vec<u16> = values.collect();
