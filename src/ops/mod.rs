@@ -21,6 +21,7 @@ pub mod embedding;
 #[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod experiment;
 pub mod experts;
+pub mod gated_norm;
 pub mod glu;
 pub mod kv_cache;
 pub(crate) mod lib_parts;
@@ -59,6 +60,7 @@ pub fn kernels() -> Vec<Kernel> {
         dropout::kernels(),
         embedding::kernels(),
         experts::kernels(),
+        gated_norm::kernels(),
         glu::kernels(),
         linear::kernels(),
         lora_gradient::kernels(),
