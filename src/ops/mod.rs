@@ -28,6 +28,7 @@ pub(crate) mod lib_parts;
 pub mod linear;
 pub mod lora_gradient;
 pub mod noise;
+pub mod output_gate;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
@@ -65,6 +66,7 @@ pub fn kernels() -> Vec<Kernel> {
         linear::kernels(),
         lora_gradient::kernels(),
         noise::kernels(),
+        output_gate::kernels(),
         quantize::kernels(),
         rms_norm::kernels(),
         rope::kernels(),
