@@ -14,6 +14,7 @@ pub mod causal_conv;
 pub mod column_gradient;
 pub mod columns;
 pub mod cross_entropy;
+pub mod delta_rule;
 pub mod dora;
 pub mod dropout;
 mod elementwise;
@@ -57,6 +58,7 @@ pub fn kernels() -> Vec<Kernel> {
         column_gradient::kernels(),
         columns::kernels(),
         cross_entropy::kernels(),
+        delta_rule::kernels(),
         dora::kernels(),
         dropout::kernels(),
         embedding::kernels(),
