@@ -41,7 +41,7 @@
 //! # Ok::<(), loraine::Error>(())
 //! ```
 
-/// The text of a file under `shaders/`, as `build.rs` has copied it.
+/// The text of a file under `shaders/`; in a browser's module its name, by which a kernel finds it. See `build.rs`.
 macro_rules! shader {
     ($name:literal) => {
         include_str!(concat!(env!("OUT_DIR"), "/shaders/", $name))

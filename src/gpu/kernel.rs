@@ -9,6 +9,8 @@
 use std::fmt::Write;
 
 use super::params::{Param, ParamType};
+#[cfg(target_arch = "wasm32")]
+use super::shader_texts::text_of;
 
 /// The value of one prelude line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +44,12 @@ pub enum Access {
     ReadWrite,
 }
 
+/// The text of a shader, by what `shader!` gives: outside browsers the text itself.
+#[cfg(not(target_arch = "wasm32"))]
+fn text_of(text: &'static str) -> &'static str {
+    text
+}
+
 /// One variant of one kernel. Equal kernels share a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
@@ -57,6 +65,7 @@ pub struct Kernel {
 impl Kernel {
     /// A kernel of this text, whose dispatches take parameters of type `P`.
     pub fn new<P: Param>(name: &'static str, source: &'static str) -> Self {
+        let source = text_of(source);
         Self { name, enables: Vec::new(), source, parts: Vec::new(), constants: Vec::new(), params: P::TYPE }
     }
 
@@ -83,7 +92,7 @@ impl Kernel {
 
     /// Joins a shared part in front of the kernel.
     pub fn part(mut self, text: &'static str) -> Self {
-        self.parts.push(text);
+        self.parts.push(text_of(text));
         self
     }
 

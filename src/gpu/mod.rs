@@ -12,6 +12,8 @@ mod lists;
 mod memory;
 mod params;
 mod profile;
+#[cfg(target_arch = "wasm32")]
+mod shader_texts;
 
 pub use arena::{Arena, Lifetime};
 pub use autotune::{AutotuneKey, AutotuneTable, ProblemSize, Tune, TuneOptions};
