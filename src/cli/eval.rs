@@ -14,13 +14,15 @@ use super::args::base::BaseArgs;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, data_sources};
 use super::args::device::DeviceArgs;
 use super::args::objective::ObjectiveArgs;
+use super::ranks::Ranks;
 use super::status::StatusLine;
 
 /// Compute loss and perplexity of a model on a data set, with or without an adapter
 #[derive(Args)]
 #[command(after_help = "Examples:
   loraine eval --model models/SmolLM2-135M --data data/
-  loraine eval --model models/SmolLM2-135M --adapter runs/a --data held_out.jsonl --json")]
+  loraine eval --model models/SmolLM2-135M --adapter runs/a --data held_out.jsonl --json
+  loraine eval --model models/SmolLM2-135M --data held_out.jsonl --gpu 0,1")]
 pub struct EvalArgs {
     /// Model directory, or owner/name on the hub
     #[arg(long, value_name = "DIR")]
@@ -52,7 +54,9 @@ pub struct EvalArgs {
 }
 
 pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
-    let mut status = StatusLine::new(false);
+    let ranks = Ranks::of(&args.device.gpu)?;
+    // The other processes of several are silent.
+    let mut status = StatusLine::new(!ranks.is_first());
     args.model = super::args::model::model_directory(&args.model, Extent::Everything)?;
     let adapter = args.adapter.as_deref().map(adapter_directory).transpose()?;
     let mut as_run = RunSettings { batch_size: args.batch_size, ..RunSettings::default() };
@@ -73,18 +77,20 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
     let mut prepared = evaluate::prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
     let report = prepared.report.clone();
-    if !args.json {
+    if !args.json && ranks.is_first() {
         status.above(|| out!("{}", written(&report.to_string(), as_flag)));
     }
-    status.phase("opening the GPU", None);
-    let gpu = args.device.open()?;
+    status.phase(if ranks.count() > 1 { "opening the GPUs" } else { "opening the GPU" }, None);
+    let gpus = ranks.open(args.device.tuning())?;
     let listen = |event: Event<'_>| match event {
         Event::Loading { done, total } => status.loading(done, total),
         Event::Phase(phase) => status.work(phase),
         _ => {}
     };
-    let result = pollster::block_on(prepared.run(gpu, listen))?;
+    let result = ranks.evaluate(prepared, gpus, listen)?;
     drop(status);
+    ranks.finish();
+    let Some(result) = result else { return Ok(()) };
     if args.json {
         let mut result = serde_json::to_value(result)?;
         result["data"] = serde_json::to_value(report)?;

@@ -1,9 +1,10 @@
-//! The GPUs that train one model: one, several of this computer with a thread each, or those of the processes that `mpirun` has started
+//! The GPUs that train or evaluate one model: one, several of this computer with a thread each, or those of the processes that `mpirun` has started
 //! together.
 
 use std::thread;
 
 use loraine::gpu::{Gpu, TuneOptions};
+use loraine::train::evaluate::{EvalResult, PreparedEval};
 use loraine::train::event::{Control, Event, Outcome};
 use loraine::train::group::{Group, Share};
 use loraine::train::prepare::PreparedRun;
@@ -91,13 +92,45 @@ impl Ranks {
         let Some(first) = gpus.next() else { anyhow::bail!("no GPU was opened") };
         match self {
             Self::Threads(all) if all.len() == 1 => run_shown(prepared, first, None, start, view),
-            Self::Threads(_) => on_threads(prepared, first, gpus, share, start, view),
+            Self::Threads(_) => {
+                let other = |prepared, gpu, group| {
+                    let _ = pollster::block_on(worker::work(prepared, gpu, group));
+                };
+                on_threads(prepared, gpus, other, |prepared, group| {
+                    let group = group.map(|group| group.with_share(share));
+                    run_shown(prepared, first, group, start, view)
+                })
+            }
             #[cfg(feature = "mpi")]
             Self::Processes(processes) => {
                 let group = Group::new(processes.mpi.transport()).with_share(share);
                 run_shown(prepared, first, Some(group), start, view)
             }
         }
+    }
+
+    /// Evaluates on all GPUs; `gpus` are those of this process. The first process has the result.
+    pub fn evaluate(
+        &self,
+        prepared: PreparedEval,
+        gpus: Vec<Gpu>,
+        listen: impl FnMut(Event<'_>),
+    ) -> anyhow::Result<Option<EvalResult>> {
+        let mut gpus = gpus.into_iter();
+        let Some(first) = gpus.next() else { anyhow::bail!("no GPU was opened") };
+        let run = |prepared: PreparedEval, group| pollster::block_on(prepared.run(first, group, listen));
+        let result = match self {
+            Self::Threads(all) if all.len() == 1 => run(prepared, None),
+            Self::Threads(_) => {
+                let other = |prepared: PreparedEval, gpu, group| {
+                    let _ = pollster::block_on(prepared.run(gpu, Some(group), |_| ()));
+                };
+                on_threads(prepared, gpus, other, run)
+            }
+            #[cfg(feature = "mpi")]
+            Self::Processes(processes) => run(prepared, Some(Group::new(processes.mpi.transport()))),
+        };
+        Ok(result?)
     }
 
     /// Works for the first process until its run ends.
@@ -125,25 +158,24 @@ impl Ranks {
     }
 }
 
-/// Trains on several GPUs of this process, each with a thread of its own.
-fn on_threads(
-    prepared: PreparedRun,
-    first: Gpu,
+/// Gives `prepared` to all GPUs of this process: to `first` with the first place of a group, and to `other` for each of `others`, in a
+/// thread of its own.
+fn on_threads<P: Clone + Send, T>(
+    prepared: P,
     others: impl ExactSizeIterator<Item = Gpu>,
-    share: Share,
-    start: &Start,
-    view: &mut RunView,
-) -> anyhow::Result<(Outcome, Option<Ended>)> {
+    other: impl Fn(P, Gpu, Group) + Copy + Send,
+    first: impl FnOnce(P, Option<Group>) -> T,
+) -> T {
     let mut places = threads::connect(others.len() + 1).into_iter();
-    let group = places.next().map(|place| Group::new(place).with_share(share));
+    let group = places.next().map(Group::new);
     thread::scope(|scope| {
         let spawn = |(gpu, place): (Gpu, threads::Thread)| {
             let prepared = prepared.clone();
-            scope.spawn(move || pollster::block_on(worker::work(prepared, gpu, Group::new(place))))
+            scope.spawn(move || other(prepared, gpu, Group::new(place)))
         };
         let workers: Vec<_> = others.zip(places).map(spawn).collect();
         // An error of a worker ends the first rank too, with the worker's sentence.
-        let result = run_shown(prepared, first, group, start, view);
+        let result = first(prepared, group);
         for worker in workers {
             let _ = worker.join();
         }

@@ -12,6 +12,7 @@ use super::listing::{Entry, Listing, RawTensor, TensorInfo};
 use super::modules::{EMBEDDING, HEAD};
 use super::safetensors_index;
 use super::wrapper::text_name;
+use crate::files::Fingerprint;
 use crate::quant::format::{Float, Format4, NESTED_BLOCK};
 use crate::{Error, Result};
 
@@ -312,19 +313,21 @@ impl TensorSource {
         self.get(name).map(|info| info.dtype)
     }
 
-    /// Gives `each` the name and first bytes of every tensor of a float type: they tell one model from another.
+    /// The fingerprint of the names and first bytes of all tensors of a float type: it tells one model from another.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn beginnings(&self, mut each: impl FnMut(&str, &[u8])) -> Result<()> {
+    pub fn fingerprint(&self) -> Result<String> {
         const BYTES: u64 = 4096;
+        let mut weights = Fingerprint::default();
         for (name, entry) in &self.listing.entries {
             if let Entry::Float(info) = entry {
                 let mut bytes = vec![0; info.byte_len.min(BYTES) as usize];
                 info.read(0, &mut bytes)?;
-                each(name, &bytes);
+                weights.add(name.as_bytes());
+                weights.add(&bytes);
             }
         }
-        Ok(())
+        Ok(weights.text())
     }
 }

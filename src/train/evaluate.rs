@@ -9,10 +9,13 @@ use super::budget::longest_rows;
 use super::comparisons;
 use super::engine::Engine;
 use super::event::{Event, Phase};
+use super::group::Group;
+use super::joining;
 use super::objective::{Objective, Report};
 use super::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use super::preference::{Preference, Tally};
 use super::prepare::seq_len_within;
+use super::provenance::fingerprint_of;
 use super::settings::ObjectiveChoice;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
@@ -26,8 +29,8 @@ use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
-use crate::setting::BATCH_SIZE;
-use crate::{Error, Result};
+use crate::setting::{ADAPTER, BATCH_SIZE, DATA, MODEL, OBJECTIVE, QUANT};
+use crate::{Error, Result, files};
 
 /// The settings of an evaluation.
 #[derive(Clone, Debug)]
@@ -65,6 +68,7 @@ pub struct EvalResult {
 }
 
 /// An evaluation whose files were read and checked, before a device is opened.
+#[derive(Clone)]
 pub struct PreparedEval {
     settings: EvalSettings,
     /// The base model.
@@ -112,20 +116,83 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
 }
 
 impl PreparedEval {
-    /// Loads the model and computes the loss over all examples.
+    /// Loads the model and computes the loss over all examples. In a group, each rank computes its share, and the first one alone has the
+    /// result.
     ///
     /// # Errors
-    /// Out of memory, a failing device, or a loss that is not finite.
-    pub async fn run(self, gpu: Gpu, mut listen: impl FnMut(Event<'_>)) -> Result<EvalResult> {
+    /// Out of memory, a failing device, a loss that is not finite, or a rank that evaluates something else or has ended. The other ranks
+    /// are told.
+    pub async fn run(
+        self,
+        gpu: Gpu,
+        mut group: Option<Group>,
+        listen: impl FnMut(Event<'_>),
+    ) -> Result<Option<EvalResult>> {
+        let result = self.compute(gpu, &mut group, listen).await;
+        let Some(mut group) = group else { return result.map(Some) };
+        match result {
+            Ok(result) => {
+                let result = group.is_first().then_some(result);
+                group.end()?;
+                Ok(result)
+            }
+            Err(error) => {
+                group.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The result, on the first rank of the group; on the others, of no use.
+    async fn compute(
+        &self,
+        gpu: Gpu,
+        group: &mut Option<Group>,
+        mut listen: impl FnMut(Event<'_>),
+    ) -> Result<EvalResult> {
+        if let Some(group) = group {
+            joining::check_same_evaluation(group, &self.identity()?)?;
+        }
+        let mut engine = self.open(gpu, &mut listen).await?;
+        engine.group = group.take();
+        let evaluated = self.evaluate(&mut engine, |phase| listen(Event::Phase(phase))).await;
+        *group = engine.group.take();
+        let (report, tokens) = evaluated?;
+        if group.as_ref().is_none_or(Group::is_first) && !report.loss.is_finite() {
+            let problem = format!("the loss on {} is not finite", self.settings.data);
+            return Err(Error::Training(problem));
+        }
+        Ok(EvalResult { loss: report.loss, values: report.values, tokens })
+    }
+
+    /// The parts of an evaluation that decide its result: a name, the words of this rank, and a fingerprint that all ranks share.
+    fn identity(&self) -> Result<Vec<[String; 3]>> {
+        let settings = &self.settings;
+        let mut adapter = files::Fingerprint::default();
+        adapter.add(format!("{:?}", self.modules).as_bytes());
+        self.tensors.values().for_each(|values| adapter.add(bytemuck::cast_slice(values)));
+        let named = settings.adapter.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
+        let objective = format!("{:?} {:?}", settings.objective, settings.preference);
+        let part = |name: &str, here: String, all: String| [name.to_owned(), here, all];
+        Ok(vec![
+            part("the base model", MODEL.is(settings.model.display()), self.source.tensors.fingerprint()?),
+            part("the adapter", ADAPTER.is(named), adapter.text()),
+            part("the objective", OBJECTIVE.to_string(), objective),
+            part("the storage of the base", QUANT.to_string(), format!("{:?}", settings.base)),
+            part("the batch size", BATCH_SIZE.is(settings.batch_size), settings.batch_size.to_string()),
+            part("the data", DATA.is(&settings.data), fingerprint_of(&self.examples)),
+        ])
+    }
+
+    /// Plans the memory, and loads the base and the adapter.
+    async fn open(&self, gpu: Gpu, listen: &mut impl FnMut(Event<'_>)) -> Result<Engine> {
         let (max_rows, max_positions) =
             longest_rows(self.examples.iter().map(Example::tokens), self.settings.batch_size);
-        let base = self.settings.base.of(&self.source.config)?;
-        let recompute = RecomputePolicy::Keep(0);
         let settings = PlanSettings {
-            base,
+            base: self.settings.base.of(&self.source.config)?,
             max_rows,
             max_positions,
-            recompute,
+            recompute: RecomputePolicy::Keep(0),
             dropout: 0.0,
             loraplus: false,
             neftune_alpha: 0.0,
@@ -138,27 +205,30 @@ impl PreparedEval {
         let loading = |done, total| listen(Event::Loading { done, total });
         let mut engine = Engine::open(gpu, plan, &self.source, loading).await?;
         engine.write_adapter(&self.tensors);
+        engine.objective = self.settings.preference.map_or(Objective::Sft, Objective::Preference);
+        Ok(engine)
+    }
+
+    /// The report over all examples, and the number of trained tokens.
+    async fn evaluate(&self, engine: &mut Engine, listen: impl FnMut(Phase)) -> Result<(Report, usize)> {
         let preference = self.settings.preference;
-        engine.objective = preference.map_or(Objective::Sft, Objective::Preference);
+        let needs_reference = preference.is_some_and(|preference| preference.needs_reference());
+        let whole = preference.is_some_and(|preference| preference.learns_prompts());
+        let chunks = self.examples.chunks(self.settings.batch_size);
+        let share = engine.share(chunks.len());
         let mut batches = Vec::new();
-        for chunk in self.examples.chunks(self.settings.batch_size) {
+        for (at, chunk) in chunks.enumerate() {
             let mut references = Vec::new();
-            if preference.is_some_and(|preference| preference.needs_reference()) {
+            if needs_reference && share.contains(&at) {
                 references = engine.answer_logps(&MicroBatch::from_examples(chunk), false).await?;
             }
-            let whole = preference.is_some_and(|preference| preference.learns_prompts());
             let mut batch = MicroBatch::default();
             for (at, example) in chunk.iter().enumerate() {
                 batch.add(example, whole, references.get(at).copied().unwrap_or_default());
             }
             batches.push(batch);
         }
-        let (report, tokens) = evaluation(&mut engine, &batches, |phase| listen(Event::Phase(phase))).await?;
-        if !report.loss.is_finite() {
-            let problem = format!("the loss on {} is not finite", self.settings.data);
-            return Err(Error::Training(problem));
-        }
-        Ok(EvalResult { loss: report.loss, values: report.values, tokens })
+        evaluation(engine, &batches, listen).await
     }
 }
 

@@ -43,12 +43,7 @@ impl Provenance {
             data.add(&slot.len().to_le_bytes());
             slot.iter().for_each(|i| add_example(&mut data, &examples[*i]));
         }
-        let mut weights = Fingerprint::default();
-        base.beginnings(|name, bytes| {
-            weights.add(name.as_bytes());
-            weights.add(bytes);
-        })?;
-        Ok(Self { data: data.text(), base: weights.text(), settings: settings.clone(), steps })
+        Ok(Self { data: data.text(), base: base.fingerprint()?, settings: settings.clone(), steps })
     }
 
     /// Checks that a rank that prepared `own` and holds out the same examples, `held_out` in both, can join the run of a first rank with

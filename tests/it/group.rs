@@ -173,6 +173,62 @@ fn preferences_are_shared_out_too() {
     }
 }
 
+fn evaluate(data: &str, options: &str) -> String {
+    format!("{} --data {data} --json {options}", train_on("llama_tied").replacen("train", "eval", 1))
+}
+
+/// The results of an evaluation on one GPU, on `count` threads, and on as many processes.
+fn evaluate_together(shell: &Shell, args: &str, count: usize) -> Vec<Value> {
+    let result = |shown: String| serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{error}: {shown}"));
+    let mut results = vec![result(shell.succeed(args))];
+    results.push(result(shell.succeed(&format!("{args} {}", gpus(shell, count)))));
+    #[cfg(feature = "mpi")]
+    results.push(result(succeed(&mut under_mpi(shell, &vec![args.to_owned(); count]))));
+    results
+}
+
+fn assert_same_evaluation(results: &[Value]) {
+    let alone = results[0].as_object().unwrap();
+    assert!(alone["loss"].as_f64().is_some_and(|loss| loss > 0.0) && alone["tokens"].as_u64() > Some(0), "{alone:?}");
+    for together in &results[1..] {
+        assert_eq!(alone.len(), together.as_object().unwrap().len(), "{together}");
+        for (name, value) in alone {
+            match value.as_f64() {
+                Some(x) => {
+                    let y = together[name].as_f64().unwrap();
+                    assert!((x - y).abs() <= 1e-6 * x.abs().max(y.abs()), "{name} is {y}, not {x}");
+                }
+                None => assert_eq!(*value, together[name], "{name}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn an_evaluation_is_that_of_one_gpu() {
+    let shell = shell();
+    // The last two leave a rank without a batch.
+    for (count, batch_size) in [(2, 1), (3, 2), (3, 4), (2, 8)] {
+        let args = evaluate("held_out.jsonl", &format!("--batch-size {batch_size}"));
+        assert_same_evaluation(&evaluate_together(&shell, &args, count));
+    }
+}
+
+#[test]
+fn an_evaluation_of_preferences_is_that_of_one_gpu() {
+    let shell = Shell::new();
+    crate::preferences::demo_model(&shell);
+    let of = "--model demo/model --data pairs.jsonl --batch-size 2 --max-seq-len 96 --objective dpo";
+    shell.succeed(&format!("train {of} --eval-fraction 0 --steps 4 --lr 0.01 --out run"));
+    let results = evaluate_together(&shell, &format!("eval {of} --adapter run --json"), 2);
+    assert_same_evaluation(&results);
+    // An adapter that has learned is told from its reference.
+    assert!(
+        results[0]["loss"].as_f64().is_some_and(|loss| (loss - std::f64::consts::LN_2).abs() > 1e-4),
+        "{results:?}"
+    );
+}
+
 #[test]
 fn work_that_is_divided_by_speed_changes_nothing_but_roundings() {
     let shell = shell();
@@ -187,6 +243,7 @@ fn work_that_is_divided_by_speed_changes_nothing_but_roundings() {
 fn an_error_of_one_gpu_ends_the_run() {
     let shell = shell();
     shell.fail(&train("run", "--steps 2 --gpu 0,99"), &["99"]);
+    shell.fail(&evaluate("held_out.jsonl", "--gpu 0,99"), &["99"]);
     assert!(shell.names("run").is_empty());
 }
 
@@ -223,6 +280,25 @@ mod processes {
             let error = error.unwrap_or_else(|| panic!("no error of rank 1:\n{problems}"));
             assert!(!output.status.success() && error.contains(says), "{says}:\n{problems}");
             assert!(shell.names("run").is_empty(), "{:?}", shell.names("run"));
+        }
+    }
+
+    #[test]
+    fn ranks_that_would_evaluate_something_else_are_refused() {
+        let shell = shell();
+        let own = evaluate("held_out.jsonl", "");
+        for (other, says) in [
+            (own.replace("held_out", "data"), "the data (--data data.jsonl)"),
+            (own.replace("llama_tied", "llama_untied"), "the base model (--model "),
+            (format!("{own} --batch-size 3"), "the batch size (--batch-size 3)"),
+            (format!("{own} --quant nf4"), "the storage of the base (--quant)"),
+        ] {
+            let output = under_mpi(&shell, &[own.clone(), other]).output().unwrap();
+            let (shown, problems) = texts(&output);
+            let error = problems.lines().find(|line| line.starts_with("error: rank 1"));
+            let error = error.unwrap_or_else(|| panic!("no error of rank 1:\n{problems}"));
+            assert!(!output.status.success() && error.contains(says), "{says}:\n{problems}");
+            assert!(shown.is_empty(), "{shown}");
         }
     }
 

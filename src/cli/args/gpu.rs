@@ -8,7 +8,7 @@ use super::cache;
 /// Choice of the GPU.
 #[derive(Args, Clone)]
 pub struct GpuArgs {
-    /// GPU to run on: part of its name, or its index in `loraine info`; train takes several, such as 0,1 [default: the most capable]
+    /// GPU to run on: part of its name, or its index in `loraine info`; train and eval take several, such as 0,1 [default: the most capable]
     #[arg(long, value_name = "NAME|INDEX", env = "LORAINE_GPU", help_heading = "Device")]
     pub gpu: Option<String>,
     /// on uses the GPU's tensor cores (matrix units) for linear layers, with scaled factors in f16 and sums in f32; off computes everything in f32
