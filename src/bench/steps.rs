@@ -92,7 +92,8 @@ impl Shape {
         };
         let layers: usize = (0..config.num_layers).map(of_layer).sum();
         let matrices = (layers + config.hidden_size * config.vocab_size) as f64;
-        let attention = (config.num_layers * config.num_heads * config.head_dim * self.length) as f64;
+        let attending = (0..config.num_layers).filter(|layer| config.has_attention(*layer)).count();
+        let attention = (attending * config.num_heads * config.head_dim * self.length) as f64;
         4.0 * matrices + 7.0 * attention
     }
 

@@ -243,7 +243,8 @@ fn name_in_file(spec: &TensorSpec, merger: &Merger, base: Option<&GgufFile>) -> 
         | TensorKind::Expert(..)
         | TensorKind::LayerEmbeddings
         | TensorKind::LayerEmbeddingNorm
-        | TensorKind::LayerScalar => spec.name.clone(),
+        | TensorKind::LayerScalar
+        | TensorKind::Linear(_) => spec.name.clone(),
         TensorKind::Norm(norm) => {
             let name = NORMS.iter().find(|(_, own)| *own == norm).map_or("", |(name, _)| name);
             below(name, "weight")

@@ -88,7 +88,8 @@ pub struct Generator {
 #[derive(Clone)]
 struct CachedText {
     tokens: Vec<u32>,
-    /// True if the cache cannot go back to a part of the text: a convolution keeps its last rows alone.
+    /// True if the cache cannot go back to a part of the text: a convolution keeps its last rows alone, and a gated delta rule its
+    /// last state.
     whole: bool,
     /// Index of the adapter that computed the cache; `None` means the base.
     adapter: Option<usize>,
@@ -152,7 +153,7 @@ impl Generator {
         run(&plan.record_factors(), &mut buffers)?;
         gpu.flush().await?;
         let layer_rows = LayerRows::open(source)?;
-        let whole = config.convolutions.is_some();
+        let whole = config.has_recurrent_layers();
         let cached = vec![CachedText { tokens: Vec::new(), whole, adapter: None }; plan.caches()];
         let lists = Lists::new(MAX_LISTS);
         let cancel = Arc::default();

@@ -95,15 +95,23 @@ impl GenerationPlan {
         let adapters: Vec<DeviceAdapter> =
             adapters.iter().map(|modules| DeviceAdapter::plan(memory, modules, config, sizes)).collect();
         let mut cached = |label, rows, width| memory.matrix(Category::KvCache, label, rows, width);
-        let mut of_layer = |layer| match config.convolutions.as_ref().filter(|_| config.is_convolution(layer)) {
-            Some(of) => {
-                let rows = of.taps.max(2) as u32 - 1;
-                LayerCache::Convolution(cached("state of a convolution", rows, config.hidden_size as u32))
+        let mut of_layer = |layer| {
+            let mut convolved =
+                |taps: usize, width| cached("state of a convolution", taps.max(2) as u32 - 1, width as u32);
+            if let Some(of) = config.convolutions.as_ref().filter(|_| config.is_convolution(layer)) {
+                return LayerCache::Convolution(convolved(of.taps, config.hidden_size));
             }
-            None => {
-                let width = config.layer_shape(layer, Projection::K).0 as u32;
-                LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, width)))
+            if let Some(of) = config.linear_attention.as_ref().filter(|_| config.is_linear_attention(layer)) {
+                let convolution = convolved(of.taps, of.conv_width());
+                let rule = cached(
+                    "state of a delta rule",
+                    (of.value_heads * of.value_head_dim) as u32,
+                    of.key_head_dim as u32,
+                );
+                return LayerCache::Linear { convolution, rule: rule.view };
             }
+            let width = config.layer_shape(layer, Projection::K).0 as u32;
+            LayerCache::Attention(["cached keys", "cached values"].map(|l| cached(l, positions, width)))
         };
         let mut cache = || {
             let mut layers: Vec<LayerCache> = Vec::with_capacity(config.num_layers);
@@ -115,8 +123,8 @@ impl GenerationPlan {
             KvCache { layers }
         };
         let caches: Vec<KvCache> = (0..settings.caches.max(1)).map(|_| cache()).collect();
-        // The state of a convolution is that of one text.
-        let most = if config.convolutions.is_some() { 1 } else { linear::FEW_ROWS.min(rows_per_pass) as usize };
+        // The state of a convolution or a gated delta rule is that of one text.
+        let most = if config.has_recurrent_layers() { 1 } else { linear::FEW_ROWS.min(rows_per_pass) as usize };
         let together = caches.len().min(most);
         let inputs = Inputs::plan(memory, config, rows_per_pass);
         let words = |memory: &mut MemoryPlan, label: &str| memory.alloc(Category::Uploads, label, 4 * together as u64);

@@ -220,8 +220,9 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         let exist = model.projections().filter(|projection| adaptable(model, *projection));
         let mut exist: Vec<_> = exist.map(|projection| modules::last_part(model.path(projection))).collect();
         exist.dedup();
-        let of_kinds = if model.convolutions.is_some() { ", by its kind," } else { "" };
-        let first = if model.is_convolution(0) { Projection::ConvIn } else { Projection::Q };
+        let of_kinds = if model.has_recurrent_layers() { ", by its kind," } else { "" };
+        let first = model.projections().find(|projection| model.has_projection(0, *projection));
+        let first = first.unwrap_or(Projection::Q);
         let exist = exist.join(", ");
         let problem = format!(
             "{TARGET_MODULES} {}matches no module; each of the {} layers has{of_kinds} {exist}, with full names like {}",

@@ -14,6 +14,7 @@ use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWind
 use super::foreign::instead_of_a_model;
 use super::gemma4::{Gemma4, LayerEmbeddings};
 use super::json_fields::{JsonFields, parse_object};
+use super::linear_attention::LinearAttention;
 use super::modules::{Fused, HEAD, HeadNorms, MODEL, NamedNorms, Norm, Projection, in_layer};
 use super::packed::{self, Declared};
 use super::rope::{MAX_POSITIONS, RopeConfig};
@@ -48,6 +49,11 @@ pub struct ModelConfig {
     pub experts: Option<Experts>,
     /// The short convolutions of layers that have one in place of attention; `None` where no layer has.
     pub convolutions: Option<Convolutions>,
+    /// The gated delta rule of layers that have one in place of attention; `None` where no layer has.
+    pub linear_attention: Option<LinearAttention>,
+    /// True if the output of attention is multiplied by the sigmoid of gates, which are rows of the queries' projection: those of a head
+    /// follow its queries.
+    pub output_gate: bool,
     /// The additions of Gemma 4's layers; `None` in other families.
     pub gemma4: Option<Gemma4>,
     /// Number of decoder layers, `num_hidden_layers`.
@@ -176,6 +182,8 @@ impl ModelConfig {
             intermediate_size: intermediate_size(&fields, family)?,
             experts: experts(&fields, family, num_layers)?,
             convolutions: convolutions(&fields, family, num_layers)?,
+            linear_attention: linear_attention(&fields, family, num_layers)?,
+            output_gate: family.linear_attention,
             gemma4,
             num_layers,
             num_heads,
@@ -254,15 +262,22 @@ impl ModelConfig {
         self.gemma4.as_ref()?.embeddings
     }
 
+    /// Features of the queries of all heads of a layer with attention.
+    pub fn query_width(&self, layer: usize) -> usize {
+        self.num_heads * self.layer_head_dim(layer)
+    }
+
     /// `(rows, columns)` of the weight of a layer, that is (out_features, in_features).
     pub fn layer_shape(&self, layer: usize, projection: Projection) -> (usize, usize) {
         let head_dim = self.layer_head_dim(layer);
-        let (queries, keys) = (self.num_heads * head_dim, self.num_kv_heads * head_dim);
+        let (queries, keys) = (self.query_width(layer), self.num_kv_heads * head_dim);
+        let with_gates = if self.output_gate { 2 * queries } else { queries };
         let wide = self.gemma4.as_ref().is_some_and(|gemma4| gemma4.double_wide && self.kv_source(layer) != layer);
         let intermediate = if wide { 2 * self.intermediate_size } else { self.intermediate_size };
         let embedding = self.layer_embeddings().map_or(0, |embeddings| embeddings.width);
+        let linear = |size: fn(&LinearAttention) -> usize| self.linear_attention.as_ref().map_or(0, size);
         match projection {
-            Projection::Q => (queries, self.hidden_size),
+            Projection::Q => (with_gates, self.hidden_size),
             Projection::K | Projection::V => (keys, self.hidden_size),
             Projection::O => (self.hidden_size, queries),
             Projection::Gate | Projection::Up => (intermediate, self.hidden_size),
@@ -271,6 +286,10 @@ impl ModelConfig {
             Projection::LayerOut => (self.hidden_size, embedding),
             Projection::ConvIn => (3 * self.hidden_size, self.hidden_size),
             Projection::ConvOut => (self.hidden_size, self.hidden_size),
+            Projection::LinearQkv => (linear(LinearAttention::conv_width), self.hidden_size),
+            Projection::LinearGate => (linear(LinearAttention::value_width), self.hidden_size),
+            Projection::LinearBeta | Projection::LinearDecay => (linear(|of| of.value_heads), self.hidden_size),
+            Projection::LinearOut => (self.hidden_size, linear(LinearAttention::value_width)),
         }
     }
 
@@ -293,16 +312,42 @@ impl ModelConfig {
         self.convolutions.as_ref().is_some_and(|convolutions| convolutions.layers[layer])
     }
 
+    /// True if a layer has a gated delta rule in place of attention.
+    pub fn is_linear_attention(&self, layer: usize) -> bool {
+        self.linear_attention.as_ref().is_some_and(|linear| linear.layers[layer])
+    }
+
+    /// Number of the weights of a layer's convolution over rows; 0 where no layer has one.
+    pub fn convolution_weights(&self) -> usize {
+        let short = self.convolutions.as_ref().map(|of| self.hidden_size * of.taps);
+        short.or(self.linear_attention.as_ref().map(|of| of.conv_width() * of.taps)).unwrap_or(0)
+    }
+
+    /// True if some layers keep a state of past rows in place of their keys and values: convolutions, and gated delta rules.
+    pub fn has_recurrent_layers(&self) -> bool {
+        self.convolutions.is_some() || self.linear_attention.is_some()
+    }
+
+    /// True if a layer has attention.
+    pub fn has_attention(&self, layer: usize) -> bool {
+        !self.is_convolution(layer) && !self.is_linear_attention(layer)
+    }
+
     /// True if a layer has this projection: those of the feed-forward block are missing where there are experts, and those of attention
-    /// where there is a convolution.
+    /// where there is a convolution or a gated delta rule.
     pub fn has_projection(&self, layer: usize, projection: Projection) -> bool {
         match projection {
-            Projection::Q | Projection::O => !self.is_convolution(layer),
-            Projection::K | Projection::V => !self.is_convolution(layer) && self.kv_source(layer) == layer,
+            Projection::Q | Projection::O => self.has_attention(layer),
+            Projection::K | Projection::V => self.has_attention(layer) && self.kv_source(layer) == layer,
             Projection::LayerEmbedding | Projection::LayerGate | Projection::LayerOut => {
                 self.layer_embeddings().is_some()
             }
             Projection::ConvIn | Projection::ConvOut => self.is_convolution(layer),
+            Projection::LinearQkv
+            | Projection::LinearGate
+            | Projection::LinearBeta
+            | Projection::LinearDecay
+            | Projection::LinearOut => self.is_linear_attention(layer),
             Projection::Gate | Projection::Up | Projection::Down => self.experts_of(layer).is_none(),
         }
     }
@@ -314,12 +359,12 @@ impl ModelConfig {
         Projection::ALL.into_iter().filter(of_any)
     }
 
-    /// True if a layer has a norm at this place: those of queries and keys are missing where there is a convolution.
+    /// True if a layer has a norm at this place: those of queries and keys are missing where there is no attention.
     pub fn layer_has_norm(&self, layer: usize, norm: Norm) -> bool {
         self.has_norm(norm)
             && match norm {
-                Norm::Query => !self.is_convolution(layer),
-                Norm::Key => !self.is_convolution(layer) && self.kv_source(layer) == layer,
+                Norm::Query => self.has_attention(layer),
+                Norm::Key => self.has_attention(layer) && self.kv_source(layer) == layer,
                 Norm::LayerEmbedding => self.layer_embeddings().is_some(),
                 _ => true,
             }
@@ -418,6 +463,14 @@ fn convolutions(fields: &JsonFields, family: &Family, num_layers: usize) -> Resu
     Ok(Some(convolutions).filter(|convolutions| convolutions.layers.contains(&true)))
 }
 
+fn linear_attention(fields: &JsonFields, family: &Family, num_layers: usize) -> Result<Option<LinearAttention>> {
+    if !family.linear_attention {
+        return Ok(None);
+    }
+    let linear = LinearAttention::of_qwen(fields, num_layers, MAX_DIMENSION)?;
+    Ok(Some(linear).filter(|linear| linear.layers.contains(&true)))
+}
+
 fn intermediate_size(fields: &JsonFields, family: &Family) -> Result<usize> {
     match family.convolutions {
         true => intermediate_size_of_lfm2(fields, MAX_DIMENSION),
@@ -460,6 +513,10 @@ fn activation(fields: &JsonFields, family: &Family) -> Result<Activation> {
     match fields.text(key)? {
         None => Ok(family.activation),
         Some("gelu") if family.gelu_is_tanh => Ok(Activation::GeluTanh),
+        // The convolution before a gated delta rule has the same one, whose kernel has SiLU alone.
+        Some(name) if family.linear_attention && name != "silu" => {
+            Err(fields.error(key, format!("is `{name}`, but only `silu` is supported in this family")))
+        }
         Some(name) => Activation::parse(name).map_err(|problem| fields.error(key, problem)),
     }
 }

@@ -72,6 +72,9 @@ pub struct Family {
     pub experts: bool,
     /// True if layers have short convolutions in place of attention, and the inner size is rounded, by the keys of LFM2.
     pub convolutions: bool,
+    /// True if layers have a gated delta rule in place of attention, and the others gates on the output of attention, by the keys of
+    /// Qwen3.5.
+    pub linear_attention: bool,
     /// True if layers have two sizes of heads, shared keys and embeddings of their own, by the keys of Gemma 4.
     pub gemma4: bool,
     /// Flags of `config.json` that must not be true, and what a model with them is.
@@ -243,6 +246,7 @@ pub(super) const PLAIN: Family = Family {
     attention_only: None,
     experts: false,
     convolutions: false,
+    linear_attention: false,
     gemma4: false,
     refused_flags: &[],
     bos_token_id: None,

@@ -14,6 +14,7 @@ pub(crate) mod gguf_file;
 pub(crate) mod gguf_tensors;
 pub(crate) mod gguf_tokenizer;
 pub(crate) mod json_fields;
+pub mod linear_attention;
 pub mod listing;
 pub mod model_directory;
 pub mod modules;

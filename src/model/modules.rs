@@ -40,6 +40,16 @@ pub enum Projection {
     ConvIn,
     /// Output of a short convolution, `[hidden, hidden]`.
     ConvOut,
+    /// Queries, keys and values of a gated delta rule before their convolution, `[2 key width + value width, hidden]`.
+    LinearQkv,
+    /// Gates on the output of a gated delta rule, `[value width, hidden]`.
+    LinearGate,
+    /// The share of a value that a gated delta rule writes, before its sigmoid, `[value heads, hidden]`.
+    LinearBeta,
+    /// The decay of a gated delta rule's state, before its softplus, `[value heads, hidden]`.
+    LinearDecay,
+    /// Output of a gated delta rule, `[hidden, value width]`.
+    LinearOut,
     /// A layer's rows of the projection from token embeddings to the embeddings of layers, `[width, hidden]`.
     LayerEmbedding,
     /// Input of the activation beside a layer's embedding, `[width, hidden]`.
@@ -50,7 +60,7 @@ pub enum Projection {
 
 impl Projection {
     /// Every projection, in the order in which lists of a layer's projections have them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Q,
         Self::K,
         Self::V,
@@ -60,15 +70,36 @@ impl Projection {
         Self::Down,
         Self::ConvIn,
         Self::ConvOut,
+        Self::LinearQkv,
+        Self::LinearGate,
+        Self::LinearBeta,
+        Self::LinearDecay,
+        Self::LinearOut,
         Self::LayerEmbedding,
         Self::LayerGate,
         Self::LayerOut,
     ];
 
-    /// The most projections that a layer has.
+    /// The projections that a layer of Llama has.
     pub const MOST_OF_LAYER: usize = 7;
-    /// The projections of the part of a layer that reads other rows: attention or a short convolution.
-    pub const OF_MIXER: [Self; 6] = [Self::Q, Self::K, Self::V, Self::O, Self::ConvIn, Self::ConvOut];
+    /// The projections of the part of a layer that reads other rows: attention, a short convolution or a gated delta rule.
+    pub const OF_MIXER: [Self; 11] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::ConvIn,
+        Self::ConvOut,
+        Self::LinearQkv,
+        Self::LinearGate,
+        Self::LinearBeta,
+        Self::LinearDecay,
+        Self::LinearOut,
+    ];
+    /// The projections of a gated delta rule's input with an output for each feature of its values.
+    pub const OF_LINEAR_VALUES: [Self; 2] = [Self::LinearQkv, Self::LinearGate];
+    /// Those with an output for each head of its values.
+    pub const OF_LINEAR_HEADS: [Self; 2] = [Self::LinearBeta, Self::LinearDecay];
 
     /// The projections that read the input of attention: the gradient of that input is one sum over them.
     pub const OF_ATTENTION_INPUT: [Self; 3] = [Self::Q, Self::K, Self::V];
@@ -78,20 +109,26 @@ impl Projection {
     /// The projections of an expert, and of the feed-forward block in whose place experts are.
     pub const OF_EXPERTS: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
+    /// True for a projection of a gated delta rule.
+    pub fn is_linear_attention(self) -> bool {
+        matches!(self, Self::LinearQkv | Self::LinearGate | Self::LinearBeta | Self::LinearDecay | Self::LinearOut)
+    }
+
     /// A number that no other projection of the same layer has: below [`Self::MOST_OF_LAYER`], or beyond those of all layers. Random draws
     /// depend on it.
     pub fn number(self) -> usize {
         match self {
-            Self::Q | Self::ConvIn => 0,
-            Self::K => 1,
-            Self::V => 2,
-            Self::O | Self::ConvOut => 3,
+            Self::Q | Self::ConvIn | Self::LinearQkv => 0,
+            Self::K | Self::LinearGate => 1,
+            Self::V | Self::LinearBeta => 2,
+            Self::O | Self::ConvOut | Self::LinearOut => 3,
             Self::Gate => 4,
             Self::Up => 5,
             Self::Down => 6,
             Self::LayerEmbedding => 1 << 20,
             Self::LayerGate => (1 << 20) + 1,
             Self::LayerOut => (1 << 20) + 2,
+            Self::LinearDecay => (1 << 20) + 3,
         }
     }
 
@@ -112,6 +149,11 @@ impl Projection {
             Self::Down => "mlp.down_proj",
             Self::ConvIn => "conv.in_proj",
             Self::ConvOut => "conv.out_proj",
+            Self::LinearQkv => "linear_attn.in_proj_qkv",
+            Self::LinearGate => "linear_attn.in_proj_z",
+            Self::LinearBeta => "linear_attn.in_proj_b",
+            Self::LinearDecay => "linear_attn.in_proj_a",
+            Self::LinearOut => "linear_attn.out_proj",
             Self::LayerEmbedding => "per_layer_model_projection",
             Self::LayerGate => "per_layer_input_gate",
             Self::LayerOut => "per_layer_projection",
@@ -137,6 +179,34 @@ pub struct Fused {
     pub path: &'static str,
     /// The parts in the order of their rows, neighbors in [`Projection::ALL`].
     pub parts: &'static [Projection],
+}
+
+/// The small tensors of a gated delta rule, beside its linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearPart {
+    /// The weights of the convolution over queries, keys and values, `[2 key width + value width, 1, taps]`.
+    Convolution,
+    /// The logarithm of each value head's rate of decay, `[value heads]`.
+    DecayLog,
+    /// What is added to the decay's input, `[value heads]`.
+    StepBias,
+    /// The gains of the norm over each value head's output, `[value head size]`; no constant is added to them.
+    Norm,
+}
+
+impl LinearPart {
+    /// Every part.
+    pub const ALL: [Self; 4] = [Self::Convolution, Self::DecayLog, Self::StepBias, Self::Norm];
+
+    /// Its path below the layer, and the last part of its tensor's name where that has one.
+    pub fn name(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Convolution => ("linear_attn.conv1d", "weight"),
+            Self::DecayLog => ("linear_attn.A_log", ""),
+            Self::StepBias => ("linear_attn.dt_bias", ""),
+            Self::Norm => ("linear_attn.norm", "weight"),
+        }
+    }
 }
 
 /// The place of an RMSNorm in a decoder layer.

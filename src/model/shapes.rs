@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 39] = [
+const SHAPES: [Shape; 42] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -24,6 +24,9 @@ const SHAPES: [Shape; 39] = [
     ("qwen3-4b", "qwen3", [2560, 9728, 36], [32, 8, 128], 151_936, 40_960, true),
     ("qwen3-8b", "qwen3", [4096, 12288, 36], [32, 8, 128], 151_936, 40_960, false),
     ("qwen3-30b-a3b", "qwen3_moe", [2048, 6144, 48], [32, 4, 128], 151_936, 40_960, false),
+    ("qwen3.5-0.8b", "qwen3_5_text", [1024, 3584, 24], [8, 2, 256], 248_320, 262_144, true),
+    ("qwen3.5-2b", "qwen3_5_text", [2048, 6144, 24], [8, 2, 256], 248_320, 262_144, true),
+    ("qwen3.5-9b", "qwen3_5_text", [4096, 12288, 32], [16, 4, 256], 248_320, 262_144, false),
     ("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, 8192, true),
     ("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, 8192, true),
     ("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, 8192, true),
@@ -88,6 +91,10 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         json["num_kv_shared_layers"] = shared.into();
         json["use_double_wide_mlp"] = (layers == 35).into();
     }
+    if model_type == "qwen3_5_text" {
+        // A head of values for each head of keys, and in larger models two.
+        json["linear_num_value_heads"] = if layers == 24 { 16 } else { 32 }.into();
+    }
     ModelConfig::from_json(Path::new(name), &json.to_string())
 }
 
@@ -122,6 +129,9 @@ mod tests {
             ("qwen2.5-0.5b", 494_032_768),
             ("qwen3-0.6b", 596_049_920),
             ("qwen3-30b-a3b", 30_532_122_624),
+            ("qwen3.5-0.8b", 752_393_024),
+            ("qwen3.5-2b", 1_881_825_088),
+            ("qwen3.5-9b", 8_953_803_264),
             ("smollm2-135m", 134_515_008),
             ("mistral-7b", 7_241_732_096),
             ("tinyllama-1.1b", 1_100_048_384),

@@ -2,7 +2,7 @@
 
 use super::config::ModelConfig;
 use super::gemma4;
-use super::modules::{self, Norm, Projection, in_layer};
+use super::modules::{self, LinearPart, Norm, Projection, in_layer};
 
 /// Name of the embedding's tensor.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -39,6 +39,8 @@ pub enum TensorKind {
     Norm(Norm),
     /// The weights of a layer's short convolution, `[hidden, 1, taps]`.
     Convolution,
+    /// A small tensor of a layer's gated delta rule.
+    Linear(LinearPart),
     /// The embeddings of every token for all layers, `[vocabulary, layers * width]`, which stay in the files.
     LayerEmbeddings,
     /// The gains of the norm over the projected embeddings of a layer, `[width]`.
@@ -65,8 +67,9 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// True for a matrix. The other tensors are vectors, or as small as vectors; the device holds them in f32.
     pub fn is_matrix(&self) -> bool {
-        use TensorKind::{Bias, Convolution, FinalNorm, LayerEmbeddingNorm, LayerScalar, Norm};
-        !matches!(self.kind, Bias(_) | Norm(_) | Convolution | FinalNorm | LayerEmbeddingNorm | LayerScalar)
+        use TensorKind::{Bias, Convolution, FinalNorm, LayerEmbeddingNorm, LayerScalar, Linear, Norm};
+        let vectors = matches!(self.kind, Bias(_) | Norm(_) | Convolution | Linear(_));
+        !vectors && !matches!(self.kind, FinalNorm | LayerEmbeddingNorm | LayerScalar)
     }
 
     /// True for the matrix of a linear layer or an expert, which quantized files hold in 4 bits. The router stays as it is.
@@ -122,6 +125,12 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         if let Some(convolutions) = config.convolutions.as_ref().filter(|_| config.is_convolution(at)) {
             push(modules::CONVOLUTION, "weight", vec![hidden, 1, convolutions.taps], TensorKind::Convolution, layer);
         }
+        if let Some(linear) = config.linear_attention.as_ref().filter(|_| config.is_linear_attention(at)) {
+            for part in LinearPart::ALL {
+                let (module, suffix) = part.name();
+                push(module, suffix, linear.part_shape(part), TensorKind::Linear(part), layer);
+            }
+        }
         let own = |projection: &Projection| {
             *projection != Projection::LayerEmbedding && config.has_projection(at, *projection)
         };
@@ -168,13 +177,15 @@ pub fn expert_name(layer: usize, expert: usize, projection: Projection) -> Strin
 }
 
 /// The names of the modules that cannot get an adapter: those of every tensor that is no projection, the modules
-/// above them, and the activation. Layer 0 stands for all layers, and with experts or convolutions the first layer that has them or has
-/// attention.
+/// above them, and the activation. Layer 0 stands for all layers, and with experts, convolutions or a gated delta rule the first layer
+/// that has them or has attention.
 pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
     let mut names = vec![in_layer(0, modules::ACTIVATION)];
     let with_experts = config.experts.as_ref().and_then(|experts| experts.layers.iter().position(|has| *has));
-    let first = |convolution| (0..config.num_layers).find(|layer| config.is_convolution(*layer) == convolution);
-    let firsts = [with_experts, first(true), first(false)];
+    let first = |is: &dyn Fn(usize) -> bool| (0..config.num_layers).find(|layer| is(*layer));
+    let convolution = first(&|layer| config.is_convolution(layer));
+    let linear = first(&|layer| config.is_linear_attention(layer));
+    let firsts = [with_experts, convolution, linear, first(&|layer| config.has_attention(layer))];
     let stands = |layer: usize| layer == 0 || firsts.contains(&Some(layer));
     for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(stands)) {
         let own_path = match (tensor.kind, tensor.layer) {

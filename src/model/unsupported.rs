@@ -7,7 +7,6 @@ const ENCODER_DECODER: &str = "has an encoder beside its decoder";
 const EXPERTS: &str = "is a mixture of experts";
 const OTHER_EXPERTS: &str = "is a mixture of experts of another kind than Qwen3-MoE";
 const LAYER_NORM: &str = "has LayerNorm in place of RMSNorm";
-const DELTA_RULE: &str = "has layers with a gated delta rule, which are not attention";
 
 /// Model types, what sets them apart, and the nearest supported model.
 const KNOWN: [(&[&str], &str, &str); 31] = [
@@ -30,7 +29,7 @@ const KNOWN: [(&[&str], &str, &str); 31] = [
     (&["whisper"], ENCODER_DECODER, "none that hears; Qwen3 0.6B for text"),
     (&["mixtral"], EXPERTS, "Mistral 7B"),
     (
-        &["qwen2_moe", "qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_5_moe", "qwen3_5_moe_text"],
+        &["qwen2_moe", "qwen3_vl_moe", "qwen3_vl_moe_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"],
         OTHER_EXPERTS,
         "Qwen3-30B-A3B, or Qwen3 8B",
     ),
@@ -41,7 +40,7 @@ const KNOWN: [(&[&str], &str, &str); 31] = [
     (&["ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe"], EXPERTS, "the dense models of other sizes, such as Qwen3 8B"),
     (&["lfm2_moe"], EXPERTS, "LFM2, the dense models"),
     (&["lfm3"], "has norms around its convolutions and gates on its attention", "LFM2"),
-    (&["qwen3_5", "qwen3_5_text", "qwen3_next", "olmo_hybrid"], DELTA_RULE, "Qwen3"),
+    (&["olmo_hybrid"], "has a gated delta rule of another form than Qwen3.5's", "OLMo 2 or Qwen3.5"),
     (&["gpt2", "opt", "gpt_neo"], LAYER_NORM, "SmolLM2 135M"),
     (&["gpt_neox", "gptj", "bloom", "mpt", "stablelm", "nemotron"], LAYER_NORM, "Llama 3.2 1B"),
     (&["falcon"], LAYER_NORM, "Falcon 3"),

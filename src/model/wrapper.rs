@@ -25,7 +25,7 @@ const fn with_text_config(model_type: &'static str, decoder: &'static str) -> Wr
 
 /// Every supported class. Text alone goes through their decoders as through the text model: rotary positions of several axes are then
 /// equal, and attention stays causal.
-static WRAPPERS: [Wrapper; 13] = [
+static WRAPPERS: [Wrapper; 14] = [
     with_text_config("gemma3", "model.language_model"),
     with_text_config("gemma4", "model.language_model"),
     with_text_config("mistral3", "model.language_model"),
@@ -34,6 +34,7 @@ static WRAPPERS: [Wrapper; 13] = [
     with_text_config("llava_onevision", "model.language_model"),
     with_text_config("internvl", "model.language_model"),
     with_text_config("qwen3_vl", "model.language_model"),
+    with_text_config("qwen3_5", "model.language_model"),
     with_text_config("idefics3", "model.text_model"),
     with_text_config("smolvlm", "model.text_model"),
     with_text_config("lfm2_vl", "model.language_model"),
@@ -58,12 +59,13 @@ const SIZES: [&str; 7] = [
     "num_key_value_heads",
     "head_dim",
 ];
-const DEFAULTS: [(&str, [u64; 7]); 6] = [
+const DEFAULTS: [(&str, [u64; 7]); 7] = [
     ("gemma3_text", [262_208, 2304, 9216, 26, 8, 4, 256]),
     ("gemma4_text", [262_144, 2304, 9216, 30, 8, 4, 256]),
     ("ministral3", [131_072, 4096, 14336, 34, 32, 8, 128]),
     ("mistral", [32_000, 4096, 14336, 32, 32, 8, 0]),
     ("llama", [32_000, 4096, 11008, 32, 32, 0, 0]),
+    ("qwen3_5_text", [248_320, 4096, 12288, 32, 16, 4, 256]),
     ("qwen2", [151_936, 4096, 22016, 32, 32, 32, 0]),
 ];
 

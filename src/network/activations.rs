@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use super::base::{Layer, Network};
 use super::experts::{ExpertActivations, ExpertWorkspace};
+use super::linear_attention::{LinearActivations, LinearGradients, LinearWorkspace, shape};
 use crate::gpu::{Arena, Capabilities, Category, Lifetime, Matrix, MemoryPlan, View};
 use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::gemma4::Gemma4;
+use crate::model::linear_attention::LinearAttention;
 use crate::model::modules::{Norm, Projection};
 use crate::model::tensors::TensorKind;
 use crate::network::adapter::{DeviceAdapter, DeviceFactor, DeviceModule};
@@ -184,9 +186,11 @@ pub struct AttentionActivations {
     pub v: Matrix,
     /// Queries and keys before the per-head norm, where there is one.
     pub raw_qk: Option<[Matrix; 2]>,
+    /// Gates on the result, `[rows, heads * head_dim]`, where there are any; the backward pass puts their gradient in their place.
+    pub gate: Option<Matrix>,
     /// Values before their norm, where there is one.
     pub raw_v: Option<Matrix>,
-    /// Result of attention, which the output projection reads, `[rows, heads * head_dim]`.
+    /// Result of attention, which the output projection reads where there are no gates, `[rows, heads * head_dim]`.
     pub out: Matrix,
     /// Log-sum-exp of each row's scores, `[heads][rows]`.
     pub lse: View,
@@ -200,6 +204,8 @@ pub struct LayerActivations {
     pub attention: Option<AttentionActivations>,
     /// The gates and the input of a short convolution, `[rows, 3 hidden]`, in layers that have one in place of attention.
     pub convolution: Option<Matrix>,
+    /// Those of a gated delta rule, in layers that have one in place of attention.
+    pub linear: Option<LinearActivations>,
     /// The residual stream between attention and feed-forward, `[rows, hidden]`.
     pub middle: Matrix,
     /// Outputs of attention and of the feed-forward block before their norms, `[rows, hidden]`, where there are such norms.
@@ -234,7 +240,8 @@ impl LayerActivations {
         let hidden = config.hidden_size as u32;
         let dense = layers.clone().any(|layer| config.experts_of(layer).is_none());
         let sparse = layers.clone().any(|layer| config.experts_of(layer).is_some());
-        let attends = layers.clone().any(|layer| !config.is_convolution(layer));
+        let queries = layers.clone().map(|layer| config.query_width(layer)).max().unwrap_or(0) as u32;
+        let attends = layers.clone().any(|layer| config.has_attention(layer));
         let convolves = layers.clone().any(|layer| config.is_convolution(layer));
         // The widest first, because an arena that is asked for the largest first stays small.
         let gate_up = match staging {
@@ -250,6 +257,11 @@ impl LayerActivations {
             }),
         };
         let experts = sparse.then(|| plan_experts(plan, storage, network, rows, staging)).flatten();
+        let linear = config.linear_attention.as_ref().filter(|of| layers.clone().any(|layer| of.layers[layer]));
+        let linear = linear.map(|of| {
+            let staging = staging.and_then(|staging| staging.linear.as_ref());
+            plan_linear(plan, storage, of, rows, staging)
+        });
         let mut matrix = |label: &str, cols: u32, lifetime| storage.matrix(plan, label, [rows, cols], lifetime);
         let convolution = convolves.then(|| {
             staging.and_then(|staging| staging.convolution).unwrap_or_else(|| {
@@ -258,7 +270,7 @@ impl LayerActivations {
         });
         let out = attends.then(|| {
             staging.and_then(|staging| staging.attention).map_or_else(
-                || matrix("attention", width(Projection::Q), through(Attention, AttentionBackward)),
+                || matrix("attention", queries, through(Attention, AttentionBackward)),
                 |staging| staging.out,
             )
         });
@@ -268,7 +280,7 @@ impl LayerActivations {
         );
         let of_attention = out.map(|out| {
             let qkv = through(ProjectQkv, AttentionBackward);
-            let q = matrix("q", width(Projection::Q), qkv.clone());
+            let q = matrix("q", queries, qkv.clone());
             let k = matrix("k", width(Projection::K), qkv.clone());
             let v = matrix("v", width(Projection::V), qkv);
             let raw = through(ProjectQkv, HeadNormBackward);
@@ -276,7 +288,9 @@ impl LayerActivations {
                 [("q before norm", q.cols), ("k before norm", k.cols)].map(|(l, cols)| matrix(l, cols, raw.clone()))
             });
             let raw_v = network.ones.map(|_| matrix("v before norm", v.cols, raw.clone()));
-            (q, k, v, [raw_qk.map(|raw| raw[0]), raw_qk.map(|raw| raw[1]), raw_v], out)
+            let gates = through(ProjectQkv, QkvBackward);
+            let gate = config.output_gate.then(|| matrix("gates of attention", q.cols, gates));
+            (q, k, v, [raw_qk.map(|raw| raw[0]), raw_qk.map(|raw| raw[1]), raw_v, gate], out)
         });
         let outputs = config.norms_outputs().then(|| {
             let attention = matrix("attention output", hidden, through(ProjectO, OBackward));
@@ -292,13 +306,13 @@ impl LayerActivations {
         };
         let low = Projection::ALL.iter().zip(ranks);
         let low = low.map(|(p, rank)| (*rank > 0 && has(*p)).then(|| matrix("x A^T", *rank, whole_step()))).collect();
-        let attention = of_attention.map(|(q, k, v, [raw_q, raw_k, raw_v], out)| {
+        let attention = of_attention.map(|(q, k, v, [raw_q, raw_k, raw_v, gate], out)| {
             let bytes = 4 * u64::from(rows) * config.num_heads as u64;
             let lse = storage.alloc(plan, "log-sum-exp", bytes, through(Attention, AttentionBackward));
             let raw_qk = raw_q.zip(raw_k).map(|(q, k)| [q, k]);
-            AttentionActivations { q, k, v, raw_qk, raw_v, out, lse }
+            AttentionActivations { q, k, v, raw_qk, raw_v, gate, out, lse }
         });
-        Self { attention, convolution, middle, outputs, gate_up, experts, embedding, low }
+        Self { attention, convolution, linear, middle, outputs, gate_up, experts, embedding, low }
     }
 
     /// The activations that may be stored in bf16. Queries, keys and values may not: the backward pass computes the
@@ -311,9 +325,11 @@ impl LayerActivations {
         };
         let mixer = match config.is_convolution(layer) {
             true => self.convolution,
-            false => self.attention.map(|attention| attention.out),
+            false => self.attention.filter(|_| config.has_attention(layer)).map(|attention| attention.out),
         };
-        gate_up.into_iter().flatten().chain(mixer).chain([self.middle]).collect()
+        let linear = self.linear.as_ref().filter(|_| config.is_linear_attention(layer));
+        let linear = linear.into_iter().flat_map(LinearActivations::compressible);
+        gate_up.into_iter().flatten().chain(mixer).chain(linear).chain([self.middle]).collect()
     }
 
     /// The first `rows` rows of everything.
@@ -325,10 +341,12 @@ impl LayerActivations {
                 v: of.v.first_rows(rows),
                 raw_qk: of.raw_qk.map(|raw| raw.map(|m| m.first_rows(rows))),
                 raw_v: of.raw_v.map(|m| m.first_rows(rows)),
+                gate: of.gate.map(|m| m.first_rows(rows)),
                 out: of.out.first_rows(rows),
                 lse: of.lse,
             }),
             convolution: self.convolution.map(|m| m.first_rows(rows)),
+            linear: self.linear.map(|of| of.first_rows(rows)),
             middle: self.middle.first_rows(rows),
             outputs: self.outputs.map(|outputs| outputs.map(|m| m.first_rows(rows))),
             gate_up: self.gate_up.map(|both| both.map(|m| m.first_rows(rows))),
@@ -359,6 +377,12 @@ pub struct Workspace {
     pub experts: Option<ExpertWorkspace>,
     /// Result of a short convolution, `[rows, hidden]`, which its output projection reads, where layers have one.
     pub convolved: Option<Matrix>,
+    /// Buffers of a gated delta rule, where layers have one.
+    pub linear: Option<LinearWorkspace>,
+    /// Queries and gates as they are projected together, `[rows, 2 * heads * head_dim]`, where there are gates.
+    pub queries_and_gates: Option<Matrix>,
+    /// Result of attention times its gates, `[rows, heads * head_dim]`, which the output projection reads, where there are gates.
+    pub gated: Option<Matrix>,
     /// A layer's projected embeddings, then their gated product, `[rows, width]`, and the residual stream before they are added, `[rows, hidden]`, where there are
     /// such.
     pub embedding: Option<[Matrix; 2]>,
@@ -386,8 +410,10 @@ pub struct BackwardWorkspace {
     pub d_norm: Matrix,
     /// Gradient of a block's output, `[rows, hidden]`; `None` where that is the gradient of the residual stream.
     pub d_output: Option<Matrix>,
-    /// Gradient of the result of attention, `[rows, heads * head_dim]`.
+    /// Gradient of the result of attention, `[rows, heads * head_dim]`; where there are gates, first that of the gated result.
     pub d_attention: Matrix,
+    /// Gradient of queries and gates as they are projected together, where there are gates.
+    pub d_queries_and_gates: Option<Matrix>,
     /// Gradient of the queries, `[rows, heads * head_dim]`.
     pub d_q: Matrix,
     /// Gradient of the keys, `[rows, kv_heads * head_dim]`.
@@ -400,6 +426,8 @@ pub struct BackwardWorkspace {
     pub d_raw_v: Option<Matrix>,
     /// Scratch of [`crate::ops::attention::backward`], of [`Shape::scratch_bytes`].
     pub attention_scratch: View,
+    /// Gradients of a gated delta rule, where layers have one.
+    pub linear: Option<LinearGradients>,
     /// Gradients of the result of a short convolution, `[rows, hidden]`, and of its input, `[rows, 3 hidden]`, where layers have one.
     pub convolution: Option<[Matrix; 2]>,
     /// The gradient of the projection to a layer's embeddings, `[rows, width]`, where the adapter has one.
@@ -609,12 +637,21 @@ impl Workspace {
                 let lifetimes = [through(Attention, ProjectO), through(OBackward, OBackward)];
                 matrix("result of a convolution", config.hidden_size, &lifetimes)
             }),
+            queries_and_gates: config.output_gate.then(|| {
+                let lifetimes = [through(ProjectQkv, ProjectQkv)];
+                matrix("queries and gates", config.projection_shape(Projection::Q).0, &lifetimes)
+            }),
+            gated: config.output_gate.then(|| {
+                let lifetimes = [through(Attention, ProjectO), through(OBackward, OBackward)];
+                matrix("gated attention", config.query_width(0), &lifetimes)
+            }),
             embedding: of_embedding.map(|width| {
                 let lifetimes = [whole_step()];
                 let projected = matrix("projected embeddings", width, &lifetimes);
                 [projected, matrix("stream before a layer's embedding", config.hidden_size, &lifetimes)]
             }),
             experts: plan_expert_workspace(plan, arena, config, rows),
+            linear: plan_linear_workspace(plan, arena, config, rows),
             backward: None,
             dropped: None,
             embedding_low: None,
@@ -631,7 +668,8 @@ impl BackwardWorkspace {
         let config = &network.config;
         let mut matrix =
             |label: &str, cols: usize, lifetimes: &[Lifetime]| arena.matrix(plan, label, rows, cols as u32, lifetimes);
-        let [q, kv] = [Projection::Q, Projection::K].map(|projection| config.projection_shape(projection).0);
+        let [joint, kv] = [Projection::Q, Projection::K].map(|projection| config.projection_shape(projection).0);
+        let q = if config.output_gate { joint / 2 } else { joint };
         let adapts_embeddings = adapter.module(0, Projection::LayerEmbedding).is_some();
         let d_layer_embedding = config
             .layer_embeddings()
@@ -660,9 +698,13 @@ impl BackwardWorkspace {
             .has_norm(Norm::Query)
             .then(|| [("q gradient", q), ("k gradient", kv)].map(|(l, n)| matrix(l, n, &of_attention)));
         let d_value = network.ones.map(|_| matrix("v gradient", kv, &of_attention));
-        let of_outputs =
-            arena.contiguous_matrices(plan, "q, k, v gradients", rows, [q, kv, kv].map(|n| n as u32), &of_attention);
+        let widths = [joint, kv, kv].map(|n| n as u32);
+        let of_outputs = arena.contiguous_matrices(plan, "q, k, v gradients", rows, widths, &of_attention);
         let [d_q, d_k, d_v] = of_outputs;
+        let d_queries_and_gates = config.output_gate.then_some(d_q);
+        let d_q =
+            if config.output_gate { arena.matrix(plan, "query gradient", rows, q as u32, &of_attention) } else { d_q };
+        let d_outputs = [d_q, d_k];
         let (d_v, d_raw_v) = d_value.map_or((d_v, None), |d_value| (d_value, Some(d_v)));
         let [d_q, d_k] = through_norm.unwrap_or([d_q, d_k]);
         let ranks = [adapter.largest_rank(); 3];
@@ -671,11 +713,13 @@ impl BackwardWorkspace {
             d_norm,
             d_output,
             d_attention,
+            d_queries_and_gates,
             d_q,
             d_k,
             d_v,
-            d_raw_qk: through_norm.map(|_| [of_outputs[0], of_outputs[1]]),
+            d_raw_qk: through_norm.map(|_| d_outputs),
             d_raw_v,
+            linear: plan_linear_gradients(plan, arena, config, rows),
             convolution,
             d_layer_embedding,
             low: arena.contiguous_matrices(plan, "dy B", rows, ranks, &[whole_step()]),
@@ -736,6 +780,75 @@ fn plan_experts(
     Some(ExpertActivations { probabilities, tables, gate, up })
 }
 
+/// Plans the activations of a gated delta rule in `storage`. Those that may be stored in bf16 are `staging`'s, where there is one.
+fn plan_linear(
+    plan: &mut MemoryPlan,
+    storage: &mut Storage,
+    of: &LinearAttention,
+    rows: u32,
+    staging: Option<&LinearActivations>,
+) -> LinearActivations {
+    use Phase::*;
+    let [conv, values, heads] = [of.conv_width(), of.value_width(), of.value_heads].map(|n| n as u32);
+    let mut matrix = |label, cols, first, last| storage.matrix(plan, label, [rows, cols], through(first, last));
+    let [qkv, gate, out] = match staging {
+        Some(LinearActivations { qkv, gate, out, .. }) => [*qkv, *gate, *out],
+        None => [
+            matrix("q, k, v before their convolution", conv, ProjectQkv, HeadNormBackward),
+            matrix("gates of a delta rule", values, ProjectQkv, AttentionBackward),
+            matrix("result of a delta rule", values, Attention, HeadNormBackward),
+        ],
+    };
+    let [beta, decay] = ["beta", "decay"].map(|label| matrix(label, heads, ProjectQkv, AttentionBackward));
+    LinearActivations { qkv, gate, beta, decay, out }
+}
+
+/// Plans [`Workspace::linear`]; `None` where no layer has a gated delta rule.
+fn plan_linear_workspace(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    config: &ModelConfig,
+    rows: u32,
+) -> Option<LinearWorkspace> {
+    use Phase::*;
+    let of = config.linear_attention.as_ref()?;
+    let mixed = [through(ProjectQkv, Attention), through(AttentionBackward, AttentionBackward)];
+    let normed = [through(Attention, ProjectO), through(OBackward, OBackward)];
+    let factors = [through(Attention, Attention), through(AttentionBackward, AttentionBackward)];
+    Some(LinearWorkspace {
+        mixed: arena.matrix(plan, "q, k, v of a delta rule", rows, of.conv_width() as u32, &mixed),
+        normed: arena.matrix(plan, "gated result of a delta rule", rows, of.value_width() as u32, &normed),
+        factors: arena.matrix(plan, "factors of a delta rule", rows, shape(of).factor_cols(), &factors),
+    })
+}
+
+/// Plans [`BackwardWorkspace::linear`]; `None` where no layer has a gated delta rule.
+fn plan_linear_gradients(
+    plan: &mut MemoryPlan,
+    arena: &mut Arena,
+    config: &ModelConfig,
+    rows: u32,
+) -> Option<LinearGradients> {
+    use Phase::*;
+    let of = config.linear_attention.as_ref()?;
+    let [conv, values, heads] = [of.conv_width(), of.value_width(), of.value_heads].map(|n| n as u32);
+    let outputs = [through(AttentionBackward, QkvBackward)];
+    let label = "gradients of a delta rule's inputs";
+    let of_values = arena.contiguous_matrices(plan, label, rows, [conv, values], &outputs);
+    let mixed = [through(AttentionBackward, HeadNormBackward)];
+    let mixed = arena.matrix(plan, "gradient of q, k, v", rows, conv, &mixed);
+    let normed = [through(OBackward, HeadNormBackward)];
+    let normed = arena.matrix(plan, "gradient of a delta rule's gated result", rows, values, &normed);
+    let now = [through(AttentionBackward, AttentionBackward)];
+    let out = arena.matrix(plan, "gradient of a delta rule's result", rows, values, &now);
+    let of_heads = arena.contiguous_matrices(plan, "gradients of beta and decay", rows, [heads; 2], &outputs);
+    let through_heads = [through(QkvBackward, QkvBackward)];
+    let hidden = config.hidden_size as u32;
+    let input = arena.matrix(plan, "gradient through beta and decay", rows, hidden, &through_heads);
+    let scratch = arena.alloc(plan, "scratch of a delta rule", shape(of).scratch_bytes(rows), &now);
+    Some(LinearGradients { normed, out, mixed, values: of_values, heads: of_heads, input, scratch })
+}
+
 fn plan_expert_workspace(
     plan: &mut MemoryPlan,
     arena: &mut Arena,
@@ -773,6 +886,7 @@ fn plan_scaled(
     sizes: TrainingSizes,
 ) -> Option<[Matrix; 3]> {
     use Projection::{ConvIn, ConvOut, Down, Gate, K, LayerEmbedding, LayerGate, LayerOut, O, Q, Up, V};
+    use Projection::{LinearBeta, LinearDecay, LinearGate, LinearOut, LinearQkv};
     let width = |of: &[Projection]| {
         let modules = adapter.dora_modules().filter(|(_, projection, _)| of.contains(projection));
         modules.map(|(_, projection, _)| network.config.projection_shape(projection).0 as u32).max().unwrap_or(0)
@@ -782,8 +896,9 @@ fn plan_scaled(
         true => whole_step(),
         false => through(Phase::DownBackward, Phase::QkvBackward),
     };
-    let first_of_input = [Q, O, Gate, Down, ConvIn, ConvOut, LayerEmbedding, LayerGate, LayerOut];
-    let mut widths = [width(&first_of_input), width(&[K, Up]), width(&[V])];
+    let first_of =
+        [Q, O, Gate, Down, ConvIn, ConvOut, LayerEmbedding, LayerGate, LayerOut, LinearQkv, LinearBeta, LinearOut];
+    let mut widths = [width(&first_of), width(&[K, Up, LinearGate, LinearDecay]), width(&[V])];
     if sizes.dropout {
         // In the forward pass, every output takes the first.
         widths[0] = widths.into_iter().max().unwrap_or(0);
@@ -841,7 +956,11 @@ pub fn scratch_bytes(
         let [gate, up] = Projection::OF_FEED_FORWARD_INPUT.map(|p| of_projection(layer, p));
         let attention = q.zip(k).zip(v).map(|((q, k), v)| WorkspaceQuery::grouped([q, k, v]));
         let feed_forward = gate.zip(up).map(|(gate, up)| WorkspaceQuery::grouped([gate, up]));
-        [attention, feed_forward].into_iter().flatten()
+        let pair = |[a, b]: [Projection; 2]| {
+            Some(WorkspaceQuery::grouped([of_projection(layer, a)?, of_projection(layer, b)?]))
+        };
+        let linear = [Projection::OF_LINEAR_VALUES, Projection::OF_LINEAR_HEADS].map(pair);
+        [attention, feed_forward].into_iter().chain(linear).flatten()
     });
     let panel = linear::panel_bytes(capabilities, queries.chain(factor_queries).chain(sums));
     let partials = modules()

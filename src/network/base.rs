@@ -4,7 +4,7 @@ use super::experts::ExpertLayer;
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::model::config::ModelConfig;
 use crate::model::gemma4::{LAYER_SCALAR, PROJECTION_NORM};
-use crate::model::modules::{CONVOLUTION, Norm, Projection, ROUTER, in_layer};
+use crate::model::modules::{CONVOLUTION, LinearPart, Norm, Projection, ROUTER, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Code4, Float, Storage};
@@ -22,6 +22,8 @@ pub struct Layer {
     pub experts: Option<ExpertLayer>,
     /// The weights of the short convolution in place of attention, f32 `[hidden][taps]`.
     pub convolution: Option<View>,
+    /// The small tensors of the gated delta rule in place of attention, f32, in the order of [`LinearPart::ALL`].
+    linear: Option<[View; LinearPart::ALL.len()]>,
     /// The factor on the layer's result, once for each column, f32 `[hidden]`, where the layer has one.
     pub scalar: Option<View>,
 }
@@ -30,6 +32,11 @@ impl Layer {
     /// The gains of the norm at this place, of [`ModelConfig::norm_length`]; None where the model has no such norm.
     pub fn norm(&self, norm: Norm) -> Option<View> {
         self.norms[norm as usize]
+    }
+
+    /// A small tensor of the layer's gated delta rule; None where the layer has none.
+    pub fn linear_part(&self, part: LinearPart) -> Option<View> {
+        Some(self.linear.as_ref()?[part as usize])
     }
 
     /// The matrix of a projection that the layer has, `[out_features, in_features]`, and its bias.
@@ -115,6 +122,7 @@ impl Network {
         match tensor.kind {
             TensorKind::Norm(norm) => layer?.norm(norm),
             TensorKind::Convolution => layer?.convolution,
+            TensorKind::Linear(part) => layer?.linear_part(part),
             TensorKind::LayerScalar => layer?.scalar,
             TensorKind::LayerEmbeddingNorm => self.layer_embedding_norm,
             TensorKind::FinalNorm => Some(self.final_norm),
@@ -187,6 +195,53 @@ impl BaseStorage {
     }
 }
 
+/// Plans the weights of a layer's projections, in the order of [`Projection::ALL`].
+fn plan_projections(
+    plan: &mut MemoryPlan,
+    config: &ModelConfig,
+    i: usize,
+    of_projection: impl Fn(Projection) -> Storage + Copy,
+    max_binding_bytes: u64,
+) -> [Option<Weight>; Projection::ALL.len()] {
+    let [q, k, v] = if config.kv_source(i) == i {
+        matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes)
+    } else {
+        let [q] = matrices(plan, config, i, [Projection::Q], of_projection, max_binding_bytes);
+        [q, None, None]
+    };
+    let [o] = matrices(plan, config, i, [Projection::O], of_projection, max_binding_bytes);
+    let [conv_in] = matrices(plan, config, i, [Projection::ConvIn], of_projection, max_binding_bytes);
+    let [conv_out] = matrices(plan, config, i, [Projection::ConvOut], of_projection, max_binding_bytes);
+    let [qkv, linear_gate] = matrices(plan, config, i, Projection::OF_LINEAR_VALUES, of_projection, max_binding_bytes);
+    let [beta, decay] = matrices(plan, config, i, Projection::OF_LINEAR_HEADS, of_projection, max_binding_bytes);
+    let [linear_out] = matrices(plan, config, i, [Projection::LinearOut], of_projection, max_binding_bytes);
+    let inputs = Projection::OF_FEED_FORWARD_INPUT;
+    let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
+    let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
+    let of_embedding = [Projection::LayerEmbedding, Projection::LayerGate];
+    let [embedding, layer_gate] = matrices(plan, config, i, of_embedding, of_projection, max_binding_bytes);
+    let [layer_out] = matrices(plan, config, i, [Projection::LayerOut], of_projection, max_binding_bytes);
+    [
+        q,
+        k,
+        v,
+        o,
+        gate,
+        up,
+        down,
+        conv_in,
+        conv_out,
+        qkv,
+        linear_gate,
+        beta,
+        decay,
+        linear_out,
+        embedding,
+        layer_gate,
+        layer_out,
+    ]
+}
+
 /// Plans the base's buffers. `stored` tells the type of a tensor in the files, `max_positions` the longest sequence.
 pub fn plan(
     plan: &mut MemoryPlan,
@@ -225,15 +280,9 @@ pub fn plan(
             _ => in_files(name),
         };
         let of_projection = |projection| storage(&projection_name(i, projection));
-        let [q, k, v] = if config.kv_source(i) == i {
-            matrices(plan, config, i, Projection::OF_ATTENTION_INPUT, of_projection, max_binding_bytes)
-        } else {
-            let [q] = matrices(plan, config, i, [Projection::Q], of_projection, max_binding_bytes);
-            [q, None, None]
-        };
-        let [o] = matrices(plan, config, i, [Projection::O], of_projection, max_binding_bytes);
-        let [conv_in] = matrices(plan, config, i, [Projection::ConvIn], of_projection, max_binding_bytes);
-        let [conv_out] = matrices(plan, config, i, [Projection::ConvOut], of_projection, max_binding_bytes);
+        let linear = config.linear_attention.as_ref().filter(|_| config.is_linear_attention(i));
+        let linear = linear
+            .map(|of| LinearPart::ALL.map(|part| vector(plan, part.name().0, of.part_shape(part).iter().product())));
         let convolution = config.convolutions.as_ref().filter(|_| config.is_convolution(i));
         let convolution = convolution.map(|of| vector(plan, CONVOLUTION, config.hidden_size * of.taps));
         let experts = config.experts_of(i).map(|experts| {
@@ -246,13 +295,7 @@ pub fn plan(
             };
             ExpertLayer::plan(plan, config, experts, router, of_experts, max_binding_bytes)
         });
-        let inputs = Projection::OF_FEED_FORWARD_INPUT;
-        let [gate, up] = matrices(plan, config, i, inputs, of_projection, max_binding_bytes);
-        let [down] = matrices(plan, config, i, [Projection::Down], of_projection, max_binding_bytes);
-        let of_embedding = [Projection::LayerEmbedding, Projection::LayerGate];
-        let [embedding, layer_gate] = matrices(plan, config, i, of_embedding, of_projection, max_binding_bytes);
-        let [layer_out] = matrices(plan, config, i, [Projection::LayerOut], of_projection, max_binding_bytes);
-        let projections = [q, k, v, o, gate, up, down, conv_in, conv_out, embedding, layer_gate, layer_out];
+        let projections = plan_projections(plan, config, i, of_projection, max_binding_bytes);
         let scalar = config.gemma4.is_some().then(|| vector(plan, LAYER_SCALAR, config.hidden_size));
         layers.push(Layer {
             norms: Norm::ALL.map(|norm| {
@@ -263,6 +306,7 @@ pub fn plan(
             projections,
             experts,
             convolution,
+            linear,
             scalar,
         });
     }

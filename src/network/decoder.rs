@@ -3,7 +3,9 @@
 //! A pass records dispatches over a stream of rows; nothing runs here. Shapes are `[rows, width]` throughout. LoRA factors add their
 //! gradients to the adapter's flat buffers; the base's own tensors have gradients where they are trained themselves.
 
+mod gates;
 mod layer_end;
+mod linear_attention;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -79,6 +81,13 @@ pub enum LayerCache {
     Attention([Matrix; 2]),
     /// The state of a short convolution, `[taps - 1, hidden]`, as [`short_conv::keep`] writes it.
     Convolution(Matrix),
+    /// Both states of a gated delta rule.
+    Linear {
+        /// That of its convolution, `[taps - 1, 2 key width + value width]`, as [`crate::ops::causal_conv::keep`] writes it.
+        convolution: Matrix,
+        /// That of the rule, as [`crate::ops::delta_rule::forward`] leaves it.
+        rule: View,
+    },
 }
 
 /// Rows of a pass that continue a text.
@@ -337,9 +346,12 @@ impl Pass<'_> {
             self.project(rec, index, Projection::ConvIn, input, acts, convolution.inputs);
             self.convolve(rec, index, &convolution, convolved);
             self.project(rec, index, Projection::ConvOut, convolved, acts, out);
+        } else if let Some(linear) = self.linear(index, acts) {
+            self.linear_forward(rec, index, input, (acts, &linear), out);
         } else if let Some(attention) = &acts.attention {
             self.attention_forward(rec, index, input, acts, attention);
-            self.project(rec, index, Projection::O, attention.out, acts, out);
+            let result = self.gated_attention(rec, attention);
+            self.project(rec, index, Projection::O, result, acts, out);
         }
         let gain = self.gain(index, Norm::FeedForwardInput);
         self.add_output(rec, index, Norm::AttentionOutput, [hidden, out, acts.middle], gain);
@@ -414,7 +426,7 @@ impl Pass<'_> {
         let shape = self.shape(index);
         let own_keys = self.has_keys(index);
         let [raw_q, raw_k] = acts.raw_qk.unwrap_or([acts.q, acts.k]);
-        self.project(rec, index, Projection::Q, input, layer, raw_q);
+        self.project_queries(rec, index, input, (layer, acts), raw_q);
         if own_keys {
             self.project(rec, index, Projection::K, input, layer, raw_k);
             self.project(rec, index, Projection::V, input, layer, acts.raw_v.unwrap_or(acts.v));
@@ -589,10 +601,14 @@ impl Pass<'_> {
             }
             short_conv::backward(rec, &convolution, d_convolved, d_inputs);
             self.mixer_input_backward(rec, pass, [(ConvIn, d_inputs)], lowest);
+        } else if let Some(linear) = self.linear(index, acts) {
+            self.linear_backward(rec, pass, &linear, d_output, lowest);
         } else if let Some(attention) = &acts.attention {
             let out = self.projection_gradient(rec, pass, O, d_output, 0);
             self.input_gradient(rec, index, &[out], ws.d_attention);
-            self.parameter_gradients(rec, pass, attention.out, out);
+            // The gated result is not kept.
+            let result = if trained(&[O]) { self.gated_attention(rec, attention) } else { attention.out };
+            self.parameter_gradients(rec, pass, result, out);
             if lowest && !trained(&[Q, K, V]) {
                 return;
             }
@@ -698,6 +714,7 @@ impl Pass<'_> {
     fn attention_backward(&self, rec: &mut Recorder, pass: LayerBackward, acts: &AttentionActivations) -> [Matrix; 3] {
         let LayerBackward { index, ws, .. } = pass;
         let shape = self.shape(index);
+        self.gates_backward(rec, acts, ws);
         let [dk, dv] = self.place_of_key_gradients(index, ws);
         let gradients = attention::Gradients {
             query_ranges: self.ranges(index).queries,
@@ -715,7 +732,7 @@ impl Pass<'_> {
         }
         let d_v = self.value_norm_backward(rec, index, acts, ws);
         let (Some(raw), Some(d_raw)) = (acts.raw_qk, ws.d_raw_qk) else {
-            return [ws.d_q, ws.d_k, d_v];
+            return [self.queries_gradient(rec, index, ws.d_q, (acts, ws)), ws.d_k, d_v];
         };
         let of_heads = [(ws.d_q, Norm::Query, shape.heads), (ws.d_k, Norm::Key, shape.kv_heads)];
         for (i, (d_normed, norm, heads)) in of_heads.into_iter().enumerate() {
@@ -726,7 +743,7 @@ impl Pass<'_> {
         if after_rope {
             self.rotate_back(rec, index, d_raw);
         }
-        [d_raw[0], d_raw[1], d_v]
+        [self.queries_gradient(rec, index, d_raw[0], (acts, ws)), d_raw[1], d_v]
     }
 
     fn rotate_back(&self, rec: &mut Recorder, layer: usize, [d_q, d_k]: [Matrix; 2]) {
@@ -889,11 +906,13 @@ fn first_rows(ws: BackwardWorkspace, rows: u32) -> BackwardWorkspace {
         d_norm: ws.d_norm.first_rows(rows),
         d_output: ws.d_output.map(|m| m.first_rows(rows)),
         d_attention: ws.d_attention.first_rows(rows),
+        d_queries_and_gates: ws.d_queries_and_gates.map(|m| m.first_rows(rows)),
         d_q: ws.d_q.first_rows(rows),
         d_k: ws.d_k.first_rows(rows),
         d_v: ws.d_v.first_rows(rows),
         d_raw_qk: ws.d_raw_qk.map(|d| d.map(|m| m.first_rows(rows))),
         d_raw_v: ws.d_raw_v.map(|m| m.first_rows(rows)),
+        linear: ws.linear.map(|linear| linear.first_rows(rows)),
         convolution: ws.convolution.map(|both| both.map(|m| m.first_rows(rows))),
         d_layer_embedding: ws.d_layer_embedding.map(|m| m.first_rows(rows)),
         attention_scratch: ws.attention_scratch,

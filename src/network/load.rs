@@ -8,6 +8,7 @@ use super::base::Network;
 use super::quantized_cache::QuantizedCache;
 use crate::gpu::{Arena, Buffers, Gpu, MemoryPlan, PARAMS_STRIDE, Recorder, View};
 use crate::model::listing::TensorInfo;
+use crate::model::modules::LinearPart;
 use crate::model::packed::PackedWeight;
 use crate::model::rope;
 use crate::model::source::Source;
@@ -350,9 +351,14 @@ pub async fn initialize(gpu: &Gpu, buffers: &Buffers, network: &Network, seed: u
         let draw = |index: u64| uniform(seed, Stream::WeightInit, (1 << 32) + item as u64, index);
         let values = match spec.kind {
             TensorKind::Bias(_) => vec![0.0; spec.elements()],
-            TensorKind::Convolution => {
+            TensorKind::Convolution | TensorKind::Linear(LinearPart::Convolution) => {
                 (0..spec.elements() as u64).map(|i| config.initializer_range * normal(draw, i) as f32).collect()
             }
+            // As transformers draws them: rates of decay up to 16.
+            TensorKind::Linear(LinearPart::DecayLog) => {
+                (0..spec.elements() as u64).map(|i| (0.01 + 15.99 * draw(i)).ln()).collect()
+            }
+            TensorKind::Linear(_) => vec![1.0; (view.bytes / 4) as usize],
             // The factor of a layer is there once for each column.
             _ => vec![1.0 - config.gain_offset; (view.bytes / 4) as usize],
         };

@@ -8,6 +8,7 @@ pub mod dora;
 pub mod experts;
 pub mod head;
 pub mod layer_rows;
+pub mod linear_attention;
 pub mod load;
 pub mod moments;
 pub mod narrow;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::base::Network;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Matrix, MemoryPlan, View};
-use crate::model::modules::Norm;
+use crate::model::modules::{LinearPart, Norm};
 use crate::model::tensors::{EMBEDDING, NamedTensor, TensorKind};
 use crate::network::moments::{HostMoment, MomentStorage, Moments};
 use crate::ops::column_gradient;
@@ -49,6 +49,11 @@ impl TrainedRange {
     }
 }
 
+/// True for vectors that weight decay reaches: as in transformers' Trainer, all but norms and biases.
+fn decays(kind: TensorKind) -> bool {
+    matches!(kind, TensorKind::Convolution | TensorKind::Linear(LinearPart::Convolution | LinearPart::DecayLog))
+}
+
 /// The storage of the moments of a tensor of the base, where the run's setting is `asked`. Those of the embedding
 /// stay in f32: its rows' gradients differ as much as the frequencies of words (Dettmers et al. 2022, section 2.3;
 /// transformers does the same).
@@ -65,7 +70,7 @@ pub struct Trained {
     pub row_order: View,
     /// One f32 for each row of a norm's input, heads counted apart.
     pub row_scales: View,
-    /// What each row adds to the gradient of a convolution's weights, `[rows, hidden * taps]`, where layers have one.
+    /// What each row adds to the gradient of a convolution's weights, `[rows, channels * taps]`, where layers have one.
     pub convolution_terms: Option<Matrix>,
 }
 
@@ -92,21 +97,24 @@ impl Trained {
         }
         for (spec, params) in network.vectors() {
             let moments = moment_storage(moments, &spec.name, spec.elements());
-            let decays = spec.kind == TensorKind::Convolution;
+            let decays = decays(spec.kind);
             let ranges = vec![range(params, spec.elements(), moments, decays)];
             tensors.push(Tensor { name: spec.name, shape: spec.shape, ranges });
         }
         let places = |tensor: &Tensor| tensor.ranges.iter().map(|r| (r.params, r.grads)).collect::<Vec<_>>();
         let gradients = tensors.iter().flat_map(places).collect();
-        let heads = if network.config.has_norm(Norm::Query) { network.config.num_heads as u64 } else { 1 };
+        let config = &network.config;
+        let linear = config.linear_attention.as_ref();
+        let heads = if config.has_norm(Norm::Query) { config.num_heads as u64 } else { 1 };
+        let heads = heads.max(linear.map_or(1, |of| of.value_heads as u64));
         let words = 4 * u64::from(rows);
         Self {
             tensors,
             gradients,
             row_order: plan.alloc(Category::Uploads, "rows by token", words),
             row_scales: plan.alloc(Category::Workspace, "row scales", words * heads),
-            convolution_terms: network.config.convolutions.as_ref().map(|of| {
-                let cols = network.config.hidden_size * of.taps;
+            convolution_terms: (config.convolution_weights() > 0).then(|| {
+                let cols = config.convolution_weights();
                 plan.matrix(Category::Workspace, "terms of a convolution's gradient", rows, cols as u32)
             }),
         }

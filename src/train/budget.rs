@@ -150,7 +150,7 @@ impl PlanRequest<'_> {
         // A row has a slot for each of its experts, and up to seven slots of each expert stay free.
         let experts = config.experts.as_ref().map_or(0, |experts| 8 * experts.top * config.hidden_size);
         // Full training has a term for each weight of a convolution.
-        let terms = config.convolutions.as_ref().map_or(0, |of| of.taps * config.hidden_size);
+        let terms = config.convolution_weights();
         let widest = widths.chain([config.hidden_size, experts, terms, 1]).max().unwrap_or(1);
         let most = (u32::MAX as usize / widest).saturating_sub(ROW_CLASS as usize);
         match self.max_rows.max(self.max_positions) <= most {

@@ -25,7 +25,7 @@ use crate::infer::text_format;
 use crate::lora::adapter_file::{self, LoadedAdapter};
 use crate::lora::config::{LoraConfig, TargetModules};
 use crate::lora::factors::{self, AdapterTensors};
-use crate::lora::targets::{self, LoraModule, is_named};
+use crate::lora::targets::{self, LoraModule, Place, is_named};
 use crate::model::config::ModelConfig;
 use crate::model::model_directory::refuse_links;
 use crate::model::modules::last_part;
@@ -217,6 +217,21 @@ fn missing_targets(lora: &LoraConfig, modules: &[LoraModule]) -> Option<Warning>
     let (missing, trained) = (missing.join(", "), trained.join(", "));
     let message = format!(
         "{TARGET_MODULES} names {missing}, which this model does not have; only {trained} are trained; all-linear takes every linear layer"
+    );
+    Some(Warning::new(WarningKind::MissingTargets, message))
+}
+
+/// A choice of modules that leaves out every gated delta rule, which most layers have in place of attention: lists for Llama's layers do so.
+fn untrained_linear_attention(config: &ModelConfig, modules: &[LoraModule]) -> Option<Warning> {
+    let linear = config.linear_attention.as_ref()?;
+    let is_linear = |module: &LoraModule| matches!(module.place, Place::Layer(_, of) if of.is_linear_attention());
+    if modules.is_empty() || modules.iter().any(is_linear) {
+        return None;
+    }
+    let (count, all) = (linear.layers.iter().filter(|is| **is).count(), config.num_layers);
+    let message = format!(
+        "{TARGET_MODULES} leaves out linear_attn, which {count} of {all} layers have in place of attention; all-linear takes every \
+         linear layer"
     );
     Some(Warning::new(WarningKind::MissingTargets, message))
 }
@@ -448,6 +463,7 @@ impl PreparedRun {
         let parameters = parameters(&self.source.config);
         let mut hints = diagnosis::hints(&self.settings, parameters, self.examples.len(), self.steps);
         hints.extend(missing_targets(&self.lora, &self.modules));
+        hints.extend(untrained_linear_attention(&self.source.config, &self.modules));
         hints
     }
 

@@ -25,7 +25,7 @@ fn last_eval(shell: &Shell, run: &str) -> f64 {
 #[test]
 fn what_is_saved_is_the_model_that_was_trained() {
     // Tied and untied, biases, head norms, bf16 files and sharded ones.
-    for model in ["llama_tied", "llama_untied", "qwen2", "qwen3", "lfm2"] {
+    for model in ["llama_tied", "llama_untied", "qwen2", "qwen3", "lfm2", "qwen3_5"] {
         let shell = Shell::new();
         train(&shell, model, "run", "--steps 6 --dtype f32");
         let (trained, saved) = (last_eval(&shell, "run"), eval_loss(&shell, "run"));

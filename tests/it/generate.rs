@@ -75,7 +75,10 @@ fn check_incremental(name: &str, base: BaseStorage) {
 
 #[test]
 fn incremental_logits_equal_whole_sequences() {
-    for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "lfm2", "lfm2_old_keys", "gemma4"] {
+    let recurrent = ["lfm2", "lfm2_old_keys", "qwen3_5", "qwen3_5_vision"];
+    for name in
+        ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "gemma4"].into_iter().chain(recurrent)
+    {
         check_incremental(name, BaseStorage::AsStored);
     }
 }
@@ -147,21 +150,26 @@ fn texts_that_cannot_grow_together_are_refused() {
     refused(&[(0, more), (1, more)], "cache 1");
     refused(&[(0, more), (7, more)], "cache 7");
     let settings = PlanSettings { base: BaseStorage::AsStored, max_positions: 32, rows_per_pass: 5, caches: 3 };
-    assert_eq!(open_planned(&fixture("lfm2"), &[], settings).plan.together, 1);
+    for name in ["lfm2", "qwen3_5"] {
+        assert_eq!(open_planned(&fixture(name), &[], settings).plan.together, 1);
+    }
 }
 
-/// A convolution keeps its last rows alone: a text that does not go on from the cached one is computed from its start.
+/// A convolution keeps its last rows alone, and a gated delta rule its last state: a text that does not go on from the cached one is
+/// computed from its start.
 #[test]
-fn other_texts_of_a_model_with_convolutions_begin_anew() {
-    let model = fixture("lfm2");
-    let mut generator = open(&model, BaseStorage::AsStored, &["adapter"], 32, 5);
-    let reference = Reference::read(&model.join("reference.safetensors"));
-    let ids = reference.ids("input_ids.0");
-    let vocabulary = generator.plan.shared.network.config.vocab_size;
-    for length in [20, 24, 23, 23, 12, 1, 3] {
-        let row = (length - 1) * vocabulary..length * vocabulary;
-        let got = logits(&mut generator, &ids[..length], Some(0));
-        assert_close(&format!("{length} tokens"), &got, &reference.get("lora_logits.0")[row], 1e-4);
+fn other_texts_of_a_model_with_a_state_begin_anew() {
+    for name in ["lfm2", "qwen3_5"] {
+        let model = fixture(name);
+        let mut generator = open(&model, BaseStorage::AsStored, &["adapter"], 32, 5);
+        let reference = Reference::read(&model.join("reference.safetensors"));
+        let ids = reference.ids("input_ids.0");
+        let vocabulary = generator.plan.shared.network.config.vocab_size;
+        for length in [20, 24, 23, 23, 12, 1, 3] {
+            let row = (length - 1) * vocabulary..length * vocabulary;
+            let got = logits(&mut generator, &ids[..length], Some(0));
+            assert_close(&format!("{name}: {length} tokens"), &got, &reference.get("lora_logits.0")[row], 1e-4);
+        }
     }
 }
 

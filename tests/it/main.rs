@@ -37,6 +37,7 @@ mod hub_data;
 #[cfg(unix)]
 mod interruption;
 mod invariants;
+mod linear_attention;
 mod long_run;
 mod lossy;
 mod memory;

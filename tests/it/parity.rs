@@ -139,6 +139,10 @@ fixture_tests! {
     dora_of_convolutions: "lfm2", "adapter_dora", "reference_dora", BaseStorage::AsStored;
     gemma4_nf4: "gemma4", "adapter", "reference_nf4", NF4;
     dora_of_layers_embeddings: "gemma4", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    qwen3_5: "qwen3_5", "adapter", "reference", BaseStorage::AsStored;
+    qwen3_5_nf4: "qwen3_5", "adapter", "reference_nf4", NF4;
+    dora_of_a_delta_rule: "qwen3_5", "adapter_dora", "reference_dora", BaseStorage::AsStored;
+    qwen3_5_with_a_vision_tower: "qwen3_5_vision", "adapter", "reference", BaseStorage::AsStored;
     gemma3_with_a_vision_tower: "gemma3_vision", "adapter", "reference", BaseStorage::AsStored;
     lfm2_with_a_vision_tower: "lfm2_vl", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_a_vision_tower: "qwen3_vl", "adapter", "reference", BaseStorage::AsStored;
@@ -178,7 +182,9 @@ fixture_tests! {
 
 #[test]
 fn recomputed_layers_give_the_same_gradients() {
-    for name in ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4", "lfm2", "gemma4"] {
+    let names =
+        ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4", "lfm2", "gemma4", "qwen3_5"];
+    for name in names {
         for keep_layers in [0, 1] {
             check_fixture(name, "adapter", "reference", BaseStorage::AsStored, keep_layers);
         }
@@ -188,7 +194,7 @@ fn recomputed_layers_give_the_same_gradients() {
 /// A change that leaves one feature of a model out.
 type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
 
-const ABLATIONS: [Ablation; 35] = [
+const ABLATIONS: [Ablation; 40] = [
     ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
     ("qwen2", "biases", |config| config.qkv_bias = false),
     ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
@@ -223,6 +229,11 @@ const ABLATIONS: [Ablation; 35] = [
     ("lfm2", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
     ("lfm2", "constant of the norms", |config| config.rms_norm_eps = 1e-1),
     ("lfm2_old_keys", "a head of its own", |config| config.tie_word_embeddings = true),
+    ("qwen3_5", "a quarter of a head", |config| config.ropes[0].rotated = config.head_dim),
+    ("qwen3_5", "offset of gains", |config| config.gain_offset = 0.0),
+    ("qwen3_5", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
+    ("qwen3_5", "constant of the norms", |config| config.rms_norm_eps = 1e-1),
+    ("qwen3_5_vision", "a head of its own", |config| config.tie_word_embeddings = true),
     ("phi3", "three quarters of a head", |config| config.ropes[0].rotated = config.head_dim),
 ];
 
@@ -350,7 +361,7 @@ fn stories260k_full_gradients_equal_pytorch() {
 /// Along its own gradient the loss of each tensor must rise by the gradient's length: biases, head norms and untied heads too.
 #[test]
 fn full_gradients_are_the_slopes_of_the_loss() {
-    let families = ["gemma2", "gemma3", "granite", "olmo3", "hunyuan", "ernie", "lfm2_old_keys"];
+    let families = ["gemma2", "gemma3", "granite", "olmo3", "hunyuan", "ernie", "lfm2_old_keys", "qwen3_5"];
     for name in ["llama_untied", "qwen2", "qwen3", "mistral_window", "odd_sizes"].into_iter().chain(families) {
         let dir = fixture(name);
         let own = Reference::read(&dir.join("reference.safetensors"));

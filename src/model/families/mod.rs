@@ -18,6 +18,7 @@ mod olmo;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
 mod smollm3;
 
@@ -25,13 +26,14 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 22] = [
+pub static FAMILIES: [&Family; 23] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &qwen3_moe::FAMILY,
+    &qwen3_5::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
