@@ -40,7 +40,7 @@ impl LogitRange {
     /// Logits as the head computes them.
     pub const PLAIN: Self = Self { scale: 1.0, cap: None };
 
-    fn join(self, kernel: Kernel) -> Kernel {
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
         kernel
             .constant("SCALED", self.scale != 1.0)
             .constant("CAPPED", self.cap.is_some())
@@ -52,8 +52,16 @@ impl LogitRange {
         Params { rows, cols, ld, logit_scale: self.scale, cap: self.cap.unwrap_or(1.0) }
     }
 
+    /// One range of each kind.
+    pub(super) const KINDS: [Self; 4] = [
+        Self::PLAIN,
+        Self { scale: 2.0, cap: None },
+        Self { scale: 1.0, cap: Some(1.0) },
+        Self { scale: 2.0, cap: Some(1.0) },
+    ];
+
     #[cfg(test)]
-    const ALL: [Self; 4] = [
+    pub(super) const ALL: [Self; 4] = [
         Self::PLAIN,
         Self { scale: 0.25, cap: None },
         Self { scale: 1.0, cap: Some(3.0) },
@@ -78,19 +86,11 @@ fn sum_kernel() -> Kernel {
     Kernel::new::<SumParams>("sum_losses", shader!("sum_losses.wgsl")).part(REDUCE).constant("WG_SIZE", SUM_WG_SIZE)
 }
 
-/// One range of each kind.
-const KINDS: [LogitRange; 4] = [
-    LogitRange::PLAIN,
-    LogitRange { scale: 2.0, cap: None },
-    LogitRange { scale: 1.0, cap: Some(1.0) },
-    LogitRange { scale: 2.0, cap: Some(1.0) },
-];
-
 pub(super) fn kernels() -> Vec<Kernel> {
     let variants = [(false, false), (false, true), (true, false), (true, true)];
     let of_range = |range| variants.map(|(cpu, gradient)| kernel(cpu, gradient, range));
-    let losses = KINDS.into_iter().flat_map(of_range);
-    losses.chain(KINDS[1..].iter().map(|range| range_kernel(*range))).chain([sum_kernel()]).collect()
+    let losses = LogitRange::KINDS.into_iter().flat_map(of_range);
+    losses.chain(LogitRange::KINDS[1..].iter().map(|range| range_kernel(*range))).chain([sum_kernel()]).collect()
 }
 
 /// Scales and bounds logits `[rows, vocabulary]` in place.

@@ -15,6 +15,7 @@ pub mod column_gradient;
 pub mod columns;
 pub mod cross_entropy;
 pub mod delta_rule;
+pub mod distillation;
 pub mod dora;
 pub mod dropout;
 mod elementwise;
@@ -59,6 +60,7 @@ pub fn kernels() -> Vec<Kernel> {
         columns::kernels(),
         cross_entropy::kernels(),
         delta_rule::kernels(),
+        distillation::kernels(),
         dora::kernels(),
         dropout::kernels(),
         embedding::kernels(),
