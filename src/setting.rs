@@ -113,12 +113,16 @@ pub const STEPS: Key = Key("steps");
 pub const TARGET_MODULES: Key = Key("target-modules");
 /// Divisor of the logits when tokens are sampled.
 pub const TEMPERATURE: Key = Key("temperature");
+/// File with a teacher's log-probabilities.
+pub const TEACHER: Key = Key("teacher");
 /// Value of a variable of the chat template.
 pub const TEMPLATE_ARG: Key = Key("template-arg");
 /// Date and time that the chat template writes.
 pub const TEMPLATE_DATE: Key = Key("template-date");
 /// Field with the text.
 pub const TEXT_FIELD: Key = Key("text-field");
+/// Number of a teacher's likeliest tokens for each trained token.
+pub const TOP_K: Key = Key("top-k");
 /// Probability that the likeliest tokens to sample from reach together.
 pub const TOP_P: Key = Key("top-p");
 /// Tokens that are in the loss.

@@ -49,6 +49,7 @@ pub(crate) fn kernels() -> Result<Vec<Kernel>, Box<dyn Error>> {
                 stored: &|_| float,
                 max_rows: ROWS,
                 max_positions: ROWS,
+                distillation: None,
                 capabilities: ASSUMED_CAPABILITIES,
             };
             found.record(&mut request.plan_within_budget()?);

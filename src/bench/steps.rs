@@ -167,6 +167,7 @@ pub(super) fn plan(
         stored: &|_| Float::Bf16,
         max_rows: shape.sequences * shape.length,
         max_positions: shape.length,
+        distillation: None,
         capabilities,
     }
     .plan_within_budget()?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use loraine::hub::fetch::Extent;
 use loraine::setting::{as_flag, written};
-use loraine::train::evaluate::{self, EvalSettings};
+use loraine::train::evaluate::{self, EvalSettings, StudentSettings};
 use loraine::train::event::Event;
 use loraine::train::settings::RunSettings;
 
@@ -71,6 +71,11 @@ pub fn run(mut args: EvalArgs) -> anyhow::Result<()> {
         max_seq_len: args.max_seq_len,
         objective: as_run.objective,
         preference: as_run.objective().preference(),
+        student: as_run.teacher.clone().map(|teacher| StudentSettings {
+            teacher,
+            temperature: as_run.temperature.unwrap_or(1.0),
+            hard_label_share: as_run.hard_label_share.unwrap_or(0.0),
+        }),
         data_format: args.data_format.settings(0),
     };
     status.phase("reading the model's files and the data", None);

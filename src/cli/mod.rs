@@ -16,6 +16,7 @@ mod cache;
 mod chat;
 mod completions;
 mod demo;
+mod distill;
 mod doctor;
 mod error_event;
 mod estimate;
@@ -84,6 +85,7 @@ subcommands! {
     Train(train::TrainArgs) => train::run;
     Estimate(estimate::EstimateArgs) => estimate::run;
     Eval(eval::EvalArgs) => eval::run;
+    Distill(distill::DistillArgs) => distill::run;
     Generate(generate::GenerateArgs) => generate::run;
     Chat(chat::ChatArgs) => chat::run;
     #[cfg(feature = "serve")]

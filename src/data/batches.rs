@@ -108,6 +108,17 @@ pub struct MicroBatch {
     pub label_weights: Vec<f32>,
     /// The answers that are compared; empty where the examples are no preferences.
     pub answers: Vec<Answers>,
+    /// The teacher's tokens for each of `labels`; empty where there is no teacher.
+    pub teacher: TeacherRows,
+}
+
+/// The likeliest tokens of a teacher, as many for each label.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TeacherRows {
+    /// Ids, ascending for each label; the largest u32 where there are fewer.
+    pub ids: Vec<u32>,
+    /// The probability of each, which add up to 1 for each label.
+    pub probabilities: Vec<f32>,
 }
 
 /// The two sequences of a preference in a micro-batch.
@@ -217,6 +228,7 @@ mod tests {
             labels: vec![12, 13, 31, 32],
             label_weights: vec![1.0; 4],
             answers: Vec::new(),
+            teacher: TeacherRows::default(),
         };
         assert_eq!(batch, expected);
     }

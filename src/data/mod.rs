@@ -6,6 +6,8 @@ pub mod encode;
 pub mod fitting;
 pub mod inspect;
 mod leftovers;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod logprobs;
 pub mod messages;
 mod opened;
 pub mod packing;
@@ -22,6 +24,9 @@ pub mod settings;
 mod shown;
 pub mod splits;
 mod table;
+pub mod teacher;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod teacher_writer;
 pub mod template;
 mod template_functions;
 pub mod tokenizer;

@@ -62,6 +62,9 @@ pub struct DataReport {
     pub source: PathBuf,
     /// Source of the chat template, if one was used.
     pub chat_template: Option<String>,
+    /// Fingerprint of the template's text; empty where none was used.
+    #[serde(skip)]
+    pub template_fingerprint: String,
     /// Date and time that the chat template wrote as those of now, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]

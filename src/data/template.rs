@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::template_functions as functions;
 use super::watch::{Work, watched};
+use crate::files::Fingerprint;
 use crate::model::companions;
 use crate::model::json_fields::parse_object;
 #[cfg(not(target_arch = "wasm32"))]
@@ -194,6 +195,11 @@ impl ChatTemplate {
             self.variables.insert(name.trim().to_owned(), value);
         }
         Ok(self)
+    }
+
+    /// Fingerprint of its text.
+    pub fn fingerprint(&self) -> String {
+        Fingerprint::of(self.main.text.as_bytes()).text()
     }
 
     /// Source of the template, for messages.

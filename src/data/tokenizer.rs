@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
+#[cfg(not(target_arch = "wasm32"))]
+use tokenizers::DecoderWrapper;
 use tokenizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 
@@ -168,6 +170,24 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The bytes of text that a token stands for; those of a special token spell its name.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.token(id)?;
+        if self.is_special(id) {
+            return Some(token.into_bytes());
+        }
+        let of_byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if let Some(byte) = of_byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            return Some(vec![byte]);
+        }
+        let by_bytes: Option<Vec<u8>> = token.chars().map(byte_of_level).collect();
+        match self.inner.get_decoder() {
+            Some(decoder) if has_byte_level(decoder) => by_bytes.or(Some(token.into_bytes())),
+            _ => Some(token.replace(SPACE, " ").into_bytes()),
+        }
+    }
+
     /// True for a special token, which is never part of ordinary text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id) || self.eos == Some(id) || self.bos == Some(id)
@@ -224,6 +244,23 @@ pub fn tokenizer_text(dir: &Path) -> Result<String> {
         false if companions::is_file(&dir.join(SENTENCEPIECE)) => converted(dir),
         false if tokenizer_command(dir).is_some() => Err(Error::file(dir, tokenizer_command(dir).unwrap_or_default())),
         _ => companions::text(&path),
+    }
+}
+
+/// True for a decoder that maps each character of a token to a byte, as that of GPT-2 does.
+#[cfg(not(target_arch = "wasm32"))]
+fn has_byte_level(decoder: &DecoderWrapper) -> bool {
+    serde_json::to_string(decoder).is_ok_and(|text| text.contains("ByteLevel"))
+}
+
+/// The byte that GPT-2's vocabulary writes as a character: printable ones as themselves, the others in their order from U+0100 on.
+#[cfg(not(target_arch = "wasm32"))]
+fn byte_of_level(character: char) -> Option<u8> {
+    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let code = u32::from(character);
+    match u8::try_from(code) {
+        Ok(byte) if is_printable(byte) => Some(byte),
+        _ => (0..=255u8).filter(|byte| !is_printable(*byte)).nth(code.checked_sub(0x100)? as usize),
     }
 }
 

@@ -49,6 +49,7 @@ impl Subject {
                 stored: &|_| Float::Bf16,
                 max_rows: self.rows,
                 max_positions: self.rows,
+                distillation: None,
                 capabilities,
             };
             let plan = request.plan_within_budget()?;

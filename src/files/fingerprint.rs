@@ -24,6 +24,11 @@ impl Fingerprint {
         self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     }
 
+    /// The hash.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
     /// 16 hexadecimal digits.
     pub fn text(self) -> String {
         format!("{:016x}", self.0)

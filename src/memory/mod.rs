@@ -79,6 +79,7 @@ pub fn estimate(
         stored: &stored,
         max_rows: length.saturating_mul(settings.batch_size),
         max_positions: length,
+        distillation: None,
         capabilities,
     };
     // An estimate compares the plan with the budget; it does not enforce the budget.

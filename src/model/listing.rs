@@ -206,6 +206,11 @@ impl RawTensor {
         Ok(bytes)
     }
 
+    /// Fills `buf` with its bytes from `byte_offset` on, which must lie inside it.
+    pub(crate) fn read_piece(&self, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_at(&self.path, &self.name, self.file_offset + byte_offset, buf)
+    }
+
     /// Reads all its bytes as f32.
     pub fn read_f32(&self) -> Result<Vec<f32>> {
         Ok(self.read()?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())

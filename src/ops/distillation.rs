@@ -129,18 +129,17 @@ mod twin {
     ) -> Vec<f64> {
         let vocabulary = logits.len() / labels.len();
         let (temperature, share) = (f64::from(of.temperature), f64::from(of.hard_label_share));
-        let rows = logits.chunks_exact(vocabulary).zip(teacher.chunks_exact(vocabulary)).zip(labels.iter().zip(weights));
-        let of_row = |((row, teacher), (label, weight)): ((&[f64], &[f64]), (&u32, &f64))| -> Vec<f64> {
-            let counted = if (*label as usize) < vocabulary { *weight } else { 0.0 };
+        let mut gradient = Vec::with_capacity(logits.len());
+        for (at, row) in logits.chunks_exact(vocabulary).enumerate() {
+            let counted = if (labels[at] as usize) < vocabulary { weights[at] } else { 0.0 };
             let (soft, hard) = (log_softmax(row, temperature), log_softmax(row, 1.0));
-            let element = |j: usize| {
-                let one_hot = f64::from(j == *label as usize);
-                let by_teacher = temperature * (soft[j].exp() - teacher[j]);
+            gradient.extend((0..vocabulary).map(|j| {
+                let one_hot = f64::from(j == labels[at] as usize);
+                let by_teacher = temperature * (soft[j].exp() - teacher[at * vocabulary + j]);
                 counted * ((1.0 - share) * by_teacher + share * (hard[j].exp() - one_hot))
-            };
-            (0..vocabulary).map(element).collect()
-        };
-        rows.flat_map(of_row).collect()
+            }));
+        }
+        gradient
     }
 }
 
@@ -164,7 +163,8 @@ mod tests {
             let mut ids: Vec<u32> = Vec::new();
             while ids.len() < count {
                 // Neighbors are frequent, so that several share a vector.
-                let next = ids.last().map_or(lab.index(vocabulary), |last| (*last as usize + 1 + lab.index(3)) % vocabulary);
+                let next =
+                    ids.last().map_or(lab.index(vocabulary), |last| (*last as usize + 1 + lab.index(3)) % vocabulary);
                 match ids.contains(&(next as u32)) {
                     true => ids.extend((0..vocabulary as u32).find(|id| !ids.contains(id))),
                     false => ids.push(next as u32),
@@ -221,7 +221,11 @@ mod tests {
                     let [want, want_hard] = twin::forward(&shown, &labels, &teacher.dense, of);
                     assert_close("losses", &lab.read_vector(losses)[..rows], &want, 1e-5);
                     assert_close("losses by labels", &lab.read_vector(hard)[..rows], &want_hard, 1e-5);
-                    assert_eq!(lab.read_vector(losses)[..rows], lab.read_vector(same)[..rows], "losses with the gradient");
+                    assert_eq!(
+                        lab.read_vector(losses)[..rows],
+                        lab.read_vector(same)[..rows],
+                        "losses with the gradient"
+                    );
                     assert_close("logits", &lab.read(kept), &logits, 1e-7);
                     let by_shown = twin::backward(&shown, &labels, &teacher.dense, &weights, of);
                     let gradient = cross_entropy::twin::through_range(&by_shown, &shown, range);

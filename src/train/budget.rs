@@ -7,6 +7,7 @@ use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::network::activations::ActivationFormat;
 use crate::network::base::BaseStorage;
+use crate::ops::distillation::Distillation;
 use crate::panics::caught;
 use crate::quant::format::Float;
 use crate::setting::{BATCH_SIZE, GPU_MEMORY, MAX_SEQ_LEN, RANK};
@@ -38,6 +39,8 @@ pub struct PlanRequest<'a> {
     pub max_rows: usize,
     /// Tokens of the longest sequence.
     pub max_positions: usize,
+    /// The loss of a student, where there is a teacher.
+    pub distillation: Option<Distillation>,
     /// Limits and features of the device that the plan is for.
     pub capabilities: Capabilities,
 }
@@ -134,8 +137,17 @@ impl PlanRequest<'_> {
         let dropout = settings.dropout as f32;
         let (loraplus, neftune_alpha) =
             (settings.loraplus_lr_ratio.is_some(), settings.neftune_noise_alpha.unwrap_or(0.0) as f32);
-        let sizes =
-            PlanSettings { base, max_rows, max_positions, recompute, dropout, loraplus, neftune_alpha, training };
+        let sizes = PlanSettings {
+            base,
+            max_rows,
+            max_positions,
+            recompute,
+            dropout,
+            loraplus,
+            neftune_alpha,
+            training,
+            distillation: self.distillation,
+        };
         let plan =
             || TrainPlan::with_activations(self.capabilities, self.config, self.stored, self.modules, &sizes, format);
         // Operations refuse what no dispatch can cover by a panic, since only sizes from outside lead there.

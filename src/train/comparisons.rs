@@ -18,7 +18,7 @@ pub(super) fn fitting(examples: Vec<Example>, report: &DataReport, objective: Ob
         Comparison::Rated { .. } => Feedback::Rated,
     };
     let wants = match objective {
-        ObjectiveChoice::Sft => Feedback::None,
+        ObjectiveChoice::Sft | ObjectiveChoice::Distill => Feedback::None,
         ObjectiveChoice::Kto => Feedback::Rated,
         _ => Feedback::Pairs,
     };

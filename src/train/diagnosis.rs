@@ -68,7 +68,11 @@ const SHORT_RUN: usize = 8;
 fn high_learning_rate(settings: &RunSettings, parameters: u64) -> f64 {
     match settings.method {
         _ if parameters < SMALL_MODEL || settings.from_scratch => 1e-2,
-        Method::Lora | Method::Qlora if settings.objective != ObjectiveChoice::Sft => 2e-4,
+        Method::Lora | Method::Qlora
+            if !matches!(settings.objective, ObjectiveChoice::Sft | ObjectiveChoice::Distill) =>
+        {
+            2e-4
+        }
         Method::Full => 2e-4,
         Method::Lora | Method::Qlora => 2e-3,
     }

@@ -462,6 +462,61 @@ impl Engine {
         &self.tally
     }
 
+    /// The sums of the losses of a micro-batch, that of the objective and that by the labels alone, without gradients; waits for the
+    /// device.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn both_losses(&mut self, batch: &MicroBatch) -> Result<[f64; 2]> {
+        let Some(teacher) = self.plan.head.teacher.filter(|_| self.objective.has_label_losses()) else {
+            let loss = self.evaluate([batch]).await?.0;
+            return Ok([loss, loss]);
+        };
+        (self.pace, self.finished_work) = (None, 0);
+        let losses = self.losses(batch, PassPart::Evaluation).await?;
+        self.work = 0;
+        if losses.is_empty() {
+            return Ok([0.0; 2]);
+        }
+        let padded = round_up(losses.len() as u32, LABEL_CLASS);
+        let view = teacher.label_losses.slice(0, 4 * u64::from(padded));
+        let by_labels = self.gpu.read_f32(&self.buffers, view).await?;
+        let sum = |values: &[f32]| values.iter().map(|loss| f64::from(*loss)).sum();
+        Ok([sum(&losses), sum(&by_labels[..losses.len()])])
+    }
+
+    /// Gives `take` the logits of a micro-batch's labels in their order, some rows at a time: the values, and the number of values of a
+    /// row, of which those beyond the vocabulary are padding.
+    ///
+    /// # Errors
+    /// A micro-batch larger than planned, a failing device, or an error of `take`.
+    pub async fn label_logits(
+        &mut self,
+        batch: &MicroBatch,
+        mut take: impl FnMut(&[f32], usize) -> Result<()>,
+    ) -> Result<()> {
+        let labels = batch.labels.len() as u32;
+        let (rows, padded) = self.plan.class(batch.tokens.len(), batch.labels.len());
+        self.check_rows(batch)?;
+        self.upload(batch, &self.objective.head_rows(batch, 1.0), rows as usize, padded as usize)?;
+        self.gpu.run(&self.begin, &mut self.buffers)?;
+        let uniforms = self.plan.shared.uniforms[0];
+        let states = self.plan.record_label_states(rows, padded);
+        let list = self.gpu.prepare(&states.commands, &self.buffers, uniforms)?;
+        self.gpu.run(&list, &mut self.buffers)?;
+        let mut first = 0;
+        while first < labels {
+            let (rec, logits) = self.plan.record_label_logits(first, padded);
+            let list = self.gpu.prepare(&rec.commands, &self.buffers, uniforms)?;
+            self.gpu.run(&list, &mut self.buffers)?;
+            let values = self.gpu.read_f32(&self.buffers, logits.view).await?;
+            let (taken, ld) = (logits.rows.min(labels - first), logits.ld as usize);
+            take(&values[..taken as usize * ld], ld)?;
+            first += logits.rows;
+        }
+        Ok(())
+    }
+
     /// Sum of losses and count of labels over micro-batches, without gradients; waits for the device.
     ///
     /// # Errors
@@ -544,10 +599,7 @@ impl Engine {
     /// Runs the list of a part of a pass, after the upload of the micro-batch where `upload` has its rows with a label.
     async fn run_part(&mut self, batch: &MicroBatch, upload: Option<&HeadRows<'_>>, part: PassPart) -> Result<()> {
         let (rows, labels) = self.plan.class(batch.tokens.len(), batch.labels.len());
-        if batch.tokens.len() > self.plan.max_rows as usize {
-            let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
-            return Err(Error::Argument(problem));
-        }
+        self.check_rows(batch)?;
         if let Some(head_rows) = upload {
             self.upload(batch, head_rows, rows as usize, labels as usize)?;
         }
@@ -557,6 +609,14 @@ impl Engine {
         })?;
         self.work += list.work();
         Ok(self.gpu.replay(list, &mut self.buffers, self.profile.as_mut()).await?)
+    }
+
+    fn check_rows(&self, batch: &MicroBatch) -> Result<()> {
+        if batch.tokens.len() > self.plan.max_rows as usize {
+            let problem = format!("a micro-batch has {} rows, planned are {}", batch.tokens.len(), self.plan.max_rows);
+            return Err(Error::Argument(problem));
+        }
+        Ok(())
     }
 
     /// Uploads a micro-batch. The list may have more rows than the batch: these hold token 0, attend to themselves
@@ -592,6 +652,21 @@ impl Engine {
         write(self.plan.head.label_rows, padded(head.rows, labels, none));
         write(self.plan.head.labels, padded(head.labels, labels, none));
         self.write_weights(&head.weights, labels);
+        if let Some(buffers) = &self.plan.head.teacher {
+            let (top_k, teacher) = (buffers.distillation.top_k as usize, &batch.teacher);
+            if [teacher.ids.len(), teacher.probabilities.len()] != [top_k * batch.labels.len(); 2] {
+                let problem = format!(
+                    "a micro-batch has {} tokens of the teacher for {} labels, planned are {top_k} for each",
+                    teacher.ids.len(),
+                    batch.labels.len()
+                );
+                return Err(Error::Argument(problem));
+            }
+            write(buffers.ids, padded(&teacher.ids, top_k * labels, none));
+            let mut probabilities = teacher.probabilities.clone();
+            probabilities.resize(top_k * labels, 0.0);
+            self.gpu.write(&self.buffers, buffers.probabilities, bytemuck::cast_slice(&probabilities));
+        }
         match &self.layer_rows {
             Some(of) => of.upload(&self.gpu, &self.buffers, inputs, &padded(&batch.tokens, rows, 0)),
             None => Ok(()),

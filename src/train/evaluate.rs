@@ -17,10 +17,12 @@ use super::preference::{Preference, Tally};
 use super::prepare::seq_len_within;
 use super::provenance::fingerprint_of;
 use super::settings::ObjectiveChoice;
+use super::teacher;
 use crate::data::Example;
 use crate::data::batches::MicroBatch;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::{DataSettings, DataSources, Feedback};
+use crate::data::teacher::{TeacherFile, vocabulary_fingerprint};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Gpu;
 use crate::infer::text_format;
@@ -29,7 +31,8 @@ use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
-use crate::setting::{ADAPTER, BATCH_SIZE, DATA, MODEL, OBJECTIVE, QUANT};
+use crate::ops::distillation::Distillation;
+use crate::setting::{ADAPTER, BATCH_SIZE, DATA, MODEL, OBJECTIVE, QUANT, TEACHER};
 use crate::{Error, Result, files};
 
 /// The settings of an evaluation.
@@ -51,16 +54,29 @@ pub struct EvalSettings {
     pub objective: ObjectiveChoice,
     /// Its parameters, where it is a preference. The reference is the base without the adapter.
     pub preference: Option<Preference>,
+    /// Its teacher, where it is distillation.
+    pub student: Option<StudentSettings>,
     /// The way in which the file becomes examples. Its own `max_seq_len` is not used.
     pub data_format: DataSettings,
+}
+
+/// What a student is measured by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StudentSettings {
+    /// File with the teacher's log-probabilities.
+    pub teacher: PathBuf,
+    /// Divisor of the logits of teacher and student, above 0.
+    pub temperature: f64,
+    /// Share of the cross-entropy with the labels, from 0 to below 1.
+    pub hard_label_share: f64,
 }
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvalResult {
-    /// Mean cross-entropy over all trained tokens, or mean loss over the preferences.
+    /// Mean loss of the objective over all trained tokens, or over the preferences.
     pub loss: f64,
-    /// `perplexity`, the exponential of the loss; or the values of a preference objective under TRL's names.
+    /// `perplexity`, the exponential of the cross-entropy; or the values of a preference objective under TRL's names.
     #[serde(flatten)]
     pub values: BTreeMap<String, f64>,
     /// Number of trained tokens.
@@ -75,7 +91,17 @@ pub struct PreparedEval {
     pub source: Source,
     modules: Vec<LoraModule>,
     tensors: AdapterTensors,
-    examples: Vec<Example>,
+    pub(super) examples: Vec<Example>,
+    teacher: Option<TeacherFile>,
+    /// Fingerprint of the vocabulary.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "browsers have no teachers"))]
+    pub(super) vocabulary: String,
+    /// Number of ids that the vocabulary has tokens for.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "browsers have no teachers"))]
+    pub(super) tokens: usize,
+    /// Longest example in tokens.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "browsers have no teachers"))]
+    pub(super) max_seq_len: usize,
     /// What became of the records.
     pub report: DataReport,
 }
@@ -85,6 +111,16 @@ pub struct PreparedEval {
 /// # Errors
 /// The first thing that is wrong, by file and field.
 pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
+    prepare_with(settings, |settings, tokenizer, format, vocab_size| {
+        read::read_to_evaluate(&settings.data, tokenizer, format, vocab_size)
+    })
+}
+
+/// As [`prepare`], where `read` reads the data.
+pub(super) fn prepare_with(
+    settings: EvalSettings,
+    read: impl FnOnce(&EvalSettings, Option<&Tokenizer>, &DataSettings, usize) -> Result<Dataset>,
+) -> Result<PreparedEval> {
     if settings.batch_size == 0 {
         return Err(Error::setting(BATCH_SIZE, format!("{BATCH_SIZE} is 0; it must be at least 1")));
     }
@@ -108,11 +144,18 @@ pub fn prepare(settings: EvalSettings) -> Result<PreparedEval> {
     }
     let feedback = settings.preference.map_or(Feedback::None, |preference| preference.feedback());
     format.feedback = feedback;
-    let set = read::read_to_evaluate(&settings.data, tokenizer.as_ref(), &format, config.vocab_size)?;
-    let Dataset { examples, report } = set;
+    let file = settings.student.as_ref().map(|student| &*student.teacher);
+    let teacher = teacher::open(file, tokenizer.as_ref(), config.vocab_size)?;
+    if let Some(teacher) = &teacher {
+        teacher::follow_date(&mut format, &teacher.facts);
+    }
+    let Dataset { examples, report } = read(&settings, tokenizer.as_ref(), &format, config.vocab_size)?;
     let examples = comparisons::fitting(examples, &report, settings.objective)?;
+    teacher::check(teacher.as_ref(), &examples, &report)?;
     let examples = comparisons::mismatch(examples, feedback, settings.batch_size, max_seq_len);
-    Ok(PreparedEval { settings, source, modules, tensors, examples, report })
+    let vocabulary = vocabulary_fingerprint(tokenizer.as_ref(), config.vocab_size);
+    let tokens = tokenizer.map_or(config.vocab_size, |tokenizer| tokenizer.vocabulary().min(config.vocab_size));
+    Ok(PreparedEval { settings, source, modules, tensors, examples, teacher, vocabulary, tokens, max_seq_len, report })
 }
 
 impl PreparedEval {
@@ -172,20 +215,36 @@ impl PreparedEval {
         adapter.add(format!("{:?}", self.modules).as_bytes());
         self.tensors.values().for_each(|values| adapter.add(bytemuck::cast_slice(values)));
         let named = settings.adapter.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
-        let objective = format!("{:?} {:?}", settings.objective, settings.preference);
+        let student = settings.student.as_ref().map(|student| (student.temperature, student.hard_label_share));
+        let objective = format!("{:?} {:?} {student:?}", settings.objective, settings.preference);
+        let teacher_file = settings.student.as_ref().map_or("none".to_owned(), |of| of.teacher.display().to_string());
+        let teacher = self.teacher.as_ref().map_or("", |teacher| teacher.fingerprint());
         let part = |name: &str, here: String, all: String| [name.to_owned(), here, all];
         Ok(vec![
             part("the base model", MODEL.is(settings.model.display()), self.source.tensors.fingerprint()?),
             part("the adapter", ADAPTER.is(named), adapter.text()),
             part("the objective", OBJECTIVE.to_string(), objective),
+            part("the teacher", TEACHER.is(teacher_file), teacher.to_owned()),
             part("the storage of the base", QUANT.to_string(), format!("{:?}", settings.base)),
             part("the batch size", BATCH_SIZE.is(settings.batch_size), settings.batch_size.to_string()),
             part("the data", DATA.is(&settings.data), fingerprint_of(&self.examples)),
         ])
     }
 
+    /// Examples of a micro-batch.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn batch_size(&self) -> usize {
+        self.settings.batch_size
+    }
+
+    fn distillation(&self) -> Option<Distillation> {
+        let (teacher, student) = self.teacher.as_ref().zip(self.settings.student.as_ref())?;
+        let (temperature, hard_label_share) = (student.temperature as f32, student.hard_label_share as f32);
+        Some(Distillation { top_k: teacher.top_k as u32, temperature, hard_label_share })
+    }
+
     /// Plans the memory, and loads the base and the adapter.
-    async fn open(&self, gpu: Gpu, listen: &mut impl FnMut(Event<'_>)) -> Result<Engine> {
+    pub(super) async fn open(&self, gpu: Gpu, listen: &mut impl FnMut(Event<'_>)) -> Result<Engine> {
         let (max_rows, max_positions) =
             longest_rows(self.examples.iter().map(Example::tokens), self.settings.batch_size);
         let settings = PlanSettings {
@@ -197,6 +256,7 @@ impl PreparedEval {
             loraplus: false,
             neftune_alpha: 0.0,
             training: None,
+            distillation: self.distillation(),
         };
         let stored = |name: &str| self.source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, &self.source.config, stored, &self.modules, &settings);
@@ -205,7 +265,11 @@ impl PreparedEval {
         let loading = |done, total| listen(Event::Loading { done, total });
         let mut engine = Engine::open(gpu, plan, &self.source, loading).await?;
         engine.write_adapter(&self.tensors);
-        engine.objective = self.settings.preference.map_or(Objective::Sft, Objective::Preference);
+        engine.objective = match (self.settings.preference, &self.settings.student) {
+            (Some(preference), _) => Objective::Preference(preference),
+            (None, Some(student)) => Objective::Distill { hard_label_share: student.hard_label_share },
+            (None, None) => Objective::Sft,
+        };
         Ok(engine)
     }
 
@@ -225,6 +289,9 @@ impl PreparedEval {
             let mut batch = MicroBatch::default();
             for (at, example) in chunk.iter().enumerate() {
                 batch.add(example, whole, references.get(at).copied().unwrap_or_default());
+                if let (Some(teacher), Some(student)) = (&self.teacher, &self.settings.student) {
+                    teacher.add_rows(&mut batch, example, student.temperature)?;
+                }
             }
             batches.push(batch);
         }
@@ -245,7 +312,10 @@ pub(super) async fn evaluation(
     }
     let count = batches.iter().map(|batch| batch.labels.len()).sum();
     let report = match engine.objective.preference() {
-        None => engine.objective.evaluation(of_ranks.iter().flatten().sum(), count),
+        None => {
+            let sum = |at: usize| of_ranks.iter().flat_map(|losses| losses.iter().skip(at).step_by(2)).sum();
+            engine.objective.evaluation([sum(0), sum(1)], count)
+        }
         Some(_) => {
             let mut tally = Tally::default();
             of_ranks.iter().for_each(|numbers| tally.merge(&Tally::from_numbers(numbers)));
@@ -255,7 +325,7 @@ pub(super) async fn evaluation(
     Ok((report, count))
 }
 
-/// The numbers of this rank's share of an evaluation: the loss of each micro-batch, or the sums over all preferences.
+/// The numbers of this rank's share of an evaluation: both losses of each micro-batch, or the sums over all preferences.
 pub(super) async fn own_share(
     engine: &mut Engine,
     batches: &[MicroBatch],
@@ -270,7 +340,7 @@ pub(super) async fn own_share(
         listen(Phase::Evaluating { done, total: share.len() });
         match preference {
             Some(preference) => tally.merge(&engine.compare(batch, preference).await?),
-            None => losses.push(engine.evaluate([batch]).await?.0),
+            None => losses.extend(engine.both_losses(batch).await?),
         }
     }
     Ok(if preference.is_some() { tally.numbers() } else { losses })

@@ -6,6 +6,7 @@ use crate::network::adapter::DeviceAdapter;
 use crate::network::base::Network;
 use crate::network::head::{self, Head, HeadWorkspace};
 use crate::ops::cross_entropy;
+use crate::ops::distillation::{self, Distillation, Targets};
 
 /// Counts of rows with a label are rounded up to this. It also keeps slices of per-row buffers aligned.
 pub const LABEL_CLASS: u32 = 64;
@@ -28,6 +29,21 @@ pub struct HeadBuffers {
     pub workspace: HeadWorkspace,
     /// Factor of each row's loss in the objective, and so of its gradient, f32.
     pub label_weights: View,
+    /// The teacher's part, where there is a teacher.
+    pub teacher: Option<TeacherBuffers>,
+}
+
+/// Buffers for what the rows with a label learn from a teacher.
+#[derive(Clone, Copy, Debug)]
+pub struct TeacherBuffers {
+    /// The loss.
+    pub distillation: Distillation,
+    /// The teacher's tokens of each row, u32.
+    pub ids: View,
+    /// Their probabilities, f32.
+    pub probabilities: View,
+    /// The cross-entropy of each row with its label, f32.
+    pub label_losses: View,
 }
 
 /// The head's part of one pass.
@@ -50,6 +66,7 @@ impl HeadBuffers {
         arena: &mut Arena,
         (network, adapter): (&Network, &DeviceAdapter),
         (max_rows, dropout): (u32, bool),
+        distillation: Option<Distillation>,
         capabilities: Capabilities,
     ) -> Self {
         let config = &network.config;
@@ -63,7 +80,17 @@ impl HeadBuffers {
         let at_logits = through(Phase::Logits, Phase::Logits);
         let adapters = (network, std::slice::from_ref(adapter));
         let workspace = HeadWorkspace::plan(memory, arena, adapters, chunk, dropout, &at_logits);
+        let teacher = distillation.map(|distillation| {
+            let bytes = per_row * u64::from(distillation.top_k);
+            TeacherBuffers {
+                distillation,
+                ids: memory.alloc(Category::Uploads, "teacher's tokens", bytes),
+                probabilities: memory.alloc(Category::Uploads, "teacher's probabilities", bytes),
+                label_losses: memory.alloc(Category::Workspace, "losses by labels", per_row),
+            }
+        });
         Self {
+            teacher,
             workspace,
             logits: arena.matrix(memory, "logits", chunk, vocabulary, &[at_logits]),
             gathered: arena.matrix(memory, "rows with a label", rows, hidden, &[while_gathered]),
@@ -94,7 +121,18 @@ impl HeadBuffers {
             head.product(rec, x, logits);
             let [labels, weights, losses] = [self.labels, self.label_weights, self.losses].map(words);
             let ranged = (logits, head::range(head.network));
-            cross_entropy::forward_backward(rec, ranged, labels, weights, losses, gradient);
+            match self.teacher {
+                None => cross_entropy::forward_backward(rec, ranged, labels, weights, losses, gradient),
+                Some(TeacherBuffers { distillation, ids, probabilities, label_losses }) => {
+                    let [ids, probabilities] = [ids, probabilities].map(|view| {
+                        let per_row = 4 * u64::from(distillation.top_k);
+                        view.slice(per_row * u64::from(first), per_row * u64::from(rows))
+                    });
+                    let targets = Targets { labels, label_weights: weights, ids, probabilities };
+                    let losses = [losses, words(label_losses)];
+                    distillation::forward_backward(rec, ranged, targets, distillation, losses, gradient);
+                }
+            }
             if gradient {
                 head.backward_in_place(rec, logits, x);
             }
@@ -105,6 +143,20 @@ impl HeadBuffers {
             rec.clear(d_hidden.view);
             cross_entropy::scatter_rows(rec, self.gathered.first_rows(labels), self.label_rows, d_hidden);
         }
+    }
+
+    /// Records that the rows with a label are gathered, for [`Self::record_label_logits`].
+    pub fn record_gather(&self, rec: &mut Recorder, hidden: Matrix, labels: u32) {
+        cross_entropy::gather_rows(rec, hidden, self.label_rows, self.gathered.first_rows(labels));
+    }
+
+    /// Records the logits of the gathered rows from `first` on, of `labels` rows in all, as far as they fit into a chunk, and says where
+    /// they lie.
+    pub fn record_label_logits(&self, rec: &mut Recorder, head: &Head, (first, labels): (u32, u32)) -> Matrix {
+        let rows = self.logits.rows.min(labels - first);
+        let logits = self.logits.first_rows(rows);
+        head.forward(rec, self.gathered.rows(first, rows), logits);
+        logits
     }
 
     /// Records the logits of all rows of `hidden`, which must fit into one chunk, and says where they lie.

@@ -4,6 +4,8 @@ pub mod budget;
 pub mod checkpoint;
 mod comparisons;
 pub mod diagnosis;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod distill;
 pub mod engine;
 pub mod evaluate;
 pub mod event;
@@ -26,6 +28,7 @@ pub mod run;
 pub mod schedule;
 mod setting_spec;
 pub mod settings;
+mod teacher;
 pub mod tensorboard;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod threads;

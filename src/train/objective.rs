@@ -17,6 +17,11 @@ pub enum Objective {
     Sft,
     /// A preference between answers: the mean loss over the preferences of a step.
     Preference(Preference),
+    /// The likeliest tokens of a teacher: the mean loss over all trained tokens of a step.
+    Distill {
+        /// The share of the cross-entropy with the labels in the loss, from 0 to below 1.
+        hard_label_share: f64,
+    },
 }
 
 /// The rows of a micro-batch that go through the head.
@@ -80,7 +85,7 @@ impl Objective {
     /// The factor that all losses of an optimizer step share: 1 / trained tokens, or 1 / preferences. None where a step has none.
     pub fn step_scale(self, micro_batches: &[MicroBatch]) -> Option<f32> {
         let terms = |batch: &MicroBatch| match self {
-            Self::Sft => batch.labels.len(),
+            Self::Sft | Self::Distill { .. } => batch.labels.len(),
             Self::Preference(_) => batch.answers.len(),
         };
         let terms: usize = micro_batches.iter().map(terms).sum();
@@ -90,9 +95,14 @@ impl Objective {
     /// The preference objective, if it is one: its weights follow from the losses of a first pass.
     pub fn preference(self) -> Option<Preference> {
         match self {
-            Self::Sft => None,
+            Self::Sft | Self::Distill { .. } => None,
             Self::Preference(preference) => Some(preference),
         }
+    }
+
+    /// True if a pass computes the loss by the labels beside its own.
+    pub fn has_label_losses(self) -> bool {
+        matches!(self, Self::Distill { .. })
     }
 
     /// The feedback that the data has to hold.
@@ -119,10 +129,16 @@ impl Objective {
         Report { loss: tally.mean_loss(), values: tally.means() }
     }
 
-    /// The report of an evaluation, from the sum of the losses of `labels` held-out tokens.
-    pub fn evaluation(self, total_loss: f64, labels: usize) -> Report {
-        let loss = total_loss / labels as f64;
-        Report { loss, values: BTreeMap::from([("perplexity".to_owned(), loss.exp())]) }
+    /// The report of an evaluation, from the sums of the losses of `labels` held-out tokens: those of the objective, and those by the
+    /// labels alone.
+    pub fn evaluation(self, [total_loss, by_labels]: [f64; 2], labels: usize) -> Report {
+        let (loss, nll) = (total_loss / labels as f64, by_labels / labels as f64);
+        let mut values = BTreeMap::from([("perplexity".to_owned(), nll.exp())]);
+        if let Self::Distill { hard_label_share } = self {
+            let by_teacher = (loss - hard_label_share * nll) / (1.0 - hard_label_share);
+            values.extend([("nll_loss".to_owned(), nll), ("kd_loss".to_owned(), by_teacher)]);
+        }
+        Report { loss, values }
     }
 }
 
@@ -160,6 +176,10 @@ mod tests {
     fn a_report_is_averaged_name_by_name() {
         let report = |loss, margin| Report { loss, values: BTreeMap::from([("margin".to_owned(), margin)]) };
         assert_eq!(Report::mean(&[report(1.0, 4.0), report(2.0, 8.0)]), report(1.5, 6.0));
+        let distill = Objective::Distill { hard_label_share: 0.25 };
+        let values = [("kd_loss", 2.0), ("nll_loss", 1.0), ("perplexity", 1f64.exp())];
+        let values = values.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(distill.evaluation([7.0, 4.0], 4), Report { loss: 1.75, values: BTreeMap::from(values) });
         assert_eq!(Objective::Sft.report(6.0, 4), Report { loss: 1.5, values: BTreeMap::new() });
     }
 }

@@ -17,6 +17,7 @@ use crate::network::head::Head;
 use crate::network::moments::MomentStorage;
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::network::trained::Trained;
+use crate::ops::distillation::Distillation;
 use crate::quant::format::Float;
 
 /// Row counts are rounded up to this, so that few shapes of list occur.
@@ -41,6 +42,8 @@ pub struct PlanSettings {
     pub neftune_alpha: f32,
     /// Storage of AdamW's moments; `None` plans the forward pass and the loss alone.
     pub training: Option<MomentStorage>,
+    /// The loss of a student, where there is a teacher.
+    pub distillation: Option<Distillation>,
 }
 
 /// The rule that decides how many layers keep their activations for the backward pass.
@@ -181,8 +184,8 @@ impl TrainPlan {
         } else {
             Activations::plan_inference(memory, arena, network, std::slice::from_ref(&adapter), max_rows)
         };
-        let head =
-            HeadBuffers::plan(memory, arena, (network, &adapter), (max_rows, settings.dropout > 0.0), capabilities);
+        let sizes = (max_rows, settings.dropout > 0.0);
+        let head = HeadBuffers::plan(memory, arena, (network, &adapter), sizes, settings.distillation, capabilities);
         let (panel, mut partials) =
             scratch_bytes(network, std::slice::from_ref(&adapter), max_rows, head.chunk_rows(), &capabilities);
         if base.is_some() {
@@ -289,6 +292,24 @@ impl TrainPlan {
         rec
     }
 
+    /// The forward pass up to the rows with a label, for [`Self::record_label_logits`].
+    pub fn record_label_states(&self, rows: u32, labels: u32) -> Recorder {
+        let mut rec = self.shared.recorder();
+        let pass = Pass { adapter: Some(&self.parameters.adapter), ..self.shared.pass(rows) };
+        let hidden = pass.forward(&mut rec);
+        self.head.record_gather(&mut rec, hidden, labels);
+        rec
+    }
+
+    /// The logits of rows with a label, from the one with the number `first` on, as far as they fit into a chunk of the head; they lie in
+    /// the returned matrix.
+    pub fn record_label_logits(&self, first: u32, labels: u32) -> (Recorder, Matrix) {
+        let mut rec = self.shared.recorder();
+        let head = self.head_of(Some(&self.parameters.adapter), None, None);
+        let logits = self.head.record_label_logits(&mut rec, &head, (first, labels));
+        (rec, logits)
+    }
+
     /// The head of a pass.
     fn head_of<'a>(
         &'a self,
@@ -338,6 +359,7 @@ mod tests {
             loraplus: false,
             neftune_alpha: 0.0,
             training,
+            distillation: None,
         };
         TrainPlan::new(capabilities, &config, |_| Float::F32, &modules, &settings)
     }
@@ -370,6 +392,7 @@ mod tests {
                 loraplus: false,
                 neftune_alpha: 0.0,
                 training: Some(MomentStorage::F32),
+                distillation: None,
             };
             let plan = TrainPlan::new(Capabilities::BASELINE, &config, |_| Float::F32, &modules, &settings);
             let reads = |part| {

@@ -11,12 +11,14 @@ use super::engine::Engine;
 use super::plan::TrainPlan;
 use super::provenance::{Provenance, fingerprint_of};
 use super::settings::{Method, RunSettings};
+use super::teacher;
 use crate::data::Example;
 use crate::data::batches::{BatchOrder, MicroBatch, hold_out, hold_out_count};
 use crate::data::packing::pack;
 use crate::data::read::{self, DataReport, Dataset};
 use crate::data::settings::DataSettings;
 use crate::data::splits::{Split, nothing_to_train};
+use crate::data::teacher::TeacherFile;
 use crate::data::template::{self, ChatTemplate};
 use crate::data::tokenizer::Tokenizer;
 use crate::gpu::Capabilities;
@@ -108,6 +110,8 @@ pub struct PreparedRun {
     /// Log-probabilities of the answers under the model as it was before training, where the objective needs them: of the examples, and
     /// of those to evaluate on.
     references: References,
+    /// The teacher, where there is one.
+    teacher: Option<TeacherFile>,
     /// The examples of each slot of a batch: one, or under packing as many as fit.
     slots: Vec<Vec<usize>>,
     order: BatchOrder,
@@ -146,9 +150,15 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if let Some(adapter) = &settings.init_adapter {
         format.follow_adapter(adapter);
     }
+    let texts = tokenizer_dir(&settings, &source);
+    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&texts, &source.config)).transpose()?;
+    let teacher = teacher::open(settings.teacher.as_deref(), tokenizer.as_ref(), source.config.vocab_size)?;
+    if let Some(teacher) = &teacher {
+        teacher::follow_date(&mut format, &teacher.facts);
+    }
     let date = format.template_date.get_or_insert_with(template::now).clone();
     let RunData { examples, report: data, opening, eval_examples, eval, validation } =
-        read_data(&settings, &source, &format)?;
+        read_data(&settings, &source, tokenizer.as_ref(), &format, teacher.as_ref())?;
     let batch = settings.batch_size;
     let [examples, eval_examples] =
         [examples, eval_examples].map(|examples| comparisons::mismatch(examples, feedback, batch, max_seq_len));
@@ -196,6 +206,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         examples,
         eval_examples,
         references: References::default(),
+        teacher,
         slots,
         order,
     })
@@ -313,25 +324,28 @@ struct RunData {
 
 /// Reads the training data, and the held-out data from the settings' file, from the directory's `valid` split, or as a fraction of the
 /// training data.
-fn read_data(settings: &RunSettings, source: &Source, format: &DataSettings) -> Result<RunData> {
+fn read_data(
+    settings: &RunSettings,
+    source: &Source,
+    tokenizer: Option<&Tokenizer>,
+    format: &DataSettings,
+    teacher: Option<&TeacherFile>,
+) -> Result<RunData> {
     let config = &source.config;
-    let texts = tokenizer_dir(settings, source);
-    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&texts, config)).transpose()?;
-    let read = |sources: &[PathBuf], split: Split| {
-        read::read_sources(sources, split, tokenizer.as_ref(), format, config.vocab_size)
-    };
+    let read =
+        |sources: &[PathBuf], split: Split| read::read_sources(sources, split, tokenizer, format, config.vocab_size);
     let missing = |sources: &[PathBuf]| nothing_to_train(sources.first().map_or(Path::new(""), PathBuf::as_path));
     let Dataset { examples, report } = read(&settings.data, Split::Train)?.ok_or_else(|| missing(&settings.data))?;
     let examples = comparisons::fitting(examples, &report, settings.objective)?;
-    let opening = tokenizer.as_ref().zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
+    teacher::check(teacher, &examples, &report)?;
+    let opening = tokenizer.zip(examples.first()).and_then(|(tokenizer, first)| opening(tokenizer, first));
     let held_out = match &settings.eval_data {
-        Some(path) => {
-            Some(read::read_to_evaluate(std::slice::from_ref(path), tokenizer.as_ref(), format, config.vocab_size)?)
-        }
+        Some(path) => Some(read::read_to_evaluate(std::slice::from_ref(path), tokenizer, format, config.vocab_size)?),
         None => read(&settings.data, Split::Valid)?,
     };
     if let Some(set) = held_out {
         let eval_examples = comparisons::fitting(set.examples, &set.report, settings.objective)?;
+        teacher::check(teacher, &eval_examples, &set.report)?;
         let eval = Some(set.report);
         return Ok(RunData { examples, report, opening, eval_examples, eval, validation: Validation::Given });
     }
@@ -412,6 +426,7 @@ impl PreparedRun {
             stored: &stored,
             max_rows,
             max_positions,
+            distillation: self.teacher.as_ref().and_then(|teacher| self.settings.distillation(teacher.top_k)),
             capabilities,
         }
         .plan_within_budget()
@@ -442,7 +457,8 @@ impl PreparedRun {
     }
 
     pub(super) fn provenance(&self) -> Result<Provenance> {
-        Provenance::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps)
+        let teacher = self.teacher.as_ref().map(TeacherFile::fingerprint);
+        Provenance::new(&self.settings, &self.examples, &self.slots, &self.source.tensors, self.steps, teacher)
     }
 
     /// Optimizer steps of one pass over the data.
@@ -468,27 +484,36 @@ impl PreparedRun {
     }
 
     /// The held-out examples in micro-batches, in their order.
-    pub(super) fn eval_batches(&self) -> Vec<MicroBatch> {
+    ///
+    /// # Errors
+    /// A teacher's file that cannot be read.
+    pub(super) fn eval_batches(&self) -> Result<Vec<MicroBatch>> {
         let all: Vec<usize> = (0..self.eval_examples.len()).collect();
         let batch = |chosen: &[usize]| self.micro_batch(&self.eval_examples, &self.references.eval, chosen);
         all.chunks(self.settings.batch_size).map(batch).collect()
     }
 
     /// The micro-batches of the optimizer step `step`, counted from 0.
-    pub(super) fn micro_batches(&mut self, step: usize) -> Vec<MicroBatch> {
+    ///
+    /// # Errors
+    /// A teacher's file that cannot be read.
+    pub(super) fn micro_batches(&mut self, step: usize) -> Result<Vec<MicroBatch>> {
         let chosen = self.order.batch_for_step(step).to_vec();
         let examples = |slots: &[usize]| slots.iter().flat_map(|slot| &self.slots[*slot]).copied().collect::<Vec<_>>();
         let batch = |slots: &[usize]| self.micro_batch(&self.examples, &self.references.train, &examples(slots));
         chosen.chunks(self.settings.batch_size).map(batch).collect()
     }
 
-    fn micro_batch(&self, examples: &[Example], references: &[[f64; 2]], chosen: &[usize]) -> MicroBatch {
+    fn micro_batch(&self, examples: &[Example], references: &[[f64; 2]], chosen: &[usize]) -> Result<MicroBatch> {
         let whole = self.settings.objective().preference().is_some_and(|preference| preference.learns_prompts());
         let mut batch = MicroBatch::default();
         for &i in chosen {
             batch.add(&examples[i], whole, references.get(i).copied().unwrap_or_default());
+            if let Some(teacher) = &self.teacher {
+                teacher.add_rows(&mut batch, &examples[i], self.settings.temperature.unwrap_or(1.0))?;
+            }
         }
-        batch
+        Ok(batch)
     }
 
     /// Computes the log-probabilities of all answers with the model in `engine`, which is the one before training, unless they are known

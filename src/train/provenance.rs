@@ -13,7 +13,7 @@ use crate::Result;
 use crate::data::{Comparison, Example};
 use crate::files::Fingerprint;
 use crate::model::tensor_source::TensorSource;
-use crate::setting::{DATA, EVAL_DATA, EVAL_FRACTION, GPU_MEMORY, INIT_ADAPTER, Key, MODEL, OUT, RECOMPUTE};
+use crate::setting::{DATA, EVAL_DATA, EVAL_FRACTION, GPU_MEMORY, INIT_ADAPTER, Key, MODEL, OUT, RECOMPUTE, TEACHER};
 
 /// The provenance of a run, kept in a checkpoint and compared when a run resumes from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Provenance {
     data: String,
     /// Fingerprint of the base's files.
     base: String,
+    /// Fingerprint of the teacher's log-probabilities, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    teacher: Option<String>,
     settings: RunSettings,
     steps: usize,
 }
@@ -37,13 +40,15 @@ impl Provenance {
         slots: &[Vec<usize>],
         base: &TensorSource,
         steps: usize,
+        teacher: Option<&str>,
     ) -> Result<Self> {
         let mut data = Fingerprint::default();
         for slot in slots {
             data.add(&slot.len().to_le_bytes());
             slot.iter().for_each(|i| add_example(&mut data, &examples[*i]));
         }
-        Ok(Self { data: data.text(), base: base.fingerprint()?, settings: settings.clone(), steps })
+        let (base, teacher) = (base.fingerprint()?, teacher.map(str::to_owned));
+        Ok(Self { data: data.text(), base, teacher, settings: settings.clone(), steps })
     }
 
     /// Checks that a rank that prepared `own` and holds out the same examples, `held_out` in both, can join the run of a first rank with
@@ -52,7 +57,7 @@ impl Provenance {
     /// # Errors
     /// The setting that differs, or the data, as a sentence.
     pub fn check_joins(&self, own: &Self, held_out: [&str; 2]) -> Result<(), String> {
-        let own_to_a_rank = [MODEL, DATA, EVAL_DATA, INIT_ADAPTER, OUT, RECOMPUTE, GPU_MEMORY];
+        let own_to_a_rank = [MODEL, DATA, EVAL_DATA, INIT_ADAPTER, OUT, RECOMPUTE, GPU_MEMORY, TEACHER];
         let [first, fields] = [self, own].map(Self::fields);
         for Setting { key, .. } in SETTINGS.iter().filter(|setting| !own_to_a_rank.contains(&setting.key)) {
             let (theirs, here) = (first.get(key.0), fields.get(key.0));
@@ -68,6 +73,10 @@ impl Provenance {
         }
         if self.data != own.data {
             return differs("the training data", DATA, Path::new(&own.settings.data.to_string()));
+        }
+        if self.teacher != own.teacher {
+            let path = own.settings.teacher.clone().unwrap_or_default();
+            return differs("the teacher's file", TEACHER, &path);
         }
         match held_out {
             [theirs, here] if theirs != here => Err("the held-out data is not that of the first rank".to_owned()),
@@ -111,6 +120,10 @@ impl Provenance {
                  or begin a new run from the adapter with {INIT_ADAPTER}",
                 DATA.is(&now.settings.data)
             ));
+        }
+        if self.teacher != now.teacher {
+            let path = now.settings.teacher.clone().unwrap_or_default();
+            return Err(format!("was made with other log-probabilities than {} has", TEACHER.is(path.display())));
         }
         let mut changes: Vec<String> = changed
             .filter(|setting| setting.on_resume == OnResume::Steering)
@@ -157,7 +170,8 @@ mod tests {
         let mut settings = RunSettings::default();
         change(&mut settings);
         let example = Example::new(ids.to_vec(), vec![true; ids.len()]);
-        Provenance::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps).unwrap()
+        Provenance::new(&settings, &[example], &[vec![0]], &TensorSource::empty(Path::new("model")), steps, None)
+            .unwrap()
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::event::{Control, Event, Outcome, Phase};
 use super::group::Group;
 use super::joining::check_same;
+use super::objective::Objective;
 use super::observer::{Observer, Speed};
 use super::output::{Continued, EvalMetrics, Output, RunRecord, same_directory};
 use super::prepare::PreparedRun;
@@ -184,10 +185,10 @@ async fn attempt(
         speed: Speed::starting_now(),
         skipped_in_a_row: 0,
         parameters: parameters(&prepared.source.config),
-        vocabulary: match prepared.settings.objective().preference() {
-            None => prepared.source.config.vocab_size,
-            // The loss of a preference has nothing to do with that of guessing words.
-            Some(_) => usize::MAX,
+        vocabulary: match prepared.settings.objective() {
+            Objective::Sft => prepared.source.config.vocab_size,
+            // The other losses have nothing to do with that of guessing words.
+            Objective::Preference(_) | Objective::Distill { .. } => usize::MAX,
         },
         curves,
         next_look: Some(1),
@@ -204,7 +205,7 @@ async fn attempt(
         group: None,
         loss_svg: PathBuf::new(),
     };
-    let eval_batches = prepared.eval_batches();
+    let eval_batches = prepared.eval_batches()?;
     let last_save = Instant::now();
     let mut training = Training { prepared, engine, observer, state, eval_batches, outcome, progress, last_save };
     if let Err(error) = training.make_steps(control).await {
@@ -356,7 +357,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
     }
 
     async fn step(&mut self) -> Result<()> {
-        let micro_batches = self.prepared.micro_batches(self.state.step);
+        let micro_batches = self.prepared.micro_batches(self.state.step)?;
         self.observer.compile(&mut self.engine, &micro_batches).await?;
         let settings = &self.prepared.settings;
         let factor = settings.decay(self.prepared.steps).factor(self.state.step, self.prepared.steps);

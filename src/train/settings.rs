@@ -15,10 +15,11 @@ use crate::model::modules::last_part;
 use crate::network::base::BaseStorage;
 use crate::network::moments::MomentStorage;
 use crate::ops::adamw::AdamW;
+use crate::ops::distillation::Distillation;
 use crate::quant::format::{Code4, Float};
 use crate::setting::{
     BATCH_SIZE, DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
-    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANT, QUANTIZE_EMBEDDING,
+    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANT, QUANTIZE_EMBEDDING, TEACHER,
 };
 use crate::{Error, Result};
 
@@ -43,6 +44,8 @@ pub enum ObjectiveChoice {
     Simpo,
     /// Answers that are labeled good or bad one by one.
     Kto,
+    /// The likeliest tokens of a teacher, from a file of their log-probabilities.
+    Distill,
 }
 
 /// Method of training.
@@ -157,6 +160,18 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub undesirable_weight: Option<f64>,
+    /// File with a teacher's log-probabilities, for distillation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional, type = "string"))]
+    pub teacher: Option<PathBuf>,
+    /// Divisor of the logits of teacher and student in distillation, above 0; None is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub temperature: Option<f64>,
+    /// Share of the cross-entropy with the labels in distillation, from 0 to below 1; None is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub hard_label_share: Option<f64>,
     /// 4-bit code of the base under QLoRA.
     pub quant: Code4,
     /// True to keep the packed blocks of a GGUF base as they are, in place of `quant`.
@@ -342,6 +357,10 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("simpo-gamma", OnResume::Fixed).number(Range::NotNegative, |s| s.simpo_gamma),
     Setting::new("desirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.desirable_weight),
     Setting::new("undesirable-weight", OnResume::Fixed).number(Range::NotNegative, |s| s.undesirable_weight),
+    // The same log-probabilities are found by their fingerprint.
+    Setting::new("teacher", OnResume::Free),
+    Setting::new("temperature", OnResume::Fixed).number(Range::Positive, |s| s.temperature),
+    Setting::new("hard-label-share", OnResume::Fixed).number(Range::Share, |s| s.hard_label_share),
     Setting::new("quant", OnResume::Fixed),
     Setting::new("keep-blocks", OnResume::Fixed),
     Setting::new("double-quant", OnResume::Fixed),
@@ -425,13 +444,14 @@ impl ObjectiveChoice {
             Self::Orpo => "orpo",
             Self::Simpo => "simpo",
             Self::Kto => "kto",
+            Self::Distill => "distill",
         }
     }
 
     /// The learning rate where the user names none: preferences take a tenth of that of answers.
     pub fn default_lr(self) -> f64 {
         match self {
-            Self::Sft => 2e-4,
+            Self::Sft | Self::Distill => 2e-4,
             _ => 2e-5,
         }
     }
@@ -451,6 +471,9 @@ impl Default for RunSettings {
             simpo_gamma: None,
             desirable_weight: None,
             undesirable_weight: None,
+            teacher: None,
+            temperature: None,
+            hard_label_share: None,
             quant: Code4::default(),
             keep_blocks: false,
             double_quant: true,
@@ -624,10 +647,24 @@ impl RunSettings {
         }
     }
 
+    /// The loss of a student of a teacher with `top_k` tokens for each row; None for other objectives.
+    pub fn distillation(&self, top_k: usize) -> Option<Distillation> {
+        let of = |temperature: f64, share: f64| Distillation {
+            top_k: top_k as u32,
+            temperature: temperature as f32,
+            hard_label_share: share as f32,
+        };
+        let is_it = self.objective == ObjectiveChoice::Distill;
+        is_it.then(|| of(self.temperature.unwrap_or(1.0), self.hard_label_share.unwrap_or(0.0)))
+    }
+
     /// The objective with its parameters.
     pub fn objective(&self) -> Objective {
         let loss = match self.objective {
             ObjectiveChoice::Sft => return Objective::Sft,
+            ObjectiveChoice::Distill => {
+                return Objective::Distill { hard_label_share: self.hard_label_share.unwrap_or(0.0) };
+            }
             ObjectiveChoice::Dpo => PreferenceLoss::Dpo,
             ObjectiveChoice::Ipo => PreferenceLoss::Ipo,
             ObjectiveChoice::Rpo => PreferenceLoss::Rpo,
@@ -673,17 +710,25 @@ impl RunSettings {
 
     /// Parameters of an objective are for those that have them, and pairs are not split.
     fn check_objective(&self) -> Result<()> {
-        use ObjectiveChoice::{Dpo, Ipo, Kto, Orpo, Rpo, Sft, Simpo};
-        let parameters: [(&'static str, bool, &[ObjectiveChoice]); 6] = [
+        use ObjectiveChoice::{Distill, Dpo, Ipo, Kto, Orpo, Rpo, Sft, Simpo};
+        let parameters: [(&'static str, bool, &[ObjectiveChoice]); 9] = [
             ("beta", self.beta.is_some(), &[Dpo, Ipo, Rpo, Orpo, Simpo, Kto]),
             ("label-smoothing", self.label_smoothing.is_some(), &[Dpo, Rpo, Simpo]),
             ("rpo-alpha", self.rpo_alpha.is_some(), &[Rpo]),
             ("simpo-gamma", self.simpo_gamma.is_some(), &[Simpo]),
             ("desirable-weight", self.desirable_weight.is_some(), &[Kto]),
             ("undesirable-weight", self.undesirable_weight.is_some(), &[Kto]),
+            ("teacher", self.teacher.is_some(), &[Distill]),
+            ("temperature", self.temperature.is_some(), &[Distill]),
+            ("hard-label-share", self.hard_label_share.is_some(), &[Distill]),
         ];
         check_use(self.objective, &parameters, |objective| OBJECTIVE.is(objective.name()))?;
-        if self.objective != Sft && self.data_format.on_long == OnLong::Split {
+        if self.objective == Distill && self.teacher.is_none() {
+            let own = OBJECTIVE.is(self.objective.name());
+            let problem = format!("{own} needs {TEACHER}, a file of log-probabilities that `loraine distill` writes");
+            return Err(Error::setting(TEACHER, problem));
+        }
+        if !matches!(self.objective, Sft | Distill) && self.data_format.on_long == OnLong::Split {
             let (split, own) = (ON_LONG.is("split"), OBJECTIVE.is(self.objective.name()));
             let (truncate, drop) = (ON_LONG.is("truncate"), ON_LONG.is("drop"));
             let problem = format!("{split} would tear the answers of {own} apart; choose {truncate} or {drop}");
@@ -809,6 +854,9 @@ mod tests {
             simpo_gamma: Some(1.0),
             desirable_weight: Some(1.5),
             undesirable_weight: Some(0.5),
+            teacher: path.clone(),
+            temperature: Some(2.0),
+            hard_label_share: Some(0.5),
             early_stopping_patience: Some(1),
             init_adapter: path.clone(),
             max_seq_len: Some(2),

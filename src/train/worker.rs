@@ -32,13 +32,13 @@ async fn open(prepared: &mut PreparedRun, gpu: Gpu, group: &mut Group) -> Result
 
 /// Does the work that the first rank announces.
 async fn follow(prepared: &mut PreparedRun, engine: &mut Engine) -> Result<()> {
-    let eval_batches = prepared.eval_batches();
+    let eval_batches = prepared.eval_batches()?;
     let seed = prepared.settings.seed;
     loop {
         let Some(group) = &mut engine.group else { return Ok(()) };
         // A worker has nothing to announce; it hears the first rank's.
         match group.agree_on(Work::End)? {
-            Work::Step(done) => engine.work_on_step(done, &prepared.micro_batches(done), seed).await?,
+            Work::Step(done) => engine.work_on_step(done, &prepared.micro_batches(done)?, seed).await?,
             Work::Evaluation => {
                 engine.receive_values().await?;
                 evaluate::evaluation(engine, &eval_batches, |_| ()).await?;

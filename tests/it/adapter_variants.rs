@@ -194,6 +194,7 @@ fn slope_along_gradient(model: &str, variant: &str, chosen: impl Fn(&LoraModule,
         loraplus: false,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
+        distillation: None,
     };
     let gpu = gpu();
     let plan = TrainPlan::new(gpu.capabilities, &source.config, |name| source.stored(name), &modules, &settings);
@@ -351,6 +352,7 @@ fn copies_in_several_pieces_train_as_one_piece() {
             loraplus: false,
             neftune_alpha: 0.0,
             training: Some(moments),
+            distillation: None,
         };
         let gpu = gpu();
         let capabilities = Capabilities { max_binding_bytes, ..gpu.capabilities };

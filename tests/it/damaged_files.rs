@@ -89,6 +89,7 @@ fn open_model(dir: &Path) -> Result<()> {
         loraplus: false,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
+        distillation: None,
     };
     assert!(TrainPlan::new(Capabilities::BASELINE, config, stored, &modules, &settings).ledger().total() > 0);
     Ok(())

@@ -64,6 +64,7 @@ fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
                 loraplus: false,
                 neftune_alpha: 0.0,
                 training: Some(storage),
+                distillation: None,
             };
             let stored = |name: &str| source.stored(name);
             let plan = TrainPlan::new(gpu.capabilities, config, stored, modules, &settings);

@@ -29,7 +29,7 @@ fn train(out: &str, options: &str) -> String {
 }
 
 /// The same adapter so many times, as `--gpu` takes it.
-fn gpus(shell: &Shell, count: usize) -> String {
+pub fn gpus(shell: &Shell, count: usize) -> String {
     let info: Value = serde_json::from_str(&shell.succeed("info --json")).unwrap();
     let index = info["default_gpu"].to_string();
     format!("--gpu {}", vec![index; count].join(","))
@@ -90,7 +90,7 @@ fn values(shell: &Shell, run: &str, full: bool) -> crate::common::Reference {
 }
 
 /// Every number of the metrics is that of the other run within `bound`.
-fn assert_same_numbers(shell: &Shell, [one, other]: [&str; 2], bound: f64) {
+pub fn assert_same_numbers(shell: &Shell, [one, other]: [&str; 2], bound: f64) {
     let [a, b] = [one, other].map(|run| shell.timeless_metrics(run));
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(&b) {

@@ -19,6 +19,8 @@ mod convolutions;
 mod damaged_files;
 mod data_files;
 mod demo_and_chat;
+#[cfg(unix)]
+mod distillation;
 mod eight_bit_moments;
 mod experts;
 mod exports;

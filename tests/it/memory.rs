@@ -171,6 +171,7 @@ fn gradients(model: &str, activation_format: ActivationFormat, keep: usize) -> (
         loraplus: false,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
+        distillation: None,
     };
     let gpu = common::gpu();
     let stored = |name: &str| source.stored(name);
@@ -271,6 +272,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
         stored: &|_| Float::Bf16,
         max_rows: 512,
         max_positions: 512,
+        distillation: None,
         capabilities: gpu.capabilities,
     };
     let plan = request.plan_within_budget().unwrap();

@@ -53,6 +53,7 @@ impl Model {
             loraplus: false,
             neftune_alpha: 0.0,
             training,
+            distillation: None,
         };
         let stored = |name: &str| source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);

@@ -48,6 +48,7 @@ fn engine(gpu: Gpu) -> Engine {
         loraplus: false,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
+        distillation: None,
     };
     let stored = |name: &str| source.stored(name);
     let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);

@@ -267,6 +267,7 @@ impl<'a> Reading<'a> {
         self.report.source = name_of(sources);
         let template = self.encoder.used_template();
         self.report.chat_template = template.map(|template| template.source().to_owned());
+        self.report.template_fingerprint = template.map_or_else(String::new, ChatTemplate::fingerprint);
         let writes_date = template.is_some_and(ChatTemplate::writes_the_date);
         self.report.template_date = self.settings.template_date.clone().filter(|_| writes_date);
         self.report.formats.extend(self.encoder.formats());
@@ -337,7 +338,7 @@ impl<'a> Reading<'a> {
 }
 
 /// Opens the records of a file and reads them one at a time where the format allows it. Lines and rows count from 1.
-fn open(path: &Path, kind: FileKind) -> Result<(Place, Records)> {
+pub(in crate::data) fn open(path: &Path, kind: FileKind) -> Result<(Place, Records)> {
     match kind {
         FileKind::Json => records::json(path, opened::text(path)?),
         FileKind::Table { delimiter } => table::rows(path, opened::text(path)?, delimiter),

@@ -15,6 +15,7 @@ use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
 use loraine::network::moments::MomentStorage;
+use loraine::ops::distillation::Distillation;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
 use safetensors::SafeTensors;
@@ -147,6 +148,28 @@ pub fn open_source(
     max_rows: usize,
     keep_layers: usize,
 ) -> Engine {
+    open_planned(source, base, (modules, tensors), (max_rows, keep_layers), None)
+}
+
+/// A student of a teacher, or the same model without one.
+pub fn open_student(
+    model: &Path,
+    modules: &[LoraModule],
+    tensors: &AdapterTensors,
+    max_rows: usize,
+    distillation: Option<Distillation>,
+) -> Engine {
+    let source = Source::open(model).expect("a model");
+    open_planned(&source, BaseStorage::AsStored, (modules, tensors), (max_rows, 1), distillation)
+}
+
+fn open_planned(
+    source: &Source,
+    base: BaseStorage,
+    (modules, tensors): (&[LoraModule], &AdapterTensors),
+    (max_rows, keep_layers): (usize, usize),
+    distillation: Option<Distillation>,
+) -> Engine {
     let gpu = gpu();
     let settings = PlanSettings {
         base,
@@ -157,6 +180,7 @@ pub fn open_source(
         loraplus: false,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
+        distillation,
     };
     let stored = |name: &str| source.stored(name);
     let plan = TrainPlan::new(gpu.capabilities, &source.config, stored, modules, &settings);
