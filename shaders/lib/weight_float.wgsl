@@ -1,4 +1,4 @@
-// A frozen weight in f32, f16 or bf16: `load_float` reads one element of the flattened matrix.
+// A frozen weight of which the joined part reads elements of the flattened matrix: `load_float` one, `load_float4` four.
 
 @group(0) @binding(1) var<storage, read> weight: array<u32>;
 @group(0) @binding(2) var<storage, read> absmax: array<u32>;

@@ -8,7 +8,7 @@ use crate::ops::attention::{self, Shape};
 use crate::ops::glu::{self, Activation};
 use crate::ops::weight::Weight;
 use crate::ops::{cross_entropy, linear, lora_gradient, rms_norm};
-use crate::quant::format::{Code4, Float, Storage};
+use crate::quant::format::{BlockCode, Code4, Float, Storage};
 use crate::{Result, tune};
 
 /// The measurement of one operation at one shape.
@@ -112,6 +112,9 @@ pub(super) fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for (storage, names) in [
         (nf4, ["linear forward NF4", "linear input gradient NF4"]),
+        (Storage::Blocks(BlockCode::Q4K), ["linear forward Q4_K", "linear input gradient Q4_K"]),
+        (Storage::Blocks(BlockCode::Q6K), ["linear forward Q6_K", "linear input gradient Q6_K"]),
+        (Storage::Blocks(BlockCode::Q80), ["linear forward Q8_0", "linear input gradient Q8_0"]),
         (Storage::Float(Float::Bf16), ["linear forward bf16", "linear input gradient bf16"]),
     ] {
         cases.push(linear_case(names[0], storage, size, true));

@@ -9,10 +9,12 @@ use loraine::memory::{self, Estimate};
 use loraine::model::companions::is_gguf;
 use loraine::model::config::ModelConfig;
 use loraine::model::shapes;
-use loraine::model::source::stored_embedding;
-use loraine::quant::format::{Code4, Float};
+use loraine::model::source::{Source, stored_embedding};
+use loraine::model::tensors::{TensorSpec, tensors};
+use loraine::quant::format::Float;
 use loraine::train::settings::{Method, RunSettings};
 
+use super::args::base::Quant4;
 use super::args::memory::MemoryArgs;
 use super::memory_bar;
 use super::show::bytes;
@@ -30,9 +32,9 @@ pub struct EstimateArgs {
     /// Method [default: full, lora and qlora side by side]
     #[arg(long, value_enum)]
     method: Option<Method>,
-    /// 4-bit code of the base
+    /// 4-bit code of the base, or keep for the packed blocks of a GGUF file as they are
     #[arg(long, value_enum, default_value_t)]
-    quant: Code4,
+    quant: Quant4,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -90,6 +92,18 @@ pub fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     Ok((shapes::by_name(argument)?, Float::Bf16))
 }
 
+/// Returns the configuration of a GGUF file whose blocks are kept, and the type of its other matrices.
+fn kept(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
+    let path = Path::new(argument);
+    anyhow::ensure!(is_gguf(path) && path.is_file(), "--quant keep is for a GGUF file, but {argument} is none");
+    let mut source = Source::open(path)?;
+    source.keep_blocks()?;
+    let floats = tensors(&source.config).into_iter().filter(TensorSpec::is_matrix);
+    let mut floats = floats.filter(|spec| !source.config.quantized.contains_key(&spec.name));
+    let float = floats.next().map_or(Float::F32, |spec| source.stored(&spec.name));
+    Ok((source.config, float))
+}
+
 pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     let matrix_units = args.matrix_units;
     let capabilities = match &args.gpu {
@@ -99,9 +113,14 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
             pollster::block_on(Gpu::open(&options))?.capabilities
         }
     };
-    let Some(name) = &args.model else { return print_table(&args, capabilities) };
-    let (config, float) = model(name)?;
-    let estimates = estimates(&args, &config, float, capabilities)?;
+    let keeps = matches!(args.quant, Quant4::Keep);
+    let Some(name) = &args.model else {
+        anyhow::ensure!(!keeps, "--quant keep is for a GGUF file; give it as --model");
+        return print_table(&args, capabilities);
+    };
+    let whole = model(name)?;
+    let kept = keeps.then(|| kept(name)).transpose()?;
+    let estimates = estimates(&args, &whole, kept.as_ref().unwrap_or(&whole), capabilities)?;
     if let Some(path) = &args.svg {
         let named: Vec<_> = estimates.iter().map(|estimate| (method_name(estimate.method), estimate)).collect();
         let title = format!("{name}: batch {} of {} tokens, rank {}", args.batch_size, args.max_seq_len, args.rank);
@@ -119,22 +138,21 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the estimate of the chosen method, or of all methods, the largest first.
+/// Returns the estimate of the chosen method, or of all methods, the largest first. QLoRA's base has a configuration of its own.
 fn estimates(
     args: &EstimateArgs,
-    config: &ModelConfig,
-    float: Float,
+    whole: &(ModelConfig, Float),
+    qlora: &(ModelConfig, Float),
     capabilities: Capabilities,
 ) -> anyhow::Result<Vec<Estimate>> {
     let mut methods = args.method.map_or(vec![Method::Full, Method::Lora, Method::Qlora], |method| vec![method]);
-    if args.method.is_none() && config.frozen_parts().is_some() {
+    if args.method.is_none() && whole.0.frozen_parts().is_some() {
         // Experts are not trained themselves.
         methods.retain(|method| *method != Method::Full);
     }
     let estimate = |method| {
         let mut settings = RunSettings {
             method,
-            quant: args.quant,
             double_quant: !args.no_double_quant,
             rank: args.rank,
             target_modules: args.target_modules.clone(),
@@ -145,9 +163,14 @@ fn estimates(
         };
         args.memory.apply(&mut settings);
         // Side by side, each method uses the flags that apply to it.
-        settings.quantize_embedding &= method == Method::Qlora || args.method.is_some();
+        let applies = method == Method::Qlora || args.method.is_some();
+        settings.quantize_embedding &= applies;
+        if applies {
+            args.quant.apply(&mut settings);
+        }
         settings.check()?;
-        Ok(memory::estimate(&settings, config, float, args.max_seq_len, capabilities)?)
+        let (config, float) = if method == Method::Qlora { qlora } else { whole };
+        Ok(memory::estimate(&settings, config, *float, args.max_seq_len, capabilities)?)
     };
     methods.into_iter().map(estimate).collect()
 }
@@ -156,7 +179,8 @@ fn estimates(
 fn print_table(args: &EstimateArgs, capabilities: Capabilities) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for name in shapes::names() {
-        rows.push((name, estimates(args, &shapes::by_name(name)?, Float::Bf16, capabilities)?));
+        let model = (shapes::by_name(name)?, Float::Bf16);
+        rows.push((name, estimates(args, &model, &model, capabilities)?));
     }
     if args.json {
         let object: serde_json::Map<_, _> = rows

@@ -40,9 +40,11 @@ pub fn after_training(run: &PreparedRun, model: &Path) -> String {
 
 /// The flags that hold the base as a run has held it.
 fn quantization(settings: &RunSettings) -> String {
-    // Kept blocks have the values that other commands decode them to.
-    if settings.method != Method::Qlora || settings.keep_blocks {
+    if settings.method != Method::Qlora {
         return String::new();
+    }
+    if settings.keep_blocks {
+        return " --quant keep".to_owned();
     }
     let mut flags = format!(" --quant {}", settings.quant);
     if !settings.double_quant {

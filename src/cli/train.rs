@@ -1,17 +1,15 @@
 //! `loraine train`.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use anyhow::Context;
-use clap::builder::PossibleValue;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use loraine::Error;
 use loraine::gpu::Capabilities;
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
 use loraine::lora::config::{Bias, LoraInit};
-use loraine::quant::format::{Code4, Float};
+use loraine::quant::format::Float;
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
 use loraine::train::group::Share;
@@ -22,6 +20,7 @@ use loraine::train::schedule::{DecayType, Schedule};
 use loraine::train::settings::{Method, RunSettings};
 
 use super::args::adapter::adapter_directory;
+use super::args::base::Quant4;
 use super::args::data::{DataArgs, SPLITS_OF_EVALUATION, SPLITS_OF_RUN, data_sources};
 use super::args::device::DeviceArgs;
 use super::args::memory::MemoryArgs;
@@ -101,7 +100,7 @@ struct AdapterArgs {
     method: Option<Method>,
     /// 4-bit code of the base, or keep for the packed blocks of a GGUF file as they are [default: nf4]
     #[arg(long, value_enum)]
-    quant: Option<TrainedOver>,
+    quant: Option<Quant4>,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -194,21 +193,6 @@ fn pattern_of<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
     let parsed = parsed.filter(|(pattern, _)| !pattern.is_empty());
     let (pattern, value) = parsed.ok_or_else(|| format!("`{text}` must be a pattern, `=` and a number: q_proj=8"))?;
     Ok((pattern.to_owned(), value))
-}
-
-/// A 4-bit code, or none for the blocks of the file.
-#[derive(Clone, Copy)]
-struct TrainedOver(Option<Code4>);
-
-impl ValueEnum for TrainedOver {
-    fn value_variants<'a>() -> &'a [Self] {
-        static ALL: OnceLock<Vec<TrainedOver>> = OnceLock::new();
-        ALL.get_or_init(|| Code4::ALL.into_iter().map(Some).chain([None]).map(Self).collect())
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(self.0.map_or("keep", Code4::name)))
-    }
 }
 
 impl AdapterArgs {
@@ -393,9 +377,8 @@ impl TrainArgs {
         }
         s.from_scratch |= a.from_scratch;
         set_some(&mut s.dtype, a.dtype);
-        if let Some(TrainedOver(code)) = a.quant {
-            s.keep_blocks = code.is_none();
-            set(&mut s.quant, code);
+        if let Some(quant) = a.quant {
+            quant.apply(&mut s);
         }
         s.double_quant &= !a.no_double_quant;
         set(&mut s.rank, a.rank);
@@ -574,11 +557,6 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let mut prepared = prepare(settings)?;
     args.device.cache.apply(&mut prepared.source);
     view.prepared(&prepared);
-    if !prepared.decoded_blocks.is_empty() {
-        let types: Vec<String> =
-            prepared.decoded_blocks.iter().map(|(kind, count)| format!("{count} in {kind}")).collect();
-        view.say(format!("note    decoded to f32, since these types are not kept packed: {}", types.join(", ")));
-    }
     if args.dry_run {
         let capabilities = args.device.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
         let plan = prepared.plan(capabilities)?;

@@ -74,6 +74,9 @@ pub fn prepare(settings: &SessionSettings) -> Result<PreparedSession> {
     }
     let mut source = Source::open(model)?;
     adapters.iter().try_for_each(|adapter| adapter_file::follow_vocabulary(&adapter.dir, &mut source))?;
+    if *base == BaseStorage::KeptBlocks {
+        source.keep_blocks()?;
+    }
     let dirs: Vec<PathBuf> = adapters.iter().map(|adapter| adapter.dir.clone()).collect();
     let format = Arc::new(TextFormat::load(model, &source.config, template, template_arg, &dirs)?);
     let load = |adapter: &NamedAdapter| adapter_file::load_for(&adapter.dir, &source);

@@ -9,7 +9,7 @@ use crate::gpu::{Category, MemoryPlan};
 use crate::model::source::Source;
 use crate::model::tensors::{parameters, tensors};
 use crate::network::base::{self, BaseStorage};
-use crate::quant::format::Code4;
+use crate::quant::format::{Code4, Storage};
 
 /// The sizes of a model and the memory of its weights, as [`describe`] finds them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -65,7 +65,8 @@ pub fn describe(dir: &Path) -> Result<ModelSummary> {
     let tensors = tensors(config);
     let mut dtypes: Vec<String> =
         tensors.iter().filter_map(|spec| Some(source.tensors.float(&spec.name)?.to_string())).collect();
-    dtypes.extend(config.quantized.values().map(|stored| stored.code.to_string()));
+    let name = |stored: &Storage| stored.format4().map_or(stored.name(), |format| format.code.name()).to_owned();
+    dtypes.extend(config.quantized.values().map(name));
     dtypes.sort();
     dtypes.dedup();
     Ok(ModelSummary {

@@ -22,7 +22,7 @@ use super::unsupported;
 use super::wrapper::{self, Wrapper};
 use crate::ops::attention::MAX_HEAD_DIM;
 use crate::ops::glu::Activation;
-use crate::quant::format::Format4;
+use crate::quant::format::Storage;
 use crate::{Error, Result};
 
 /// Above every published model's sizes, and low enough that the product of two fits 48 bits.
@@ -108,7 +108,7 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The matrices that the files hold in 4 bits, by the names of their tensors. [`super::source::Source`] reads it off the files; without
     /// files it is what `quantization_config` declares.
-    pub quantized: BTreeMap<String, Format4>,
+    pub quantized: BTreeMap<String, Storage>,
     /// Standard deviation of new weights.
     pub initializer_range: f32,
 }
@@ -221,7 +221,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    fn declared_matrices(&self, declared: &Declared) -> BTreeMap<String, Format4> {
+    fn declared_matrices(&self, declared: &Declared) -> BTreeMap<String, Storage> {
         let of_layer = |layer| {
             let own = Projection::ALL.into_iter().filter(move |projection| self.has_projection(layer, *projection));
             let experts = self.experts_of(layer).into_iter().flat_map(|experts| 0..experts.count);
@@ -232,7 +232,7 @@ impl ModelConfig {
         let head = (!self.tie_word_embeddings).then(|| HEAD.to_owned());
         let modules = (0..self.num_layers).flat_map(of_layer).chain(head);
         let held = modules.filter(|module| declared.holds(module));
-        held.map(|module| (format!("{module}.weight"), declared.format)).collect()
+        held.map(|module| (format!("{module}.weight"), Storage::Quantized(declared.format))).collect()
     }
 
     /// `(rows, columns)` of the weight, that is (out_features, in_features); where layers differ, of the largest.

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use crate::quant::format::Code4;
+use crate::quant::format::{BlockCode, Code4, Storage};
 use crate::quant::{Quantized, Scales};
 
 /// The type of a tensor.
@@ -149,30 +149,50 @@ impl GgmlType {
             Self::F16 => values[0] = half(b, 0),
             Self::Bf16 => values[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
             Self::Q4_0 => nibbles(&b[2..], values, |_, q| half(b, 0) * (q as f32 - 8.0)),
-            Self::Q4_1 => nibbles(&b[4..], values, |_, q| half(b, 0) * q as f32 + half(b, 2)),
-            Self::Q5_0 => {
-                let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
-                nibbles(&b[6..], values, |j, q| half(b, 0) * ((q | (high >> j & 1) << 4) as f32 - 16.0));
-            }
-            Self::Q5_1 => {
-                let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
-                nibbles(&b[8..], values, |j, q| half(b, 0) * (q | (high >> j & 1) << 4) as f32 + half(b, 2));
-            }
-            Self::Q8_0 => {
-                let d = half(b, 0);
-                values.iter_mut().zip(&b[2..]).for_each(|(value, q)| *value = d * f32::from(*q as i8));
-            }
             Self::Iq4Nl => nibbles(&b[2..], values, |_, q| half(b, 0) * f32::from(IQ4[q as usize])),
             Self::Mxfp4 => {
                 let d = e8m0_half(b[0]);
                 nibbles(&b[1..], values, |_, q| d * f32::from(E2M1[q as usize]));
             }
-            Self::Q2K => q2_k(b, values),
-            Self::Q3K => q3_k(b, values),
-            Self::Q4K | Self::Q5K => q45_k(b, values, self == Self::Q5K),
-            Self::Q6K => q6_k(b, values),
             Self::Iq4Xs => iq4_xs(b, values),
+            _ => {
+                let of_blocks = self.integers(b, values);
+                let Some(Storage::Blocks(code)) = self.storage() else { return };
+                for (values, [scale, minimum]) in values.chunks_exact_mut(code.block() as usize).zip(of_blocks) {
+                    values.iter_mut().for_each(|value| *value = scale * *value - minimum);
+                }
+            }
         }
+    }
+
+    /// Writes the codes of a block of integers into `codes`. Returns the scale and the minimum of each block of a [`BlockCode`] in it.
+    fn integers(self, b: &[u8], codes: &mut [f32]) -> [[f32; 2]; 16] {
+        let mut of_blocks = [[0.0; 2]; 16];
+        match self {
+            Self::Q4_1 => {
+                nibbles(&b[4..], codes, |_, q| q as f32);
+                of_blocks[0] = [half(b, 0), -half(b, 2)];
+            }
+            Self::Q5_1 => {
+                let high = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+                nibbles(&b[8..], codes, |j, q| (q | (high >> j & 1) << 4) as f32);
+                of_blocks[0] = [half(b, 0), -half(b, 2)];
+            }
+            Self::Q5_0 => {
+                let high = u32::from_le_bytes([b[2], b[3], b[4], b[5]]);
+                nibbles(&b[6..], codes, |j, q| (q | (high >> j & 1) << 4) as f32 - 16.0);
+                of_blocks[0][0] = half(b, 0);
+            }
+            Self::Q2K => q2_k(b, codes, &mut of_blocks),
+            Self::Q3K => q3_k(b, codes, &mut of_blocks),
+            Self::Q4K | Self::Q5K => q45_k(b, codes, &mut of_blocks, self == Self::Q5K),
+            Self::Q6K => q6_k(b, codes, &mut of_blocks),
+            _ => {
+                codes.iter_mut().zip(&b[2..]).for_each(|(code, q)| *code = f32::from(*q as i8));
+                of_blocks[0][0] = half(b, 0);
+            }
+        }
+        of_blocks
     }
 }
 
@@ -199,19 +219,50 @@ fn q4_0(block: &[f32], bytes: &mut Vec<u8>) {
 }
 
 impl GgmlType {
-    /// The code in which the blocks lie on the device, with a scale in f32 for each 32 values; None where they have no such form.
-    pub(crate) fn code4(self) -> Option<Code4> {
-        match self {
-            Self::Q4_0 => Some(Code4::Q40),
-            Self::Iq4Nl | Self::Iq4Xs => Some(Code4::Iq4),
-            Self::Mxfp4 => Some(Code4::Mxfp4),
-            _ => None,
+    /// The storage in which the blocks lie on the device; None for floats.
+    pub(crate) fn storage(self) -> Option<Storage> {
+        Some(match self {
+            Self::F32 | Self::F16 | Self::Bf16 => return None,
+            Self::Q4_0 => Code4::Q40.storage(false),
+            Self::Iq4Nl | Self::Iq4Xs => Code4::Iq4.storage(false),
+            Self::Mxfp4 => Code4::Mxfp4.storage(false),
+            Self::Q4_1 | Self::Q4K => Storage::Blocks(BlockCode::Q4K),
+            Self::Q2K => Storage::Blocks(BlockCode::Q2K),
+            Self::Q3K => Storage::Blocks(BlockCode::Q3K),
+            Self::Q5_1 | Self::Q5K => Storage::Blocks(BlockCode::Q5K),
+            Self::Q6K => Storage::Blocks(BlockCode::Q6K),
+            Self::Q5_0 | Self::Q8_0 => Storage::Blocks(BlockCode::Q80),
+        })
+    }
+
+    /// Blocks in the layout of their [`Self::storage`]. The values stay the same to the bit.
+    pub(crate) fn repack(self, bytes: &[u8]) -> Quantized {
+        match self.storage() {
+            Some(Storage::Blocks(code)) => self.repack_integers(code, bytes),
+            _ => self.repack_code4(bytes),
         }
     }
 
-    /// Blocks of a type with a [`Self::code4`] in its layout. The values stay the same to the bit: the scales take up the powers of two
-    /// by which the code's values are smaller.
-    pub(crate) fn repack(self, bytes: &[u8]) -> Quantized {
+    /// Codes, scales and minima of blocks of integers, eight codes of 4 bits a word or four of 8 bits, the first in the lowest bits.
+    fn repack_integers(self, code: BlockCode, bytes: &[u8]) -> Quantized {
+        let (mut packed, mut of_blocks) = (Vec::new(), Vec::new());
+        let mut codes = vec![0.0; self.block() as usize];
+        for b in bytes.chunks_exact(self.block_bytes() as usize) {
+            let own = self.integers(b, &mut codes);
+            let own = &own[..(self.block() / code.block()) as usize];
+            of_blocks.extend(own.iter().flat_map(|of_block| &of_block[..code.of_block() as usize]));
+            // Two's complement.
+            let byte = |code: f32| code as i16 as u8;
+            match code.bits() {
+                4 => packed.extend(codes.chunks_exact(2).map(|pair| byte(pair[0]) & 15 | byte(pair[1]) << 4)),
+                _ => packed.extend(codes.iter().map(|code| byte(*code))),
+            }
+        }
+        Quantized { packed, scales: Scales::Plain(of_blocks) }
+    }
+
+    /// Blocks of a 4-bit code. The scales take up the powers of two by which the code's values are smaller.
+    fn repack_code4(self, bytes: &[u8]) -> Quantized {
         let (mut packed, mut absmax) = (Vec::new(), Vec::new());
         for b in bytes.chunks_exact(self.block_bytes() as usize) {
             let (scales, codes) = match self {
@@ -260,26 +311,29 @@ fn nibbles(bytes: &[u8], values: &mut [f32], value: impl Fn(usize, u32) -> f32) 
     }
 }
 
-fn q2_k(b: &[u8], values: &mut [f32]) {
+fn q2_k(b: &[u8], codes: &mut [f32], of_blocks: &mut [[f32; 2]]) {
     let (d, least) = (half(b, 80), half(b, 82));
-    for (e, value) in values.iter_mut().enumerate() {
+    for (scale, of_block) in b.iter().zip(of_blocks) {
+        *of_block = [d * f32::from(scale & 15), least * f32::from(scale >> 4)];
+    }
+    for (e, code) in codes.iter_mut().enumerate() {
         let (h, t, l) = (e / 128, e / 32 % 4, e % 32);
-        let q = b[16 + 32 * h + l] >> (2 * t) & 3;
-        let scale = b[8 * h + 2 * t + l / 16];
-        *value = d * f32::from(scale & 15) * f32::from(q) - least * f32::from(scale >> 4);
+        *code = f32::from(b[16 + 32 * h + l] >> (2 * t) & 3);
     }
 }
 
-fn q3_k(b: &[u8], values: &mut [f32]) {
+fn q3_k(b: &[u8], codes: &mut [f32], of_blocks: &mut [[f32; 2]]) {
     let (d, scales) = (half(b, 108), &b[96..108]);
-    for (e, value) in values.iter_mut().enumerate() {
+    for (i, of_block) in of_blocks.iter_mut().enumerate() {
+        let low = if i < 8 { scales[i] & 15 } else { scales[i - 8] >> 4 };
+        let scale = low | (scales[8 + i % 4] >> (2 * (i / 4)) & 3) << 4;
+        of_block[0] = d * (f32::from(scale) - 32.0);
+    }
+    for (e, code) in codes.iter_mut().enumerate() {
         let (h, t, l) = (e / 128, e / 32 % 4, e % 32);
         let q = f32::from(b[32 + 32 * h + l] >> (2 * t) & 3);
         let high = b[l] >> (4 * h + t) & 1;
-        let i = 8 * h + 2 * t + l / 16;
-        let low = if i < 8 { scales[i] & 15 } else { scales[i - 8] >> 4 };
-        let scale = low | (scales[8 + i % 4] >> (2 * (i / 4)) & 3) << 4;
-        *value = d * (f32::from(scale) - 32.0) * (q - if high == 1 { 0.0 } else { 4.0 });
+        *code = q - if high == 1 { 0.0 } else { 4.0 };
     }
 }
 
@@ -291,29 +345,31 @@ fn scale_and_minimum(scales: &[u8], j: usize) -> (u8, u8) {
     (scales[j + 4] & 15 | (scales[j - 4] >> 6) << 4, scales[j + 4] >> 4 | (scales[j] >> 6) << 4)
 }
 
-fn q45_k(b: &[u8], values: &mut [f32], five: bool) {
-    let (d, least, codes) = (half(b, 0), half(b, 2), if five { 48 } else { 16 });
-    for (j, values) in values.chunks_exact_mut(32).enumerate() {
+fn q45_k(b: &[u8], codes: &mut [f32], of_blocks: &mut [[f32; 2]], five: bool) {
+    let (d, least, low) = (half(b, 0), half(b, 2), if five { 48 } else { 16 });
+    for (j, (codes, of_block)) in codes.chunks_exact_mut(32).zip(of_blocks).enumerate() {
         let (scale, minimum) = scale_and_minimum(&b[4..16], j);
-        let (scale, minimum) = (d * f32::from(scale), least * f32::from(minimum));
-        for (l, value) in values.iter_mut().enumerate() {
-            let mut q = b[codes + 32 * (j / 2) + l] >> (4 * (j % 2)) & 15;
+        *of_block = [d * f32::from(scale), least * f32::from(minimum)];
+        for (l, code) in codes.iter_mut().enumerate() {
+            let mut q = b[low + 32 * (j / 2) + l] >> (4 * (j % 2)) & 15;
             if five {
                 q |= (b[16 + l] >> j & 1) << 4;
             }
-            *value = scale * f32::from(q) - minimum;
+            *code = f32::from(q);
         }
     }
 }
 
-fn q6_k(b: &[u8], values: &mut [f32]) {
+fn q6_k(b: &[u8], codes: &mut [f32], of_blocks: &mut [[f32; 2]]) {
     let d = half(b, 208);
-    for (e, value) in values.iter_mut().enumerate() {
+    for (scale, of_block) in b[192..208].iter().zip(of_blocks) {
+        of_block[0] = d * f32::from(*scale as i8);
+    }
+    for (e, code) in codes.iter_mut().enumerate() {
         let (h, t, l) = (e / 128, e / 32 % 4, e % 32);
         let low = b[64 * h + 32 * (t & 1) + l] >> (4 * (t / 2)) & 15;
         let q = low | (b[128 + 32 * h + l] >> (2 * t) & 3) << 4;
-        let scale = b[192 + 8 * h + 2 * t + l / 16] as i8;
-        *value = d * f32::from(scale) * (f32::from(q) - 32.0);
+        *code = f32::from(q) - 32.0;
     }
 }
 
@@ -367,11 +423,14 @@ mod tests {
             kind.decode(bytes, &mut values);
             let differing = values.iter().zip(&wanted).filter(|(value, wanted)| value.to_bits() != **wanted).count();
             assert_eq!(differing, 0, "{name}: {differing} of {} differ", wanted.len());
-            if let Some(code) = kind.code4() {
-                let values = crate::quant::dequantize(&kind.repack(bytes), code, wanted.len());
-                let kept = values.iter().map(|value| value.to_bits()).eq(wanted);
-                assert!(kept, "{name}: blocks in the layout of the device have other values");
-            }
+            let repacked = kind.repack(bytes);
+            let values = match kind.storage().unwrap() {
+                Storage::Quantized(format) => crate::quant::dequantize(&repacked, format.code, wanted.len()),
+                Storage::Blocks(code) => crate::quant::dequantize_blocks(&repacked, code, wanted.len()),
+                Storage::Float(_) => unreachable!("{name}"),
+            };
+            let kept = values.iter().map(|value| value.to_bits()).eq(wanted);
+            assert!(kept, "{name}: blocks in the layout of the device have other values");
             seen += 1;
         }
         let x: Vec<f32> = tensors["x"].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();

@@ -7,7 +7,7 @@ use super::json_fields::JsonFields;
 use super::listing::{Blocks, RawTensor, TensorInfo};
 use super::modules::HEAD;
 use super::tensor_source::TensorSource;
-use crate::quant::format::{Code4, Format4, NESTED_BLOCK};
+use crate::quant::format::{Code4, Format4, NESTED_BLOCK, Storage};
 use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::{Error, Result};
 
@@ -99,9 +99,9 @@ pub struct Planes {
     nested: Option<(RawTensor, f32)>,
 }
 
-/// The code in which the blocks of `name` lie on the device; None where the files hold no blocks that have one.
-pub(super) fn code_of_blocks(source: &TensorSource, name: &str) -> Option<Code4> {
-    source.get(name)?.blocks.as_ref()?.kind.code4()
+/// The storage in which the blocks of `name` lie on the device; None where the files hold no blocks.
+pub(super) fn storage_of_blocks(source: &TensorSource, name: &str) -> Option<Storage> {
+    source.get(name)?.blocks.as_ref()?.kind.storage()
 }
 
 impl PackedWeight {
@@ -109,10 +109,11 @@ impl PackedWeight {
     ///
     /// # Errors
     /// A part that is missing, or of another size, code or block size than bitsandbytes gives it.
-    pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Format4) -> Result<Self> {
-        if code_of_blocks(source, name).is_some_and(|code| code == stored.code) {
-            return Ok(Self::Blocks(source.require(name, &shape)?.clone(), shape[0] as u64));
-        }
+    pub fn find(source: &TensorSource, name: &str, shape: [usize; 2], stored: Storage) -> Result<Self> {
+        let stored = match stored.format4() {
+            Some(format) if storage_of_blocks(source, name) != Some(stored) => format,
+            _ => return Ok(Self::Blocks(source.require(name, &shape)?.clone(), shape[0] as u64)),
+        };
         let elements = shape[0] as u64 * shape[1] as u64;
         let Format4 { code, double } = stored;
         let part = |suffix: &str, bytes: u64| source.require_bytes(&format!("{name}{suffix}"), bytes);

@@ -11,7 +11,7 @@ use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, expert_name, is_layer_tensor, tensors};
 use crate::quant;
-use crate::quant::format::Float;
+use crate::quant::format::{Code4, Float, Storage};
 use crate::setting::QUANT;
 use crate::{Error, Result};
 
@@ -72,37 +72,35 @@ impl Source {
     /// # Errors
     /// A tensor that is missing, or cannot be read.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        match (self.config.quantized.get(name), shape) {
-            (Some(stored), [rows, cols]) => {
-                let packed = PackedWeight::find(&self.tensors, name, [*rows, *cols], *stored)?.read()?;
-                Ok(quant::dequantize(&packed, stored.code, rows * cols))
+        let stored = self.config.quantized.get(name).filter(|stored| !stored.is_kept());
+        match (stored.and_then(|stored| stored.format4()), shape) {
+            (Some(format), [rows, cols]) => {
+                let stored = Storage::Quantized(format);
+                let packed = PackedWeight::find(&self.tensors, name, [*rows, *cols], stored)?.read()?;
+                Ok(quant::dequantize(&packed, format.code, rows * cols))
             }
             _ => self.tensors.require(name, shape)?.read_f32(),
         }
     }
 
-    /// Keeps the matrices of a GGUF file as the packed blocks that they are, where the device reads their type. Returns the others that
-    /// are no floats in the file, which are decoded to f32: their number by the name of their type.
+    /// Keeps the matrices of a GGUF file as the blocks that they are.
     ///
     /// # Errors
     /// A model without such blocks.
-    pub fn keep_blocks(&mut self) -> Result<BTreeMap<&'static str, usize>> {
-        let mut decoded = BTreeMap::new();
-        for spec in tensors(&self.config).into_iter().filter(TensorSpec::is_matrix) {
-            if let Some(code) = packed::code_of_blocks(&self.tensors, &spec.name) {
-                self.config.quantized.insert(spec.name, code.format(false));
-            } else if let Some(blocks) = self.tensors.get(&spec.name).and_then(|info| info.blocks.as_ref())
-                && !blocks.kind.is_float()
-            {
-                *decoded.entry(blocks.kind.name()).or_default() += 1;
-            }
+    pub fn keep_blocks(&mut self) -> Result<()> {
+        let matrices = tensors(&self.config).into_iter().filter(TensorSpec::is_matrix);
+        let kept = |spec: TensorSpec| Some((packed::storage_of_blocks(&self.tensors, &spec.name)?, spec.name));
+        let kept: BTreeMap<_, _> = matrices.filter_map(kept).map(|(storage, name)| (name, storage)).collect();
+        if kept.is_empty() {
+            let held = match (self.config.quantized.is_empty(), self.tensors.get(EMBEDDING)) {
+                (true, Some(info)) => format!("its embedding is {}", info.dtype),
+                _ => "it is no GGUF file".to_owned(),
+            };
+            let problem = format!("holds no weights in blocks to keep, as GGUF files in Q4_K_M or Q8_0 do: {held}");
+            return Err(Error::file(&self.dir, format!("{problem}; take {}", QUANT.is(Code4::Nf4))));
         }
-        if self.config.quantized.is_empty() {
-            let problem = "holds no weights that are kept packed: those are matrices of a GGUF file in Q4_0, IQ4_NL, IQ4_XS or MXFP4";
-            return Err(Error::file(&self.dir, format!("{problem}; take another value of {QUANT}")));
-        }
-        check_experts(&self.tensors, &self.config)?;
-        Ok(decoded)
+        self.config.quantized = kept;
+        check_experts(&self.tensors, &self.config)
     }
 
     /// True if the directory has a tokenizer.
@@ -127,10 +125,11 @@ pub fn read_off(source: &mut TensorSource, config: &mut ModelConfig) -> Result<(
     follow_paths(source, config)?;
     let matrices = tensors(config).into_iter().filter(TensorSpec::is_matrix);
     let format = |spec: TensorSpec| {
-        let declared = config.quantized.get(&spec.name).copied();
+        let declared = config.quantized.get(&spec.name).and_then(|storage| storage.format4());
         Some((packed::format_of(source, &spec.name, &spec.shape, declared)?, spec.name))
     };
-    config.quantized = matrices.filter_map(format).map(|(format, name)| (name, format)).collect();
+    let found = matrices.filter_map(format).map(|(format, name)| (name, Storage::Quantized(format)));
+    config.quantized = found.collect();
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::model::gemma4::{LAYER_SCALAR, PROJECTION_NORM};
 use crate::model::modules::{CONVOLUTION, LinearPart, Norm, Projection, ROUTER, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
-use crate::quant::format::{Code4, Float, Storage};
+use crate::quant::format::{Float, Format4, Storage};
 use crate::setting::{DOUBLE_QUANT, METHOD, QUANT};
 use crate::{Error, Result};
 
@@ -137,6 +137,10 @@ impl Network {
 pub enum BaseStorage {
     /// As the files hold them.
     AsStored,
+    /// As the files hold them, with the blocks of a GGUF file as they are: for models read with [`Source::keep_blocks`].
+    ///
+    /// [`Source::keep_blocks`]: crate::model::source::Source::keep_blocks
+    KeptBlocks,
     /// The layers' matrices in 4 bits; embedding and head as the files hold them.
     Quantized(Storage),
     /// Embedding and head in 4 bits too.
@@ -164,23 +168,29 @@ impl BaseStorage {
             );
             return Err(Error::setting(METHOD, problem));
         }
+        if self == Self::KeptBlocks {
+            return Ok(Self::AsStored);
+        }
         let Some(first) = config.quantized.values().next() else { return Ok(self) };
         // A file may hold matrices with and without quantized scales.
-        let holds = |storage| config.quantized.values().any(|stored| storage == Storage::Quantized(*stored));
+        let holds = |storage| config.quantized.values().any(|stored| storage == *stored);
         let stored = match self {
             Self::Quantized(storage) | Self::QuantizedWhole(storage) if holds(storage) => None,
             _ => Some(first),
         };
         match (self, stored) {
             // What such files hold as floats was left so on purpose.
-            (Self::AsStored, _) | (Self::Quantized(_), None) => Ok(Self::AsStored),
+            (Self::AsStored | Self::KeptBlocks, _) | (Self::Quantized(_), None) => Ok(Self::AsStored),
             (Self::QuantizedWhole(_), None) => Ok(self),
             (Self::Quantized(_) | Self::QuantizedWhole(_), Some(stored)) => Err(Error::setting(
                 QUANT,
                 format!(
-                    "the model's files hold its weights in 4 bits, in another form than asked for; take {}{}, or the original model",
-                    QUANT.is(stored.code),
-                    if stored.double { String::new() } else { format!(" {}", DOUBLE_QUANT.is(false)) }
+                    "the model's files hold its weights in 4 bits, in another form than asked for; take {}, or the original model",
+                    match stored.format4().filter(|_| !stored.is_kept()) {
+                        Some(Format4 { code, double: true }) => QUANT.is(code),
+                        Some(Format4 { code, .. }) => format!("{} {}", QUANT.is(code), DOUBLE_QUANT.is(false)),
+                        None => QUANT.is("keep"),
+                    }
                 ),
             )),
             (Self::Trained, _) => Err(Error::setting(
@@ -253,7 +263,7 @@ pub fn plan(
 ) -> Network {
     let stored = |name: &str| if base == BaseStorage::Trained { Float::F32 } else { stored(name) };
     let in_files = |name: &str| match config.quantized.get(name) {
-        Some(format) => Storage::Quantized(*format),
+        Some(storage) => *storage,
         None => Storage::Float(stored(name)),
     };
     let of_vocabulary = |plan: &mut MemoryPlan, name: &str| {
@@ -264,7 +274,7 @@ pub fn plan(
         };
         let shape = [config.vocab_rows, config.hidden_size].map(|n| n as u32);
         // A matrix that bitsandbytes has quantized stays whole, with its scales; rows of GGUF blocks have scales of their own.
-        let whole = config.quantized.get(name).is_some_and(|format| !Code4::OF_BLOCKS.contains(&format.code));
+        let whole = config.quantized.get(name).is_some_and(|storage| !storage.is_kept());
         let limit = if whole { u64::MAX } else { max_binding_bytes };
         Weight::plan(plan, name, storage, shape, false, limit)
     };

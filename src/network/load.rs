@@ -112,6 +112,7 @@ pub async fn load(
             (Storage::Float(float), _) => loader.load_float(info, weight, float).await?,
             (Storage::Quantized(format), Some(staging)) => loader.quantize(info, weight, format, staging).await?,
             (Storage::Quantized(_), None) => unreachable!("a network with 4-bit weights is loaded with staging"),
+            (Storage::Blocks(_), _) => unreachable!("blocks are packed in their file"),
         }
     }
     if let Some(cache) = cache.filter(|_| !cached) {
@@ -247,14 +248,17 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             self.gpu.write(self.buffers, view, &bytes);
         };
-        let Storage::Quantized(format) = weight.storage else { unreachable!("only 4-bit weights are packed") };
         for Panel { first_row, rows, data, absmax, nested } in &weight.panels {
-            let [first, elements] = [*first_row, *rows].map(|rows| u64::from(rows) * u64::from(weight.in_features));
-            let range = |of: u64| (first / of) as usize..(first + elements).div_ceil(of) as usize;
-            write(*data, &quantized.packed[range(2)]);
+            let [first, end] =
+                [*first_row, first_row + rows].map(|rows| u64::from(rows) * u64::from(weight.in_features));
+            let range =
+                |bytes: fn(Storage, u64) -> u64| [first, end].map(|elements| bytes(weight.storage, elements) as usize);
+            let [codes, codes_end] = range(|storage, elements| storage.bytes(elements).0);
+            write(*data, &quantized.packed[codes..codes_end]);
             match (&quantized.scales, absmax, nested) {
                 (Scales::Plain(absmax), Some(view), _) => {
-                    write(*view, bytemuck::cast_slice(&absmax[range(format.code.block())]));
+                    let [of_blocks, end] = range(|storage, elements| storage.scale_bytes(elements)[0].unwrap_or(0) / 4);
+                    write(*view, bytemuck::cast_slice(&absmax[of_blocks..end]));
                 }
                 // Such a weight is one panel.
                 (Scales::Nested { codes, absmax, offset }, Some(view), Some(nested)) => {
@@ -262,7 +266,7 @@ impl<R: Fn() -> Recorder, P: FnMut(u64, u64)> Loader<'_, R, P> {
                     let values: Vec<f32> = dynamic_map().iter().chain([offset]).chain(absmax).copied().collect();
                     write(*nested, bytemuck::cast_slice(&values));
                 }
-                _ => unreachable!("a 4-bit panel has places for its scales"),
+                _ => unreachable!("a packed panel has places for its scales"),
             }
         }
         Ok(self.gpu.flush().await?)

@@ -3,7 +3,7 @@
 
 use crate::gpu::{Category, Matrix, MemoryPlan, View};
 use crate::ops::weight::{Panel, Weight, twin};
-use crate::quant::format::{Format4, Storage};
+use crate::quant::format::{BlockCode, Format4, Storage};
 use crate::quant::{self, Scales};
 use crate::random::{Stream, uniform};
 
@@ -149,6 +149,7 @@ impl Stored {
                 return Self { data: twin::words(float, values), absmax, nested, held };
             }
             Storage::Quantized(Format4 { code, double }) => (code, double),
+            Storage::Blocks(code) => return Self::in_blocks(code, values),
         };
         let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
         let quantized = quant::quantize(&values, code, double);
@@ -161,6 +162,39 @@ impl Stored {
                 Self { data, absmax: byte_words(codes), nested: nested.map(|v| v.to_bits()).collect(), held }
             }
         }
+    }
+}
+
+impl Stored {
+    /// The nearest codes between the least and the largest value of each block.
+    fn in_blocks(code: BlockCode, values: &[f64]) -> Self {
+        let bits = code.bits() as usize;
+        // The codes of a file's blocks of 8 bits with a minimum have 5.
+        let levels = if bits == 8 && code.has_minimum() { 5 } else { bits };
+        let most = ((1u32 << (levels - usize::from(!code.has_minimum()))) - 1) as f32;
+        let lowest = if code.has_minimum() { 0.0 } else { -most };
+        let mut packed = vec![0u8; code.code_bytes(values.len() as u64) as usize];
+        let mut of_blocks = Vec::new();
+        for (at, value) in values.iter().enumerate() {
+            if at % code.block() as usize == 0 {
+                let block = &values[at..values.len().min(at + code.block() as usize)];
+                let least = block.iter().fold(0.0, |least: f64, v| least.min(*v)) as f32;
+                let largest = block.iter().fold(0.0, |largest: f64, v| largest.max(*v)) as f32;
+                let span = if code.has_minimum() { largest - least } else { largest.max(-least) };
+                // As few bits as in files, so that the products with codes are exact.
+                let scale = f32::from_bits((span / most).max(1e-6).to_bits() & !0x1fff);
+                of_blocks.extend_from_slice(&[scale, -least][..code.of_block() as usize]);
+            }
+            let own = &of_blocks[of_blocks.len() - code.of_block() as usize..];
+            let minimum = if code.has_minimum() { own[1] } else { 0.0 };
+            let index = ((*value as f32 + minimum) / own[0]).round().clamp(lowest, most);
+            let byte = index as i8 as u8 & (0xff >> (8 - bits));
+            packed[at * bits / 8] |= byte << (at * bits % 8);
+        }
+        let quantized = quant::Quantized { packed, scales: Scales::Plain(of_blocks.clone()) };
+        let held = quant::dequantize_blocks(&quantized, code, values.len()).iter().map(|v| f64::from(*v)).collect();
+        let absmax = of_blocks.iter().map(|v| v.to_bits()).collect();
+        Self { data: byte_words(&quantized.packed), absmax, nested: Vec::new(), held }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Kernel, MemoryPlan, VIEW_ALIGNMENT, View};
-use crate::quant::format::{Code4, Float, Format4, NESTED_SCALES_AT, Storage};
+use crate::quant::format::{BlockCode, Code4, Float, Format4, NESTED_SCALES_AT, Storage};
 use crate::random::{Stream, bits};
 
 const DECODE_4BIT: &str = shader!("lib/decode_4bit.wgsl");
@@ -37,6 +37,18 @@ impl Code4 {
     /// Joins the elements that share one absmax, `QUANT_BLOCK`.
     pub(super) fn join_block(self, kernel: Kernel) -> Kernel {
         kernel.constant("QUANT_BLOCK", self.block() as u32)
+    }
+}
+
+impl BlockCode {
+    /// Joins `codes`, which unpacks four codes, and the constants of the layout.
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
+        kernel
+            .constant("QUANT_BLOCK", self.block() as u32)
+            .constant("CODE_BITS", self.bits())
+            .constant("BYTES", self.bits() == 8)
+            .constant("MINIMUM", self.has_minimum())
+            .part(shader!("lib/block_codes.wgsl"))
     }
 }
 
@@ -74,6 +86,9 @@ impl Storage {
                 let kernel = code.join(code.join_block(kernel));
                 kernel.part(shader!("lib/weight_4bit.wgsl")).part(scales)
             }
+            Self::Blocks(code) => {
+                code.join(kernel.part(shader!("lib/weight_float.wgsl"))).part(shader!("lib/weight_blocks.wgsl"))
+            }
         }
     }
 }
@@ -85,9 +100,9 @@ pub struct Panel {
     pub first_row: u32,
     /// Number of rows in the panel.
     pub rows: u32,
-    /// The values, or two 4-bit codes a byte, row by row.
+    /// The values, or their codes, row by row.
     pub data: View,
-    /// Scale of each block of the panel: f32, or 8-bit codes under double quantization.
+    /// Scale of each block of the panel: f32, or 8-bit codes under double quantization. A block's minimum follows its scale.
     pub absmax: Option<View>,
     /// With double quantization f32 values: the 256 values of the 8-bit code, the offset, and the scale of each 256
     /// codes.
@@ -244,6 +259,14 @@ impl Weight {
                         let codes = (0..NESTED_SCALES_AT - 1).map(|i| i as f32 / 127.5 - 1.0).chain([TENTH]);
                         let values: Vec<f32> = codes.chain(std::iter::repeat_n(0.5 * TENTH, scales)).collect();
                         fill(gpu, buffers, nested, bytemuck::cast_slice(&values)).await?;
+                    }
+                }
+                Storage::Blocks(code) => {
+                    fill(gpu, buffers, panel.data, random).await?;
+                    if let Some(scales) = panel.absmax {
+                        let of_block = [TENTH / (1u32 << (code.bits() - 1)) as f32, TENTH];
+                        let pattern = of_block[..code.of_block() as usize].repeat(1 << 16);
+                        fill(gpu, buffers, scales, bytemuck::cast_slice(&pattern)).await?;
                     }
                 }
                 Storage::Float(float) => {

@@ -1,4 +1,4 @@
-//! The formats that weights are stored in: floats, and 4-bit codes with a scale for each block.
+//! The formats that weights are stored in: floats, 4-bit codes with a scale for each block, and the integer codes of GGUF's blocks.
 //!
 //! Each format has one name, which settings, the command line, files, reports and caches share. A further 4-bit code is a variant of
 //! [`Code4`] with an entry in [`Code4::spec`]: the device's kernels take the block size and the 16 values from there.
@@ -267,6 +267,77 @@ impl Format4 {
     }
 }
 
+/// The integers of GGUF's blocks: an element is `scale * code`, or `scale * code - minimum`. Scale and minimum are those of its block, in
+/// f32. Each variant has the name of ggml's type that it is for, and holds other types too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockCode {
+    /// 4 bits, a minimum for each 32 values: Q4_1 and Q4_K
+    Q4K,
+    /// 4 bits, a minimum for each 16 values: Q2_K
+    Q2K,
+    /// 4 bits with sign, a scale for each 16 values: Q3_K
+    Q3K,
+    /// 8 bits, a minimum for each 32 values: Q5_1 and Q5_K
+    Q5K,
+    /// 8 bits with sign, a scale for each 16 values: Q6_K
+    Q6K,
+    /// 8 bits with sign, a scale for each 32 values: Q5_0 and Q8_0
+    Q80,
+}
+
+impl BlockCode {
+    /// All variants, in the order of their declaration.
+    pub const ALL: [Self; 6] = [Self::Q4K, Self::Q2K, Self::Q3K, Self::Q5K, Self::Q6K, Self::Q80];
+
+    /// The name in reports and the autotune table's keys.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q4K => "q4_k",
+            Self::Q2K => "q2_k",
+            Self::Q3K => "q3_k",
+            Self::Q5K => "q5_k",
+            Self::Q6K => "q6_k",
+            Self::Q80 => "q8_0",
+        }
+    }
+
+    /// Bits of a code.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Q4K | Self::Q2K | Self::Q3K => 4,
+            Self::Q5K | Self::Q6K | Self::Q80 => 8,
+        }
+    }
+
+    /// Elements that share a scale.
+    pub const fn block(self) -> u64 {
+        match self {
+            Self::Q2K | Self::Q3K | Self::Q6K => 16,
+            Self::Q4K | Self::Q5K | Self::Q80 => GGUF_BLOCK,
+        }
+    }
+
+    /// True if a block has a minimum beside its scale. Its codes are without sign then.
+    pub const fn has_minimum(self) -> bool {
+        matches!(self, Self::Q4K | Self::Q2K | Self::Q5K)
+    }
+
+    /// The f32 values of a block: its scale, and its minimum after it.
+    pub const fn of_block(self) -> u64 {
+        if self.has_minimum() { 2 } else { 1 }
+    }
+
+    /// Bytes of the codes of `elements` weights.
+    pub const fn code_bytes(self, elements: u64) -> u64 {
+        (elements * self.bits() as u64).div_ceil(8)
+    }
+
+    /// Bytes of the scales and minima of `elements` weights.
+    pub const fn scale_bytes(self, elements: u64) -> u64 {
+        4 * self.of_block() * elements.div_ceil(self.block())
+    }
+}
+
 /// How a weight matrix is stored, in files and on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Storage {
@@ -274,17 +345,21 @@ pub enum Storage {
     Float(Float),
     /// 4-bit codes and their block scales.
     Quantized(Format4),
+    /// Integer codes with scales, and minima, of their blocks.
+    Blocks(BlockCode),
 }
 
 impl Storage {
     /// Every storage, for the tests that walk all variants.
-    pub const ALL: [Self; Float::ALL.len() + 2 * Code4::ALL.len() + Code4::OF_BLOCKS.len()] = {
+    pub const ALL: [Self; Float::ALL.len() + 2 * Code4::ALL.len() + Code4::OF_BLOCKS.len() + BlockCode::ALL.len()] = {
         const OF_BLOCKS_AT: usize = Float::ALL.len() + 2 * Code4::ALL.len();
-        let mut all = [Self::Float(Float::F32); OF_BLOCKS_AT + Code4::OF_BLOCKS.len()];
+        const INTEGERS_AT: usize = OF_BLOCKS_AT + Code4::OF_BLOCKS.len();
+        let mut all = [Self::Float(Float::F32); INTEGERS_AT + BlockCode::ALL.len()];
         let mut i = 0;
         while i < all.len() {
             all[i] = match i.checked_sub(Float::ALL.len()) {
                 None => Self::Float(Float::ALL[i]),
+                Some(_) if i >= INTEGERS_AT => Self::Blocks(BlockCode::ALL[i - INTEGERS_AT]),
                 Some(_) if i >= OF_BLOCKS_AT => Code4::OF_BLOCKS[i - OF_BLOCKS_AT].storage(false),
                 Some(i) => Code4::ALL[i / 2].storage(i % 2 == 1),
             };
@@ -298,6 +373,24 @@ impl Storage {
         match self {
             Self::Float(float) => float.name(),
             Self::Quantized(format) => format.name(),
+            Self::Blocks(code) => code.name(),
+        }
+    }
+
+    /// The 4-bit code and its scales; None for other storage.
+    pub const fn format4(self) -> Option<Format4> {
+        match self {
+            Self::Quantized(format) => Some(format),
+            Self::Float(_) | Self::Blocks(_) => None,
+        }
+    }
+
+    /// True for blocks of a GGUF file as they are.
+    pub fn is_kept(self) -> bool {
+        match self {
+            Self::Float(_) => false,
+            Self::Quantized(format) => Code4::OF_BLOCKS.contains(&format.code),
+            Self::Blocks(_) => true,
         }
     }
 
@@ -308,6 +401,7 @@ impl Storage {
             Self::Quantized(format) => {
                 (format.packed_bytes(elements), self.scale_bytes(elements).into_iter().flatten().sum())
             }
+            Self::Blocks(code) => (code.code_bytes(elements), code.scale_bytes(elements)),
         }
     }
 
@@ -319,6 +413,7 @@ impl Storage {
                 let nested = 4 * (NESTED_SCALES_AT + format.nested_scales(elements));
                 [Some(format.absmax_bytes(elements)), format.double.then_some(nested)]
             }
+            Self::Blocks(code) => [Some(code.scale_bytes(elements)), None],
         }
     }
 }
@@ -387,7 +482,9 @@ mod tests {
             assert_eq!(Storage::ALL.iter().filter(|other| other.name() == storage.name()).count(), 1, "{storage:?}");
         }
         assert_eq!(Storage::ALL[0], Storage::Float(Float::F32));
-        assert_eq!(Storage::ALL.last(), Code4::OF_BLOCKS.last().map(|code| code.storage(false)).as_ref());
+        let kept = Storage::ALL.iter().filter(|storage| storage.is_kept()).count();
+        assert_eq!(kept, Code4::OF_BLOCKS.len() + BlockCode::ALL.len());
+        assert_eq!(Storage::ALL.last(), Some(&Storage::Blocks(BlockCode::Q80)));
         let unknown = "nf3".parse::<Code4>().unwrap_err().to_string();
         assert!(unknown.starts_with("`nf3` is no format of weights; known are nf4, fp4"), "{unknown}");
     }
@@ -425,5 +522,8 @@ mod tests {
         let elements = 64 * 257;
         assert_eq!(Code4::Nf4.storage(true).scale_bytes(elements), [Some(257), Some(4 * (257 + 2))]);
         assert_eq!(Storage::Float(Float::Bf16).bytes(3), (6, 0));
+        assert_eq!(Storage::Blocks(BlockCode::Q4K).bytes(256), (128, 64));
+        assert_eq!(Storage::Blocks(BlockCode::Q6K).bytes(256), (256, 64));
+        assert_eq!(Storage::Blocks(BlockCode::Q80).bytes(65), (65, 12));
     }
 }

@@ -22,6 +22,8 @@ mod nested;
 
 pub use nested::{Scales, dynamic_map, first_steps, mean, unsigned_dynamic_map};
 
+#[cfg(any(test, not(target_arch = "wasm32")))]
+use crate::quant::format::BlockCode;
 use crate::quant::format::Code4;
 
 /// The smallest absmax that is divided by.
@@ -90,6 +92,22 @@ pub fn dequantize(quantized: &Quantized, code: Code4, count: usize) -> Vec<f32> 
     let absmax = quantized.scales.absmax();
     let index = |i: usize| quantized.packed[i / 2] >> (4 * (1 - i % 2)) & 15;
     (0..count).map(|i| values[usize::from(index(i))] * absmax[i / code.block() as usize]).collect()
+}
+
+/// The values of the first `count` elements in the layout of a [`BlockCode`]: codes from the lowest bits on, and the scale of each block
+/// with its minimum.
+#[cfg(any(test, not(target_arch = "wasm32")))]
+pub(crate) fn dequantize_blocks(quantized: &Quantized, code: BlockCode, count: usize) -> Vec<f32> {
+    let (bits, of_blocks) = (code.bits() as usize, quantized.scales.absmax());
+    let of_block = |i: usize| &of_blocks[i / code.block() as usize * code.of_block() as usize..];
+    let value = |i: usize| {
+        let up = quantized.packed[i * bits / 8] << (8 - bits - i * bits % 8);
+        match of_block(i) {
+            [scale, minimum, ..] if code.has_minimum() => scale * f32::from(up >> (8 - bits)) - minimum,
+            of_block => of_block[0] * f32::from(up as i8 >> (8 - bits)),
+        }
+    };
+    (0..count).map(value).collect()
 }
 
 #[cfg(test)]

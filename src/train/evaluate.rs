@@ -128,6 +128,9 @@ pub(super) fn prepare_with(
     if let Some(adapter) = &settings.adapter {
         adapter_file::follow_vocabulary(adapter, &mut source)?;
     }
+    if settings.base == BaseStorage::KeptBlocks {
+        source.keep_blocks()?;
+    }
     let config = &source.config;
     let (modules, tensors) = match &settings.adapter {
         Some(dir) => adapter_file::load_for(dir, &source).map(|adapter| (adapter.modules, adapter.tensors))?,

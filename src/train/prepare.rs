@@ -1,6 +1,5 @@
 //! The preparation of a run: settings, model files and data are read and checked before a device is opened.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
@@ -84,9 +83,6 @@ pub struct PreparedRun {
     pub settings: RunSettings,
     /// The base model; without tensors where training starts from new weights.
     pub source: Source,
-    /// Matrices of a GGUF file that `keep-blocks` decodes to f32, since the device does not read their blocks: their number by the name
-    /// of their type.
-    pub decoded_blocks: BTreeMap<&'static str, usize>,
     /// The contents of the adapter's `adapter_config.json`.
     pub lora: LoraConfig,
     /// The linear layers that get an adapter; none where the base itself is trained.
@@ -141,7 +137,9 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         let [asked, fits] = ["lora", "qlora"].map(|method| METHOD.is(method));
         return Err(Error::setting(METHOD, format!("{asked} {problem}; choose {fits}")));
     }
-    let decoded_blocks = if settings.keep_blocks { source.keep_blocks()? } else { BTreeMap::new() };
+    if settings.keep_blocks {
+        source.keep_blocks()?;
+    }
     let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
     let context = Some(source.config.max_position_embeddings);
@@ -192,7 +190,6 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     Ok(PreparedRun {
         settings,
         source,
-        decoded_blocks,
         lora,
         modules,
         data,

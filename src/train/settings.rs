@@ -767,7 +767,7 @@ impl RunSettings {
     /// Storage of the base on the device for the method.
     pub fn base_storage(&self) -> BaseStorage {
         match self.method {
-            Method::Qlora if self.keep_blocks => BaseStorage::AsStored,
+            Method::Qlora if self.keep_blocks => BaseStorage::KeptBlocks,
             Method::Qlora => BaseStorage::quantized(self.quant.storage(self.double_quant), self.quantize_embedding),
             Method::Lora => BaseStorage::AsStored,
             Method::Full => BaseStorage::Trained,

@@ -1,8 +1,10 @@
 //! GGUF files: llama.cpp's quantizations of a model, its tokenizers, and adapters for it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::cli::Shell;
 use crate::common::*;
 use loraine::data::batches::MicroBatch;
 use loraine::data::tokenizer::Tokenizer;
@@ -12,7 +14,7 @@ use loraine::export::merge::{self, MergeSettings};
 use loraine::lora::adapter_file;
 use loraine::lora::config::{LoraConfig, LoraInit};
 use loraine::lora::factors::{AdapterTensors, init};
-use loraine::lora::targets::resolve;
+use loraine::lora::targets::{LoraModule, resolve};
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, HEAD, tensors};
@@ -67,9 +69,13 @@ fn logits_over_a_gguf_file_equal_llama_cpp() {
         let config = ModelConfig::from_dir(&gguf).unwrap();
         let ids = Tokenizer::from_dir(&gguf, &config).unwrap().encode("Once upon a time", true).unwrap();
         let (modules, tensors) = (Vec::new(), AdapterTensors { modules: Vec::new() });
-        let mut engine = open_engine(&gguf, BaseStorage::AsStored, &modules, &tensors, 64, 0);
-        let got = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
-        assert_close(name, &got, expected.find(&format!("{name}.f32.0")).unwrap(), 2e-5);
+        let mut kept = Source::open(&gguf).unwrap();
+        kept.keep_blocks().unwrap();
+        for source in [Source::open(&gguf).unwrap(), kept] {
+            let mut engine = open_source(&source, BaseStorage::AsStored, &modules, &tensors, 64, 0);
+            let got = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
+            assert_close(name, &got, expected.find(&format!("{name}.f32.0")).unwrap(), 2e-5);
+        }
     }
 }
 
@@ -169,35 +175,94 @@ fn what_llama_cpp_has_no_key_for_is_refused() {
 }
 
 /// Kept blocks have the values that the file is decoded to elsewhere: logits and gradients over both are the same but for the order of
-/// sums. Rows of queries and keys change places in such a file.
-#[test]
-fn blocks_kept_packed_give_the_logits_and_gradients_of_decoded_ones() {
-    let place = tempfile::tempdir().unwrap();
-    let (model, gguf) = (fixture("llama_untied"), place.path().join("q4_0.gguf"));
-    merge_gguf(&model, &model.join("adapter"), &gguf, GgufFloat::Q4_0);
-    let decoded = Source::open(&gguf).unwrap();
-    let mut kept = Source::open(&gguf).unwrap();
-    assert!(kept.keep_blocks().unwrap().is_empty());
-    assert!(kept.config.quantized.contains_key("model.layers.0.self_attn.q_proj.weight"));
-    // As in files whose values have another type than queries and keys.
-    kept.config.quantized.remove("model.layers.0.self_attn.v_proj.weight").unwrap();
-    let (modules, tensors) = adapter(&model.join("adapter"), &decoded.config);
-    let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
-    let batch = MicroBatch::from_examples(&[example(ids.clone())]);
-    let [(logits, gradients, bytes), (kept_logits, kept_gradients, kept_bytes)] = [&decoded, &kept].map(|source| {
-        let mut engine = open_source(source, BaseStorage::AsStored, &modules, &tensors, 64, 0);
-        let logits = pollster::block_on(engine.logits(&whole_sequence(&ids))).unwrap();
+/// sums.
+fn compare_kept(gguf: &Path, kept: &Source, modules: &[LoraModule], tensors: &AdapterTensors, ids: &[u32]) {
+    let what = gguf.display();
+    let decoded = Source::open(gguf).unwrap();
+    let batch = MicroBatch::from_examples(&[example(ids.to_vec())]);
+    let [(logits, gradients, bytes), (kept_logits, kept_gradients, kept_bytes)] = [&decoded, kept].map(|source| {
+        let mut engine = open_source(source, BaseStorage::AsStored, modules, tensors, 64, 0);
+        let logits = pollster::block_on(engine.logits(&whole_sequence(ids))).unwrap();
         pollster::block_on(engine.accumulate(std::slice::from_ref(&batch), 0)).unwrap();
         (logits, pollster::block_on(engine.read_gradients()).unwrap(), engine.plan.ledger().total())
     });
-    assert_close("logits", &kept_logits, &logits, 2e-5);
-    let file = |gradients| adapter_file::file_tensors(&modules, gradients);
+    assert_close(&format!("{what}: logits"), &kept_logits, &logits, 2e-5);
+    let file = |gradients| adapter_file::file_tensors(modules, gradients);
     for ((name, _, got), (_, _, want)) in file(&kept_gradients).into_iter().zip(file(&gradients)) {
-        assert_close(&name, &got, &want, 2e-4);
+        assert_close(&format!("{what}: {name}"), &got, &want, 2e-4);
     }
-    assert!(kept_bytes < bytes, "{kept_bytes} and {bytes} bytes");
+    assert!(kept_bytes < bytes, "{what}: {kept_bytes} and {bytes} bytes");
+}
+
+/// Rows of queries and keys change places in such a file.
+#[test]
+fn blocks_kept_packed_give_the_logits_and_gradients_of_decoded_ones() {
+    let place = tempfile::tempdir().unwrap();
+    let model = fixture("llama_untied");
+    for float in [GgufFloat::Q4_0, GgufFloat::Q8_0] {
+        let gguf = place.path().join(format!("{float:?}.gguf"));
+        merge_gguf(&model, &model.join("adapter"), &gguf, float);
+        let mut kept = Source::open(&gguf).unwrap();
+        kept.keep_blocks().unwrap();
+        assert!([EMBEDDING, HEAD].iter().all(|name| kept.config.quantized.contains_key(*name)));
+        assert!(kept.config.quantized.contains_key("model.layers.0.self_attn.q_proj.weight"));
+        // As in files whose values have another type than queries and keys.
+        kept.config.quantized.remove("model.layers.0.self_attn.v_proj.weight").unwrap();
+        let (modules, tensors) = adapter(&model.join("adapter"), &kept.config);
+        let ids = Reference::read(&model.join("reference.safetensors")).ids("input_ids.0");
+        compare_kept(&gguf, &kept, &modules, &tensors, &ids);
+    }
     let message = Source::open(&model).unwrap().keep_blocks().unwrap_err().to_string();
-    assert!(message.contains("holds no weights that are kept packed"), "{message}");
+    assert!(message.contains("holds no weights in blocks to keep") && message.contains("quant=nf4"), "{message}");
+}
+
+/// Q4_K and Q6_K in one file, and Q8_0 in the other.
+#[test]
+fn kept_blocks_of_llama_cpp_have_the_gradients_of_decoded_ones() {
+    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}"#;
+    for (name, types) in [("kq-Q4_K_M", vec!["q4_k", "q6_k"]), ("kq-Q8_0", vec!["q8_0"])] {
+        let Some(gguf) = shared(&format!("models/{name}.gguf")) else { return };
+        let mut kept = Source::open(&gguf).unwrap();
+        kept.keep_blocks().unwrap();
+        let found: BTreeSet<&str> = kept.config.quantized.values().map(|storage| storage.name()).collect();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), types, "{name}");
+        let config = LoraConfig::from_json(Path::new("adapter_config.json"), config).unwrap();
+        let modules = resolve(&config, &kept.config).unwrap();
+        let mut adapter = init(&modules, 3, LoraInit::KaimingUniform);
+        adapter.modules.iter_mut().for_each(|module| module.0[1].iter_mut().for_each(|v| *v = 0.01));
+        let tokenizer = Tokenizer::from_dir(&gguf, &kept.config).unwrap();
+        let ids = tokenizer.encode("Once upon a time there was a little girl", true).unwrap();
+        compare_kept(&gguf, &kept, &modules, &adapter, &ids);
+    }
+}
+
+/// Each command takes `--quant keep`, and its values are those of the decoded file.
+#[test]
+fn commands_keep_the_blocks_of_a_file() {
+    let shell = Shell::new();
+    let model = fixture("llama_untied");
+    merge_gguf(&model, &model.join("adapter"), &shell.path("q8_0.gguf"), GgufFloat::Q8_0);
+    let ids: Vec<u32> = (1..=32).collect();
+    shell.write("data.jsonl", format!("{{\"input_ids\": {ids:?}}}\n").repeat(4));
+    let json = |args: &str| serde_json::from_str::<serde_json::Value>(&shell.succeed(args)).expect("JSON");
+    let estimate = "estimate --gpu 0 --model q8_0.gguf --max-seq-len 32 --json --method";
+    let [kept, whole] = ["qlora --quant keep", "lora"].map(|method| json(&format!("{estimate} {method}")));
+    assert!(kept[0]["gpu_bytes"].as_u64() < whole[0]["gpu_bytes"].as_u64(), "{kept} {whole}");
+    let train = "train --gpu 0 --model q8_0.gguf --data data.jsonl --steps 3 --lr 0.01 --out run --quant keep";
+    let shown = shell.succeed(train);
+    assert!(shown.contains("--quant keep --adapter run"), "{shown}");
+    assert_eq!(shell.metrics("run")[0]["gpu_bytes"], kept[0]["gpu_bytes"]);
+    let eval = "eval --model q8_0.gguf --data data.jsonl --adapter run --json --quant";
+    let [kept, decoded] = ["keep", "none"].map(|quant| json(&format!("{eval} {quant}"))["loss"].as_f64().unwrap());
+    assert!((kept / decoded - 1.0).abs() < 1e-5, "{kept} and {decoded}");
+    let says = ["llama_untied", "holds no weights in blocks to keep", "--quant nf4"];
+    let (model, data) = (model.display(), "--data data.jsonl");
+    shell.fail(&format!("train --model {model} {data} --out other --quant keep"), &says);
+    shell.fail(&format!("eval --model {model} {data} --quant keep"), &says);
+    shell.fail(&format!("estimate --model {model} --quant keep"), &["--quant keep is for a GGUF file"]);
+    shell.fail("estimate --quant keep", &["--quant keep is for a GGUF file"]);
+    shell.fail("estimate --model q8_0.gguf --quant keep --method lora", &["--quant keep is for --method qlora"]);
+    shell.fail(&format!("{eval} keep --quantize-embedding"), &["--quantize-embedding is for --quant nf4 or fp4"]);
 }
 
 #[test]

@@ -7,12 +7,13 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use loraine::network::base::BaseStorage;
 use loraine::quant::format::Code4;
+use loraine::train::settings::RunSettings;
 
 #[derive(Args)]
 pub struct BaseArgs {
-    /// Quantize the base's linear layers to 4 bits while loading
+    /// Quantize the base's linear layers to 4 bits while loading, or keep the packed blocks of a GGUF file as they are
     #[arg(long, value_enum, default_value_t)]
-    quant: OptionalCode,
+    quant: Quant,
     /// Keep the 4-bit block scales in f32 instead of quantizing them too
     #[arg(long)]
     no_double_quant: bool,
@@ -21,20 +22,65 @@ pub struct BaseArgs {
     quantize_embedding: bool,
 }
 
-/// A 4-bit code, or none for the types of the files.
-#[derive(Clone, Copy, Default)]
-struct OptionalCode(Option<Code4>);
+/// The form of a 4-bit base: a code to quantize to, or the blocks of a GGUF file as they are.
+#[derive(Clone, Copy)]
+pub enum Quant4 {
+    Code(Code4),
+    Keep,
+}
 
-impl OptionalCode {
-    fn name(self) -> &'static str {
-        self.0.map_or("none", Code4::name)
+/// The form of a base in commands that do not train: in 4 bits, or in the types of the files.
+#[derive(Clone, Copy, Default)]
+struct Quant(Option<Quant4>);
+
+impl Default for Quant4 {
+    fn default() -> Self {
+        Self::Code(Code4::default())
     }
 }
 
-impl ValueEnum for OptionalCode {
+impl Quant4 {
+    fn all() -> impl Iterator<Item = Self> {
+        Code4::ALL.into_iter().map(Self::Code).chain([Self::Keep])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Code(code) => code.name(),
+            Self::Keep => "keep",
+        }
+    }
+
+    /// Writes the choice into the settings of a run.
+    pub fn apply(self, settings: &mut RunSettings) {
+        settings.keep_blocks = matches!(self, Self::Keep);
+        if let Self::Code(code) = self {
+            settings.quant = code;
+        }
+    }
+}
+
+impl Quant {
+    fn name(self) -> &'static str {
+        self.0.map_or("none", Quant4::name)
+    }
+}
+
+impl ValueEnum for Quant4 {
     fn value_variants<'a>() -> &'a [Self] {
-        static ALL: OnceLock<Vec<OptionalCode>> = OnceLock::new();
-        ALL.get_or_init(|| Code4::ALL.into_iter().map(Some).chain([None]).map(Self).collect())
+        static ALL: OnceLock<Vec<Quant4>> = OnceLock::new();
+        ALL.get_or_init(|| Quant4::all().collect())
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+impl ValueEnum for Quant {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: OnceLock<Vec<Quant>> = OnceLock::new();
+        ALL.get_or_init(|| Quant4::all().map(Some).chain([None]).map(Self).collect())
     }
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
@@ -44,13 +90,13 @@ impl ValueEnum for OptionalCode {
 
 impl BaseArgs {
     pub fn storage(&self) -> Result<BaseStorage> {
-        let Some(code) = self.quant.0 else {
-            let codes = Code4::names();
-            ensure!(!self.quantize_embedding, "--quantize-embedding is for --quant {codes}");
-            ensure!(!self.no_double_quant, "--no-double-quant is for --quant {codes}");
-            return Ok(BaseStorage::AsStored);
-        };
-        Ok(BaseStorage::quantized(code.storage(!self.no_double_quant), self.quantize_embedding))
+        if let Some(Quant4::Code(code)) = self.quant.0 {
+            return Ok(BaseStorage::quantized(code.storage(!self.no_double_quant), self.quantize_embedding));
+        }
+        let codes = Code4::names();
+        ensure!(!self.quantize_embedding, "--quantize-embedding is for --quant {codes}");
+        ensure!(!self.no_double_quant, "--no-double-quant is for --quant {codes}");
+        Ok(if self.quant.0.is_some() { BaseStorage::KeptBlocks } else { BaseStorage::AsStored })
     }
 
     /// The value of `--quant`.

@@ -193,8 +193,10 @@ fn record(
     let op = match (direction, storage) {
         (Direction::Forward, Storage::Float(_)) => "expert_forward",
         (Direction::Forward, Storage::Quantized { .. }) => "expert_forward_4bit",
+        (Direction::Forward, Storage::Blocks(_)) => "expert_forward_blocks",
         (_, Storage::Float(_)) => "expert_input_gradient",
         (_, Storage::Quantized { .. }) => "expert_input_gradient_4bit",
+        (_, Storage::Blocks(_)) => "expert_input_gradient_blocks",
     };
     let max_binding_bytes = rec.capabilities.max_binding_bytes;
     for stack in stacks(weights, max_binding_bytes) {

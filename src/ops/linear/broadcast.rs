@@ -128,6 +128,11 @@ impl Variant {
             Storage::Quantized(Format4 { code, .. }) => {
                 code.join(code.join_block(kernel)).part(shader!("lib/octet_4bit.wgsl"))
             }
+            Storage::Blocks(code) => code
+                .join(kernel)
+                .constant("Codes", Constant::Type(if code.bits() == 8 { "vec2<u32>" } else { "u32" }))
+                .constant("OfBlock", Constant::Type(if code.has_minimum() { "vec2<f32>" } else { "f32" }))
+                .part(shader!("lib/octet_blocks.wgsl")),
         }
     }
 }
@@ -259,6 +264,7 @@ fn part_depth(storage: Storage) -> u32 {
     let half_bytes = match storage {
         Storage::Float(float) => 2 * float.bytes(),
         Storage::Quantized { .. } => 1,
+        Storage::Blocks(code) => u64::from(code.bits() / 4),
     };
     (2 * PART_BYTES / (half_bytes * u64::from(8 * LANES))) as u32
 }

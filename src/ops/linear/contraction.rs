@@ -244,7 +244,9 @@ pub(super) fn op_name(direction: Direction, storage: Storage) -> &'static str {
     match (direction, storage) {
         (Direction::Forward, Storage::Float(_)) => "linear_forward",
         (Direction::Forward, Storage::Quantized { .. }) => "linear_forward_4bit",
+        (Direction::Forward, Storage::Blocks(_)) => "linear_forward_blocks",
         (Direction::InputGradient, Storage::Float(_)) => "linear_input_gradient",
         (Direction::InputGradient, Storage::Quantized { .. }) => "linear_input_gradient_4bit",
+        (Direction::InputGradient, Storage::Blocks(_)) => "linear_input_gradient_blocks",
     }
 }

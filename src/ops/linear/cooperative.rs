@@ -381,7 +381,7 @@ fn record_magnitudes(rec: &mut Recorder, contraction: &Contraction, weight_scale
     let work = u64::from(params.elements) + u64::from(params.factors);
     let kernel = magnitude_kernel(weight.storage);
     let read = match weight.storage {
-        Storage::Float(_) => params.elements / 4,
+        Storage::Float(_) | Storage::Blocks(_) => params.elements / 4,
         Storage::Quantized(format) => params.elements / format.code.block() as u32,
     };
     let partials = read.max(params.factors).div_ceil(MAGNITUDE_WG_SIZE).clamp(1, PARTIALS);

@@ -22,10 +22,11 @@ pub(super) fn weight_of(
     values: &[f32],
 ) -> (Weight, Vec<f64>, Vec<f64>) {
     let bias_values = if bias { lab.normal(out) } else { vec![0.0; out] };
-    // Float weights come in panels; those in 4 bits whole, as the scales are over the whole matrix.
+    // Float weights and blocks come in panels; those in 4 bits whole, as the scales are over the whole matrix.
     let panels = match storage {
         Storage::Float(float) => out.div_ceil(256 / float.bytes() as usize),
         Storage::Quantized { .. } => 1,
+        Storage::Blocks(_) => out.div_ceil(64),
     };
     let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
     let (mut weight, held) = lab.weight(storage, [out, inp], &values, panels);
