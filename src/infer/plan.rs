@@ -56,7 +56,7 @@ pub struct GenerationPlan {
     pub together: usize,
     /// Rows whose logits are computed, u32.
     pub last_rows: View,
-    /// In a pass over several texts: for each of them the place in its cache of its row, u32, and [`NO_ROW`] for the other rows.
+    /// In a pass over several texts: for each of them the place in its cache of its row, u32, and `u32::MAX` for the other rows.
     pub places: Vec<View>,
     /// Logits of the rows that `last_rows` names, `[together, vocabulary]`.
     pub logits: Matrix,

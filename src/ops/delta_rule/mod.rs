@@ -85,7 +85,7 @@ impl Shape {
         self.value_heads * self.value_dim
     }
 
-    /// Columns of [`Operands::factors`].
+    /// Columns of the factors.
     pub fn factor_cols(self) -> u32 {
         4 * self.value_heads
     }
