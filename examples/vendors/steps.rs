@@ -7,6 +7,7 @@ use loraine::gpu::{AutotuneTable, Command, Kernel, Recorder};
 use loraine::lora::targets;
 use loraine::memory::ASSUMED_CAPABILITIES;
 use loraine::model::shapes;
+use loraine::network::moments::Shard;
 use loraine::ops;
 use loraine::ops::glu::Activation;
 use loraine::ops::linear::Variant;
@@ -51,6 +52,7 @@ pub(crate) fn kernels() -> Result<Vec<Kernel>, Box<dyn Error>> {
                 max_positions: ROWS,
                 distillation: None,
                 capabilities: ASSUMED_CAPABILITIES,
+                shard: Shard::default(),
             };
             found.record(&mut request.plan_within_budget()?);
         }

@@ -13,6 +13,7 @@ use crate::lora::targets::{self, LoraModule};
 use crate::model::config::ModelConfig;
 use crate::model::modules::Projection;
 use crate::model::shapes;
+use crate::network::moments::Shard;
 use crate::ops::adamw::AdamW;
 use crate::quant::format::Float;
 use crate::random::{Stream, bits};
@@ -169,6 +170,7 @@ pub(super) fn plan(
         max_positions: shape.length,
         distillation: None,
         capabilities,
+        shard: Shard::default(),
     }
     .plan_within_budget()?;
     Ok((modules, plan))

@@ -53,6 +53,9 @@ pub struct EstimateArgs {
     /// Longest sequence in tokens
     #[arg(long, default_value_t = 512)]
     max_seq_len: usize,
+    /// GPUs that train together; --method full shares out AdamW's moments, and the estimate is that of the fullest
+    #[arg(long, default_value_t = 1)]
+    world_size: usize,
     #[command(flatten)]
     memory: MemoryArgs,
     /// Use the limits of this GPU instead of those of a typical card
@@ -158,6 +161,7 @@ fn estimates(
             target_modules: args.target_modules.clone(),
             use_dora: args.use_dora,
             batch_size: args.batch_size,
+            world_size: Some(args.world_size),
             max_seq_len: Some(args.max_seq_len),
             ..RunSettings::default()
         };

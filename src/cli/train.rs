@@ -9,6 +9,7 @@ use loraine::gpu::Capabilities;
 use loraine::hub::fetch::Extent;
 use loraine::lora::adapter_file;
 use loraine::lora::config::{Bias, LoraInit};
+use loraine::network::moments::Shard;
 use loraine::quant::format::Float;
 use loraine::setting::{as_toml, counted, written};
 use loraine::train::checkpoint;
@@ -559,7 +560,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     view.prepared(&prepared);
     if args.dry_run {
         let capabilities = args.device.gpu.open().map_or(Capabilities::BASELINE, |gpu| gpu.capabilities);
-        let plan = prepared.plan(capabilities)?;
+        let plan = prepared.plan_shard(capabilities, Shard { rank: 0, size: ranks.count() })?;
         let (kept_layers, layers) = (plan.recompute.kept_layers, prepared.source.config.num_layers);
         view.plan(&plan.ledger(), kept_layers, layers, prepared.trained_parameters(), prepared.steps);
         let steps = counted(prepared.steps as u64, "step");

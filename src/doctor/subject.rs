@@ -6,6 +6,7 @@ use crate::Result;
 use crate::gpu::{Capabilities, Command, Recorder};
 use crate::lora::targets;
 use crate::model::config::ModelConfig;
+use crate::network::moments::Shard;
 use crate::quant::format::Float;
 use crate::train::budget::PlanRequest;
 use crate::train::settings::{Method, RunSettings};
@@ -51,6 +52,7 @@ impl Subject {
                 max_positions: self.rows,
                 distillation: None,
                 capabilities,
+                shard: Shard::default(),
             };
             let plan = request.plan_within_budget()?;
             let rows = plan.max_rows;

@@ -12,6 +12,7 @@ use crate::lora::targets;
 use crate::model::config::ModelConfig;
 use crate::model::tensors::parameters;
 use crate::network::activations::ActivationFormat;
+use crate::network::moments::Shard;
 use crate::quant::format::Float;
 use crate::train::budget::{PlanRequest, longest_below};
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
@@ -56,7 +57,8 @@ fn as_object<S: serde::Serializer>(categories: &[(Category, u64)], serializer: S
     serializer.collect_map(categories.iter().copied())
 }
 
-/// Plans a run of `settings` with full micro-batches of `seq_len` tokens. `float` is the type of the model's files.
+/// Plans a run of `settings` with full micro-batches of `seq_len` tokens, on as many devices as its world size; the estimate is that of
+/// each. `float` is the type of the model's files.
 ///
 /// # Errors
 /// The settings adapt no module, or the rank is 0.
@@ -81,6 +83,7 @@ pub fn estimate(
         max_positions: length,
         distillation: None,
         capabilities,
+        shard: Shard { rank: 0, size: settings.world_size.unwrap_or(1).max(1) },
     };
     // An estimate compares the plan with the budget; it does not enforce the budget.
     let plan = |settings: &RunSettings| PlanRequest { settings, ..of_length(seq_len) }.plan_within_budget();

@@ -13,7 +13,51 @@ pub enum MomentStorage {
     EightBit,
 }
 
+/// The place of this device among those that share out the moments of one model (ZeRO-1, Rajbhandari et al. 2020).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Number of this device, from 0.
+    pub rank: usize,
+    /// Number of devices.
+    pub size: usize,
+}
+
+/// One device that keeps all moments.
+impl Default for Shard {
+    fn default() -> Self {
+        Self { rank: 0, size: 1 }
+    }
+}
+
+impl Shard {
+    /// The rank that keeps the moments of each range, where they have so many `bytes`. The largest come first, and each goes to the rank
+    /// that has the least so far. No rank keeps more than the first one.
+    pub fn owners(self, bytes: &[u64]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..bytes.len()).collect();
+        order.sort_by_key(|range| std::cmp::Reverse(bytes[*range]));
+        let (mut loads, mut owners) = (vec![0; self.size], vec![0; bytes.len()]);
+        for range in order {
+            let least = (0..self.size).min_by_key(|rank| loads[*rank]).unwrap_or(0);
+            owners[range] = least;
+            loads[least] += bytes[range];
+        }
+        let mut ranks: Vec<usize> = (0..self.size).collect();
+        ranks.sort_by_key(|rank| std::cmp::Reverse(loads[*rank]));
+        let mut places = vec![0; self.size];
+        ranks.iter().enumerate().for_each(|(place, rank)| places[*rank] = place);
+        owners.iter().map(|owner| places[*owner]).collect()
+    }
+}
+
 impl MomentStorage {
+    /// Bytes of both moments of `bytes` of parameters.
+    pub fn bytes(self, bytes: u64) -> u64 {
+        match self {
+            Self::F32 => 2 * bytes,
+            Self::EightBit => bytes / 2 + 8 * adamw8bit::blocks(bytes / 4),
+        }
+    }
+
     /// Smaller tensors keep f32 (bitsandbytes' `min_8bit_size`): there is little to save, and they are norms and biases.
     const MIN_ELEMENTS: usize = 4096;
 
@@ -38,6 +82,8 @@ pub enum Moments {
     F32([View; 2]),
     /// Codes and scales of both moments.
     EightBit(CodedMoments),
+    /// Kept by another rank, in this storage.
+    Elsewhere(MomentStorage),
 }
 
 /// One moment of a tensor or a range on the host, with the bits that the device has.
@@ -72,19 +118,26 @@ impl Moments {
         match self {
             Self::F32(_) => MomentStorage::F32,
             Self::EightBit(_) => MomentStorage::EightBit,
+            Self::Elsewhere(storage) => *storage,
         }
     }
 
-    /// Records AdamW's step over the range; `tables` holds what [`adamw8bit::tables`] gives, `state` and `hyper` are as for
+    /// True where the moments are on this device.
+    pub fn are_here(&self) -> bool {
+        !matches!(self, Self::Elsewhere(_))
+    }
+
+    /// Records AdamW's step over the range, where its moments are here; `tables` holds what [`adamw8bit::tables`] gives, `state` and `hyper` are as for
     /// [`adamw::step`].
     pub fn step(&self, rec: &mut Recorder, params: View, grads: View, tables: View, state: View, hyper: View) {
         match *self {
             Self::F32([m, v]) => adamw::step(rec, params, grads, m, v, state, hyper),
             Self::EightBit(coded) => adamw8bit::step(rec, params, grads, coded, tables, state, hyper),
+            Self::Elsewhere(_) => {}
         }
     }
 
-    /// Both moments of the whole range as they are on the device now.
+    /// Both moments of the whole range as they are on the device now. Not for moments that another rank keeps.
     ///
     /// # Errors
     /// A failing device.
@@ -102,10 +155,11 @@ impl Moments {
                 };
                 Ok([read(0).await?, read(1).await?])
             }
+            Self::Elsewhere(_) => unreachable!("a rank reads the moments that it keeps"),
         }
     }
 
-    /// Sets both moments of the range. `values` covers the whole range.
+    /// Sets both moments of the range, where they are here. `values` covers the whole range.
     pub fn write(&self, gpu: &Gpu, buffers: &Buffers, values: &[HostMoment; 2]) {
         match (self, values) {
             (Self::F32(views), [HostMoment::F32(m), HostMoment::F32(v)]) => {
@@ -123,6 +177,7 @@ impl Moments {
                 let scales: Vec<[f32; 2]> = of_m.iter().zip(of_v).map(|(m, v)| [*m, *v]).collect();
                 gpu.write(buffers, to.scales, bytemuck::cast_slice(&scales));
             }
+            (Self::Elsewhere(_), _) => {}
             _ => unreachable!("moments are written in the storage that they were read from"),
         }
     }
@@ -138,6 +193,35 @@ impl HostMoment {
                 scales: vec![0.0; elements.div_ceil(BLOCK as usize)],
             },
         }
+    }
+
+    /// The bytes of both moments of a range, as [`Self::from_bytes`] reads them.
+    pub fn to_bytes(pair: &[Self; 2]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for moment in pair {
+            match moment {
+                Self::F32(values) => bytes.extend_from_slice(bytemuck::cast_slice(values)),
+                Self::EightBit { codes, scales } => {
+                    bytes.extend_from_slice(codes);
+                    bytes.extend_from_slice(bytemuck::cast_slice(scales));
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Both moments of a range in `storage`, from the bytes that [`Self::to_bytes`] gave.
+    pub fn from_bytes(storage: MomentStorage, bytes: &[u8]) -> [Self; 2] {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        [first, second].map(|bytes| match storage {
+            MomentStorage::F32 => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
+            MomentStorage::EightBit => {
+                // A block has BLOCK codes of one byte and a scale of four; the last block may be shorter.
+                let blocks = bytes.len().div_ceil(BLOCK as usize + 4);
+                let (codes, scales) = bytes.split_at(bytes.len() - 4 * blocks);
+                Self::EightBit { codes: codes.to_vec(), scales: bytemuck::pod_collect_to_vec(scales) }
+            }
+        })
     }
 
     /// Elements `first .. first + count`; where codes are kept, whole blocks from a block's first element on.
@@ -174,6 +258,47 @@ impl HostMoment {
                 scales.append(&mut of_next);
             }
             _ => unreachable!("a tensor's ranges have one storage"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_range_has_one_owner_and_the_first_rank_the_most() {
+        for size in 1..6 {
+            for count in [0, 1, 3, 17] {
+                let bytes: Vec<u64> = (0..count).map(|at| 256 * (1 + at * at % 11)).collect();
+                let owners = Shard { rank: 0, size }.owners(&bytes);
+                assert_eq!(owners, Shard { rank: size - 1, size }.owners(&bytes));
+                let load = |rank| owners.iter().zip(&bytes).filter(|(owner, _)| **owner == rank).map(|(_, b)| b).sum();
+                let loads: Vec<u64> = (0..size).map(load).collect();
+                let (all, largest) = (bytes.iter().sum::<u64>(), bytes.iter().max().copied().unwrap_or(0));
+                assert_eq!(loads.iter().sum::<u64>(), all);
+                assert!(loads.is_sorted_by(|one, next| one >= next), "{loads:?}");
+                assert!(loads[0] <= all / size as u64 + largest, "{loads:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn moments_survive_their_way() {
+        for elements in [4, 252, 256, 260, 512, 1020] {
+            let values = |scale: f32| (0..elements).map(|i| scale * i as f32).collect::<Vec<_>>();
+            let codes = |first: usize| (0..elements).map(|i| (first + i) as u8).collect::<Vec<_>>();
+            let scales = |scale: f32| values(scale)[..elements.div_ceil(BLOCK as usize)].to_vec();
+            let coded = |at: usize| HostMoment::EightBit { codes: codes(at), scales: scales(at as f32) };
+            for pair in [[1.0, -2.0].map(|scale| HostMoment::F32(values(scale))), [3, 5].map(coded)] {
+                let storage = match pair[0] {
+                    HostMoment::F32(_) => MomentStorage::F32,
+                    HostMoment::EightBit { .. } => MomentStorage::EightBit,
+                };
+                let bytes = HostMoment::to_bytes(&pair);
+                assert_eq!(bytes.len() as u64, storage.bytes(4 * elements as u64));
+                assert_eq!(HostMoment::from_bytes(storage, &bytes), pair);
+            }
         }
     }
 }

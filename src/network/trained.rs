@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::base::Network;
 use crate::gpu::{Buffers, Category, Gpu, GpuError, Matrix, MemoryPlan, View};
 use crate::model::modules::{LinearPart, Norm};
-use crate::model::tensors::{EMBEDDING, NamedTensor, TensorKind};
-use crate::network::moments::{HostMoment, MomentStorage, Moments};
+use crate::model::tensors::{EMBEDDING, NamedTensor, TensorKind, TensorSpec};
+use crate::network::moments::{HostMoment, MomentStorage, Moments, Shard};
 use crate::ops::column_gradient;
 
 /// A range of parameters within one binding, and what belongs to it.
@@ -20,6 +20,8 @@ pub struct TrainedRange {
     pub moments: Moments,
     /// False for norm gains and biases, which weight decay leaves alone, as in transformers' Trainer.
     pub decays: bool,
+    /// The rank that keeps the moments and makes the steps.
+    pub owner: usize,
     elements: usize,
 }
 
@@ -75,15 +77,18 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Plans gradients and moments for all of `network`, whose matrices are in f32.
-    pub fn plan(plan: &mut MemoryPlan, network: &Network, rows: u32, moments: MomentStorage) -> Self {
+    /// Plans gradients for all of `network`, whose matrices are in f32, and the moments that `shard` keeps.
+    pub fn plan(plan: &mut MemoryPlan, network: &Network, rows: u32, moments: MomentStorage, shard: Shard) -> Self {
         let mut tensors = Vec::new();
-        let mut range = |params: View, elements: usize, moments: MomentStorage, decays: bool| TrainedRange {
-            params,
-            grads: plan.alloc(Category::Gradients, "gradient", params.bytes),
-            moments: Moments::plan(plan, moments, params.bytes),
-            decays,
-            elements,
+        let mut owners = shard.owners(&Self::moment_bytes(network, moments)).into_iter();
+        let mut range = |params: View, elements: usize, moments: MomentStorage, decays: bool| {
+            let owner = owners.next().unwrap_or(0);
+            let grads = plan.alloc(Category::Gradients, "gradient", params.bytes);
+            let moments = match owner == shard.rank {
+                true => Moments::plan(plan, moments, params.bytes),
+                false => Moments::Elsewhere(moments),
+            };
+            TrainedRange { params, grads, moments, decays, owner, elements }
         };
         for (spec, weight) in network.weights() {
             let width = weight.in_features as usize;
@@ -118,6 +123,18 @@ impl Trained {
                 plan.matrix(Category::Workspace, "terms of a convolution's gradient", rows, cols as u32)
             }),
         }
+    }
+
+    /// Bytes of the moments of each range, in the order in which the ranges are planned.
+    fn moment_bytes(network: &Network, asked: MomentStorage) -> Vec<u64> {
+        let of =
+            |spec: &TensorSpec, params: View| moment_storage(asked, &spec.name, spec.elements()).bytes(params.bytes);
+        let mut bytes = Vec::new();
+        for (spec, weight) in network.weights() {
+            bytes.extend(weight.panels.iter().map(|panel| of(&spec, panel.data)));
+        }
+        bytes.extend(network.vectors().map(|(spec, params)| of(&spec, params)));
+        bytes
     }
 
     /// The gradient of `params`, to which each pass adds.
@@ -170,11 +187,22 @@ impl Trained {
     /// # Errors
     /// A failing device.
     pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
+        self.gather_moments(async |range| range.moments.read(gpu, buffers).await).await
+    }
+
+    /// Both moments of every tensor, of which `of` gives those of each range.
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub async fn gather_moments<E>(
+        &self,
+        mut of: impl AsyncFnMut(&TrainedRange) -> Result<[HostMoment; 2], E>,
+    ) -> Result<Vec<[HostMoment; 2]>, E> {
         let mut read = Vec::new();
         for tensor in &self.tensors {
             let mut whole: Option<[HostMoment; 2]> = None;
             for range in &tensor.ranges {
-                let [m, v] = range.moments.read(gpu, buffers).await?.map(|moment| moment.part(0, range.elements));
+                let [m, v] = of(range).await?.map(|moment| moment.part(0, range.elements));
                 match &mut whole {
                     None => whole = Some([m, v]),
                     Some([first, second]) => {
@@ -190,18 +218,28 @@ impl Trained {
 
     /// Sets moments that [`Self::read_moments`] has given.
     pub fn write_moments(&self, gpu: &Gpu, buffers: &Buffers, tensors: &[[HostMoment; 2]]) {
-        for (tensor, from) in self.tensors.iter().zip(tensors) {
+        for (range, values) in self.moments_by_range(tensors) {
+            range.moments.write(gpu, buffers, &values);
+        }
+    }
+
+    /// Each range with its part of moments that [`Self::read_moments`] has given.
+    pub fn moments_by_range<'a>(
+        &'a self,
+        tensors: &'a [[HostMoment; 2]],
+    ) -> impl Iterator<Item = (&'a TrainedRange, [HostMoment; 2])> {
+        self.tensors.iter().zip(tensors).flat_map(|(tensor, from)| {
             let mut first = 0;
-            for range in &tensor.ranges {
+            tensor.ranges.iter().map(move |range| {
                 let storage = range.moments.storage();
                 let mut values = [0, 1].map(|i| HostMoment::zeros(storage, i, (range.params.bytes / 4) as usize));
                 for (values, from) in values.iter_mut().zip(from) {
                     values.place(0, &from.part(first, range.elements));
                 }
-                range.moments.write(gpu, buffers, &values);
                 first += range.elements;
-            }
-        }
+                (range, values)
+            })
+        })
     }
 
     /// Names and shapes in the order of [`Self::read`].

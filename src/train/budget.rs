@@ -7,6 +7,7 @@ use crate::lora::targets::LoraModule;
 use crate::model::config::ModelConfig;
 use crate::network::activations::ActivationFormat;
 use crate::network::base::BaseStorage;
+use crate::network::moments::Shard;
 use crate::ops::distillation::Distillation;
 use crate::panics::caught;
 use crate::quant::format::Float;
@@ -43,6 +44,8 @@ pub struct PlanRequest<'a> {
     pub distillation: Option<Distillation>,
     /// Limits and features of the device that the plan is for.
     pub capabilities: Capabilities,
+    /// The part of a base's moments that the device keeps.
+    pub shard: Shard,
 }
 
 impl PlanRequest<'_> {
@@ -131,7 +134,7 @@ impl PlanRequest<'_> {
     /// # Errors
     /// Sizes that kernels cannot index.
     fn plan(&self, base: BaseStorage, recompute: RecomputePolicy, format: ActivationFormat) -> Result<TrainPlan> {
-        let Self { settings, max_rows, max_positions, .. } = *self;
+        let Self { settings, max_rows, max_positions, shard, .. } = *self;
         self.check_rows()?;
         let training = Some(settings.optim.moments());
         let dropout = settings.dropout as f32;
@@ -147,6 +150,7 @@ impl PlanRequest<'_> {
             neftune_alpha,
             training,
             distillation: self.distillation,
+            shard,
         };
         let plan =
             || TrainPlan::with_activations(self.capabilities, self.config, self.stored, self.modules, &sizes, format);

@@ -8,25 +8,28 @@ use web_time::Instant;
 use super::group::{Group, Work};
 use super::head::LABEL_CLASS;
 use super::objective::{HeadRows, Objective, Report};
-use super::optimizer::{RESULTS_IN_FLIGHT, TOTAL_LOSS_AT};
+use super::optimizer::{OptimizerBuffers, ParameterRange, RESULTS_IN_FLIGHT, TOTAL_LOSS_AT};
 use super::plan::{PassPart, TrainPlan};
 use super::preference::{Preference, Tally, sum_of_logps};
 use super::values::TrainedValues;
 use crate::data::batches::{Answers, MicroBatch};
-use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile, round_up};
+use crate::gpu::{Buffers, Gpu, Lists, PendingRead, Prepared, Profile, Recorder, round_up};
 use crate::lora::factors::AdapterTensors;
 use crate::model::source::Source;
 use crate::model::tensors::NamedTensor;
 use crate::network::layer_rows::LayerRows;
 use crate::network::load;
 use crate::network::moments::HostMoment;
-use crate::network::trained::Part;
-use crate::ops::adamw::{AdamW, State};
+use crate::network::trained::{Part, Trained, TrainedRange};
+use crate::ops::adamw::{AdamW, Hyper, State};
 use crate::ops::adamw8bit;
 use crate::{Error, Result, tune};
 
 /// Passes of this many shapes stay prepared. Beyond it, all are prepared again.
 const MAX_LISTS: usize = 32;
+
+/// Bytes of moments that a rank sends to the first one at once.
+const MOST_MOMENT_BYTES: usize = 1 << 28;
 
 /// The result of an optimizer step, known a few steps later.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +78,8 @@ pub struct Engine {
     /// Prepared passes by rows, by labels, and by the part that they do.
     passes: Lists<(u32, u32, PassPart)>,
     begin: Prepared,
-    optimizer: Prepared,
+    /// The lists of a step, see [`TrainPlan::record_optimizer_lists`].
+    optimizer: Vec<Prepared>,
     pending: VecDeque<Pending>,
     submitted: usize,
     /// Sums over the preferences of the step at hand.
@@ -151,7 +155,8 @@ impl Engine {
             gpu.write(&buffers, tables, bytemuck::cast_slice(&adamw8bit::tables()));
         }
         let begin = gpu.prepare(&plan.record_begin().commands, &buffers, plan.shared.uniforms[1])?;
-        let optimizer = gpu.prepare(&plan.record_optimizer().commands, &buffers, plan.shared.uniforms[1])?;
+        let prepare = |list: Recorder| gpu.prepare(&list.commands, &buffers, plan.shared.uniforms[1]);
+        let optimizer = plan.record_optimizer_lists().into_iter().map(prepare).collect::<Result<_, _>>()?;
         Ok(Self {
             gpu,
             plan,
@@ -259,7 +264,7 @@ impl Engine {
         seed: u64,
         progress: impl FnMut(usize),
     ) -> Result<Option<StepResult>> {
-        self.begin_together(Work::Step(self.submitted)).await?;
+        self.begin_together(Work::Step(self.submitted))?;
         let started = Instant::now();
         self.accumulate_watched(micro_batches, seed, progress).await?;
         self.add_up_gradients(micro_batches.len(), started).await?;
@@ -267,14 +272,15 @@ impl Engine {
         let step = self.submitted;
         let hyper = optimizer.hyper(learning_rate, step as u32);
         self.plan.optimizer.write_hyper(&self.gpu, &self.buffers, &hyper, optimizer.loraplus_lr_ratio);
-        self.gpu.replay(&self.optimizer, &mut self.buffers, self.profile.as_mut()).await?;
+        self.optimize(hyper).await?;
         let slot = self.plan.optimizer.results[step % RESULTS_IN_FLIGHT];
         let read = self.gpu.begin_read(&self.buffers, self.plan.optimizer.metrics, slot);
         let labels = micro_batches.iter().map(|m| m.labels.len()).sum();
         let tokens = micro_batches.iter().map(|m| m.tokens.len()).sum();
-        let work = std::mem::take(&mut self.work) + self.optimizer.work();
+        let work = std::mem::take(&mut self.work) + self.optimizer.iter().map(Prepared::work).sum::<u64>();
         let tally = self.objective.preference().map(|_| std::mem::take(&mut self.tally));
         self.pending.push_back(Pending { step, labels, tokens, tally, work, read });
+        self.share_values().await?;
         let result = match self.pending.len() < RESULTS_IN_FLIGHT {
             true => None,
             false => self.next_result().await?,
@@ -289,23 +295,114 @@ impl Engine {
         Ok(result)
     }
 
-    /// Computes this rank's part of the gradients of the optimizer step after `done` others, for the first rank of the group.
+    /// Computes this rank's part of the gradients of the optimizer step after `done` others, and makes its part of the step.
     ///
     /// # Errors
     /// As [`Self::step`], or a rank that has ended.
     pub async fn work_on_step(&mut self, done: usize, micro_batches: &[MicroBatch], seed: u64) -> Result<()> {
         self.submitted = done;
-        self.receive_values().await?;
         let started = Instant::now();
         self.accumulate_watched(micro_batches, seed, |_| ()).await?;
-        self.add_up_gradients(micro_batches.len(), started).await
+        self.add_up_gradients(micro_batches.len(), started).await?;
+        if self.plan.parameters.is_sharded() {
+            self.optimize(Hyper::default()).await?;
+        }
+        self.share_values().await
     }
 
-    /// Announces `work` to the group, if there is one, and gives it the trained values.
-    pub(super) async fn begin_together(&mut self, work: Work) -> Result<()> {
-        if let Some(group) = &mut self.group {
-            group.agree_on(work)?;
-            self.receive_values().await?;
+    /// Clipping and the optimizer's step, with the settings of the first rank. Ranks that share out the moments exchange the sums that the
+    /// norm follows from; the first one computes norm and clipping for all.
+    async fn optimize(&mut self, mut hyper: Hyper) -> Result<()> {
+        let Self { gpu, plan, buffers, profile, group, optimizer, .. } = self;
+        let (Some(group), [sums, clip, step]) = (group, &optimizer[..]) else {
+            for list in optimizer.iter() {
+                gpu.replay(list, buffers, profile.as_mut()).await?;
+            }
+            return Ok(());
+        };
+        gpu.replay(sums, buffers, profile.as_mut()).await?;
+        let ranges = plan.parameters.ranges();
+        let (partials, state) = (plan.optimizer.partials, plan.optimizer.state());
+        let mut all = gpu.read(buffers, partials).await?;
+        let own: Vec<u8> = OptimizerBuffers::sums_of(&ranges, group.rank())
+            .into_iter()
+            .flat_map(|place| all[place].to_vec())
+            .collect();
+        let of_ranks = group.gather_bytes(&own)?;
+        let mut state_bytes = [0; size_of::<State>()];
+        if group.is_first() {
+            for (rank, sums) in of_ranks.iter().enumerate() {
+                let mut rest = &sums[..];
+                for place in OptimizerBuffers::sums_of(&ranges, rank) {
+                    let (sums, after) = rest.split_at(place.len());
+                    all[place].copy_from_slice(sums);
+                    rest = after;
+                }
+            }
+            gpu.write(buffers, partials, &all);
+            gpu.replay(clip, buffers, profile.as_mut()).await?;
+            state_bytes.copy_from_slice(&gpu.read(buffers, state).await?);
+        }
+        group.broadcast(&mut state_bytes, 0)?;
+        group.broadcast(bytemuck::bytes_of_mut(&mut hyper), 0)?;
+        if !group.is_first() {
+            gpu.write(buffers, state, &state_bytes);
+            plan.optimizer.write_hyper(gpu, buffers, &hyper, 1.0);
+        }
+        Ok(gpu.replay(step, buffers, profile.as_mut()).await?)
+    }
+
+    /// Announces `work` to the group, if there is one.
+    pub(super) fn begin_together(&mut self, work: Work) -> Result<()> {
+        self.group.as_mut().map_or(Ok(()), |group| group.agree_on(work).map(|_| ()))
+    }
+
+    /// Gives the values of the first rank to all ranks of the group, and `moments`, where the first rank has any, to those that keep them.
+    pub(super) async fn start_together(&mut self, moments: Option<&[[HostMoment; 2]]>) -> Result<()> {
+        self.exchange_values(|_| 0).await?;
+        let Self { gpu, plan, buffers, group: Some(group), .. } = self else { return Ok(()) };
+        let mut given = [u8::from(moments.is_some())];
+        group.broadcast(&mut given, 0)?;
+        let Some(base) = plan.parameters.base.as_ref().filter(|_| given[0] == 1) else { return Ok(()) };
+        let mut of_first = moments.map(|moments| base.moments_by_range(moments));
+        for range in base.ranges() {
+            let (storage, rank) = (range.moments.storage(), group.rank());
+            let mut bytes = match of_first.as_mut().and_then(Iterator::next) {
+                Some((_, pair)) => HostMoment::to_bytes(&pair),
+                None => vec![0; storage.bytes(range.params.bytes) as usize],
+            };
+            if range.owner == 0 {
+                continue;
+            }
+            group.broadcast(&mut bytes, 0)?;
+            if range.owner == rank {
+                range.moments.write(gpu, buffers, &HostMoment::from_bytes(storage, &bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// The moments of all ranks, as [`Self::read_moments`] gives them; on the first one.
+    pub(super) async fn collect_moments(&mut self) -> Result<Vec<[HostMoment; 2]>> {
+        if self.group.is_none() || !self.plan.parameters.is_sharded() {
+            return self.read_moments().await;
+        }
+        self.begin_together(Work::Moments)?;
+        match self {
+            Self { gpu, plan: TrainPlan { parameters, .. }, buffers, group: Some(group), .. } => match &parameters.base
+            {
+                Some(base) => base.gather_moments(async |range| pass_moments(gpu, buffers, group, range).await).await,
+                None => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// This rank's part of [`Self::collect_moments`], on a rank other than the first.
+    pub(super) async fn give_moments(&mut self) -> Result<()> {
+        let Self { gpu, plan, buffers, group: Some(group), .. } = self else { return Ok(()) };
+        for range in plan.parameters.base.iter().flat_map(Trained::ranges) {
+            pass_moments(gpu, buffers, group, range).await?;
         }
         Ok(())
     }
@@ -315,19 +412,26 @@ impl Engine {
         self.group.as_ref().map_or(0..count, |group| group.share(count))
     }
 
-    /// Gives all ranks of the group the trained values of the first one.
-    pub(super) async fn receive_values(&mut self) -> Result<()> {
+    /// Gives all ranks of the group the values that each one's owner has after the optimizer's step.
+    async fn share_values(&mut self) -> Result<()> {
+        self.exchange_values(|range| range.owner).await
+    }
+
+    /// Gives all ranks of the group the trained values, each from the rank that `owner` tells.
+    async fn exchange_values(&mut self, owner: impl Fn(&ParameterRange) -> usize) -> Result<()> {
         let Some(group) = &mut self.group else { return Ok(()) };
         // The optimizer's step may still be under way.
         self.gpu.read(&self.buffers, self.plan.optimizer.total_loss()).await?;
         let started = Instant::now();
         for range in self.plan.parameters.ranges() {
-            let mut bytes = match group.is_first() {
+            let owner = owner(&range);
+            let is_own = owner == group.rank();
+            let mut bytes = match is_own {
                 true => self.gpu.read(&self.buffers, range.params).await?,
                 false => vec![0; range.params.bytes as usize],
             };
-            group.broadcast(&mut bytes, 0)?;
-            if !group.is_first() {
+            group.broadcast(&mut bytes, owner)?;
+            if !is_own {
                 self.gpu.write(&self.buffers, range.params, &bytes);
             }
         }
@@ -335,8 +439,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds up gradients, losses and the sums over preferences of all ranks of the group, on the first one. `started` is when this rank
-    /// began its share of `count` micro-batches.
+    /// Adds up losses and the sums over preferences of all ranks of the group, on the first one, and each gradient on its owner. `started`
+    /// is when this rank began its share of `count` micro-batches.
     async fn add_up_gradients(&mut self, count: usize, started: Instant) -> Result<()> {
         let Some(group) = &mut self.group else { return Ok(()) };
         let ranges = self.plan.parameters.ranges();
@@ -346,10 +450,10 @@ impl Engine {
         let of_ranks = group.gather(&[group.share(count).len() as f64, seconds])?;
         group.measure(&of_ranks, waiting.elapsed().as_secs_f64());
         let started = Instant::now();
-        for view in ranges.iter().map(|range| range.grads).chain([loss]) {
+        for (view, owner) in ranges.iter().map(|range| (range.grads, range.owner)).chain([(loss, 0)]) {
             let mut values = self.gpu.read_f32(&self.buffers, view).await?;
-            group.sum(&mut values, 0)?;
-            if group.is_first() {
+            group.sum(&mut values, owner)?;
+            if group.rank() == owner {
                 self.gpu.write(&self.buffers, view, bytemuck::cast_slice(&values));
             }
         }
@@ -695,6 +799,30 @@ impl Engine {
         let (ld, cols) = (logits.ld as usize, logits.cols as usize);
         Ok(values.chunks(ld).flat_map(|row| row[..cols].to_vec()).collect())
     }
+}
+
+/// The moments of a range on their way to the first rank: on that one, those of the owner; of no use on the others.
+async fn pass_moments(
+    gpu: &Gpu,
+    buffers: &Buffers,
+    group: &mut Group,
+    range: &TrainedRange,
+) -> Result<[HostMoment; 2]> {
+    let own = match range.moments.are_here() {
+        true => Some(range.moments.read(gpu, buffers).await?),
+        false => None,
+    };
+    let storage = range.moments.storage();
+    let mut bytes = Vec::new();
+    if range.owner > 0 {
+        let sent = own.as_ref().map_or(Vec::new(), HostMoment::to_bytes);
+        for at in (0..storage.bytes(range.params.bytes) as usize).step_by(MOST_MOMENT_BYTES) {
+            let end = sent.len().min(at + MOST_MOMENT_BYTES);
+            let of_ranks = group.gather_bytes(sent.get(at..end).unwrap_or_default())?;
+            of_ranks.get(range.owner).into_iter().for_each(|part| bytes.extend_from_slice(part));
+        }
+    }
+    Ok(own.unwrap_or_else(|| HostMoment::from_bytes(storage, &bytes)))
 }
 
 /// The largest value of NEFTune's noise (Jain et al. 2023), `alpha / sqrt(L hidden)`, where L is the longest sequence of the micro-batch:

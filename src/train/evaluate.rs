@@ -31,6 +31,7 @@ use crate::lora::factors::AdapterTensors;
 use crate::lora::targets::LoraModule;
 use crate::model::source::Source;
 use crate::network::base::BaseStorage;
+use crate::network::moments::Shard;
 use crate::ops::distillation::Distillation;
 use crate::setting::{ADAPTER, BATCH_SIZE, DATA, MODEL, OBJECTIVE, QUANT, TEACHER};
 use crate::{Error, Result, files};
@@ -260,6 +261,7 @@ impl PreparedEval {
             neftune_alpha: 0.0,
             training: None,
             distillation: self.distillation(),
+            shard: Shard::default(),
         };
         let stored = |name: &str| self.source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, &self.source.config, stored, &self.modules, &settings);

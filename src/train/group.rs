@@ -1,11 +1,13 @@
 //! Several devices that train one model (data parallelism).
 //!
 //! Each device has the whole base and computes the gradients of its share of an optimizer step's micro-batches. The first rank adds the
-//! gradients up, in the order of ranks, makes the optimizer's step and gives the new values to all. So every rank works with the same
-//! values, whatever its device, and only the first one has a state that must not be lost.
+//! gradients up, in the order of ranks, makes the optimizer's step and gives the new values to all. In full training the ranks share out
+//! the parameters (ZeRO-1): each one has the moments of its own, adds up their gradients and makes their step. So every rank works with
+//! the same values, whatever its device.
 
 use std::ops::Range;
 
+use crate::network::moments::Shard;
 use crate::{Error, Result};
 
 /// The way between the ranks of a group: threads of one process, or processes that MPI connects.
@@ -46,6 +48,8 @@ pub enum Work {
     Step(usize),
     /// The losses of the examples that are held out.
     Evaluation,
+    /// The moments, which go to the first rank.
+    Moments,
     /// None; the run has ended.
     End,
 }
@@ -55,7 +59,8 @@ impl Work {
         match self {
             Self::Step(done) => [0, done as u64],
             Self::Evaluation => [1, 0],
-            Self::End => [2, 0],
+            Self::Moments => [2, 0],
+            Self::End => [3, 0],
         }
     }
 
@@ -63,6 +68,7 @@ impl Work {
         match kind {
             0 => Self::Step(done as usize),
             1 => Self::Evaluation,
+            2 => Self::Moments,
             _ => Self::End,
         }
     }
@@ -162,7 +168,12 @@ impl Group {
         self.transport.rank()
     }
 
-    /// True for the rank that keeps the optimizer's state and writes the files.
+    /// The part of a base's moments that this rank keeps.
+    pub fn shard(&self) -> Shard {
+        Shard { rank: self.rank(), size: self.size() }
+    }
+
+    /// True for the rank that writes the files.
     pub fn is_first(&self) -> bool {
         self.transport.rank() == 0
     }
@@ -240,6 +251,14 @@ impl Group {
         Ok(gathered.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
     }
 
+    /// [`Transport::gather`].
+    ///
+    /// # Errors
+    /// A rank that has ended.
+    pub fn gather_bytes(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.transport.gather(bytes).map_err(Error::Group)
+    }
+
     /// [`Transport::broadcast`].
     ///
     /// # Errors
@@ -289,7 +308,7 @@ mod tests {
 
     #[test]
     fn work_survives_its_way() {
-        for work in [Work::Step(0), Work::Step(7), Work::Evaluation, Work::End] {
+        for work in [Work::Step(0), Work::Step(7), Work::Evaluation, Work::Moments, Work::End] {
             assert_eq!(Work::from_words(work.words()), work);
         }
     }

@@ -176,7 +176,7 @@ impl<L: FnMut(Event<'_>)> Observer<'_, L> {
         step: usize,
     ) -> Result<EvalMetrics> {
         let listen = &mut self.listen;
-        engine.begin_together(Work::Evaluation).await?;
+        engine.begin_together(Work::Evaluation)?;
         let (report, count) = evaluation(engine, batches, |phase| listen(Event::Phase(phase))).await?;
         if !report.loss.is_finite() {
             return Err(Error::Training(format!(

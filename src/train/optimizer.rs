@@ -1,5 +1,7 @@
 //! The optimizer's buffers and its list: gradient norm, clipping and AdamW over everything that is trained.
 
+use std::ops::Range;
+
 use crate::gpu::{Buffers, Category, Gpu, MemoryPlan, Recorder, View};
 use crate::network::moments::{MomentStorage, Moments};
 use crate::ops::adamw::{self, Hyper};
@@ -30,6 +32,24 @@ pub struct ParameterRange {
     pub decays: bool,
     /// True for parameters with LoRA+'s learning rate.
     pub raised: bool,
+    /// The rank of a group that keeps the moments and makes the steps.
+    pub owner: usize,
+}
+
+/// A part of the optimizer's list. Between them, ranks that share out the moments exchange what they have computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptimizerPart {
+    /// The sums of squares of the gradients whose moments are here.
+    NormSums,
+    /// Norm and clipping, from all sums.
+    Clip,
+    /// AdamW over the ranges whose moments are here.
+    Step,
+}
+
+impl OptimizerPart {
+    /// Every part, in the order of a step.
+    pub const ALL: [Self; 3] = [Self::NormSums, Self::Clip, Self::Step];
 }
 
 /// The buffers of a step beside gradients and moments.
@@ -40,7 +60,8 @@ pub struct OptimizerBuffers {
     hyper: View,
     /// [`adamw8bit::tables`], where any moments are in 8 bits.
     pub code_tables: Option<View>,
-    partials: View,
+    /// Sums of squares of parts of the gradients, range by range.
+    pub partials: View,
     /// [`adamw::State`], then the sum of losses at [`TOTAL_LOSS_AT`].
     pub metrics: View,
     /// Copies of `metrics` on their way to the host, used by the steps in turn.
@@ -85,7 +106,8 @@ impl OptimizerBuffers {
         self.hyper.slice(at, HYPER_BYTES)
     }
 
-    fn state(&self) -> View {
+    /// The [`adamw::State`] of the step.
+    pub fn state(&self) -> View {
         self.metrics.slice(0, 16)
     }
 
@@ -94,16 +116,37 @@ impl OptimizerBuffers {
         self.metrics.slice(TOTAL_LOSS_AT, 16)
     }
 
-    /// Records clipping by the norm of all gradients, and AdamW over every range. Records nothing where nothing is trained.
-    pub fn record(&self, rec: &mut Recorder, ranges: &[ParameterRange]) {
+    /// Records a part of a step: clipping by the norm of all gradients, then AdamW over every range. Records nothing where nothing is
+    /// trained.
+    pub fn record(&self, rec: &mut Recorder, ranges: &[ParameterRange], part: OptimizerPart) {
         if ranges.is_empty() {
             return;
         }
         let grads: Vec<View> = ranges.iter().map(|range| range.grads).collect();
-        adamw::grad_norm(rec, &grads, self.hyper_of(true, false), self.partials, self.state());
-        let tables = self.code_tables.unwrap_or(rec.unused);
-        for ParameterRange { params, grads, moments, decays, raised } in ranges {
-            moments.step(rec, *params, *grads, tables, self.state(), self.hyper_of(*decays, *raised));
+        let here = ranges.iter().enumerate().filter(|(_, range)| range.moments.are_here());
+        match part {
+            OptimizerPart::NormSums => here.for_each(|(at, _)| adamw::norm_sums(rec, &grads, at, self.partials)),
+            OptimizerPart::Clip => {
+                adamw::clip(rec, &grads, self.hyper_of(true, false), self.partials, self.state());
+            }
+            OptimizerPart::Step => {
+                let tables = self.code_tables.unwrap_or(rec.unused);
+                for (_, range) in here {
+                    let hyper = self.hyper_of(range.decays, range.raised);
+                    range.moments.step(rec, range.params, range.grads, tables, self.state(), hyper);
+                }
+            }
         }
+    }
+
+    /// The bytes of the sums of squares whose range has this owner.
+    pub fn sums_of(ranges: &[ParameterRange], owner: usize) -> Vec<Range<usize>> {
+        let mut first = 0;
+        let place = |range: &ParameterRange| {
+            let bytes = adamw::partials_bytes(&[range.grads]) as usize;
+            first += bytes;
+            (range.owner == owner).then_some(first - bytes..first)
+        };
+        ranges.iter().filter_map(place).collect()
     }
 }

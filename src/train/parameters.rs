@@ -30,6 +30,7 @@ impl TrainedParameters {
                 moments,
                 decays: segment.decays,
                 raised: segment.raised,
+                owner: 0,
             })
         });
         let of_base = self.base.iter().flat_map(Trained::ranges);
@@ -39,8 +40,14 @@ impl TrainedParameters {
             moments: r.moments,
             decays: r.decays,
             raised: false,
+            owner: r.owner,
         });
         of_adapter.chain(of_base).collect()
+    }
+
+    /// True where ranks share out the moments.
+    pub fn is_sharded(&self) -> bool {
+        self.base.iter().flat_map(Trained::ranges).any(|range| range.owner > 0)
     }
 
     /// The values as they are on the device now.

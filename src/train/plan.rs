@@ -1,7 +1,7 @@
 //! The plan of a training run on the device, made from sizes alone: the same plan is the estimate and the allocation.
 
 use super::head::{HeadBuffers, HeadPass, LABEL_CLASS};
-use super::optimizer::OptimizerBuffers;
+use super::optimizer::{OptimizerBuffers, OptimizerPart};
 use super::parameters::TrainedParameters;
 use crate::gpu::{
     Capabilities, Category, GpuError, Ledger, Matrix, PARAMS_STRIDE, ProblemSize, Recorder, params_bytes, round_up,
@@ -14,7 +14,7 @@ use crate::network::base::BaseStorage;
 use crate::network::decoder::{Dropout, Pass};
 use crate::network::dora;
 use crate::network::head::Head;
-use crate::network::moments::MomentStorage;
+use crate::network::moments::{MomentStorage, Shard};
 use crate::network::plan::{NetworkPlan, NetworkPlanner, max_binding};
 use crate::network::trained::Trained;
 use crate::ops::distillation::Distillation;
@@ -44,6 +44,8 @@ pub struct PlanSettings {
     pub training: Option<MomentStorage>,
     /// The loss of a student, where there is a teacher.
     pub distillation: Option<Distillation>,
+    /// The part of a base's moments that the device keeps, where the base is trained.
+    pub shard: Shard,
 }
 
 /// The rule that decides how many layers keep their activations for the backward pass.
@@ -174,7 +176,7 @@ impl TrainPlan {
         let base = settings
             .training
             .filter(|_| settings.base == BaseStorage::Trained)
-            .map(|moments| Trained::plan(&mut planner.memory, &planner.network, max_rows, moments));
+            .map(|moments| Trained::plan(&mut planner.memory, &planner.network, max_rows, moments, settings.shard));
         let inputs = Inputs::plan(&mut planner.memory, config, max_rows);
         let NetworkPlanner { memory, arena, network, .. } = &mut planner;
         let activations = if settings.training.is_some() {
@@ -322,8 +324,21 @@ impl TrainPlan {
 
     /// Clipping and AdamW over everything that is trained.
     pub fn record_optimizer(&self) -> Recorder {
+        self.record_optimizer_parts(&OptimizerPart::ALL)
+    }
+
+    /// The lists of an optimizer's step: one, or of moments that ranks share out one for each part.
+    pub fn record_optimizer_lists(&self) -> Vec<Recorder> {
+        match self.parameters.is_sharded() {
+            false => vec![self.record_optimizer()],
+            true => OptimizerPart::ALL.iter().map(|part| self.record_optimizer_parts(&[*part])).collect(),
+        }
+    }
+
+    fn record_optimizer_parts(&self, parts: &[OptimizerPart]) -> Recorder {
         let mut rec = self.shared.recorder();
-        self.optimizer.record(&mut rec, &self.parameters.ranges());
+        let ranges = self.parameters.ranges();
+        parts.iter().for_each(|part| self.optimizer.record(&mut rec, &ranges, *part));
         rec
     }
 
@@ -360,6 +375,7 @@ mod tests {
             neftune_alpha: 0.0,
             training,
             distillation: None,
+            shard: Shard::default(),
         };
         TrainPlan::new(capabilities, &config, |_| Float::F32, &modules, &settings)
     }
@@ -393,6 +409,7 @@ mod tests {
                 neftune_alpha: 0.0,
                 training: Some(MomentStorage::F32),
                 distillation: None,
+                shard: Shard::default(),
             };
             let plan = TrainPlan::new(Capabilities::BASELINE, &config, |_| Float::F32, &modules, &settings);
             let reads = |part| {

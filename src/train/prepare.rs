@@ -32,6 +32,7 @@ use crate::model::model_directory::refuse_links;
 use crate::model::modules::last_part;
 use crate::model::source::Source;
 use crate::model::tensors::parameters;
+use crate::network::moments::Shard;
 use crate::setting::{
     EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD, OUT, TARGET_MODULES,
 };
@@ -410,6 +411,14 @@ impl PreparedRun {
     /// # Errors
     /// A plan over the budget or over a limit of the device; the error names the longest sequence that fits.
     pub fn plan(&self, capabilities: Capabilities) -> Result<TrainPlan> {
+        self.plan_shard(capabilities, Shard::default())
+    }
+
+    /// The memory plan of one of the devices that train together.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_shard(&self, capabilities: Capabilities, shard: Shard) -> Result<TrainPlan> {
         let length = |slot: &Vec<usize>| slot.iter().map(|i| self.examples[*i].tokens()).sum::<usize>();
         let rows = self.slots.iter().map(length).chain(self.eval_examples.iter().map(Example::tokens));
         let max_rows = longest_rows(rows, self.settings.batch_size).0;
@@ -425,6 +434,7 @@ impl PreparedRun {
             max_positions,
             distillation: self.teacher.as_ref().and_then(|teacher| self.settings.distillation(teacher.top_k)),
             capabilities,
+            shard,
         }
         .plan_within_budget()
     }

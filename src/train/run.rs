@@ -21,6 +21,7 @@ use crate::data::batches::MicroBatch;
 use crate::gpu::{Gpu, GpuOptions, Profile};
 use crate::lora::adapter_file;
 use crate::model::tensors::{EMBEDDING, parameters};
+use crate::network::moments::Shard;
 use crate::setting::RESUME;
 use crate::{Error, Result, files};
 
@@ -155,7 +156,8 @@ async fn attempt(
     let out = prepared.settings.out.clone();
     let provenance = prepared.provenance()?;
     let resumed = start.resume.as_ref().map(|resume| Resumed::find(prepared, resume, &provenance)).transpose()?;
-    let (mut engine, record) = open_engine(prepared, gpu, listen).await?;
+    let shard = group.as_ref().map_or(Shard::default(), Group::shard);
+    let (mut engine, record) = open_engine(prepared, gpu, shard, listen).await?;
     // Only now, so that a model that cannot be loaded neither replaces an earlier run nor leaves a trace of this one.
     let mut output = Output::open(&out, start.overwrite, resumed.as_ref().map(|found| &found.from))?;
     progress.opened = true;
@@ -171,6 +173,7 @@ async fn attempt(
     engine.profile = start.profile.then(Profile::default);
     engine.group = group;
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
+    engine.start_together(resumed.as_ref().map(|found| &*found.checkpoint.moments)).await?;
     (progress.first_step, progress.step) = (state.step, state.step);
     let curves = output.curves()?;
     let observer = Observer {
@@ -250,9 +253,10 @@ impl Resumed {
 pub(super) async fn open_engine(
     prepared: &PreparedRun,
     gpu: Gpu,
+    shard: Shard,
     listen: &mut impl FnMut(Event<'_>),
 ) -> Result<(Engine, RunRecord)> {
-    let plan = prepared.plan(gpu.capabilities)?;
+    let plan = prepared.plan_shard(gpu.capabilities, shard)?;
     let trained_parameters = prepared.trained_parameters();
     let ledger = plan.ledger();
     listen(Event::Planned {
@@ -415,7 +419,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         let checkpoint = Checkpoint {
             state: self.state.clone(),
             values: self.engine.read_values().await?,
-            moments: self.engine.read_moments().await?,
+            moments: self.engine.collect_moments().await?,
         };
         let settings = &self.prepared.settings;
         self.observer.output.sync()?;

@@ -1,4 +1,5 @@
-//! A rank of a group other than the first: it computes its share of each step and of each evaluation, and keeps nothing.
+//! A rank of a group other than the first: it computes its share of each step and of each evaluation. In full training it keeps its
+//! part of the moments.
 
 use super::engine::Engine;
 use super::group::{Group, Work};
@@ -25,7 +26,7 @@ pub async fn work(mut prepared: PreparedRun, gpu: Gpu, mut group: Group) -> Resu
 /// Joins the group and opens the engine.
 async fn open(prepared: &mut PreparedRun, gpu: Gpu, group: &mut Group) -> Result<Engine> {
     check_same(group, prepared)?;
-    let (mut engine, _) = run::open_engine(prepared, gpu, &mut |_| ()).await?;
+    let (mut engine, _) = run::open_engine(prepared, gpu, group.shard(), &mut |_| ()).await?;
     run::take_up(prepared, &mut engine, |_, _| ()).await?;
     Ok(engine)
 }
@@ -34,15 +35,16 @@ async fn open(prepared: &mut PreparedRun, gpu: Gpu, group: &mut Group) -> Result
 async fn follow(prepared: &mut PreparedRun, engine: &mut Engine) -> Result<()> {
     let eval_batches = prepared.eval_batches()?;
     let seed = prepared.settings.seed;
+    engine.start_together(None).await?;
     loop {
         let Some(group) = &mut engine.group else { return Ok(()) };
         // A worker has nothing to announce; it hears the first rank's.
         match group.agree_on(Work::End)? {
             Work::Step(done) => engine.work_on_step(done, &prepared.micro_batches(done)?, seed).await?,
             Work::Evaluation => {
-                engine.receive_values().await?;
                 evaluate::evaluation(engine, &eval_batches, |_| ()).await?;
             }
+            Work::Moments => engine.give_moments().await?,
             Work::End => return Ok(()),
         }
     }

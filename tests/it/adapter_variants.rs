@@ -15,7 +15,7 @@ use loraine::memory::estimate;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::ops::adamw::AdamW;
 use loraine::quant::format::Float;
 use loraine::train::engine::Engine;
@@ -195,6 +195,7 @@ fn slope_along_gradient(model: &str, variant: &str, chosen: impl Fn(&LoraModule,
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
         distillation: None,
+        shard: Shard::default(),
     };
     let gpu = gpu();
     let plan = TrainPlan::new(gpu.capabilities, &source.config, |name| source.stored(name), &modules, &settings);
@@ -353,6 +354,7 @@ fn copies_in_several_pieces_train_as_one_piece() {
             neftune_alpha: 0.0,
             training: Some(moments),
             distillation: None,
+            shard: Shard::default(),
         };
         let gpu = gpu();
         let capabilities = Capabilities { max_binding_bytes, ..gpu.capabilities };

@@ -15,7 +15,7 @@ use loraine::lora::targets;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::quant::format::Code4;
 use loraine::random::{Stream, bits};
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -90,6 +90,7 @@ fn open_model(dir: &Path) -> Result<()> {
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
         distillation: None,
+        shard: Shard::default(),
     };
     assert!(TrainPlan::new(Capabilities::BASELINE, config, stored, &modules, &settings).ledger().total() > 0);
     Ok(())

@@ -6,7 +6,7 @@ use loraine::data::batches::MicroBatch;
 use loraine::gpu::Category;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::{HostMoment, MomentStorage};
+use loraine::network::moments::{HostMoment, MomentStorage, Shard};
 use loraine::ops::adamw::AdamW;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -65,6 +65,7 @@ fn what_is_planned_is_allocated_and_comes_back_from_the_host() {
                 neftune_alpha: 0.0,
                 training: Some(storage),
                 distillation: None,
+                shard: Shard::default(),
             };
             let stored = |name: &str| source.stored(name);
             let plan = TrainPlan::new(gpu.capabilities, config, stored, modules, &settings);

@@ -122,6 +122,43 @@ fn ranks_are_one_gpu_with_as_many_micro_batches() {
 }
 
 #[test]
+fn ranks_that_share_out_moments_repeat_to_the_bit() {
+    let shell = shell();
+    for optim in ["adamw", "adamw8bit"] {
+        let options = format!("--method full --optim {optim} --steps 6 --grad-accum 1 --overwrite");
+        let mut runs = train_together(&shell, 3, "first", &options);
+        runs.extend(train_together(&shell, 3, "second", &options));
+        let model = |run: &str| std::fs::read(shell.path(run).join("model.safetensors")).unwrap();
+        for run in &runs[1..] {
+            assert!(model(&runs[0]) == model(run), "{optim}: {run} differs");
+            assert_eq!(shell.timeless_metrics(&runs[0]), shell.timeless_metrics(run));
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_shared_out_moments_is_the_estimate() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", format!("{{\"input_ids\": {:?}}}\n", (1..=32).collect::<Vec<u32>>()).repeat(16));
+    let sizes = |optim: &str| format!("--method full --optim {optim}");
+    for optim in ["adamw", "adamw8bit"] {
+        let mut last = u64::MAX;
+        for count in [1, 2, 4] {
+            let index = gpus(&shell, 1);
+            let command = train_on("llama_tied").replacen("train", "estimate", 1);
+            let args = format!("{command} {} --json --max-seq-len 32 --world-size {count} {index}", sizes(optim));
+            let estimate: Value = serde_json::from_str(&shell.succeed(&args)).unwrap();
+            let options = format!("{} --steps 1 --overwrite --out run {}", sizes(optim), gpus(&shell, count));
+            shell.succeed(&format!("{} --data data.jsonl {options}", train_on("llama_tied")));
+            let bytes = shell.metrics("run")[0]["gpu_bytes"].as_u64().unwrap();
+            assert_eq!(estimate[0]["gpu_bytes"].as_u64(), Some(bytes), "{optim} on {count}");
+            assert!(bytes < last, "{optim}: {bytes} on {count}, {last} on fewer");
+            last = bytes;
+        }
+    }
+}
+
+#[test]
 fn a_group_repeats_to_the_bit() {
     let shell = shell();
     let options = "--method lora --dropout 0.1 --steps 6 --grad-accum 2";
@@ -298,7 +335,8 @@ mod processes {
             let error = problems.lines().find(|line| line.starts_with("error: rank 1"));
             let error = error.unwrap_or_else(|| panic!("no error of rank 1:\n{problems}"));
             assert!(!output.status.success() && error.contains(says), "{says}:\n{problems}");
-            assert!(shown.is_empty(), "{shown}");
+            // With --json, the error is an event too.
+            assert!(!shown.contains("perplexity"), "{shown}");
         }
     }
 

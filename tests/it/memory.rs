@@ -14,7 +14,7 @@ use loraine::model::source::Source;
 use loraine::model::tensors::{EMBEDDING, TensorSpec, tensors};
 use loraine::network::activations::ActivationFormat;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::quant::format::Float;
 use loraine::train::budget::PlanRequest;
 use loraine::train::engine::Engine;
@@ -172,6 +172,7 @@ fn gradients(model: &str, activation_format: ActivationFormat, keep: usize) -> (
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
         distillation: None,
+        shard: Shard::default(),
     };
     let gpu = common::gpu();
     let stored = |name: &str| source.stored(name);
@@ -274,6 +275,7 @@ fn a_step_of_a_7b_model_keeps_to_its_plan() {
         max_positions: 512,
         distillation: None,
         capabilities: gpu.capabilities,
+        shard: Shard::default(),
     };
     let plan = request.plan_within_budget().unwrap();
     let planned = plan.ledger();

@@ -7,7 +7,7 @@ use crate::common::cli::{copy_files, edit};
 use crate::common::{adapter, fixture, gpu, whole_sequence};
 use loraine::model::source::{CacheSettings, Source};
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::network::quantized_cache;
 use loraine::quant::format::{Code4, Storage};
 use loraine::train::engine::Engine;
@@ -54,6 +54,7 @@ impl Model {
             neftune_alpha: 0.0,
             training,
             distillation: None,
+            shard: Shard::default(),
         };
         let stored = |name: &str| source.stored(name);
         let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);

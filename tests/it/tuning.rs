@@ -12,7 +12,7 @@ use loraine::infer::generator::Generator;
 use loraine::infer::plan;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::ops::adamw::AdamW;
 use loraine::ops::linear::Variant;
 use loraine::quant::format::Code4;
@@ -49,6 +49,7 @@ fn engine(gpu: Gpu) -> Engine {
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
         distillation: None,
+        shard: Shard::default(),
     };
     let stored = |name: &str| source.stored(name);
     let plan = TrainPlan::new(gpu.capabilities, config, stored, &modules, &settings);

@@ -143,14 +143,22 @@ pub fn partials_bytes(grads: &[View]) -> u64 {
 /// `hyper` holds a [`Hyper`], `partials` at least [`partials_bytes`]; `state`, `hyper` and `partials` lie in different
 /// buffers.
 pub fn grad_norm(rec: &mut Recorder, grads: &[View], hyper: View, partials: View, state: View) {
+    (0..grads.len()).for_each(|at| norm_sums(rec, grads, at, partials));
+    clip(rec, grads, hyper, partials, state);
+}
+
+/// The part of [`grad_norm`] that adds up the range `at` of `grads`, into its place of `partials`.
+pub fn norm_sums(rec: &mut Recorder, grads: &[View], at: usize, partials: View) {
     assert!(partials.bytes >= partials_bytes(grads), "{partials:?} for the sums of {grads:?}");
-    let mut first_partial = 0;
-    for range in grads {
-        let params = NormParams { quads: quads(*range), groups: norm_groups(*range), first_partial };
-        let groups = rec.fold(u64::from(params.groups));
-        rec.dispatch("grad_norm", norm_kernel(), &[*range, partials], &params, groups, range.bytes / 4);
-        first_partial += params.groups;
-    }
+    let (range, first_partial) = (grads[at], (partials_bytes(&grads[..at]) / 8) as u32);
+    let params = NormParams { quads: quads(range), groups: norm_groups(range), first_partial };
+    let groups = rec.fold(u64::from(params.groups));
+    rec.dispatch("grad_norm", norm_kernel(), &[range, partials], &params, groups, range.bytes / 4);
+}
+
+/// The part of [`grad_norm`] that follows from the sums of all ranges.
+pub fn clip(rec: &mut Recorder, grads: &[View], hyper: View, partials: View, state: View) {
+    let first_partial = (partials_bytes(grads) / 8) as u32;
     let views = [partials, hyper, state];
     let work = u64::from(first_partial);
     rec.dispatch("clip", clip_kernel(), &views, &Count { count: first_partial }, [1, 1, 1], work);

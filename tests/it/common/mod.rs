@@ -14,7 +14,7 @@ use loraine::lora::targets::LoraModule;
 use loraine::model::config::ModelConfig;
 use loraine::model::source::Source;
 use loraine::network::base::BaseStorage;
-use loraine::network::moments::MomentStorage;
+use loraine::network::moments::{MomentStorage, Shard};
 use loraine::ops::distillation::Distillation;
 use loraine::train::engine::Engine;
 use loraine::train::plan::{PlanSettings, RecomputePolicy, TrainPlan};
@@ -181,6 +181,7 @@ fn open_planned(
         neftune_alpha: 0.0,
         training: Some(MomentStorage::F32),
         distillation,
+        shard: Shard::default(),
     };
     let stored = |name: &str| source.stored(name);
     let plan = TrainPlan::new(gpu.capabilities, &source.config, stored, modules, &settings);
