@@ -824,8 +824,10 @@ fn check_use<T: Copy + PartialEq>(
     for (name, given, users) in parameters {
         if *given && !users.contains(&own) {
             let key = Key(name);
-            let fitting: Vec<String> = users.iter().map(|user| shown(*user)).collect();
-            let problem = format!("{key} has no use with {}; it is for {}", shown(own), fitting.join(", "));
+            let mut fitting: Vec<String> = users.iter().map(|user| shown(*user)).collect();
+            let last = fitting.pop().unwrap_or_default();
+            let before = if fitting.is_empty() { String::new() } else { format!("{} and ", fitting.join(", ")) };
+            let problem = format!("{key} has no use with {}; it is for {before}{last}", shown(own));
             return Err(Error::setting(key, problem));
         }
     }
