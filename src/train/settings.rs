@@ -917,7 +917,7 @@ mod tests {
             (|s| s.beta = Some(0.2), "⟨beta⟩ has no use with ⟨objective=sft⟩"),
             (
                 |s| (s.objective, s.label_smoothing) = (ObjectiveChoice::Kto, Some(0.1)),
-                "it is for ⟨objective=dpo⟩, ⟨objective=rpo⟩, ⟨objective=simpo⟩",
+                "it is for ⟨objective=dpo⟩, ⟨objective=rpo⟩ and ⟨objective=simpo⟩",
             ),
             (|s| (s.objective, s.beta) = (ObjectiveChoice::Dpo, Some(0.0)), "⟨beta⟩ is 0"),
             (|s| (s.objective, s.batch_size) = (ObjectiveChoice::Kto, 1), "⟨batch-size⟩ is 1"),
