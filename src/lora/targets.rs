@@ -221,7 +221,7 @@ pub fn resolve(lora: &LoraConfig, model: &ModelConfig) -> Result<Vec<LoraModule>
         let mut exist: Vec<_> = exist.map(|projection| modules::last_part(model.path(projection))).collect();
         exist.dedup();
         let of_kinds = if model.has_recurrent_layers() { ", by its kind," } else { "" };
-        let first = model.projections().find(|projection| model.has_projection(0, *projection));
+        let first = Projection::OF_MIXER.into_iter().find(|projection| model.has_projection(0, *projection));
         let first = first.unwrap_or(Projection::Q);
         let exist = exist.join(", ");
         let problem = format!(
