@@ -10,14 +10,6 @@ struct Params { rows: u32, cols: u32, ld: u32, logit_scale: f32, cap: f32 }
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// The value of columns beyond the last one: below any logit, with an exponential of 0.
-const LOWEST: f32 = -1e30;
-
-fn load(base: u32, quad: u32) -> vec4<f32> {
-    let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
-    return select(vec4<f32>(LOWEST), shown_logits(logits[base + quad]), columns < vec4<u32>(params.cols));
-}
-
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
@@ -45,15 +37,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if GRADIENT {
         let scale = select(0.0, label_weights[row], counted);
         for (var quad = lane; quad < quads; quad += WG_SIZE) {
-            let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
             let softmax = exp(load(base, quad) - row_highest) / row_sum;
-            let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(label));
-            var gradient = (softmax - one_hot) * scale;
-            if SCALED || CAPPED {
-                // Columns beyond the last one have no slope.
-                gradient = select(vec4<f32>(0.0), gradient * logits_slope(logits[base + quad]), columns < vec4<u32>(params.cols));
-            }
-            logits[base + quad] = gradient;
+            let gradient = (softmax - one_hot(quad, label)) * scale;
+            logits[base + quad] = through_range(base, quad, gradient);
         }
     }
 }

@@ -15,16 +15,8 @@ struct Params { rows: u32, cols: u32, ld: u32, top_k: u32, logit_scale: f32, cap
 
 @group(1) @binding(0) var<uniform> params: Params;
 
-// The value of columns beyond the last one: below any logit, with an exponential of 0.
-const LOWEST: f32 = -1e30;
-
 // The slopes of the teacher's tokens, since the gradient takes the place of the logits that they follow from.
 var<workgroup> slopes: array<f32, MAX_TOP_K>;
-
-fn load(base: u32, quad: u32) -> vec4<f32> {
-    let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
-    return select(vec4<f32>(LOWEST), shown_logits(logits[base + quad]), columns < vec4<u32>(params.cols));
-}
 
 @compute @workgroup_size(WG_SIZE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -73,15 +65,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let soft_scale = (1.0 - params.hard_share) * params.temperature * scale;
         let hard_scale = params.hard_share * scale;
         for (var quad = lane; quad < quads; quad += WG_SIZE) {
-            let columns = 4u * quad + vec4<u32>(0u, 1u, 2u, 3u);
             let below = load(base, quad) - row_highest;
-            let one_hot = select(vec4<f32>(0.0), vec4<f32>(1.0), columns == vec4<u32>(label));
-            var gradient = exp(below * cooled) / row_soft_sum * soft_scale + (exp(below) / row_sum - one_hot) * hard_scale;
-            if SCALED || CAPPED {
-                // Columns beyond the last one have no slope.
-                gradient = select(vec4<f32>(0.0), gradient * logits_slope(logits[base + quad]), columns < vec4<u32>(params.cols));
-            }
-            logits[base + quad] = gradient;
+            let by_label = (exp(below) / row_sum - one_hot(quad, label)) * hard_scale;
+            let gradient = exp(below * cooled) / row_soft_sum * soft_scale + by_label;
+            logits[base + quad] = through_range(base, quad, gradient);
         }
         storageBarrier();
         // The invocation of the first of the tokens that share a vector takes all of them: a write to a component may be one of the

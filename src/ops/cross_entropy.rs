@@ -69,13 +69,37 @@ impl LogitRange {
     ];
 }
 
-/// A software adapter gets workgroups of one vector: it would switch between several vectors at each barrier.
-fn kernel(cpu: bool, gradient: bool, range: LogitRange) -> Kernel {
-    range
-        .join(Kernel::new::<Params>("cross_entropy", shader!("cross_entropy.wgsl")))
-        .part(REDUCE)
-        .constant("WG_SIZE", if cpu { 8 } else { 256 })
-        .constant("GRADIENT", gradient)
+/// The variants of the kernel of a loss.
+#[derive(Clone, Copy)]
+pub(super) struct LossVariant {
+    /// True on a software adapter, which gets workgroups of one vector: it would switch between several vectors at each barrier.
+    pub cpu: bool,
+    /// True where the gradient replaces the logits.
+    pub gradient: bool,
+    pub range: LogitRange,
+}
+
+impl LossVariant {
+    /// Joins the parts and constants of a loss with its kernel.
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
+        self.range
+            .join(kernel)
+            .part(shader!("lib/logit_rows.wgsl"))
+            .part(REDUCE)
+            .constant("WG_SIZE", if self.cpu { 8 } else { 256 })
+            .constant("GRADIENT", self.gradient)
+    }
+
+    /// One variant of each kind.
+    pub(super) fn kinds() -> impl Iterator<Item = Self> {
+        let flags = [(false, false), (false, true), (true, false), (true, true)];
+        let of_range = move |range| flags.map(|(cpu, gradient)| Self { cpu, gradient, range });
+        LogitRange::KINDS.into_iter().flat_map(of_range)
+    }
+}
+
+fn kernel(variant: LossVariant) -> Kernel {
+    variant.join(Kernel::new::<Params>("cross_entropy", shader!("cross_entropy.wgsl")))
 }
 
 fn range_kernel(range: LogitRange) -> Kernel {
@@ -87,9 +111,7 @@ fn sum_kernel() -> Kernel {
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let variants = [(false, false), (false, true), (true, false), (true, true)];
-    let of_range = |range| variants.map(|(cpu, gradient)| kernel(cpu, gradient, range));
-    let losses = LogitRange::KINDS.into_iter().flat_map(of_range);
+    let losses = LossVariant::kinds().map(kernel);
     losses.chain(LogitRange::KINDS[1..].iter().map(|range| range_kernel(*range))).chain([sum_kernel()]).collect()
 }
 
@@ -119,7 +141,7 @@ pub fn forward_backward(
     assert!(enough, "{labels:?}, {label_weights:?}, {losses:?} for {} rows", logits.rows);
     let groups = rec.fold(u64::from(logits.rows));
     let views = [labels, label_weights, losses, logits.view];
-    let kernel = kernel(rec.capabilities.cpu, with_gradient, range);
+    let kernel = kernel(LossVariant { cpu: rec.capabilities.cpu, gradient: with_gradient, range });
     let work = 8 * elementwise::elements(logits);
     rec.dispatch("cross_entropy", kernel, &views, &range.params(logits), groups, work);
 }

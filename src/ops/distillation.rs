@@ -5,9 +5,8 @@
 //!
 //! `p` is given for few tokens and adds up to 1. The factor T^2 keeps the gradient's size where the temperature changes.
 
-use super::cross_entropy::LogitRange;
+use super::cross_entropy::{LogitRange, LossVariant};
 use super::elementwise;
-use super::lib_parts::REDUCE;
 pub use super::rows::NO_ROW;
 use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
@@ -38,7 +37,7 @@ pub struct Distillation {
     pub hard_label_share: f32,
 }
 
-/// What each row is compared with.
+/// The label of each row, and the probabilities of its teacher.
 #[derive(Clone, Copy, Debug)]
 pub struct Targets {
     /// One u32 per row, where [`NO_ROW`] (or any value outside the vocabulary) gives loss and gradient 0.
@@ -51,20 +50,13 @@ pub struct Targets {
     pub probabilities: View,
 }
 
-/// A software adapter gets workgroups of one vector: it would switch between several vectors at each barrier.
-fn kernel(cpu: bool, gradient: bool, range: LogitRange) -> Kernel {
-    range
-        .join(Kernel::new::<Params>("distillation", shader!("distillation.wgsl")))
-        .part(REDUCE)
-        .constant("WG_SIZE", if cpu { 8 } else { 256 })
-        .constant("MAX_TOP_K", MAX_TOP_K)
-        .constant("GRADIENT", gradient)
+fn kernel(variant: LossVariant) -> Kernel {
+    let kernel = Kernel::new::<Params>("distillation", shader!("distillation.wgsl"));
+    variant.join(kernel).constant("MAX_TOP_K", MAX_TOP_K)
 }
 
 pub(super) fn kernels() -> Vec<Kernel> {
-    let variants = [(false, false), (false, true), (true, false), (true, true)];
-    let of_range = |range| variants.map(|(cpu, gradient)| kernel(cpu, gradient, range));
-    LogitRange::KINDS.into_iter().flat_map(of_range).collect()
+    LossVariant::kinds().map(kernel).collect()
 }
 
 /// Computes the losses of the rows of `logits`, `[rows, vocabulary]` as the head computes them, without their weights, and beside them
@@ -90,7 +82,8 @@ pub fn forward_backward(
     let views = [labels, label_weights, ids, probabilities, losses, label_losses, logits.view];
     let groups = rec.fold(u64::from(rows));
     let work = 12 * elementwise::elements(logits);
-    rec.dispatch("distillation", kernel(rec.capabilities.cpu, with_gradient, range), &views, &params, groups, work);
+    let kernel = kernel(LossVariant { cpu: rec.capabilities.cpu, gradient: with_gradient, range });
+    rec.dispatch("distillation", kernel, &views, &params, groups, work);
 }
 
 /// The formulas in plain loops, in f64.
