@@ -11,9 +11,6 @@
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
 #if STAGED
-var<workgroup> keys: array<vec4<f32>, BLOCK * PARTS * QUADS>;
-var<workgroup> queries: array<vec4<f32>, BLOCK * PARTS * QUADS>;
-var<workgroup> sums: array<f32, 2 * COLS * PARTS>;
 var<workgroup> results: array<f32, BLOCK * COLS * PARTS>;
 #end
 
@@ -54,21 +51,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
 #end
 #if STAGED
-        for (var i = lane; i < BLOCK * PARTS * QUADS; i += COLS * PARTS) {
-            let row = first + i / (PARTS * QUADS);
-            let quad = i % (PARTS * QUADS);
-            let within = row < params.rows && quad < quads;
-            var key = vec4<f32>(0.0);
-            if within { key = qkv[key_at(row, key_head(head)) / 4u + quad]; }
-            keys[i] = key;
-#if REMAKE
-#else
-            var query = vec4<f32>(0.0);
-            if within { query = qkv[query_at(row, key_head(head)) / 4u + quad]; }
-            queries[i] = query;
-#end
-        }
-        workgroupBarrier();
+        stage(first, head, lane);
 #end
         for (var t = 0u; t < count; t++) {
             let row = first + t;
@@ -86,12 +69,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
             var held = products.x + products.y + products.z + products.w;
 #if STAGED
-            // Two halves in turn: a part that is ahead by a row leaves the sums of this one alone.
-            let half = t % 2u * COLS * PARTS;
-            sums[half + lane] = held;
-            workgroupBarrier();
-            held = 0.0;
-            for (var p = 0u; p < PARTS; p++) { held += sums[half + p * COLS + lane % COLS]; }
+            held = sum_of_parts(held, t, lane);
 #end
             let difference = values[value_at(row, head) + column] - f.x * f.w * held;
             let written = f.y * f.w * difference;

@@ -7,12 +7,6 @@
 @group(0) @binding(3) var<storage, read_write> states: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> dqkv: array<f32>;
 
-#if STAGED
-var<workgroup> keys: array<vec4<f32>, BLOCK * PARTS * QUADS>;
-var<workgroup> queries: array<vec4<f32>, BLOCK * PARTS * QUADS>;
-var<workgroup> sums: array<f32, 2 * COLS * PARTS>;
-#end
-
 @compute @workgroup_size(COLS * PARTS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
@@ -38,19 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
         }
 #if STAGED
-        for (var i = lane; i < BLOCK * PARTS * QUADS; i += COLS * PARTS) {
-            let row = first + i / (PARTS * QUADS);
-            let quad = i % (PARTS * QUADS);
-            var key = vec4<f32>(0.0);
-            var query = vec4<f32>(0.0);
-            if row < params.rows && quad < quads {
-                key = qkv[key_at(row, key_head(head)) / 4u + quad];
-                query = qkv[query_at(row, key_head(head)) / 4u + quad];
-            }
-            keys[i] = key;
-            queries[i] = query;
-        }
-        workgroupBarrier();
+        stage(first, head, lane);
 #end
         for (var row_end = end; row_end > first; row_end--) {
             let row = row_end - 1u;
@@ -72,12 +54,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
             var dwritten = products.x + products.y + products.z + products.w;
 #if STAGED
-            // Two halves in turn: a part that is ahead by a row leaves the sums of this one alone.
-            let half = t % 2u * COLS * PARTS;
-            sums[half + lane] = dwritten;
-            workgroupBarrier();
-            dwritten = 0.0;
-            for (var p = 0u; p < PARTS; p++) { dwritten += sums[half + p * COLS + lane % COLS]; }
+            dwritten = sum_of_parts(dwritten, t, lane);
 #end
             let dvalue = f.y * f.w * dwritten;
             let back = f.w * dvalue;

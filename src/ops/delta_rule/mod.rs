@@ -155,12 +155,18 @@ impl Form {
             .constant("BLOCK", if dim > MAX_HEAD_DIM / 2 { block / 2 } else { block })
     }
 
+    /// A kernel whose workgroups have columns of a state and go over all rows.
+    fn over_rows(self, name: &'static str, source: &'static str, shape: Shape, queries: bool) -> Kernel {
+        let kernel = self.kernel(name, source, "COLS", shape.key_dim, 8);
+        kernel.part(shader!("lib/delta_rule_stage.wgsl")).constant("QUERIES", queries)
+    }
+
     fn columns_kernel(self, shape: Shape, remake: bool) -> Kernel {
-        self.kernel("delta_rule", shader!("delta_rule.wgsl"), "COLS", shape.key_dim, 8).constant("REMAKE", remake)
+        self.over_rows("delta_rule", shader!("delta_rule.wgsl"), shape, !remake).constant("REMAKE", remake)
     }
 
     fn backward_kernel(self, shape: Shape) -> Kernel {
-        self.kernel("delta_rule_backward", shader!("delta_rule_backward.wgsl"), "COLS", shape.key_dim, 8)
+        self.over_rows("delta_rule_backward", shader!("delta_rule_backward.wgsl"), shape, true)
     }
 
     fn rows_kernel(self, shape: Shape) -> Kernel {
@@ -223,7 +229,7 @@ pub struct Operands {
     pub b: Matrix,
     /// The logarithm of the decays' factor, f32 `[value_heads]`.
     pub a_log: View,
-    /// What is added to the raw decays, f32 `[value_heads]`.
+    /// The addition to the raw decays, f32 `[value_heads]`.
     pub dt_bias: View,
     /// Scratch, `[rows, 4 * value_heads]`, of any content before and after each direction.
     pub factors: Matrix,
