@@ -486,8 +486,21 @@ impl Pass<'_> {
         acts: &LayerActivations,
         y: Matrix,
     ) {
-        let weight = self.weight(layer, projection);
         let low = self.low_rank(rec, layer, projection, x, acts);
+        self.project_with(rec, layer, projection, x, low, y);
+    }
+
+    /// [`Self::project`], after `low` is computed.
+    fn project_with(
+        &self,
+        rec: &mut Recorder,
+        layer: usize,
+        projection: Projection,
+        x: Matrix,
+        low: Option<LowRank>,
+        y: Matrix,
+    ) {
+        let weight = self.weight(layer, projection);
         linear::forward(rec, x, &weight, low, y, false);
         let Some((outputs, _)) = self.module(layer, projection).and_then(DeviceModule::dora) else { return };
         match (self.dropout.zip(self.activations.workspace.dropped), self.activations.workspace.scaled) {

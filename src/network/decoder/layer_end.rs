@@ -1,4 +1,4 @@
-//! What layers of Gemma 4 have beside: keys and values of an earlier layer, a norm over values, and at their end an embedding of their
+//! The additions of Gemma 4's layers: keys and values of an earlier layer, a norm over values, and at their end an embedding of their
 //! own and a factor.
 //!
 //! With `p` a layer's embeddings of the tokens: `s = x + norm(down)`, `h = f(s Wg^T) * p`, `y = scalar (s + norm(h Wo^T))`. From the
@@ -9,10 +9,12 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use super::{LayerBackward, Pass};
 use crate::gpu::{Matrix, Recorder, View};
+use crate::lora::factors::Factor;
 use crate::model::config::ModelConfig;
 use crate::model::modules::{Norm, Projection};
 use crate::network::activations::{AttentionActivations, BackwardWorkspace, LayerActivations};
 use crate::network::narrow::shared_keys;
+use crate::ops::linear::LowRank;
 use crate::ops::rms_norm::{NormConstants, NormGradient, Residual};
 use crate::ops::{add, dora, glu, rms_norm};
 
@@ -31,8 +33,9 @@ impl Pass<'_> {
     /// Computes the embeddings of every layer from the first residual stream and those of the tokens.
     pub(super) fn project_embeddings(&self, rec: &mut Recorder) {
         let Some((projected, gain)) = self.projected_embedding() else { return };
+        let low = self.low_of_embeddings(rec);
         for (layer, of_tokens) in self.inputs.layer_embeddings.iter().enumerate() {
-            self.project(rec, layer, Projection::LayerEmbedding, self.hidden(0), &self.layer(layer), projected);
+            self.project_embedding(rec, layer, low, projected);
             let residual = Residual {
                 x: of_tokens.first_rows(self.rows),
                 delta: projected,
@@ -48,10 +51,11 @@ impl Pass<'_> {
     /// of the embeddings in their place.
     pub(super) fn project_embeddings_backward(&self, rec: &mut Recorder, ws: &BackwardWorkspace) {
         let Some(((x, gain), dx)) = self.projected_embedding().zip(ws.d_layer_embedding) else { return };
+        let low = self.low_of_embeddings(rec);
         for index in 0..self.network.layers.len() {
             let acts = &self.layer(index);
             // It is not kept.
-            self.project(rec, index, Projection::LayerEmbedding, self.hidden(0), acts, x);
+            self.project_embedding(rec, index, low, x);
             let (dy, dy_scale) = (self.embedding_of(index), FRAC_1_SQRT_2);
             let gradient = NormGradient { x, gain, dy, dy_scale, dx, accumulate: false };
             rms_norm::backward(rec, gradient, self.norm_of_embeddings());
@@ -59,6 +63,18 @@ impl Pass<'_> {
             let gradient = self.projection_gradient(rec, pass, Projection::LayerEmbedding, dx, 0);
             self.parameter_gradients(rec, pass, self.hidden(0), gradient);
         }
+    }
+
+    /// `dropout(x) A^T` of the adapter of the projection to layers' embeddings, whose A is one for all layers.
+    fn low_of_embeddings(&self, rec: &mut Recorder) -> Option<LowRank> {
+        self.low_rank(rec, 0, Projection::LayerEmbedding, self.hidden(0), &self.layer(0))
+    }
+
+    /// The projection to a layer's embeddings, with the part of B that is the layer's own.
+    fn project_embedding(&self, rec: &mut Recorder, layer: usize, low: Option<LowRank>, out: Matrix) {
+        let own = low.zip(self.module(layer, Projection::LayerEmbedding));
+        let low = own.map(|(low, module)| LowRank { factor: module[Factor::B].values, ..low });
+        self.project_with(rec, layer, Projection::LayerEmbedding, self.hidden(0), low, out);
     }
 
     /// The place of a layer's projected embeddings, and the gains of the norm over them.
