@@ -1,6 +1,6 @@
 //! Models with experts, through the CLI: every way to train them, and the files that come out.
 
-use crate::common::cli::{Shell, copy_files, random_lines};
+use crate::common::cli::Shell;
 use crate::common::{Reference, fixture};
 use loraine::model::config::ModelConfig;
 use loraine::model::tensors::tensors;
@@ -8,32 +8,15 @@ use loraine::model::tensors::tensors;
 const ALONE: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2";
 const RUN: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2 --batch-size 4";
 
-fn shell() -> Shell {
-    let shell = Shell::new();
-    copy_files(&fixture("qwen3_moe"), &shell.path("model"));
-    shell.write("data.jsonl", random_lines(24, 96, 7));
-    shell
-}
-
 /// Few rows take other tiles than many, and an expert's rows come from several sequences.
 #[test]
 fn packing_and_recomputation_change_no_result() {
-    let shell = shell();
-    for (out, options) in [("kept", "--recompute none"), ("again", "--recompute all")] {
-        shell.succeed(&format!("train --model model --method lora --out {out} {RUN} {options}"));
-    }
-    assert_eq!(shell.losses("kept"), shell.losses("again"));
-    shell.assert_same_adapter("recomputation", ["kept", "again"]);
-    let separate = "--batch-size 1 --grad-accum 4";
-    shell.succeed(&format!("train --model model --method lora --out separate {ALONE} --recompute none {separate}"));
-    for (packed, separate) in shell.losses("kept").iter().zip(shell.losses("separate")) {
-        assert!((packed / separate - 1.0).abs() < 1e-4, "{packed} {separate}");
-    }
+    Shell::with_model("qwen3_moe").assert_packing_and_recomputation_change_nothing(ALONE);
 }
 
 #[test]
 fn exports_hold_every_expert() {
-    let shell = shell();
+    let shell = Shell::with_model("qwen3_moe");
     shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
     assert!(shell.adapter("run").names().all(|name| name.contains(".self_attn.")));
     let report: serde_json::Value =
@@ -63,7 +46,7 @@ fn exports_hold_every_expert() {
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
-    let shell = shell();
+    let shell = Shell::with_model("qwen3_moe");
     shell.succeed(&format!("train --model model --out run {RUN} --save-every 3"));
     std::fs::remove_dir_all(shell.path("run/checkpoints/step-6")).unwrap();
     std::fs::rename(shell.path("run"), shell.path("whole")).unwrap();
@@ -73,7 +56,7 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 
 #[test]
 fn what_experts_cannot_do_says_so() {
-    let shell = shell();
+    let shell = Shell::with_model("qwen3_moe");
     let says = ["mlp.experts.0.gate_proj", "only attention can have adapters"];
     shell.fail(&format!("train --model model --out run {RUN} --target-modules q_proj,gate_proj"), &says);
     let says = ["experts", "cannot be trained themselves; take --method lora or --method qlora"];

@@ -88,6 +88,62 @@ impl Shell {
         lines
     }
 
+    /// A directory with the model of a fixture in `model`, and random token ids in `data.jsonl`.
+    pub fn with_model(name: &str) -> Self {
+        let shell = Self::new();
+        copy_files(&fixture(name), &shell.path("model"));
+        shell.write("data.jsonl", random_lines(24, 96, 7));
+        shell
+    }
+
+    /// LoRA with packed examples, recomputed or not, and with examples one by one. `run` has the settings of both.
+    pub fn assert_packing_and_recomputation_change_nothing(&self, run: &str) {
+        let train = |out: &str, options: &str| {
+            self.succeed(&format!("train --model model --method lora --out {out} {run} {options}"));
+        };
+        train("kept", "--batch-size 4 --recompute none");
+        train("again", "--batch-size 4 --recompute all");
+        assert_eq!(self.losses("kept"), self.losses("again"));
+        self.assert_same_adapter("recomputation", ["kept", "again"]);
+        train("separate", "--recompute none --batch-size 1 --grad-accum 4");
+        for (packed, separate) in self.losses("kept").iter().zip(self.losses("separate")) {
+            assert!((packed / separate - 1.0).abs() < 1e-4, "{packed} {separate}");
+        }
+    }
+
+    /// The adapter of `run` has the tensors of PEFT's for this fixture.
+    pub fn assert_adapts_as_peft(&self, name: &str) {
+        let of_peft = Reference::read(&fixture(name).join("adapter/adapter_model.safetensors"));
+        let mut names: Vec<_> = self.adapter("run").names().map(str::to_owned).collect();
+        let mut expected: Vec<_> = of_peft.names().map(str::to_owned).collect();
+        names.sort();
+        expected.sort();
+        assert_eq!(names, expected);
+    }
+
+    /// Merges the adapter of `run`, and holds the logits of the result to those with the adapter. The files before and after.
+    pub fn merged(&self) -> [Reference; 2] {
+        let merge = "merge --model model --adapter run --out merged --dtype f32 --json";
+        let report: serde_json::Value = serde_json::from_str(&self.succeed(merge)).unwrap();
+        assert!(report["relative_logit_error"].as_f64().unwrap() < 1e-5, "{report}");
+        let [before, merged] = ["model", "merged"].map(|of| Reference::read(&self.path(of).join("model.safetensors")));
+        assert_eq!(before.names().count(), merged.names().count());
+        for name in before.names() {
+            assert_eq!(merged.shape(name), before.shape(name), "{name}");
+        }
+        [before, merged]
+    }
+
+    /// A 4-bit directory, which it returns the file of, trains as the model quantized while loading.
+    pub fn assert_quantized_directory_trains_alike(&self, run: &str) -> Reference {
+        self.succeed("quantize --model model --out nf4");
+        self.succeed(&format!("train --model nf4 --out run4 {run}"));
+        self.succeed(&format!("train --model model --out twin4 {run}"));
+        let [run, twin] = ["run4", "twin4"].map(|of| self.read(&format!("{of}/adapter_model.safetensors")));
+        assert!(run == twin, "the adapters differ");
+        Reference::read(&self.path("nf4/model.safetensors"))
+    }
+
     pub fn assert_same_adapter(&self, what: &str, runs: [&str; 2]) {
         for file in ["adapter_model.safetensors", "adapter_config.json"] {
             let [a, b] = runs.map(|run| self.read(&format!("{run}/{file}")));
