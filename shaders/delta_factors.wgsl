@@ -1,4 +1,4 @@
-// What the gated delta rule needs of each row and value head beside q, k and v: the decay of the state, 0 where a sequence begins; the
+// The factors of the gated delta rule for each row and value head, beside q, k and v: the decay of the state, 0 where a sequence begins; the
 // write strength; and the factors that give q and k their length. One invocation per row and head.
 
 @group(0) @binding(0) var<storage, read> positions: array<u32>;

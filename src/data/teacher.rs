@@ -38,7 +38,7 @@ pub const LOGPROBS: &str = "logprobs";
 /// No token.
 const NO_TOKEN: u32 = u32::MAX;
 
-/// What a file of a teacher was made of and with. It stands in the file's metadata.
+/// The sources and settings of a teacher's file. They stand in the file's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TeacherFacts {
     /// [`FORMAT`].
@@ -92,7 +92,7 @@ fn prefixes(input_ids: &[u32]) -> impl Iterator<Item = u64> + '_ {
 /// An open file of a teacher. Its rows are read when a batch needs them.
 #[derive(Clone, Debug)]
 pub struct TeacherFile {
-    /// What it was made of.
+    /// Its sources and settings.
     pub facts: TeacherFacts,
     /// Tokens of each row.
     pub top_k: usize,

@@ -98,7 +98,7 @@ impl Projection {
     ];
     /// The projections of a gated delta rule's input with an output for each feature of its values.
     pub const OF_LINEAR_VALUES: [Self; 2] = [Self::LinearQkv, Self::LinearGate];
-    /// Those with an output for each head of its values.
+    /// The projections with an output for each head of its values.
     pub const OF_LINEAR_HEADS: [Self; 2] = [Self::LinearBeta, Self::LinearDecay];
 
     /// The projections that read the input of attention: the gradient of that input is one sum over them.
@@ -188,7 +188,7 @@ pub enum LinearPart {
     Convolution,
     /// The logarithm of each value head's rate of decay, `[value heads]`.
     DecayLog,
-    /// What is added to the decay's input, `[value heads]`.
+    /// The addition to the decay's input, `[value heads]`.
     StepBias,
     /// The gains of the norm over each value head's output, `[value head size]`; no constant is added to them.
     Norm,

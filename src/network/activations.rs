@@ -200,11 +200,11 @@ pub struct AttentionActivations {
 /// recomputed.
 #[derive(Clone, Debug)]
 pub struct LayerActivations {
-    /// Those of attention, in layers that have it.
+    /// Activations of attention, in layers that have it.
     pub attention: Option<AttentionActivations>,
     /// The gates and the input of a short convolution, `[rows, 3 hidden]`, in layers that have one in place of attention.
     pub convolution: Option<Matrix>,
-    /// Those of a gated delta rule, in layers that have one in place of attention.
+    /// Activations of a gated delta rule, in layers that have one in place of attention.
     pub linear: Option<LinearActivations>,
     /// The residual stream between attention and feed-forward, `[rows, hidden]`.
     pub middle: Matrix,

@@ -28,7 +28,7 @@ impl LinearActivations {
         Self { qkv, gate, beta, decay, out }
     }
 
-    /// Those that may be stored in bf16.
+    /// The activations that may be stored in bf16.
     pub fn compressible(&self) -> [Matrix; 3] {
         [self.qkv, self.gate, self.out]
     }
@@ -41,7 +41,7 @@ pub struct LinearWorkspace {
     pub mixed: Matrix,
     /// The normed and gated result, which the output projection reads, `[rows, value width]`.
     pub normed: Matrix,
-    /// What the rule computes of beta and decay first, `[rows, 4 * value heads]`.
+    /// The factors that the rule computes of beta and decay first, `[rows, 4 * value heads]`.
     pub factors: Matrix,
 }
 
@@ -62,9 +62,9 @@ pub struct LinearGradients {
     pub out: Matrix,
     /// That of queries, keys and values after their convolution, `[rows, 2 key width + value width]`.
     pub mixed: Matrix,
-    /// Those of the projections' outputs for queries, keys and values, and for gates.
+    /// Gradients of the projections' outputs for queries, keys and values, and for gates.
     pub values: [Matrix; 2],
-    /// Those of the projections' outputs for beta and decay, `[rows, value heads]`.
+    /// Gradients of the projections' outputs for beta and decay, `[rows, value heads]`.
     pub heads: [Matrix; 2],
     /// The part of the input's gradient that goes through beta and decay, `[rows, hidden]`.
     pub input: Matrix,

@@ -72,7 +72,7 @@ pub struct Trained {
     pub row_order: View,
     /// One f32 for each row of a norm's input, heads counted apart.
     pub row_scales: View,
-    /// What each row adds to the gradient of a convolution's weights, `[rows, channels * taps]`, where layers have one.
+    /// The terms of each row in the gradient of a convolution's weights, `[rows, channels * taps]`, where layers have one.
     pub convolution_terms: Option<Matrix>,
 }
 
@@ -193,7 +193,7 @@ impl Trained {
     /// Both moments of every tensor, of which `of` gives those of each range.
     ///
     /// # Errors
-    /// Those of `of`.
+    /// An error of `of`.
     pub async fn gather_moments<E>(
         &self,
         mut of: impl AsyncFnMut(&TrainedRange) -> Result<[HostMoment; 2], E>,

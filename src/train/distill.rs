@@ -93,7 +93,7 @@ pub fn from_answers(settings: &AnswerSettings) -> Result<Written> {
     Written::of(out, examples.len(), rows.len(), top_k)
 }
 
-/// What was written.
+/// The written file, in numbers.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Written {
     /// The file.
@@ -170,7 +170,7 @@ pub fn prepare(mut settings: DistillSettings) -> Result<PreparedDistill> {
     Ok(PreparedDistill { teacher, out: settings.out, top_k, facts })
 }
 
-/// What a file says of the data that it is for.
+/// The description of the data that a file is for.
 fn facts_of(report: &DataReport, vocabulary: &str, data: String) -> TeacherFacts {
     TeacherFacts {
         format: FORMAT.to_owned(),

@@ -61,7 +61,7 @@ pub struct EvalSettings {
     pub data_format: DataSettings,
 }
 
-/// What a student is measured by.
+/// The teacher of a student, and the loss by it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StudentSettings {
     /// File with the teacher's log-probabilities.

@@ -125,7 +125,7 @@ fn a_student_that_is_its_teacher_has_nothing_to_learn() {
         assert_eq!(found["tokens"], written["tokens"]);
         assert!((number(&found, "nll_loss") - number(&plain, "loss")).abs() < 1e-5, "{found} {plain}");
         assert!((number(&found, "perplexity") / number(&plain, "perplexity") - 1.0).abs() < 1e-5, "{found} {plain}");
-        // What is left is that 16 bits round the log-probabilities.
+        // The rest is that 16 bits round the log-probabilities.
         assert!(number(&found, "kd_loss").abs() < 1e-4, "{found}");
     }
 }

@@ -70,7 +70,7 @@ export interface HubOffer {
   address: HubAddress;
   /** Of the weights; undefined where the hub names no size. */
   bytes: number | undefined;
-  /** What is still to be stored of them, and what the browser would store for this page; undefined where one is not known. */
+  /** Bytes of them that are still to be stored, and bytes that the browser would store for this page; undefined where one is not known. */
   room: { needed: number; granted: number } | undefined;
   parameters: number;
   /** Device memory of a run with these settings, in bytes. */

@@ -52,7 +52,7 @@ export function numberProblem(name: NumberSetting, value: number): string {
   return whole && !Number.isInteger(value) ? "Enter a whole number." : "";
 }
 
-/** What a text names on a hub: a model, and of a repository with GGUF files one of them. */
+/** The thing on a hub that a text names: a model, and of a repository with GGUF files one of them. */
 export interface ModelName {
   id: string;
   revision: string;

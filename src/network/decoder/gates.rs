@@ -25,7 +25,7 @@ impl Pass<'_> {
         output_gate::split(rec, joint, self.shape(index).heads, q, gate);
     }
 
-    /// What the output projection reads: the result of attention, times its gates where there are any.
+    /// The input of the output projection: the result of attention, times its gates where there are any.
     pub(super) fn gated_attention(&self, rec: &mut Recorder, acts: &AttentionActivations) -> Matrix {
         let Some((gate, gated)) = acts.gate.zip(self.activations.workspace.gated) else { return acts.out };
         let gated = gated.first_rows(self.rows);

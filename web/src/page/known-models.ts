@@ -1,7 +1,7 @@
 /** Models of supported families that a browser can hold, from small to large. Each is an address that can be edited before it is used. */
 
 interface KnownModel {
-  /** What it is called. */
+  /** Its name in the list. */
   name: string;
   /** Its address on the usual hub: `owner/name`, with a GGUF file where one is meant. */
   address: string;

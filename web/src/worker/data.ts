@@ -16,7 +16,7 @@ let content: Blob | undefined;
 let onRead: (end: number) => void = () => {};
 /** What takes longer than a moment to tokenize. */
 const LONG_BYTES = 500_000;
-/** What is read of long data before the whole. */
+/** Bytes of long data that are read before the whole. */
 const GLIMPSE_BYTES = 200_000;
 const LINE_FEED = 10;
 /** Files of which a beginning is data too. */

@@ -95,7 +95,7 @@ export class Download {
     return known.length === sizes.length ? known.reduce((sum, size) => sum + size, 0) : undefined;
   }
 
-  /** What is still to be stored of `bytes`, and what the browser would store for this page. */
+  /** Bytes of `bytes` that are still to be stored, and bytes that the browser would store for this page. */
   async room(bytes: number | undefined): Promise<{ needed: number; granted: number } | undefined> {
     const { quota, usage } = await navigator.storage.estimate();
     if (quota === undefined || usage === undefined || bytes === undefined) return undefined;
@@ -122,7 +122,7 @@ export class Download {
   async ggufFiles(): Promise<HubFile[]> {
     const files = [...((await this.list()) ?? new Map<string, ListedFile>()).values()];
     if (files.some(({ path }) => path.endsWith(".safetensors"))) return [];
-    // What sees and hears in a model of several modalities is no model by itself.
+    // The parts that see and hear in a model of several modalities are no models by themselves.
     const ggufs = files.filter(({ path }) => isGguf(path) && !SPLIT.test(path) && !/(^|\/)mmproj/i.test(path));
     return ggufs.map(({ path, bytes }) => ({ path, bytes })).sort((a, b) => a.bytes - b.bytes);
   }

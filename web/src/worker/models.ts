@@ -198,7 +198,7 @@ function newDownload(address: HubAddress, token: string, progress: (progress: Pr
 /** The settings with which a model is asked for its sizes. */
 const probe = (model: string): RunSettings => ({ ...(loraine.defaultSettings() as RunSettings), model, data: "", out: "" });
 
-/** What a model of a hub is, and what fetching it and training it would take; or the GGUF files of which one is to be named. */
+/** A model of a hub, with the bytes that fetching and training it would take; or the GGUF files of which one is to be named. */
 export async function lookUp(
   address: HubAddress,
   token: string,
