@@ -1,6 +1,6 @@
 // The gated delta rule, row after row. The columns of a head's state do not depend on each other: a workgroup has COLS of them, and each
 // of its PARTS a stretch of QUADS quads of them, of which an invocation keeps those of one column. STAGED: workgroup memory holds the
-// rows of a block, and exchanges the parts' sums. REMAKE: the differences between values and what the state holds in their
+// rows of a block, and exchanges the parts' sums. REMAKE, without STAGED: the differences between values and what the state holds in their
 // place are the result, and `states` takes the state before every interval. Else the result is that of the layer, and `states` is the
 // state that the pass goes on from, where it does.
 
@@ -12,6 +12,35 @@
 
 #if STAGED
 var<workgroup> results: array<f32, BLOCK * COLS * PARTS>;
+var<workgroup> keys: array<vec4<f32>, BLOCK * PARTS * QUADS>;
+var<workgroup> queries: array<vec4<f32>, BLOCK * PARTS * QUADS>;
+var<workgroup> sums: array<f32, 2 * COLS * PARTS>;
+
+// Loads the keys and queries of a block of rows.
+fn stage(first: u32, head: u32, lane: u32) {
+    for (var i = lane; i < BLOCK * PARTS * QUADS; i += COLS * PARTS) {
+        let row = first + i / (PARTS * QUADS);
+        let quad = i % (PARTS * QUADS);
+        let within = row < params.rows && quad < params.key_dim / 4u;
+        var key = vec4<f32>(0.0);
+        if within { key = qkv[key_at(row, key_head(head)) / 4u + quad]; }
+        keys[i] = key;
+        var query = vec4<f32>(0.0);
+        if within { query = qkv[query_at(row, key_head(head)) / 4u + quad]; }
+        queries[i] = query;
+    }
+    workgroupBarrier();
+}
+
+// The sum of a column's parts. Two halves in turn: a part that is ahead by a row leaves the sums of row t alone.
+fn sum_of_parts(part: f32, t: u32, lane: u32) -> f32 {
+    let half = t % 2u * COLS * PARTS;
+    sums[half + lane] = part;
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var p = 0u; p < PARTS; p++) { sum += sums[half + p * COLS + lane % COLS]; }
+    return sum;
+}
 #end
 
 @compute @workgroup_size(COLS * PARTS)
@@ -103,8 +132,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
 #if STAGED
         workgroupBarrier();
-#if REMAKE
-#else
         for (var i = lane; i < count * COLS; i += COLS * PARTS) {
             let t = i / COLS;
             let at = first_column + i % COLS;
@@ -112,7 +139,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             for (var p = 0u; p < PARTS; p++) { result += results[t * COLS * PARTS + p * COLS + i % COLS]; }
             if at < params.value_dim { out[(first + t) * params.out_ld + head * params.value_dim + at] = result; }
         }
-#end
 #end
     }
 #if REMAKE

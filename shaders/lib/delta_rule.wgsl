@@ -2,7 +2,7 @@
 
 struct Params {
     rows: u32, key_heads: u32, value_heads: u32, key_dim: u32, value_dim: u32, ld: u32, out_ld: u32, gate_ld: u32, interval: u32,
-    chunks: u32, carried: u32, anchors: u32,
+    chunks: u32, carried: u32, anchors: u32, first_head: u32, heads: u32,
 }
 
 @group(1) @binding(0) var<uniform> params: Params;
@@ -29,7 +29,7 @@ fn factors_at(row: u32, head: u32) -> u32 {
     return row * params.value_heads + head;
 }
 
-// A column of a head's state lies in one piece, and the states of all heads one behind the other.
+// A column of a head's state lies in one piece, and the states of the heads from `first_head` on one behind the other.
 fn state_at(chunk: u32, head: u32, column: u32) -> u32 {
-    return ((chunk * params.value_heads + head) * params.value_dim + column) * params.key_dim;
+    return ((chunk * params.heads + head - params.first_head) * params.value_dim + column) * params.key_dim;
 }

@@ -819,6 +819,7 @@ fn plan_linear_workspace(
         mixed: arena.matrix(plan, "q, k, v of a delta rule", rows, of.conv_width() as u32, &mixed),
         normed: arena.matrix(plan, "gated result of a delta rule", rows, of.value_width() as u32, &normed),
         factors: arena.matrix(plan, "factors of a delta rule", rows, shape(of).factor_cols(), &factors),
+        pairs: arena.alloc(plan, "products within a delta rule's chunks", shape(of).pairs_bytes(rows), &factors),
     })
 }
 

@@ -43,13 +43,15 @@ pub struct LinearWorkspace {
     pub normed: Matrix,
     /// The factors that the rule computes of beta and decay first, `[rows, 4 * value heads]`.
     pub factors: Matrix,
+    /// Scratch of the rule in chunks.
+    pub pairs: View,
 }
 
 impl LinearWorkspace {
     /// The first `rows` rows of everything.
     pub fn first_rows(self, rows: u32) -> Self {
         let [mixed, normed, factors] = [self.mixed, self.normed, self.factors].map(|m| m.first_rows(rows));
-        Self { mixed, normed, factors }
+        Self { mixed, normed, factors, ..self }
     }
 }
 

@@ -40,6 +40,7 @@ impl Pass<'_> {
             a_log: part(LinearPart::DecayLog)?,
             dt_bias: part(LinearPart::StepBias)?,
             factors: workspace.factors,
+            pairs: workspace.pairs,
         };
         let convolution = Convolution { positions, weights, taps: of.taps as u32, inputs: acts.qkv };
         let norm = GatedNorm {

@@ -36,11 +36,43 @@ fn operands(lab: &mut Lab, shape: Shape, positions: &[u32], of: &Values) -> Oper
         a_log: lab.vector(&of.a_log),
         dt_bias: lab.vector(&of.dt_bias),
         factors: lab.empty(rows, shape.factor_cols() as usize),
+        pairs: lab.vector(&vec![f64::NAN; (shape.pairs_bytes(rows as u32) / 4) as usize]),
     }
 }
 
 fn added(before: &[f64], sums: &[f64]) -> Vec<f64> {
     before.iter().zip(sums).map(|(before, sum)| before + sum).collect()
+}
+
+/// The bits of the gradients of drawn q, k, v, decays and write strengths.
+fn gradient_bits(shape: Shape, positions: &[u32], at_a_time: u32) -> Vec<u32> {
+    let mut lab = Lab::for_cpu(false);
+    let (rows, heads) = (positions.len(), shape.value_heads as usize);
+    let of = values(&mut lab, shape, rows);
+    let dout = lab.normal(rows * shape.out_cols() as usize);
+    let operands = operands(&mut lab, shape, positions, &of);
+    let gradients = Gradients {
+        dout: lab.matrix(rows, shape.out_cols() as usize, &dout),
+        scratch: lab.vector(&vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize]),
+        dqkv: lab.empty(rows, shape.qkv_cols() as usize),
+        da: lab.empty(rows, heads),
+        db: lab.empty(rows, heads),
+        of_vectors: None,
+    };
+    let mut rec = lab.recorder();
+    backward_of_heads(&mut rec, &operands, &gradients, at_a_time);
+    lab.run(&rec);
+    [gradients.dqkv, gradients.da, gradients.db].iter().flat_map(|m| lab.read(*m)).map(f32::to_bits).collect()
+}
+
+#[test]
+fn heads_give_the_same_bits_however_many_at_a_time() {
+    let shape = shape(1, 5, 20, 36);
+    let positions: Vec<u32> = (0..70).map(|row| row % 45).collect();
+    let together = gradient_bits(shape, &positions, 5);
+    for at_a_time in [1, 2] {
+        assert!(gradient_bits(shape, &positions, at_a_time) == together, "{at_a_time} at a time");
+    }
 }
 
 fn compare(cpu: bool, shape: Shape, rows: usize, longest: usize) {
@@ -139,13 +171,14 @@ fn passes_continue_from_the_state() {
 fn extreme_gates_stay_finite() {
     for cpu in [false, true] {
         let mut lab = Lab::for_cpu(cpu);
-        let (shape, rows) = (shape(1, 1, 8, 8), 6);
+        let (shape, rows) = (shape(1, 1, 8, 8), 12);
         let mut of = values(&mut lab, shape, rows);
-        of.a = vec![0.0, 200.0, -200.0, 1e30, -1e30, 0.0];
-        of.b = vec![0.0, -200.0, 200.0, -1e30, 1e30, 0.0];
+        of.a = [0.0, 200.0, -200.0, 1e30, -1e30, 0.0].repeat(2);
+        of.b = [0.0, -200.0, 200.0, -1e30, 1e30, 0.0].repeat(2);
         of.qkv[2 * 24..3 * 24].fill(0.0);
         let dout = lab.normal(rows * 8);
-        let operands = operands(&mut lab, shape, &[0, 1, 2, 3, 4, 5], &of);
+        let positions: Vec<u32> = (0..rows as u32).collect();
+        let operands = operands(&mut lab, shape, &positions, &of);
         let out = lab.empty(rows, 8);
         let scratch = vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize];
         let gradients = Gradients {
@@ -176,6 +209,10 @@ fn long_passes_keep_fewer_states() {
     // A state that is larger than all of them may be is still kept once.
     let wide = Shape { value_heads: 128, value_dim: 256, key_dim: 256, ..shape };
     assert_eq!(wide.intervals(100).1, 1);
+    // In chunks there are as many states as ever, of fewer heads at a time.
+    for (rows, heads) in [(1, 16), (512, 16), (513, 15), (1024, 8), (8192, 1), (100_000, 1)] {
+        assert_eq!(shape.chunked_heads(rows), heads, "{rows} rows");
+    }
 }
 
 #[test]
