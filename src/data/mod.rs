@@ -1,5 +1,7 @@
 //! Training data: turns text into tokens, files into examples, and examples into micro-batches.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod arrow_file;
 pub mod batches;
 pub mod columns;
 pub mod encode;

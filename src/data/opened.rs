@@ -43,7 +43,7 @@ const EXTENSIONS: [(&str, FileKind); 12] = [
 const COMPRESSED: [&str; 4] = [".gz", ".gzip", ".zst", ".zstd"];
 
 /// Sentence for a file whose name has none of the extensions.
-pub(super) const SUPPORTED: &str = "is not a data file that can be read; supported are .jsonl, .json, .csv, .tsv, .parquet and .txt, also as .gz or .zst";
+pub(super) const SUPPORTED: &str = "is not a data file that can be read; supported are .jsonl, .json, .csv, .tsv, .parquet, .arrow and .txt, also as .gz or .zst";
 
 /// A file's name without a compression's extension, in lower case.
 pub(super) fn plain_name(name: &str) -> String {
@@ -141,7 +141,7 @@ fn other_format(head: &[u8]) -> Option<&'static str> {
         (b"%PDF", "is a PDF; save its text as .txt"),
         (b"BZh", "is compressed with bzip2; decompress it, or use gzip or zstd"),
         (b"\xfd7zXZ", "is compressed with xz; decompress it, or use gzip or zstd"),
-        (b"ARROW1", "holds an Arrow file; save the data as Parquet or JSON lines"),
+        (b"ARROW1", "holds an Arrow file; name it .arrow"),
     ];
     known.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, problem)| problem)
 }

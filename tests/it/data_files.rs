@@ -55,6 +55,27 @@ fn several_sources_and_shards_train_together() {
 }
 
 #[test]
+fn a_directory_of_save_to_disk_is_read_by_its_splits() {
+    let shell = Shell::new();
+    let saved = |name: &str| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/arrow/").to_owned() + name;
+    let inspection = inspect(&shell, &format!("--data {} -n 9", saved("saved")));
+    assert_eq!(inspection["report"]["kept"], 6);
+    let texts = |inspection: &Value| -> Vec<String> {
+        let examples = inspection["examples"].as_array().unwrap();
+        examples.iter().map(|example| example["text"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = texts(&inspection);
+    assert!(all.iter().enumerate().all(|(i, text)| text.contains(&format!("caf\u{e9} \u{1f600} {i}"))), "{all:?}");
+    let test = texts(&inspect(&shell, &format!("--data {}:test -n 9", saved("saved"))));
+    assert!(test.len() == 2 && test[0].contains("\u{1f600} 10"), "{test:?}");
+    // Rows that a filter has left out are not in the file.
+    let single = texts(&inspect(&shell, &format!("--data {} -n 9", saved("single"))));
+    assert!(single.len() == 2 && single[1].contains("a a b"), "{single:?}");
+    let records = texts(&inspect(&shell, &format!("--data {}", saved("saved/train/data-00001-of-00002.arrow"))));
+    assert!(records[0].contains("\u{1f600} 3"), "{records:?}");
+}
+
+#[test]
 fn a_validation_file_is_evaluated_on_and_reports_say_what_was_left_out() {
     let shell = Shell::new();
     std::fs::create_dir(shell.path("data")).unwrap();

@@ -351,10 +351,15 @@ pub(in crate::data) fn open(path: &Path, kind: FileKind) -> Result<(Place, Recor
         FileKind::Parquet => {
             Err(Error::file(path, "is a Parquet file, which the page does not read; save it as JSON lines"))
         }
-        FileKind::Arrow => Err(Error::file(
-            path,
-            "is an Arrow file of `save_to_disk`; save the data as Parquet: datasets.load_from_disk(DIR).to_parquet(\"train.parquet\")",
-        )),
+        #[cfg(not(target_arch = "wasm32"))]
+        FileKind::Arrow => {
+            let place = Place { path: path.to_owned(), unit: "row" };
+            Ok((place, crate::data::arrow_file::rows(path, opened::raw(path)?)?))
+        }
+        #[cfg(target_arch = "wasm32")]
+        FileKind::Arrow => {
+            Err(Error::file(path, "is an Arrow file, which the page does not read; save it as JSON lines"))
+        }
         FileKind::Text => Err(Error::file(path, SUPPORTED)),
     }
 }
