@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::foreign_messages::{is_foreign, is_talk, rows};
 use super::record::Record;
 use super::settings::{DataSettings, Feedback, Shape};
 use crate::setting::{COMPLETION_FIELD, Key, MESSAGES_FIELD, PROMPT_FIELD, SHAPE, TEXT_FIELD};
@@ -91,9 +92,12 @@ impl Columns {
 const MESSAGES: [&str; 1] = ["messages"];
 const CONVERSATIONS: [&str; 1] = ["conversations"];
 /// Further names of lists of messages.
-const DIALOGS: [&str; 5] = ["conversation", "dialog", "dialogue", "chat", "turns"];
-const SYSTEM: [&str; 3] = ["system", "system_prompt", "system_message"];
+const DIALOGS: [&str; 8] = ["conversation", "dialog", "dialogue", "chat", "turns", "utterances", "items", "contents"];
+const SYSTEM: [&str; 5] = ["system", "system_prompt", "system_message", "systemInstruction", "system_instruction"];
 const PROMPTS_OF_PREFERENCES: [&str; 3] = ["prompt", "question", "instruction"];
+/// Names of both answers of a preference: TRL's, and those of OpenAI with the prompt in `input`.
+const CHOSEN: [&str; 2] = ["chosen", "preferred_output"];
+const REJECTED: [&str; 2] = ["rejected", "non_preferred_output"];
 const INPUT: [&str; 2] = ["input", "context"];
 const TEXTS: [&str; 8] = ["text", "content", "body", "document", "article", "story", "passage", "code"];
 /// Pairs of published data sets, the more specific ones first.
@@ -129,9 +133,18 @@ pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
         Some(Shape::Alpaca) => (Shape::Alpaca, pair()),
         Some(shape) => (shape, None),
         None => {
-            if let Some(name) = find(record, &DIALOGS).filter(|name| holds_messages(&record[name.as_str()])) {
+            if let Some(name) = find(record, &DIALOGS).filter(|name| {
+                let value = &record[name.as_str()];
+                holds_messages(value) || holds_talk(name, value)
+            }) {
                 let named = DataSettings { messages_field: Some(name), ..DataSettings::default() };
                 return columns(record, &named);
+            }
+            if let Some((prompt, completion)) = pair()
+                && [&prompt, &completion].iter().any(|name| holds_messages(&record[name.as_str()]))
+            {
+                let (prompt_field, completion_field) = (Some(prompt), Some(completion));
+                return columns(record, &DataSettings { prompt_field, completion_field, ..DataSettings::default() });
             }
             match (pair(), find(record, &TEXTS)) {
                 (Some(pair), _) => (Shape::Alpaca, Some(pair)),
@@ -155,10 +168,14 @@ pub fn columns(record: &Record, settings: &DataSettings) -> Option<Columns> {
             add(Part::Completion, &settings.completion_field, &["completion"]);
         }
         Shape::Preference => {
-            if let Some(prompt) = settings.prompt_field.clone().or_else(|| find(record, &PROMPTS_OF_PREFERENCES)) {
+            let of_openai =
+                || record.get("input").filter(|input| input.get("messages").is_some()).map(|_| "input".to_owned());
+            let prompt = settings.prompt_field.clone().or_else(|| find(record, &PROMPTS_OF_PREFERENCES));
+            if let Some(prompt) = prompt.or_else(of_openai) {
                 names.push((Part::Prompt, prompt));
             }
-            names.extend([(Part::Chosen, "chosen".to_owned()), (Part::Rejected, "rejected".to_owned())]);
+            let of = |known: &[&str]| find(record, known).unwrap_or_else(|| known[0].to_owned());
+            names.extend([(Part::Chosen, of(&CHOSEN)), (Part::Rejected, of(&REJECTED))]);
         }
         Shape::UnpairedPreference => {
             add(Part::Prompt, &settings.prompt_field, &["prompt"]);
@@ -207,7 +224,7 @@ fn shape_of_names(settings: &DataSettings) -> Option<Shape> {
 /// The shape of a preference, by the names that TRL has for its fields.
 fn shape_of_feedback(record: &Record, feedback: Feedback) -> Option<Shape> {
     let has = |field: &str| record.get(field).is_some_and(|value| !value.is_null());
-    let pair = has("chosen") && has("rejected");
+    let pair = CHOSEN.iter().zip(REJECTED).any(|(chosen, rejected)| has(chosen) && has(rejected));
     let rated = has("prompt") && has("completion") && has("label");
     match feedback {
         Feedback::None => None,
@@ -230,9 +247,20 @@ fn shape_of_fields(record: &Record) -> Option<Shape> {
     shapes.into_iter().find(|(_, fields)| fields.iter().all(has)).map(|(shape, _)| shape)
 }
 
+/// True for a list of messages, in any of the forms that are read.
 fn holds_messages(value: &Value) -> bool {
-    let is_message = |value: &Value| ["role", "from"].iter().any(|key| value.get(key).is_some());
-    value.as_array().is_some_and(|list| list.iter().all(is_message))
+    let is_message = |value: &Value| is_foreign(value) || ["role", "from"].iter().any(|key| value.get(key).is_some());
+    match value {
+        Value::Array(list) => list.iter().all(is_message),
+        Value::Object(fields) => rows(fields).is_some(),
+        _ => false,
+    }
+}
+
+/// True for a list of texts in turn, in a field whose name says that people talk.
+fn holds_talk(name: &str, value: &Value) -> bool {
+    let says_so = !["items", "contents"].contains(&name);
+    says_so && value.as_array().is_some_and(|list| is_talk(list))
 }
 
 /// Shapes with a prompt; all but the last have a completion too.

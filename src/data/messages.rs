@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::foreign_messages;
 use super::record::{Record, shortened};
 
 /// The messages of a record, and which of them are not trained on.
@@ -57,20 +58,22 @@ pub fn without_nulls(value: &Value) -> Value {
     }
 }
 
-/// Reads the messages of the field `field`: a list, or a list as JSON in a string, as tables of text hold it.
+/// Reads the messages of the field `field`: a list, or one as JSON in a string, as tables of text hold it, in the forms of
+/// [`foreign_messages`] too.
 ///
 /// # Errors
 /// The rest of a sentence about the record: the field holds something else.
 pub fn messages(value: &Value, field: &str) -> Result<Messages, String> {
-    let parsed;
     let list = match value {
-        Value::Array(list) => list,
-        Value::String(text) => {
-            parsed = serde_json::from_str(text).ok().filter(Value::is_array);
-            parsed.as_ref().and_then(Value::as_array).ok_or_else(|| wrong_list(field, value))?
-        }
-        _ => return Err(wrong_list(field, value)),
+        Value::Array(list) => Some(foreign_messages::usual(list)),
+        Value::Object(fields) => foreign_messages::rows(fields),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Array(list)) => Some(foreign_messages::usual(&list)),
+            _ => None,
+        },
+        _ => None,
     };
+    let list = list.ok_or_else(|| wrong_list(field, value))?;
     let mut messages = Messages::default();
     for (at, value) in list.iter().enumerate() {
         let (message, trained) = one(value).map_err(|problem| format!("`{field}`, message {}: {problem}", at + 1))?;
@@ -83,7 +86,14 @@ pub fn messages(value: &Value, field: &str) -> Result<Messages, String> {
 }
 
 fn wrong_list(field: &str, value: &Value) -> String {
-    format!("`{field}` is {}, but must be a list of messages", shortened(value))
+    let of_python = value.as_str().is_some_and(|text| text.trim_start().starts_with("[{'"));
+    let advice = match of_python {
+        true => {
+            "; it is a list as Python shows it: save the data as JSON, with DataFrame.to_json(..., orient='records', lines=True)"
+        }
+        false => "",
+    };
+    format!("`{field}` is {}, but must be a list of messages{advice}", shortened(value))
 }
 
 /// Normalizes one message to `role` and `content`, without null fields, and says whether it may be trained on.

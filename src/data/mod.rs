@@ -6,6 +6,7 @@ pub mod batches;
 pub mod columns;
 pub mod encode;
 pub mod fitting;
+mod foreign_messages;
 pub mod inspect;
 mod leftovers;
 #[cfg(not(target_arch = "wasm32"))]

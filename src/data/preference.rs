@@ -33,6 +33,9 @@ pub(super) fn preference_of<'a>(record: &'a Record, columns: &'a Columns) -> Res
     let used = record.keys().filter(|name| columns.has_field(name)).collect();
     let answer = |prompt: Value, completion: Value| {
         let mut answer = Record::from_iter([("prompt".to_owned(), prompt), ("completion".to_owned(), completion)]);
+        if let Some(tools) = prompt_tools(record, columns) {
+            answer.insert("tools".to_owned(), tools);
+        }
         for (part, name) in
             [(Part::System, "system"), (Part::Tools, "tools"), (Part::Variables, "chat_template_kwargs")]
         {
@@ -55,7 +58,10 @@ pub(super) fn preference_of<'a>(record: &'a Record, columns: &'a Columns) -> Res
     if kind(chosen) != kind(rejected) || kind(chosen) == (false, false) {
         return Err(format!("must have two strings or two lists of messages as `{chosen_name}` and `{rejected_name}`"));
     }
-    let given = field(Part::Prompt).ok().map(|(_, prompt)| prompt).filter(|prompt| kind(prompt) == kind(chosen));
+    let given = field(Part::Prompt)
+        .ok()
+        .map(|(_, prompt)| prompt.get("messages").unwrap_or(prompt))
+        .filter(|prompt| kind(prompt) == kind(chosen));
     let (prompt, completions) = match given {
         Some(prompt) => (prompt.clone(), [chosen.clone(), rejected.clone()]),
         None => split_prompt(chosen, rejected),
@@ -63,6 +69,11 @@ pub(super) fn preference_of<'a>(record: &'a Record, columns: &'a Columns) -> Res
     let answers = [chosen_name, rejected_name].into_iter().zip(completions);
     let answers = answers.map(|(name, completion)| (name, answer(prompt.clone(), completion))).collect();
     Ok(Preference { answers, feedback: None, used })
+}
+
+/// The tools beside the messages of a prompt in OpenAI's form, `{"messages": [...], "tools": [...]}`.
+fn prompt_tools(record: &Record, columns: &Columns) -> Option<Value> {
+    record.get(columns.name(Part::Prompt)?)?.get("tools").filter(|tools| !tools.is_null()).cloned()
 }
 
 /// The word whether an answer is good: true or false, also as 1 or 0.
@@ -140,6 +151,10 @@ mod tests {
             (json!({"question": "q", "chosen": "yes", "rejected": "no"}), texts),
             (json!({"prompt": [user], "chosen": [good], "rejected": [bad]}), lists.clone()),
             (json!({"chosen": [user, good], "rejected": [user, bad]}), lists.clone()),
+            (
+                json!({"input": {"messages": [user]}, "preferred_output": [good], "non_preferred_output": [bad]}),
+                lists.clone(),
+            ),
             // A prompt of another kind says the same again.
             (json!({"prompt": "q", "chosen": [user, good], "rejected": [user, bad]}), lists),
             (

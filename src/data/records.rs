@@ -78,7 +78,7 @@ pub(super) fn json(path: &Path, mut reader: TextReader) -> Result<(Place, Record
     let mut lines = Box::new(lines) as Records;
     let (one, two) = (lines.next(), lines.next());
     if let (Some(Ok((_, Ok(record)))), None) = (&one, &two)
-        && let Some(list) = only_list(record)
+        && let Some(list) = only_list(record).or_else(|| table(record))
     {
         let records = list.into_iter().enumerate().map(|(index, value)| Ok((index + 1, object(value))));
         return Ok((place("record"), Box::new(records)));
@@ -93,6 +93,44 @@ const LISTS: [&str; 7] = ["data", "train", "examples", "instances", "records", "
 fn only_list(record: &Record) -> Option<Vec<Value>> {
     let list = LISTS.iter().find_map(|name| record.get(*name)?.as_array())?;
     list.iter().all(Value::is_object).then(|| list.clone())
+}
+
+/// The records of a file that is one object around a table as pandas' `to_json` or datasets' `to_dict` writes it: a list or an object of
+/// numbered values for each column, or an object for each numbered row.
+fn table(record: &Record) -> Option<Vec<Value>> {
+    let numbered =
+        |fields: &Record| !fields.is_empty() && fields.keys().all(|key| key.bytes().all(|b| b.is_ascii_digit()));
+    let is_cell = |value: &Value| !value.is_object() && !value.is_array();
+    if let (Some(Value::Array(names)), Some(Value::Array(rows))) = (record.get("columns"), record.get("data")) {
+        let names: Vec<String> = names.iter().map(|name| Some(name.as_str()?.to_owned())).collect::<Option<_>>()?;
+        let row = |row: &Value| {
+            let cells = row.as_array().filter(|cells| cells.len() == names.len())?;
+            Some(Value::Object(names.iter().cloned().zip(cells.iter().cloned()).collect()))
+        };
+        return rows.iter().map(row).collect();
+    }
+    if numbered(record) && record.values().all(Value::is_object) {
+        return Some(record.values().cloned().collect());
+    }
+    let mut columns: Vec<(&String, Vec<&Value>)> = Vec::new();
+    for (name, column) in record {
+        columns.push((
+            name,
+            match column {
+                Value::Array(cells) if cells.iter().all(is_cell) => cells.iter().collect(),
+                Value::Object(cells) if numbered(cells) => cells.values().collect(),
+                _ => return None,
+            },
+        ));
+    }
+    // A record of token ids has a list of each kind too.
+    let (_, first) = columns.first().filter(|_| columns.len() > 1 && !record.contains_key("input_ids"))?;
+    let count = first.len();
+    if count == 0 || columns.iter().any(|(_, cells)| cells.len() != count) {
+        return None;
+    }
+    let row = |at: usize| columns.iter().map(|(name, cells)| ((*name).clone(), cells[at].clone())).collect();
+    Some((0..count).map(|at| Value::Object(row(at))).collect())
 }
 
 fn object(value: Value) -> Result<Record, String> {
@@ -147,8 +185,12 @@ fn end_of_string(text: &str) -> usize {
 
 /// Writes a parser's error without its position, which counts from the record's beginning, and with the line in the file where the
 /// record has several.
-fn sentence(error: &serde_json::Error, first_line: usize) -> String {
+fn sentence(error: &serde_json::Error, first_line: usize, record: &str) -> String {
+    let of_python = record.trim_start().starts_with("{'");
     let text = short(error);
+    if of_python {
+        return "is a record as Python shows it, not JSON; write it with json.dumps".to_owned();
+    }
     match error.line() {
         0 | 1 => format!("is not valid JSON: {text}, at column {}", error.column()),
         line => format!("is not valid JSON: {text}, at line {} column {}", first_line + line - 1, error.column()),
@@ -240,7 +282,9 @@ impl Lines {
             text += &line;
             check_size(text.len())?;
         }
-        match values(text.trim_end()) {
+        // Lines that were cut out of a list end with its commas.
+        match values(text.trim_end()).or_else(|error| values(text.trim_end().trim_end_matches(',')).map_err(|_| error))
+        {
             Ok(values) => {
                 let record = |value: Value| match value {
                     Value::Object(record) => Ok(record),
@@ -248,7 +292,7 @@ impl Lines {
                 };
                 self.waiting.extend(values.into_iter().rev().map(|value| (first_line, record(value))));
             }
-            Err(e) => self.waiting.push((first_line, Err(sentence(&e, first_line)))),
+            Err(e) => self.waiting.push((first_line, Err(sentence(&e, first_line, &text)))),
         }
         Ok(())
     }

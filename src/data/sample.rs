@@ -208,9 +208,16 @@ impl<'a> Fields<'a> {
 
     /// Inserts the record's system text in front, unless the messages begin with one.
     fn with_system(&self, mut messages: Messages) -> Result<Messages, String> {
-        let system = self.optional_text(Part::System)?;
+        let system = match self.get(Part::System) {
+            // Gemini's form of it.
+            Some(Value::Object(fields)) if fields.contains_key("parts") => {
+                let parts = fields["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
+                parts.iter().filter_map(|part| part.get("text")?.as_str()).collect()
+            }
+            _ => self.optional_text(Part::System)?.to_owned(),
+        };
         if !system.is_empty() && !starts_with_system(&messages.list) {
-            messages.list.insert(0, message("system", system.to_owned()));
+            messages.list.insert(0, message("system", system));
             messages.untrained.iter_mut().for_each(|at| *at += 1);
         }
         Ok(messages)
@@ -260,7 +267,14 @@ fn completion(fields: &Fields) -> Result<Sample, String> {
         (Value::String(prompt), Value::String(completion)) => {
             Ok(Sample::Completion { prompt: prompt.clone(), completion: completion.clone() })
         }
-        (prompt @ Value::Array(_), completion @ Value::Array(_)) => {
+        (prompt, completion)
+            if prompt.is_array() && completion.is_array() || is_part(prompt) && is_part(completion) =>
+        {
+            let of = |value: &Value, role: &str| match value {
+                Value::String(text) => Value::Array(vec![message(role, text.clone())]),
+                list => list.clone(),
+            };
+            let (prompt, completion) = (&of(prompt, "user"), &of(completion, "assistant"));
             let Messages { mut list, mut untrained } = fields.with_system(messages::messages(prompt, prompt_field)?)?;
             let completion = messages::messages(completion, completion_field)?;
             let prompt_len = list.len();
@@ -280,6 +294,11 @@ fn completion(fields: &Fields) -> Result<Sample, String> {
             Err(format!("`{prompt_field}` and `{completion_field}` must both be strings, or both be lists of messages"))
         }
     }
+}
+
+/// True for a text, and for a list of messages that may stand beside a text.
+fn is_part(value: &Value) -> bool {
+    value.is_string() || value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_object))
 }
 
 /// Makes a conversation of an instruction and its output, or the prompt that the Alpaca models were trained with.
@@ -442,6 +461,36 @@ mod tests {
         };
         assert_eq!((got.messages[0]["content"].as_str(), got.prompt_len, got.untrained), (Some("s"), 2, vec![2]));
         assert!(unused.is_empty(), "{unused:?}");
+    }
+
+    #[test]
+    fn forms_of_other_services_are_conversations() {
+        let roles = |record: Value| -> Vec<String> {
+            let Sample::Chat(got) = sample(record, &DataSettings::default()).unwrap() else {
+                panic!("no conversation")
+            };
+            got.messages.iter().map(|m| format!("{} {}", m["role"], m["content"]).replace('"', "")).collect()
+        };
+        let expected = ["system s", "user q", "assistant a"];
+        let [user, assistant] =
+            [("user", "q"), ("assistant", "a")].map(|(role, text)| json!({"role": role, "content": text}));
+        for record in [
+            json!({"conversation": [{"system": "s", "input": "q", "output": "a"}]}),
+            json!({"dialog": ["q", "a"], "system": "s"}),
+            json!({"items": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}),
+            json!({"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}, "system": "s"}),
+            json!({"prompt": [user], "response": [assistant], "system": "s"}),
+            json!({"prompt": "q", "response": [assistant], "system": "s"}),
+            json!({"prompt": [user], "completion": "a", "system": "s"}),
+        ] {
+            assert_eq!(roles(record.clone()), expected, "{record}");
+        }
+        let gemini = json!({"systemInstruction": {"parts": [{"text": "s"}]},
+            "contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]});
+        assert_eq!(roles(gemini), ["system s", "user [{type:text,text:q}]", "assistant [{type:text,text:a}]"]);
+        // A list of things is no talk.
+        let basket = json!({"items": ["milk", "eggs"], "text": "t"});
+        assert_eq!(sample(basket, &DataSettings::default()).unwrap(), Sample::Text("t".into()));
     }
 
     #[test]

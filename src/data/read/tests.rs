@@ -382,6 +382,24 @@ fn a_json_list_is_read_and_its_records_named() {
 }
 
 #[test]
+fn tables_in_json_are_read_row_by_row() {
+    let expected = [(vec![0, 2, 1], "111".to_owned()), (vec![0, 3, 1], "111".to_owned())];
+    for content in [
+        r#"{"text": ["a", "b"], "id": [1, 2]}"#,
+        r#"{"text": {"0": "a", "1": "b"}, "id": {"0": 1, "1": 2}}"#,
+        r#"{"0": {"text": "a"}, "1": {"text": "b"}}"#,
+        r#"{"columns": ["text", "id"], "index": [0, 1], "data": [["a", 1], ["b", 2]]}"#,
+        "{\"text\": \"a\"},\n{\"text\": \"b\"},\n",
+    ] {
+        assert_eq!(masks(&read_as("d.json", content, 8).unwrap()), expected, "{content}");
+    }
+    let one = read_as("d.json", r#"{"input_ids": [2, 3], "labels": [-100, 3]}"#, 8).unwrap();
+    assert_eq!(masks(&one), [(vec![2, 3], "01".to_owned())]);
+    let python = read_as("d.jsonl", "{'text': 'a'}\n", 8).unwrap_err().to_string();
+    assert!(python.contains("line 1: is a record as Python shows it, not JSON"), "{python}");
+}
+
+#[test]
 fn parquet_rows_become_examples_and_are_named_as_rows() {
     let file = |name: &str| Path::new("tests/fixtures/parquet").join(name);
     let tokens = read(&file("tokens.parquet"), None, 8, 4).unwrap();
