@@ -82,3 +82,32 @@ fn short_texts_have_the_reference_tokens_and_come_back() {
         }
     }
 }
+
+/// Models that SentencePiece trained, with its own ids of several hundred texts (tests/fixtures/sentencepiece_models.py).
+#[test]
+fn sentencepiece_models_cut_texts_as_sentencepiece_does() {
+    for name in ["unigram", "unigram_as_is", "bpe_with_rules"] {
+        let dir = Path::new("tests/fixtures/sentencepiece").join(name);
+        let tokenizer = Tokenizer::from_tokenizer_dir(&dir).unwrap();
+        let lines = std::fs::read_to_string(dir.join("texts.jsonl")).unwrap();
+        let (mut count, mut differ) = (0, Vec::new());
+        for line in lines.lines() {
+            let case: Value = serde_json::from_str(line).unwrap();
+            let text = case["text"].as_str().unwrap();
+            let expected = ids(&case["ids"]);
+            let own = tokenizer.encode(text, false).unwrap();
+            // SentencePiece writes an unknown piece as a sign of its own, and its sign for a space as one.
+            let shows_signs = expected.contains(&0) || text.contains('\u{2581}');
+            let decoded = tokenizer.decode(&expected).unwrap();
+            let comes_back = shows_signs || decoded == case["decoded"].as_str().unwrap();
+            // The rules of NFKC see parts of Hangul syllables one by one in tokenizers, and in transformers too.
+            let in_parts = text.contains('\u{1161}');
+            if (own != expected && !in_parts) || !comes_back {
+                differ.push(format!("{text:?}\n  {own:?}\n  {expected:?}\n  {decoded:?} {}", case["decoded"]));
+            }
+            count += 1;
+        }
+        assert_eq!(count, 400, "{name}");
+        assert!(differ.is_empty(), "{name}: {} of {count} differ:\n{}", differ.len(), differ.join("\n"));
+    }
+}

@@ -1,167 +1,30 @@
-//! SentencePiece's `tokenizer.model` as the `tokenizer.json` that transformers makes of it, for BPE models such as Llama's and Mistral's.
+//! SentencePiece's `tokenizer.model` as a `tokenizer.json`.
 //!
-//! The file is a protocol buffer, `ModelProto` of sentencepiece_model.proto. Of it are read the pieces (field 1: text 1, score 2, kind 3),
-//! the trainer's settings (field 2) and the normalizer's (field 3).
+//! Models such as Llama's and Mistral's, BPE without rules of unicode, become what transformers' converter for Llama makes of them. All
+//! others follow their own settings, so that texts are cut as by SentencePiece itself; the parts are those of transformers'
+//! `SpmConverter.build_tokenizer_from_spm_proto`.
+
+mod model;
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use model::{CONTROL, Kind, Model, Piece, UNKNOWN, USER_DEFINED};
+
 /// What stands for a space in pieces.
 const SPACE: &str = "\u{2581}";
 
-/// The value of one field of a message.
-enum Field<'a> {
-    Number(u64),
-    Bytes(&'a [u8]),
-}
-
-impl Field<'_> {
-    fn number(&self) -> u64 {
-        match self {
-            Self::Number(number) => *number,
-            Self::Bytes(_) => 0,
-        }
-    }
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// The fields of a message with their numbers, in order; None where the bytes are no message.
-fn message(mut bytes: &[u8]) -> Option<Vec<(u64, Field<'_>)>> {
-    fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = bytes.split_at_checked(count)?;
-        *bytes = rest;
-        Some(taken)
-    }
-    let mut fields = Vec::new();
-    while !bytes.is_empty() {
-        let key = varint(&mut bytes)?;
-        let field = match key & 7 {
-            0 => Field::Number(varint(&mut bytes)?),
-            1 => Field::Bytes(take(&mut bytes, 8)?),
-            2 => {
-                let length = usize::try_from(varint(&mut bytes)?).ok()?;
-                Field::Bytes(take(&mut bytes, length)?)
-            }
-            5 => Field::Bytes(take(&mut bytes, 4)?),
-            _ => return None,
-        };
-        fields.push((key >> 3, field));
-    }
-    Some(fields)
-}
-
-/// The kinds of a piece that are not of the text.
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
-
-struct Piece {
-    text: String,
-    score: f32,
-    kind: u64,
-}
-
-/// The parts of a model that a tokenizer needs.
-struct Model {
-    pieces: Vec<Piece>,
-    /// 1 is unigram, 2 is BPE.
-    kind: u64,
-    byte_fallback: bool,
-    unknown: usize,
-    begin: Option<usize>,
-    end: Option<usize>,
-    adds_space: bool,
-    /// True if texts are brought into another unicode form before they are cut. That spaces in a row become one is left out, as
-    /// transformers does.
-    normalizes: bool,
-}
-
-impl Model {
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let mut model = Self {
-            pieces: Vec::new(),
-            kind: 1,
-            byte_fallback: false,
-            unknown: 0,
-            begin: Some(1),
-            end: Some(2),
-            adds_space: true,
-            normalizes: false,
-        };
-        for (number, field) in message(bytes)? {
-            let Field::Bytes(bytes) = field else { continue };
-            match number {
-                1 => model.pieces.push(piece(bytes)?),
-                2 => model.read_trainer(bytes)?,
-                3 => {
-                    for (number, field) in message(bytes)? {
-                        match (number, field) {
-                            (2, Field::Bytes(map)) => model.normalizes |= !map.is_empty(),
-                            (3, field) => model.adds_space = field.number() != 0,
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        (!model.pieces.is_empty()).then_some(model)
-    }
-
-    fn read_trainer(&mut self, bytes: &[u8]) -> Option<()> {
-        // A negative id, which takes ten bytes, says that there is no such piece.
-        let id = |field: &Field<'_>| usize::try_from(field.number()).ok().filter(|id| *id < 1 << 31);
-        for (number, field) in message(bytes)? {
-            match number {
-                3 => self.kind = field.number(),
-                35 => self.byte_fallback = field.number() != 0,
-                40 => self.unknown = id(&field)?,
-                41 => self.begin = id(&field),
-                42 => self.end = id(&field),
-                _ => {}
-            }
-        }
-        Some(())
-    }
-
-    fn text(&self, id: Option<usize>) -> Option<&str> {
-        self.pieces.get(id?).map(|piece| piece.text.as_str())
-    }
-}
-
-fn piece(bytes: &[u8]) -> Option<Piece> {
-    let mut piece = Piece { text: String::new(), score: 0.0, kind: 1 };
-    for (number, field) in message(bytes)? {
-        match (number, field) {
-            (1, Field::Bytes(text)) => piece.text = String::from_utf8(text.to_vec()).ok()?,
-            (2, Field::Bytes(&[a, b, c, d])) => piece.score = f32::from_le_bytes([a, b, c, d]),
-            (3, field) => piece.kind = field.number(),
-            _ => {}
-        }
-    }
-    Some(piece)
-}
-
 /// The merges that make the pieces out of shorter ones, those of the highest scores first. The ways to make one piece are in the order
 /// of the ids of their parts.
-fn merges(ids: &HashMap<&str, usize>, pieces: &[Piece]) -> Vec<[String; 2]> {
+/// With `normal_alone`, user-defined and control pieces are neither made nor parts.
+fn merges(ids: &HashMap<&str, usize>, pieces: &[Piece], normal_alone: bool) -> Vec<[String; 2]> {
     let mut merges = Vec::new();
-    for piece in pieces {
+    let takes = |piece: &Piece| !normal_alone || piece.is_normal();
+    let id_of = |text: &str| ids.get(text).copied().filter(|id| takes(&pieces[*id]));
+    for piece in pieces.iter().filter(|piece| takes(piece)) {
         let splits = piece.text.char_indices().skip(1).map(|(at, _)| piece.text.split_at(at));
-        let known = splits.filter_map(|(left, right)| Some(([*ids.get(left)?, *ids.get(right)?], left, right)));
+        let known = splits.filter_map(|(left, right)| Some(([id_of(left)?, id_of(right)?], left, right)));
         let mut ways: Vec<_> = known.collect();
         ways.sort_by_key(|(parts, ..)| *parts);
         merges.extend(ways.into_iter().map(|(_, left, right)| (piece.score, [left.to_owned(), right.to_owned()])));
@@ -174,41 +37,32 @@ fn merges(ids: &HashMap<&str, usize>, pieces: &[Piece]) -> Vec<[String; 2]> {
 /// `added_tokens.json`, or empty.
 ///
 /// # Errors
-/// A sentence on what the file is instead of a BPE model that can be read.
+/// A sentence on what the file is instead of a model that can be read.
 pub(super) fn tokenizer_json(
     bytes: &[u8],
     settings: &Map<String, Value>,
     added: &Map<String, Value>,
 ) -> Result<String, String> {
     let model = Model::parse(bytes).ok_or("is no SentencePiece model")?;
-    if model.kind != 2 {
-        return Err("is a SentencePiece model of another kind than BPE".to_owned());
+    if model.kind == Kind::Other {
+        return Err("is a SentencePiece model of words or characters, neither unigram nor BPE".to_owned());
     }
-    if model.normalizes {
-        return Err("is a SentencePiece model that changes texts before it cuts them".to_owned());
+    if model.space_behind {
+        return Err("is a SentencePiece model with spaces behind words (treat_whitespace_as_suffix)".to_owned());
     }
-    let ids: HashMap<&str, usize> = model.pieces.iter().enumerate().map(|(id, p)| (p.text.as_str(), id)).collect();
     let unknown = model.text(Some(model.unknown)).ok_or("names an unknown piece that it does not have")?;
-    let vocab: Map<String, Value> =
-        model.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect();
-    let space = || json!({ "type": "Replace", "pattern": { "String": " " }, "content": SPACE });
-    let prefix = model.adds_space.then(|| json!({ "type": "Prepend", "prepend": SPACE }));
-    let strip = model.adds_space.then(|| json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
-    let decoders = [
-        json!({ "type": "Replace", "pattern": { "String": SPACE }, "content": " " }),
-        json!({ "type": "ByteFallback" }),
-        json!({ "type": "Fuse" }),
-    ];
-    let json = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens(&model, settings, added),
-        "normalizer": { "type": "Sequence", "normalizers": prefix.into_iter().chain([space()]).collect::<Vec<_>>() },
-        "pre_tokenizer": null,
-        "post_processor": post_processor(&model, &ids, settings),
-        "decoder": { "type": "Sequence", "decoders": decoders.into_iter().chain(strip).collect::<Vec<_>>() },
-        "model": {
+    let ids: HashMap<&str, usize> = model.pieces.iter().enumerate().map(|(id, p)| (p.text.as_str(), id)).collect();
+    let as_llama = model.kind == Kind::Bpe && model.normalizer.charsmap.is_empty();
+    let Surroundings { normalizers, pre_tokenizers, decoders } =
+        if as_llama { Surroundings::of_llama(&model) } else { Surroundings::of_model(&model, settings) };
+    let inner = match model.kind {
+        Kind::Unigram => json!({
+            "type": "Unigram",
+            "unk_id": model.unknown,
+            "vocab": model.pieces.iter().map(|p| json!([p.text, p.score])).collect::<Vec<_>>(),
+            "byte_fallback": model.byte_fallback,
+        }),
+        _ => json!({
             "type": "BPE",
             "dropout": null,
             "unk_token": unknown,
@@ -216,16 +70,123 @@ pub(super) fn tokenizer_json(
             "end_of_word_suffix": null,
             "fuse_unk": true,
             "byte_fallback": model.byte_fallback,
-            "vocab": vocab,
-            "merges": merges(&ids, &model.pieces),
-        },
+            "ignore_merges": !as_llama && model.pieces.iter().any(|p| p.kind == USER_DEFINED),
+            "vocab": model.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), json!(id))).collect::<Map<_, _>>(),
+            "merges": merges(&ids, &model.pieces, !as_llama),
+        }),
+    };
+    let sequence = |name: &str, parts: Vec<Value>| match parts.is_empty() {
+        true => Value::Null,
+        false => json!({ "type": "Sequence", name: parts }),
+    };
+    let json = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added_tokens(&model, settings, added, as_llama),
+        "normalizer": sequence("normalizers", normalizers),
+        "pre_tokenizer": sequence("pretokenizers", pre_tokenizers),
+        "post_processor": post_processor(&model, &ids, settings),
+        "decoder": sequence("decoders", decoders),
+        "model": inner,
     });
     Ok(json.to_string())
 }
 
+/// What happens to a text before it is cut and to pieces that become a text again.
+struct Surroundings {
+    normalizers: Vec<Value>,
+    pre_tokenizers: Vec<Value>,
+    decoders: Vec<Value>,
+}
+
+impl Surroundings {
+    /// A space before every stretch of text, and spaces in a row as they are, whatever the model says.
+    fn of_llama(model: &Model) -> Self {
+        let adds_space = model.normalizer.adds_space;
+        let prefix = adds_space.then(|| json!({ "type": "Prepend", "prepend": SPACE }));
+        let strip = adds_space.then(|| json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+        let decoders = [replaced(SPACE, " "), json!({ "type": "ByteFallback" }), json!({ "type": "Fuse" })];
+        Self {
+            normalizers: prefix.into_iter().chain([replaced(" ", SPACE)]).collect(),
+            pre_tokenizers: Vec::new(),
+            decoders: decoders.into_iter().chain(strip).collect(),
+        }
+    }
+
+    /// The steps of the model's own settings, in SentencePiece's order. `legacy` of `settings` says whether each stretch of text between
+    /// special tokens begins with a space or the text alone.
+    fn of_model(model: &Model, settings: &Map<String, Value>) -> Self {
+        let normalizer = &model.normalizer;
+        let legacy = settings.get("legacy").and_then(Value::as_bool).unwrap_or(true);
+        let mut normalizers = Vec::new();
+        if !normalizer.charsmap.is_empty() {
+            let map = base64::encode(&normalizer.charsmap);
+            normalizers.push(json!({ "type": "Precompiled", "precompiled_charsmap": map }));
+        }
+        if normalizer.removes_spaces {
+            normalizers.extend([replaced_matches(r"\A +| +\z", ""), replaced_matches(" {2,}", " ")]);
+        }
+        if normalizer.escapes_spaces {
+            normalizers.push(replaced(" ", SPACE));
+            if normalizer.removes_spaces {
+                // SentencePiece takes its own sign for a space at the end of a text, though not at its beginning.
+                normalizers.push(replaced_matches(&format!(r"{SPACE}+\z"), ""));
+            }
+        }
+        let mut pre_tokenizers = Vec::new();
+        if normalizer.adds_space {
+            if legacy {
+                // Metaspace adds no space to a text that begins with one; SentencePiece does.
+                normalizers.push(replaced_matches(&format!(r"\A{SPACE}"), &SPACE.repeat(2)));
+            }
+            let scheme = if legacy { "always" } else { "first" };
+            pre_tokenizers
+                .push(json!({ "type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": false }));
+        }
+        let mut whole: Vec<&str> = model
+            .pieces
+            .iter()
+            .filter(|p| p.kind == USER_DEFINED && !p.text.is_empty())
+            .map(|p| p.text.as_str())
+            .collect();
+        whole.sort_by_key(|text| std::cmp::Reverse(text.chars().count()));
+        if !whole.is_empty() {
+            let pattern = whole.into_iter().map(regex::escape).collect::<Vec<_>>().join("|");
+            let pattern = json!({ "Regex": pattern });
+            pre_tokenizers
+                .push(json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false }));
+        }
+        let mut decoders = vec![replaced(SPACE, " ")];
+        if model.byte_fallback {
+            decoders.push(json!({ "type": "ByteFallback" }));
+        }
+        if normalizer.adds_space || model.byte_fallback {
+            decoders.push(json!({ "type": "Fuse" }));
+        }
+        if normalizer.adds_space {
+            decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+        }
+        Self { normalizers, pre_tokenizers, decoders }
+    }
+}
+
+fn replaced(text: &str, content: &str) -> Value {
+    json!({ "type": "Replace", "pattern": { "String": text }, "content": content })
+}
+
+fn replaced_matches(pattern: &str, content: &str) -> Value {
+    json!({ "type": "Replace", "pattern": { "Regex": pattern }, "content": content })
+}
+
 /// The tokens that are found in a text before it is cut: those of the model, then those of the settings, which count where both have an
-/// id.
-fn added_tokens(model: &Model, settings: &Map<String, Value>, added: &Map<String, Value>) -> Vec<Value> {
+/// id. User-defined pieces of the model are among them on demand.
+fn added_tokens(
+    model: &Model,
+    settings: &Map<String, Value>,
+    added: &Map<String, Value>,
+    user_defined: bool,
+) -> Vec<Value> {
     let token = |id: u64, content: &str, special: bool| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -234,7 +195,7 @@ fn added_tokens(model: &Model, settings: &Map<String, Value>, added: &Map<String
     };
     let mut tokens: std::collections::BTreeMap<u64, Value> = std::collections::BTreeMap::new();
     for (id, piece) in (0..).zip(&model.pieces) {
-        if [UNKNOWN, CONTROL, USER_DEFINED].contains(&piece.kind) {
+        if [UNKNOWN, CONTROL].contains(&piece.kind) || user_defined && piece.kind == USER_DEFINED {
             tokens.insert(id, token(id, &piece.text, piece.kind != USER_DEFINED));
         }
     }
@@ -329,9 +290,9 @@ mod tests {
         assert!(refused(b"IQ== 0\nIg== 1\n").contains("no SentencePiece model"));
         assert!(refused(b"").contains("no SentencePiece model"));
         let pieces = [("<unk>", 2), ("a", 1)];
-        assert!(refused(&model(&pieces, &[3 << 3, 1], PLAIN)).contains("another kind than BPE"));
-        let mapped = [PLAIN, &field(2, b"map")].concat();
-        assert!(refused(&model(&pieces, BPE, &mapped)).contains("changes texts"));
+        assert!(refused(&model(&pieces, &[3 << 3, 4], PLAIN)).contains("of words or characters"));
+        let behind = [BPE, &[0xc0, 1, 1]].concat();
+        assert!(refused(&model(&pieces, &behind, PLAIN)).contains("treat_whitespace_as_suffix"));
         let cut = model(&pieces, BPE, PLAIN);
         assert!(refused(&cut[..cut.len() - 1]).contains("no SentencePiece model"));
     }
