@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::messages::REASONING;
 use super::sample::{Conversation, is_assistant};
 use super::template::{ChatTemplate, Input};
 use crate::setting::TRAIN_ON;
@@ -35,7 +36,8 @@ struct Rendering<'a> {
 /// The marks of a template with `{% generation %}` are used as they are. For other templates, the text before a turn (with the
 /// generation prompt) and the text up to its end are both beginnings of the whole text. Where a template writes earlier turns in
 /// another way than the last, for example without their reasoning, the text is put together from every turn as the template wrote it
-/// when it was the last, which is also how the model will write it. A turn includes its end token.
+/// when it was the last, which is also how the model will write it. A turn includes its end token. A template that ends the last turn
+/// with another token than earlier ones, as Harmony does, leaves thoughts out of earlier turns on purpose; its text is taken as it is.
 ///
 /// # Errors
 /// The template refuses the conversation, or the turns cannot be found.
@@ -52,10 +54,20 @@ pub fn assistant_turns(
     if template.marks_regions(conversation.tools.as_ref()) {
         return rendering.marked(&assistant, wanted);
     }
-    match rendering.in_the_whole(wanted)? {
+    match rendering.in_the_whole(wanted, None)? {
         Ok(turns) => Ok(turns),
-        Err(problem) => rendering.put_together(&assistant, wanted).ok_or(problem),
+        Err(problem) => match rendering.with_other_end(&assistant, wanted) {
+            Some(turns) => Ok(turns),
+            None => rendering.put_together(&assistant, wanted).ok_or(problem),
+        },
     }
+}
+
+/// The marker that a text begins with, such as `<|end|>`.
+fn leading_marker(text: &str) -> Option<&str> {
+    let length = text.starts_with('<').then(|| text.find('>'))?? + 1;
+    let marker = &text[..length];
+    (!marker.contains(char::is_whitespace)).then_some(marker)
 }
 
 impl Rendering<'_> {
@@ -108,8 +120,12 @@ impl Rendering<'_> {
     }
 
     /// The wanted turns in what the template writes for the whole conversation; the inner error says that they are not there as they
-    /// were when they were the last.
-    fn in_the_whole(&self, wanted: &[usize]) -> Result<Result<RenderedTurns, String>, String> {
+    /// were when they were the last. With `ends`, the last turn ends with the first of them and earlier ones with the second.
+    fn in_the_whole(
+        &self,
+        wanted: &[usize],
+        ends: Option<&[String; 2]>,
+    ) -> Result<Result<RenderedTurns, String>, String> {
         let text = self.render(self.conversation.messages.len(), false)?;
         let mut turns: Vec<Range<usize>> = Vec::with_capacity(wanted.len());
         for &at in wanted {
@@ -128,9 +144,14 @@ impl Rendering<'_> {
                         Err(problem) => self.through_first(&text, at, start).ok_or(problem)?,
                     };
                     let through = self.without_closing(&text, &through);
-                    match text.starts_with(through) {
-                        true => through.len(),
-                        false => return Ok(Err(self.inconsistent(at, "up to", &text, through))),
+                    let other = ends.and_then(|[last, earlier]| {
+                        let before = through.strip_suffix(last.as_str())?;
+                        Some(before.len() + earlier.len()).filter(|_| text.starts_with(&format!("{before}{earlier}")))
+                    });
+                    match other {
+                        _ if text.starts_with(through) => through.len(),
+                        Some(end) => end,
+                        None => return Ok(Err(self.inconsistent(at, "up to", &text, through))),
                     }
                 }
             };
@@ -140,6 +161,43 @@ impl Rendering<'_> {
             turns.push(start..end);
         }
         Ok(Ok(RenderedTurns { text, turns, messages: wanted.to_vec(), as_written_last: false }))
+    }
+
+    /// The wanted turns where the template ends the last turn with another token than the earlier ones, which otherwise end as questions
+    /// do. What it leaves out of earlier turns is left out before they are searched.
+    fn with_other_end(&self, assistant: &[usize], wanted: &[usize]) -> Option<RenderedTurns> {
+        let ends = self.other_ends()?;
+        let whole = self.render(self.conversation.messages.len(), false).ok()?;
+        let mut conversation = self.conversation.clone();
+        for &at in assistant {
+            let mut fewer = conversation.clone();
+            let Some(Value::Object(fields)) = fewer.messages.get_mut(at) else { continue };
+            REASONING.iter().for_each(|name| _ = fields.shift_remove(*name));
+            if fields.contains_key("tool_calls") {
+                fields.shift_remove("content");
+            }
+            let rendering = Rendering { template: self.template, conversation: &fewer };
+            if rendering.render(fewer.messages.len(), false).is_ok_and(|text| text == whole) {
+                conversation = fewer;
+            }
+        }
+        Rendering { template: self.template, conversation: &conversation }.in_the_whole(wanted, Some(&ends)).ok()?.ok()
+    }
+
+    /// The token that ends the last turn and the one that ends earlier turns, where they differ and questions end with the second too.
+    fn other_ends(&self) -> Option<[String; 2]> {
+        let message = |role: &str, content: &str| serde_json::json!({ "role": role, "content": content });
+        let talk = [message("user", "a"), message("assistant", STAND_IN), message("user", "b")];
+        let after = |count: usize| -> Option<String> {
+            let text = self.template.render(&talk[..count], None, false).ok()?;
+            Some(text.rsplit_once(STAND_IN)?.1.to_owned())
+        };
+        let (last, longer) = (after(2)?, after(3)?);
+        let earlier = leading_marker(&longer)?;
+        let question = self.template.render(&[message("user", STAND_IN)], None, false).ok()?;
+        let of_question = leading_marker(question.rsplit_once(STAND_IN)?.1)?;
+        let differ = leading_marker(&last)? == last && last != earlier && earlier == of_question;
+        differ.then(|| [last.clone(), earlier.to_owned()])
     }
 
     /// The text up to the end of a first message under a template that does not render it alone, by the text that ends turns. The
@@ -350,6 +408,32 @@ mod tests {
         let (text, messages, as_last) = turns(&hybrid, talk(["x", "y"]), 1).unwrap();
         assert_eq!(text, "<u>q<e><a>x<e><u>r<e><a>[<think></think>y<e>]");
         assert_eq!((messages, as_last), (vec![3], false));
+    }
+
+    #[test]
+    fn a_template_with_another_end_of_the_last_turn_is_taken_as_it_is() {
+        let harmony = "{% for m in messages %}{% if m.role == 'user' %}<s>user<m>{{ m.content }}<end>\
+            {% elif m.role == 'tool' %}<s>tool<m>{{ m.content }}<end>{% elif m.tool_calls %}\
+            {% set later = namespace(final=false) %}{% for n in messages[loop.index:] %}{% if n.role == 'assistant' and not n.tool_calls %}\
+            {% set later.final = true %}{% endif %}{% endfor %}\
+            {% if not later.final and (m.thinking or m.content) %}<s>assistant<c>analysis<m>{{ m.thinking or m.content }}<end>{% endif %}<s>assistant<c>call<m>{{ m.tool_calls }}<call>\
+            {% elif loop.last and not add_generation_prompt %}\
+            {% if m.thinking %}<s>assistant<c>analysis<m>{{ m.thinking }}<end>{% endif %}<s>assistant<c>final<m>{{ m.content }}<return>\
+            {% else %}<s>assistant<c>final<m>{{ m.content }}<end>{% endif %}{% endfor %}{% if add_generation_prompt %}<s>assistant{% endif %}";
+        let (text, messages, as_last) = turns(harmony, talk(["x", "y"]), 0).unwrap();
+        let expected =
+            "<s>user<m>q<end><s>assistant[<c>final<m>x<end>]<s>user<m>r<end><s>assistant[<c>final<m>y<return>]";
+        assert_eq!((text.as_str(), &messages[..], as_last), (expected, &[1, 3][..], false));
+        let thinking = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "x", "thinking": "one"},
+            {"role": "user", "content": "r"}, {"role": "assistant", "content": "y", "thinking": "two"}]);
+        let (text, ..) = turns(harmony, thinking, 0).unwrap();
+        let last = "<s>assistant[<c>analysis<m>two<end><s>assistant<c>final<m>y<return>]";
+        assert_eq!(text, format!("<s>user<m>q<end><s>assistant[<c>final<m>x<end>]<s>user<m>r<end>{last}"));
+        let called = json!([{"role": "user", "content": "q"}, {"role": "assistant", "thinking": "one", "tool_calls": "f"},
+            {"role": "tool", "content": "t"}, {"role": "assistant", "content": "y"}]);
+        let (text, messages, _) = turns(harmony, called, 0).unwrap();
+        let call = "<s>user<m>q<end><s>assistant[<c>call<m>f<call>]<s>tool<m>t<end>";
+        assert_eq!((text, messages), (format!("{call}<s>assistant[<c>final<m>y<return>]"), vec![1, 3]));
     }
 
     #[test]
