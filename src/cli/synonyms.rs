@@ -142,7 +142,10 @@ const OTHERS: &[(&str, &str)] = &[
     ("lora-target-linear", "--target-modules all-linear is the default"),
     ("mask-prompt", "prompts are masked by default; --train-on chooses the trained tokens"),
     ("metric-for-best-model", "--load-best-model-at-end goes by the evaluation loss"),
-    ("min-lr", "--min-lr-ratio is the share of --lr at the end of --schedule cosine and warmup-stable-decay"),
+    (
+        "min-lr",
+        "--min-lr-ratio is the share of --lr at the end of --schedule cosine, warmup-stable-decay and polynomial",
+    ),
     ("num-layers", "--layers-to-transform names the layers that get an adapter, such as 8-15; the default is all"),
     ("push-to-hub", "there is no upload; `hf upload` takes the adapter's directory"),
     ("quantization-bit", "--method qlora, the default, holds the base in 4 bits"),

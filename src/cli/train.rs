@@ -256,7 +256,7 @@ struct StepArgs {
     /// Times that --schedule cosine-with-restarts decays [default: 1]
     #[arg(long, value_name = "N")]
     num_cycles: Option<usize>,
-    /// Learning rate at the end of --schedule cosine and warmup-stable-decay, as a share of --lr [default: 0]
+    /// Learning rate at the end of --schedule cosine, warmup-stable-decay and polynomial, as a share of --lr [default: 0]
     #[arg(long, value_name = "SHARE")]
     min_lr_ratio: Option<f64>,
     /// Steps of the decay of --schedule warmup-stable-decay [default: a tenth of all steps]
@@ -265,6 +265,12 @@ struct StepArgs {
     /// Form of the decay of --schedule warmup-stable-decay [default: cosine]
     #[arg(long, value_enum)]
     decay_type: Option<DecayType>,
+    /// Exponent of --schedule polynomial [default: 1]
+    #[arg(long, value_name = "X")]
+    power: Option<f64>,
+    /// Steps by which --schedule inverse-sqrt is stretched [default: those of the warmup, or 10000]
+    #[arg(long, value_name = "N")]
+    timescale: Option<usize>,
     /// Steps of linear warmup from 0 [default: 0]
     #[arg(long)]
     warmup_steps: Option<usize>,
@@ -295,6 +301,19 @@ struct StepArgs {
     /// Keep the examples in the order of the file
     #[arg(long)]
     no_shuffle: bool,
+}
+
+impl StepArgs {
+    /// Applies the flags of the schedule.
+    fn apply_schedule(&self, s: &mut RunSettings) {
+        set(&mut s.schedule, self.schedule);
+        set_some(&mut s.num_cycles, self.num_cycles);
+        set_some(&mut s.min_lr_ratio, self.min_lr_ratio);
+        set_some(&mut s.num_decay_steps, self.num_decay_steps);
+        set_some(&mut s.decay_type, self.decay_type);
+        set_some(&mut s.power, self.power);
+        set_some(&mut s.timescale, self.timescale);
+    }
 }
 
 #[derive(Args)]
@@ -415,11 +434,7 @@ impl TrainArgs {
             s.lr = s.objective.default_lr();
         }
         set(&mut s.lr, t.lr);
-        set(&mut s.schedule, t.schedule);
-        set_some(&mut s.num_cycles, t.num_cycles);
-        set_some(&mut s.min_lr_ratio, t.min_lr_ratio);
-        set_some(&mut s.num_decay_steps, t.num_decay_steps);
-        set_some(&mut s.decay_type, t.decay_type);
+        t.apply_schedule(&mut s);
         if t.warmup_steps.is_some() {
             s.warmup_ratio = None;
         }

@@ -26,6 +26,12 @@ pub enum Schedule {
     #[serde(alias = "warmup_stable_decay", alias = "wsd")]
     #[cfg_attr(feature = "cli", value(alias = "warmup_stable_decay", alias = "wsd"))]
     WarmupStableDecay,
+    /// To `min_lr_ratio` along a power of what is left.
+    Polynomial,
+    /// With the inverse square root of the steps; after a warm-up of `timescale` steps a step `t` has the factor `sqrt(timescale / t)`.
+    #[serde(alias = "inverse_sqrt")]
+    #[cfg_attr(feature = "cli", value(alias = "inverse_sqrt"))]
+    InverseSqrt,
 }
 
 impl Schedule {
@@ -37,6 +43,8 @@ impl Schedule {
             Self::Cosine => "cosine",
             Self::CosineWithRestarts => "cosine-with-restarts",
             Self::WarmupStableDecay => "warmup-stable-decay",
+            Self::Polynomial => "polynomial",
+            Self::InverseSqrt => "inverse-sqrt",
         }
     }
 }
@@ -68,12 +76,16 @@ pub struct Decay {
     pub warmup: usize,
     /// Times that [`Schedule::CosineWithRestarts`] decays.
     pub num_cycles: usize,
-    /// The factor at the end of [`Schedule::Cosine`] and [`Schedule::WarmupStableDecay`].
+    /// The factor at the end of [`Schedule::Cosine`], [`Schedule::WarmupStableDecay`] and [`Schedule::Polynomial`].
     pub min_lr_ratio: f64,
     /// Steps of the decay of [`Schedule::WarmupStableDecay`].
     pub num_decay_steps: usize,
     /// Form of that decay.
     pub decay_type: DecayType,
+    /// Exponent of [`Schedule::Polynomial`].
+    pub power: f64,
+    /// Steps after which [`Schedule::InverseSqrt`] without a warm-up would have the factor 1; at least 1.
+    pub timescale: usize,
 }
 
 impl Decay {
@@ -93,6 +105,11 @@ impl Decay {
             Schedule::Cosine => above(half_cosine(progress)),
             Schedule::CosineWithRestarts if progress >= 1.0 => 0.0,
             Schedule::CosineWithRestarts => half_cosine((self.num_cycles as f64 * progress).fract()).max(0.0),
+            Schedule::Polynomial => above((1.0 - progress).max(0.0).powf(self.power)),
+            Schedule::InverseSqrt => {
+                let since = (step + self.timescale) as f64 - warmup as f64;
+                1.0 / (since / self.timescale.max(1) as f64).sqrt()
+            }
             Schedule::WarmupStableDecay => {
                 // A decay that is longer than the rest after the warm-up begins within itself.
                 let since_begin = (step + self.num_decay_steps) as f64 - steps as f64;
@@ -115,7 +132,16 @@ mod tests {
     use super::*;
 
     fn decay(schedule: Schedule, warmup: usize) -> Decay {
-        Decay { schedule, warmup, num_cycles: 1, min_lr_ratio: 0.0, num_decay_steps: 0, decay_type: DecayType::Cosine }
+        Decay {
+            schedule,
+            warmup,
+            num_cycles: 1,
+            min_lr_ratio: 0.0,
+            num_decay_steps: 0,
+            decay_type: DecayType::Cosine,
+            power: 1.0,
+            timescale: 1,
+        }
     }
 
     fn assert_factors(decay: Decay, steps: usize, expected: &[(usize, f64)]) {
@@ -146,6 +172,23 @@ mod tests {
             (20, 0.0),
         ];
         assert_factors(restarts, 20, &expected);
+    }
+
+    /// get_polynomial_decay_schedule_with_warmup and get_inverse_sqrt_schedule.
+    #[test]
+    fn polynomials_and_roots_have_the_factors_of_transformers() {
+        let linear = Decay { min_lr_ratio: 1e-7 / 2e-4, ..decay(Schedule::Polynomial, 4) };
+        assert_factors(linear, 20, &[(0, 0.0), (3, 0.75), (4, 1.0), (9, 0.6876562500000001), (19, 0.06296875)]);
+        let cubic = Decay { min_lr_ratio: 0.05, power: 3.0, ..decay(Schedule::Polynomial, 2) };
+        assert_factors(cubic, 12, &[(1, 0.5), (2, 1.0), (5, 0.3758499999999999), (11, 0.050949999999999995)]);
+        let half = Decay { power: 0.5, ..decay(Schedule::Polynomial, 0) };
+        assert_factors(half, 9, &[(0, 1.0), (1, 0.9428090415820634), (8, 0.3333333333333334)]);
+        let root = Decay { timescale: 4, ..decay(Schedule::InverseSqrt, 4) };
+        assert_factors(root, 20, &[(0, 0.0), (3, 0.75), (4, 1.0), (5, 0.8944271909999159), (19, 0.4588314677411235)]);
+        let own = Decay { timescale: 10, ..decay(Schedule::InverseSqrt, 4) };
+        assert_factors(own, 20, &[(2, 0.5), (4, 1.0), (5, 0.9534625892455922), (19, 0.6324555320336759)]);
+        let none = Decay { timescale: 10_000, ..decay(Schedule::InverseSqrt, 0) };
+        assert_factors(none, 20, &[(0, 1.0), (1, 0.9999500037496877), (19, 0.9990513516101199)]);
     }
 
     #[test]

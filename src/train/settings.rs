@@ -270,7 +270,8 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub num_cycles: Option<usize>,
-    /// The learning rate at the end of `cosine` and `warmup-stable-decay`, as a share of its peak; None is 0.
+    /// The learning rate at the end of `cosine`, `warmup-stable-decay` and `polynomial`, as a share of its peak. None is 0, and for
+    /// `polynomial` a learning rate of 1e-7, as in transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub min_lr_ratio: Option<f64>,
@@ -282,6 +283,14 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub decay_type: Option<DecayType>,
+    /// Exponent of `polynomial`; None is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub power: Option<f64>,
+    /// Steps by which `inverse-sqrt` is stretched; None is those of the warm-up, or 10000 without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub timescale: Option<usize>,
     /// Steps over which the learning rate rises from 0.
     pub warmup_steps: usize,
     /// Share of all steps that warms up, in place of `warmup_steps`, which it sets when a run is prepared.
@@ -400,6 +409,8 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("min-lr-ratio", OnResume::Steering).number(Range::Share, |s| s.min_lr_ratio),
     Setting::new("num-decay-steps", OnResume::Steering).count(1, |s| s.num_decay_steps.map(|n| n as u64)),
     Setting::new("decay-type", OnResume::Steering),
+    Setting::new("power", OnResume::Steering).number(Range::Positive, |s| s.power),
+    Setting::new("timescale", OnResume::Steering).count(1, |s| s.timescale.map(|n| n as u64)),
     Setting::new("warmup-steps", OnResume::Steering).count(0, |s| Some(s.warmup_steps as u64)),
     // A run steers by the steps that follow from it.
     Setting::new("warmup-ratio", OnResume::Free).number(Range::Share, |s| s.warmup_ratio),
@@ -512,6 +523,8 @@ impl Default for RunSettings {
             min_lr_ratio: None,
             num_decay_steps: None,
             decay_type: None,
+            power: None,
+            timescale: None,
             warmup_steps: 0,
             warmup_ratio: None,
             weight_decay: 0.0,
@@ -686,25 +699,35 @@ impl RunSettings {
 
     /// Parameters of a schedule are for those that have them.
     fn check_schedule(&self) -> Result<()> {
-        use Schedule::{Cosine, CosineWithRestarts, WarmupStableDecay};
-        let parameters: [(&'static str, bool, &[Schedule]); 4] = [
+        use Schedule::{Cosine, CosineWithRestarts, InverseSqrt, Polynomial, WarmupStableDecay};
+        let parameters: [(&'static str, bool, &[Schedule]); 6] = [
             ("num-cycles", self.num_cycles.is_some(), &[CosineWithRestarts]),
-            ("min-lr-ratio", self.min_lr_ratio.is_some(), &[Cosine, WarmupStableDecay]),
+            ("min-lr-ratio", self.min_lr_ratio.is_some(), &[Cosine, WarmupStableDecay, Polynomial]),
             ("num-decay-steps", self.num_decay_steps.is_some(), &[WarmupStableDecay]),
             ("decay-type", self.decay_type.is_some(), &[WarmupStableDecay]),
+            ("power", self.power.is_some(), &[Polynomial]),
+            ("timescale", self.timescale.is_some(), &[InverseSqrt]),
         ];
         check_use(self.schedule, &parameters, |schedule| Key("schedule").is(schedule.name()))
     }
 
     /// The schedule of a run of `steps` optimizer steps, with its parameters.
     pub fn decay(&self, steps: usize) -> Decay {
+        let least = match self.schedule {
+            Schedule::Polynomial => (1e-7 / self.lr).min(1.0),
+            _ => 0.0,
+        };
+        // Without a warm-up, transformers stretches by 10000 steps.
+        let stretch = if self.warmup_steps > 0 { self.warmup_steps } else { 10_000 };
         Decay {
             schedule: self.schedule,
             warmup: self.warmup_steps,
             num_cycles: self.num_cycles.unwrap_or(1),
-            min_lr_ratio: self.min_lr_ratio.unwrap_or(0.0),
+            min_lr_ratio: self.min_lr_ratio.unwrap_or(least),
             num_decay_steps: self.num_decay_steps.unwrap_or_else(|| steps.div_ceil(10)),
             decay_type: self.decay_type.unwrap_or_default(),
+            power: self.power.unwrap_or(1.0),
+            timescale: self.timescale.unwrap_or(stretch),
         }
     }
 
@@ -872,6 +895,8 @@ mod tests {
             min_lr_ratio: Some(0.1),
             num_decay_steps: Some(3),
             decay_type: Some(DecayType::OneMinusSqrt),
+            power: Some(2.0),
+            timescale: Some(100),
             eval_data: path,
             eval_fraction: Some(0.1),
             dtype: Some(Float::Bf16),
@@ -945,7 +970,12 @@ mod tests {
                 |s| s.num_cycles = Some(2),
                 "⟨num-cycles⟩ has no use with ⟨schedule=linear⟩; it is for ⟨schedule=cosine-with-restarts⟩",
             ),
-            (|s| s.min_lr_ratio = Some(0.1), "it is for ⟨schedule=cosine⟩ and ⟨schedule=warmup-stable-decay⟩"),
+            (
+                |s| s.min_lr_ratio = Some(0.1),
+                "it is for ⟨schedule=cosine⟩, ⟨schedule=warmup-stable-decay⟩ and ⟨schedule=polynomial⟩",
+            ),
+            (|s| s.timescale = Some(3), "it is for ⟨schedule=inverse-sqrt⟩"),
+            (|s| (s.schedule, s.power) = (Schedule::Cosine, Some(2.0)), "it is for ⟨schedule=polynomial⟩"),
             (|s| (s.schedule, s.decay_type) = (Schedule::Cosine, Some(DecayType::Linear)), "⟨decay-type⟩ has no use"),
             (|s| (s.schedule, s.min_lr_ratio) = (Schedule::Cosine, Some(1.0)), "⟨min-lr-ratio⟩ is 1"),
         ];
@@ -955,12 +985,24 @@ mod tests {
             let message = settings.check().unwrap_err().to_string();
             assert!(message.contains(says), "{message}");
         }
-        for name in ["cosine_with_restarts", "warmup_stable_decay", "wsd", "cosine_with_min_lr", "constant_with_warmup"]
-        {
+        for name in [
+            "cosine_with_restarts",
+            "warmup_stable_decay",
+            "wsd",
+            "cosine_with_min_lr",
+            "constant_with_warmup",
+            "polynomial",
+            "inverse_sqrt",
+        ] {
             serde_json::from_value::<Schedule>(name.into()).unwrap();
         }
         let wsd = RunSettings { schedule: Schedule::WarmupStableDecay, ..RunSettings::default() };
         assert_eq!([wsd.decay(95).num_decay_steps, wsd.decay(5).num_decay_steps], [10, 1]);
+        let root =
+            |warmup_steps| RunSettings { schedule: Schedule::InverseSqrt, warmup_steps, ..RunSettings::default() };
+        assert_eq!([root(7).decay(20).timescale, root(0).decay(20).timescale], [7, 10_000]);
+        let polynomial = RunSettings { schedule: Schedule::Polynomial, lr: 1e-3, ..RunSettings::default() };
+        assert_eq!(polynomial.decay(20).min_lr_ratio, 1e-7 / 1e-3);
     }
 
     #[test]
