@@ -13,6 +13,10 @@ pub struct Key(pub &'static str);
 // The settings that messages outside of `train::settings` name.
 /// PEFT adapters to load, by directory and name.
 pub const ADAPTER: Key = Key("adapter");
+/// Texts that become tokens.
+pub const ADD_TOKENS: Key = Key("add-tokens");
+/// Texts that become special tokens.
+pub const ADD_SPECIAL_TOKENS: Key = Key("add-special-tokens");
 /// Numerator of the LoRA scale.
 pub const ALPHA: Key = Key("alpha");
 /// Alphas of modules whose names match a pattern.

@@ -147,6 +147,12 @@ struct AdapterArgs {
     /// Train the embedding's rows of these tokens beside the adapter, such as 5,7; of a tied head too
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     trainable_token_indices: Vec<u32>,
+    /// Make tokens of these texts and train their rows of embedding and head beside the adapter
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    add_tokens: Vec<String>,
+    /// As --add-tokens, for special tokens such as <|im_end|>, which answers do not show
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    add_special_tokens: Vec<String>,
     /// Train the biases of the adapted linear layers, or of all, beside the adapter [default: none]
     #[arg(long, value_enum)]
     bias: Option<Bias>,
@@ -156,7 +162,7 @@ struct AdapterArgs {
     /// First values of A: true is PEFT's default (Kaiming uniform) [default: true]
     #[arg(long, value_enum)]
     init_lora_weights: Option<LoraInit>,
-    /// Start from this PEFT adapter (a directory, or owner/name on the hub), with its rank and target modules
+    /// Start from this PEFT adapter (a directory, a zip file of one, or owner/name on the hub), with its rank and target modules
     #[arg(long, value_name = "DIR")]
     init_adapter: Option<PathBuf>,
     /// With --method full: start from random weights; the model directory needs only config.json and tokenizer.json
@@ -216,6 +222,8 @@ impl AdapterArgs {
             ("--exclude-modules", self.exclude_modules.is_some()),
             ("--modules-to-save", self.modules_to_save.is_some()),
             ("--trainable-token-indices", !self.trainable_token_indices.is_empty()),
+            ("--add-tokens", !self.add_tokens.is_empty()),
+            ("--add-special-tokens", !self.add_special_tokens.is_empty()),
             ("--bias", self.bias.is_some()),
             ("--lora-bias", self.lora_bias),
             ("--init-lora-weights", self.init_lora_weights.is_some()),
@@ -416,6 +424,9 @@ impl TrainArgs {
         set_some(&mut s.modules_to_save, a.modules_to_save.clone());
         let tokens = Some(a.trainable_token_indices.clone()).filter(|tokens| !tokens.is_empty());
         set_some(&mut s.trainable_token_indices, tokens);
+        let given = |texts: &[String]| Some(texts.to_vec()).filter(|texts| !texts.is_empty());
+        set_some(&mut s.add_tokens, given(&a.add_tokens));
+        set_some(&mut s.add_special_tokens, given(&a.add_special_tokens));
         set(&mut s.bias, a.bias);
         s.lora_bias |= a.lora_bias;
         set(&mut s.init_lora_weights, a.init_lora_weights);
@@ -551,10 +562,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     }
     let model = settings.model.clone();
     settings.model = model_directory(&model, Extent::Everything)?;
-    if let Some(adapter) = &mut settings.init_adapter {
-        // A run.toml names its adapter, so a zip file that is unpacked for the moment does not serve.
-        anyhow::ensure!(!adapter.is_file(), "{}: is a file; --init-adapter takes a directory", adapter.display());
-        *adapter = adapter_directory(adapter)?.dir;
+    // A zip file is unpacked for the time of the run, and run.toml names the file.
+    let zipped = settings.init_adapter.clone().filter(|adapter| adapter.is_file());
+    let initial = settings.init_adapter.as_deref().map(adapter_directory).transpose()?;
+    if let Some(initial) = &initial {
+        settings.init_adapter = Some(initial.dir.clone());
     }
     settings.data = data_sources(&settings.data, SPLITS_OF_RUN)?.into();
     if let Some(eval) = &settings.eval_data {
@@ -571,6 +583,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let mut view = RunView::new(args.json);
     view.phase("reading", "reading the model's files and the data");
     let mut prepared = prepare(settings)?;
+    if zipped.is_some() {
+        prepared.settings.init_adapter = zipped;
+    }
     args.device.cache.apply(&mut prepared.source);
     view.prepared(&prepared);
     if args.dry_run {

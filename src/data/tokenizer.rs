@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 #[cfg(not(target_arch = "wasm32"))]
 use tokenizers::DecoderWrapper;
 use tokenizers::NormalizerWrapper;
@@ -18,9 +19,11 @@ use crate::model::config::{CONFIG, ModelConfig};
 use crate::model::foreign::tokenizer_command;
 use crate::model::json_fields::parse_object;
 use crate::panics::caught;
+use crate::setting::{Key, TRAINABLE_TOKEN_INDICES};
 use crate::{Error, Result, files};
 
 const FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
 const SENTENCEPIECE: &str = "tokenizer.model";
 /// Special tokens that chat templates use as variables.
 const NAMED_TOKENS: [&str; 7] =
@@ -45,7 +48,15 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing or damaged, or a vocabulary with more tokens than the embedding has rows.
     pub fn from_dir(model_dir: &Path, config: &ModelConfig) -> Result<Self> {
-        let mut tokenizer = Self::from_tokenizer_dir(model_dir)?;
+        Self::from_dir_with(model_dir, config, &[])
+    }
+
+    /// Like [`Self::from_dir`], with further tokens.
+    ///
+    /// # Errors
+    /// As [`Self::from_dir`], and tokens that the tokenizer has already.
+    pub fn from_dir_with(model_dir: &Path, config: &ModelConfig, tokens: &[NewToken]) -> Result<Self> {
+        let mut tokenizer = Self::of_text(model_dir, extended(model_dir, tokens)?)?;
         tokenizer.rows = Some(config.vocab_size);
         let own = |key: &str, id: Option<u32>| match id {
             Some(id) if id as usize >= config.vocab_size => {
@@ -70,8 +81,12 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing or damaged.
     pub fn from_tokenizer_dir(dir: &Path) -> Result<Self> {
+        Self::of_text(dir, tokenizer_text(dir)?)
+    }
+
+    /// The tokenizer of `dir` with this text as its `tokenizer.json`.
+    fn of_text(dir: &Path, text: String) -> Result<Self> {
         let path = dir.join(FILE);
-        let text = tokenizer_text(dir)?;
         if files::is_lfs_pointer(text.as_bytes()) {
             return Err(Error::lfs_pointer(&path));
         }
@@ -232,6 +247,104 @@ impl Tokenizer {
         self.check_row(eos)?;
         Ok(eos)
     }
+}
+
+/// A token that is added to a tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// Its text, which becomes this one token wherever it stands.
+    pub content: String,
+    /// True for a token that is not shown as text.
+    pub special: bool,
+    /// Its number, behind those of the other tokens.
+    pub id: u32,
+}
+
+impl NewToken {
+    /// Numbers texts as the next tokens of the tokenizer in `dir`. Each comes with the setting that asks for it, and whether it is special.
+    ///
+    /// # Errors
+    /// A text that is a token already, or a tokenizer that cannot be read.
+    pub fn of_texts<'a>(dir: &Path, texts: impl Iterator<Item = (Key, &'a str, bool)>) -> Result<Vec<Self>> {
+        let mut texts = texts.peekable();
+        if texts.peek().is_none() {
+            return Ok(Vec::new());
+        }
+        let tokenizer = Tokenizer::from_tokenizer_dir(dir)?;
+        let first = tokenizer.vocabulary();
+        texts
+            .enumerate()
+            .map(|(at, (key, content, special))| match tokenizer.inner.token_to_id(content) {
+                Some(id) => {
+                    let problem = format!(
+                        "{key} has {content:?}, which is a token of this model already, {id}; {TRAINABLE_TOKEN_INDICES} trains its row"
+                    );
+                    Err(Error::setting(key, problem))
+                }
+                None => Ok(Self { content: content.to_owned(), special, id: (first + at) as u32 }),
+            })
+            .collect()
+    }
+}
+
+/// The text of a `tokenizer.json` for the tokenizer in `dir` with further tokens.
+fn extended(dir: &Path, tokens: &[NewToken]) -> Result<String> {
+    let text = tokenizer_text(dir)?;
+    if tokens.is_empty() {
+        return Ok(text);
+    }
+    let path = dir.join(FILE);
+    let mut fields = parse_object(&path, &text)?;
+    let added = fields.entry("added_tokens").or_insert_with(|| Value::Array(Vec::new()));
+    let Value::Array(list) = added else { return Err(Error::field(path, "added_tokens", "must be a list")) };
+    list.extend(tokens.iter().map(|token| {
+        let mut entry = json!({ "id": token.id });
+        if let (Value::Object(entry), Value::Object(settings)) = (&mut entry, settings_of(token)) {
+            entry.extend(settings);
+        }
+        entry
+    }));
+    serde_json::to_string(&fields).map_err(|e| Error::file(path, e))
+}
+
+/// What the files of a tokenizer say of an added token.
+fn settings_of(token: &NewToken) -> Value {
+    json!({
+        "content": token.content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": token.special,
+    })
+}
+
+/// Writes the tokenizer of `from` with further tokens into `to`, beside its other files, which are there already.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn save_with_tokens(from: &Path, to: &Path, tokens: &[NewToken]) -> Result<()> {
+    files::write_atomically(&to.join(FILE), extended(from, tokens)?.as_bytes())?;
+    let path = to.join(CONFIG_FILE);
+    if !files::is_file(&path) {
+        return Ok(());
+    }
+    let text = companions::text(&path)?;
+    let mut settings = parse_object(&path, &text)?;
+    let Some(Value::Object(decoder)) = settings.get_mut("added_tokens_decoder") else { return Ok(()) };
+    decoder.extend(tokens.iter().map(|token| (token.id.to_string(), settings_of(token))));
+    let text = serde_json::to_string_pretty(&settings).map_err(|e| Error::file(&path, e))?;
+    files::write_atomically(&path, text.as_bytes())
+}
+
+/// True if the tokenizer of an adapter's directory has tokens that the model's has not.
+pub fn brings_tokens(adapter: &Path, model: &Path) -> bool {
+    let text_of = |dir: &Path| companions::text(&dir.join(FILE)).ok();
+    let (Some(own), Some(of_model)) = (text_of(adapter), tokenizer_text(model).ok()) else { return false };
+    let added = |text: &str| -> Option<usize> {
+        #[derive(Deserialize)]
+        struct Added {
+            added_tokens: Vec<IgnoredAny>,
+        }
+        Some(serde_json::from_str::<Added>(text).ok()?.added_tokens.len())
+    };
+    own != of_model && added(&own) > added(&of_model)
 }
 
 /// The text of `tokenizer.json`, or that of the other file of a tokenizer which the directory has in its place.

@@ -215,7 +215,12 @@ async fn merged(
     if let Some(whole) = whole.filter(|_| spec.is_matrix()) {
         return Ok(whole.to_vec());
     }
-    let values = source.values(stored, shape)?;
+    let mut values = match *kind {
+        // Rows of tokens that the base does not have come from the adapter.
+        TensorKind::Embedding | TensorKind::Head => source.values(stored, &[config.vocab_rows, shape[1]])?,
+        _ => source.values(stored, shape)?,
+    };
+    values.resize(shape.iter().product(), 0.0);
     let rows_of = |at: usize| {
         let module = &modules[at];
         adapter.modules[at].of(module, Factor::Rows).map(|rows| (module.tokens.as_slice(), rows))
@@ -231,7 +236,6 @@ async fn merged(
         }
         return Ok(values);
     }
-    let mut values = values;
     if let Some((tokens, rows)) = rows_of(at) {
         for (token, row) in tokens.iter().zip(rows.chunks_exact(shape[1])) {
             values[*token as usize * shape[1]..][..shape[1]].copy_from_slice(row);

@@ -335,11 +335,10 @@ impl Generator {
     /// Tokens that the model knows with an adapter: one that brings a head of its own may know more.
     fn vocabulary(&self, adapter: Option<usize>) -> usize {
         let config = &self.plan.shared.network.config;
-        let head = adapter.and_then(|adapter| self.plan.adapters.get(adapter)?.head());
-        match head.and_then(|head| head.factor(Factor::Whole)) {
-            Some(_) => config.vocab_size,
-            None => config.vocab_rows,
-        }
+        let adapter = adapter.and_then(|adapter| self.plan.adapters.get(adapter));
+        let whole = adapter.and_then(|adapter| adapter.head()?.factor(Factor::Whole));
+        let grows = adapter.is_some_and(|adapter| adapter.has_token_from(config.vocab_rows as u32));
+        if whole.is_some() || grows { config.vocab_size } else { config.vocab_rows }
     }
 
     fn check(&self, text: &[u32], adapter: Option<usize>) -> Result<()> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::end_tokens;
 use crate::data::settings::{DataSettings, home_of_adapter};
 use crate::data::template::{self, ChatTemplate, Input};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{Tokenizer, brings_tokens};
 use crate::model::companions;
 use crate::model::config::ModelConfig;
 use crate::model::model_directory::copy_tokenizer;
@@ -120,9 +120,9 @@ impl TextFormat {
 
 /// The directory of the tokenizer: the model's, or that of an adapter that brings tokens of its own.
 pub fn tokenizer_dir(model: &Path, config: &ModelConfig, adapters: &[PathBuf]) -> PathBuf {
-    let homes =
-        adapters.iter().map(|adapter| home_of_adapter(adapter)).filter(|_| config.vocab_size > config.vocab_rows);
-    let mut with_tokenizer = homes.filter(|home| companions::is_file(&home.join("tokenizer.json")));
+    let homes = adapters.iter().map(|adapter| home_of_adapter(adapter));
+    let homes = homes.filter(|home| companions::is_file(&home.join("tokenizer.json")));
+    let mut with_tokenizer = homes.filter(|home| config.vocab_size > config.vocab_rows || brings_tokens(home, model));
     with_tokenizer.next().unwrap_or_else(|| model.to_owned())
 }
 

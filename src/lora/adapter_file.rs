@@ -1,6 +1,6 @@
 //! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -281,7 +281,26 @@ pub fn follow_vocabulary(dir: &Path, source: &mut Source) -> Result<()> {
             source.config.vocab_size = source.config.vocab_size.max(rows);
         }
     }
+    let rows = LoraConfig::from_file(&dir.join(CONFIG)).map(|config| grown_rows(&config, &source.config)).unwrap_or(0);
+    source.config.vocab_size = source.config.vocab_size.max(rows);
     Ok(())
+}
+
+/// The number of tokens of a vocabulary that grew by rows of the adapter: the embedding and a head of its own have one for each token
+/// beyond the base's.
+fn grown_rows(config: &LoraConfig, model: &ModelConfig) -> usize {
+    let end_of = |module: &str| -> Option<usize> {
+        let (_, tokens) = config.trainable_token_indices.iter().find(|(of, _)| module.ends_with(of.as_str()))?;
+        let new: BTreeSet<usize> =
+            tokens.iter().map(|token| *token as usize).filter(|token| *token >= model.vocab_rows).collect();
+        let end = model.vocab_rows + new.len();
+        (new.last().is_some_and(|last| last + 1 == end)).then_some(end)
+    };
+    let embedding = end_of(EMBEDDING_MODULE);
+    match model.tie_word_embeddings || end_of(HEAD) == embedding {
+        true => embedding.unwrap_or(0),
+        false => 0,
+    }
 }
 
 /// Lists embedding and head of a vocabulary that grew as saved modules, since PEFT saves them without saying so, and refuses an adapter

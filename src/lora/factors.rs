@@ -139,11 +139,17 @@ pub fn init(modules: &[LoraModule], seed: u64, kind: LoraInit) -> AdapterTensors
     AdapterTensors { modules: modules.iter().map(start).collect() }
 }
 
-/// Gives copies of tensors of the base the values that these have in `source`.
+/// Gives copies of tensors of the base the values that these have in `source`. Tokens from number `first_new` on are new: their rows begin
+/// as the mean of the rows before, as transformers' `resize_token_embeddings` draws them, without its noise.
 ///
 /// # Errors
 /// A tensor that cannot be read.
-pub fn copy_from_base(adapter: &mut AdapterTensors, modules: &[LoraModule], source: &Source) -> Result<()> {
+pub fn copy_from_base(
+    adapter: &mut AdapterTensors,
+    modules: &[LoraModule],
+    source: &Source,
+    first_new: Option<u32>,
+) -> Result<()> {
     for (module, values) in modules.iter().zip(&mut adapter.modules) {
         for (spec, values) in factors(module).iter().zip(&mut values.0) {
             if !spec.factor.is_copy() || !values.is_empty() {
@@ -153,16 +159,32 @@ pub fn copy_from_base(adapter: &mut AdapterTensors, modules: &[LoraModule], sour
                 Factor::Bias => source.values(&module.base_tensor(&source.config, "bias"), &[spec.shape[0]])?,
                 _ => source.values(
                     &module.base_tensor(&source.config, "weight"),
-                    &[source.config.vocab_size, source.config.hidden_size],
+                    &[source.config.vocab_rows, source.config.hidden_size],
                 )?,
             };
             if spec.factor == Factor::Rows {
-                let row = |token: &u32| &values[*token as usize * spec.shape[1]..][..spec.shape[1]];
+                let cols = spec.shape[1];
+                let known = first_new.map_or(source.config.vocab_rows, |first| first as usize);
+                let mean = mean_of_rows(&values[..known.min(source.config.vocab_rows) * cols], cols);
+                let row = |token: &u32| match *token as usize {
+                    new if new >= known => &mean[..],
+                    known => &values[known * cols..][..cols],
+                };
                 *values = module.tokens.iter().flat_map(row).copied().collect();
             }
         }
     }
     Ok(())
+}
+
+/// The mean of the rows of a matrix with `cols` columns.
+fn mean_of_rows(values: &[f32], cols: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; cols];
+    for row in values.chunks_exact(cols) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    let rows = (values.len() / cols).max(1) as f64;
+    sums.iter().map(|sum| (sum / rows) as f32).collect()
 }
 
 #[cfg(test)]

@@ -216,8 +216,8 @@ fn rows_of_piece([rows, cols]: [usize; 2], max_segment_bytes: u64) -> usize {
 /// The storage of the moments of a factor, where the run's setting is `asked`. Those of a whole embedding stay in f32, as in full
 /// training.
 pub fn moment_storage(asked: MomentStorage, place: targets::Place, factor: Factor, elements: usize) -> MomentStorage {
-    match (place, factor) {
-        (targets::Place::Embedding, Factor::Whole) => MomentStorage::F32,
+    match (place, factor, asked) {
+        (targets::Place::Embedding, Factor::Whole, MomentStorage::EightBit) => MomentStorage::F32,
         _ => asked.of_tensor(elements),
     }
 }
@@ -366,6 +366,11 @@ impl DeviceAdapter {
         let own = self.head().and_then(|module| module.factor(Factor::Rows));
         let shared = || self.embedding().filter(|_| self.tied).and_then(|module| module.factor(Factor::Rows));
         Some(HeadRows { tokens: *tokens, factor: own.or_else(shared)? })
+    }
+
+    /// True if the head has rows of the adapter for tokens from this one on.
+    pub fn has_token_from(&self, first: u32) -> bool {
+        self.head_tokens.as_ref().is_some_and(|(tokens, _)| tokens.iter().any(|token| *token >= first))
     }
 
     /// The rows of a pass by the place of their token among the trained ones.

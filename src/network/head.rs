@@ -156,7 +156,9 @@ impl Head<'_> {
         });
         let dropout = self.dropout.zip(self.workspace.dropped);
         let term = low.map(|(_, low)| low).filter(|_| dropout.is_none());
-        linear::input_gradient(rec, d_logits, &self.weight(), term, hidden, false);
+        let weight = self.weight();
+        let known = Matrix { cols: weight.out_features, ..d_logits };
+        linear::input_gradient(rec, known, &weight, term, hidden, false);
         if let (Some((dropout, place)), Some((module, low))) = (dropout, low) {
             let term = place.first_rows(hidden.rows);
             linear::input_gradient(rec, low.product, &module[Factor::A].weight, None, term, false);

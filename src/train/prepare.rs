@@ -19,7 +19,7 @@ use crate::data::settings::DataSettings;
 use crate::data::splits::{Split, nothing_to_train};
 use crate::data::teacher::TeacherFile;
 use crate::data::template::{self, ChatTemplate};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{NewToken, Tokenizer, save_with_tokens};
 use crate::gpu::Capabilities;
 use crate::hub::base_name;
 use crate::infer::text_format;
@@ -34,7 +34,8 @@ use crate::model::source::Source;
 use crate::model::tensors::parameters;
 use crate::network::moments::Shard;
 use crate::setting::{
-    EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD, OUT, TARGET_MODULES,
+    ADD_SPECIAL_TOKENS, EARLY_STOPPING_PATIENCE, EVAL_DATA, EVAL_FRACTION, LOAD_BEST_MODEL_AT_END, MAX_SEQ_LEN, METHOD,
+    OUT, TARGET_MODULES,
 };
 use crate::{Error, Result, files};
 
@@ -102,6 +103,9 @@ pub struct PreparedRun {
     /// The beginning of the first example as a text to continue. None where ids came without a tokenizer.
     pub opening: Option<String>,
     pub(super) initial: AdapterTensors,
+    /// The directory of the run's tokenizer, and the tokens that the run adds to it.
+    texts: PathBuf,
+    new_tokens: Vec<NewToken>,
     examples: Vec<Example>,
     eval_examples: Vec<Example>,
     /// Log-probabilities of the answers under the model as it was before training, where the objective needs them: of the examples, and
@@ -141,7 +145,10 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if settings.keep_blocks {
         source.keep_blocks()?;
     }
-    let LoadedAdapter { config: lora, modules, tensors: initial } = initial_adapter(&mut settings, &source)?;
+    let texts = tokenizer_dir(&settings, &source);
+    let new_tokens = new_tokens(&settings, &texts, &mut source)?;
+    let LoadedAdapter { config: lora, modules, tensors: initial } =
+        initial_adapter(&mut settings, &source, &new_tokens)?;
     let max_seq_len = seq_len_within(settings.max_seq_len, &source.config)?;
     let context = Some(source.config.max_position_embeddings);
     let feedback = settings.objective().feedback();
@@ -149,8 +156,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if let Some(adapter) = &settings.init_adapter {
         format.follow_adapter(adapter);
     }
-    let texts = tokenizer_dir(&settings, &source);
-    let tokenizer = source.has_tokenizer().then(|| Tokenizer::from_dir(&texts, &source.config)).transpose()?;
+    let open = || Tokenizer::from_dir_with(&texts, &source.config, &new_tokens);
+    let tokenizer = source.has_tokenizer().then(open).transpose()?;
     let teacher = teacher::open(settings.teacher.as_deref(), tokenizer.as_ref(), source.config.vocab_size)?;
     if let Some(teacher) = &teacher {
         teacher::follow_date(&mut format, &teacher.facts);
@@ -165,7 +172,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
     if data.template_date.is_some() || eval.as_ref().is_some_and(|eval| eval.template_date.is_some()) {
         settings.data_format.template_date = Some(date);
     }
-    let (template, ends) = text_format(&settings, &source, &format, data.chat_template.is_some())?;
+    let used = data.chat_template.is_some();
+    let (template, ends) = text_format(&source, tokenizer.as_ref(), &format, used)?;
     if settings.keeps_best() && eval_examples.is_empty() {
         let key =
             if settings.early_stopping_patience.is_some() { EARLY_STOPPING_PATIENCE } else { LOAD_BEST_MODEL_AT_END };
@@ -201,6 +209,8 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         ends,
         opening,
         initial,
+        texts,
+        new_tokens,
         examples,
         eval_examples,
         references: References::default(),
@@ -247,7 +257,7 @@ fn untrained_linear_attention(config: &ModelConfig, modules: &[LoraModule]) -> O
 
 /// The adapter that training starts from: the one of `init_adapter`, whose rank and scale become those of the settings, or a new one.
 /// It is empty where the base itself is trained.
-fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<LoadedAdapter> {
+fn initial_adapter(settings: &mut RunSettings, source: &Source, new_tokens: &[NewToken]) -> Result<LoadedAdapter> {
     let config = &source.config;
     if settings.method == Method::Full {
         let refused = match config.wrapper {
@@ -277,29 +287,59 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source) -> Result<Loaded
             Ok(LoadedAdapter { config, modules, tensors })
         }
         None => {
-            let lora = settings.lora_config();
+            let mut lora = settings.lora_config();
+            train_rows(&mut lora, new_tokens, config);
             let modules = targets::resolve(&lora, config)?;
             let mut tensors = factors::init(&modules, settings.seed, lora.init_lora_weights);
-            factors::copy_from_base(&mut tensors, &modules, source)?;
+            factors::copy_from_base(&mut tensors, &modules, source, new_tokens.first().map(|token| token.id))?;
             Ok(LoadedAdapter { config: lora, modules, tensors })
         }
     }
 }
 
+/// Numbers the tokens that the run adds, and lets the vocabulary of `source` grow by them where the embedding has no rows for them.
+fn new_tokens(settings: &RunSettings, texts: &Path, source: &mut Source) -> Result<Vec<NewToken>> {
+    let asked = settings.new_tokens().map(|(key, text)| (key, text, key == ADD_SPECIAL_TOKENS));
+    let tokens = NewToken::of_texts(texts, asked)?;
+    if let Some(last) = tokens.last() {
+        let config = &mut source.config;
+        let first = last.id as usize + 1 - tokens.len();
+        if first > config.vocab_rows {
+            let problem = format!(
+                "has {first} tokens, more than the {} rows of the embedding, so none can follow them; resize the embedding first",
+                config.vocab_rows
+            );
+            return Err(Error::file(texts.join("tokenizer.json"), problem));
+        }
+        config.vocab_size = config.vocab_size.max(last.id as usize + 1);
+    }
+    Ok(tokens)
+}
+
+/// Lists the rows of new tokens among those that are trained: of the embedding, and of a head of its own.
+fn train_rows(lora: &mut LoraConfig, tokens: &[NewToken], config: &ModelConfig) {
+    let of_head = if config.tie_word_embeddings { None } else { Some("lm_head") };
+    for name in ["embed_tokens"].into_iter().chain(of_head).filter(|_| !tokens.is_empty()) {
+        let rows = &mut lora.trainable_token_indices;
+        let at = rows.iter().position(|(of, _)| of == name).unwrap_or_else(|| {
+            rows.push((name.to_owned(), Vec::new()));
+            rows.len() - 1
+        });
+        rows[at].1.extend(tokens.iter().map(|token| token.id));
+    }
+}
+
 /// The chat template of the data, if `used`, and the tokens with which answers end after training.
 fn text_format(
-    settings: &RunSettings,
     source: &Source,
+    tokenizer: Option<&Tokenizer>,
     format: &DataSettings,
     used: bool,
 ) -> Result<(Option<ChatTemplate>, Vec<u32>)> {
-    if !source.has_tokenizer() {
-        return Ok((None, Vec::new()));
-    }
-    let tokenizer = Tokenizer::from_dir(&tokenizer_dir(settings, source), &source.config)?;
+    let Some(tokenizer) = tokenizer else { return Ok((None, Vec::new())) };
     let load = || ChatTemplate::load(&source.dir, format.chat_template.as_deref(), tokenizer.special_tokens()?);
     let template = if used { load()? } else { None };
-    let ends = text_format::trained_ends(&tokenizer, template.as_ref())?;
+    let ends = text_format::trained_ends(tokenizer, template.as_ref())?;
     Ok((template, ends))
 }
 
@@ -449,12 +489,13 @@ impl PreparedRun {
 
     /// Writes the tokenizer, the chat template and the end tokens of the run into `dir`.
     pub(super) fn save_text_format(&self, dir: &Path) -> Result<()> {
-        match self.source.has_tokenizer() {
-            true => {
-                let from = tokenizer_dir(&self.settings, &self.source);
-                text_format::save(dir, &from, self.template.as_ref(), &self.ends)
-            }
-            false => Ok(()),
+        if !self.source.has_tokenizer() {
+            return Ok(());
+        }
+        text_format::save(dir, &self.texts, self.template.as_ref(), &self.ends)?;
+        match self.new_tokens.is_empty() {
+            true => Ok(()),
+            false => save_with_tokens(&self.texts, dir, &self.new_tokens),
         }
     }
 

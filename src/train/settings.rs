@@ -18,8 +18,9 @@ use crate::ops::adamw::AdamW;
 use crate::ops::distillation::Distillation;
 use crate::quant::format::{Code4, Float};
 use crate::setting::{
-    BATCH_SIZE, DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER, Key, LAYERS_PATTERN,
-    LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANT, QUANTIZE_EMBEDDING, TEACHER,
+    ADD_SPECIAL_TOKENS, ADD_TOKENS, BATCH_SIZE, DTYPE, EARLY_STOPPING_PATIENCE, EVAL_EVERY, FROM_SCRATCH, INIT_ADAPTER,
+    Key, LAYERS_PATTERN, LOAD_BEST_MODEL_AT_END, METHOD, MODULES_TO_SAVE, OBJECTIVE, ON_LONG, QUANT,
+    QUANTIZE_EMBEDDING, TEACHER,
 };
 use crate::{Error, Result};
 
@@ -226,6 +227,14 @@ pub struct RunSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(target_arch = "wasm32", tsify(optional))]
     pub trainable_token_indices: Option<Vec<u32>>,
+    /// Texts that become tokens of their own, whose rows of embedding and head are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub add_tokens: Option<Vec<String>>,
+    /// As `add_tokens`, for special tokens, such as those that begin and end turns. Answers do not show them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(target_arch = "wasm32", tsify(optional))]
+    pub add_special_tokens: Option<Vec<String>>,
     /// Biases of linear layers that are trained.
     pub bias: Bias,
     /// True to train a bias of each factor B.
@@ -388,6 +397,8 @@ pub const SETTINGS: &[Setting<RunSettings>] = &[
     Setting::new("exclude-modules", OnResume::Free),
     Setting::new("modules-to-save", OnResume::Free),
     Setting::new("trainable-token-indices", OnResume::Free),
+    Setting::new("add-tokens", OnResume::Fixed),
+    Setting::new("add-special-tokens", OnResume::Fixed),
     Setting::new("bias", OnResume::Free),
     Setting::new("lora-bias", OnResume::Free),
     Setting::new("init-lora-weights", OnResume::Free),
@@ -503,6 +514,8 @@ impl Default for RunSettings {
             exclude_modules: None,
             modules_to_save: None,
             trainable_token_indices: None,
+            add_tokens: None,
+            add_special_tokens: None,
             bias: Bias::None,
             lora_bias: false,
             init_lora_weights: LoraInit::KaimingUniform,
@@ -586,6 +599,7 @@ impl RunSettings {
             let key = Key("loraplus-lr-ratio");
             return Err(Error::setting(key, format!("{key} is for the factors of an adapter, but {full} trains none")));
         }
+        self.check_new_tokens()?;
         let of_new_adapter = [
             ("rank-pattern", !self.rank_pattern.is_empty()),
             ("alpha-pattern", !self.alpha_pattern.is_empty()),
@@ -593,6 +607,8 @@ impl RunSettings {
             ("exclude-modules", self.exclude_modules.is_some()),
             ("modules-to-save", self.modules_to_save.is_some()),
             ("trainable-token-indices", self.trainable_token_indices.is_some()),
+            ("add-tokens", self.add_tokens.is_some()),
+            ("add-special-tokens", self.add_special_tokens.is_some()),
             ("bias", self.bias != Bias::None),
             ("lora-bias", self.lora_bias),
             ("init-lora-weights", self.init_lora_weights != LoraInit::KaimingUniform),
@@ -782,6 +798,36 @@ impl RunSettings {
         Ok(())
     }
 
+    /// New tokens are rows of an adapter, each once, and no whole copy stands beside them.
+    fn check_new_tokens(&self) -> Result<()> {
+        let mut seen = std::collections::HashSet::new();
+        let saved = self.saved_modules();
+        for (key, token) in self.new_tokens() {
+            let refuse = |problem: String| Err(Error::setting(key, problem));
+            if self.method == Method::Full {
+                let (full, lora, qlora) = (METHOD.is("full"), METHOD.is("lora"), METHOD.is("qlora"));
+                return refuse(format!(
+                    "{key} trains rows beside an adapter, but {full} trains none; choose {lora} or {qlora}"
+                ));
+            }
+            if !saved.is_empty() {
+                return refuse(format!(
+                    "{key} trains rows of the embedding, and {MODULES_TO_SAVE} a whole copy; choose one"
+                ));
+            }
+            if token.trim().is_empty() || !seen.insert(token) {
+                return refuse(format!("{key} has {token:?}; each token is a text, given once"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The texts that become tokens, with their settings: ordinary tokens, then special ones.
+    pub fn new_tokens(&self) -> impl Iterator<Item = (Key, &str)> {
+        let ordinary = self.add_tokens.iter().flatten().map(|text| (ADD_TOKENS, text.as_str()));
+        ordinary.chain(self.add_special_tokens.iter().flatten().map(|text| (ADD_SPECIAL_TOKENS, text.as_str())))
+    }
+
     /// True if the run leaves the values of its best evaluation.
     pub fn keeps_best(&self) -> bool {
         self.load_best_model_at_end || self.early_stopping_patience.is_some()
@@ -872,6 +918,8 @@ mod tests {
             exclude_modules: Some("v_proj".into()),
             modules_to_save: Some("lm_head".into()),
             trainable_token_indices: Some(vec![3]),
+            add_tokens: Some(vec!["<think>".into()]),
+            add_special_tokens: Some(vec!["<|im_end|>".into()]),
             objective: ObjectiveChoice::Dpo,
             beta: Some(0.2),
             label_smoothing: Some(0.1),

@@ -76,6 +76,29 @@ fn an_adapter_in_a_zip_file_is_one_in_its_directory() {
 }
 
 #[test]
+fn training_starts_from_an_adapter_in_a_zip_file_and_resumes() {
+    let shell = Shell::new();
+    shell.write("data.jsonl", random_lines(6, 96, 1));
+    let train = format!("{} --data data.jsonl --method lora", train_on("llama_tied"));
+    shell.succeed(&format!("{train} --steps 2 --lr 0.05 --rank 3 --out run"));
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(shell.path("run.zip")).unwrap());
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        zip.start_file(format!("run/{file}"), SimpleFileOptions::default()).unwrap();
+        zip.write_all(&shell.read(&format!("run/{file}"))).unwrap();
+    }
+    zip.finish().unwrap();
+    for (from, out) in [("run", "of-directory"), ("run.zip", "of-zip"), ("run.zip", "resumed")] {
+        shell.succeed(&format!("{train} --init-adapter {from} --steps 4 --save-every 2 --out {out}"));
+    }
+    let record = String::from_utf8(shell.read("of-zip/run.toml")).unwrap();
+    assert!(record.contains("init-adapter = \"run.zip\"") && record.contains("rank = 3"), "{record}");
+    std::fs::remove_dir_all(shell.path("resumed/checkpoints/step-4")).unwrap();
+    shell.succeed("train --resume resumed");
+    shell.assert_same_adapter("a directory and its zip file", ["of-directory", "of-zip"]);
+    shell.assert_same_adapter("a run and its second half", ["of-zip", "resumed"]);
+}
+
+#[test]
 fn an_adapter_of_another_model_names_it() {
     let shell = Shell::new();
     shell.write("data.jsonl", random_lines(6, 96, 1));

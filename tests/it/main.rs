@@ -44,6 +44,7 @@ mod long_run;
 mod lossy;
 mod memory;
 mod model_directories;
+mod new_tokens;
 #[cfg(unix)]
 mod next_command;
 mod parity;
