@@ -1,16 +1,20 @@
-//! AdamW's moments of a flat range of parameters, in f32 or in 8-bit codes: their buffers on the device, and their values on the host.
+//! The optimizer's moments of a flat range of parameters: those of AdamW in f32 or in 8-bit codes, and the one of Lion. Their buffers on the
+//! device, and their values on the host.
 
 use crate::gpu::{Buffers, Category, Gpu, GpuError, MemoryPlan, Recorder, VIEW_ALIGNMENT, View};
 use crate::ops::adamw;
 use crate::ops::adamw8bit::{self, BLOCK, CodedMoments, ZERO_CODES};
+use crate::ops::lion;
 
-/// The storage of AdamW's moments.
+/// The moments that an optimizer keeps, and their storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MomentStorage {
     /// 32-bit floats.
     F32,
     /// 8-bit codes with a scale for each 256 of them, see [`crate::ops::adamw8bit`].
     EightBit,
+    /// The momentum of [`crate::ops::lion`] in 32-bit floats, and no second moment.
+    Momentum,
 }
 
 /// The place of this device among those that share out the moments of one model (ZeRO-1, Rajbhandari et al. 2020).
@@ -50,10 +54,11 @@ impl Shard {
 }
 
 impl MomentStorage {
-    /// Bytes of both moments of `bytes` of parameters.
+    /// Bytes of the moments of `bytes` of parameters.
     pub fn bytes(self, bytes: u64) -> u64 {
         match self {
             Self::F32 => 2 * bytes,
+            Self::Momentum => bytes,
             Self::EightBit => bytes / 2 + 8 * adamw8bit::blocks(bytes / 4),
         }
     }
@@ -63,30 +68,32 @@ impl MomentStorage {
 
     /// The storage of a tensor of this many elements, in a run with this storage.
     pub fn of_tensor(self, elements: usize) -> Self {
-        if elements < Self::MIN_ELEMENTS { Self::F32 } else { self }
+        if self == Self::EightBit && elements < Self::MIN_ELEMENTS { Self::F32 } else { self }
     }
 
     /// Tensors within one range begin at multiples of this many bytes of parameters, so that none shares a block.
     pub fn tensor_alignment(self) -> u64 {
         match self {
-            Self::F32 => VIEW_ALIGNMENT,
+            Self::F32 | Self::Momentum => VIEW_ALIGNMENT,
             Self::EightBit => 4 * BLOCK,
         }
     }
 }
 
-/// Both moments of a flat range on the device.
+/// The moments of a flat range on the device.
 #[derive(Clone, Copy, Debug)]
 pub enum Moments {
     /// The first and the second moment.
     F32([View; 2]),
     /// Codes and scales of both moments.
     EightBit(CodedMoments),
+    /// Lion's momentum.
+    Momentum(View),
     /// Kept by another rank, in this storage.
     Elsewhere(MomentStorage),
 }
 
-/// One moment of a tensor or a range on the host, with the bits that the device has.
+/// One moment of a tensor or a range on the host, with the bits that the device has. A second moment that there is not is empty.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostMoment {
     /// The values.
@@ -110,6 +117,7 @@ impl Moments {
                 codes: labels.map(|label| plan.alloc(Category::Optimizer, label, bytes / 4)),
                 scales: plan.alloc(Category::Optimizer, "moment scales", 8 * adamw8bit::blocks(bytes / 4)),
             }),
+            MomentStorage::Momentum => Self::Momentum(plan.alloc(Category::Optimizer, "momentum", bytes)),
         }
     }
 
@@ -118,6 +126,7 @@ impl Moments {
         match self {
             Self::F32(_) => MomentStorage::F32,
             Self::EightBit(_) => MomentStorage::EightBit,
+            Self::Momentum(_) => MomentStorage::Momentum,
             Self::Elsewhere(storage) => *storage,
         }
     }
@@ -127,12 +136,13 @@ impl Moments {
         !matches!(self, Self::Elsewhere(_))
     }
 
-    /// Records AdamW's step over the range, where its moments are here; `tables` holds what [`adamw8bit::tables`] gives, `state` and `hyper` are as for
+    /// Records the optimizer's step over the range, where its moments are here; `tables` holds what [`adamw8bit::tables`] gives, `state` and `hyper` are as for
     /// [`adamw::step`].
     pub fn step(&self, rec: &mut Recorder, params: View, grads: View, tables: View, state: View, hyper: View) {
         match *self {
             Self::F32([m, v]) => adamw::step(rec, params, grads, m, v, state, hyper),
             Self::EightBit(coded) => adamw8bit::step(rec, params, grads, coded, tables, state, hyper),
+            Self::Momentum(m) => lion::step(rec, params, grads, m, state, hyper),
             Self::Elsewhere(_) => {}
         }
     }
@@ -155,6 +165,7 @@ impl Moments {
                 };
                 Ok([read(0).await?, read(1).await?])
             }
+            Self::Momentum(m) => Ok([HostMoment::F32(gpu.read_f32(buffers, *m).await?), HostMoment::F32(Vec::new())]),
             Self::Elsewhere(_) => unreachable!("a rank reads the moments that it keeps"),
         }
     }
@@ -177,6 +188,7 @@ impl Moments {
                 let scales: Vec<[f32; 2]> = of_m.iter().zip(of_v).map(|(m, v)| [*m, *v]).collect();
                 gpu.write(buffers, to.scales, bytemuck::cast_slice(&scales));
             }
+            (Self::Momentum(view), [HostMoment::F32(m), _]) => gpu.write(buffers, *view, bytemuck::cast_slice(m)),
             (Self::Elsewhere(_), _) => {}
             _ => unreachable!("moments are written in the storage that they were read from"),
         }
@@ -188,6 +200,7 @@ impl HostMoment {
     pub fn zeros(storage: MomentStorage, moment: usize, elements: usize) -> Self {
         match storage {
             MomentStorage::F32 => Self::F32(vec![0.0; elements]),
+            MomentStorage::Momentum => Self::F32(vec![0.0; if moment == 0 { elements } else { 0 }]),
             MomentStorage::EightBit => Self::EightBit {
                 codes: vec![ZERO_CODES[moment]; elements],
                 scales: vec![0.0; elements.div_ceil(BLOCK as usize)],
@@ -212,9 +225,10 @@ impl HostMoment {
 
     /// Both moments of a range in `storage`, from the bytes that [`Self::to_bytes`] gave.
     pub fn from_bytes(storage: MomentStorage, bytes: &[u8]) -> [Self; 2] {
-        let (first, second) = bytes.split_at(bytes.len() / 2);
+        let first = if storage == MomentStorage::Momentum { bytes.len() } else { bytes.len() / 2 };
+        let (first, second) = bytes.split_at(first);
         [first, second].map(|bytes| match storage {
-            MomentStorage::F32 => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
+            MomentStorage::F32 | MomentStorage::Momentum => Self::F32(bytemuck::pod_collect_to_vec(bytes)),
             MomentStorage::EightBit => {
                 // A block has BLOCK codes of one byte and a scale of four; the last block may be shorter.
                 let blocks = bytes.len().div_ceil(BLOCK as usize + 4);
@@ -228,6 +242,7 @@ impl HostMoment {
     pub fn part(&self, first: usize, count: usize) -> Self {
         let blocks = |at: usize| at.div_ceil(BLOCK as usize);
         match self {
+            Self::F32(values) if values.is_empty() => Self::F32(Vec::new()),
             Self::F32(values) => Self::F32(values[first..first + count].to_vec()),
             Self::EightBit { codes, scales } => Self::EightBit {
                 codes: codes[first..first + count].to_vec(),
@@ -290,11 +305,12 @@ mod tests {
             let codes = |first: usize| (0..elements).map(|i| (first + i) as u8).collect::<Vec<_>>();
             let scales = |scale: f32| values(scale)[..elements.div_ceil(BLOCK as usize)].to_vec();
             let coded = |at: usize| HostMoment::EightBit { codes: codes(at), scales: scales(at as f32) };
-            for pair in [[1.0, -2.0].map(|scale| HostMoment::F32(values(scale))), [3, 5].map(coded)] {
-                let storage = match pair[0] {
-                    HostMoment::F32(_) => MomentStorage::F32,
-                    HostMoment::EightBit { .. } => MomentStorage::EightBit,
-                };
+            let pairs = [
+                (MomentStorage::F32, [1.0, -2.0].map(|scale| HostMoment::F32(values(scale)))),
+                (MomentStorage::EightBit, [3, 5].map(coded)),
+                (MomentStorage::Momentum, [HostMoment::F32(values(3.0)), HostMoment::F32(Vec::new())]),
+            ];
+            for (storage, pair) in pairs {
                 let bytes = HostMoment::to_bytes(&pair);
                 assert_eq!(bytes.len() as u64, storage.bytes(4 * elements as u64));
                 assert_eq!(HostMoment::from_bytes(storage, &bytes), pair);

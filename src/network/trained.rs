@@ -60,7 +60,10 @@ fn decays(kind: TensorKind) -> bool {
 /// stay in f32: its rows' gradients differ as much as the frequencies of words (Dettmers et al. 2022, section 2.3;
 /// transformers does the same).
 pub fn moment_storage(asked: MomentStorage, name: &str, elements: usize) -> MomentStorage {
-    if name == EMBEDDING { MomentStorage::F32 } else { asked.of_tensor(elements) }
+    match asked {
+        MomentStorage::EightBit if name == EMBEDDING => MomentStorage::F32,
+        asked => asked.of_tensor(elements),
+    }
 }
 
 /// Every tensor of a network in training.

@@ -28,6 +28,7 @@ pub mod glu;
 pub mod kv_cache;
 pub(crate) mod lib_parts;
 pub mod linear;
+pub mod lion;
 pub mod lora_gradient;
 pub mod noise;
 pub mod output_gate;
@@ -52,6 +53,7 @@ pub fn kernels() -> Vec<Kernel> {
     [
         adamw::kernels(),
         adamw8bit::kernels(),
+        lion::kernels(),
         add::kernels(),
         attention::kernels(),
         bf16::kernels(),

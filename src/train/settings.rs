@@ -77,6 +77,10 @@ pub enum Optim {
     #[serde(alias = "adamw_8bit", alias = "adamw_bnb_8bit", alias = "paged_adamw_8bit")]
     #[cfg_attr(feature = "cli", value(name = "adamw8bit", aliases = ["adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"]))]
     Adamw8bit,
+    /// Lion, with one momentum in 32-bit floats.
+    #[serde(alias = "lion_32bit", alias = "paged_lion_32bit")]
+    #[cfg_attr(feature = "cli", value(aliases = ["lion_32bit", "paged_lion_32bit"]))]
+    Lion,
 }
 
 impl Optim {
@@ -85,6 +89,7 @@ impl Optim {
         match self {
             Self::Adamw => MomentStorage::F32,
             Self::Adamw8bit => MomentStorage::EightBit,
+            Self::Lion => MomentStorage::Momentum,
         }
     }
 }
@@ -1013,7 +1018,7 @@ mod tests {
     #[test]
     fn parameters_belong_to_their_schedule() {
         type Change = fn(&mut RunSettings);
-        let cases: [(Change, &str); 4] = [
+        let cases: [(Change, &str); 6] = [
             (
                 |s| s.num_cycles = Some(2),
                 "⟨num-cycles⟩ has no use with ⟨schedule=linear⟩; it is for ⟨schedule=cosine-with-restarts⟩",
@@ -1100,6 +1105,7 @@ mod tests {
         for name in ["adamw8bit", "adamw_8bit", "adamw_bnb_8bit"] {
             assert_eq!(optim(name).unwrap().optim, Optim::Adamw8bit);
         }
+        assert_eq!(optim("lion_32bit").unwrap().optim, Optim::Lion);
         let message = optim("sgd").unwrap_err().to_string();
         assert!(message.starts_with("`optim`: ") && message.contains("`adamw8bit`"), "{message}");
     }

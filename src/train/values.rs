@@ -73,6 +73,9 @@ pub(super) fn serialize_moments(
     };
     for ((name, ..), pair) in values.named(modules, MomentStorage::F32).iter().zip(moments) {
         for (kind, moment) in MOMENTS.iter().zip(pair) {
+            if matches!(moment, HostMoment::F32(values) if values.is_empty()) {
+                continue;
+            }
             let name = format!("{name}.{kind}");
             match moment {
                 HostMoment::F32(values) => add(name, Dtype::F32, values.len(), bytemuck::cast_slice(values))?,
@@ -94,7 +97,13 @@ pub(super) fn deserialize_moments(
     modules: &[LoraModule],
     storage: MomentStorage,
 ) -> Result<Vec<[HostMoment; 2]>> {
+    let has_second = |file: &SafeTensors| file.names().iter().any(|name| name.ends_with(MOMENTS[1]));
     let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, format!("is damaged: {e}")))?;
+    if has_second(&file) == (storage == MomentStorage::Momentum) {
+        let (was, is) = if has_second(&file) { ("adamw", "lion") } else { ("lion", "adamw") };
+        let problem = format!("holds the moments of {}, but the run has {}", OPTIM.is(was), OPTIM.is(is));
+        return Err(Error::file(path, problem));
+    }
     let tensor = |name: &str, dtype: Dtype, length: usize| {
         let tensor = file.tensor(name).map_err(|_| Error::field(path, name, "is missing"))?;
         if tensor.dtype() == dtype && tensor.shape() == [length] {
@@ -116,7 +125,7 @@ pub(super) fn deserialize_moments(
             None => Ok(values),
         };
         match storage {
-            MomentStorage::F32 => {
+            MomentStorage::F32 | MomentStorage::Momentum => {
                 let values = bytemuck::pod_collect_to_vec(tensor(&name, Dtype::F32, elements)?.data());
                 Ok(HostMoment::F32(finite(&name, values)?))
             }
@@ -130,8 +139,12 @@ pub(super) fn deserialize_moments(
         }
     };
     let pair = |(name, of, storage): &(String, &[f32], MomentStorage)| {
-        let [m, v] = MOMENTS.map(|kind| read(name, kind, of.len(), *storage));
-        Ok([m?, v?])
+        let m = read(name, MOMENTS[0], of.len(), *storage)?;
+        let v = match storage {
+            MomentStorage::Momentum => HostMoment::F32(Vec::new()),
+            _ => read(name, MOMENTS[1], of.len(), *storage)?,
+        };
+        Ok([m, v])
     };
     values.named(modules, storage).iter().map(pair).collect()
 }

@@ -40,6 +40,7 @@ mod hub_data;
 mod interruption;
 mod invariants;
 mod linear_attention;
+mod lion;
 mod long_run;
 mod lossy;
 mod memory;

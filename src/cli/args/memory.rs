@@ -8,7 +8,7 @@ use crate::cli::show::parse_bytes;
 #[derive(Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
-    /// Optimizer; adamw8bit keeps its moments in 8 bits like bitsandbytes [default: adamw]
+    /// Optimizer; adamw8bit keeps its moments in 8 bits like bitsandbytes, lion keeps one [default: adamw]
     #[arg(long, value_enum)]
     optim: Option<Optim>,
     /// Recompute activations in the backward pass: auto for layers that do not fit, none, or all (keeps only layer inputs)

@@ -96,12 +96,14 @@ params! {
         first_partial: u32,
     }
 
-    struct Count {
-        count: u32,
+    /// Number of groups of four elements.
+    pub(super) struct Count {
+        pub(super) count: u32,
     }
 }
 
-fn kernel<P: Param>(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
+/// A kernel with the common part of the optimizers.
+pub(super) fn kernel<P: Param>(name: &'static str, source: &'static str, wg_size: u32) -> Kernel {
     Kernel::new::<P>(name, source).part(shader!("lib/optimizer.wgsl")).constant("WG_SIZE", wg_size)
 }
 
@@ -125,7 +127,7 @@ pub fn kernels() -> Vec<Kernel> {
 }
 
 /// Groups of four elements in a flat range of f32.
-fn quads(range: View) -> u32 {
+pub(super) fn quads(range: View) -> u32 {
     assert!(range.bytes.is_multiple_of(16), "a flat range of {} bytes is no multiple of 16", range.bytes);
     u32::try_from(range.bytes / 16).expect("a range that one binding covers")
 }
