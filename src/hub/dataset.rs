@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::{HubModel, RepoKind, is_commit, is_plain};
+use super::{HubModel, RepoKind, is_commit, is_plain, name_of_address};
 
 /// A data set on a hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +17,11 @@ pub struct HubDataset {
 }
 
 impl HubDataset {
-    /// Parses `owner/name`, `owner/name/dir`, each perhaps with `@revision` and then with `:split`. Returns `None` for any other text.
+    /// Parses `owner/name`, `owner/name/dir`, each perhaps with `@revision` and then with `:split`, or the address of a data set's page.
+    /// Returns `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
+        let named = name_of_address(text, RepoKind::Dataset);
+        let text = named.as_deref().unwrap_or(text);
         let (rest, split) = match text.rsplit_once(':') {
             Some((rest, split)) => (rest, Some(split.to_owned())),
             None => (text, None),

@@ -37,8 +37,10 @@ pub struct HubModel {
 }
 
 impl HubModel {
-    /// Parses `owner/name` or `owner/name@revision`. Returns `None` for any other text.
+    /// Parses `owner/name` or `owner/name@revision`, or the address of a model's page. Returns `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
+        let named = name_of_address(text, RepoKind::Model);
+        let text = named.as_deref().unwrap_or(text);
         let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let (owner, name) = id.split_once('/')?;
         let plain = |part: &str| is_plain(part) && !part.contains("--");
@@ -72,6 +74,32 @@ impl fmt::Display for HubModel {
             MAIN => write!(f, "{}", self.id),
             revision => write!(f, "{}@{revision}", self.id),
         }
+    }
+}
+
+/// The name `owner/name` or `owner/name@revision` in the address of a page of the hub, such as `https://huggingface.co/owner/name/tree/v1`. A
+/// directory of a data set follows its name. `None` for other texts, addresses of single files, and repositories of another kind.
+pub(crate) fn name_of_address(text: &str, kind: RepoKind) -> Option<String> {
+    const HOSTS: [&str; 3] = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
+    let path = text.strip_prefix("hf://").or_else(|| {
+        let rest = ["https://", "http://"].iter().find_map(|start| text.strip_prefix(start)).unwrap_or(text);
+        HOSTS.iter().find_map(|host| rest.strip_prefix(host))
+    })?;
+    let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    let path = match (path.strip_prefix("datasets/"), kind) {
+        (Some(path), RepoKind::Dataset) => path,
+        (None, RepoKind::Model) => path.strip_prefix("models/").unwrap_or(path),
+        _ => return None,
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts[..] {
+        [owner, name] | [owner, name, "viewer", ..] => Some(format!("{owner}/{name}")),
+        [owner, name, "tree", revision] => Some(format!("{owner}/{name}@{revision}")),
+        [owner, name, "tree", revision, dir] if kind == RepoKind::Dataset && dir != "data" => {
+            Some(format!("{owner}/{name}/{dir}@{revision}"))
+        }
+        [owner, name, "tree", revision, ..] => Some(format!("{owner}/{name}@{revision}")),
+        _ => None,
     }
 }
 
@@ -121,6 +149,38 @@ fn is_commit(revision: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_pages_are_names() {
+        for (address, name) in [
+            ("https://huggingface.co/owner/name", "owner/name"),
+            ("https://huggingface.co/owner/name/", "owner/name"),
+            ("https://huggingface.co/owner/name?library=transformers", "owner/name"),
+            ("https://huggingface.co/owner/name/tree/v1", "owner/name@v1"),
+            ("hf.co/owner/name", "owner/name"),
+            ("hf://owner/name", "owner/name"),
+        ] {
+            assert_eq!(HubModel::parse(address).expect(address).to_string(), name);
+        }
+        for (address, name) in [
+            ("https://huggingface.co/datasets/owner/name", "owner/name"),
+            ("https://huggingface.co/datasets/owner/name/viewer/default/train", "owner/name"),
+            ("https://huggingface.co/datasets/owner/name/tree/main/main", "owner/name/main"),
+            ("hf://datasets/owner/name:test", "owner/name:test"),
+        ] {
+            assert_eq!(dataset::HubDataset::parse(address).expect(address).to_string(), name);
+        }
+        let model = "https://huggingface.co/owner/name/resolve/main/model.safetensors";
+        for other in [
+            model,
+            "https://example.com/owner/name",
+            "https://huggingface.co/datasets/owner/name",
+            "https://huggingface.co/owner",
+        ] {
+            assert_eq!(HubModel::parse(other), None, "{other}");
+        }
+        assert_eq!(dataset::HubDataset::parse("https://huggingface.co/owner/name"), None);
+    }
 
     #[test]
     fn names_of_models_are_told_from_paths() {
