@@ -16,6 +16,7 @@ const BOUND: f64 = 1e-5;
 #[derive(Clone, Copy)]
 struct Sizes {
     choice: Choice,
+    biased: bool,
     rows: usize,
     hidden: usize,
     inner: usize,
@@ -28,7 +29,7 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
     let choice = Choice { experts: count as u32, top: of.top.min(count) as u32, ..of.choice() };
     // One row takes tiles of one slot, many rows those of several.
     let of_rows = |rows: usize| {
-        let sizes = Sizes { choice, rows, hidden, inner: inner.min(MAX_INNER) };
+        let sizes = Sizes { choice, biased: of.biased, rows, hidden, inner: inner.min(MAX_INNER) };
         let name = format!("{} of {count} experts, {rows} x {} x {hidden}", choice.top, sizes.inner);
         Case { name, record: Box::new(move |trial| layer(trial, sizes)) }
     };
@@ -36,12 +37,14 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
 }
 
 fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
-    let Sizes { choice, rows, hidden, inner } = sizes;
+    let Sizes { choice, biased, rows, hidden, inner } = sizes;
     let (experts, of, storage) = (choice.experts as usize, (choice, rows as u32), Code4::Nf4.storage(true));
     let mut weights = |shape| trial.expert_weights(storage, experts, shape);
     let ((gate, gate_values), (up, up_values)) = (weights([inner, hidden]), weights([inner, hidden]));
     let (down, down_values) = weights([hidden, inner]);
     let [x, logits, dy] = [hidden, experts, hidden].map(|cols| trial.normal(rows * cols));
+    let bias = if biased { trial.normal(experts) } else { Vec::new() };
+    let device_bias = biased.then(|| trial.vector(&bias));
     let device_x = trial.matrix(rows, hidden, &x);
     let (device_logits, device_dy) = (trial.matrix(rows, experts, &logits), trial.matrix(rows, hidden, &dy));
     let [chosen, pair_weights, slots, pairs, tiles] =
@@ -54,7 +57,7 @@ fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
     let [out, dout] = [(); 2].map(|()| trial.empty(slots, hidden));
     let [y, dx] = [(); 2].map(|()| trial.empty(rows, hidden));
     let rec = &mut trial.rec;
-    experts::route(rec, device_logits, choice, &tables);
+    experts::route(rec, device_logits, choice, device_bias, &tables);
     experts::sort(rec, rows as u32, choice, &tables, counts);
     experts::forward(rec, (Source::Rows, device_x), &gate, of, &tables, (dgate, 0));
     experts::forward(rec, (Source::Rows, device_x), &up, of, &tables, (dup, 0));
@@ -69,7 +72,7 @@ fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
     experts::combine(rec, dout, choice, &tables, false, (dx, 0));
     experts::route_backward(rec, device_logits, choice, &tables, shares);
     let weights = gate_values.into_iter().zip(up_values).zip(down_values).map(|((g, u), d)| [g, u, d]).collect();
-    let twin = twin::Layer { choice, hidden, weights };
+    let twin = twin::Layer { choice, bias, hidden, weights };
     let want = twin.forward(&x, &logits);
     let (gradient, of_logits) = twin.backward(&x, &logits, &dy);
     let all: Vec<usize> = (0..rows).collect();

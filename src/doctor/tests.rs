@@ -18,9 +18,9 @@ fn subject(model_type: &str) -> Subject {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 101,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_activation": "gelu_pytorch_tanh",
         "hidden_act": if model_type == "gemma2" { "gelu_pytorch_tanh" } else { "silu" },
-        "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": (model_type == "lfm2").then_some(["conv", "full_attention"]),
+        "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": model_type.starts_with("lfm2").then_some(["conv", "full_attention"]),
         "block_auto_adjust_ff_dim": false,
-        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": true,
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": true, "num_dense_layers": 1,
     });
     let config = ModelConfig::from_json(model_type.as_ref(), &json.to_string()).unwrap();
     Subject { name: model_type.to_owned(), config, rows: 67, quick: true }
@@ -41,7 +41,8 @@ fn a_kernel_that_does_nothing_is_named() {
         let gpu = gpu(cpu, MatrixUnits::Off);
         // The model with convolutions has the cases of the others, and its own, but for experts.
         let cases = cases::all(&subject("lfm2"), &gpu.capabilities);
-        for case in cases.into_iter().chain(experts::all(&subject("qwen3_moe"))) {
+        for case in cases.into_iter().chain(["qwen3_moe", "lfm2_moe"].iter().flat_map(|of| experts::all(&subject(of))))
+        {
             let mut count = 1;
             let mut at = 0;
             while at < count {
@@ -120,6 +121,7 @@ fn every_kernel_of_a_step_is_right_and_has_a_check() {
         ("gemma2", true, MatrixUnits::Off),
         ("lfm2", true, MatrixUnits::Off),
         ("qwen3_moe", false, MatrixUnits::Off),
+        ("lfm2_moe", false, MatrixUnits::Off),
     ];
     for (model_type, cpu, matrix_units) in all {
         let (gpu, subject) = (gpu(cpu, matrix_units), subject(model_type));

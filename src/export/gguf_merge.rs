@@ -241,6 +241,7 @@ fn name_in_file(spec: &TensorSpec, merger: &Merger, base: Option<&GgufFile>) -> 
         // No architecture with experts or embeddings for each layer is written.
         TensorKind::Router
         | TensorKind::Expert(..)
+        | TensorKind::ExpertBias
         | TensorKind::LayerEmbeddings
         | TensorKind::LayerEmbeddingNorm
         | TensorKind::LayerScalar

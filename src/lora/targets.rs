@@ -401,10 +401,9 @@ impl Choice<'_> {
     }
 }
 
-/// True if a projection may have an adapter. In a model with experts, PEFT takes the names of feed-forward layers for parts of the experts
-/// and leaves the blocks of layers without experts alone.
+/// True if a projection may have an adapter.
 fn adaptable(model: &ModelConfig, projection: Projection) -> bool {
-    model.experts.is_none() || !Projection::OF_EXPERTS.contains(&projection)
+    model.adapts_feed_forward() || !Projection::OF_EXPERTS.contains(&projection)
 }
 
 /// Refuses target modules that are neither linear layers nor the embedding, as PEFT does.

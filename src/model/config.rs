@@ -10,7 +10,7 @@ pub use super::companions::CONFIG;
 use super::convolutions::{Convolutions, intermediate_size_of_lfm2};
 use super::experts::Experts;
 use super::families::{FAMILIES, supported};
-use super::family::{AttentionScale, Bias, Family, RopeLayers, Scale, SlidingWindows};
+use super::family::{AttentionScale, Bias, ExpertKeys, Family, RopeLayers, Scale, SlidingWindows};
 use super::foreign::instead_of_a_model;
 use super::gemma4::{Gemma4, LayerEmbeddings};
 use super::json_fields::{JsonFields, parse_object};
@@ -307,6 +307,12 @@ impl ModelConfig {
         }
     }
 
+    /// True if the feed-forward blocks of layers without experts may have adapters. In a model like Qwen3-MoE, PEFT takes their names for
+    /// parts of the experts and leaves them alone.
+    pub fn adapts_feed_forward(&self) -> bool {
+        self.experts.is_none() || self.family.experts.is_some_and(|rule| rule.keys != ExpertKeys::Qwen)
+    }
+
     /// True if a layer has a short convolution in place of attention.
     pub fn is_convolution(&self, layer: usize) -> bool {
         self.convolutions.as_ref().is_some_and(|convolutions| convolutions.layers[layer])
@@ -448,10 +454,8 @@ fn family(fields: &JsonFields) -> Result<&'static Family> {
 }
 
 fn experts(fields: &JsonFields, family: &Family, num_layers: usize) -> Result<Option<Experts>> {
-    if !family.experts {
-        return Ok(None);
-    }
-    let experts = Experts::of_qwen(fields, num_layers, MAX_DIMENSION)?;
+    let Some(rule) = family.experts else { return Ok(None) };
+    let experts = Experts::of_fields(fields, rule.keys, num_layers, MAX_DIMENSION)?;
     Ok(Some(experts).filter(|experts| experts.layers.contains(&true)))
 }
 
@@ -472,7 +476,8 @@ fn linear_attention(fields: &JsonFields, family: &Family, num_layers: usize) -> 
 }
 
 fn intermediate_size(fields: &JsonFields, family: &Family) -> Result<usize> {
-    match family.convolutions {
+    // The model with experts says its sizes as they are.
+    match family.convolutions && family.experts.is_none() {
         true => intermediate_size_of_lfm2(fields, MAX_DIMENSION),
         false => fields.required_count(family.intermediate_key, MAX_DIMENSION),
     }

@@ -1,8 +1,9 @@
 //! Mixtures of experts in place of feed-forward blocks, as `config.json` describes them.
 
+use super::family::ExpertKeys;
 use super::json_fields::JsonFields;
 use crate::Result;
-use crate::ops::experts::{Choice, MAX_EXPERTS};
+use crate::ops::experts::{Choice, MAX_EXPERTS, Scores};
 
 /// The experts of a model, which all of its layers with experts have alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,15 +14,36 @@ pub struct Experts {
     pub top: usize,
     /// Output features of an expert's gate and up, and input features of its down, `moe_intermediate_size`.
     pub intermediate_size: usize,
+    /// The scores of experts, as a function of the router's logits.
+    pub scores: Scores,
     /// True if the weights of a token's experts are divided by their sum, `norm_topk_prob`.
     pub normalized: bool,
+    /// The factor on the weights of a token's experts, `routed_scaling_factor`.
+    pub scale: f32,
+    /// True if the files have a bias of each expert for the choice alone, `use_expert_bias`.
+    pub biased: bool,
     /// For each layer, true if it has experts.
     pub layers: Vec<bool>,
 }
 
 impl Experts {
-    /// Reads the keys of Qwen3-MoE. Keys that are absent have the values of its configuration class.
-    pub(super) fn of_qwen(fields: &JsonFields, num_layers: usize, max_dimension: usize) -> Result<Self> {
+    /// Reads the keys of a family. Keys that are absent have the values of its configuration class.
+    ///
+    /// # Errors
+    /// A key that is out of its range.
+    pub(super) fn of_fields(
+        fields: &JsonFields,
+        keys: ExpertKeys,
+        num_layers: usize,
+        max_dimension: usize,
+    ) -> Result<Self> {
+        match keys {
+            ExpertKeys::Qwen => Self::of_qwen(fields, num_layers, max_dimension),
+            ExpertKeys::Lfm2 => Self::of_lfm2(fields, num_layers, max_dimension),
+        }
+    }
+
+    fn of_qwen(fields: &JsonFields, num_layers: usize, max_dimension: usize) -> Result<Self> {
         // The second name is that of transformers 5.
         let names = ["num_experts", "num_local_experts"];
         let key = names.into_iter().find(|key| fields.value(key).is_some()).unwrap_or(names[0]);
@@ -34,14 +56,40 @@ impl Experts {
             count,
             top,
             intermediate_size: fields.count("moe_intermediate_size", max_dimension)?.unwrap_or(768),
+            scores: Scores::Softmax,
             normalized: fields.flag("norm_topk_prob", false)?,
+            scale: 1.0,
+            biased: false,
             layers: (0..num_layers).map(has_experts).collect(),
+        })
+    }
+
+    fn of_lfm2(fields: &JsonFields, num_layers: usize, max_dimension: usize) -> Result<Self> {
+        let count = fields.count("num_experts", MAX_EXPERTS)?.unwrap_or(32);
+        let dense = match fields.value("num_dense_layers").map(|value| (value, value.as_u64())) {
+            None => 2,
+            Some((_, Some(layers))) => usize::try_from(layers).unwrap_or(usize::MAX),
+            Some((value, None)) => {
+                let problem = format!("is {value}, but must be a whole number of at least 0");
+                return Err(fields.error("num_dense_layers", problem));
+            }
+        };
+        Ok(Self {
+            count,
+            top: fields.count("num_experts_per_tok", count)?.unwrap_or(4.min(count)),
+            intermediate_size: fields.count("moe_intermediate_size", max_dimension)?.unwrap_or(1792),
+            scores: Scores::Sigmoid,
+            normalized: fields.flag("norm_topk_prob", true)?,
+            scale: fields.positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            biased: fields.flag("use_expert_bias", true)?,
+            layers: (0..num_layers).map(|layer| layer >= dense).collect(),
         })
     }
 
     /// The choice of a layer's experts, as the operations take it.
     pub fn choice(&self) -> Choice {
-        Choice { experts: self.count as u32, top: self.top as u32, normalized: self.normalized }
+        let Self { scores, normalized, scale, .. } = *self;
+        Choice { experts: self.count as u32, top: self.top as u32, scores, normalized, scale }
     }
 }
 
@@ -60,6 +108,7 @@ mod tests {
     use crate::model::config::ModelConfig;
     use crate::model::modules::Projection;
     use crate::model::tensors;
+    use crate::ops::experts::Scores;
 
     fn config(more: &str) -> crate::Result<ModelConfig> {
         let text = format!(
@@ -77,6 +126,33 @@ mod tests {
         assert_eq!(layers(r#", "mlp_only_layers": [0, 2]"#), [false, true, false, true]);
         assert_eq!(layers(r#", "decoder_sparse_step": 2"#), [false, true, false, true]);
         assert_eq!(layers(r#", "decoder_sparse_step": 2, "mlp_only_layers": [3]"#), [false, true, false, false]);
+    }
+
+    #[test]
+    fn the_router_of_lfm2_is_read() {
+        let with = |more: &str| {
+            let text = format!(
+                r#"{{"model_type": "lfm2_moe", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+                "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 6{more}}}"#
+            );
+            ModelConfig::from_json(Path::new("config.json"), &text)
+        };
+        let default = with("").unwrap();
+        let experts = default.experts.clone().unwrap();
+        assert_eq!(
+            (experts.top, experts.intermediate_size, &experts.layers[..]),
+            (4, 1792, &[false, false, true, true][..])
+        );
+        assert!(experts.scores == Scores::Sigmoid && experts.normalized && experts.biased && experts.scale == 1.0);
+        assert_eq!(default.intermediate_size, 24);
+        assert!(tensors::tensors(&default).iter().any(|tensor| tensor.name == "model.layers.3.mlp.expert_bias"));
+        let other = with(
+            r#", "num_dense_layers": 0, "use_expert_bias": false, "norm_topk_prob": false, "routed_scaling_factor": 2.5"#,
+        );
+        let experts = other.unwrap().experts.unwrap();
+        assert!(!experts.normalized && !experts.biased && experts.scale == 2.5 && experts.layers == [true; 4]);
+        let message = with(r#", "num_dense_layers": -1"#).unwrap_err().to_string();
+        assert!(message.contains("`num_dense_layers`: is -1"), "{message}");
     }
 
     #[test]

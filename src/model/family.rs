@@ -68,8 +68,8 @@ pub struct Family {
     pub sliding_windows: SlidingWindows,
     /// The key that lists the kinds of layers, where only attention of all positions (`attention`) is supported.
     pub attention_only: Option<&'static str>,
-    /// True if layers have experts in place of the feed-forward block, by the keys of Qwen3-MoE.
-    pub experts: bool,
+    /// The keys and names of experts, where layers have them in place of the feed-forward block.
+    pub experts: Option<&'static ExpertRule>,
     /// True if layers have short convolutions in place of attention, and the inner size is rounded, by the keys of LFM2.
     pub convolutions: bool,
     /// True if layers have a gated delta rule in place of attention, and the others gates on the output of attention, by the keys of
@@ -83,6 +83,30 @@ pub struct Family {
     pub bos_token_id: Option<u32>,
     /// `eos_token_id` where the key is absent.
     pub eos_token_id: Option<u32>,
+}
+
+/// The keys of `config.json` and the names in the files that a family has for its experts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertRule {
+    /// The family whose keys say which layers have experts, and how they are chosen.
+    pub keys: ExpertKeys,
+    /// The layer whose outputs choose the experts: its path below a layer.
+    pub router: &'static str,
+    /// The list of experts: its path below a layer.
+    pub experts: &'static str,
+    /// Gate, up and down of an expert below its number.
+    pub projections: [&'static str; 3],
+    /// The bias of the choice of experts: its path below a layer, where there is one.
+    pub bias: Option<&'static str>,
+}
+
+/// The families whose keys describe experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertKeys {
+    /// Qwen3-MoE.
+    Qwen,
+    /// LFM2-MoE.
+    Lfm2,
 }
 
 /// The rule by which linear layers of a family have biases.
@@ -244,7 +268,7 @@ pub(super) const PLAIN: Family = Family {
     },
     sliding_windows: SlidingWindows::Never,
     attention_only: None,
-    experts: false,
+    experts: None,
     convolutions: false,
     linear_attention: false,
     gemma4: false,

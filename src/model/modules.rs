@@ -14,6 +14,8 @@ pub const HEAD: &str = "lm_head";
 pub const ACTIVATION: &str = "mlp.act_fn";
 /// The layer whose outputs choose the experts: its path below a layer.
 pub const ROUTER: &str = "mlp.gate";
+/// The bias of each expert in the choice of experts: its path below a layer.
+pub const EXPERT_BIAS: &str = "mlp.expert_bias";
 /// The weights of a short convolution over rows, without the linear layers around it: its path below a layer.
 pub const CONVOLUTION: &str = "conv.conv";
 /// The list of experts: its path below a layer.

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 42] = [
+const SHAPES: [Shape; 43] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -51,6 +51,7 @@ const SHAPES: [Shape; 42] = [
     ("lfm2-700m", "lfm2", [1536, 6912, 16], [24, 8, 64], 65_536, 128_000, true),
     ("lfm2-1.2b", "lfm2", [2048, 8192, 16], [32, 8, 64], 65_536, 128_000, true),
     ("lfm2-2.6b", "lfm2", [2048, 10752, 30], [32, 8, 64], 65_536, 128_000, true),
+    ("lfm2-8b-a1b", "lfm2_moe", [2048, 7168, 24], [32, 8, 64], 65_536, 128_000, true),
     ("exaone-4.0-1.2b", "exaone4", [2048, 4096, 30], [32, 8, 64], 102_400, 65_536, true),
 ];
 
@@ -77,7 +78,11 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         return Err(Error::setting(MODEL, problem));
     };
     // The layers of LFM2 that have attention.
-    let attention = if layers == 30 { vec![2, 5, 9, 12, 15, 18, 21, 24] } else { vec![2, 5, 8, 10, 12, 14] };
+    let attention = match layers {
+        24 => vec![2, 6, 10, 14, 18, 21],
+        30 => vec![2, 5, 9, 12, 15, 18, 21, 24],
+        _ => vec![2, 5, 8, 10, 12, 14],
+    };
     // The layers of Gemma 4 without a window, and those without keys and values of their own.
     let (pattern, shared) = if layers == 35 { (5, 20) } else { (6, 18) };
     let mut json = serde_json::json!({
@@ -147,6 +152,8 @@ mod tests {
             ("lfm2-700m", 742_489_344),
             ("lfm2-1.2b", 1_170_340_608),
             ("lfm2-2.6b", 2_569_272_320),
+            // With the biases of experts, which transformers counts as buffers.
+            ("lfm2-8b-a1b", 8_339_929_856 + 704),
         ] {
             assert_eq!(parameters(name), count, "{name}");
         }

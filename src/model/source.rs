@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::companions;
 use super::config::ModelConfig;
 use super::gemma4;
-use super::modules::{Projection, in_layer};
+use super::modules::{EXPERT_BIAS, Projection, ROUTER, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
 use super::tensors::{EMBEDDING, HEAD, TensorSpec, expert_name, is_layer_tensor, tensors};
@@ -143,6 +143,7 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
     }
     pass_over_unread_keys(source, config);
     for layer in 0..config.num_layers {
+        follow_expert_paths(source, config, layer);
         for (projection, path) in config.family.paths {
             source.rename_module(&in_layer(layer, path), &in_layer(layer, projection.module()));
         }
@@ -155,6 +156,25 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lists the router and the experts of a layer under the names of Qwen3-MoE.
+fn follow_expert_paths(source: &mut TensorSource, config: &ModelConfig, layer: usize) {
+    let (Some(rule), Some(experts)) = (config.family.experts, config.experts_of(layer)) else { return };
+    if rule.router != ROUTER {
+        source.rename_module(&in_layer(layer, rule.router), &in_layer(layer, ROUTER));
+    }
+    if let Some(bias) = rule.bias {
+        source.list_as(&in_layer(layer, bias), &in_layer(layer, EXPERT_BIAS));
+    }
+    for (projection, name) in Projection::OF_EXPERTS.into_iter().zip(rule.projections) {
+        for expert in 0..experts.count {
+            let (path, module) = (format!("{}.{expert}.{name}", rule.experts), projection.module_of_expert(expert));
+            if path != module {
+                source.rename_module(&in_layer(layer, &path), &in_layer(layer, &module));
+            }
+        }
+    }
 }
 
 /// Drops tensors that published files hold, but transformers does not read: keys and values of layers that read those of others.

@@ -100,12 +100,20 @@ impl TensorSource {
     /// Lists everything of the module `from` (its weight, its bias, the parts of a 4-bit weight) under the module `to`.
     pub(super) fn rename_module(&mut self, from: &str, to: &str) {
         let below = format!("{from}.");
-        let names: Vec<String> = self.listing.entries.keys().filter(|name| name.starts_with(&below)).cloned().collect();
+        let from = self.listing.entries.range(below.clone()..).map(|(name, _)| name);
+        let names: Vec<String> = from.take_while(|name| name.starts_with(&below)).cloned().collect();
         for name in names {
             let new = format!("{to}.{}", &name[below.len()..]);
-            let in_file = self.in_files.remove(&name).unwrap_or_else(|| name.clone());
-            rename(&mut self.listing, &name, &new);
-            self.in_files.insert(new, in_file);
+            self.list_as(&name, &new);
+        }
+    }
+
+    /// Lists a tensor, if there is one of this name, under another name, and keeps its name in the files.
+    pub(super) fn list_as(&mut self, from: &str, to: &str) {
+        if self.has(from) {
+            let in_file = self.in_files.remove(from).unwrap_or_else(|| from.to_owned());
+            rename(&mut self.listing, from, to);
+            self.in_files.insert(to.to_owned(), in_file);
         }
     }
 

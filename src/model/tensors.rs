@@ -33,6 +33,8 @@ pub enum TensorKind {
     Router,
     /// The matrix of a projection of one of a layer's experts, `[out_features, in_features]`.
     Expert(usize, Projection),
+    /// The bias of each expert in the choice of a layer's experts, `[experts]`.
+    ExpertBias,
     /// The bias of a layer's projection, `[out_features]`.
     Bias(Projection),
     /// The gains of a norm in a layer.
@@ -67,8 +69,8 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// True for a matrix. The other tensors are vectors, or as small as vectors; the device holds them in f32.
     pub fn is_matrix(&self) -> bool {
-        use TensorKind::{Bias, Convolution, FinalNorm, LayerEmbeddingNorm, LayerScalar, Linear, Norm};
-        let vectors = matches!(self.kind, Bias(_) | Norm(_) | Convolution | Linear(_));
+        use TensorKind::{Bias, Convolution, ExpertBias, FinalNorm, LayerEmbeddingNorm, LayerScalar, Linear, Norm};
+        let vectors = matches!(self.kind, Bias(_) | ExpertBias | Norm(_) | Convolution | Linear(_));
         !vectors && !matches!(self.kind, FinalNorm | LayerEmbeddingNorm | LayerScalar)
     }
 
@@ -114,6 +116,9 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
         }
         if let Some(experts) = config.experts_of(at) {
             push(modules::ROUTER, "weight", vec![experts.count, hidden], TensorKind::Router, layer);
+            if experts.biased {
+                push(modules::EXPERT_BIAS, "", vec![experts.count], TensorKind::ExpertBias, layer);
+            }
             for projection in Projection::OF_EXPERTS {
                 let (rows, columns) = config.expert_shape(experts, projection);
                 for expert in 0..experts.count {
@@ -188,12 +193,15 @@ pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
     let firsts = [with_experts, convolution, linear, first(&|layer| config.has_attention(layer))];
     let stands = |layer: usize| layer == 0 || firsts.contains(&Some(layer));
     for tensor in tensors(config).iter().filter(|tensor| tensor.layer.is_none_or(stands)) {
-        let own_path = match (tensor.kind, tensor.layer) {
-            (TensorKind::Projection(projection), Some(layer)) => {
-                Some(format!("{}.weight", in_layer(layer, config.path(projection))))
-            }
+        let rule = config.family.experts.filter(|_| config.adapts_feed_forward());
+        let path = match (tensor.kind, rule) {
+            (TensorKind::Projection(projection), _) => Some(config.path(projection)),
+            // transformers has one parameter of all experts there, and no module for each.
+            (TensorKind::Expert(..), Some(rule)) => Some(rule.experts),
+            (TensorKind::Router | TensorKind::ExpertBias, Some(rule)) => Some(rule.router),
             _ => None,
         };
+        let own_path = path.zip(tensor.layer).map(|(path, layer)| format!("{}.weight", in_layer(layer, path)));
         let mut module = own_path.as_deref().unwrap_or(&tensor.name);
         let mut own = true;
         while let Some((above, _)) = module.rsplit_once('.') {

@@ -9,7 +9,7 @@ const OTHER_EXPERTS: &str = "is a mixture of experts of another kind than Qwen3-
 const LAYER_NORM: &str = "has LayerNorm in place of RMSNorm";
 
 /// Model types, what sets them apart, and the nearest supported model.
-const KNOWN: [(&[&str], &str, &str); 31] = [
+const KNOWN: [(&[&str], &str, &str); 30] = [
     (&["mamba", "mamba2", "falcon_mamba"], MAMBA, "SmolLM2 or Llama 3.2"),
     (&["falcon_h1"], MAMBA, "Falcon 3"),
     (&["nemotron_h"], MAMBA, "Llama 3.1 8B"),
@@ -38,7 +38,6 @@ const KNOWN: [(&[&str], &str, &str); 31] = [
     (&["phimoe"], EXPERTS, "Phi-3.5-mini"),
     (&["granitemoe", "granitemoeshared"], EXPERTS, "Granite 3.3 2B"),
     (&["ernie4_5_moe", "glm4_moe", "hunyuan_v1_moe"], EXPERTS, "the dense models of other sizes, such as Qwen3 8B"),
-    (&["lfm2_moe"], EXPERTS, "LFM2, the dense models"),
     (&["lfm3"], "has norms around its convolutions and gates on its attention", "LFM2"),
     (&["olmo_hybrid"], "has a gated delta rule of another form than Qwen3.5's", "OLMo 2 or Qwen3.5"),
     (&["gpt2", "opt", "gpt_neo"], LAYER_NORM, "SmolLM2 135M"),

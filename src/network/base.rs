@@ -124,6 +124,7 @@ impl Network {
             TensorKind::Convolution => layer?.convolution,
             TensorKind::Linear(part) => layer?.linear_part(part),
             TensorKind::LayerScalar => layer?.scalar,
+            TensorKind::ExpertBias => layer?.experts.as_ref()?.bias,
             TensorKind::LayerEmbeddingNorm => self.layer_embedding_norm,
             TensorKind::FinalNorm => Some(self.final_norm),
             TensorKind::Bias(projection) => layer?.find_projection(projection)?.bias,

@@ -1,10 +1,10 @@
 //! Layers with experts in place of a feed-forward block: their weights, their buffers, and their passes forward and backward. Router and
 //! experts are frozen; the gradient of their input goes through the experts and through the router's weights.
 
-use crate::gpu::{Matrix, MemoryPlan, Recorder, View, round_up};
+use crate::gpu::{Category, Matrix, MemoryPlan, Recorder, View, round_up};
 use crate::model::config::ModelConfig;
 use crate::model::experts::Experts;
-use crate::model::modules::{Projection, ROUTER};
+use crate::model::modules::{EXPERT_BIAS, Projection, ROUTER};
 use crate::ops::experts::{self, Choice, Source, Tables};
 use crate::ops::glu::{self, Activation};
 use crate::ops::linear;
@@ -16,6 +16,8 @@ use crate::quant::format::Storage;
 pub struct ExpertLayer {
     /// The matrix from rows to logits of the experts, `[experts, hidden]`.
     pub router: Weight,
+    /// The bias of each expert in the choice, f32 `[experts]`, where the model has one.
+    pub bias: Option<View>,
     /// Gate, up and down of each expert, in the order of [`Projection::OF_EXPERTS`].
     projections: [Vec<Weight>; Projection::OF_EXPERTS.len()],
 }
@@ -33,6 +35,7 @@ impl ExpertLayer {
         let shape = [experts.count, config.hidden_size].map(|n| n as u32);
         Self {
             router: Weight::plan(plan, ROUTER, router, shape, false, u64::MAX),
+            bias: experts.biased.then(|| plan.alloc(Category::Weights, EXPERT_BIAS, 4 * experts.count as u64)),
             projections: Projection::OF_EXPERTS.map(|projection| {
                 let (rows, columns) = config.expert_shape(experts, projection);
                 let label = format!("experts' {}", projection.name());
@@ -52,7 +55,7 @@ impl ExpertLayer {
 /// The results of a layer's experts that its backward pass reads.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpertActivations {
-    /// Probabilities of the experts, `[rows, experts]`; the backward pass puts the gradient of the logits in their place.
+    /// Scores of the experts, `[rows, experts]`; the backward pass puts the gradient of the logits in their place.
     pub probabilities: Matrix,
     /// The experts of each row, and the slots of their pairs.
     pub tables: Tables,
@@ -129,7 +132,7 @@ impl<'a> Mixture<'a> {
         let Self { choice, rows, acts, workspace, .. } = *self;
         let (of, tables) = ((choice, rows), &acts.tables);
         linear::forward(rec, x, &self.layer.router, None, acts.probabilities, false);
-        experts::route(rec, acts.probabilities, choice, tables);
+        experts::route(rec, acts.probabilities, choice, self.layer.bias, tables);
         experts::sort(rec, rows, choice, tables, workspace.counts);
         experts::forward(rec, (Source::Rows, x), self.layer.projection(Projection::Gate), of, tables, (acts.gate, 0));
         experts::forward(rec, (Source::Rows, x), self.layer.projection(Projection::Up), of, tables, (acts.up, 0));

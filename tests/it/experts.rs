@@ -11,7 +11,9 @@ const RUN: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2 --b
 /// Few rows take other tiles than many, and an expert's rows come from several sequences.
 #[test]
 fn packing_and_recomputation_change_no_result() {
-    Shell::with_model("qwen3_moe").assert_packing_and_recomputation_change_nothing(ALONE);
+    for model in ["qwen3_moe", "lfm2_moe"] {
+        Shell::with_model(model).assert_packing_and_recomputation_change_nothing(ALONE);
+    }
 }
 
 #[test]
@@ -42,6 +44,27 @@ fn exports_hold_every_expert() {
         let [run, twin] = ["run", "twin"].map(|of| shell.read(&format!("{name}-{of}/adapter_model.safetensors")));
         assert!(run == twin, "{name}: the adapters differ");
     }
+}
+
+#[test]
+fn experts_of_lfm2_are_kept_and_quantized() {
+    let shell = Shell::with_model("lfm2_moe");
+    shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
+    shell.assert_adapts_as_peft("lfm2_moe");
+    let [before, _] = shell.merged();
+    shell.succeed("merge --model model --adapter run --out same");
+    let merged = Reference::read(&shell.path("same/model.safetensors"));
+    for name in before.names() {
+        let linear = ["_proj.", ".feed_forward.w"].iter().any(|part| name.contains(part));
+        assert_eq!(merged.get(name) == before.get(name), !linear, "{name}");
+    }
+    let held = shell.assert_quantized_directory_trains_alike(RUN);
+    assert!(held.names().any(|name| name == "model.layers.3.feed_forward.experts.8.w2.weight.absmax"));
+    assert_eq!(held.shape("model.layers.1.feed_forward.gate.weight"), [9, 32]);
+    let bias = "model.layers.1.feed_forward.expert_bias";
+    assert_eq!(held.get(bias), before.get(bias));
+    let says = ["model.layers.1.feed_forward.gate", "not a linear layer"];
+    shell.fail(&format!("train --model model --out other {RUN} --target-modules q_proj,gate"), &says);
 }
 
 #[test]

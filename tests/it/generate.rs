@@ -75,7 +75,7 @@ fn check_incremental(name: &str, base: BaseStorage) {
 
 #[test]
 fn incremental_logits_equal_whole_sequences() {
-    let recurrent = ["lfm2", "lfm2_old_keys", "qwen3_5", "qwen3_5_vision"];
+    let recurrent = ["lfm2", "lfm2_old_keys", "lfm2_moe", "qwen3_5", "qwen3_5_vision"];
     for name in
         ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "gemma4"].into_iter().chain(recurrent)
     {

@@ -13,6 +13,7 @@ use loraine::model::tensors::NamedTensor;
 use loraine::network::base::BaseStorage;
 use loraine::network::trained::Part;
 use loraine::ops::adamw::AdamW;
+use loraine::ops::experts::Scores;
 use loraine::ops::glu::Activation;
 use loraine::quant::format::Code4;
 use loraine::train::engine::Engine;
@@ -111,6 +112,9 @@ fixture_tests! {
     qwen3_with_experts: "qwen3_moe", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_experts_in_every_second_layer: "qwen3_moe_step", "adapter", "reference", BaseStorage::AsStored;
     qwen3_with_experts_nf4: "qwen3_moe", "adapter", "reference_nf4", NF4;
+    lfm2_with_experts: "lfm2_moe", "adapter", "reference", BaseStorage::AsStored;
+    lfm2_with_experts_of_a_plain_router: "lfm2_moe_plain", "adapter", "reference", BaseStorage::AsStored;
+    lfm2_with_experts_nf4: "lfm2_moe", "adapter", "reference_nf4", NF4;
     llama3_rope: "llama3_rope", "adapter", "reference", BaseStorage::AsStored;
     linear_rope: "linear_rope", "adapter", "reference", BaseStorage::AsStored;
     yarn_rope: "yarn_rope", "adapter", "reference", BaseStorage::AsStored;
@@ -182,8 +186,20 @@ fixture_tests! {
 
 #[test]
 fn recomputed_layers_give_the_same_gradients() {
-    let names =
-        ["qwen3", "qwen3_moe", "gemma2", "gemma3", "olmo2", "granite", "phi3", "glm4", "lfm2", "gemma4", "qwen3_5"];
+    let names = [
+        "qwen3",
+        "qwen3_moe",
+        "lfm2_moe",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "granite",
+        "phi3",
+        "glm4",
+        "lfm2",
+        "gemma4",
+        "qwen3_5",
+    ];
     for name in names {
         for keep_layers in [0, 1] {
             check_fixture(name, "adapter", "reference", BaseStorage::AsStored, keep_layers);
@@ -194,12 +210,19 @@ fn recomputed_layers_give_the_same_gradients() {
 /// A change that leaves one feature of a model out.
 type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
 
-const ABLATIONS: [Ablation; 40] = [
+const ABLATIONS: [Ablation; 47] = [
     ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
     ("qwen2", "biases", |config| config.qkv_bias = false),
     ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
     ("qwen3_moe", "weights of experts divided by their sum", |config| experts(config).normalized = false),
     ("qwen3_moe", "a second expert", |config| experts(config).top = 1),
+    ("lfm2_moe", "biases of experts", |config| experts(config).biased = false),
+    ("lfm2_moe", "weights of experts divided by their sum", |config| experts(config).normalized = false),
+    ("lfm2_moe", "scale of the experts' weights", |config| experts(config).scale = 1.0),
+    ("lfm2_moe", "sigmoids of the router", |config| experts(config).scores = Scores::Softmax),
+    ("lfm2_moe", "a third expert", |config| experts(config).top = 2),
+    ("lfm2_moe_plain", "weights of experts that are not divided", |config| experts(config).normalized = true),
+    ("lfm2_moe_plain", "sigmoids of the router", |config| experts(config).scores = Scores::Softmax),
     ("llama_gelu", "activation", |config| config.activation = Activation::Silu),
     ("gemma", "offset of gains", |config| config.gain_offset = 0.0),
     ("gemma", "scale of the embedding", |config| config.embedding_scale = 1.0),

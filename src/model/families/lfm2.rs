@@ -1,9 +1,26 @@
-//! LFM2 and LFM2.5: short convolutions in place of attention in most layers, and other names than Llama's.
+//! LFM2 and LFM2.5: short convolutions in place of attention in most layers, and other names than Llama's. The larger model has experts.
 
-use crate::model::family::{Family, PLAIN, RopeRule};
+use crate::model::family::{ExpertKeys, ExpertRule, Family, PLAIN, RopeRule};
 use crate::model::modules::{Norm, Projection};
 
-pub(super) static FAMILY: Family = Family {
+pub(super) static FAMILY: Family = DENSE;
+
+/// LFM2-8B-A1B.
+pub(super) static WITH_EXPERTS: Family = Family {
+    model_type: "lfm2_moe",
+    architecture: "Lfm2MoeForCausalLM",
+    members: &["LFM2-8B-A1B"],
+    experts: Some(&ExpertRule {
+        keys: ExpertKeys::Lfm2,
+        router: "feed_forward.gate",
+        experts: "feed_forward.experts",
+        projections: ["w1", "w3", "w2"],
+        bias: Some("feed_forward.expert_bias"),
+    }),
+    ..DENSE
+};
+
+const DENSE: Family = Family {
     model_type: "lfm2",
     architecture: "Lfm2ForCausalLM",
     members: &["LFM2.5"],

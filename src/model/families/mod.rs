@@ -26,7 +26,7 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 23] = [
+pub static FAMILIES: [&Family; 24] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -50,6 +50,7 @@ pub static FAMILIES: [&Family; 23] = [
     &hunyuan::FAMILY,
     &ernie::FAMILY,
     &lfm2::FAMILY,
+    &lfm2::WITH_EXPERTS,
 ];
 
 /// The supported families as a part of a sentence.

@@ -9,15 +9,28 @@ pub(super) const PARTS: u32 = 32;
 /// Slots of a tile where experts have many rows. With more, the accumulators leave the registers.
 pub(super) const TILE: u32 = 8;
 
-/// The choice of experts in a layer.
+/// The scores of experts, as a function of the router's logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    /// The softmax over all experts.
+    Softmax,
+    /// The sigmoid of each logit by itself.
+    Sigmoid,
+}
+
+/// The choice of experts in a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
     /// Number of experts.
     pub experts: u32,
     /// Experts of a row.
     pub top: u32,
+    /// The scores that experts are chosen by, and that become their weights.
+    pub scores: Scores,
     /// True if the weights of a row's experts are divided by their sum.
     pub normalized: bool,
+    /// The factor on the weights, above 0.
+    pub scale: f32,
 }
 
 impl Choice {

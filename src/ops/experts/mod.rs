@@ -1,13 +1,15 @@
-//! Mixture of experts (Shazeer et al. 2017, in the form of Mixtral and Qwen3): a router gives each row probabilities of the experts,
+//! Mixture of experts (Shazeer et al. 2017, in the form of Mixtral and Qwen3): a router gives each row scores of the experts,
 //! `p = softmax(x R^T)`; the row goes through the `top` experts of the largest, and `y = sum of w_e f_e(x)` over these, where w is p, or p
-//! divided by its sum over the chosen experts.
+//! divided by its sum over the chosen experts. In the form of DeepSeek-V3 and LFM2, `p = sigmoid(x R^T)`, a bias of each expert is added to
+//! p for the choice alone, w may be divided by the sum and 1e-6, and is multiplied by a constant `s`.
 //!
 //! A pair is a row and one of its experts, number `row * top + choice`. Pairs are sorted by expert into slots. An expert's slots begin
 //! at a tile of their own, so that all slots of a tile are multiplied by one weight; slots that are left free have no pair. Sorting keeps
 //! the order of pairs, and each row is computed by itself, so that its bits do not depend on the other rows.
 //!
 //! Backward with `D` the gradient of y: the share of a pair is `c_e = D f_e(x)`. Where the weights are divided by their sum, the router's
-//! logits have the gradient `w_e (c_e - sum of w c)` on the chosen experts, else `p_e (c_e - sum of p c)` with `c_e = 0` on the others.
+//! logits have the gradient `w_e (c_e - sum of w c / s)` on the chosen experts, else `p_e (c_e - sum of p c)` with `c_e = 0` on the others.
+//! Sigmoids have it times `1 - p_e` on the chosen experts, without the sum where w is not divided, and 0 on the others.
 
 mod choice;
 mod product;
@@ -16,7 +18,7 @@ mod tests;
 #[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin;
 
-pub use choice::{Choice, Tables};
+pub use choice::{Choice, Scores, Tables};
 use choice::{NONE, PARTS, TILE};
 pub use product::{Source, forward, input_gradient};
 
@@ -34,6 +36,7 @@ params! {
         experts: u32,
         ld: u32,
         top: u32,
+        scale: f32,
     }
 
     struct SortParams {
@@ -63,12 +66,21 @@ params! {
     }
 }
 
-fn route_kernel(normalized: bool, backward: bool) -> Kernel {
-    let kernel = match backward {
-        false => Kernel::new::<RouteParams>("expert_route", shader!("expert_route.wgsl")),
-        true => Kernel::new::<RouteParams>("expert_route_backward", shader!("expert_route_backward.wgsl")),
-    };
-    kernel.constant("WG_SIZE", elementwise::WG_SIZE).constant("NORMALIZED", normalized)
+fn router(kernel: Kernel, scores: Scores, normalized: bool) -> Kernel {
+    kernel
+        .constant("WG_SIZE", elementwise::WG_SIZE)
+        .constant("SIGMOID", scores == Scores::Sigmoid)
+        .constant("NORMALIZED", normalized)
+}
+
+fn route_kernel(scores: Scores, normalized: bool, biased: bool) -> Kernel {
+    let kernel = Kernel::new::<RouteParams>("expert_route", shader!("expert_route.wgsl"));
+    router(kernel, scores, normalized).constant("BIASED", biased)
+}
+
+fn route_backward_kernel(scores: Scores, normalized: bool) -> Kernel {
+    let kernel = Kernel::new::<RouteParams>("expert_route_backward", shader!("expert_route_backward.wgsl"));
+    router(kernel, scores, normalized)
 }
 
 fn sorting(kernel: Kernel) -> Kernel {
@@ -110,7 +122,11 @@ pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = product::kernels();
     all.extend([count_kernel(), place_kernel()]);
     for flag in [false, true] {
-        all.extend([route_kernel(flag, false), route_kernel(flag, true), combine_kernel(flag)]);
+        all.push(combine_kernel(flag));
+        for scores in [Scores::Softmax, Scores::Sigmoid] {
+            all.push(route_backward_kernel(scores, flag));
+            all.extend([false, true].map(|biased| route_kernel(scores, flag, biased)));
+        }
     }
     for tile in [1, TILE] {
         all.push(offsets_kernel(tile));
@@ -121,28 +137,30 @@ pub(super) fn kernels() -> Vec<Kernel> {
     all
 }
 
-/// Chooses the experts of each row: the router's logits `[rows, experts]` become probabilities, and `chosen` and `weights` are filled.
-/// Among equal probabilities the expert of the smaller number is chosen.
-pub fn route(rec: &mut Recorder, logits: Matrix, choice: Choice, tables: &Tables) {
+/// Chooses the experts of each row: the router's logits `[rows, experts]` become scores, and `chosen` and `weights` are filled. `bias`,
+/// f32 `[experts]`, is added to the scores for the choice alone. Among equals the expert of the smaller number is chosen.
+pub fn route(rec: &mut Recorder, logits: Matrix, choice: Choice, bias: Option<View>, tables: &Tables) {
     let params = route_params(logits, choice);
     let groups = rec.fold(u64::from(logits.rows.div_ceil(elementwise::WG_SIZE)));
-    let views = [logits.view, tables.chosen, tables.weights];
+    let views = [logits.view, tables.chosen, tables.weights, bias.unwrap_or(rec.unused)];
     let work = u64::from(choice.top) * elementwise::elements(logits);
-    rec.dispatch("expert_route", route_kernel(choice.normalized, false), &views, &params, groups, work);
+    let kernel = route_kernel(choice.scores, choice.normalized, bias.is_some());
+    rec.dispatch("expert_route", kernel, &views, &params, groups, work);
 }
 
-/// The gradient of the router's logits, in the place of the probabilities `[rows, experts]`, from the shares of the pairs.
+/// The gradient of the router's logits, in the place of the scores `[rows, experts]`, from the shares of the pairs, which are overwritten.
 pub fn route_backward(rec: &mut Recorder, probabilities: Matrix, choice: Choice, tables: &Tables, shares: View) {
     let params = route_params(probabilities, choice);
     let groups = rec.fold(u64::from(probabilities.rows.div_ceil(elementwise::WG_SIZE)));
     let views = [probabilities.view, tables.chosen, tables.weights, shares];
     let work = elementwise::elements(probabilities);
-    rec.dispatch("expert_route_backward", route_kernel(choice.normalized, true), &views, &params, groups, work);
+    let kernel = route_backward_kernel(choice.scores, choice.normalized);
+    rec.dispatch("expert_route_backward", kernel, &views, &params, groups, work);
 }
 
 fn route_params(matrix: Matrix, choice: Choice) -> RouteParams {
     assert_eq!(matrix.cols, choice.experts, "columns of the router");
-    RouteParams { rows: matrix.rows, experts: choice.experts, ld: matrix.ld, top: choice.top }
+    RouteParams { rows: matrix.rows, experts: choice.experts, ld: matrix.ld, top: choice.top, scale: choice.scale }
 }
 
 /// Sorts the pairs of `rows` rows by expert: fills the slots and tiles of the tables. `counts` is scratch of [`Choice::count_bytes`].

@@ -4,11 +4,25 @@ use crate::ops::testing::{Lab, assert_close, assert_gradient};
 use crate::quant::format::{Code4, Float, Storage};
 
 fn choice(experts: u32, top: u32, normalized: bool) -> Choice {
-    Choice { experts, top, normalized }
+    Choice { experts, top, scores: Scores::Softmax, normalized, scale: 1.0 }
+}
+
+/// Every kind of router: the scores, whether they are divided by their sum, and whether the choice has a bias.
+fn routers(experts: u32, top: u32) -> Vec<(Choice, bool)> {
+    let mut all = Vec::new();
+    for (scores, scale) in [(Scores::Softmax, 1.0), (Scores::Sigmoid, 2.5)] {
+        for normalized in [false, true] {
+            for biased in [false, true] {
+                all.push((Choice { scores, scale, ..choice(experts, top, normalized) }, biased));
+            }
+        }
+    }
+    all
 }
 
 struct Case {
     choice: Choice,
+    biased: bool,
     storage: Storage,
     rows: usize,
     hidden: usize,
@@ -19,8 +33,8 @@ struct Case {
 
 /// Forward and backward pass of a layer against the twin.
 fn check(cpu: bool, case: &Case) -> Vec<u32> {
-    let Case { choice, storage, rows, hidden, inner, binding } = *case;
-    let what = format!("cpu {cpu}, {choice:?}, {storage:?}, {rows} x {hidden} x {inner}");
+    let Case { choice, biased, storage, rows, hidden, inner, binding } = *case;
+    let what = format!("cpu {cpu}, {choice:?}, bias {biased}, {storage:?}, {rows} x {hidden} x {inner}");
     let mut lab = Lab::for_cpu(cpu);
     if binding > 0 {
         lab.capabilities.max_binding_bytes = binding;
@@ -30,12 +44,14 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
     let (up, up_values) = lab.expert_weights(storage, experts, [inner, hidden]);
     let (down, down_values) = lab.expert_weights(storage, experts, [hidden, inner]);
     let values = gate_values.into_iter().zip(up_values).zip(down_values).map(|((g, u), d)| [g, u, d]).collect();
-    let layer = Layer { choice, hidden, weights: values };
+    let bias = if biased { lab.normal(experts) } else { Vec::new() };
+    let layer = Layer { choice, bias: bias.clone(), hidden, weights: values };
     let (x, mut logits, dy) = (lab.normal(rows * hidden), lab.normal(rows * experts), lab.normal(rows * hidden));
     // Nobody chooses expert 0, as long as there are others.
     if choice.experts > choice.top {
         logits.iter_mut().step_by(experts).for_each(|z| *z -= 20.0);
     }
+    let device_bias = biased.then(|| lab.vector(&bias));
     let (gx, glogits, gdy) =
         (lab.matrix(rows, hidden, &x), lab.matrix(rows, experts, &logits), lab.matrix(rows, hidden, &dy));
     let words = Tables::bytes(choice, rows as u32).map(|bytes| vec![7; bytes as usize / 4]);
@@ -50,7 +66,7 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
     let parts = [(0, first), (first, hidden - first)].map(|(first, cols)| (first as u32, lab.empty(slots, cols)));
     let parts = parts.into_iter().filter(|(_, part)| part.cols > 0).collect::<Vec<_>>();
     let mut rec = lab.recorder();
-    route(&mut rec, glogits, choice, &tables);
+    route(&mut rec, glogits, choice, device_bias, &tables);
     sort(&mut rec, rows as u32, choice, &tables, counts);
     forward(&mut rec, (Source::Rows, gx), &gate, of, &tables, (dgate, 0));
     forward(&mut rec, (Source::Rows, gx), &up, of, &tables, (dup, 0));
@@ -69,7 +85,7 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
     }
     route_backward(&mut rec, glogits, choice, &tables, shares);
     lab.run(&rec);
-    let (want_chosen, want_weights) = twin::choose(&twin::softmax(&logits, experts), choice);
+    let (want_chosen, want_weights) = twin::choose(&twin::scores(&logits, choice), choice, &bias);
     let chosen: Vec<usize> = lab.read_words(tables.chosen).into_iter().map(|e| e as usize).collect();
     assert_eq!(chosen[..want_chosen.len()], want_chosen, "{what}: chosen");
     assert_close(
@@ -98,7 +114,16 @@ fn layers_of_all_sizes_equal_the_twin() {
         (16, 4, true, 61, 36, 101),
     ] {
         let choice = choice(experts, top, normalized);
-        let case = Case { choice, storage: F32, rows, hidden, inner, binding: 0 };
+        let case = Case { choice, biased: false, storage: F32, rows, hidden, inner, binding: 0 };
+        let bits = [false, true].map(|cpu| check(cpu, &case));
+        assert_eq!(bits[0], bits[1], "{choice:?}: bits of both forms");
+    }
+}
+
+#[test]
+fn every_router_equals_the_twin() {
+    for (choice, biased) in routers(11, 3) {
+        let case = Case { choice, biased, storage: F32, rows: 29, hidden: 20, inner: 13, binding: 0 };
         let bits = [false, true].map(|cpu| check(cpu, &case));
         assert_eq!(bits[0], bits[1], "{choice:?}: bits of both forms");
     }
@@ -110,7 +135,7 @@ fn every_storage_and_several_bindings_equal_the_twin() {
     for storage in [float(Float::F16), float(Float::Bf16), Code4::Nf4.storage(false), Code4::Nf4.storage(true)] {
         for (hidden, inner) in [(64, 32), (36, 10)] {
             let choice = choice(9, 2, true);
-            let case = |binding| Case { choice, storage, rows: 21, hidden, inner, binding };
+            let case = |binding| Case { choice, biased: false, storage, rows: 21, hidden, inner, binding };
             let whole = check(true, &case(0));
             assert_eq!(
                 whole,
@@ -137,7 +162,7 @@ fn the_bits_of_a_row_do_not_depend_on_the_others() {
         let counts = lab.words(&vec![0; choice.count_bytes() as usize / 4]);
         let (out, y) = (lab.empty(choice.slots(rows as u32) as usize, 20), lab.empty(rows, 20));
         let mut rec = lab.recorder();
-        route(&mut rec, logits, choice, &tables);
+        route(&mut rec, logits, choice, None, &tables);
         sort(&mut rec, rows as u32, choice, &tables, counts);
         forward(&mut rec, (Source::Rows, x), &weights, (choice, rows as u32), &tables, (out, 0));
         combine(&mut rec, out, choice, &tables, true, (y, 0));
@@ -156,20 +181,21 @@ fn equal_probabilities_take_the_first_experts() {
         Tables::bytes(choice, 2).map(|bytes| lab.words(&vec![0; bytes as usize / 4]));
     let tables = Tables { chosen, weights, slots, pairs, tiles };
     let mut rec = lab.recorder();
-    route(&mut rec, logits, choice, &tables);
+    route(&mut rec, logits, choice, None, &tables);
     lab.run(&rec);
     assert_eq!(lab.read_words(chosen)[..6], [1, 2, 4, 0, 1, 2]);
 }
 
 #[test]
 fn the_twins_gradients_are_the_slopes_of_its_forward() {
-    for normalized in [false, true] {
+    for (choice, biased) in routers(4, 2) {
         let mut lab = Lab::new();
         let (rows, hidden, inner, experts) = (2, 3, 4, 4);
         let mut draw = |count: usize| lab.normal(count);
         let weights =
             (0..experts).map(|_| [draw(inner * hidden), draw(inner * hidden), draw(hidden * inner)]).collect();
-        let layer = Layer { choice: choice(experts as u32, 2, normalized), hidden, weights };
+        let bias = if biased { draw(experts) } else { Vec::new() };
+        let layer = Layer { choice, bias, hidden, weights };
         let (x, logits, dy) = (draw(rows * hidden), draw(rows * experts), draw(rows * hidden));
         let (dx, dlogits) = layer.backward(&x, &logits, &dy);
         let objective = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, d)| y * d).sum();

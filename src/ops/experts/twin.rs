@@ -1,46 +1,55 @@
 //! The formulas in plain loops, in f64.
 
-use super::Choice;
+use super::{Choice, Scores};
 use crate::ops::glu::{self, Activation};
 
-pub(crate) fn softmax(logits: &[f64], experts: usize) -> Vec<f64> {
+/// The scores of the router's logits.
+pub(crate) fn scores(logits: &[f64], choice: Choice) -> Vec<f64> {
+    if choice.scores == Scores::Sigmoid {
+        return logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect();
+    }
     let row = |row: &[f64]| -> Vec<f64> {
         let highest = row.iter().copied().fold(f64::MIN, f64::max);
         let total: f64 = row.iter().map(|z| (z - highest).exp()).sum();
         row.iter().map(|z| (z - highest).exp() / total).collect()
     };
-    logits.chunks(experts).flat_map(row).collect()
+    logits.chunks(choice.experts as usize).flat_map(row).collect()
 }
 
-/// The experts of each row and their weights, the largest first.
-pub(crate) fn choose(probabilities: &[f64], choice: Choice) -> (Vec<usize>, Vec<f64>) {
+/// The experts of each row and their weights, the largest first. `bias` is that of the choice, or empty.
+pub(crate) fn choose(scores: &[f64], choice: Choice, bias: &[f64]) -> (Vec<usize>, Vec<f64>) {
+    let offset = if choice.scores == Scores::Sigmoid { 1e-6 } else { 0.0 };
     let (mut chosen, mut weights) = (Vec::new(), Vec::new());
-    for row in probabilities.chunks(choice.experts as usize) {
+    for row in scores.chunks(choice.experts as usize) {
+        let key = |e: usize| row[e] + bias.get(e).unwrap_or(&0.0);
         let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+        order.sort_by(|a, b| key(*b).total_cmp(&key(*a)).then(a.cmp(b)));
         order.truncate(choice.top as usize);
-        let sum: f64 = if choice.normalized { order.iter().map(|e| row[*e]).sum() } else { 1.0 };
-        weights.extend(order.iter().map(|e| row[*e] / sum));
+        let sum: f64 = if choice.normalized { offset + order.iter().map(|e| row[*e]).sum::<f64>() } else { 1.0 };
+        weights.extend(order.iter().map(|e| f64::from(choice.scale) * row[*e] / sum));
         chosen.extend(order);
     }
     (chosen, weights)
 }
 
 /// The gradient of the router's logits from the share of each pair.
-pub(crate) fn route_backward(probabilities: &[f64], shares: &[f64], choice: Choice) -> Vec<f64> {
-    let (chosen, weights) = choose(probabilities, choice);
+pub(crate) fn route_backward(scores: &[f64], shares: &[f64], choice: Choice, bias: &[f64]) -> Vec<f64> {
+    let (chosen, weights) = choose(scores, choice, bias);
     let (experts, top) = (choice.experts as usize, choice.top as usize);
-    let mut gradient = vec![0.0; probabilities.len()];
+    let mut gradient = vec![0.0; scores.len()];
     for (row, d) in gradient.chunks_mut(experts).enumerate() {
         let pairs = row * top..(row + 1) * top;
         let mean: f64 = pairs.clone().map(|i| weights[i] * shares[i]).sum();
-        if !choice.normalized {
+        let sigmoid = choice.scores == Scores::Sigmoid;
+        if !choice.normalized && !sigmoid {
             for (e, d) in d.iter_mut().enumerate() {
-                *d = -probabilities[row * experts + e] * mean;
+                *d = -scores[row * experts + e] * mean;
             }
         }
         for i in pairs {
-            d[chosen[i]] = weights[i] * (shares[i] - mean);
+            let shift = if sigmoid && !choice.normalized { 0.0 } else { mean / f64::from(choice.scale) };
+            let slope = if sigmoid { 1.0 - scores[row * experts + chosen[i]] } else { 1.0 };
+            d[chosen[i]] = slope * weights[i] * (shares[i] - shift);
         }
     }
     gradient
@@ -60,6 +69,8 @@ pub(crate) fn transposed(dy: &[f64], w: &[f64]) -> Vec<f64> {
 /// The weights of a layer's experts, in the order gate, up, down.
 pub(crate) struct Layer {
     pub choice: Choice,
+    /// The bias of the choice of experts, or empty.
+    pub bias: Vec<f64>,
     pub hidden: usize,
     pub weights: Vec<[Vec<f64>; 3]>,
 }
@@ -76,7 +87,7 @@ impl Layer {
     /// The sum of each row's experts.
     pub(crate) fn forward(&self, x: &[f64], logits: &[f64]) -> Vec<f64> {
         let top = self.choice.top as usize;
-        let (chosen, weights) = choose(&softmax(logits, self.choice.experts as usize), self.choice);
+        let (chosen, weights) = choose(&scores(logits, self.choice), self.choice, &self.bias);
         let mut y = vec![0.0; x.len()];
         for (row, x) in x.chunks(self.hidden).enumerate() {
             for pair in row * top..(row + 1) * top {
@@ -92,8 +103,8 @@ impl Layer {
     /// The gradients of x, through the experts alone, and of the logits.
     pub(crate) fn backward(&self, x: &[f64], logits: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let top = self.choice.top as usize;
-        let probabilities = softmax(logits, self.choice.experts as usize);
-        let (chosen, weights) = choose(&probabilities, self.choice);
+        let scores = scores(logits, self.choice);
+        let (chosen, weights) = choose(&scores, self.choice, &self.bias);
         let (mut dx, mut shares) = (vec![0.0; x.len()], Vec::new());
         for (row, x) in x.chunks(self.hidden).enumerate() {
             let of_row = row * self.hidden..(row + 1) * self.hidden;
@@ -108,6 +119,6 @@ impl Layer {
                 dx[of_row.clone()].iter_mut().zip(sum).for_each(|(dx, (a, b))| *dx += a + b);
             }
         }
-        (dx, route_backward(&probabilities, &shares, self.choice))
+        (dx, route_backward(&scores, &shares, self.choice, &self.bias))
     }
 }
