@@ -137,8 +137,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let p$j = select(vec4(0.0), exp2(score$j * params.score_scale - terms$j.x), on$j);
 #end
             tile[other$j * 8u + tr] = p$j;
-            // The weight of a query's only key is 1 whatever its score.
-            tile[(TILE + other$j) * 8u + tr] = select(vec4(0.0), p$j * (dp$j - terms$j.y), keys$j.y > keys$j.x + 1u);
+            // The weight of a query's only key is 1 whatever its score, unless a sink takes a part of it.
+            let several$j = keys$j.y > keys$j.x + 1u || SINKS;
+            tile[(TILE + other$j) * 8u + tr] = select(vec4(0.0), p$j * (dp$j - terms$j.y), several$j);
 #end
             for (var step = 0u; step < TILE; step += KEYS) {
                 // The first rows lie beside what other threads may still read.

@@ -149,8 +149,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let to_row = to_rows[tr];
         let lse = row_lse[tr];
         let delta = deltas[tr];
-        // The weight of a row's only key is 1 whatever its score: without this, the gradient would be what two sums differ by.
-        let several = to_row > from_row + vec4(1u);
+        // The weight of a row's only key is 1 whatever its score: without this, the gradient would be what two sums differ by. A sink
+        // takes a part of it.
+        let several = (to_row > from_row + vec4(1u)) | vec4<bool>(SINKS);
 #for j in 0..SHARE
         let other$j = 4u * tc + side * SHARE + $ju;
         let on$j = within(base + other$j, from_row, to_row) & several;

@@ -26,13 +26,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let quads = (params.cols + 3u) / 4u;
     var share = 0.0;
     for (var i = lane; i < quads; i += WG_SIZE) {
-        let e = gate[base + i];
-        let g = up[base + i];
+        let raw_e = gate[base + i];
+        let raw_g = up[base + i];
+        let e = gate_input(raw_e);
+        let g = up_input(raw_g);
         let d = dact[base + i];
         let w = activation_weight(e);
         share += dot(mask_tail(e * w * g, i * 4u, params.cols), mask_tail(d, i * 4u, params.cols));
-        gate[base + i] = times_slope(weight * d * g, e, w);
-        up[base + i] = weight * d * e * w;
+        gate[base + i] = gate_gradient(times_slope(weight * d * g, e, w), raw_e);
+        up[base + i] = up_gradient(weight * d * e * w, raw_g);
     }
     let total = workgroup_sum(share, lane);
     if lane == 0u { shares[pair] = total; }

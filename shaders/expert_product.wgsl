@@ -9,12 +9,15 @@ struct Params {
     first_col: u32,
     // The experts in the bindings, and the words from one to the next.
     first: u32, experts: u32, weight: u32, absmax: u32, nested: u32,
+    // The columns of all of the product.
+    outputs: u32,
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> tile_experts: array<u32>;
 @group(0) @binding(5) var<storage, read> pairs: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<Out>;
+@group(0) @binding(7) var<storage, read> bias: array<f32>;
 
 @group(1) @binding(0) var<uniform> params: Params;
 
@@ -49,8 +52,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         acc$i += mask_tail(x[x$i + k / 4u], k, depth) * w;
 #end
     }
+#if BIASED
+    let offset = bias[tile_experts[tile] * params.outputs + params.first_col + col];
+#for i in 0..ROWS
+    if pair$i != NONE { y[(first + $iu) * params.y_ld + col] = acc$i.x + acc$i.y + acc$i.z + acc$i.w + offset; }
+#end
+#else
 #for i in 0..ROWS
     if pair$i != NONE { y[(first + $iu) * params.y_ld + col] = acc$i.x + acc$i.y + acc$i.z + acc$i.w; }
+#end
 #end
 #else
     let last = depth - 1u;

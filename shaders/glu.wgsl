@@ -1,4 +1,4 @@
-// Gated linear unit: act = f(gate) * up, where the activation is f(e) = e activation_weight(e).
+// Gated linear unit: act = f(gate) * up of both inputs, where the activation is f(e) = e activation_weight(e).
 
 struct Params { rows: u32, cols: u32, ld: u32 }
 
@@ -14,6 +14,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let quad = quad_of(group, groups, lane, params.cols);
     if quad.x >= params.rows { return; }
     let at = quad.x * (params.ld / 4u) + quad.y;
-    let e = gate[at];
-    act[at] = e * activation_weight(e) * up[at];
+    let e = gate_input(gate[at]);
+    act[at] = e * activation_weight(e) * up_input(up[at]);
 }

@@ -14,11 +14,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let quad = quad_of(group, groups, lane, params.cols);
     if quad.x >= params.rows { return; }
     let at = quad.x * (params.ld / 4u) + quad.y;
-    let e = gate[at];
-    let g = up[at];
+    let raw_e = gate[at];
+    let raw_g = up[at];
+    let e = gate_input(raw_e);
+    let g = up_input(raw_g);
     let d = dact[at];
     let w = activation_weight(e);
-    gate[at] = times_slope(d * g, e, w);
-    up[at] = d * e * w;
+    gate[at] = gate_gradient(times_slope(d * g, e, w), raw_e);
+    up[at] = up_gradient(d * e * w, raw_g);
     dact[at] = e * w * g;
 }

@@ -185,7 +185,8 @@ fn attention_case(rows: u32, pass: Pass) -> Case {
         let product = f64::from(rows) * f64::from(rows) * f64::from(width);
         let mut flops = 0.0;
         let rec = &mut harness.rec;
-        let operands = attention::Operands { shape, scale: 0.125, cap: None, q, k, v, key_ranges: keys, out, lse };
+        let operands =
+            attention::Operands { shape, scale: 0.125, cap: None, sinks: None, q, k, v, key_ranges: keys, out, lse };
         if pass != Pass::Backward {
             attention::forward(rec, &operands);
             flops += 2.0 * product;

@@ -98,7 +98,9 @@ pub fn model(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
 /// Returns the configuration of a GGUF file whose blocks are kept, and the type of its other matrices.
 fn kept(argument: &str) -> anyhow::Result<(ModelConfig, Float)> {
     let path = Path::new(argument);
-    anyhow::ensure!(is_gguf(path) && path.is_file(), "--quant keep is for a GGUF file, but {argument} is none");
+    let is_file = is_gguf(path) && path.is_file();
+    let of_files = is_file || path.is_dir() && ModelConfig::from_dir(path)?.may_be_in_blocks();
+    anyhow::ensure!(of_files, "--quant keep is for a GGUF file, or a directory in MXFP4, but {argument} is neither");
     let mut source = Source::open(path)?;
     source.keep_blocks()?;
     let floats = tensors(&source.config).into_iter().filter(TensorSpec::is_matrix);
@@ -118,7 +120,7 @@ pub fn run(args: EstimateArgs) -> anyhow::Result<()> {
     };
     let keeps = matches!(args.quant, Quant4::Keep);
     let Some(name) = &args.model else {
-        anyhow::ensure!(!keeps, "--quant keep is for a GGUF file; give it as --model");
+        anyhow::ensure!(!keeps, "--quant keep is for a GGUF file, or a directory in MXFP4; give it as --model");
         return print_table(&args, capabilities);
     };
     let whole = model(name)?;

@@ -28,11 +28,11 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
     // The groups of heads are alike: a few of them are enough.
     let groups = kv_heads.min(if subject.quick { 2 } else { 4 });
     let shape = Shape { heads: heads / kv_heads * groups, kv_heads: groups, head_dim };
-    let (scale, cap) = (config.attention_scale, config.attention_softcap);
+    let scores = Scores { scale: config.attention_scale, cap: config.attention_softcap, sinks: config.attention_sinks };
     let rows = subject.rows.min(MAX_ROWS);
     let case = |name: &str, pass| Case {
         name: format!("{name}, {rows} rows, {} heads of {head_dim}", shape.heads),
-        record: Box::new(move |trial| record(trial, shape, (scale, cap), rows, pass)),
+        record: Box::new(move |trial| record(trial, shape, scores, rows, pass)),
     };
     vec![
         case("attention forward", Pass::Forward),
@@ -41,7 +41,16 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
     ]
 }
 
-fn record(trial: &mut Trial, shape: Shape, (scale, cap): (f32, Option<f32>), keys: usize, pass: Pass) -> Amount {
+/// What a model makes of the scores.
+#[derive(Clone, Copy)]
+struct Scores {
+    scale: f32,
+    cap: Option<f32>,
+    sinks: bool,
+}
+
+fn record(trial: &mut Trial, shape: Shape, scores: Scores, keys: usize, pass: Pass) -> Amount {
+    let Scores { scale, cap, sinks } = scores;
     let rows = if pass == Pass::Decode { 1 } else { keys };
     let [heads, kv_heads, head_dim] = [shape.heads, shape.kv_heads, shape.head_dim].map(|n| n as usize);
     let (q_cols, k_cols) = (heads * head_dim, kv_heads * head_dim);
@@ -54,10 +63,12 @@ fn record(trial: &mut Trial, shape: Shape, (scale, cap): (f32, Option<f32>), key
     let key_ranges: Vec<[u32; 2]> = (0..rows).map(range).collect();
     let end = |row: usize| if start(row, keys) == 0 && keys > 2 { keys / 3 } else { keys };
     let query_ranges: Vec<[u32; 2]> = (0..rows).map(|row| [row as u32, end(row) as u32]).collect();
+    let sinks = if sinks { trial.normal(heads) } else { Vec::new() };
     let operands = Operands {
         shape,
         scale,
         cap,
+        sinks: (!sinks.is_empty()).then(|| trial.vector(&sinks)),
         q: trial.matrix(rows, q_cols, &q),
         k: trial.matrix(keys, k_cols, &k),
         v: trial.matrix(keys, k_cols, &v),
@@ -69,6 +80,7 @@ fn record(trial: &mut Trial, shape: Shape, (scale, cap): (f32, Option<f32>), key
         shape,
         scale: f64::from(scale),
         cap: cap.map(f64::from),
+        sinks: &sinks,
         q: &q,
         k: &k,
         v: &v,

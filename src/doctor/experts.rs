@@ -2,6 +2,7 @@
 
 use super::subject::Subject;
 use super::trial::{Amount, Case, Trial};
+use crate::gpu::View;
 use crate::ops::experts::{self, Choice, Source, Tables, twin};
 use crate::ops::glu::{self, Activation};
 use crate::quant::format::Code4;
@@ -17,6 +18,8 @@ const BOUND: f64 = 1e-5;
 struct Sizes {
     choice: Choice,
     biased: bool,
+    with_biases: bool,
+    activation: Activation,
     rows: usize,
     hidden: usize,
     inner: usize,
@@ -29,7 +32,8 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
     let choice = Choice { experts: count as u32, top: of.top.min(count) as u32, ..of.choice() };
     // One row takes tiles of one slot, many rows those of several.
     let of_rows = |rows: usize| {
-        let sizes = Sizes { choice, biased: of.biased, rows, hidden, inner: inner.min(MAX_INNER) };
+        let (biased, with_biases, activation) = (of.biased, of.with_biases, subject.config.activation);
+        let sizes = Sizes { choice, biased, with_biases, activation, rows, hidden, inner: inner.min(MAX_INNER) };
         let name = format!("{} of {count} experts, {rows} x {} x {hidden}", choice.top, sizes.inner);
         Case { name, record: Box::new(move |trial| layer(trial, sizes)) }
     };
@@ -37,7 +41,7 @@ pub(super) fn all(subject: &Subject) -> Vec<Case> {
 }
 
 fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
-    let Sizes { choice, biased, rows, hidden, inner } = sizes;
+    let Sizes { choice, biased, with_biases, activation, rows, hidden, inner } = sizes;
     let (experts, of, storage) = (choice.experts as usize, (choice, rows as u32), Code4::Nf4.storage(true));
     let mut weights = |shape| trial.expert_weights(storage, experts, shape);
     let ((gate, gate_values), (up, up_values)) = (weights([inner, hidden]), weights([inner, hidden]));
@@ -45,6 +49,10 @@ fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
     let [x, logits, dy] = [hidden, experts, hidden].map(|cols| trial.normal(rows * cols));
     let bias = if biased { trial.normal(experts) } else { Vec::new() };
     let device_bias = biased.then(|| trial.vector(&bias));
+    let outputs = if with_biases { [inner, inner, hidden] } else { [0; 3] };
+    let biases = outputs.map(|outputs| trial.normal(experts * outputs));
+    let device_biases: [Option<View>; 3] =
+        std::array::from_fn(|i| (!biases[i].is_empty()).then(|| trial.vector(&biases[i])));
     let device_x = trial.matrix(rows, hidden, &x);
     let (device_logits, device_dy) = (trial.matrix(rows, experts, &logits), trial.matrix(rows, hidden, &dy));
     let [chosen, pair_weights, slots, pairs, tiles] =
@@ -59,20 +67,22 @@ fn layer(trial: &mut Trial, sizes: Sizes) -> Amount {
     let rec = &mut trial.rec;
     experts::route(rec, device_logits, choice, device_bias, &tables);
     experts::sort(rec, rows as u32, choice, &tables, counts);
-    experts::forward(rec, (Source::Rows, device_x), &gate, of, &tables, (dgate, 0));
-    experts::forward(rec, (Source::Rows, device_x), &up, of, &tables, (dup, 0));
-    // The activation of every family with experts, and of the twin.
-    glu::forward(rec, Activation::Silu, dgate, dup, act);
-    experts::forward(rec, (Source::Slots, act), &down, of, &tables, (out, 0));
+    experts::forward(rec, (Source::Rows, device_x), (&gate, device_biases[0]), of, &tables, (dgate, 0));
+    experts::forward(rec, (Source::Rows, device_x), (&up, device_biases[1]), of, &tables, (dup, 0));
+    glu::forward(rec, activation, dgate, dup, act);
+    experts::forward(rec, (Source::Slots, act), (&down, device_biases[2]), of, &tables, (out, 0));
     experts::combine(rec, out, choice, &tables, true, (y, 0));
     experts::input_gradient(rec, (Source::Rows, device_dy), &down, of, &tables, (dact, 0), false);
-    experts::glu_backward(rec, Activation::Silu, [dgate, dup, dact], of, &tables, shares);
+    experts::glu_backward(rec, activation, [dgate, dup, dact], of, &tables, shares);
+    if let Some(biases) = device_biases[2] {
+        experts::bias_shares(rec, device_dy, biases, choice, &tables, shares);
+    }
     experts::input_gradient(rec, (Source::Slots, dgate), &gate, of, &tables, (dout, 0), false);
     experts::input_gradient(rec, (Source::Slots, dup), &up, of, &tables, (dout, 0), true);
     experts::combine(rec, dout, choice, &tables, false, (dx, 0));
     experts::route_backward(rec, device_logits, choice, &tables, shares);
     let weights = gate_values.into_iter().zip(up_values).zip(down_values).map(|((g, u), d)| [g, u, d]).collect();
-    let twin = twin::Layer { choice, bias, hidden, weights };
+    let twin = twin::Layer { choice, bias, biases, activation, hidden, weights };
     let want = twin.forward(&x, &logits);
     let (gradient, of_logits) = twin.backward(&x, &logits, &dy);
     let all: Vec<usize> = (0..rows).collect();

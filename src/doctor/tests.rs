@@ -21,6 +21,7 @@ fn subject(model_type: &str) -> Subject {
         "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": model_type.starts_with("lfm2").then_some(["conv", "full_attention"]),
         "block_auto_adjust_ff_dim": false,
         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": true, "num_dense_layers": 1,
+        "rope_scaling": (model_type == "gpt_oss").then(|| serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
     });
     let config = ModelConfig::from_json(model_type.as_ref(), &json.to_string()).unwrap();
     Subject { name: model_type.to_owned(), config, rows: 67, quick: true }
@@ -41,7 +42,9 @@ fn a_kernel_that_does_nothing_is_named() {
         let gpu = gpu(cpu, MatrixUnits::Off);
         // The model with convolutions has the cases of the others, and its own, but for experts.
         let cases = cases::all(&subject("lfm2"), &gpu.capabilities);
-        for case in cases.into_iter().chain(["qwen3_moe", "lfm2_moe"].iter().flat_map(|of| experts::all(&subject(of))))
+        for case in cases
+            .into_iter()
+            .chain(["qwen3_moe", "lfm2_moe", "gpt_oss"].iter().flat_map(|of| experts::all(&subject(of))))
         {
             let mut count = 1;
             let mut at = 0;
@@ -122,6 +125,7 @@ fn every_kernel_of_a_step_is_right_and_has_a_check() {
         ("lfm2", true, MatrixUnits::Off),
         ("qwen3_moe", false, MatrixUnits::Off),
         ("lfm2_moe", false, MatrixUnits::Off),
+        ("gpt_oss", false, MatrixUnits::Off),
     ];
     for (model_type, cpu, matrix_units) in all {
         let (gpu, subject) = (gpu(cpu, matrix_units), subject(model_type));

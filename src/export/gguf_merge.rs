@@ -238,10 +238,13 @@ fn name_in_file(spec: &TensorSpec, merger: &Merger, base: Option<&GgufFile>) -> 
         TensorKind::Convolution => below(CONVOLUTION, "weight"),
         TensorKind::Projection(projection) => below(of_projection(projection), "weight"),
         TensorKind::Bias(projection) => below(of_projection(projection), "bias"),
-        // No architecture with experts or embeddings for each layer is written.
+        // No architecture with experts, sinks or embeddings for each layer is written.
         TensorKind::Router
+        | TensorKind::RouterBias
         | TensorKind::Expert(..)
         | TensorKind::ExpertBias
+        | TensorKind::ExpertBiases(_)
+        | TensorKind::Sinks
         | TensorKind::LayerEmbeddings
         | TensorKind::LayerEmbeddingNorm
         | TensorKind::LayerScalar

@@ -131,7 +131,9 @@ pub async fn merge(settings: &MergeSettings, gpu: &Gpu, mut progress: impl FnMut
     refuse_links(&source.dir, false)?;
     let float = settings.float.unwrap_or_else(|| source.stored(tensors::EMBEDDING));
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;
-    let expected = merger.expected();
+    let mut expected = merger.expected();
+    // The tensors that they are a part of are written as they are.
+    expected.retain(|spec| !source.tensors.is_gathered(&spec.name));
     let others = OtherParts::of(source, &expected)?;
     if !source.config.quantized.is_empty() && others.quantized() {
         let problem = "holds parts beside the text decoder in 4 bits, and a merged model is written in full precision; take the \

@@ -1,4 +1,5 @@
-//! The parts of a model of several modalities that are neither trained nor used: written as they lie in its files.
+//! The parts of a model of several modalities that are neither trained nor used, and the experts of gpt-oss: written as they lie in its
+//! files.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +12,8 @@ use crate::model::source::Source;
 use crate::model::tensors::TensorSpec;
 use crate::{Error, Result};
 
-/// The tensors beside the text decoder, with their names in the files. A text model has none: what its files hold beyond its
-/// configuration, such as the frequencies of rope, is left out.
+/// The tensors beside the text decoder, and those that are listed as others, with their names in the files. What the files of a text model
+/// hold beyond its configuration, such as the frequencies of rope, is left out.
 pub(super) struct OtherParts(Vec<(Planned, RawTensor)>);
 
 impl OtherParts {
@@ -21,9 +22,6 @@ impl OtherParts {
     /// # Errors
     /// A tensor of a type that safetensors files cannot hold.
     pub(super) fn of(source: &Source, decoder: &[TensorSpec]) -> Result<Self> {
-        if source.config.wrapper.is_none() {
-            return Ok(Self(Vec::new()));
-        }
         // A 4-bit matrix has its parts beside it, under longer names.
         let is_own = |name: &str| {
             decoder.iter().any(|own| {
@@ -31,7 +29,9 @@ impl OtherParts {
             })
         };
         let tied_head = |name: &str| source.config.tie_word_embeddings && name.starts_with(HEAD);
-        let others = source.tensors.entries().filter(|(name, _)| !is_own(name) && !tied_head(name));
+        let beside = source.tensors.entries().filter(|_| source.config.wrapper.is_some());
+        let beside = beside.filter(|(name, _)| !is_own(name) && !tied_head(name));
+        let others = beside.chain(source.tensors.wholes().iter().map(|whole| (whole.name(), whole)));
         let planned = |(name, entry): (&str, &Entry)| -> Result<(Planned, RawTensor)> {
             let raw = entry.raw();
             let dtype: Dtype = serde_json::from_value(raw.dtype.as_str().into()).map_err(|_| {

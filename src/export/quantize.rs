@@ -21,6 +21,7 @@ use crate::model::source::Source;
 use crate::model::tensors::{TensorSpec, tensors};
 use crate::quant::format::{Format4, NESTED_BLOCK};
 use crate::quant::{self, Scales, dynamic_map};
+use crate::setting::QUANT;
 use crate::{Error, Result};
 
 /// Settings of a quantization.
@@ -57,6 +58,15 @@ pub fn quantize(settings: &QuantizeSettings, mut progress: impl FnMut(usize, usi
     let source = Source::open(&settings.model)?;
     if !source.config.quantized.is_empty() {
         return Err(Error::file(&settings.model, "holds its weights in 4 bits already"));
+    }
+    if let Some(whole) = source.tensors.wholes().first() {
+        let problem = format!(
+            "has the experts of a layer as one tensor, {}, for which bitsandbytes' format has no place; train it with {}, which \
+             quantizes while loading",
+            whole.name(),
+            QUANT.is(settings.format.code)
+        );
+        return Err(Error::file(&settings.model, problem));
     }
     refuse_links(&source.dir, false)?;
     let out = OutputDirectory::create(&settings.out, &settings.model, settings.overwrite)?;

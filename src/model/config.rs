@@ -94,6 +94,8 @@ pub struct ModelConfig {
     pub attention_scale: f32,
     /// The bound `c` of attention's scores, `c tanh(s / c)`; `None` where there is none.
     pub attention_softcap: Option<f32>,
+    /// True if each head of attention has a logit of its own in the softmax, which reads no value.
+    pub attention_sinks: bool,
     /// The factor on the logits.
     pub logit_scale: f32,
     /// The bound `c` of the logits, `c tanh(z / c)`; `None` where there is none.
@@ -149,6 +151,10 @@ impl ModelConfig {
         };
         let family = family(&fields)?;
         let quantization = fields.value("quantization_config");
+        // The files of gpt-oss say by themselves which tensors are in MXFP4.
+        let is_mxfp4 = |config: &&Value| config.get("quant_method").and_then(Value::as_str) == Some("mxfp4");
+        let by_files = family.experts.is_some_and(|rule| rule.keys == ExpertKeys::GptOss);
+        let quantization = quantization.filter(|config| !(by_files && is_mxfp4(config)));
         let quantization = quantization.map(|config| packed::from_fields(&fields, config)).transpose()?;
         for (flag, problem) in family.refused_flags {
             if fields.flag(flag, false)? {
@@ -204,6 +210,7 @@ impl ModelConfig {
             residual_scale: scale(family.residual_scale)?,
             attention_scale: attention_scale(&fields, family.attention_scale, head_dim)?,
             attention_softcap: softcap(&fields, family.attention_softcap)?,
+            attention_sinks: family.attention_sinks,
             logit_scale: scale(family.logit_scale)?,
             final_softcap: softcap(&fields, family.final_softcap)?,
             max_position_embeddings: fields
@@ -311,6 +318,11 @@ impl ModelConfig {
     /// parts of the experts and leaves them alone.
     pub fn adapts_feed_forward(&self) -> bool {
         self.experts.is_none() || self.family.experts.is_some_and(|rule| rule.keys != ExpertKeys::Qwen)
+    }
+
+    /// True if a model directory of the family may hold weights in blocks, the MXFP4 of gpt-oss.
+    pub fn may_be_in_blocks(&self) -> bool {
+        self.family.experts.is_some_and(|rule| rule.keys == ExpertKeys::GptOss)
     }
 
     /// True if a layer has a short convolution in place of attention.
@@ -516,6 +528,8 @@ fn check_layer_kinds(fields: &JsonFields, family: &Family) -> Result<()> {
 fn activation(fields: &JsonFields, family: &Family) -> Result<Activation> {
     let key = family.activation_key;
     match fields.text(key)? {
+        // The configuration says `silu`, and the model has its own.
+        _ if family.activation == Activation::Clamped => Ok(family.activation),
         None => Ok(family.activation),
         Some("gelu") if family.gelu_is_tanh => Ok(Activation::GeluTanh),
         // The convolution before a gated delta rule has the same one, whose kernel has SiLU alone.

@@ -22,6 +22,8 @@ pub struct Experts {
     pub scale: f32,
     /// True if the files have a bias of each expert for the choice alone, `use_expert_bias`.
     pub biased: bool,
+    /// True if the router and the projections of experts have biases.
+    pub with_biases: bool,
     /// For each layer, true if it has experts.
     pub layers: Vec<bool>,
 }
@@ -40,6 +42,7 @@ impl Experts {
         match keys {
             ExpertKeys::Qwen => Self::of_qwen(fields, num_layers, max_dimension),
             ExpertKeys::Lfm2 => Self::of_lfm2(fields, num_layers, max_dimension),
+            ExpertKeys::GptOss => Self::of_gpt_oss(fields, num_layers, max_dimension),
         }
     }
 
@@ -60,6 +63,7 @@ impl Experts {
             normalized: fields.flag("norm_topk_prob", false)?,
             scale: 1.0,
             biased: false,
+            with_biases: false,
             layers: (0..num_layers).map(has_experts).collect(),
         })
     }
@@ -82,7 +86,27 @@ impl Experts {
             normalized: fields.flag("norm_topk_prob", true)?,
             scale: fields.positive("routed_scaling_factor")?.unwrap_or(1.0) as f32,
             biased: fields.flag("use_expert_bias", true)?,
+            with_biases: false,
             layers: (0..num_layers).map(|layer| layer >= dense).collect(),
+        })
+    }
+
+    fn of_gpt_oss(fields: &JsonFields, num_layers: usize, max_dimension: usize) -> Result<Self> {
+        check_gpt_oss(fields)?;
+        let names = ["num_local_experts", "num_experts"];
+        let key = names.into_iter().find(|key| fields.value(key).is_some()).unwrap_or(names[0]);
+        let count = fields.count(key, MAX_EXPERTS)?.unwrap_or(128);
+        Ok(Self {
+            count,
+            top: fields.count("num_experts_per_tok", count)?.unwrap_or(4.min(count)),
+            intermediate_size: fields.required_count("intermediate_size", max_dimension)?,
+            // The softmax over the chosen experts is that over all, divided by the sum of the chosen.
+            scores: Scores::Softmax,
+            normalized: true,
+            scale: 1.0,
+            biased: false,
+            with_biases: true,
+            layers: vec![true; num_layers],
         })
     }
 
@@ -91,6 +115,23 @@ impl Experts {
         let Self { scores, normalized, scale, .. } = *self;
         Choice { experts: self.count as u32, top: self.top as u32, scores, normalized, scale }
     }
+}
+
+/// Refuses keys with which the formulas would be others than those of the published models.
+fn check_gpt_oss(fields: &JsonFields) -> Result<()> {
+    for (key, only) in [("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)] {
+        if let Some(value) = fields.positive(key)?.filter(|value| *value != only) {
+            return Err(fields.error(key, format!("is {value}, but only {only} is supported")));
+        }
+    }
+    if !fields.flag("attention_bias", true)? {
+        return Err(fields.error("attention_bias", "is false, but only models with biases are supported"));
+    }
+    if !["rope_scaling", "rope_parameters"].into_iter().any(|key| fields.value(key).is_some()) {
+        let problem = "is missing; gpt-oss has it with rope_type yarn and its factor";
+        return Err(fields.error("rope_scaling", problem));
+    }
+    Ok(())
 }
 
 /// `mlp_only_layers`, the layers with a feed-forward block in any case.
@@ -153,6 +194,31 @@ mod tests {
         assert!(!experts.normalized && !experts.biased && experts.scale == 2.5 && experts.layers == [true; 4]);
         let message = with(r#", "num_dense_layers": -1"#).unwrap_err().to_string();
         assert!(message.contains("`num_dense_layers`: is -1"), "{message}");
+    }
+
+    #[test]
+    fn other_formulas_than_those_of_gpt_oss_are_refused() {
+        let with = |more: &str| {
+            let text = format!(
+                r#"{{"model_type": "gpt_oss", "vocab_size": 32, "hidden_size": 32, "intermediate_size": 32,
+                "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8{more}}}"#
+            );
+            ModelConfig::from_json(Path::new("config.json"), &text)
+        };
+        let rope = r#", "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": false}"#;
+        let config = with(rope).unwrap();
+        assert_eq!(config.sliding_windows, [Some(128), None, Some(128)]);
+        assert_eq!(config.experts.unwrap().count, 128);
+        for (more, says) in [
+            (r#", "swiglu_limit": 5.0"#, "`swiglu_limit`: is 5, but only 7"),
+            (r#", "swiglu_alpha": 1.0"#, "`swiglu_alpha`: is 1, but only 1.702"),
+            (r#", "attention_bias": false"#, "`attention_bias`: is false"),
+        ] {
+            let message = with(&format!("{rope}{more}")).unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+        let message = with("").unwrap_err().to_string();
+        assert!(message.contains("`rope_scaling`: is missing"), "{message}");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Family {
     pub attention_scale: AttentionScale,
     /// The key of the bound `c` of attention's scores, `c tanh(s / c)`, and its value where the key is absent.
     pub attention_softcap: Option<(&'static str, Option<f64>)>,
+    /// True if each head of attention has a logit of its own in the softmax, which reads no value.
+    pub attention_sinks: bool,
     /// The factor on the logits.
     pub logit_scale: Scale,
     /// The key of the bound `c` of the logits, `c tanh(z / c)`, and its value where the key is absent.
@@ -107,6 +109,8 @@ pub enum ExpertKeys {
     Qwen,
     /// LFM2-MoE.
     Lfm2,
+    /// gpt-oss.
+    GptOss,
 }
 
 /// The rule by which linear layers of a family have biases.
@@ -255,6 +259,7 @@ pub(super) const PLAIN: Family = Family {
     residual_scale: Scale::One,
     attention_scale: AttentionScale::HeadSize,
     attention_softcap: None,
+    attention_sinks: false,
     logit_scale: Scale::One,
     final_softcap: None,
     rope: RopeRule {

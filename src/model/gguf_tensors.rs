@@ -171,8 +171,18 @@ fn part(
         first_row: rows.start as u64,
         head: head.map(|head| head as u64),
         offset,
+        planes: None,
     };
     let plain = blocks.head.is_none() && blocks.first_row == 0 && tensor.kind.is_float() && offset == 0.0;
     let (path, file_offset) = (tensor.path.clone(), tensor.offset);
-    Ok(TensorInfo { name, dtype, shape, path, file_offset, byte_len, blocks: (!plain).then_some(blocks) })
+    Ok(TensorInfo {
+        name,
+        dtype,
+        shape,
+        path,
+        file_offset,
+        byte_len,
+        blocks: (!plain).then_some(blocks),
+        strides: None,
+    })
 }

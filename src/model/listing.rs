@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::gguf_blocks::GgmlType;
@@ -27,6 +28,45 @@ pub struct TensorInfo {
     /// How a GGUF file holds it, where its bytes are not the values of this type and shape one after the other: they are then decoded
     /// as they are read, and `file_offset` is the place of the whole tensor in the file.
     pub(crate) blocks: Option<Blocks>,
+    /// How far apart its values lie, where they are some of those of a larger tensor; `file_offset` is then the place of the first.
+    pub(crate) strides: Option<Strides>,
+}
+
+/// The distances of a tensor's values within a larger one, counted in values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Strides {
+    /// Values of a row.
+    pub columns: u64,
+    /// From a row to the next.
+    pub row: u64,
+    /// From a value of a row to the next.
+    pub column: u64,
+}
+
+impl Strides {
+    /// Fills `buf` with bytes `byte_offset ..` of the tensor's values.
+    fn read(&self, info: &TensorInfo, byte_offset: u64, buf: &mut [u8]) -> Result<()> {
+        let width = info.dtype.bytes();
+        let elements = byte_offset / width..(byte_offset + buf.len() as u64).div_ceil(width);
+        if elements.is_empty() {
+            return Ok(());
+        }
+        let (first_row, last_row) = (elements.start / self.columns, (elements.end - 1) / self.columns);
+        let place = |row: u64, column: u64| row * self.row + column * self.column;
+        // Both strides count up: the last value of the last row lies behind all others.
+        let begin = place(first_row, 0);
+        let end = place(last_row, self.columns - 1) + 1;
+        let mut span = vec![0; ((end - begin) * width) as usize];
+        read_at(&info.path, &info.name, info.file_offset + begin * width, &mut span)?;
+        let mut values = Vec::with_capacity(((elements.end - elements.start) * width) as usize);
+        let skipped = (byte_offset - elements.start * width) as usize;
+        for element in elements {
+            let at = ((place(element / self.columns, element % self.columns) - begin) * width) as usize;
+            values.extend_from_slice(&span[at..at + width as usize]);
+        }
+        buf.copy_from_slice(&values[skipped..skipped + buf.len()]);
+        Ok(())
+    }
 }
 
 /// The values of a tensor in a GGUF file.
@@ -41,6 +81,43 @@ pub(crate) struct Blocks {
     pub head: Option<u64>,
     /// Added to every value.
     pub offset: f32,
+    /// Where the blocks of MXFP4 are in two tensors, codes and scales.
+    pub planes: Option<Planes>,
+}
+
+/// The scales beside the codes of MXFP4, as safetensors files hold them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Planes {
+    /// The file of the scales.
+    pub scales: PathBuf,
+    /// The place of the first scale of the whole tensor.
+    pub scales_offset: u64,
+    /// Rows of the whole tensor from one of these to the next.
+    pub step: u64,
+}
+
+impl Planes {
+    /// Rows of the tensor in ggml's blocks: the scale, then the codes, of which a byte has those of values 16 apart. In the files it has
+    /// those of neighbors.
+    fn rows(&self, blocks: &Blocks, info: &TensorInfo, rows: Range<u64>) -> Result<Vec<u8>> {
+        const CODES: u64 = 16;
+        let in_row = blocks.columns / blocks.kind.block();
+        let first = blocks.first_row + rows.start * self.step;
+        let count = rows.end - rows.start;
+        let spanned = if count == 0 { 0 } else { (count - 1) * self.step + 1 };
+        let mut codes = vec![0; (spanned * in_row * CODES) as usize];
+        let mut scales = vec![0; (spanned * in_row) as usize];
+        read_at(&info.path, &info.name, info.file_offset + first * in_row * CODES, &mut codes)?;
+        read_at(&self.scales, &info.name, self.scales_offset + first * in_row, &mut scales)?;
+        let mut out = Vec::with_capacity((count * blocks.row_bytes()) as usize);
+        for at in (0..count).flat_map(|row| (0..in_row).map(move |block| row * self.step * in_row + block)) {
+            let pairs = &codes[(at * CODES) as usize..][..CODES as usize];
+            let code = |value: usize| pairs[value / 2] >> (4 * (value % 2)) & 15;
+            out.push(scales[at as usize]);
+            out.extend((0..CODES as usize).map(|j| code(j) | code(j + 16) << 4));
+        }
+        Ok(out)
+    }
 }
 
 /// The row of a GGUF tensor that transformers has as `row`. Where heads of `head` rows are in the order of a rotation of neighboring
@@ -68,13 +145,23 @@ impl Blocks {
     /// A file that cannot be read.
     pub(crate) fn packed_rows(&self, info: &TensorInfo, rows: u64) -> Result<Vec<u8>> {
         let row_bytes = self.row_bytes();
-        let mut bytes = vec![0; (rows * row_bytes) as usize];
-        read_at(&info.path, &info.name, info.file_offset + self.first_row * row_bytes, &mut bytes)?;
+        let bytes = self.rows(info, 0..rows)?;
         if self.head.is_none() {
             return Ok(bytes);
         }
         let in_file = |row: u64| ((self.row_in_file(row) - self.first_row) * row_bytes) as usize;
         Ok((0..rows).flat_map(|row| &bytes[in_file(row)..][..row_bytes as usize]).copied().collect())
+    }
+
+    /// The blocks of a range of rows in the order of the file.
+    fn rows(&self, info: &TensorInfo, rows: Range<u64>) -> Result<Vec<u8>> {
+        if let Some(planes) = &self.planes {
+            return planes.rows(self, info, rows);
+        }
+        let row_bytes = self.row_bytes();
+        let mut bytes = vec![0; ((rows.end - rows.start) * row_bytes) as usize];
+        read_at(&info.path, &info.name, info.file_offset + (self.first_row + rows.start) * row_bytes, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Fills `buf` with bytes `byte_offset ..` of the tensor's values.
@@ -88,10 +175,8 @@ impl Blocks {
         // Rows that change places do so within their head, so that whole heads are one range of the file.
         let whole = self.head.unwrap_or(1);
         let span = rows.start / whole * whole..rows.end.next_multiple_of(whole);
-        let mut bytes = vec![0; ((span.end - span.start) * row_bytes) as usize];
-        let start = info.file_offset + (self.first_row + span.start) * row_bytes;
-        read_at(&info.path, &info.name, start, &mut bytes)?;
-        let mut values = vec![0.0; self.columns as usize];
+        let bytes = self.rows(info, span.clone())?;
+        let (mut values, mut halves) = (vec![0.0; self.columns as usize], Vec::new());
         for row in rows {
             let at = ((self.row_in_file(row) - self.first_row - span.start) * row_bytes) as usize;
             let packed = &bytes[at..at + row_bytes as usize];
@@ -101,8 +186,14 @@ impl Blocks {
                     values.iter_mut().for_each(|value| *value += self.offset);
                 }
                 bytemuck::cast_slice(&values)
-            } else {
+            } else if self.kind.is_float() {
                 packed
+            } else {
+                // Every value of MXFP4 is one of bf16.
+                self.kind.decode(packed, &mut values);
+                halves.clear();
+                halves.extend(values.iter().map(|value| half::bf16::from_f32(*value).to_bits()));
+                bytemuck::cast_slice(&halves)
             };
             let first = row * decoded_row;
             let (from, to) = (byte_offset.max(first), end.min(first + decoded_row));
@@ -125,9 +216,10 @@ impl TensorInfo {
             let problem = format!("has {} bytes, but {asked} were asked for", self.byte_len);
             return Err(Error::field(&self.path, &self.name, problem));
         }
-        match &self.blocks {
-            None => read_at(&self.path, &self.name, self.file_offset + byte_offset, buf),
-            Some(blocks) => blocks.read(self, byte_offset, buf),
+        match (&self.blocks, &self.strides) {
+            (Some(blocks), _) => blocks.read(self, byte_offset, buf),
+            (None, Some(strides)) => strides.read(self, byte_offset, buf),
+            (None, None) => read_at(&self.path, &self.name, self.file_offset + byte_offset, buf),
         }
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod gguf_config;
 pub(crate) mod gguf_file;
 pub(crate) mod gguf_tensors;
 pub(crate) mod gguf_tokenizer;
+mod gpt_oss;
 pub(crate) mod json_fields;
 pub mod linear_attention;
 pub mod listing;

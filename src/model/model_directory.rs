@@ -177,8 +177,11 @@ pub fn write_config(from: &Path, to: &Path, float: Float, tied: bool, vocabulary
     // transformers 5 calls it `dtype`.
     let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
     fields.insert(key.to_owned(), float.torch_name().into());
-    // The written weights are in full precision, so a quantization entry would be wrong.
-    fields.remove("quantization_config");
+    // The written weights are in full precision, so a quantization entry would be wrong; experts in MXFP4 stay as they are.
+    let method = fields.get("quantization_config").and_then(|config| config.get("quant_method"));
+    if method.and_then(Value::as_str) != Some("mxfp4") {
+        fields.remove("quantization_config");
+    }
     files::write_atomically(&to.join(CONFIG), object_text(&fields).as_bytes())
 }
 

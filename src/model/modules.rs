@@ -18,6 +18,8 @@ pub const ROUTER: &str = "mlp.gate";
 pub const EXPERT_BIAS: &str = "mlp.expert_bias";
 /// The weights of a short convolution over rows, without the linear layers around it: its path below a layer.
 pub const CONVOLUTION: &str = "conv.conv";
+/// The sinks of attention, one logit for each head: their path below a layer.
+pub const SINKS: &str = "self_attn.sinks";
 /// The list of experts: its path below a layer.
 pub const EXPERTS: &str = "mlp.experts";
 

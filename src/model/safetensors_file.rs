@@ -92,7 +92,8 @@ fn entry(path: &Path, name: &str, value: &Value, data_start: u64, file_len: u64)
         return Ok((Entry::Other(raw), (begin, end)));
     };
     let (name, path) = (name.to_owned(), path.to_owned());
-    let info = TensorInfo { name, dtype, shape, path, file_offset: data_start + begin, byte_len, blocks: None };
+    let info =
+        TensorInfo { name, dtype, shape, path, file_offset: data_start + begin, byte_len, blocks: None, strides: None };
     Ok((Entry::Float(info), (begin, end)))
 }
 

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Name, model type, [hidden, feed-forward, layers], [heads, key-value heads, head size], vocabulary, context, tied head.
 type Shape = (&'static str, &'static str, [usize; 3], [usize; 3], usize, usize, bool);
 
-const SHAPES: [Shape; 43] = [
+const SHAPES: [Shape; 44] = [
     ("llama-2-7b", "llama", [4096, 11008, 32], [32, 32, 128], 32_000, 4096, false),
     ("llama-2-13b", "llama", [5120, 13824, 40], [40, 40, 128], 32_000, 4096, false),
     ("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, 131_072, true),
@@ -52,6 +52,7 @@ const SHAPES: [Shape; 43] = [
     ("lfm2-1.2b", "lfm2", [2048, 8192, 16], [32, 8, 64], 65_536, 128_000, true),
     ("lfm2-2.6b", "lfm2", [2048, 10752, 30], [32, 8, 64], 65_536, 128_000, true),
     ("lfm2-8b-a1b", "lfm2_moe", [2048, 7168, 24], [32, 8, 64], 65_536, 128_000, true),
+    ("gpt-oss-20b", "gpt_oss", [2880, 2880, 24], [64, 8, 64], 201_088, 131_072, false),
     ("exaone-4.0-1.2b", "exaone4", [2048, 4096, 30], [32, 8, 64], 102_400, 65_536, true),
 ];
 
@@ -95,6 +96,10 @@ pub fn by_name(name: &str) -> Result<ModelConfig> {
         json["sliding_window_pattern"] = pattern.into();
         json["num_kv_shared_layers"] = shared.into();
         json["use_double_wide_mlp"] = (layers == 35).into();
+    }
+    if model_type == "gpt_oss" {
+        json["num_local_experts"] = 32.into();
+        json["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 32.0, "truncate": false});
     }
     if model_type == "qwen3_5_text" {
         // A head of values for each head of keys, and in larger models two.
@@ -153,6 +158,7 @@ mod tests {
             ("lfm2-1.2b", 1_170_340_608),
             ("lfm2-2.6b", 2_569_272_320),
             // With the biases of experts, which transformers counts as buffers.
+            ("gpt-oss-20b", 20_914_757_184),
             ("lfm2-8b-a1b", 8_339_929_856 + 704),
         ] {
             assert_eq!(parameters(name), count, "{name}");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::companions;
 use super::config::ModelConfig;
+use super::family::ExpertKeys;
 use super::gemma4;
+use super::gpt_oss;
 use super::modules::{EXPERT_BIAS, Projection, ROUTER, in_layer};
 use super::packed::{self, PackedWeight};
 use super::tensor_source::TensorSource;
@@ -83,7 +85,7 @@ impl Source {
         }
     }
 
-    /// Keeps the matrices of a GGUF file as the blocks that they are.
+    /// Keeps the matrices of a GGUF file, or experts in MXFP4, as the blocks that they are.
     ///
     /// # Errors
     /// A model without such blocks.
@@ -96,7 +98,9 @@ impl Source {
                 (true, Some(info)) => format!("its embedding is {}", info.dtype),
                 _ => "it is no GGUF file".to_owned(),
             };
-            let problem = format!("holds no weights in blocks to keep, as GGUF files in Q4_K_M or Q8_0 do: {held}");
+            let problem = format!(
+                "holds no weights in blocks to keep, as GGUF files in Q4_K_M or Q8_0, and gpt-oss in MXFP4, do: {held}"
+            );
             return Err(Error::file(&self.dir, format!("{problem}; take {}", QUANT.is(Code4::Nf4))));
         }
         self.config.quantized = kept;
@@ -143,7 +147,7 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
     }
     pass_over_unread_keys(source, config);
     for layer in 0..config.num_layers {
-        follow_expert_paths(source, config, layer);
+        follow_expert_paths(source, config, layer)?;
         for (projection, path) in config.family.paths {
             source.rename_module(&in_layer(layer, path), &in_layer(layer, projection.module()));
         }
@@ -159,13 +163,16 @@ fn follow_paths(source: &mut TensorSource, config: &ModelConfig) -> Result<()> {
 }
 
 /// Lists the router and the experts of a layer under the names of Qwen3-MoE.
-fn follow_expert_paths(source: &mut TensorSource, config: &ModelConfig, layer: usize) {
-    let (Some(rule), Some(experts)) = (config.family.experts, config.experts_of(layer)) else { return };
+fn follow_expert_paths(source: &mut TensorSource, config: &ModelConfig, layer: usize) -> Result<()> {
+    let (Some(rule), Some(experts)) = (config.family.experts, config.experts_of(layer)) else { return Ok(()) };
     if rule.router != ROUTER {
         source.rename_module(&in_layer(layer, rule.router), &in_layer(layer, ROUTER));
     }
     if let Some(bias) = rule.bias {
         source.list_as(&in_layer(layer, bias), &in_layer(layer, EXPERT_BIAS));
+    }
+    if rule.keys == ExpertKeys::GptOss {
+        return gpt_oss::list_experts(source, config, layer);
     }
     for (projection, name) in Projection::OF_EXPERTS.into_iter().zip(rule.projections) {
         for expert in 0..experts.count {
@@ -175,6 +182,7 @@ fn follow_expert_paths(source: &mut TensorSource, config: &ModelConfig, layer: u
             }
         }
     }
+    Ok(())
 }
 
 /// Drops tensors that published files hold, but transformers does not read: keys and values of layers that read those of others.

@@ -3,7 +3,7 @@
 //! Only [`TensorSource::open`] knows the container. Another one is a new file beside `safetensors_index.rs` and `gguf_tensors.rs` whose
 //! `list` gives a `Listing` under the names of `tensors.rs`, and one more case in `open`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::gguf_file::is_gguf;
@@ -57,6 +57,9 @@ pub struct TensorSource {
     in_files: BTreeMap<String, String>,
     /// The tensors of the files of which listed ones are a range of rows, by the names of these.
     fusions: BTreeMap<String, Fusion>,
+    /// Tensors of the files whose values are listed as other tensors, and the names of these.
+    wholes: Vec<Entry>,
+    gathered: BTreeSet<String>,
 }
 
 /// A tensor of the files that is listed as several, each a range of its rows.
@@ -84,7 +87,7 @@ impl TensorSource {
         };
         let in_files = unwrap_names(&mut listing);
         add_prefix(&mut listing);
-        Ok(Self { listing, in_files, fusions: BTreeMap::new() })
+        Ok(Self { listing, in_files, fusions: BTreeMap::new(), wholes: Vec::new(), gathered: BTreeSet::new() })
     }
 
     /// True if there is a tensor of this name, of whatever type.
@@ -115,6 +118,25 @@ impl TensorSource {
             rename(&mut self.listing, from, to);
             self.in_files.insert(to.to_owned(), in_file);
         }
+    }
+
+    /// Lists `parts` in place of the tensors `names`, of whose values they are made.
+    pub(super) fn split(&mut self, names: &[&str], parts: Vec<TensorInfo>) {
+        self.wholes.extend(names.iter().filter_map(|name| self.listing.entries.remove(*name)));
+        for part in parts {
+            self.gathered.insert(part.name.clone());
+            self.list(Entry::Float(part));
+        }
+    }
+
+    /// The tensors of the files whose values are listed as other tensors.
+    pub(crate) fn wholes(&self) -> &[Entry] {
+        &self.wholes
+    }
+
+    /// True if the values of a tensor are some of those of a larger one, which is written as a whole.
+    pub fn is_gathered(&self, name: &str) -> bool {
+        self.gathered.contains(name)
     }
 
     /// Drops the tensors of a module from the list.
@@ -255,6 +277,8 @@ impl TensorSource {
             listing: Listing { path: path.to_owned(), entries: BTreeMap::new() },
             in_files: BTreeMap::new(),
             fusions: BTreeMap::new(),
+            wholes: Vec::new(),
+            gathered: BTreeSet::new(),
         }
     }
 
@@ -296,6 +320,19 @@ impl TensorSource {
         }
     }
 
+    /// A tensor of bytes, which must have `shape`.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another type or of another shape.
+    pub(super) fn require_raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor> {
+        let raw = self.require_any_bytes(name)?;
+        if raw.shape != shape || raw.byte_len != shape.iter().map(|size| *size as u64).product::<u64>() {
+            let problem = format!("is {} {:?}, but config.json asks for U8 {shape:?}", raw.dtype, raw.shape);
+            return Err(Error::field(&self.listing.path, name, problem));
+        }
+        Ok(raw)
+    }
+
     /// The bytes of a tensor of whatever type, of which there must be `byte_len`.
     pub(super) fn require_bytes(&self, name: &str, byte_len: u64) -> Result<RawTensor> {
         let raw = self.require_any_bytes(name)?;
@@ -329,12 +366,20 @@ impl TensorSource {
         const BYTES: u64 = 4096;
         let mut weights = Fingerprint::default();
         for (name, entry) in &self.listing.entries {
-            if let Entry::Float(info) = entry {
+            if let Entry::Float(info) = entry
+                && !self.is_gathered(name)
+            {
                 let mut bytes = vec![0; info.byte_len.min(BYTES) as usize];
                 info.read(0, &mut bytes)?;
                 weights.add(name.as_bytes());
                 weights.add(&bytes);
             }
+        }
+        for whole in self.wholes.iter().map(Entry::raw) {
+            let mut bytes = vec![0; whole.byte_len.min(BYTES) as usize];
+            whole.read_piece(0, &mut bytes)?;
+            weights.add(whole.name.as_bytes());
+            weights.add(&bytes);
         }
         Ok(weights.text())
     }

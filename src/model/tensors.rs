@@ -33,12 +33,18 @@ pub enum TensorKind {
     Router,
     /// The matrix of a projection of one of a layer's experts, `[out_features, in_features]`.
     Expert(usize, Projection),
+    /// The bias of the router, `[experts]`.
+    RouterBias,
+    /// The biases of a projection of all of a layer's experts, `[experts, out_features]`.
+    ExpertBiases(Projection),
     /// The bias of each expert in the choice of a layer's experts, `[experts]`.
     ExpertBias,
     /// The bias of a layer's projection, `[out_features]`.
     Bias(Projection),
     /// The gains of a norm in a layer.
     Norm(Norm),
+    /// The sinks of a layer's attention, `[heads]`.
+    Sinks,
     /// The weights of a layer's short convolution, `[hidden, 1, taps]`.
     Convolution,
     /// A small tensor of a layer's gated delta rule.
@@ -69,8 +75,14 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// True for a matrix. The other tensors are vectors, or as small as vectors; the device holds them in f32.
     pub fn is_matrix(&self) -> bool {
-        use TensorKind::{Bias, Convolution, ExpertBias, FinalNorm, LayerEmbeddingNorm, LayerScalar, Linear, Norm};
-        let vectors = matches!(self.kind, Bias(_) | ExpertBias | Norm(_) | Convolution | Linear(_));
+        use TensorKind::{
+            Bias, Convolution, ExpertBias, FinalNorm, LayerEmbeddingNorm, LayerScalar, Linear, Norm, Sinks,
+        };
+        use TensorKind::{ExpertBiases, RouterBias};
+        let vectors = matches!(
+            self.kind,
+            Bias(_) | ExpertBias | ExpertBiases(_) | RouterBias | Norm(_) | Convolution | Linear(_) | Sinks
+        );
         !vectors && !matches!(self.kind, FinalNorm | LayerEmbeddingNorm | LayerScalar)
     }
 
@@ -119,13 +131,23 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
             if experts.biased {
                 push(modules::EXPERT_BIAS, "", vec![experts.count], TensorKind::ExpertBias, layer);
             }
+            if experts.with_biases {
+                push(modules::ROUTER, "bias", vec![experts.count], TensorKind::RouterBias, layer);
+            }
             for projection in Projection::OF_EXPERTS {
                 let (rows, columns) = config.expert_shape(experts, projection);
+                if experts.with_biases {
+                    let (suffix, kind) = (format!("{}_bias", projection.name()), TensorKind::ExpertBiases(projection));
+                    push(modules::EXPERTS, &suffix, vec![experts.count, rows], kind, layer);
+                }
                 for expert in 0..experts.count {
                     let kind = TensorKind::Expert(expert, projection);
                     push(&projection.module_of_expert(expert), "weight", vec![rows, columns], kind, layer);
                 }
             }
+        }
+        if config.attention_sinks {
+            push(modules::SINKS, "", vec![config.num_heads], TensorKind::Sinks, layer);
         }
         if let Some(convolutions) = config.convolutions.as_ref().filter(|_| config.is_convolution(at)) {
             push(modules::CONVOLUTION, "weight", vec![hidden, 1, convolutions.taps], TensorKind::Convolution, layer);
@@ -197,8 +219,8 @@ pub fn modules_without_projections(config: &ModelConfig) -> Vec<String> {
         let path = match (tensor.kind, rule) {
             (TensorKind::Projection(projection), _) => Some(config.path(projection)),
             // transformers has one parameter of all experts there, and no module for each.
-            (TensorKind::Expert(..), Some(rule)) => Some(rule.experts),
-            (TensorKind::Router | TensorKind::ExpertBias, Some(rule)) => Some(rule.router),
+            (TensorKind::Expert(..) | TensorKind::ExpertBiases(_), Some(rule)) => Some(rule.experts),
+            (TensorKind::Router | TensorKind::RouterBias | TensorKind::ExpertBias, Some(rule)) => Some(rule.router),
             _ => None,
         };
         let own_path = path.zip(tensor.layer).map(|(path, layer)| format!("{}.weight", in_layer(layer, path)));

@@ -33,7 +33,7 @@ const KNOWN: [(&[&str], &str, &str); 30] = [
         OTHER_EXPERTS,
         "Qwen3-30B-A3B, or Qwen3 8B",
     ),
-    (&["gpt_oss", "llama4", "llama4_text"], EXPERTS, "Qwen3 8B or Llama 3.1 8B"),
+    (&["llama4", "llama4_text"], EXPERTS, "Qwen3 8B or Llama 3.1 8B"),
     (&["olmoe"], EXPERTS, "OLMo 2 1B"),
     (&["phimoe"], EXPERTS, "Phi-3.5-mini"),
     (&["granitemoe", "granitemoeshared"], EXPERTS, "Granite 3.3 2B"),

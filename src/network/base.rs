@@ -4,7 +4,7 @@ use super::experts::ExpertLayer;
 use crate::gpu::{Category, MemoryPlan, View};
 use crate::model::config::ModelConfig;
 use crate::model::gemma4::{LAYER_SCALAR, PROJECTION_NORM};
-use crate::model::modules::{CONVOLUTION, LinearPart, Norm, Projection, ROUTER, in_layer};
+use crate::model::modules::{CONVOLUTION, LinearPart, Norm, Projection, ROUTER, SINKS, in_layer};
 use crate::model::tensors::{EMBEDDING, HEAD, TensorKind, TensorSpec, expert_name, projection_name, tensors};
 use crate::ops::weight::{Rows, Weight};
 use crate::quant::format::{Float, Format4, Storage};
@@ -20,6 +20,8 @@ pub struct Layer {
     projections: [Option<Weight>; Projection::ALL.len()],
     /// The experts in place of the feed-forward block.
     pub experts: Option<ExpertLayer>,
+    /// The sink of each head of attention, f32 `[heads]`, where the model has sinks.
+    pub sinks: Option<View>,
     /// The weights of the short convolution in place of attention, f32 `[hidden][taps]`.
     pub convolution: Option<View>,
     /// The small tensors of the gated delta rule in place of attention, f32, in the order of [`LinearPart::ALL`].
@@ -124,7 +126,10 @@ impl Network {
             TensorKind::Convolution => layer?.convolution,
             TensorKind::Linear(part) => layer?.linear_part(part),
             TensorKind::LayerScalar => layer?.scalar,
+            TensorKind::Sinks => layer?.sinks,
             TensorKind::ExpertBias => layer?.experts.as_ref()?.bias,
+            TensorKind::RouterBias => layer?.experts.as_ref()?.router.bias,
+            TensorKind::ExpertBiases(projection) => layer?.experts.as_ref()?.biases(projection),
             TensorKind::LayerEmbeddingNorm => self.layer_embedding_norm,
             TensorKind::FinalNorm => Some(self.final_norm),
             TensorKind::Bias(projection) => layer?.find_projection(projection)?.bias,
@@ -316,6 +321,7 @@ pub fn plan(
             }),
             projections,
             experts,
+            sinks: config.attention_sinks.then(|| vector(plan, SINKS, config.num_heads)),
             convolution,
             linear,
             scalar,

@@ -467,6 +467,7 @@ impl Pass<'_> {
             shape: self.shape(index),
             scale: self.network.config.attention_scale,
             cap: self.network.config.attention_softcap,
+            sinks: self.network.layers[index].sinks,
             q: acts.q,
             k: acts.k,
             v: acts.v,

@@ -20,6 +20,8 @@ pub struct ExpertLayer {
     pub bias: Option<View>,
     /// Gate, up and down of each expert, in the order of [`Projection::OF_EXPERTS`].
     projections: [Vec<Weight>; Projection::OF_EXPERTS.len()],
+    /// The biases of gate, up and down of all experts, f32 `[experts][out_features]`, where the model has them.
+    biases: Option<[View; Projection::OF_EXPERTS.len()]>,
 }
 
 impl ExpertLayer {
@@ -33,8 +35,15 @@ impl ExpertLayer {
         max_binding_bytes: u64,
     ) -> Self {
         let shape = [experts.count, config.hidden_size].map(|n| n as u32);
+        let biases = experts.with_biases.then(|| {
+            Projection::OF_EXPERTS.map(|projection| {
+                let length = experts.count * config.expert_shape(experts, projection).0;
+                plan.alloc(Category::Weights, format!("experts' {} biases", projection.name()), 4 * length as u64)
+            })
+        });
         Self {
-            router: Weight::plan(plan, ROUTER, router, shape, false, u64::MAX),
+            router: Weight::plan(plan, ROUTER, router, shape, experts.with_biases, u64::MAX),
+            biases,
             bias: experts.biased.then(|| plan.alloc(Category::Weights, EXPERT_BIAS, 4 * experts.count as u64)),
             projections: Projection::OF_EXPERTS.map(|projection| {
                 let (rows, columns) = config.expert_shape(experts, projection);
@@ -47,9 +56,22 @@ impl ExpertLayer {
 
     /// The matrices of a projection, one for each expert.
     pub fn projection(&self, projection: Projection) -> &[Weight] {
-        let at = Projection::OF_EXPERTS.iter().position(|of| *of == projection);
-        at.map_or(&[], |at| &self.projections[at])
+        place(projection).map_or(&[], |at| &self.projections[at])
     }
+
+    /// The biases of a projection of all experts, f32 `[experts][out_features]`; None where the model has none.
+    pub fn biases(&self, projection: Projection) -> Option<View> {
+        Some(self.biases.as_ref()?[place(projection)?])
+    }
+
+    /// The matrices of a projection and their biases, as products take them.
+    fn affine(&self, projection: Projection) -> (&[Weight], Option<View>) {
+        (self.projection(projection), self.biases(projection))
+    }
+}
+
+fn place(projection: Projection) -> Option<usize> {
+    Projection::OF_EXPERTS.iter().position(|of| *of == projection)
 }
 
 /// The results of a layer's experts that its backward pass reads.
@@ -134,15 +156,15 @@ impl<'a> Mixture<'a> {
         linear::forward(rec, x, &self.layer.router, None, acts.probabilities, false);
         experts::route(rec, acts.probabilities, choice, self.layer.bias, tables);
         experts::sort(rec, rows, choice, tables, workspace.counts);
-        experts::forward(rec, (Source::Rows, x), self.layer.projection(Projection::Gate), of, tables, (acts.gate, 0));
-        experts::forward(rec, (Source::Rows, x), self.layer.projection(Projection::Up), of, tables, (acts.up, 0));
+        experts::forward(rec, (Source::Rows, x), self.layer.affine(Projection::Gate), of, tables, (acts.gate, 0));
+        experts::forward(rec, (Source::Rows, x), self.layer.affine(Projection::Up), of, tables, (acts.up, 0));
         glu::forward(rec, self.activation, acts.gate, acts.up, workspace.act);
     }
 
     /// Records down and the weighted sum of each row's experts, `[rows, hidden]`.
     pub(super) fn forward_output(&self, rec: &mut Recorder, y: Matrix) {
         let Self { choice, rows, acts, workspace, .. } = *self;
-        let down = self.layer.projection(Projection::Down);
+        let down = self.layer.affine(Projection::Down);
         let act = (Source::Slots, workspace.act);
         for (part, first) in self.parts(y.cols) {
             experts::forward(rec, act, down, (choice, rows), &acts.tables, (part, first));
@@ -170,6 +192,9 @@ impl<'a> Mixture<'a> {
         let [gate, up, down] = Projection::OF_EXPERTS.map(|projection| self.layer.projection(projection));
         experts::input_gradient(rec, (Source::Rows, dy), down, of, tables, (act, 0), false);
         experts::glu_backward(rec, self.activation, [acts.gate, acts.up, act], of, tables, shares);
+        if let Some(biases) = self.layer.biases(Projection::Down) {
+            experts::bias_shares(rec, dy, biases, choice, tables, shares);
+        }
         for (part, first) in self.parts(dx.cols) {
             experts::input_gradient(rec, (Source::Slots, acts.gate), gate, of, tables, (part, first), false);
             experts::input_gradient(rec, (Source::Slots, acts.up), up, of, tables, (part, first), true);

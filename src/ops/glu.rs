@@ -1,5 +1,7 @@
 //! Gated linear units (Shazeer 2020): `act = f(gate) * up` with an activation `f`; with SiLU this is SwiGLU, with GELU it is GEGLU.
 //!
+//! In gpt-oss gate and up are bounded first: `act = f(min(gate, 7)) * (1 + clamp(up, -7, 7))`.
+//!
 //! With `D` the gradient of `act`: `d_up = D f(gate)` and `d_gate = D up f'(gate)`.
 
 use super::elementwise;
@@ -12,17 +14,20 @@ pub enum Activation {
     Silu,
     /// `f(e) = e (1 + tanh(sqrt(2 / pi) (e + 0.044715 e^3))) / 2`, the approximation of GELU by Hendrycks and Gimpel 2016.
     GeluTanh,
+    /// `f(e) = e / (1 + exp(-1.702 e))` of bounded inputs, in the experts of gpt-oss.
+    Clamped,
 }
 
 impl Activation {
     /// Every activation.
-    pub const ALL: [Self; 2] = [Self::Silu, Self::GeluTanh];
+    pub const ALL: [Self; 3] = [Self::Silu, Self::GeluTanh, Self::Clamped];
 
-    /// The names that `hidden_act` has for it in a `config.json`.
+    /// The names that `hidden_act` has for it in a `config.json`; none for an activation that belongs to a family.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Self::Silu => &["silu"],
             Self::GeluTanh => &["gelu_pytorch_tanh", "gelu_new"],
+            Self::Clamped => &[],
         }
     }
 
@@ -32,21 +37,31 @@ impl Activation {
     /// The problem, with the supported names, for a name that no activation has.
     pub fn parse(name: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|f| f.names().contains(&name)).ok_or_else(|| {
-            let supported = Self::ALL.map(|f| format!("`{}`", f.names().join("`, `"))).join(", ");
-            format!("is `{name}`, but only {supported} are supported")
+            let supported = Self::ALL.map(Self::names).concat().join("`, `");
+            format!("is `{name}`, but only `{supported}` are supported")
         })
     }
 
-    pub(super) fn part(self) -> &'static str {
+    fn part(self) -> &'static str {
         match self {
             Self::Silu => shader!("lib/activation_silu.wgsl"),
             Self::GeluTanh => shader!("lib/activation_gelu_tanh.wgsl"),
+            Self::Clamped => shader!("lib/activation_clamped.wgsl"),
         }
+    }
+
+    /// Joins the parts of a gated linear unit.
+    pub(super) fn join(self, kernel: Kernel) -> Kernel {
+        let inputs = match self {
+            Self::Clamped => shader!("lib/glu_inputs_clamped.wgsl"),
+            Self::Silu | Self::GeluTanh => shader!("lib/glu_inputs_plain.wgsl"),
+        };
+        kernel.part(shader!("lib/sigmoid.wgsl")).part(self.part()).part(inputs)
     }
 }
 
 fn kernel(name: &'static str, source: &'static str, activation: Activation) -> Kernel {
-    elementwise::kernel::<elementwise::Params>(name, source).part(shader!("lib/sigmoid.wgsl")).part(activation.part())
+    activation.join(elementwise::kernel::<elementwise::Params>(name, source))
 }
 
 fn forward_kernel(activation: Activation) -> Kernel {
@@ -84,12 +99,27 @@ pub fn backward_in_place(rec: &mut Recorder, activation: Activation, gate: Matri
 pub(crate) mod twin {
     use crate::ops::glu::Activation;
 
+    /// The inputs of the unit, and the slopes of both.
+    fn inputs(activation: Activation, e: f64, g: f64) -> [(f64, f64); 2] {
+        let slope = |passes: bool| if passes { 1.0 } else { 0.0 };
+        match activation {
+            Activation::Clamped => {
+                [(e.min(7.0), slope(e <= 7.0)), (1.0 + g.clamp(-7.0, 7.0), slope((-7.0..=7.0).contains(&g)))]
+            }
+            _ => [(e, 1.0), (g, 1.0)],
+        }
+    }
+
     /// `f(e)` and `f'(e)`.
     fn value_and_slope(activation: Activation, e: f64) -> (f64, f64) {
         match activation {
             Activation::Silu => {
                 let s = 1.0 / (1.0 + (-e).exp());
                 (e * s, s * (1.0 + e * (1.0 - s)))
+            }
+            Activation::Clamped => {
+                let s = 1.0 / (1.0 + (-1.702 * e).exp());
+                (e * s, s * (1.0 + 1.702 * e * (1.0 - s)))
             }
             Activation::GeluTanh => {
                 let scale = (2.0 / std::f64::consts::PI).sqrt();
@@ -103,7 +133,11 @@ pub(crate) mod twin {
     }
 
     pub(crate) fn forward(activation: Activation, gate: &[f64], up: &[f64]) -> Vec<f64> {
-        gate.iter().zip(up).map(|(e, g)| value_and_slope(activation, *e).0 * g).collect()
+        let of = |(e, g): (&f64, &f64)| {
+            let [(e, _), (g, _)] = inputs(activation, *e, *g);
+            value_and_slope(activation, e).0 * g
+        };
+        gate.iter().zip(up).map(of).collect()
     }
 
     /// The gradients of gate and up.
@@ -112,8 +146,9 @@ pub(crate) mod twin {
             .zip(up)
             .zip(dact)
             .map(|((e, g), d)| {
-                let (value, slope) = value_and_slope(activation, *e);
-                (d * g * slope, d * value)
+                let [(e, of_gate), (g, of_up)] = inputs(activation, *e, *g);
+                let (value, slope) = value_and_slope(activation, e);
+                (d * g * slope * of_gate, d * value * of_up)
             })
             .unzip()
     }
@@ -130,8 +165,9 @@ mod tests {
             for (rows, cols) in shapes(&[(1, 1), (3, 7), (5, 64), (70, 129)]) {
                 let mut lab = Lab::new();
                 let [gate, up, dact] = [(); 3].map(|()| lab.normal(rows * cols));
-                // Wide enough for the tails of the activation.
-                let gate: Vec<f64> = gate.iter().map(|e| f64::from((3.0 * e) as f32)).collect();
+                // Wide enough for the tails of the activation, and beyond the bounds of inputs.
+                let [gate, up] = [(gate, 3.0), (up, 4.0)]
+                    .map(|(values, size)| values.iter().map(|e| f64::from((size * e) as f32)).collect::<Vec<f64>>());
                 let [dgate, dup, again] = [&gate, &up, &dact].map(|values| lab.matrix(rows, cols, values));
                 let [device_gate, device_up] = [&gate, &up].map(|values| lab.matrix(rows, cols, values));
                 let act = lab.empty(rows, cols);
@@ -153,8 +189,24 @@ mod tests {
     }
 
     #[test]
+    fn large_inputs_of_the_clamped_unit_are_bounded() {
+        let mut lab = Lab::new();
+        let (gate, up) = ([-1e30, -100.0, 7.0, 7.5, 1000.0, 1e30], [1e30, -8.0, 7.0, -7.0, 7.25, -1e30]);
+        let [dgate, dup, act] = [&gate, &up, &[1.0; 6]].map(|values| lab.matrix(1, 6, values));
+        let mut rec = lab.recorder();
+        backward_in_place(&mut rec, Activation::Clamped, dgate, dup, act);
+        lab.run(&rec);
+        let (want_dgate, want_dup) = twin::backward(Activation::Clamped, &gate, &up, &[1.0; 6]);
+        assert_close("act", &lab.read(act), &twin::forward(Activation::Clamped, &gate, &up), 1e-6);
+        assert_close("dgate", &lab.read(dgate), &want_dgate, 1e-6);
+        assert_close("dup", &lab.read(dup), &want_dup, 1e-6);
+        assert_eq!(want_dgate[3..], [0.0; 3]);
+        assert_eq!([want_dup[0], want_dup[1], want_dup[4], want_dup[5]], [0.0; 4]);
+    }
+
+    #[test]
     fn large_gates_stay_finite() {
-        for activation in Activation::ALL {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
             let mut lab = Lab::new();
             let gate = [-1e30, -1000.0, -88.0, 88.0, 1000.0, 1e30];
             let ones = [1.0; 6];

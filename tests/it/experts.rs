@@ -11,7 +11,7 @@ const RUN: &str = "--data data.jsonl --steps 6 --rank 4 --alpha 16 --lr 2e-2 --b
 /// Few rows take other tiles than many, and an expert's rows come from several sequences.
 #[test]
 fn packing_and_recomputation_change_no_result() {
-    for model in ["qwen3_moe", "lfm2_moe"] {
+    for model in ["qwen3_moe", "lfm2_moe", "gpt_oss"] {
         Shell::with_model(model).assert_packing_and_recomputation_change_nothing(ALONE);
     }
 }
@@ -65,6 +65,40 @@ fn experts_of_lfm2_are_kept_and_quantized() {
     assert_eq!(held.get(bias), before.get(bias));
     let says = ["model.layers.1.feed_forward.gate", "not a linear layer"];
     shell.fail(&format!("train --model model --out other {RUN} --target-modules q_proj,gate"), &says);
+}
+
+#[test]
+fn experts_of_gpt_oss_stay_as_they_are() {
+    for model in ["gpt_oss", "gpt_oss_mxfp4"] {
+        let shell = Shell::with_model(model);
+        shell.succeed(&format!("train --model model --method lora --out run {RUN}"));
+        shell.assert_adapts_as_peft(model);
+        let [before, merged] = shell.merged();
+        for name in before.names().filter(|name| name.contains(".experts.")) {
+            assert_eq!(merged.get(name), before.get(name), "{name}");
+        }
+        let config = |of: &str| crate::common::json(&shell.path(of).join("config.json"));
+        assert_eq!(config("merged")["quantization_config"], config("model")["quantization_config"]);
+        shell.fail("quantize --model model --out nf4", &["experts of a layer as one tensor", "--quant nf4"]);
+    }
+}
+
+#[test]
+fn experts_in_mxfp4_are_kept_or_quantized_anew() {
+    let shell = Shell::with_model("gpt_oss_mxfp4");
+    shell.succeed(&format!("train --model model --out run {RUN} --quant keep"));
+    let loss = |quant: &str| -> f64 {
+        let eval = format!("eval --model model --data data.jsonl --adapter run --json --quant {quant}");
+        serde_json::from_str::<serde_json::Value>(&shell.succeed(&eval)).unwrap()["loss"].as_f64().unwrap()
+    };
+    let [kept, decoded, anew] = ["keep", "none", "nf4"].map(loss);
+    assert!((kept / decoded - 1.0).abs() < 1e-5, "{kept} and {decoded}");
+    assert!((anew / decoded - 1.0).abs() < 0.5 && anew != decoded, "{anew} and {decoded}");
+    let bytes = |form: &str| -> u64 {
+        let estimate = format!("estimate --gpu 0 --model model --max-seq-len 32 --json --method {form}");
+        serde_json::from_str::<serde_json::Value>(&shell.succeed(&estimate)).unwrap()[0]["gpu_bytes"].as_u64().unwrap()
+    };
+    assert!(bytes("qlora --quant keep") < bytes("lora"));
 }
 
 #[test]

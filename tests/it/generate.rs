@@ -76,8 +76,9 @@ fn check_incremental(name: &str, base: BaseStorage) {
 #[test]
 fn incremental_logits_equal_whole_sequences() {
     let recurrent = ["lfm2", "lfm2_old_keys", "lfm2_moe", "qwen3_5", "qwen3_5_vision"];
-    for name in
-        ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "grouped8", "gemma4"].into_iter().chain(recurrent)
+    for name in ["llama_tied", "mistral_window", "qwen3", "qwen3_moe", "gpt_oss", "grouped8", "gemma4"]
+        .into_iter()
+        .chain(recurrent)
     {
         check_incremental(name, BaseStorage::AsStored);
     }
@@ -92,6 +93,7 @@ fn texts_that_grow_together_have_the_bits_that_they_have_alone() {
         ("gemma2", BaseStorage::AsStored),
         ("gemma4", BaseStorage::AsStored),
         ("qwen3_moe", BaseStorage::AsStored),
+        ("gpt_oss", BaseStorage::AsStored),
         ("odd_sizes", NF4_DOUBLE),
     ];
     for (name, base) in of {

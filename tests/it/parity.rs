@@ -115,6 +115,9 @@ fixture_tests! {
     lfm2_with_experts: "lfm2_moe", "adapter", "reference", BaseStorage::AsStored;
     lfm2_with_experts_of_a_plain_router: "lfm2_moe_plain", "adapter", "reference", BaseStorage::AsStored;
     lfm2_with_experts_nf4: "lfm2_moe", "adapter", "reference_nf4", NF4;
+    gpt_oss: "gpt_oss", "adapter", "reference", BaseStorage::AsStored;
+    gpt_oss_nf4: "gpt_oss", "adapter", "reference_nf4", NF4;
+    gpt_oss_in_mxfp4: "gpt_oss_mxfp4", "adapter", "reference", BaseStorage::AsStored;
     llama3_rope: "llama3_rope", "adapter", "reference", BaseStorage::AsStored;
     linear_rope: "linear_rope", "adapter", "reference", BaseStorage::AsStored;
     yarn_rope: "yarn_rope", "adapter", "reference", BaseStorage::AsStored;
@@ -190,6 +193,7 @@ fn recomputed_layers_give_the_same_gradients() {
         "qwen3",
         "qwen3_moe",
         "lfm2_moe",
+        "gpt_oss",
         "gemma2",
         "gemma3",
         "olmo2",
@@ -210,7 +214,7 @@ fn recomputed_layers_give_the_same_gradients() {
 /// A change that leaves one feature of a model out.
 type Ablation = (&'static str, &'static str, fn(&mut ModelConfig));
 
-const ABLATIONS: [Ablation; 47] = [
+const ABLATIONS: [Ablation; 54] = [
     ("mistral_window", "windows", |config| config.sliding_windows.fill(None)),
     ("qwen2", "biases", |config| config.qkv_bias = false),
     ("qwen3", "norms of heads", |config| without(config, &[Norm::Query, Norm::Key])),
@@ -223,6 +227,13 @@ const ABLATIONS: [Ablation; 47] = [
     ("lfm2_moe", "a third expert", |config| experts(config).top = 2),
     ("lfm2_moe_plain", "weights of experts that are not divided", |config| experts(config).normalized = true),
     ("lfm2_moe_plain", "sigmoids of the router", |config| experts(config).scores = Scores::Softmax),
+    ("gpt_oss", "sinks", |config| config.attention_sinks = false),
+    ("gpt_oss", "biases of experts", |config| experts(config).with_biases = false),
+    ("gpt_oss", "biases of attention", |config| (config.qkv_bias, config.o_bias) = (false, false)),
+    ("gpt_oss", "bounds and factor of the activation", |config| config.activation = Activation::Silu),
+    ("gpt_oss", "windows", |config| config.sliding_windows.fill(None)),
+    ("gpt_oss", "scaling of the rotation", |config| config.ropes[0].scaling = RopeScaling::Default),
+    ("gpt_oss_mxfp4", "a third expert", |config| experts(config).top = 2),
     ("llama_gelu", "activation", |config| config.activation = Activation::Silu),
     ("gemma", "offset of gains", |config| config.gain_offset = 0.0),
     ("gemma", "scale of the embedding", |config| config.embedding_scale = 1.0),

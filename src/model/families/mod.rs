@@ -8,6 +8,7 @@ mod gemma2;
 mod gemma3;
 mod gemma4;
 mod glm4;
+mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod lfm2;
@@ -26,7 +27,7 @@ use super::family::Family;
 use super::wrapper;
 
 /// Every supported family, in the order of messages.
-pub static FAMILIES: [&Family; 24] = [
+pub static FAMILIES: [&Family; 25] = [
     &llama::FAMILY,
     &mistral::FAMILY,
     &ministral3::FAMILY,
@@ -51,6 +52,7 @@ pub static FAMILIES: [&Family; 24] = [
     &ernie::FAMILY,
     &lfm2::FAMILY,
     &lfm2::WITH_EXPERTS,
+    &gpt_oss::FAMILY,
 ];
 
 /// The supported families as a part of a sentence.

@@ -4,6 +4,9 @@
 //! `s_ij = scale q_i . k_j`, bounded by `cap tanh(s_ij / cap)` where a model bounds its scores (Gemma 2), `p_ij = exp(s_ij - lse_i)`, `lse_i = log sum_j exp(s_ij)`, `out_i = sum_j p_ij v_j`.
 //! Segments, causality and sliding windows are all said by the ranges; what lies outside is not visited.
 //!
+//! Where heads have sinks (gpt-oss), a head's sink `e` is one more score, which reads no value: with `l_i` the log-sum-exp of the scores,
+//! `lse_i = log(exp(l_i) + exp(e))`, and out is `sigmoid(l_i - e)` times that without sinks. The backward pass is the same, from these two.
+//!
 //! Backward, with `delta_i = dout_i . out_i` and `ds_ij = p_ij (dout_i . v_j - delta_i)`: `dq_i = scale sum_j ds_ij k_j`,
 //! `dk_j = scale sum_i ds_ij q_i`, `dv_j = sum_i p_ij dout_i`. The scores are computed again, once per query tile for dq and
 //! once per key tile for dk and dv, so that nothing is summed across workgroups and the bits do not depend on their order.
@@ -23,6 +26,7 @@ const SCRATCH: &str = shader!("lib/attention_scratch.wgsl");
 const TILE_PART: &str = shader!("lib/attention_tile.wgsl");
 const FORWARD_LANES: &str = shader!("attention_forward_lanes.wgsl");
 const FORWARD_TILES: &str = shader!("attention_forward_tiles.wgsl");
+const SINKS: &str = shader!("attention_sinks.wgsl");
 const DELTA: &str = shader!("attention_delta.wgsl");
 const DQ_LANES: &str = shader!("attention_dq_lanes.wgsl");
 const DQ_TILES: &str = shader!("attention_dq_tiles.wgsl");
@@ -136,12 +140,13 @@ fn items_per_lane(family: VariantFamily, owned: Owned, head_dim: u32, items: u64
     (columns / head_dim).clamp(1, 4)
 }
 
-/// The choice of a variant depends on these beside the device: the size of a head, the rows that lanes share, bounded scores.
+/// The choice of a variant depends on these beside the device: the size of a head, the rows that lanes share, bounded scores, sinks.
 #[derive(Clone, Copy)]
 struct Problem {
     head_dim: u32,
     items: u64,
     capped: bool,
+    sinks: bool,
 }
 
 /// A variant for software adapters.
@@ -152,7 +157,7 @@ fn lanes_variant(
     owned: Owned,
     problem: Problem,
 ) -> Variant {
-    let Problem { head_dim, items, capped } = problem;
+    let Problem { head_dim, items, capped, .. } = problem;
     let family = if head_dim > MAX_BROADCAST_HEAD_DIM { VariantFamily::Lanes } else { family };
     let broadcast = family == VariantFamily::Broadcast;
     let items_per_lane = items_per_lane(family, owned, head_dim, items);
@@ -170,7 +175,7 @@ fn lanes_variant(
 /// A variant for GPUs. A thread keeps at most 32 numbers of the sums beside 16 of the scores, so that no compiler has to move any to
 /// memory: wider heads take more threads, then more workgroups.
 fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, problem: Problem) -> Variant {
-    let Problem { head_dim, capped, .. } = problem;
+    let Problem { head_dim, capped, sinks, .. } = problem;
     let sides = if owned == Owned::Queries && head_dim <= 128 { 2 } else { MAX_SIDES };
     // Both sums of a key kernel lie side by side.
     let (sums, across) = if owned == Owned::Keys { (2, 16 * sides) } else { (1, 32 * sides) };
@@ -183,6 +188,7 @@ fn tiles_variant(name: &'static str, source: &'static str, owned: Owned, problem
         .part(TILE_PART)
         .constant("D4", head_dim / 4)
         .constant("CAP", capped)
+        .constant("SINKS", sinks)
         .constant("SIDES", sides)
         .constant("HALF", sides / 2)
         .constant("SHARE", 4 / sides)
@@ -220,27 +226,38 @@ fn dkv_variant(family: VariantFamily, problem: Problem) -> Variant {
     Variant { kernel: variant.kernel.part(SCRATCH), ..variant }
 }
 
-fn delta_kernel(head_dim: u32) -> Kernel {
-    Kernel::new::<Params>("attention_delta", DELTA)
+/// A pass over rows and heads beside attention itself.
+fn beside_kernel(name: &'static str, source: &'static str, head_dim: u32) -> Kernel {
+    Kernel::new::<Params>(name, source)
         .part(COMMON)
         .constant("D4", head_dim / 4)
         .constant("CAP", false)
         .constant("LANES", DELTA_LANES)
 }
 
+fn delta_kernel(head_dim: u32) -> Kernel {
+    beside_kernel("attention_delta", DELTA, head_dim)
+}
+
+fn sinks_kernel(head_dim: u32) -> Kernel {
+    beside_kernel("attention_sinks", SINKS, head_dim)
+}
+
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for head_dim in [8, 64, 80, 96, 128, 256, 512] {
-        kernels.push(delta_kernel(head_dim));
+        kernels.extend([delta_kernel(head_dim), sinks_kernel(head_dim)]);
         let lanes = [VariantFamily::Lanes, VariantFamily::Broadcast]
             .map(|family| [(family, 1), (family, 100), (family, u64::MAX)]);
         for (family, items) in lanes.into_iter().flatten().chain([(VariantFamily::Tiles, 1)]) {
             // The models with bounded scores have wide heads.
             for capped in [false, true].into_iter().take(if head_dim < 128 { 1 } else { 2 }) {
-                let problem = Problem { head_dim, items, capped };
+                let problem = Problem { head_dim, items, capped, sinks: false };
                 kernels.extend([forward_variant, dq_variant, dkv_variant].map(|make| make(family, problem).kernel));
             }
         }
+        let problem = Problem { head_dim, items: 1, capped: false, sinks: true };
+        kernels.extend([dq_variant, dkv_variant].map(|make| make(VariantFamily::Tiles, problem).kernel));
     }
     kernels
 }
@@ -254,6 +271,8 @@ pub struct Operands {
     pub scale: f32,
     /// The bound `c` of the scores, `c tanh(s / c)`; None where there is none.
     pub cap: Option<f32>,
+    /// The sink of each head, f32 `[heads]`; None where there are none.
+    pub sinks: Option<View>,
     /// Queries, `[rows, heads * head_dim]`.
     pub q: Matrix,
     /// Keys, `[keys, kv_heads * head_dim]`.
@@ -287,12 +306,13 @@ pub struct Gradients {
 
 impl Operands {
     fn problem(&self, items: u64) -> Problem {
-        Problem { head_dim: self.shape.head_dim, items, capped: self.cap.is_some() }
+        let (head_dim, sinks) = (self.shape.head_dim, self.sinks.is_some());
+        Problem { head_dim, items, capped: self.cap.is_some(), sinks }
     }
 
     /// The parameters of a forward pass, once the operands' shapes are checked.
     fn params(&self) -> Params {
-        let Self { shape, scale, cap, q, k, v, key_ranges, out, lse } = *self;
+        let Self { shape, scale, cap, sinks, q, k, v, key_ranges, out, lse } = *self;
         assert!(
             shape.kv_heads > 0 && shape.heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
             "query heads that do not divide among the key heads: {shape:?}"
@@ -303,6 +323,7 @@ impl Operands {
         );
         shape.assert_queries(q.rows, &[q, out]);
         shape.assert_keys(k.rows, &[k, v]);
+        assert!(sinks.is_none_or(|sinks| sinks.bytes >= 4 * u64::from(shape.heads)), "a sink per head: {sinks:?}");
         let rows = u64::from(q.rows);
         assert!(key_ranges.bytes >= 8 * rows, "a range for each of {rows} rows: {key_ranges:?}");
         assert!(lse.bytes >= 4 * rows * u64::from(shape.heads), "a value per row and head: {lse:?}");
@@ -323,7 +344,8 @@ impl Operands {
     }
 }
 
-/// `out = softmax(scale q k^T) v` over each query's keys. A query with an empty range gets zeros and an `lse` of -1e30.
+/// `out = softmax(scale q k^T) v` over each query's keys. A query with an empty range gets zeros and an `lse` of -1e30, or with sinks
+/// that of its heads' sinks.
 pub fn forward(rec: &mut Recorder, operands: &Operands) {
     forward_rows(rec, operands, 0..operands.q.rows);
 }
@@ -338,6 +360,12 @@ pub fn forward_rows(rec: &mut Recorder, operands: &Operands, rows: Range<u32>) {
     let variant = forward_variant(VariantFamily::of(&rec.capabilities), operands.problem(items));
     let groups = shape.workgroups(rec, items, &variant);
     rec.dispatch("attention", variant.kernel, &views, &params, groups, 2 * shape.product_work(&params));
+    if let Some(sinks) = operands.sinks {
+        let cells = u64::from(params.rows) * u64::from(shape.heads);
+        let groups = rec.fold(cells.div_ceil(u64::from(DELTA_LANES)));
+        let work = cells * u64::from(shape.head_dim);
+        rec.dispatch("attention_sinks", sinks_kernel(shape.head_dim), &[out.view, lse, sinks], &params, groups, work);
+    }
 }
 
 /// Gradients of q, k and v from `dout`, with the `out` and `lse` of [`forward`]; as many keys as rows.

@@ -37,10 +37,19 @@ struct Results {
 
 /// Runs forward and backward, and holds them to the twin.
 fn check(family: VariantFamily, shape: Shape, segments: &[u32], window: u32) -> Results {
-    check_capped(family, shape, segments, window, None)
+    check_with(family, shape, segments, window, Beside::default())
 }
 
-fn check_capped(family: VariantFamily, shape: Shape, segments: &[u32], window: u32, cap: Option<f32>) -> Results {
+/// What changes the scores or stands beside them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Beside {
+    cap: Option<f32>,
+    /// The size of the heads' sinks; 0 for none.
+    sinks: f64,
+}
+
+fn check_with(family: VariantFamily, shape: Shape, segments: &[u32], window: u32, beside: Beside) -> Results {
+    let Beside { cap, sinks } = beside;
     let mut lab = Lab::for_family(family);
     let (key_ranges, query_ranges) = ranges(segments, window);
     let rows = key_ranges.len();
@@ -56,8 +65,13 @@ fn check_capped(family: VariantFamily, shape: Shape, segments: &[u32], window: u
     let (dk, dv) = (wide(&mut lab, rows, k_cols, &vec![f64::NAN; rows * k_cols]), lab.empty(rows, k_cols));
     let lse = lab.vector(&vec![f64::NAN; rows * shape.heads as usize]);
     let scratch = lab.vector(&vec![f64::NAN; shape.scratch_bytes(rows as u32) as usize / 4]);
+    let sinks: Vec<f64> = match sinks {
+        0.0 => Vec::new(),
+        size => lab.normal(shape.heads as usize).into_iter().map(|v| f64::from((size * v) as f32)).collect(),
+    };
+    let gsinks = (!sinks.is_empty()).then(|| lab.vector(&sinks));
     let mut rec = lab.recorder();
-    let operands = Operands { shape, scale, cap, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse };
+    let operands = Operands { shape, scale, cap, sinks: gsinks, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse };
     forward(&mut rec, &operands);
     backward(&mut rec, &operands, &Gradients { query_ranges: gqueries, dout: gdout, scratch, dq, dk, dv });
     lab.run(&rec);
@@ -66,6 +80,7 @@ fn check_capped(family: VariantFamily, shape: Shape, segments: &[u32], window: u
         shape,
         scale: f64::from(scale),
         cap: cap.map(f64::from),
+        sinks: &sinks,
         q: &q,
         k: &k,
         v: &v,
@@ -76,7 +91,7 @@ fn check_capped(family: VariantFamily, shape: Shape, segments: &[u32], window: u
     let mut got_lse = lab.read_vector(lse);
     got_lse.truncate(want_lse.len());
     let got = Results { out: lab.read(out), lse: got_lse, dq: lab.read(dq), dk: lab.read(dk), dv: lab.read(dv) };
-    let case = format!("{family:?}, {shape:?}, {segments:?}, window {window}, cap {cap:?}");
+    let case = format!("{family:?}, {shape:?}, {segments:?}, window {window}, {beside:?}");
     assert_close(&format!("out, {case}"), &got.out, &want_out, BOUND);
     assert_close(&format!("lse, {case}"), &got.lse, &want_lse, BOUND);
     assert_close(&format!("dq, {case}"), &got.dq, &want_dq, BOUND);
@@ -137,12 +152,26 @@ fn groups_segments_and_windows_equal_the_twin() {
     }
 }
 
+/// Sinks that take little of the softmax, much of it, or nearly all, so that most rows have an output near 0.
+#[test]
+fn sinks_equal_the_twin() {
+    for family in families() {
+        for (head_dim, sinks) in [(8, 1.0), (64, 5.0), (64, 40.0), (20, 300.0)] {
+            let beside = Beside { sinks, ..Beside::default() };
+            let with = check_with(family, shape(4, 2, head_dim), &[37, 1, 20], 25, beside);
+            let without = check(family, shape(4, 2, head_dim), &[37, 1, 20], 25);
+            assert!(with.out != without.out && with.dk != without.dk);
+        }
+    }
+}
+
 /// Bounds so low that most scores feel them.
 #[test]
 fn bounded_scores_equal_the_twin() {
     for family in families() {
         for (head_dim, cap) in [(8, 1.5), (20, 0.7)] {
-            let bounded = check_capped(family, shape(4, 2, head_dim), &[37, 1, 20], 25, Some(cap));
+            let beside = Beside { cap: Some(cap), ..Beside::default() };
+            let bounded = check_with(family, shape(4, 2, head_dim), &[37, 1, 20], 25, beside);
             let free = check(family, shape(4, 2, head_dim), &[37, 1, 20], 25);
             assert_ne!(bounded.out, free.out);
         }
@@ -177,10 +206,21 @@ fn queries_read_a_cache_of_more_keys() {
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(rows, q_cols), lab.vector(&vec![f64::NAN; rows * 4]));
         let mut rec = lab.recorder();
-        forward(&mut rec, &Operands { shape, scale: 0.2, cap: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
+        forward(
+            &mut rec,
+            &Operands { shape, scale: 0.2, cap: None, sinks: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse },
+        );
         lab.run(&rec);
-        let operands =
-            twin::Operands { shape, scale: f64::from(0.2f32), cap: None, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands = twin::Operands {
+            shape,
+            scale: f64::from(0.2f32),
+            cap: None,
+            sinks: &[],
+            q: &q,
+            k: &k,
+            v: &v,
+            key_ranges: &key_ranges,
+        };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         assert_close("lse", &lab.read_vector(lse)[..want_lse.len()], &want_lse, BOUND);
@@ -204,8 +244,18 @@ fn some_rows_have_the_bits_that_they_have_alone() {
             let before = lab.matrix(count, q_cols, &vec![7.0; count * q_cols]);
             let lse = lab.vector(&vec![f64::NAN; count * 4]);
             let mut rec = lab.recorder();
-            let operands =
-                Operands { shape, scale: 0.2, cap: None, q: gq, k: gk, v: gv, key_ranges: ranges, out: before, lse };
+            let operands = Operands {
+                shape,
+                scale: 0.2,
+                cap: None,
+                sinks: None,
+                q: gq,
+                k: gk,
+                v: gv,
+                key_ranges: ranges,
+                out: before,
+                lse,
+            };
             forward_rows(&mut rec, &operands, rows.clone());
             lab.run(&rec);
             (lab.read(before), lab.read_vector(lse)[..4 * rows.len()].to_vec())
@@ -232,10 +282,21 @@ fn a_query_without_keys_gives_zeros() {
         let gkeys = upload_ranges(&mut lab, &key_ranges);
         let (out, lse) = (lab.empty(3, 8), lab.vector(&[f64::NAN; 3]));
         let mut rec = lab.recorder();
-        forward(&mut rec, &Operands { shape, scale: 0.3, cap: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse });
+        forward(
+            &mut rec,
+            &Operands { shape, scale: 0.3, cap: None, sinks: None, q: gq, k: gk, v: gv, key_ranges: gkeys, out, lse },
+        );
         lab.run(&rec);
-        let operands =
-            twin::Operands { shape, scale: f64::from(0.3f32), cap: None, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands = twin::Operands {
+            shape,
+            scale: f64::from(0.3f32),
+            cap: None,
+            sinks: &[],
+            q: &q,
+            k: &k,
+            v: &v,
+            key_ranges: &key_ranges,
+        };
         let (want_out, want_lse) = operands.forward();
         assert_close("out", &lab.read(out), &want_out, BOUND);
         let lse = lab.read_vector(lse);
@@ -250,12 +311,13 @@ fn the_twins_gradients_are_the_slopes_of_its_forward() {
     let mut lab = Lab::new();
     let (key_ranges, _) = ranges(&[3, 5], 3);
     let (q, k, v, dout) = (lab.normal(8 * 16), lab.normal(8 * 8), lab.normal(8 * 8), lab.normal(8 * 16));
-    for cap in [None, Some(0.9)] {
+    let no_sinks: &[f64] = &[];
+    for (cap, sinks) in [(None, no_sinks), (Some(0.9), no_sinks), (None, &[0.4, -1.0, 2.0, 0.1])] {
         let at = |q: &[f64], k: &[f64], v: &[f64]| {
-            let (out, _) = twin::Operands { shape, scale: 0.7, cap, q, k, v, key_ranges: &key_ranges }.forward();
+            let (out, _) = twin::Operands { shape, scale: 0.7, cap, sinks, q, k, v, key_ranges: &key_ranges }.forward();
             out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
         };
-        let operands = twin::Operands { shape, scale: 0.7, cap, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
+        let operands = twin::Operands { shape, scale: 0.7, cap, sinks, q: &q, k: &k, v: &v, key_ranges: &key_ranges };
         let (dq, dk, dv) = operands.backward(&dout);
         assert_gradient(&q, &dq, |q| at(q, &k, &v));
         assert_gradient(&k, &dk, |k| at(&q, k, &v));

@@ -7,6 +7,8 @@ pub(crate) struct Operands<'a> {
     pub shape: Shape,
     pub scale: f64,
     pub cap: Option<f64>,
+    /// The sink of each head, or empty.
+    pub sinks: &'a [f64],
     pub q: &'a [f64],
     pub k: &'a [f64],
     pub v: &'a [f64],
@@ -47,8 +49,9 @@ impl Operands<'_> {
         let q = &self.q[self.query(row, head)];
         let score = |j: usize| self.bounded(self.scale * dot(q, &self.k[self.key(j, head)]));
         let scores: Vec<(usize, f64)> = (from as usize..to as usize).map(|j| (j, score(j))).collect();
-        let highest = scores.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
-        let lse = highest + scores.iter().map(|s| (s.1 - highest).exp()).sum::<f64>().ln();
+        let all = || scores.iter().map(|s| s.1).chain(self.sinks.get(head).copied());
+        let highest = all().fold(f64::NEG_INFINITY, f64::max);
+        let lse = highest + all().map(|s| (s - highest).exp()).sum::<f64>().ln();
         (scores.into_iter().map(|(j, s)| (j, (s - lse).exp())).collect(), lse)
     }
 
@@ -56,7 +59,8 @@ impl Operands<'_> {
     pub(crate) fn forward(&self) -> (Vec<f64>, Vec<f64>) {
         let (rows, heads) = (self.key_ranges.len(), self.shape.heads as usize);
         let (mut out, mut lse) = (vec![0.0; self.q.len()], vec![-1e30; heads * rows]);
-        for row in (0..rows).filter(|row| self.key_ranges[*row][0] < self.key_ranges[*row][1]) {
+        let has_scores = |row: &usize| !self.sinks.is_empty() || self.key_ranges[*row][0] < self.key_ranges[*row][1];
+        for row in (0..rows).filter(has_scores) {
             for head in 0..heads {
                 let (probabilities, row_lse) = self.probabilities(row, head);
                 lse[head * rows + row] = row_lse;

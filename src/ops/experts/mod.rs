@@ -9,6 +9,7 @@
 //!
 //! Backward with `D` the gradient of y: the share of a pair is `c_e = D f_e(x)`. Where the weights are divided by their sum, the router's
 //! logits have the gradient `w_e (c_e - sum of w c / s)` on the chosen experts, else `p_e (c_e - sum of p c)` with `c_e = 0` on the others.
+//! Where f_e adds a bias `b_e` to its result, c_e has `D b_e` besides.
 //! Sigmoids have it times `1 - p_e` on the chosen experts, without the sum where w is not divided, and 0 on the others.
 
 mod choice;
@@ -64,6 +65,13 @@ params! {
         cols: u32,
         ld4: u32,
     }
+
+    struct BiasParams {
+        pairs: u32,
+        cols: u32,
+        ld: u32,
+        top: u32,
+    }
 }
 
 fn router(kernel: Kernel, scores: Scores, normalized: bool) -> Kernel {
@@ -108,19 +116,23 @@ fn combine_kernel(weighted: bool) -> Kernel {
 }
 
 fn glu_kernel(cpu: bool, activation: Activation, tile: u32) -> Kernel {
-    Kernel::new::<GluParams>("expert_glu_backward", shader!("expert_glu_backward.wgsl"))
-        .part(MASK_TAIL)
-        .part(REDUCE)
-        .part(shader!("lib/sigmoid.wgsl"))
-        .part(activation.part())
+    let kernel = Kernel::new::<GluParams>("expert_glu_backward", shader!("expert_glu_backward.wgsl"));
+    activation
+        .join(kernel.part(MASK_TAIL).part(REDUCE))
         .constant("WG_SIZE", if cpu { 8 } else { elementwise::WG_SIZE })
         .constant("ROWS", tile)
         .constant("NONE", NONE)
 }
 
+fn bias_kernel(cpu: bool) -> Kernel {
+    Kernel::new::<BiasParams>("expert_bias_shares", shader!("expert_bias_shares.wgsl"))
+        .part(REDUCE)
+        .constant("WG_SIZE", if cpu { 8 } else { elementwise::WG_SIZE })
+}
+
 pub(super) fn kernels() -> Vec<Kernel> {
     let mut all = product::kernels();
-    all.extend([count_kernel(), place_kernel()]);
+    all.extend([count_kernel(), place_kernel(), bias_kernel(false), bias_kernel(true)]);
     for flag in [false, true] {
         all.push(combine_kernel(flag));
         for scores in [Scores::Softmax, Scores::Sigmoid] {
@@ -215,4 +227,14 @@ pub fn glu_backward(
     let views = [gate.view, up.view, dact.view, tables.tiles, tables.pairs, tables.weights, shares];
     let kernel = glu_kernel(rec.capabilities.cpu, activation, choice.tile(rows));
     rec.dispatch("expert_glu_backward", kernel, &views, &params, groups, 10 * elementwise::elements(gate));
+}
+
+/// Adds the products of the biases of the experts' outputs, f32 `[experts][cols]`, with the gradient of their sum, `[rows, cols]`, to the
+/// shares of the pairs.
+pub fn bias_shares(rec: &mut Recorder, dy: Matrix, biases: View, choice: Choice, tables: &Tables, shares: View) {
+    let params = BiasParams { pairs: choice.pairs(dy.rows), cols: dy.cols, ld: dy.ld, top: choice.top };
+    let groups = rec.fold(u64::from(params.pairs));
+    let views = [dy.view, tables.chosen, biases, shares];
+    let work = u64::from(choice.top) * elementwise::elements(dy);
+    rec.dispatch("expert_bias_shares", bias_kernel(rec.capabilities.cpu), &views, &params, groups, work);
 }

@@ -23,6 +23,7 @@ params! {
         weight: u32,
         absmax: u32,
         nested: u32,
+        outputs: u32,
     }
 }
 
@@ -35,7 +36,18 @@ pub enum Source {
     Slots,
 }
 
-fn kernel(cpu: bool, storage: Storage, in_features: u32, tile: u32, source: Source, direction: Direction) -> Kernel {
+/// The variant of a product beside the storage of its weights.
+#[derive(Clone, Copy)]
+struct Variant {
+    cpu: bool,
+    tile: u32,
+    source: Source,
+    direction: Direction,
+    biased: bool,
+}
+
+fn kernel(storage: Storage, in_features: u32, variant: Variant) -> Kernel {
+    let Variant { cpu, tile, source, direction, biased } = variant;
     let kernel = Kernel::new::<Params>("expert_product", shader!("expert_product.wgsl"))
         .part(MASK_TAIL)
         .constant("WG_SIZE", lanes(cpu))
@@ -45,6 +57,7 @@ fn kernel(cpu: bool, storage: Storage, in_features: u32, tile: u32, source: Sour
         .constant("FORWARD", direction == Direction::Forward)
         .constant("Out", Constant::Type(if direction == Direction::Forward { "f32" } else { "vec4<f32>" }))
         .constant("WIDTH", direction.width())
+        .constant("BIASED", biased)
         .constant("ACCUMULATE", direction == Direction::AddInputGradient);
     storage.join_at(kernel, in_features, Origin::Moving)
 }
@@ -74,14 +87,17 @@ pub(super) fn kernels() -> Vec<Kernel> {
         for storage in Storage::ALL {
             for in_features in [64, 63] {
                 for tile in [1, TILE] {
-                    for (source, direction) in [
-                        (Source::Rows, Direction::Forward),
-                        (Source::Slots, Direction::Forward),
-                        (Source::Rows, Direction::InputGradient),
-                        (Source::Slots, Direction::InputGradient),
-                        (Source::Slots, Direction::AddInputGradient),
+                    for (source, direction, biased) in [
+                        (Source::Rows, Direction::Forward, false),
+                        (Source::Slots, Direction::Forward, false),
+                        (Source::Rows, Direction::Forward, true),
+                        (Source::Slots, Direction::Forward, true),
+                        (Source::Rows, Direction::InputGradient, false),
+                        (Source::Slots, Direction::InputGradient, false),
+                        (Source::Slots, Direction::AddInputGradient, false),
                     ] {
-                        all.push(kernel(cpu, storage, in_features, tile, source, direction));
+                        let variant = Variant { cpu, tile, source, direction, biased };
+                        all.push(kernel(storage, in_features, variant));
                     }
                 }
             }
@@ -142,17 +158,17 @@ fn joins(stack: &Stack, own: [Option<View>; 3], max_binding_bytes: u64) -> bool 
     })
 }
 
-/// `y = x W_e^T` for every slot, of which y `[slots, up to out]` takes the columns from `first_col` on, a multiple of 4; x is `[rows, in]`
-/// or `[slots, in]`.
+/// `y = x W_e^T + b_e` for every slot, of which y `[slots, up to out]` takes the columns from `first_col` on, a multiple of 4; x is
+/// `[rows, in]` or `[slots, in]`, and the biases of all experts f32 `[experts][out]`, where there are any.
 pub fn forward(
     rec: &mut Recorder,
     x: (Source, Matrix),
-    weights: &[Weight],
+    (weights, biases): (&[Weight], Option<View>),
     (choice, rows): (Choice, u32),
     tables: &Tables,
     (y, first_col): (Matrix, u32),
 ) {
-    record(rec, Direction::Forward, x, weights, (choice, rows), tables, (y, first_col));
+    record(rec, Direction::Forward, x, (weights, biases), (choice, rows), tables, (y, first_col));
 }
 
 /// `dx = dy W_e` for every slot, added to `dx` when `accumulate`; dy is `[rows, out]` or `[slots, out]`. dx `[slots, up to in]` takes the
@@ -167,14 +183,14 @@ pub fn input_gradient(
     accumulate: bool,
 ) {
     let direction = if accumulate { Direction::AddInputGradient } else { Direction::InputGradient };
-    record(rec, direction, dy, weights, of, tables, (dx, first_col));
+    record(rec, direction, dy, (weights, None), of, tables, (dx, first_col));
 }
 
 fn record(
     rec: &mut Recorder,
     direction: Direction,
     (source, x): (Source, Matrix),
-    weights: &[Weight],
+    (weights, biases): (&[Weight], Option<View>),
     (choice, rows): (Choice, u32),
     tables: &Tables,
     (y, first_col): (Matrix, u32),
@@ -187,6 +203,8 @@ fn record(
     assert_eq!((x.rows, x.cols, y.rows), (read, depth, choice.slots(rows)), "experts' product");
     assert!(first_col.is_multiple_of(4) && first_col + cols <= all, "columns {first_col} + {cols} of {all}");
     assert_eq!(weights.len(), choice.experts as usize, "weights of the experts");
+    let bias_bytes = 4 * u64::from(choice.experts) * u64::from(out_features);
+    assert!(biases.is_none_or(|biases| biases.bytes >= bias_bytes), "biases of the experts: {biases:?}");
     let tiles = choice.tiles(rows);
     let strips = cols.div_ceil(lanes(rec.capabilities.cpu) * direction.width());
     let groups = rec.fold(u64::from(tiles) * u64::from(strips));
@@ -216,10 +234,13 @@ fn record(
             weight,
             absmax,
             nested,
+            outputs: out_features,
         };
         let [data, absmax, nested] = stack.views.map(|view| view.unwrap_or(rec.unused));
-        let kernel = kernel(rec.capabilities.cpu, storage, in_features, choice.tile(rows), source, direction);
-        let views = [x.view, data, absmax, nested, tables.tiles, tables.pairs, y.view];
+        let (cpu, tile) = (rec.capabilities.cpu, choice.tile(rows));
+        let kernel = kernel(storage, in_features, Variant { cpu, tile, source, direction, biased: biases.is_some() });
+        let bias = biases.unwrap_or(rec.unused);
+        let views = [x.view, data, absmax, nested, tables.tiles, tables.pairs, y.view, bias];
         let share = u64::from(stack.experts) * u64::from(choice.pairs(rows)) / u64::from(choice.experts);
         rec.dispatch(op, kernel, &views, &params, groups, share * u64::from(depth) * u64::from(cols));
     }

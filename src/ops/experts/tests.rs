@@ -1,5 +1,6 @@
 use super::twin::{self, Layer};
 use super::*;
+use crate::gpu::View;
 use crate::ops::testing::{Lab, assert_close, assert_gradient};
 use crate::quant::format::{Code4, Float, Storage};
 
@@ -22,7 +23,10 @@ fn routers(experts: u32, top: u32) -> Vec<(Choice, bool)> {
 
 struct Case {
     choice: Choice,
+    /// True if the choice of experts has a bias.
     biased: bool,
+    /// True for experts with biases and bounded inputs of their activation.
+    clamped: bool,
     storage: Storage,
     rows: usize,
     hidden: usize,
@@ -33,8 +37,9 @@ struct Case {
 
 /// Forward and backward pass of a layer against the twin.
 fn check(cpu: bool, case: &Case) -> Vec<u32> {
-    let Case { choice, biased, storage, rows, hidden, inner, binding } = *case;
-    let what = format!("cpu {cpu}, {choice:?}, bias {biased}, {storage:?}, {rows} x {hidden} x {inner}");
+    let Case { choice, biased, clamped, storage, rows, hidden, inner, binding } = *case;
+    let what =
+        format!("cpu {cpu}, {choice:?}, bias {biased}, clamped {clamped}, {storage:?}, {rows} x {hidden} x {inner}");
     let mut lab = Lab::for_cpu(cpu);
     if binding > 0 {
         lab.capabilities.max_binding_bytes = binding;
@@ -45,7 +50,12 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
     let (down, down_values) = lab.expert_weights(storage, experts, [hidden, inner]);
     let values = gate_values.into_iter().zip(up_values).zip(down_values).map(|((g, u), d)| [g, u, d]).collect();
     let bias = if biased { lab.normal(experts) } else { Vec::new() };
-    let layer = Layer { choice, bias: bias.clone(), hidden, weights: values };
+    let sizes = if clamped { [inner, inner, hidden] } else { [0; 3] };
+    let biases = sizes.map(|outputs| lab.normal(experts * outputs));
+    let device_biases: [Option<View>; 3] =
+        std::array::from_fn(|i| (!biases[i].is_empty()).then(|| lab.vector(&biases[i])));
+    let activation = if clamped { Activation::Clamped } else { Activation::Silu };
+    let layer = Layer { choice, bias: bias.clone(), biases, activation, hidden, weights: values };
     let (x, mut logits, dy) = (lab.normal(rows * hidden), lab.normal(rows * experts), lab.normal(rows * hidden));
     // Nobody chooses expert 0, as long as there are others.
     if choice.experts > choice.top {
@@ -68,16 +78,19 @@ fn check(cpu: bool, case: &Case) -> Vec<u32> {
     let mut rec = lab.recorder();
     route(&mut rec, glogits, choice, device_bias, &tables);
     sort(&mut rec, rows as u32, choice, &tables, counts);
-    forward(&mut rec, (Source::Rows, gx), &gate, of, &tables, (dgate, 0));
-    forward(&mut rec, (Source::Rows, gx), &up, of, &tables, (dup, 0));
-    crate::ops::glu::forward(&mut rec, Activation::Silu, dgate, dup, act);
+    forward(&mut rec, (Source::Rows, gx), (&gate, device_biases[0]), of, &tables, (dgate, 0));
+    forward(&mut rec, (Source::Rows, gx), (&up, device_biases[1]), of, &tables, (dup, 0));
+    crate::ops::glu::forward(&mut rec, activation, dgate, dup, act);
     // In two parts, as where all columns would not fit one binding.
     for (first, part) in parts.iter().copied() {
-        forward(&mut rec, (Source::Slots, act), &down, of, &tables, (part, first));
+        forward(&mut rec, (Source::Slots, act), (&down, device_biases[2]), of, &tables, (part, first));
         combine(&mut rec, part, choice, &tables, true, (y, first));
     }
     input_gradient(&mut rec, (Source::Rows, gdy), &down, of, &tables, (act, 0), false);
-    glu_backward(&mut rec, Activation::Silu, [dgate, dup, act], of, &tables, shares);
+    glu_backward(&mut rec, activation, [dgate, dup, act], of, &tables, shares);
+    if let Some(biases) = device_biases[2] {
+        bias_shares(&mut rec, gdy, biases, choice, &tables, shares);
+    }
     for (first, part) in parts.iter().copied() {
         input_gradient(&mut rec, (Source::Slots, dgate), &gate, of, &tables, (part, first), false);
         input_gradient(&mut rec, (Source::Slots, dup), &up, of, &tables, (part, first), true);
@@ -114,7 +127,7 @@ fn layers_of_all_sizes_equal_the_twin() {
         (16, 4, true, 61, 36, 101),
     ] {
         let choice = choice(experts, top, normalized);
-        let case = Case { choice, biased: false, storage: F32, rows, hidden, inner, binding: 0 };
+        let case = Case { choice, biased: false, clamped: false, storage: F32, rows, hidden, inner, binding: 0 };
         let bits = [false, true].map(|cpu| check(cpu, &case));
         assert_eq!(bits[0], bits[1], "{choice:?}: bits of both forms");
     }
@@ -123,7 +136,20 @@ fn layers_of_all_sizes_equal_the_twin() {
 #[test]
 fn every_router_equals_the_twin() {
     for (choice, biased) in routers(11, 3) {
-        let case = Case { choice, biased, storage: F32, rows: 29, hidden: 20, inner: 13, binding: 0 };
+        let case = Case { choice, biased, clamped: false, storage: F32, rows: 29, hidden: 20, inner: 13, binding: 0 };
+        let bits = [false, true].map(|cpu| check(cpu, &case));
+        assert_eq!(bits[0], bits[1], "{choice:?}: bits of both forms");
+    }
+}
+
+/// The experts of gpt-oss: biases of all products, and an activation of bounded inputs.
+#[test]
+fn experts_with_biases_equal_the_twin() {
+    for (experts, top, rows, hidden, inner, binding) in
+        [(1, 1, 1, 4, 4, 0), (7, 3, 1, 33, 9, 0), (16, 4, 61, 36, 101, 0), (9, 2, 21, 64, 32, 3 * 4 * 64 * 64)]
+    {
+        let choice = choice(experts, top, true);
+        let case = Case { choice, biased: false, clamped: true, storage: F32, rows, hidden, inner, binding };
         let bits = [false, true].map(|cpu| check(cpu, &case));
         assert_eq!(bits[0], bits[1], "{choice:?}: bits of both forms");
     }
@@ -135,7 +161,8 @@ fn every_storage_and_several_bindings_equal_the_twin() {
     for storage in [float(Float::F16), float(Float::Bf16), Code4::Nf4.storage(false), Code4::Nf4.storage(true)] {
         for (hidden, inner) in [(64, 32), (36, 10)] {
             let choice = choice(9, 2, true);
-            let case = |binding| Case { choice, biased: false, storage, rows: 21, hidden, inner, binding };
+            let case =
+                |binding| Case { choice, biased: false, clamped: false, storage, rows: 21, hidden, inner, binding };
             let whole = check(true, &case(0));
             assert_eq!(
                 whole,
@@ -164,7 +191,7 @@ fn the_bits_of_a_row_do_not_depend_on_the_others() {
         let mut rec = lab.recorder();
         route(&mut rec, logits, choice, None, &tables);
         sort(&mut rec, rows as u32, choice, &tables, counts);
-        forward(&mut rec, (Source::Rows, x), &weights, (choice, rows as u32), &tables, (out, 0));
+        forward(&mut rec, (Source::Rows, x), (&weights, None), (choice, rows as u32), &tables, (out, 0));
         combine(&mut rec, out, choice, &tables, true, (y, 0));
         lab.run(&rec);
         bits.push(lab.read(y)[..20].iter().map(|v| v.to_bits()).collect::<Vec<_>>());
@@ -188,14 +215,19 @@ fn equal_probabilities_take_the_first_experts() {
 
 #[test]
 fn the_twins_gradients_are_the_slopes_of_its_forward() {
-    for (choice, biased) in routers(4, 2) {
+    let with_biases = (choice(4, 2, true), false, true);
+    let plain = routers(4, 2).into_iter().map(|(choice, biased)| (choice, biased, false));
+    for (choice, biased, clamped) in plain.chain([with_biases]) {
         let mut lab = Lab::new();
         let (rows, hidden, inner, experts) = (2, 3, 4, 4);
         let mut draw = |count: usize| lab.normal(count);
         let weights =
             (0..experts).map(|_| [draw(inner * hidden), draw(inner * hidden), draw(hidden * inner)]).collect();
         let bias = if biased { draw(experts) } else { Vec::new() };
-        let layer = Layer { choice, bias, hidden, weights };
+        let sizes = if clamped { [inner, inner, hidden] } else { [0; 3] };
+        let biases = sizes.map(|outputs| draw(experts * outputs));
+        let activation = if clamped { Activation::Clamped } else { Activation::Silu };
+        let layer = Layer { choice, bias, biases, activation, hidden, weights };
         let (x, logits, dy) = (draw(rows * hidden), draw(rows * experts), draw(rows * hidden));
         let (dx, dlogits) = layer.backward(&x, &logits, &dy);
         let objective = |y: Vec<f64>| y.iter().zip(&dy).map(|(y, d)| y * d).sum();

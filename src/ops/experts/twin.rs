@@ -71,16 +71,26 @@ pub(crate) struct Layer {
     pub choice: Choice,
     /// The bias of the choice of experts, or empty.
     pub bias: Vec<f64>,
+    /// The biases of gate, up and down, `[experts][outputs]` each, or empty.
+    pub biases: [Vec<f64>; 3],
+    pub activation: Activation,
     pub hidden: usize,
     pub weights: Vec<[Vec<f64>; 3]>,
 }
 
 impl Layer {
+    /// The product of a row with a matrix of an expert, and its bias.
+    fn product(&self, x: &[f64], expert: usize, matrix: usize) -> Vec<f64> {
+        let mut y = product(x, &self.weights[expert][matrix]);
+        let biases = self.biases[matrix].iter().skip(expert * y.len());
+        y.iter_mut().zip(biases).for_each(|(y, bias)| *y += bias);
+        y
+    }
+
     /// Gate, up and their gated product of one row in one expert.
     fn inner(&self, x: &[f64], expert: usize) -> [Vec<f64>; 3] {
-        let [gate, up, _] = &self.weights[expert];
-        let (gate, up) = (product(x, gate), product(x, up));
-        let act = glu::twin::forward(Activation::Silu, &gate, &up);
+        let (gate, up) = (self.product(x, expert, 0), self.product(x, expert, 1));
+        let act = glu::twin::forward(self.activation, &gate, &up);
         [gate, up, act]
     }
 
@@ -92,7 +102,7 @@ impl Layer {
         for (row, x) in x.chunks(self.hidden).enumerate() {
             for pair in row * top..(row + 1) * top {
                 let [.., act] = self.inner(x, chosen[pair]);
-                let out = product(&act, &self.weights[chosen[pair]][2]);
+                let out = self.product(&act, chosen[pair], 2);
                 let y = &mut y[row * self.hidden..(row + 1) * self.hidden];
                 y.iter_mut().zip(out).for_each(|(y, out)| *y += weights[pair] * out);
             }
@@ -112,9 +122,11 @@ impl Layer {
                 let [gate, up, act] = self.inner(x, chosen[pair]);
                 let [w_gate, w_up, w_down] = &self.weights[chosen[pair]];
                 let dact = transposed(&dy[of_row.clone()], w_down);
-                shares.push(act.iter().zip(&dact).map(|(a, d)| a * d).sum());
+                let of_bias = self.biases[2].iter().skip(chosen[pair] * self.hidden).zip(&dy[of_row.clone()]);
+                let of_bias: f64 = of_bias.map(|(b, d)| b * d).sum();
+                shares.push(of_bias + act.iter().zip(&dact).map(|(a, d)| a * d).sum::<f64>());
                 let weighted: Vec<f64> = dact.iter().map(|d| weights[pair] * d).collect();
-                let (dgate, dup) = glu::twin::backward(Activation::Silu, &gate, &up, &weighted);
+                let (dgate, dup) = glu::twin::backward(self.activation, &gate, &up, &weighted);
                 let sum = transposed(&dgate, w_gate).into_iter().zip(transposed(&dup, w_up));
                 dx[of_row.clone()].iter_mut().zip(sum).for_each(|(dx, (a, b))| *dx += a + b);
             }
