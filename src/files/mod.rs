@@ -44,6 +44,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// As [`write_atomically`]. In a browser, where files lie in memory, the bytes become the file without a copy beside them.
+///
+/// # Errors
+/// As [`write_atomically`].
+#[cfg(not(target_arch = "wasm32"))]
+pub fn write_owned_atomically(path: &Path, bytes: Vec<u8>) -> Result<()> {
+    write_atomically(path, &bytes)
+}
+
+/// As [`write_atomically`]. The bytes become the file without a copy beside them.
+///
+/// # Errors
+/// As [`write_atomically`].
+#[cfg(target_arch = "wasm32")]
+pub fn write_owned_atomically(path: &Path, bytes: Vec<u8>) -> Result<()> {
+    mounted::replace(path, bytes).map_err(|e| Error::file(path, format!("cannot be written: {e}")))
+}
+
 /// True if a file begins as the text that a clone without git-lfs has in its place.
 pub fn is_lfs_pointer(beginning: &[u8]) -> bool {
     beginning.starts_with(b"version https://git-lfs.github.com/spec/")

@@ -1,7 +1,7 @@
 //! Files of a browser page: bytes in memory, or a reader that returns byte ranges of an object that the page holds. Each thread has
 //! its own store; in a page that thread is the worker that trains. Paths are not normalized and there are no links.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,27 @@ use crate::Result;
 /// Fills a buffer with the bytes from an offset on.
 pub type RangeReader = dyn Fn(u64, &mut [u8]) -> io::Result<()>;
 
+/// Takes the bytes of a file from an offset on.
+pub type RangeWriter = dyn Fn(u64, &[u8]) -> io::Result<()>;
+
+/// Takes a copy of a file's bytes and gives a reader of it.
+pub type Keeper = dyn Fn(&[u8]) -> Rc<RangeReader>;
+
+/// Files of so many bytes are large.
+const LARGE_BYTES: usize = 1 << 20;
+
 #[derive(Clone)]
 enum Content {
     Bytes(Rc<RefCell<Vec<u8>>>),
-    Ranges { len: u64, read: Rc<RangeReader> },
+    Ranges {
+        len: u64,
+        read: Rc<RangeReader>,
+    },
+    /// Bytes that went to the page; they cannot be read here.
+    Sent {
+        len: Rc<Cell<u64>>,
+        write: Rc<RangeWriter>,
+    },
 }
 
 impl Content {
@@ -24,6 +41,7 @@ impl Content {
         match self {
             Self::Bytes(bytes) => bytes.borrow().len() as u64,
             Self::Ranges { len, .. } => *len,
+            Self::Sent { len, .. } => len.get(),
         }
     }
 
@@ -35,6 +53,7 @@ impl Content {
             Self::Bytes(bytes) => buffer.copy_from_slice(&bytes.borrow()[at as usize..at as usize + count]),
             Self::Ranges { read, .. } if count > 0 => read(at, buffer)?,
             Self::Ranges { .. } => {}
+            Self::Sent { .. } => return Err(io::Error::new(ErrorKind::PermissionDenied, "the page has this file")),
         }
         Ok(count)
     }
@@ -44,6 +63,9 @@ impl Content {
 struct Store {
     files: BTreeMap<PathBuf, Content>,
     directories: BTreeSet<PathBuf>,
+    keeper: Option<Rc<Keeper>>,
+    /// By the path of the file that is written.
+    writers: BTreeMap<PathBuf, Rc<RangeWriter>>,
 }
 
 thread_local! {
@@ -65,14 +87,74 @@ fn mount(path: &Path, content: Content) {
     with(|store| store.files.insert(path.to_owned(), content));
 }
 
-/// Stores bytes at `path` and replaces an existing file.
+/// Stores bytes at `path` and replaces an existing file. Large files go to the page, where it takes them (see [`set_keeper`]).
 pub fn mount_bytes(path: &Path, bytes: Vec<u8>) {
-    mount(path, Content::Bytes(Rc::new(RefCell::new(bytes))));
+    mount(path, content_of(bytes));
+}
+
+fn content_of(bytes: Vec<u8>) -> Content {
+    let keeper = with(|store| store.keeper.clone());
+    match keeper.filter(|_| bytes.len() >= LARGE_BYTES) {
+        Some(keep) => Content::Ranges { len: bytes.len() as u64, read: keep(&bytes) },
+        None => Content::Bytes(Rc::new(RefCell::new(bytes))),
+    }
+}
+
+/// Has large files that are written as a whole kept by `keep`, which copies the bytes to a place of its own. The memory of a WebAssembly
+/// module never shrinks, that of the page does.
+pub fn set_keeper(keep: Rc<Keeper>) {
+    with(|store| store.keeper = Some(keep));
+}
+
+/// Writes a whole file, in place of one that is there.
+///
+/// # Errors
+/// The directory above it is missing, or `path` is a directory.
+pub fn replace(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    check_place(path)?;
+    mount_bytes(path, bytes);
+    Ok(())
+}
+
+/// # Errors
+/// The directory above `path` is missing, or `path` is a directory.
+fn check_place(path: &Path) -> io::Result<()> {
+    let above = path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || is_dir(parent));
+    if above && !is_dir(path) { Ok(()) } else { Err(not_found()) }
 }
 
 /// Mounts a file of `len` bytes at `path`. `read` provides its content on demand.
 pub fn mount_reader(path: &Path, len: u64, read: Rc<RangeReader>) {
     mount(path, Content::Ranges { len, read });
+}
+
+/// Has the bytes of a file go to `write` as they are written, also while it has a temporary name: `path` stays out of memory.
+pub fn mount_writer(path: &Path, write: Rc<RangeWriter>) {
+    if let Some(parent) = path.parent() {
+        let _ = create_dir_all(parent);
+    }
+    with(|store| store.writers.insert(path.to_owned(), write));
+}
+
+/// Forgets the writer of `path`, and what was written.
+pub fn unmount_writer(path: &Path) {
+    with(|store| {
+        store.writers.remove(path);
+        store.files.remove(path);
+    });
+}
+
+/// The page's writer of a file, by the file's name or by `.NAME.….part`, as it is called until it is whole.
+fn writer_of(path: &Path) -> Option<Rc<RangeWriter>> {
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let asked = name(path);
+    with(|store| {
+        let fits = |own: &Path| {
+            let part = asked.starts_with(&format!(".{}.", name(own))) && asked.ends_with(".part");
+            own == path || (part && own.parent() == path.parent())
+        };
+        store.writers.iter().find(|(own, _)| fits(own)).map(|(_, write)| write.clone())
+    })
 }
 
 /// Every file below `dir` with its bytes, sorted by path.
@@ -323,14 +405,14 @@ impl File {
     /// The directory above it is missing, or `path` is a directory.
     pub fn create(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
-        if !path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || is_dir(parent)) || is_dir(path) {
-            return Err(not_found());
+        check_place(path)?;
+        match writer_of(path) {
+            Some(write) => mount(path, Content::Sent { len: Rc::default(), write }),
+            None => mount_bytes(path, Vec::new()),
         }
-        mount_bytes(path, Vec::new());
         Self::open(path)
     }
 
-    /// Does nothing: the store has no disk to write to.
     /// Creates a file that is not there.
     ///
     /// # Errors
@@ -373,6 +455,12 @@ impl Seek for File {
 
 impl Write for File {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if let Content::Sent { len, write } = &self.content {
+            write(self.at, buffer)?;
+            self.at += buffer.len() as u64;
+            len.set(len.get().max(self.at));
+            return Ok(buffer.len());
+        }
         let Content::Bytes(bytes) = &self.content else {
             return Err(io::Error::new(ErrorKind::PermissionDenied, "the page gave this file to be read alone"));
         };
@@ -425,6 +513,63 @@ mod tests {
         assert_eq!(remove_file("/other/a").unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(remove_dir_all("/other").unwrap_err().kind(), ErrorKind::NotFound);
         assert!(create_dir_all("/run").is_ok() && canonicalize(at("/run")).is_ok());
+    }
+
+    #[test]
+    fn large_files_go_to_the_keeper() {
+        let kept = Rc::new(Cell::new(0));
+        let count = kept.clone();
+        set_keeper(Rc::new(move |bytes: &[u8]| {
+            count.set(count.get() + bytes.len());
+            let own = bytes.to_vec();
+            Rc::new(move |at: u64, buffer: &mut [u8]| {
+                buffer.copy_from_slice(&own[at as usize..][..buffer.len()]);
+                Ok(())
+            })
+        }));
+        let path = Path::new("/run/weights");
+        assert_eq!(replace(path, vec![1; 8]).unwrap_err().kind(), ErrorKind::NotFound);
+        create_dir_all("/run").unwrap();
+        replace(path, vec![1; 8]).unwrap();
+        assert_eq!((read(path).unwrap(), kept.get()), (vec![1; 8], 0));
+        let large: Vec<u8> = (0..LARGE_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        replace(path, large.clone()).unwrap();
+        assert!(read(path).unwrap() == large && kept.get() == large.len());
+        rename(path, Path::new("/run/moved")).unwrap();
+        assert!(read("/run/moved").unwrap() == large && !is_file(path));
+        assert_eq!(replace(Path::new("/run"), Vec::new()).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn written_files_go_to_the_writer() {
+        let sent = Rc::new(RefCell::new(Vec::new()));
+        let take = sent.clone();
+        let path = Path::new("/out/model.gguf");
+        mount_writer(
+            path,
+            Rc::new(move |at: u64, bytes: &[u8]| {
+                let mut sent = take.borrow_mut();
+                if at > 4 {
+                    return Err(io::Error::other("full"));
+                }
+                sent.truncate(at as usize);
+                sent.extend_from_slice(bytes);
+                Ok(())
+            }),
+        );
+        File::create("/out/model.Modelfile").unwrap().write_all(b"FROM").unwrap();
+        assert_eq!(text("/out/model.Modelfile"), "FROM");
+        let part = Path::new("/out/.model.gguf.1.part");
+        let mut file = File::create_new(part).unwrap();
+        file.write_all(b"head").unwrap();
+        file.write_all(b"er").unwrap();
+        assert_eq!(file.write_all(b"x").unwrap_err().to_string(), "full");
+        rename(part, path).unwrap();
+        assert_eq!((sent.borrow().as_slice(), len(path).unwrap()), (b"header".as_slice(), 6));
+        assert_eq!(read(path).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        unmount_writer(path);
+        File::create(path).unwrap().write_all(b"own").unwrap();
+        assert_eq!((text("/out/model.gguf").as_str(), sent.borrow().len()), ("own", 6));
     }
 
     #[test]

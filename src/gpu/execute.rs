@@ -18,6 +18,9 @@ use crate::panics::caught;
 /// GPU time that one submit may take: well under the 2 s of Windows' watchdog, short enough for a responsive desktop.
 const SUBMIT_BUDGET: Duration = Duration::from_millis(100);
 
+/// The most that one read-back takes from the device.
+const READ_BYTES: u64 = 4 << 20;
+
 /// A GPU that finishes no submit for so long hangs. Software drivers may take longer.
 const HANG_LIMIT: Duration = Duration::from_secs(120);
 
@@ -518,21 +521,41 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::read`].
     pub async fn read_f32(&self, buffers: &Buffers, view: View) -> Result<Vec<f32>, GpuError> {
-        Ok(bytemuck::pod_collect_to_vec(&self.read(buffers, view).await?))
+        let mut values = Vec::with_capacity((view.bytes / 4) as usize);
+        let add = |piece: &[u8]| values.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        self.read_pieces(buffers.get(view.buffer), view.offset, view.bytes, add).await?;
+        Ok(values)
     }
 
     async fn read_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>, GpuError> {
+        let mut read = Vec::with_capacity(bytes as usize);
+        self.read_pieces(buffer, offset, bytes, |piece| read.extend_from_slice(piece)).await?;
+        Ok(read)
+    }
+
+    /// Gives the bytes of a range of `buffer` to `take`, piece by piece: a browser copies each twice.
+    async fn read_pieces(
+        &self,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), GpuError> {
         let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read-back"),
-            size: bytes.max(4),
+            size: bytes.clamp(4, READ_BYTES),
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(bytes));
-        let submission = self.submit(encoder);
-        let mapped = map(&staging, 0, bytes);
-        self.finish_map(&staging, 0, bytes, mapped, submission).await
+        for start in (0..bytes).step_by(READ_BYTES as usize) {
+            let length = READ_BYTES.min(bytes - start);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(buffer, offset + start, &staging, 0, Some(length));
+            let submission = self.submit(encoder);
+            let mapped = map(&staging, 0, length);
+            take(&self.finish_map(&staging, 0, length, mapped, submission).await?);
+        }
+        Ok(())
     }
 
     /// Asks for a copy of `from` in `staging`, to be collected later without stalling the queue.

@@ -1,5 +1,6 @@
 //! Adapter directories as PEFT saves and loads them: `adapter_model.safetensors`, `adapter_config.json`, `README.md`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize};
 use super::config::{LoraConfig, TargetModules, merge_command};
 use super::factors::{AdapterTensors, Factor, FactorSpec, ModuleFactors, factors};
 use super::targets::{LoraModule, Place, resolve};
-use crate::files::{self, write_atomically};
+use crate::files::{self, write_atomically, write_owned_atomically};
 use crate::hub::python_text;
 use crate::model::config::ModelConfig;
 use crate::model::listing::{Entry, TensorInfo};
@@ -106,7 +107,8 @@ fn save_with(
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = serialize(views, Some(metadata)).map_err(|e| Error::file(&weights, e))?;
-    write_atomically(&weights, &bytes)?;
+    drop(tensors);
+    write_owned_atomically(&weights, bytes)?;
     let card = dir.join(CARD);
     if !files::exists(&card) || is_own_card(&card) {
         write_atomically(&card, model_card(config, modules).as_bytes())?;
@@ -168,14 +170,20 @@ fn in_one_expression(config: &LoraConfig, modules: &[LoraModule]) -> LoraConfig 
 
 /// The tensors of an adapter's file: name, shape and values. The parts of a fused layer are one module for PEFT, with one A and the rows
 /// of B one after the other.
-pub fn file_tensors(modules: &[LoraModule], adapter: &AdapterTensors) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+pub fn file_tensors<'a>(
+    modules: &[LoraModule],
+    adapter: &'a AdapterTensors,
+) -> Vec<(String, Vec<usize>, Cow<'a, [f32]>)> {
     let mut tensors = Vec::new();
     let mut values = adapter.modules.iter();
     for parts in modules.chunk_by(|_, next| next.shares_a) {
         let values: Vec<&ModuleFactors> = values.by_ref().take(parts.len()).collect();
         let specs: Vec<Vec<FactorSpec>> = parts.iter().map(factors).collect();
         for (i, spec) in specs[0].iter().enumerate() {
-            let whole: Vec<f32> = values.iter().flat_map(|values| values.0[i].iter().copied()).collect();
+            let whole = match &values[..] {
+                [alone] => Cow::Borrowed(alone.0[i].as_slice()),
+                parts => parts.iter().flat_map(|values| values.0[i].iter().copied()).collect(),
+            };
             let [_, cols] = spec.shape;
             let shape = spec.factor.file_shape([specs.iter().map(|specs| specs[i].shape[0]).sum(), cols]);
             tensors.push((spec.tensor.clone(), shape, spec.factor.to_file(whole, cols)));

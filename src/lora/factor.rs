@@ -1,5 +1,7 @@
 //! The kinds of trained tensors: their names and shapes for PEFT.
 
+use std::borrow::Cow;
+
 /// A tensor that is trained for one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Factor {
@@ -84,8 +86,8 @@ impl Factor {
     }
 
     /// The values as PEFT's files have them, from those of the device with `cols` columns.
-    pub fn to_file(self, values: Vec<f32>, cols: usize) -> Vec<f32> {
-        if self == Self::EmbeddingA { transposed(&values, cols) } else { values }
+    pub fn to_file(self, values: Cow<'_, [f32]>, cols: usize) -> Cow<'_, [f32]> {
+        if self == Self::EmbeddingA { Cow::Owned(transposed(&values, cols)) } else { values }
     }
 
     /// The values as the device has them in `rows` rows, from those of PEFT's files.

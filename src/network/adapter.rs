@@ -468,27 +468,26 @@ impl DeviceAdapter {
     /// # Errors
     /// A failing device.
     pub async fn read_moments(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Vec<[HostMoment; 2]>, GpuError> {
-        let mut segments = Vec::new();
-        for segment in &self.segments {
+        let mut whole: Vec<[Option<HostMoment>; 2]> = self.factors().map(|_| [None, None]).collect();
+        for (at, segment) in self.segments.iter().enumerate() {
             let Some(training) = segment.training else { return Ok(Vec::new()) };
-            segments.push(training.moments.read(gpu, buffers).await?);
-        }
-        let of = |factor: &DeviceFactor| {
-            let mut whole: Option<[HostMoment; 2]> = None;
-            for Piece { segment, first, elements, .. } in &factor.pieces {
-                let [m, v] = segments[*segment].each_ref().map(|moment| moment.part(*first, *elements));
-                match &mut whole {
-                    None => whole = Some([m, v]),
-                    Some([before_m, before_v]) => {
-                        before_m.append(m);
-                        before_v.append(v);
+            for moment in 0..2 {
+                // One at a time: a browser has little memory.
+                let values = training.moments.read_one(gpu, buffers, moment).await?;
+                for (factor, whole) in self.factors().zip(&mut whole) {
+                    for Piece { first, elements, .. } in factor.pieces.iter().filter(|piece| piece.segment == at) {
+                        let part = values.part(*first, *elements);
+                        match &mut whole[moment] {
+                            None => whole[moment] = Some(part),
+                            Some(before) => before.append(part),
+                        }
                     }
                 }
             }
-            // An A of another module has no moments of its own.
-            whole.unwrap_or([0, 1].map(|_| HostMoment::F32(Vec::new())))
-        };
-        Ok(self.factors().map(of).collect())
+        }
+        // An A of another module has no moments of its own.
+        let own = |moment: Option<HostMoment>| moment.unwrap_or(HostMoment::F32(Vec::new()));
+        Ok(whole.into_iter().map(|pair| pair.map(own)).collect())
     }
 
     /// Sets moments that [`Self::read_moments`] has given.

@@ -20,8 +20,9 @@ use crate::quant::{Quantized, Scales, dynamic_map};
 use crate::random::{Stream, normal, uniform};
 use crate::{Error, Result};
 
-/// Bytes of a tensor that are read at a time. Host memory stays at a few of these, whatever the size of the model.
-const PIECE_BYTES: u64 = 16 << 20;
+/// Bytes of a tensor that are read at a time. Host memory stays at a few of these, whatever the size of the model; a browser's never
+/// shrinks again.
+const PIECE_BYTES: u64 = if cfg!(target_arch = "wasm32") { 4 << 20 } else { 16 << 20 };
 /// Written pieces wait in host memory. After this many, loading waits until the device has taken them.
 const PIECES_IN_FLIGHT: usize = 4;
 

@@ -152,18 +152,20 @@ impl Moments {
     /// # Errors
     /// A failing device.
     pub async fn read(&self, gpu: &Gpu, buffers: &Buffers) -> Result<[HostMoment; 2], GpuError> {
+        Ok([self.read_one(gpu, buffers, 0).await?, self.read_one(gpu, buffers, 1).await?])
+    }
+
+    /// The first (0) or second (1) moment, as [`Self::read`] gives both.
+    ///
+    /// # Errors
+    /// A failing device.
+    pub async fn read_one(&self, gpu: &Gpu, buffers: &Buffers, moment: usize) -> Result<HostMoment, GpuError> {
         match self {
-            Self::F32([m, v]) => Ok([
-                HostMoment::F32(gpu.read_f32(buffers, *m).await?),
-                HostMoment::F32(gpu.read_f32(buffers, *v).await?),
-            ]),
+            Self::F32(views) => Ok(HostMoment::F32(gpu.read_f32(buffers, views[moment]).await?)),
             Self::EightBit(CodedMoments { codes, scales }) => {
                 let scales = gpu.read_f32(buffers, *scales).await?;
-                let read = async |moment: usize| -> Result<HostMoment, GpuError> {
-                    let codes = gpu.read(buffers, codes[moment]).await?;
-                    Ok(HostMoment::EightBit { codes, scales: scales.iter().skip(moment).step_by(2).copied().collect() })
-                };
-                Ok([read(0).await?, read(1).await?])
+                let codes = gpu.read(buffers, codes[moment]).await?;
+                Ok(HostMoment::EightBit { codes, scales: scales.iter().skip(moment).step_by(2).copied().collect() })
             }
             Self::Momentum(m) => Ok([HostMoment::F32(gpu.read_f32(buffers, *m).await?), HostMoment::F32(Vec::new())]),
             Self::Elsewhere(_) => unreachable!("a rank reads the moments that it keeps"),

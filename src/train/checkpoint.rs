@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::objective::Report;
 use super::provenance::Provenance;
 use super::values::{TrainedValues, deserialize_moments, serialize_moments};
-use crate::files::{self, File, remove_if_there, write_atomically};
+use crate::files::{self, File, remove_if_there, write_atomically, write_owned_atomically};
 use crate::lora::adapter_file;
 use crate::lora::config::LoraConfig;
 use crate::lora::targets::LoraModule;
@@ -131,18 +131,20 @@ pub fn at(out: &Path, step: usize) -> PathBuf {
 ///
 /// # Errors
 /// A value that is not finite, or a file that cannot be written; earlier checkpoints then stay.
-pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf> {
-    let (parent, place) = (directory(out), at(out, checkpoint.state.step));
-    let beside = parent.join(format!(".step-{}.part", checkpoint.state.step));
+pub fn save(out: &Path, trainable: Trainable, checkpoint: Checkpoint, keep: usize) -> Result<PathBuf> {
+    let Checkpoint { state, values, moments } = checkpoint;
+    let (parent, place) = (directory(out), at(out, state.step));
+    let beside = parent.join(format!(".step-{}.part", state.step));
     let failed = |e: std::io::Error| Error::file(&place, format!("cannot be written: {e}"));
     remove_if_there(&beside).map_err(failed)?;
     files::create_dir_all(&beside).map_err(failed)?;
     let write = || -> Result<()> {
-        trainable.save(&beside, &checkpoint.values, Float::F32)?;
-        let Checkpoint { values, moments, .. } = checkpoint;
-        let moments = serialize_moments(&beside, values, moments, trainable.modules())?;
-        write_atomically(&beside.join(OPTIMIZER), &moments)?;
-        write_state(&beside, &checkpoint.state)?;
+        trainable.save(&beside, &values, Float::F32)?;
+        let bytes = serialize_moments(&beside, &values, &moments, trainable.modules())?;
+        // A browser's memory is small: what is written is freed at once.
+        drop((values, moments));
+        write_owned_atomically(&beside.join(OPTIMIZER), bytes)?;
+        write_state(&beside, &state)?;
         remove_if_there(&place).map_err(failed)?;
         files::rename(&beside, &place).map_err(failed)?;
         files::sync_directory(&parent).and_then(|()| files::sync_directory(out)).map_err(failed)
@@ -150,7 +152,7 @@ pub fn save(out: &Path, trainable: Trainable, checkpoint: &Checkpoint, keep: usi
     write().inspect_err(|_| {
         let _ = files::remove_dir_all(&beside);
     })?;
-    remove_beyond(out, keep, checkpoint.state.best)?;
+    remove_beyond(out, keep, state.best)?;
     Ok(place)
 }
 

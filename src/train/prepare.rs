@@ -1,5 +1,6 @@
 //! The preparation of a run: settings, model files and data are read and checked before a device is opened.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::budget::{PlanRequest, longest_rows};
@@ -102,7 +103,8 @@ pub struct PreparedRun {
     pub(super) ends: Vec<u32>,
     /// The beginning of the first example as a text to continue. None where ids came without a tokenizer.
     pub opening: Option<String>,
-    pub(super) initial: AdapterTensors,
+    /// The values that the adapter starts with; `None` once the device has them and they can be drawn again.
+    initial: Option<AdapterTensors>,
     /// The directory of the run's tokenizer, and the tokens that the run adds to it.
     texts: PathBuf,
     new_tokens: Vec<NewToken>,
@@ -208,7 +210,7 @@ pub fn prepare(mut settings: RunSettings) -> Result<PreparedRun> {
         template,
         ends,
         opening,
-        initial,
+        initial: Some(initial),
         texts,
         new_tokens,
         examples,
@@ -290,8 +292,7 @@ fn initial_adapter(settings: &mut RunSettings, source: &Source, new_tokens: &[Ne
             let mut lora = settings.lora_config();
             train_rows(&mut lora, new_tokens, config);
             let modules = targets::resolve(&lora, config)?;
-            let mut tensors = factors::init(&modules, settings.seed, lora.init_lora_weights);
-            factors::copy_from_base(&mut tensors, &modules, source, new_tokens.first().map(|token| token.id))?;
+            let tensors = new_adapter(settings.seed, &lora, &modules, source, new_tokens)?;
             Ok(LoadedAdapter { config: lora, modules, tensors })
         }
     }
@@ -327,6 +328,19 @@ fn train_rows(lora: &mut LoraConfig, tokens: &[NewToken], config: &ModelConfig) 
         });
         rows[at].1.extend(tokens.iter().map(|token| token.id));
     }
+}
+
+/// The first values of an adapter that training starts with: draws of the seed, and copies from the base.
+fn new_adapter(
+    seed: u64,
+    lora: &LoraConfig,
+    modules: &[LoraModule],
+    source: &Source,
+    tokens: &[NewToken],
+) -> Result<AdapterTensors> {
+    let mut tensors = factors::init(modules, seed, lora.init_lora_weights);
+    factors::copy_from_base(&mut tensors, modules, source, tokens.first().map(|token| token.id))?;
+    Ok(tensors)
 }
 
 /// The chat template of the data, if `used`, and the tokens with which answers end after training.
@@ -484,6 +498,26 @@ impl PreparedRun {
         match self.settings.method {
             Method::Full => Trainable::Base { base: &self.settings.model },
             Method::Lora | Method::Qlora => Trainable::Adapter { config: &self.lora, modules: &self.modules },
+        }
+    }
+
+    /// The values that the adapter starts with.
+    ///
+    /// # Errors
+    /// A tensor of the base that cannot be read.
+    pub(super) fn initial(&self) -> Result<Cow<'_, AdapterTensors>> {
+        match &self.initial {
+            Some(initial) => Ok(Cow::Borrowed(initial)),
+            None => new_adapter(self.settings.seed, &self.lora, &self.modules, &self.source, &self.new_tokens)
+                .map(Cow::Owned),
+        }
+    }
+
+    /// Frees the first values of a new adapter, which only a run that starts anew needs again. Those of a given adapter stay: its files
+    /// may be replaced by the run.
+    pub(super) fn release_initial(&mut self) {
+        if self.settings.init_adapter.is_none() {
+            self.initial = None;
         }
     }
 

@@ -173,7 +173,9 @@ async fn attempt(
     engine.profile = start.profile.then(Profile::default);
     engine.group = group;
     let state = first_state(&mut engine, prepared, resumed.as_ref(), provenance, listen)?;
+    prepared.release_initial();
     engine.start_together(resumed.as_ref().map(|found| &*found.checkpoint.moments)).await?;
+    drop(resumed);
     (progress.first_step, progress.step) = (state.step, state.step);
     let curves = output.curves()?;
     let observer = Observer {
@@ -295,7 +297,9 @@ pub(super) async fn take_up(
     progress: impl FnMut(usize, usize),
 ) -> Result<()> {
     engine.objective = prepared.settings.objective();
-    engine.write_adapter(&prepared.initial);
+    let initial = prepared.initial()?;
+    engine.write_adapter(&initial);
+    drop(initial);
     prepared.add_references(engine, progress).await
 }
 
@@ -308,7 +312,8 @@ fn first_state(
     listen: &mut impl FnMut(Event<'_>),
 ) -> Result<RunState> {
     let Some(Resumed { dir, checkpoint, from, passed_over, changed }) = resumed else {
-        engine.write_adapter(&prepared.initial);
+        let initial = prepared.initial()?;
+        engine.write_adapter(&initial);
         return Ok(RunState { step: 0, tokens: 0, unlogged: Vec::new(), best: None, origin: provenance });
     };
     let step = checkpoint.state.step;
@@ -423,7 +428,7 @@ impl<L: FnMut(Event<'_>)> Training<'_, L> {
         };
         let settings = &self.prepared.settings;
         self.observer.output.sync()?;
-        let place = checkpoint::save(&settings.out, self.prepared.trainable(), &checkpoint, settings.keep)?;
+        let place = checkpoint::save(&settings.out, self.prepared.trainable(), checkpoint, settings.keep)?;
         (self.observer.listen)(Event::Saved(&place));
         self.last_save = Instant::now();
         Ok(())

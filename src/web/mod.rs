@@ -7,6 +7,7 @@ mod report;
 mod run;
 
 use std::cell::Cell;
+use std::io::Read;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -19,7 +20,7 @@ use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::export::gguf_adapter::{self, AdapterSettings};
-use crate::files::{self, mounted};
+use crate::files::{self, File, mounted};
 use crate::gpu::{self, Capabilities, Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use crate::memory;
 use crate::memory::summary;
@@ -38,10 +39,20 @@ thread_local! {
 #[wasm_bindgen(start)]
 fn start() {
     console_error_panic_hook::set_once();
+    mounted::set_keeper(Rc::new(|bytes: &[u8]| {
+        let kept = Uint8Array::from(bytes);
+        Rc::new(move |at: u64, buffer: &mut [u8]| {
+            kept.subarray(at as u32, at as u32 + buffer.len() as u32).copy_to(buffer);
+            Ok(())
+        })
+    }));
 }
 
 /// Directory for files that the next start can use. A page may store these files and mount them again.
 const CACHE: &str = "/cache";
+
+/// Bytes of a file that are on their way to the page at a time.
+const READ_BYTES: usize = 1 << 20;
 
 async fn open_gpu() -> Result<Gpu> {
     let tuning = TuneOptions { tune: Tune::Auto, cache: Some(CACHE.into()) };
@@ -103,9 +114,20 @@ pub fn list_files(dir: &str) -> Result<JsValue, JsValue> {
 
 /// Reads a whole file of the engine's file system, such as a saved adapter.
 #[wasm_bindgen(js_name = readFile)]
-pub fn read_file(path: &str) -> Result<Vec<u8>, JsValue> {
+pub fn read_file(path: &str) -> Result<Uint8Array, JsValue> {
     let path = Path::new(path);
-    files::read(path).map_err(|e| errors::to_js(&Error::file(path, format!("cannot be read: {e}"))))
+    let read = || -> std::io::Result<Uint8Array> {
+        let bytes = Uint8Array::new_with_length(u32::try_from(files::len(path)?).map_err(std::io::Error::other)?);
+        let (mut file, mut at, mut piece) = (File::open(path)?, 0, vec![0; READ_BYTES.min(bytes.length() as usize)]);
+        while at < bytes.length() {
+            let length = piece.len().min((bytes.length() - at) as usize);
+            file.read_exact(&mut piece[..length])?;
+            bytes.subarray(at, at + length as u32).copy_from(&piece[..length]);
+            at += length as u32;
+        }
+        Ok(bytes)
+    };
+    read().map_err(|e| errors::to_js(&Error::file(path, format!("cannot be read: {e}"))))
 }
 
 /// Writes the PEFT adapter in the directory `adapter` as a GGUF file, which llama.cpp loads with `--lora`. `model` is its base.
