@@ -57,14 +57,14 @@ pub fn export(settings: &AdapterSettings) -> Result<AdapterExport> {
     refuse_more_than_factors(&settings.adapter, &adapter.modules, config.tie_word_embeddings)?;
     refuse_fused_base(&settings.model, &adapter.modules)?;
     let (alpha, folded) = common_alpha(&adapter.modules);
-    let tensors = file_tensors(&adapter, architecture, config, alpha);
-    let planned =
-        |(name, shape, _): &Named| PlannedTensor { name: name.clone(), shape: shape.to_vec(), kind: GgmlType::F32 };
-    let planned = tensors.iter().map(planned).collect();
+    // Made twice, so that the values of one layer at a time lie in memory.
+    let tensors = || file_tensors(&adapter, architecture, config, alpha);
+    let planned = |(name, shape, _): Named| PlannedTensor { name, shape: shape.to_vec(), kind: GgmlType::F32 };
+    let planned = tensors().map(planned).collect();
     let mut writer =
         GgufWriter::create(&settings.out, &keys(settings, architecture, alpha), planned, settings.overwrite)?;
-    for (name, _, values) in &tensors {
-        writer.write(name, bytemuck::cast_slice(values))?;
+    for (name, _, values) in tensors() {
+        writer.write(&name, bytemuck::cast_slice(&values))?;
     }
     writer.finish()?;
     Ok(AdapterExport { matrices: adapter.modules.len(), alpha, folded })
@@ -140,16 +140,20 @@ fn fold(module: &LoraModule, alpha: f32) -> f32 {
 type Named = (String, [usize; 2], Vec<f32>);
 
 /// The file's tensors: of each linear layer, as it is in llama.cpp's files, A and B.
-fn file_tensors(adapter: &LoadedAdapter, architecture: Architecture, config: &ModelConfig, alpha: f32) -> Vec<Named> {
-    let mut tensors = Vec::new();
+fn file_tensors(
+    adapter: &LoadedAdapter,
+    architecture: Architecture,
+    config: &ModelConfig,
+    alpha: f32,
+) -> impl Iterator<Item = Named> {
     let mut start = 0;
-    for parts in adapter.modules.chunk_by(|_, next| next.shares_a) {
+    adapter.modules.chunk_by(|_, next| next.shares_a).flat_map(move |parts| {
+        let values = &adapter.tensors.modules[start..start + parts.len()];
         let rank = parts[0].rank;
-        let embedding = parts[0].place == Place::Embedding;
-        let of_b = if embedding { Factor::EmbeddingB } else { Factor::B };
+        let of_b = if parts[0].place == Place::Embedding { Factor::EmbeddingB } else { Factor::B };
         let mut b = Vec::new();
-        for (at, module) in parts.iter().enumerate() {
-            let own = adapter.tensors.modules[start + at].of(module, of_b).unwrap_or_default();
+        for (module, values) in parts.iter().zip(values) {
+            let own = values.of(module, of_b).unwrap_or_default();
             let rows = own.len() / rank;
             let turned = matches!(module.place, Place::Layer(_, Projection::Q | Projection::K));
             let head = (architecture.permuted && turned).then_some(config.head_dim);
@@ -159,19 +163,17 @@ fn file_tensors(adapter: &LoadedAdapter, architecture: Architecture, config: &Mo
             b.extend(places.iter().flat_map(|row| &own[row * rank..][..rank]).map(|v| v * factor));
         }
         // Of an embedding llama.cpp takes the row of a token, so that A lies as on the device.
-        let (a, a_shape) = match adapter.tensors.modules[start].of(&parts[0], Factor::EmbeddingA) {
+        let (a, a_shape) = match values[0].of(&parts[0], Factor::EmbeddingA) {
             Some(a) => (a, [a.len() / rank, rank]),
             None => {
                 let a = adapter.tensors.a(&adapter.modules, start);
                 (a, [rank, a.len() / rank])
             }
         };
-        let name = gguf_name(parts);
-        tensors.push((format!("{name}.lora_a"), a_shape, a.to_vec()));
-        tensors.push((format!("{name}.lora_b"), [b.len() / rank, rank], b));
         start += parts.len();
-    }
-    tensors
+        let name = gguf_name(parts);
+        [(format!("{name}.lora_a"), a_shape, a.to_vec()), (format!("{name}.lora_b"), [b.len() / rank, rank], b)]
+    })
 }
 
 /// The name of the weight that has these parts.

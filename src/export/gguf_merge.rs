@@ -86,7 +86,7 @@ pub struct GgufMerge {
     pub matrices: usize,
     /// Tensors that were copied byte for byte.
     pub copied: usize,
-    /// Ollama's file with the tokens that end an answer; None where the model has no tokenizer.
+    /// Ollama's file with the tokens that end an answer; None where the model has no tokenizer, and in a browser.
     pub modelfile: Option<PathBuf>,
 }
 
@@ -155,6 +155,10 @@ pub async fn merge(
     let written = written(&merger, settings.float, base.as_ref());
     let (records, vectors) = match &base {
         Some(base) => (copied_keys(settings, &merger, base)?, Vec::new()),
+        // Its tensors are written as a whole, which is more than a browser's memory holds.
+        None if cfg!(target_arch = "wasm32") => {
+            return Err(Error::file(&settings.model, "is no GGUF file; in a browser only those are merged"));
+        }
         None => own_keys(settings, &merger, architecture)?,
     };
     let order = order(&merger, base.as_ref(), written);
@@ -170,9 +174,7 @@ pub async fn merge(
     for (done, tensor) in order.iter().enumerate() {
         match tensor {
             Item::Copied(tensor) => {
-                let mut bytes = vec![0; tensor.bytes as usize];
-                tensor.read(0, &mut bytes)?;
-                writer.write(&tensor.name, &bytes)?;
+                writer.copy(&tensor.name, tensor.bytes, |start, piece| tensor.read(start, piece))?;
                 copied += 1;
             }
             Item::Made(written) => writer.write(&written.name, &bytes(&merger, gpu, architecture, written).await?)?,
@@ -183,7 +185,8 @@ pub async fn merge(
         writer.write(name, bytemuck::cast_slice(values))?;
     }
     writer.finish()?;
-    let modelfile = write_modelfile(settings, &merger)?;
+    // Pages have no Ollama to give it to.
+    let modelfile = if cfg!(target_arch = "wasm32") { None } else { write_modelfile(settings, &merger)? };
     Ok(GgufMerge { matrices: merger.matrices(), copied, modelfile })
 }
 

@@ -8,6 +8,9 @@ use crate::model::gguf_blocks::GgmlType;
 use crate::model::gguf_file::DEFAULT_ALIGNMENT;
 use crate::{Error, Result};
 
+/// Bytes of a copied tensor that lie in memory at a time.
+const COPY_BYTES: u64 = 4 << 20;
+
 /// The value of a key, in the type that llama.cpp asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meta {
@@ -120,16 +123,47 @@ impl GgufWriter {
 
     /// Writes the next tensor, which must be `name`.
     pub(super) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.begin(name, bytes.len() as u64);
+        self.put(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    /// Writes the next tensor, which must be `name`, in pieces: `read` fills each from its place in the tensor.
+    ///
+    /// # Errors
+    /// An error of `read`, or a file that cannot be written.
+    pub(super) fn copy(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.begin(name, bytes);
+        let mut piece = vec![0; bytes.min(COPY_BYTES) as usize];
+        for start in (0..bytes).step_by(COPY_BYTES as usize) {
+            let piece = &mut piece[..(bytes - start).min(COPY_BYTES) as usize];
+            read(start, piece)?;
+            self.put(piece)?;
+        }
+        self.pad(bytes)
+    }
+
+    fn begin(&mut self, name: &str, bytes: u64) {
         let next = self.left.pop();
         assert!(
-            next.as_ref().is_some_and(|next| next.name == name && next.bytes() == bytes.len() as u64),
-            "{next:?} is to be written next, not {} bytes of {name}",
-            bytes.len()
+            next.as_ref().is_some_and(|next| next.name == name && next.bytes() == bytes),
+            "{next:?} is to be written next, not {bytes} bytes of {name}"
         );
-        let padding = bytes.len().next_multiple_of(DEFAULT_ALIGNMENT as usize) - bytes.len();
-        let written =
-            self.file.write_all(bytes).and_then(|()| self.file.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding]));
-        written.map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::file(&self.path, format!("cannot be written: {e}")))
+    }
+
+    /// Fills up to the place of the next tensor.
+    fn pad(&mut self, bytes: u64) -> Result<()> {
+        let padding = bytes.next_multiple_of(DEFAULT_ALIGNMENT) - bytes;
+        self.put(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize])
     }
 
     /// Gives the whole file its name.

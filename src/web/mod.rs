@@ -20,6 +20,7 @@ use crate::data::inspect;
 use crate::data::settings::DataSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::export::gguf_adapter::{self, AdapterSettings};
+use crate::export::gguf_merge::{self, GgufFloat, GgufMergeSettings};
 use crate::files::{self, File, mounted};
 use crate::gpu::{self, Capabilities, Gpu, GpuOptions, MatrixUnits, Tune, TuneOptions};
 use crate::memory;
@@ -135,6 +136,51 @@ pub fn read_file(path: &str) -> Result<Uint8Array, JsValue> {
 pub fn export_gguf(model: &str, adapter: &str, out: &str) -> Result<(), JsValue> {
     let settings = AdapterSettings { model: model.into(), adapter: adapter.into(), out: out.into(), overwrite: true };
     gguf_adapter::export(&settings).map(|_| ()).map_err(|e| errors::to_js(&e))
+}
+
+/// Has the bytes of the file `path` go to `write(offset, bytes)` as the engine writes them, so that a large file takes no memory here.
+#[wasm_bindgen(js_name = mountWriter)]
+pub fn mount_writer(
+    path: &str,
+    #[wasm_bindgen(unchecked_param_type = "(offset: number, bytes: Uint8Array) => void")] write: Function,
+) {
+    let range = move |at: u64, bytes: &[u8]| {
+        let written = write.call2(&JsValue::NULL, &JsValue::from(at as f64), &Uint8Array::from(bytes));
+        written.map(|_| ()).map_err(|e| std::io::Error::other(errors::text(&e)))
+    };
+    mounted::mount_writer(Path::new(path), Rc::new(range));
+}
+
+/// Forgets the writer of `path` and the file that it has written. A missing path is not an error.
+#[wasm_bindgen(js_name = unmountWriter)]
+pub fn unmount_writer(path: &str) {
+    mounted::unmount_writer(Path::new(path));
+}
+
+/// Writes the GGUF file `model` with the PEFT adapter in the directory `adapter` merged into it. Matrices that the adapter changes are
+/// stored in 16 bits, all others are copied. `on_progress` receives the number of tensors done and the total.
+#[wasm_bindgen(js_name = mergeGguf)]
+pub async fn merge_gguf(
+    model: String,
+    adapter: String,
+    out: String,
+    #[wasm_bindgen(unchecked_param_type = "(done: number, total: number) => void")] on_progress: Function,
+) -> Result<(), JsValue> {
+    let settings = GgufMergeSettings {
+        model: model.into(),
+        adapter: adapter.into(),
+        out: out.into(),
+        float: GgufFloat::F16,
+        overwrite: true,
+    };
+    let merged = async {
+        let gpu = open_gpu().await?;
+        let progress = |done: usize, total: usize| {
+            let _ = on_progress.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
+        };
+        gguf_merge::merge(&settings, &gpu, progress).await
+    };
+    merged.await.map(|_| ()).map_err(|e| errors::to_js(&e))
 }
 
 /// Describes a model directory, or a GGUF file, without reading weights.
