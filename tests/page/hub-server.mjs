@@ -20,6 +20,8 @@ const CORS = {
  * - `halve` names a file of which only the first half is there, `damage` one of which a byte arrives wrong, so many times.
  * - `commit` is what the hub says of the revision, and `token` is the only one that may read.
  * - `lists` has it list files with their checksums, as Hugging Face does; `hides` keeps the sizes of ranges from the page.
+ * - `stall` is a byte of weights at which an answer stops without an end; `ignoresRanges` has it send whole files always.
+ * `mostAtOnce` is how many answers with weights were under way together, and each of `requests` has the bytes that were `sent`.
  */
 export async function startHub(t, models) {
   const hub = {
@@ -32,8 +34,12 @@ export async function startHub(t, models) {
     slow: false,
     lists: false,
     hides: false,
+    stall: undefined,
+    ignoresRanges: false,
+    mostAtOnce: 0,
     damage: { file: "", times: 0 },
   };
+  let underWay = 0;
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
     if (request.method === "OPTIONS") {
@@ -41,7 +47,8 @@ export async function startHub(t, models) {
       return;
     }
     const { range, cookie, referer, authorization } = request.headers;
-    hub.requests.push({ method: request.method, path: pathname, range, cookie, referer, authorization });
+    const record = { method: request.method, path: pathname, range, cookie, referer, authorization };
+    hub.requests.push(record);
     if (hub.token !== undefined && authorization !== `Bearer ${hub.token}`) {
       response.writeHead(401, CORS).end();
       return;
@@ -60,7 +67,7 @@ export async function startHub(t, models) {
       return;
     }
     if (hub.halve === file) bytes = bytes.subarray(0, bytes.length / 2);
-    const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "") ?? [];
+    const [, first, last] = /^bytes=(\d+)-(\d*)$/.exec(hub.ignoresRanges ? "" : (request.headers.range ?? "")) ?? [];
     const [from, to] = [Number(first ?? 0), last ? Math.min(Number(last) + 1, bytes.length) : bytes.length];
     let part = bytes.subarray(from, to);
     const cut = isLarge(file) && hub.cutAfter !== undefined && part.length > hub.cutAfter && hub.cuts > 0;
@@ -79,10 +86,22 @@ export async function startHub(t, models) {
     if (hub.hides) headers["access-control-expose-headers"] = "etag";
     if (first !== undefined) headers["content-range"] = `bytes ${from}-${to - 1}/${bytes.length}`;
     response.writeHead(first === undefined ? 200 : 206, headers);
-    if (request.method === "HEAD") response.end();
-    else if (cut) {
+    if (request.method === "HEAD") {
+      response.end();
+      return;
+    }
+    if (isLarge(file)) {
+      underWay += 1;
+      hub.mostAtOnce = Math.max(hub.mostAtOnce, underWay);
+      response.on("close", () => (underWay -= 1));
+    }
+    const stalls = isLarge(file) && hub.stall !== undefined && from <= hub.stall && hub.stall < to;
+    record.sent = cut ? hub.cutAfter : stalls ? hub.stall - from : part.length;
+    if (cut) {
       hub.cuts -= 1;
       response.write(part.subarray(0, hub.cutAfter), () => setTimeout(() => response.destroy(), 50));
+    } else if (stalls) {
+      response.write(part.subarray(0, hub.stall - from));
     } else if (isLarge(file) && hub.slow) {
       // Never ends by itself: the page has to stop it.
       response.write(part.subarray(0, part.length / 2));

@@ -23,7 +23,7 @@ const STEPS = 5;
 const NAME = "pirates/smollm2:SmolLM2-135M-Instruct.Q4_1.gguf";
 const FILE = NAME.split(":")[1];
 /** Bytes of the module's memory at its largest. */
-const MOST_MEMORY = 400e6;
+const MOST_MEMORY = 200e6;
 const MINUTES = 60_000;
 
 const dir = mkdtempSync(join(tmpdir(), "loraine-page-"));
@@ -63,19 +63,17 @@ test("a real model: broken download, training, reload, answers, and the adapter 
   await ready(page);
   await lookUp(page, hub.url, NAME);
   t.diagnostic(await waitForText(page, "#model .offer", /135 million parameters/, 2 * MINUTES));
-  hub.cutAfter = 20_000_000;
+  hub.cutAfter = 8_000_000;
   hub.cuts = 3;
   hub.requests.length = 0;
   const began = performance.now();
   await page.getByRole("button", { name: /^Download \d/ }).click();
   await waitForText(page, "#model .facts", NAME, 5 * MINUTES);
   t.diagnostic(`download and check: ${((performance.now() - began) / 1000).toFixed(1)} s, module ${(await moduleBytes(page)) / 1e6} MB`);
-  const ranges = hub.requests.filter(({ path }) => path.endsWith(".gguf")).map(({ range }) => range);
-  assert.equal(ranges.length, 4);
-  assert.ok(
-    ranges.every((range) => Number(/^bytes=(\d+)-$/.exec(range)?.[1]) > 0),
-    `each request goes on after what is there: ${ranges}`,
-  );
+  const asked = hub.requests.filter(({ path }) => path.endsWith(".gguf"));
+  assert.ok(asked.every(({ range }) => Number(/^bytes=(\d+)-/.exec(range)?.[1]) > 0), "the beginning is here since the model was looked up");
+  const again = asked.reduce((sum, { sent }) => sum + sent, 0) + (1 << 20) - size;
+  assert.ok(hub.cuts === 0 && again >= 0 && again <= 3 * (1 << 20), `${again} bytes came twice over the breaks`);
 
   await paste(page, conversations);
   await waitForText(page, "#data .position", /Example 1 of 8$/, MINUTES);

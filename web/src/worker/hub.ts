@@ -3,10 +3,13 @@
  * or not there.
  */
 
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex } from "@noble/hashes/utils.js";
 import type { HubAddress, HubFile, Progress } from "../protocol";
 import { isGguf, modelName } from "../recipe";
 import { PageError } from "./failure";
-import { Sha256 } from "./sha256";
+import { type Connection, fileName, PartFetcher, Shorter, totalOf } from "./fetch-parts";
+import { PartFile } from "./part-file";
 import * as storage from "./storage";
 
 const SIDE_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
@@ -16,21 +19,15 @@ const INDEX = "model.safetensors.index.json";
 /** Attempts at a hub of which nothing has arrived, and at one that has answered already: some two minutes. */
 const [ATTEMPTS, PATIENT_ATTEMPTS] = [5, 13];
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [250, 15_000];
-/** A write to storage for each of these, not for each network packet. */
-const WRITE_BYTES = 1 << 20;
 const READ_BYTES = 4 << 20;
-/** The name of a file of a split model. */
-const SPLIT = /-\d{5}-of-\d{5}\.gguf$/i;
+/** The name of a file of a split model: what stands before its number, the number, and how many files there are. */
+const SPLIT = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/i;
+/** More files of one model are not believed. */
+const MOST_FILES = 1000;
 
 export interface HubManifest extends storage.Manifest {
   address: HubAddress;
   commit: string;
-}
-
-/** What is known of a file of which a part has arrived. */
-interface PartRecord {
-  total: number;
-  tag: string | null;
 }
 
 /** A file as the hub lists it. */
@@ -40,8 +37,10 @@ interface ListedFile extends HubFile {
 }
 
 /** The beginning of a file, and what is known of the whole. */
-export interface Beginning extends PartRecord {
+export interface Beginning {
   bytes: Uint8Array<ArrayBuffer>;
+  total: number;
+  tag: string | null;
 }
 
 /** The directory of a model in the browser's storage. */
@@ -57,22 +56,25 @@ export function hubAddress(hub: string, directory: string): HubAddress {
   return file === undefined ? address : { ...address, file: decodeURIComponent(file) };
 }
 
-/** The name of a file without the directories before it. */
-export function fileName(path: string): string {
-  return path.split("/").at(-1) as string;
+/** The files of a split GGUF model, of which `file` is the first; else `file` alone. */
+export function partsOf(file: string): string[] {
+  const [, stem, number, count] = SPLIT.exec(file) ?? [];
+  const files = Number(count ?? 1);
+  if (Number(number) !== 1 || files < 2 || files > MOST_FILES) return [file];
+  return Array.from({ length: files }, (_, at) => `${stem}-${String(at + 1).padStart(5, "0")}-of-${count}${file.slice(-5)}`);
 }
 
 export class Missing extends PageError {}
 
-export class Download {
+export class Download implements Connection {
   private readonly address: HubAddress;
   private readonly token: string;
-  private readonly signal: AbortSignal;
-  private readonly progress: (progress: Progress) => void;
+  readonly signal: AbortSignal;
+  readonly progress: (progress: Progress) => void;
   private revision: string;
   private commit: string | undefined;
   private listed: Map<string, ListedFile> | undefined;
-  private begun: Beginning | undefined;
+  private begun = new Map<string, Beginning>();
   private named: string[] | undefined;
   /** Something has arrived: the hub is there, and the page may ask it. */
   private arrived = false;
@@ -102,15 +104,15 @@ export class Download {
     const dir = await storage.directory(hubPath(this.address));
     let there = 0;
     for (const name of dir === undefined ? [] : await this.weights()) {
-      const own = dir && ((await storage.file(dir, fileName(name))) ?? (await storage.file(dir, `${fileName(name)}.part`)));
-      there += own?.size ?? 0;
+      const own = dir && (await storage.file(dir, fileName(name)));
+      there += own?.size ?? (dir ? await PartFile.arrived(dir, fileName(name)) : 0);
     }
     return { needed: Math.max(0, bytes - there), granted: Math.max(0, quota - usage) };
   }
 
   /** Paths of the files with weights. */
   private async weights(): Promise<string[]> {
-    if (this.address.file !== undefined) return [this.address.file];
+    if (this.address.file !== undefined) return partsOf(this.address.file);
     if (this.named === undefined) {
       const index = await this.optional(INDEX);
       this.named = index === undefined ? [SINGLE] : shards(index, modelName(this.address));
@@ -118,13 +120,18 @@ export class Download {
     return this.named;
   }
 
-  /** The GGUF files of a repository that has no weights of another kind; none where the hub lists no files. */
+  /**
+   * The GGUF files of a repository that has no weights of another kind; none where the hub lists no files. A split model stands there by
+   * the name of its first file, with the bytes of all.
+   */
   async ggufFiles(): Promise<HubFile[]> {
-    const files = [...((await this.list()) ?? new Map<string, ListedFile>()).values()];
-    if (files.some(({ path }) => path.endsWith(".safetensors"))) return [];
+    const listed = (await this.list()) ?? new Map<string, ListedFile>();
+    const paths = [...listed.keys()];
+    if (paths.some((path) => path.endsWith(".safetensors"))) return [];
     // The parts that see and hear in a model of several modalities are no models by themselves.
-    const ggufs = files.filter(({ path }) => isGguf(path) && !SPLIT.test(path) && !/(^|\/)mmproj/i.test(path));
-    return ggufs.map(({ path, bytes }) => ({ path, bytes })).sort((a, b) => a.bytes - b.bytes);
+    const models = paths.filter((path) => isGguf(path) && !/(^|\/)mmproj/i.test(path) && Number(SPLIT.exec(path)?.[2] ?? 1) === 1);
+    const bytes = (path: string) => partsOf(path).reduce((sum, part) => sum + (listed.get(part)?.bytes ?? 0), 0);
+    return models.map((path) => ({ path, bytes: bytes(path) })).sort((a, b) => a.bytes - b.bytes);
   }
 
   /** The hub's list of files with sizes and checksums, asked for once. Hubs that have none are used without. */
@@ -143,18 +150,22 @@ export class Download {
     return this.listed;
   }
 
-  /** The first bytes of the GGUF file, where its keys are: `length` of them, or all. The download goes on after them. */
-  async beginning(length: number): Promise<Beginning> {
-    const name = this.address.file as string;
-    while (this.begun === undefined || this.begun.bytes.length < Math.min(length, this.begun.total)) {
+  /** The first bytes of a file, where the keys of GGUF are: `length` of them, or all. The download goes on after them. */
+  async beginning(name: string, length: number): Promise<Beginning> {
+    for (;;) {
+      const begun = this.begun.get(name);
+      if (begun !== undefined && begun.bytes.length >= Math.min(length, begun.total)) return begun;
       await this.patiently(name, (moved) => this.begin(name, length, moved));
     }
-    return this.begun;
   }
 
   private async begin(name: string, length: number, moved: () => void): Promise<void> {
-    const have = this.begun?.bytes ?? new Uint8Array();
-    const response = await this.request(name, have.length, length - 1);
+    const before = this.begun.get(name);
+    const have = before?.bytes ?? new Uint8Array();
+    const response = await this.request(name, have.length, length - 1).catch((error: unknown) => {
+      if (error instanceof Shorter) this.begun.delete(name);
+      throw error;
+    });
     this.notice(response);
     if (this.commit !== undefined) this.revision = this.commit;
     const whole = response.status !== 206;
@@ -163,8 +174,8 @@ export class Download {
     const total = told > 0 ? told : ((await this.list())?.get(name)?.bytes ?? 0);
     if (total === 0) throw new PageError("hub", `${this.address.base} does not say how large ${name} is.`);
     const tag = response.headers.get("etag");
-    if (this.begun !== undefined && (this.begun.total !== total || this.begun.tag !== tag)) {
-      this.begun = undefined;
+    if (before !== undefined && (before.total !== total || before.tag !== tag)) {
+      this.begun.delete(name);
       await response.body?.cancel();
       throw new TypeError("the file changed");
     }
@@ -182,7 +193,7 @@ export class Download {
         this.progress({ what: `the beginning of ${fileName(name)}`, done: at, total: bytes.length });
       }
     } finally {
-      this.begun = { bytes: bytes.subarray(0, at), total, tag };
+      this.begun.set(name, { bytes: bytes.subarray(0, at), total, tag });
     }
     // A hub that gives no ranges sends everything.
     await reader?.cancel();
@@ -234,6 +245,21 @@ export class Download {
     await storage.finish(dir, manifest);
   }
 
+  /** The files of an adapter by their names: those that it must have, and those of the others that are there. */
+  async adapter(needed: string[], others: string[]): Promise<Map<string, Uint8Array<ArrayBuffer>>> {
+    const files = new Map<string, Uint8Array<ArrayBuffer>>();
+    for (const name of needed) {
+      files.set(name, await this.small(name));
+      // The next files are of the same commit, whatever happens to the branch.
+      if (this.commit !== undefined) this.revision = this.commit;
+    }
+    for (const name of others) {
+      const bytes = await this.optional(name);
+      if (bytes !== undefined) files.set(name, bytes);
+    }
+    return files;
+  }
+
   private url(name: string): string {
     const encoded = [this.address.id, "resolve", encodeURIComponent(this.revision), name].join("/");
     return `${this.address.base}/${encoded}`;
@@ -263,37 +289,31 @@ export class Download {
     if (commit !== null && /^[0-9a-f]{40}$/.test(commit)) this.commit = commit;
   }
 
-  /** A file of weights, appended to what an earlier attempt left; answers with its size. */
+  /** A file of weights, added to what an earlier attempt left; answers with its size. */
   private async large(dir: FileSystemDirectoryHandle, path: string): Promise<number> {
     const name = fileName(path);
     const finished = await storage.file(dir, name);
     if (finished !== undefined) return finished.size;
-    const part = `${name}.part`;
+    const fetcher = new PartFetcher(this);
     const fetched = () =>
-      this.patiently(name, async (moved) => {
-        const record = await storage.readJson<PartRecord>(dir, `${part}.json`);
-        await storage.withFile(dir, part, async (handle) => {
-          if (record === undefined) handle.truncate(0);
-          if (record !== undefined && handle.getSize() === record.total) return;
-          await this.append(dir, path, handle, record, moved);
-        });
+      PartFile.open(dir, name, async (part) => {
+        const begun = this.begun.get(path);
+        if (begun !== undefined && part.arrived === 0) {
+          part.describe(begun.total, begun.tag);
+          part.write(begun.bytes, 0);
+        }
+        if (!part.isWhole) await fetcher.fill(path, part, this.listed?.get(path)?.bytes ?? 0);
       });
-    if (path === this.address.file && this.begun !== undefined && (await storage.file(dir, part)) === undefined) {
-      const { bytes, total, tag } = this.begun;
-      await storage.writeFile(dir, part, bytes);
-      await storage.writeJson(dir, `${part}.json`, { total, tag } satisfies PartRecord);
-    }
     await fetched();
     const wanted = this.listed?.get(path)?.sha256;
-    for (let again = 0; wanted !== undefined && (await this.digest(dir, part)) !== wanted; again++) {
-      await storage.remove(dir, part);
-      await storage.remove(dir, `${part}.json`);
+    for (let again = 0; wanted !== undefined && (await this.digest(dir, `${name}.part`)) !== wanted; again++) {
+      await PartFile.remove(dir, name);
+      this.begun.delete(path);
       if (again === 1)
         throw new PageError("hub", `${name} arrived twice with another checksum than ${this.address.base} names. Nothing of it is kept.`);
       await fetched();
     }
-    await ((await dir.getFileHandle(part)) as FileSystemFileHandle & { move(name: string): Promise<void> }).move(name);
-    await storage.remove(dir, `${part}.json`);
+    await PartFile.finish(dir, name);
     return (await storage.file(dir, name))?.size ?? 0;
   }
 
@@ -301,69 +321,26 @@ export class Download {
   private async digest(dir: FileSystemDirectoryHandle, name: string): Promise<string> {
     const content = await storage.file(dir, name);
     const total = content?.size ?? 0;
-    const hash = new Sha256();
+    const hash = sha256.create();
     for (let at = 0; content !== undefined && at < total; at += READ_BYTES) {
       hash.update(new Uint8Array(await content.slice(at, at + READ_BYTES).arrayBuffer()));
       this.progress({ what: `checking ${name.replace(/\.part$/, "")}`, done: Math.min(at + READ_BYTES, total), total });
       if (this.signal.aborted) throw new DOMException("stopped", "AbortError");
     }
-    return hash.hex();
+    return bytesToHex(hash.digest());
   }
 
-  private async append(
-    dir: FileSystemDirectoryHandle,
-    path: string,
-    handle: FileSystemSyncAccessHandle,
-    record: PartRecord | undefined,
-    moved: () => void,
-  ): Promise<void> {
-    const name = fileName(path);
-    let at = handle.getSize();
-    const response = await this.request(path, at);
-    const tag = response.headers.get("etag");
-    if (response.status !== 206) at = 0;
-    const length = Number(response.headers.get("content-length") ?? 0);
-    const total = length === 0 ? 0 : at + length;
-    if (at > 0 && record !== undefined && (record.total !== total || record.tag !== tag)) {
-      // Another file by now than the one whose beginning is here.
-      await response.body?.cancel();
-      handle.truncate(0);
-      throw new TypeError("the file changed");
-    }
-    handle.truncate(at);
-    await storage.writeJson(dir, `${name}.part.json`, { total, tag } satisfies PartRecord);
-    if (response.body === null) throw new TypeError("an empty answer");
-    const reader = response.body.getReader();
-    let gathered: Uint8Array<ArrayBuffer>[] = [];
-    let waiting = 0;
-    const flush = () => {
-      for (const piece of gathered) {
-        storage.writeAll(handle, piece, at);
-        at += piece.byteLength;
-      }
-      if (waiting > 0) moved();
-      gathered = [];
-      waiting = 0;
-      this.progress({ what: name, done: at, total });
-    };
-    try {
-      for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
-        gathered.push(piece.value);
-        waiting += piece.value.byteLength;
-        if (waiting >= WRITE_BYTES) flush();
-      }
-    } finally {
-      flush();
-    }
-    if (at < total) throw new TypeError(`ended after ${at} of ${total} bytes`);
-  }
-
-  private async fetch(address: string, method: "GET" | "HEAD" = "GET", headers: Record<string, string> = {}): Promise<Response> {
+  private async fetch(
+    address: string,
+    method: "GET" | "HEAD" = "GET",
+    headers: Record<string, string> = {},
+    signal = this.signal,
+  ): Promise<Response> {
     if (this.token !== "") headers.authorization = `Bearer ${this.token}`;
     const response = await fetch(address, {
       method,
       headers,
-      signal: this.signal,
+      signal,
       credentials: "omit",
       referrerPolicy: "no-referrer",
       cache: "no-store",
@@ -373,9 +350,9 @@ export class Download {
   }
 
   /** Asks for a file from byte `from` on, to its end or to byte `to`. */
-  private async request(name: string, from: number, to?: number, method: "GET" | "HEAD" = "GET"): Promise<Response> {
+  async request(name: string, from: number, to?: number, method: "GET" | "HEAD" = "GET", signal = this.signal): Promise<Response> {
     const headers: Record<string, string> = from > 0 || to !== undefined ? { range: `bytes=${from}-${to ?? ""}` } : {};
-    const response = await this.fetch(this.url(name), method, headers);
+    const response = await this.fetch(this.url(name), method, headers, signal);
     if (response.ok) return response;
     const { file, ...repository } = this.address;
     const where = `${modelName(repository)} at ${this.address.base}`;
@@ -391,7 +368,7 @@ export class Download {
       case 403:
         throw new PageError("hub", `${where} is gated, private or not there (${response.status}). ${this.wayIn(response.status)}`);
       case 416:
-        throw new TypeError("the file changed");
+        throw new Shorter("the file changed");
       default:
         if (response.status >= 500 || response.status === 429) throw new TypeError(`it answered ${response.status}`);
         throw new PageError("hub", `${where}: the server answered ${response.status} for ${name}.`);
@@ -407,14 +384,14 @@ export class Download {
   }
 
   /** Tries again what may work the next time; attempts that brought bytes do not count. */
-  private async patiently<T>(name: string, attempt: (moved: () => void) => Promise<T>): Promise<T> {
+  async patiently<T>(name: string, attempt: (moved: () => void) => Promise<T>, signal = this.signal): Promise<T> {
     let pause = FIRST_PAUSE_MS;
     for (let failed = 0; ; ) {
       let progressed = false;
       try {
         return await attempt(() => (progressed = true));
       } catch (error) {
-        if (this.signal.aborted) throw new DOMException("stopped", "AbortError");
+        if (signal.aborted) throw new DOMException("stopped", "AbortError");
         // A broken connection is a TypeError in every browser.
         if (!(error instanceof TypeError)) throw error;
         if (progressed) [failed, pause] = [0, FIRST_PAUSE_MS];
@@ -429,18 +406,18 @@ export class Download {
         const what = navigator.onLine ? this.address.base : "a connection";
         if (failed > 2 || !navigator.onLine)
           this.progress({ what: `waiting for ${what}, then ${fileName(name)} goes on`, done: 0, total: 0 });
-        await this.sleep(pause);
+        await sleep(pause, signal);
         pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
       }
     }
   }
+}
 
-  /** Waits `ms`, and while the browser is offline until it is back. */
-  private async sleep(ms: number): Promise<void> {
-    for (let waited = 0; waited < ms || !navigator.onLine; waited += FIRST_PAUSE_MS) {
-      await new Promise((resume) => setTimeout(resume, FIRST_PAUSE_MS));
-      if (this.signal.aborted) throw new DOMException("stopped", "AbortError");
-    }
+/** Waits `ms`, and while the browser is offline until it is back. */
+async function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  for (let waited = 0; waited < ms || !navigator.onLine; waited += FIRST_PAUSE_MS) {
+    await new Promise((resume) => setTimeout(resume, FIRST_PAUSE_MS));
+    if (signal.aborted) throw new DOMException("stopped", "AbortError");
   }
 }
 
@@ -450,11 +427,6 @@ function listedFile(row: unknown): ListedFile | undefined {
   if (type !== "file" || typeof path !== "string" || typeof size !== "number") return undefined;
   const oid = lfs?.oid;
   return { path, bytes: size, sha256: typeof oid === "string" && /^[0-9a-f]{64}$/.test(oid) ? oid : undefined };
-}
-
-/** The size that `bytes 0-99/1234` names. */
-function totalOf(range: string | null): number {
-  return Number(/\/(\d+)$/.exec(range ?? "")?.[1] ?? 0);
 }
 
 /** The files that an index of shards names. */

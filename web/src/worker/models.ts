@@ -5,7 +5,8 @@ import { isGguf, modelName, parseModelName } from "../recipe";
 import type { RunSettings } from "../types";
 import { fetchDemo } from "./demo";
 import { describe, PageError } from "./failure";
-import { Download, fileName, type HubManifest, hubAddress, hubPath, Missing } from "./hub";
+import { fileName } from "./fetch-parts";
+import { Download, type HubManifest, hubAddress, hubPath, Missing, partsOf } from "./hub";
 import * as storage from "./storage";
 import { loraine, mountFile, unmount } from "./wasm";
 
@@ -165,22 +166,26 @@ function withConfig<T>(address: HubAddress, config: Uint8Array<ArrayBuffer>, use
   return asked(address, "", use);
 }
 
-/** As `asked`, of the keys at the beginning of a GGUF file. */
+/** As `asked`, of the keys at the beginning of a GGUF file, or of all files of a split model. */
 async function withBeginning<T>(address: HubAddress, download: Download, use: (path: string) => T): Promise<T> {
-  const name = plainName(fileName(address.file as string));
+  const paths = partsOf(address.file as string);
   for (let length = BEGINNING_BYTES; ; length *= 4) {
-    const { bytes, total } = await download.beginning(length);
     let short = false;
-    const read = (offset: number, length: number): Uint8Array => {
-      short ||= offset + length > bytes.length;
-      if (short) throw new Error("only the beginning of the file is here");
-      return bytes.subarray(offset, offset + length);
-    };
-    loraine.mountReader(`/models/asked/${name}`, total, read);
+    let whole = true;
+    for (const path of paths) {
+      const { bytes, total } = await download.beginning(path, length);
+      whole &&= bytes.length === total;
+      const read = (offset: number, length: number): Uint8Array => {
+        short ||= offset + length > bytes.length;
+        if (short) throw new Error("only the beginning of the file is here");
+        return bytes.subarray(offset, offset + length);
+      };
+      loraine.mountReader(`/models/asked/${plainName(fileName(path))}`, total, read);
+    }
     try {
-      return asked(address, name, use);
+      return asked(address, plainName(fileName(address.file as string)), use);
     } catch (error) {
-      if (!short || bytes.length === total || length >= MOST_BEGINNING_BYTES) throw error;
+      if (!short || whole || length >= MOST_BEGINNING_BYTES) throw error;
     }
   }
 }
@@ -215,8 +220,9 @@ export async function lookUp(
   };
   if (address.file !== undefined) {
     const offer = await withBeginning(address, download, (path) => sizes(path, undefined));
-    const { total } = await download.beginning(0);
-    return { ...offer, bytes: total, room: await download.room(total) };
+    const parts = await Promise.all(partsOf(address.file).map((path) => download.beginning(path, 0)));
+    const bytes = parts.reduce((sum, { total }) => sum + total, 0);
+    return { ...offer, bytes, room: await download.room(bytes) };
   }
   try {
     const config = await download.config();
