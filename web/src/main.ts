@@ -8,21 +8,25 @@ import { Engine, failureOf } from "./engine";
 import { offline } from "./offline";
 import { announce } from "./page/announce";
 import { dataSection } from "./page/data-section";
-import { h } from "./page/dom";
+import { h, setText, verbatim } from "./page/dom";
 import { modelSection } from "./page/model-section";
 import { otherTab } from "./page/other-tab";
-import { goTo, noticePlace } from "./page/parts";
+import { field, goTo, noticePlace, select } from "./page/parts";
 import { resultSection } from "./page/result-section";
 import { runBar } from "./page/run-bar";
 import { type Place, runSection } from "./page/run-section";
 import { settingsSection } from "./page/settings-section";
 import { noGpu, savedRuns, softwareGpu, top } from "./page/top";
 import { fromFragment, modelName } from "./recipe";
+import { choose, LANGUAGES, language, loadLanguage } from "./texts";
 
 async function start(): Promise<void> {
   const page = document.getElementById("page") as HTMLElement;
   const head = page.querySelector("header") as HTMLElement;
   const engine = new Engine();
+  await loadLanguage();
+  for (const element of head.querySelectorAll<HTMLElement>("h1, .lead"))
+    setText(element, (element.textContent ?? "").trim().replace(/\s+/g, " "));
   let defaults: Awaited<ReturnType<typeof engine.call<"defaultSettings">>>;
   try {
     defaults = await engine.call("defaultSettings", null);
@@ -75,6 +79,7 @@ async function start(): Promise<void> {
         {},
         "loraine is free software under the MIT license. This page asks no server for anything but its own files and the model address that you type.",
       ),
+      languageChoice(),
     ),
     bar.element,
   );
@@ -102,6 +107,15 @@ async function start(): Promise<void> {
 }
 
 /** When a run begins, the button that began it goes: the focus moves to the run's own controls, and the run comes into view. */
+/** The languages by their own names. */
+function languageChoice(): HTMLElement {
+  const made = field("Language", select([], choose));
+  const option = ([value, name]: [string, string]) => h("option", { value, lang: value }, verbatim(name));
+  made.input.append(...Object.entries(LANGUAGES).map(option));
+  made.input.value = language();
+  return made.element;
+}
+
 function followRun(app: App, focusControls: () => void): void {
   let wasActive = false;
   app.on(["run"], () => {

@@ -1,6 +1,7 @@
 /** What a visitor sees of the run who looks at another tab: the title, and at the end a notification. */
 
 import type { App } from "../app";
+import { t } from "../texts";
 import * as format from "./format";
 
 export function announce(app: App): void {
@@ -25,7 +26,7 @@ export function announce(app: App): void {
   };
   let wasActive = false;
   const draw = () => {
-    const text = title();
+    const text = t(title());
     if (document.title !== text) document.title = text;
     const ended = wasActive && !run.active && (run.phase === "done" || run.phase === "failed");
     wasActive = run.active;
@@ -37,10 +38,10 @@ export function announce(app: App): void {
     const loss = run.smoothed.at(-1);
     const body =
       run.phase === "failed"
-        ? "The run failed."
+        ? t("The run failed.")
         : `${format.counted(run.step, "step")}${loss === undefined ? "" : `, loss ${format.loss(loss)}`}`;
     try {
-      const notice = new Notification("loraine: the run has ended", { body, tag: "loraine-run" });
+      const notice = new Notification(t("loraine: the run has ended"), { body, tag: "loraine-run" });
       notice.onclick = () => window.focus();
     } catch {
       // Phones want notifications from a service worker; there the title has to do.

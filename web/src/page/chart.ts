@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import type { RunState } from "../run-state";
-import { h, show } from "./dom";
+import { ariaLabel, h, show } from "./dom";
 import * as format from "./format";
 
 const REDRAW_MS = 200;
@@ -42,7 +42,7 @@ export function lossChart(run: RunState): Chart {
       first === undefined || last === undefined
         ? "No loss yet"
         : `Loss over ${format.counted(run.steps.length, "step")}: from ${format.loss(first)} to ${format.loss(last)}`;
-    place.setAttribute("aria-label", told);
+    ariaLabel(place, told);
     show(heldOut, run.evaluations.length > 0);
     if (plot === undefined) make();
     else plot.setData(data(run));

@@ -4,6 +4,7 @@ import { LABELS } from "./labels";
 import * as format from "./format";
 import { button, checkbox, choice, dropPlace, field, noticePlace, progressBar, section, select } from "./parts";
 import type { DataSource } from "../protocol";
+import { t } from "../texts";
 import type { DataFormat } from "../types";
 import { preview } from "./preview";
 
@@ -100,7 +101,7 @@ export function dataSection(app: App): DataSection {
     const source = app.data?.source;
     show(name, source !== undefined && source.kind !== "example");
     if (app.data !== undefined && source !== undefined && source.kind !== "example") {
-      name.textContent = `${source.kind === "text" ? "Pasted text" : source.name}, ${format.bytes(app.data.bytes)}`;
+      name.textContent = `${source.kind === "text" ? t("Pasted text") : source.name}, ${format.bytes(app.data.bytes)}`;
     }
   });
   app.on(["run"], () => {

@@ -1,9 +1,16 @@
 /** Numbers as people read them. */
 
-const whole = new Intl.NumberFormat("en-GB");
+import { language } from "../texts";
+
+const LOCALES = { en: "en-GB", de: "de", es: "es", zh: "zh" } as const;
 
 export function count(n: number): string {
-  return whole.format(Math.round(n));
+  return new Intl.NumberFormat(LOCALES[language()]).format(Math.round(n));
+}
+
+/** With the decimal sign of the language. */
+function decimal(text: string): string {
+  return language() === "de" || language() === "es" ? text.replace(".", ",") : text;
 }
 
 /** `1 example`, `2 examples`. */
@@ -15,7 +22,7 @@ function scaled(n: number, units: [number, string][], digits: (value: number) =>
   const unit = units.find(([size]) => n >= size);
   if (unit === undefined) return undefined;
   const value = n / unit[0];
-  return `${value.toFixed(digits(value))} ${unit[1]}`;
+  return `${decimal(value.toFixed(digits(value)))} ${unit[1]}`;
 }
 
 /** Decimal units, as disks and cards are sold. */
@@ -42,11 +49,11 @@ export function parameters(n: number): string {
 }
 
 export function loss(n: number): string {
-  return Number.isFinite(n) ? n.toFixed(n < 10 ? 4 : 2) : "not finite";
+  return Number.isFinite(n) ? decimal(n.toFixed(n < 10 ? 4 : 2)) : "not finite";
 }
 
 export function rate(n: number): string {
-  return n < 10 ? n.toFixed(1) : count(n);
+  return n < 10 ? decimal(n.toFixed(1)) : count(n);
 }
 
 export function duration(seconds: number): string {
@@ -59,9 +66,9 @@ export function duration(seconds: number): string {
 
 /** Passes over the data, in two digits where they are few. */
 export function epochs(n: number): string {
-  return String(n < 10 ? Number(n.toFixed(2)) : Number(n.toFixed(1)));
+  return decimal(String(n < 10 ? Number(n.toFixed(2)) : Number(n.toFixed(1))));
 }
 
 export function clock(time: number): string {
-  return new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(time);
+  return new Intl.DateTimeFormat(language() === "en" ? undefined : language(), { dateStyle: "medium", timeStyle: "short" }).format(time);
 }

@@ -1,7 +1,7 @@
 /** What the run takes on the GPU, by category: the same colors as the terminal's picture. */
 
 import type { App } from "../app";
-import { h, setText, show } from "./dom";
+import { ariaLabel, h, setText, show } from "./dom";
 import * as format from "./format";
 import { noticePlace } from "./parts";
 
@@ -22,7 +22,7 @@ export function memoryPicture(app: App): HTMLElement {
     if (estimate === undefined) return;
     const parts = estimate.categories.filter(({ bytes }) => bytes > 0);
     const label = parts.map(({ label, bytes }) => `${label} ${format.bytes(bytes)}`).join(", ");
-    bar.setAttribute("aria-label", `${format.bytes(estimate.total)}: ${label}`);
+    ariaLabel(bar, `${format.bytes(estimate.total)}: ${label}`);
     setText(total, format.bytes(estimate.total));
     bar.replaceChildren(
       ...parts.map(({ name, label, bytes }) => {

@@ -2,7 +2,7 @@
 
 import type { Failure } from "../types";
 import * as format from "./format";
-import { h, newId, setText, show } from "./dom";
+import { ariaLabel, h, newId, setText, show } from "./dom";
 import { withLabels } from "./labels";
 import type { Progress } from "../protocol";
 
@@ -44,7 +44,7 @@ export function section(number: number, name: string, title: string, hint: strin
   const open = (shown: boolean) => {
     show(content, shown);
     setText(toggle, shown ? "Hide" : "Show");
-    toggle.setAttribute("aria-label", `${shown ? "Hide" : "Show"}: ${title}`);
+    ariaLabel(toggle, `${shown ? "Hide" : "Show"}: ${title}`);
     toggle.setAttribute("aria-expanded", String(shown));
   };
   const fold = (text: string | undefined) => {
@@ -180,15 +180,16 @@ export function progressBar(label: string): ProgressBar {
   const bar = h("progress", { aria: { label } });
   const text = h("p", { class: "progress-text" });
   const element = h("div", { class: "progress", hidden: true }, bar, text);
-  const set = ({ what, done, total }: Progress) => {
+  const set = ({ what, done, total, counted }: Progress) => {
+    const shown = counted ? format.count : format.bytes;
     show(element, true);
     if (total > 0) {
       bar.max = total;
       bar.value = done;
-      setText(text, `${what}: ${format.bytes(done)} of ${format.bytes(total)}`);
+      setText(text, `${what}: ${shown(done)} of ${shown(total)}`);
     } else {
       bar.removeAttribute("value");
-      setText(text, done > 0 ? `${what}: ${format.bytes(done)}` : what);
+      setText(text, done > 0 ? `${what}: ${shown(done)}` : what);
     }
   };
   return { element, set };

@@ -2,7 +2,7 @@
 
 import type { App } from "../app";
 import type { Inspection, ShownExample, ShownToken } from "../types";
-import { h, setText, show } from "./dom";
+import { h, setText, show, verbatim } from "./dom";
 import * as format from "./format";
 import { button } from "./parts";
 
@@ -57,7 +57,7 @@ function tokenSpans(example: ShownExample): Node[] {
     // A line break inside a token shows as a sign, and breaks the line after it.
     const shown = text.replaceAll("\n", "↵");
     const title = `${ids.length === 1 ? "token" : "tokens"} ${ids.join(" ")}`;
-    spans.push(h("span", { class: trained ? "token trained" : "token", title }, shown === "" ? "∅" : shown));
+    spans.push(h("span", { class: trained ? "token trained" : "token", title }, verbatim(shown === "" ? "∅" : shown)));
     if (text.includes("\n")) spans.push(h("br"));
   }
   const more = example.tokens.length - SHOWN_TOKENS;

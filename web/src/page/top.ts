@@ -2,7 +2,7 @@
 
 import type { App } from "../app";
 import type { SavedRun } from "../protocol";
-import { h, setText, show } from "./dom";
+import { ariaLabel, h, setText, show } from "./dom";
 import * as format from "./format";
 import { button, noticePlace } from "./parts";
 import { obstacle } from "./run-section";
@@ -119,8 +119,8 @@ export function savedRuns(app: App, chooseFolder: () => void): HTMLElement {
       } else void app.goOn(run);
     });
     const discard = button("Discard", () => void app.discard(run), "quiet");
-    open.setAttribute("aria-label", `${open.textContent}: ${run.modelName}, ${state}`);
-    discard.setAttribute("aria-label", `Discard: ${run.modelName}, ${state}`);
+    ariaLabel(open, `${open.textContent}: ${run.modelName}, ${state}`);
+    ariaLabel(discard, `Discard: ${run.modelName}, ${state}`);
     return h(
       "li",
       {},
