@@ -82,6 +82,11 @@ test("a GGUF file that is dropped in trains as in the terminal, and its adapter 
   const own = join(dir, "pirate-adapter.gguf");
   terminal(["export", "--model", gguf, "--adapter", unpacked, "--out", own, "--gguf"]);
   assert.ok(readFileSync(exported.path).equals(readFileSync(own)), "the page's GGUF adapter is another than the terminal's");
+  const whole = await downloaded(page, "Download the merged model");
+  assert.equal(whole.name, "pirate-merged.gguf");
+  const merged = join(dir, "pirate-merged.gguf");
+  terminal(["merge", "--model", gguf, "--adapter", unpacked, "--out", merged, "--gguf"]);
+  assert.ok(readFileSync(whole.path).equals(readFileSync(merged)), "the page's merged model is another than the terminal's");
 
   // What was dropped in was copied when the run began.
   await page.reload();

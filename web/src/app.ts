@@ -2,6 +2,7 @@
 
 import { type Engine, EngineError, failureOf } from "./engine";
 import { Latest } from "./latest";
+import { clock } from "./page/format";
 import type {
   CachedModel,
   DataSource,
@@ -11,11 +12,13 @@ import type {
   HubChoice,
   HubOffer,
   ModelSource,
+  OpenedAdapter,
   OpenedData,
   OpenedModel,
   Progress,
   SavedRun,
 } from "./protocol";
+import { type PreferredAnswer, toJsonl } from "./preferences";
 import type { Recipe } from "./recipe";
 import { RunState } from "./run-state";
 import { forModel, forRun, needsInspection, stepsPerEpoch } from "./settings";
@@ -23,7 +26,31 @@ import type { Estimate, Failure, Inspection, RunEvent, RunSettings } from "./typ
 
 export type Gpu = { status: "asked" } | { status: "there"; adapter: GpuAdapter } | { status: "none" };
 
-export type Topic = "gpu" | "model" | "cached" | "data" | "inspection" | "reading" | "settings" | "estimate" | "run" | "step" | "saved";
+export type Topic =
+  | "gpu"
+  | "model"
+  | "cached"
+  | "data"
+  | "inspection"
+  | "reading"
+  | "settings"
+  | "estimate"
+  | "run"
+  | "step"
+  | "saved"
+  | "adapters"
+  | "preferences";
+
+/** An adapter that questions may go to. */
+export interface KnownAdapter {
+  /** Its directory in the engine. */
+  dir: string;
+  title: string;
+  /** The base that its files name, where that is worth saying. */
+  base: string;
+  /** It was opened from a file or a hub, and can be removed. */
+  opened: boolean;
+}
 
 /** What the controls of the page say, whatever is open in the engine. */
 interface Chosen {
@@ -45,10 +72,26 @@ const SHOWN_EXAMPLES = 40;
 /** Bytes of data that take so long to read that a first part is shown before. */
 const LONG_DATA = 5_000_000;
 const RESTARTS = 3;
+/** Where this tab keeps its preferences. */
+const PREFERENCES = "loraine-preferences";
+/** TRL's learning rate for preferences, twentyfold for LoRA; the built-in model, which is tiny, needs more. */
+const [PREFERENCE_LR, DEMO_PREFERENCE_LR] = [2e-5, 1e-3];
 const SLOW_MS = 400;
+
+/** The directory of a run's adapter in the engine. */
+const runAdapter = (id: string): string => `/runs/${id}`;
 
 const sameAddress = (a: HubAddress | undefined, b: HubAddress): boolean =>
   a !== undefined && a.base === b.base && a.id === b.id && a.revision === b.revision && a.file === b.file;
+
+function readPreferences(): PreferredAnswer[] {
+  try {
+    const kept: unknown = JSON.parse(sessionStorage.getItem(PREFERENCES) ?? "[]");
+    return Array.isArray(kept) ? (kept as PreferredAnswer[]) : [];
+  } catch {
+    return [];
+  }
+}
 
 export class App {
   gpu: Gpu = { status: "asked" };
@@ -61,6 +104,8 @@ export class App {
   /** Of the hub, for gated models; the page keeps it for this session of the tab. */
   token = "";
   cached: CachedModel[] = [];
+  /** Whether the browser has promised to keep its storage; undefined before it was asked. */
+  persistent: boolean | undefined;
   dataFailure: Failure | undefined;
   /** How far the reading of the data is, in bytes. */
   reading: Progress | undefined;
@@ -73,6 +118,12 @@ export class App {
   settingsProblems = new Map<string, string>();
   estimate: Estimate | undefined;
   estimateFailure: Failure | undefined;
+  /** Adapters that were opened from files or from a hub. */
+  adapters: OpenedAdapter[] = [];
+  /** Directories of the adapters that a question goes to. */
+  readonly compared = new Set<string>();
+  /** Preferences between answers, of this tab. */
+  preferences: PreferredAnswer[] = readPreferences();
   saved: SavedRun[] = [];
   savedFailure: Failure | undefined;
   /** Seconds a step took, of the last run of this tab. */
@@ -180,8 +231,8 @@ export class App {
   async openHub(address: HubAddress): Promise<void> {
     this.chooseModel("hub", address);
     this.showModelProgress({ what: "asking for the model", done: 0, total: 0 });
-    // Storage that the browser does not clear by itself when the disk is full.
-    void navigator.storage?.persist?.();
+    // Storage that the browser does not clear by itself when the disk is full. It may ask the visitor.
+    this.persistent = (await navigator.storage?.persist?.().catch(() => false)) ?? false;
     const { token } = this;
     const open = () =>
       this.engine.call("openHub", { address, token }, (notice) => {
@@ -201,6 +252,7 @@ export class App {
   }
 
   async listCached(): Promise<void> {
+    this.persistent ??= await navigator.storage?.persisted?.().catch(() => undefined);
     this.cached = await this.engine.call("cachedModels", null).catch(() => []);
     this.changed("cached");
   }
@@ -230,6 +282,8 @@ export class App {
   private takeModel(model: OpenedModel): void {
     this.openedModel = model;
     this.offer = this.hubChoice = undefined;
+    // An adapter is of one base.
+    this.touched.delete("init-adapter");
     this.settings = forModel(this.defaults, this.settings, this.touched, model);
     this.run.forgetResult();
     this.changed("model", "settings", "run");
@@ -421,6 +475,97 @@ export class App {
     this.refresh();
   }
 
+  // Adapters to compare
+
+  /** The adapter of the result, those of finished runs on this model, and those that were opened. */
+  knownAdapters(): KnownAdapter[] {
+    const known: KnownAdapter[] = [];
+    const { run, model } = this;
+    if (run.hasResult && run.id !== undefined) known.push({ dir: runAdapter(run.id), title: "This run", base: "", opened: false });
+    for (const earlier of this.saved) {
+      if (!earlier.finished || model === undefined || earlier.modelName !== model.name) continue;
+      known.push({ dir: runAdapter(earlier.id), title: `Run of ${clock(earlier.started)}`, base: "", opened: false });
+    }
+    return [...known, ...this.adapters.map((adapter) => ({ ...adapter, opened: true }))];
+  }
+
+  comparedAdapters(): KnownAdapter[] {
+    return this.knownAdapters().filter(({ dir }) => this.compared.has(dir));
+  }
+
+  compare(dir: string, wanted: boolean): void {
+    if (wanted) this.compared.add(dir);
+    else this.compared.delete(dir);
+    this.changed("adapters");
+  }
+
+  async listAdapters(): Promise<void> {
+    this.adapters = await this.engine.call("openedAdapters", null).catch(() => []);
+    this.changed("adapters");
+  }
+
+  async openAdapter(name: string, files: FolderFile[]): Promise<void> {
+    this.takeAdapter(await this.engine.call("openAdapter", { name, files }));
+  }
+
+  async fetchAdapter(address: HubAddress, tell: (what: string, done: number, total: number) => void): Promise<void> {
+    const request = { address, token: this.token };
+    const adapter = await this.engine.call("fetchAdapter", request, (notice) => {
+      if (notice.type === "progress") tell(notice.progress.what, notice.progress.done, notice.progress.total);
+    });
+    this.takeAdapter(adapter);
+  }
+
+  private takeAdapter(adapter: OpenedAdapter): void {
+    this.adapters = [...this.adapters, adapter];
+    this.compare(adapter.dir, true);
+  }
+
+  async forgetAdapter(dir: string): Promise<void> {
+    await this.engine.call("forgetAdapter", dir).catch(() => null);
+    this.compared.delete(dir);
+    await this.listAdapters();
+  }
+
+  /** Does what may fail, and tells of a failure that was not asked for. */
+  async trying(work: () => Promise<void>, fail: (failure: Failure) => void): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      const failure = failureOf(error);
+      if (failure.kind !== "canceled") fail(failure);
+    }
+  }
+
+  // Preferences
+
+  prefer(preference: PreferredAnswer): void {
+    this.keepPreferences([...this.preferences, preference]);
+  }
+
+  forgetPreferences(): void {
+    this.keepPreferences([]);
+  }
+
+  private keepPreferences(preferences: PreferredAnswer[]): void {
+    this.preferences = preferences;
+    try {
+      sessionStorage.setItem(PREFERENCES, JSON.stringify(preferences));
+    } catch {
+      // Full, or forbidden: they stay until the page is left.
+    }
+    this.changed("preferences");
+  }
+
+  /** Takes the preferences as the data of the next run, with DPO, from the adapter of the result on. */
+  async trainOnPreferences(): Promise<void> {
+    const content = new Blob([toJsonl(this.preferences)]);
+    const lr = this.model?.source.kind === "demo" ? DEMO_PREFERENCE_LR : PREFERENCE_LR;
+    const own = this.run.hasResult ? this.run.id : undefined;
+    this.set({ objective: "dpo", lr, ...(own === undefined ? {} : { "init-adapter": runAdapter(own) }) });
+    await this.openData({ kind: "file", name: "preferences.jsonl" }, content);
+  }
+
   // The run
 
   /** Trains the built-in model on the example, as they stand on screen or with the settings that they start with. */
@@ -460,6 +605,8 @@ export class App {
         else this.changed("run");
       });
       this.run.end(trained.id, trained.outcome);
+      this.compared.clear();
+      this.compared.add(runAdapter(trained.id));
       ended = true;
     } catch (error) {
       const failure = failureOf(error);
@@ -540,6 +687,8 @@ export class App {
       this.modelFailure = undefined;
       this.dataFailure = undefined;
       this.run.restore(restored);
+      this.compared.clear();
+      this.compared.add(runAdapter(run.id));
       this.saved = this.saved.filter(({ id }) => id !== run.id);
       this.changed("model", "data", "settings", "saved", "run", "step");
       await this.inspectNow();

@@ -41,7 +41,7 @@ async function start(): Promise<void> {
   const data = dataSection(app);
   const settings = settingsSection(app);
   const run = runSection(app, (place) => show(place));
-  const result = resultSection(app);
+  const result = resultSection(app, () => show("settings"));
   const bar = runBar(app);
   const news = noticePlace();
   const show = (place: Place) => {
@@ -94,6 +94,7 @@ async function start(): Promise<void> {
   void app.askForGpu();
   void app.listSaved();
   void app.listCached();
+  void app.listAdapters();
 
   const recipe = fromFragment(location.hash);
   await app.openDemo();
@@ -106,7 +107,6 @@ async function start(): Promise<void> {
   } else if (recipe.model?.kind === "folder") model.offerFolder();
 }
 
-/** When a run begins, the button that began it goes: the focus moves to the run's own controls, and the run comes into view. */
 /** The languages by their own names. */
 function languageChoice(): HTMLElement {
   const made = field("Language", select([], choose));
@@ -116,6 +116,7 @@ function languageChoice(): HTMLElement {
   return made.element;
 }
 
+/** When a run begins, the button that began it goes: the focus moves to the run's own controls, and the run comes into view. */
 function followRun(app: App, focusControls: () => void): void {
   let wasActive = false;
   app.on(["run"], () => {

@@ -95,6 +95,30 @@ export interface AdapterArchive {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
+/** An adapter that was opened from files or from a hub. */
+export interface OpenedAdapter {
+  /** Its directory in the engine. */
+  dir: string;
+  title: string;
+  /** The base that its configuration names, or "". */
+  base: string;
+}
+
+export interface PublishRequest {
+  run: string;
+  model: string;
+  /** The name of the base for others. */
+  base: string;
+  card: string | undefined;
+  /** Origin, and perhaps a path, of the hub. */
+  hub: string;
+  /** `owner/name` of the repository. */
+  id: string;
+  /** A repository that is made is private. */
+  hidden: boolean;
+  token: string;
+}
+
 /** A stage of the start of a run, in their order. */
 export type StartPhase = "read" | "copy" | "prepare" | "load" | "compile" | "evaluate" | "first";
 
@@ -163,10 +187,24 @@ export interface Calls {
   savedRuns: { request: null; answer: SavedRun[] };
   restoreRun: { request: string; answer: RestoredRun };
   discardRun: { request: string; answer: null };
-  adapterZip: { request: { run: string; model: string; base: string }; answer: AdapterArchive };
+  /** `card` is README.md where somebody has edited it. */
+  adapterZip: { request: { run: string; model: string; base: string; card: string | undefined }; answer: AdapterArchive };
+  modelCard: { request: { run: string; model: string; base: string }; answer: string };
+  publish: { request: PublishRequest; answer: { address: string } };
+  cancelPublish: { request: null; answer: null };
   /** `dir` is where the engine has the base. */
   adapterGguf: { request: { run: string; model: string; dir: string }; answer: AdapterArchive };
-  answer: { request: { adapted: boolean; run: string; settings: RunSettings; prompt: string; generation: AnswerSettings }; answer: Answer };
+  /** For a base that is a GGUF file; the answer's file lies in the browser's storage until the next one is made. */
+  mergedGguf: { request: { run: string; model: string; dir: string }; answer: { name: string; file: File } };
+  openAdapter: { request: { name: string; files: FolderFile[] }; answer: OpenedAdapter };
+  fetchAdapter: { request: { address: HubAddress; token: string }; answer: OpenedAdapter };
+  openedAdapters: { request: null; answer: OpenedAdapter[] };
+  forgetAdapter: { request: string; answer: null };
+  /** `adapters` are the directories of all that the question goes to, and `adapter` is the one that answers; null is the base alone. */
+  answer: {
+    request: { adapters: string[]; adapter: string | null; settings: RunSettings; prompt: string; generation: AnswerSettings };
+    answer: Answer;
+  };
   cancelAnswer: { request: null; answer: null };
 }
 

@@ -36,6 +36,7 @@ export type NumberSetting = keyof typeof RANGES;
 export const DEFAULT_HUB = "https://huggingface.co";
 
 const METHODS = ["qlora", "lora"] as const;
+const OBJECTIVES = ["sft", "dpo", "orpo", "kto"] as const;
 const OPTIMIZERS = ["adamw", "adamw8bit"] as const;
 const SCHEDULES = ["constant", "linear", "cosine", "warmup-stable-decay"] as const;
 const TRAIN_ON = ["completion", "assistant", "all"] as const;
@@ -136,6 +137,8 @@ export function toFragment(settings: RunSettings, model: ModelSource | undefined
   if (example) fragment.set("data", "example");
   fragment.set("method", settings.method);
   fragment.set("targets", settings["target-modules"]);
+  if (settings["quantize-embedding"] === true) fragment.set("quantize-embedding", "yes");
+  if (settings.objective !== "sft") fragment.set("objective", settings.objective);
   fragment.set("schedule", settings.schedule);
   fragment.set("optim", settings.optim);
   for (const name of Object.keys(RANGES) as NumberSetting[]) {
@@ -167,6 +170,9 @@ export function fromFragment(fragment: string): Recipe | undefined {
   }
   const method = one("method", METHODS);
   if (method !== undefined) settings.method = method;
+  if (found.get("quantize-embedding") === "yes" && settings.method !== "lora") settings["quantize-embedding"] = true;
+  const objective = one("objective", OBJECTIVES);
+  if (objective !== undefined) settings.objective = objective;
   const schedule = one("schedule", SCHEDULES);
   if (schedule !== undefined) settings.schedule = schedule;
   const optim = one("optim", OPTIMIZERS);

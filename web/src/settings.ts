@@ -46,5 +46,7 @@ export function forRun(settings: RunSettings, steps: number): RunSettings {
 
 /** Whether the change shows in how the data are read. */
 export function needsInspection(before: RunSettings, after: RunSettings): boolean {
-  return before["max-seq-len"] !== after["max-seq-len"] || before["data-format"] !== after["data-format"];
+  return (
+    before["max-seq-len"] !== after["max-seq-len"] || before["data-format"] !== after["data-format"] || before.objective !== after.objective
+  );
 }

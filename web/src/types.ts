@@ -19,6 +19,7 @@ export type RunSettings = Filled<
   | "model"
   | "data"
   | "out"
+  | "objective"
   | "quant"
   | "double-quant"
   | "rank"

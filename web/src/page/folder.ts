@@ -10,6 +10,9 @@ export interface Folder {
 
 const belongs = (name: string): boolean => /\.(json|safetensors|jinja|model|txt)$/.test(name) || isGguf(name);
 
+/** Files of an adapter: a zip of them, or the files themselves. */
+export const isAdapterFile = (name: string): boolean => /\.(zip|json|safetensors|jinja)$/i.test(name) || name === "README.md";
+
 /** From an input of a whole folder: paths there begin with the folder's own name. */
 export function chosenFolder(list: FileList): Folder | undefined {
   const files: FolderFile[] = [];
@@ -23,19 +26,20 @@ export function chosenFolder(list: FileList): Folder | undefined {
 }
 
 /** Files that were chosen or dropped by themselves: a GGUF file names the model. */
-export function looseFiles(list: Iterable<File>): Folder | undefined {
-  const files = [...list].filter((file) => belongs(file.name)).map((file) => ({ name: file.name, file }));
-  return files.length === 0 ? undefined : { name: files.find(({ name }) => isGguf(name))?.name ?? "model", files };
+export function looseFiles(list: Iterable<File>, isOne = belongs): Folder | undefined {
+  const files = [...list].filter((file) => isOne(file.name)).map((file) => ({ name: file.name, file }));
+  const naming = files.find(({ name }) => isGguf(name)) ?? files.find(({ name }) => /\.zip$/i.test(name));
+  return files.length === 0 ? undefined : { name: naming?.name.replace(/\.zip$/i, "") ?? (isOne === belongs ? "model" : "adapter"), files };
 }
 
 /** From a drop: a folder, or the files themselves. */
-export async function droppedFolder(transfer: DataTransfer): Promise<Folder | undefined> {
+export async function droppedFolder(transfer: DataTransfer, isOne = belongs): Promise<Folder | undefined> {
   // The transfer is emptied after the event: everything is taken from it before anything is awaited.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
   const loose = [...transfer.files];
   const folder = entries.find((entry) => entry.isDirectory) as FileSystemDirectoryEntry | undefined;
-  if (folder === undefined) return looseFiles(loose);
-  const inside = (await allEntries(folder)).filter((entry) => entry.isFile && belongs(entry.name)) as FileSystemFileEntry[];
+  if (folder === undefined) return looseFiles(loose, isOne);
+  const inside = (await allEntries(folder)).filter((entry) => entry.isFile && isOne(entry.name)) as FileSystemFileEntry[];
   const open = (entry: FileSystemFileEntry) => new Promise<File>((resolve, reject) => entry.file(resolve, reject));
   const files = await Promise.all(inside.map(async (entry) => ({ name: entry.name, file: await open(entry) })));
   return { name: folder.name, files };

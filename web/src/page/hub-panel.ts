@@ -3,7 +3,7 @@
 import type { App } from "../app";
 import type { CachedModel, HubAddress, HubChoice } from "../protocol";
 import { DEFAULT_HUB, modelName, parseHubBase, parseModelAddress, parseModelName } from "../recipe";
-import { h, setText, show } from "./dom";
+import { ariaLabel, h, setText, show } from "./dom";
 import * as format from "./format";
 import { KNOWN_MODELS } from "./known-models";
 import { button, field } from "./parts";
@@ -63,7 +63,8 @@ export function hubPanel(app: App): HubPanel {
   const kept = h("div", { class: "kept" });
   app.on(["cached"], () => {
     const rows = app.cached.map((model) => cachedRow(app, model));
-    kept.replaceChildren(...(rows.length === 0 ? [] : [h("h3", {}, "Downloaded models"), h("ul", {}, ...rows)]));
+    const mayGo = app.persistent === false && h("p", { class: "hint" }, "The browser may remove them when the disk is nearly full.");
+    kept.replaceChildren(...(rows.length === 0 ? [] : [h("h3", {}, "Downloaded models"), h("ul", {}, ...rows), mayGo || ""]));
   });
   let shown: App["model"];
   app.on(["model"], () => {
@@ -119,7 +120,7 @@ function fileChoice(app: App, choose: (asked: HubAddress) => void): HTMLElement 
     setText(title, `GGUF files of ${address.id}`);
     const row = ({ path, bytes }: HubChoice["files"][number]) => {
       const take = button("Choose", () => choose({ ...address, file: path }), "quiet");
-      take.setAttribute("aria-label", `Choose ${path}`);
+      ariaLabel(take, `Choose ${path}`);
       return h("li", {}, h("span", {}, path), h("span", { class: "hint" }, format.bytes(bytes)), take);
     };
     list.replaceChildren(...files.map(row));
@@ -147,7 +148,7 @@ function knownList(choose: (asked: HubAddress) => void): HTMLElement {
   const row = ({ name, address, license, download, memory }: (typeof KNOWN_MODELS)[number]) => {
     const model = parseModelName(address);
     const take = button("Choose", () => model !== undefined && choose({ base: DEFAULT_HUB, ...model }), "quiet");
-    take.setAttribute("aria-label", `Choose ${name}`);
+    ariaLabel(take, `Choose ${name}`);
     const needs = `${format.bytes(download)} to download, about ${format.bytes(memory)} on the GPU; ${license}`;
     return h("li", {}, h("span", {}, name), h("span", { class: "hint" }, needs), take);
   };
@@ -159,7 +160,7 @@ function cachedRow(app: App, { address, bytes, whole }: CachedModel): HTMLElemen
   const size = whole ? format.bytes(bytes) : `${format.bytes(bytes)}, incomplete`;
   const open = button(whole ? "Open" : "Resume", () => void app.openHub(address), "quiet");
   const remove = button("Remove", () => void app.forgetModel(address), "quiet");
-  open.setAttribute("aria-label", `${open.textContent}: ${name}`);
-  remove.setAttribute("aria-label", `Remove ${name}`);
+  ariaLabel(open, `${open.textContent}: ${name}`);
+  ariaLabel(remove, `Remove ${name}`);
   return h("li", {}, h("span", {}, name), h("span", { class: "hint" }, size), open, remove);
 }

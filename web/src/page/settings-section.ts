@@ -5,7 +5,7 @@ import { h, show } from "./dom";
 import * as format from "./format";
 import { LABELS } from "./labels";
 import { memoryPicture } from "./memory-picture";
-import { type Field, field, section, select } from "./parts";
+import { checkbox, type Field, field, section, select } from "./parts";
 
 const TARGETS: [value: string, label: string][] = [
   ["all-linear", "All linear layers"],
@@ -52,6 +52,13 @@ export function settingsSection(app: App): SettingsSection {
         ["qlora", "In 4 bits (QLoRA)"],
         ["lora", "As stored (LoRA)"],
       ]),
+      picked(app, "objective", [
+        ["sft", "Answers (SFT)"],
+        ["dpo", "Preferences (DPO)"],
+        ["orpo", "Preferences (ORPO)"],
+        ["kto", "Liked and disliked answers (KTO)"],
+      ]),
+      firstAdapter(app),
       picked(app, "schedule", [
         ["linear", "Linear"],
         ["cosine", "Cosine"],
@@ -69,6 +76,7 @@ export function settingsSection(app: App): SettingsSection {
       number(app, "eval-fraction", "Of your own data; the example has its own", "5 %, at most 64").element,
       number(app, "seed", "The same seed repeats a run").element,
     ),
+    embedding(app),
   );
   const inputs = h("fieldset", { class: "bare" }, h("legend", { class: "visually-hidden" }, "Settings of the run"), main, more);
   const { element, fold } = section(
@@ -104,7 +112,8 @@ function runLength(app: App, name: "epochs" | "steps", hint: string): HTMLElemen
     if (name === "steps") return app.totalSteps;
     const { steps, epochs } = app.settings;
     if (steps === undefined) return epochs ?? 1;
-    return app.stepsPerEpoch && Number(format.epochs(steps / app.stepsPerEpoch));
+    const passes = app.stepsPerEpoch && steps / app.stepsPerEpoch;
+    return passes && Number(passes.toFixed(passes < 10 ? 2 : 1));
   };
   app.on(["settings", "inspection"], () => {
     const value = shown();
@@ -169,7 +178,44 @@ function slider(app: App, name: NumberSetting, hint: string, stops: number[]): H
   return made.element;
 }
 
-function picked<Name extends "method" | "schedule" | "optim">(app: App, name: Name, options: [RunSettings[Name], string][]): HTMLElement {
+/** A new adapter, or one that is there already. */
+function firstAdapter(app: App): HTMLElement {
+  const list = select([], (value) => {
+    if (value === "") app.unset("init-adapter");
+    else app.set({ "init-adapter": value });
+  });
+  const made = field(LABELS["init-adapter"], list);
+  app.on(["settings", "adapters", "saved", "run", "model"], () => {
+    const known = app.knownAdapters();
+    const value = app.settings["init-adapter"] ?? "";
+    const missing = value !== "" && !known.some(({ dir }) => dir === value);
+    list.replaceChildren(
+      h("option", { value: "" }, "A new adapter"),
+      ...known.map(({ dir, title }) => h("option", { value: dir }, title)),
+      ...(missing ? [h("option", { value }, "An earlier adapter")] : []),
+    );
+    list.value = value;
+  });
+  return made.element;
+}
+
+/** The choice to have the whole base in 4 bits, which is for bases in 4 bits. */
+function embedding(app: App): HTMLElement {
+  const made = checkbox(LABELS["quantize-embedding"], (checked) => app.set({ "quantize-embedding": checked }));
+  app.on(["settings"], () => {
+    const is4Bit = app.settings.method === "qlora";
+    made.input.disabled = !is4Bit;
+    made.input.checked = is4Bit && app.settings["quantize-embedding"] === true;
+    if (!is4Bit && app.settings["quantize-embedding"] === true) app.set({ "quantize-embedding": false });
+  });
+  return made.element;
+}
+
+function picked<Name extends "method" | "objective" | "schedule" | "optim">(
+  app: App,
+  name: Name,
+  options: [RunSettings[Name], string][],
+): HTMLElement {
   const made = field(
     LABELS[name],
     select(options, (value) => app.set({ [name]: value } as Partial<RunSettings>)),

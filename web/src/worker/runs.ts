@@ -3,12 +3,18 @@
 import type { DataSource, ModelSource, SavedRun } from "../protocol";
 import type { RunSettings } from "../types";
 import { openStored, storeData } from "./data";
+import { PageError } from "./failure";
 import { removeCopies } from "./models";
 import * as storage from "./storage";
-import { loraine } from "./wasm";
+import { loraine, mountFile, mountHeld, unmount } from "./wasm";
 
 const RECORD = "run.json";
 const SAVES = "saves";
+/** The adapter that the run started from, where it did not start with a new one. */
+const FIRST = "first";
+
+/** Files by their names. */
+export type Files = Map<string, Uint8Array<ArrayBuffer>>;
 
 /** What is stored once, when a run starts. */
 interface RunRecord {
@@ -39,8 +45,36 @@ export const runDir = (id: string): string => `/runs/${id}`;
 
 export async function create(id: string, record: RunRecord): Promise<void> {
   const dir = await storage.directory(path(id), true);
+  if (record.settings["init-adapter"] !== undefined) await storeFirst(id);
   await storeData(dir);
   await storage.writeJson(dir, RECORD, record);
+}
+
+const firstDir = (id: string): string => `/${FIRST}/${id}`;
+
+/** Gives the engine the adapter that a run starts from, and answers with its directory. */
+export function mountFirst(id: string, files: Files): string {
+  unmount(`/${FIRST}`);
+  for (const [name, bytes] of files) mountHeld(`${firstDir(id)}/${name}`, bytes);
+  return firstDir(id);
+}
+
+async function storeFirst(id: string): Promise<void> {
+  const dir = await storage.directory([...path(id), FIRST], true);
+  for (const { path } of loraine.listFiles(firstDir(id))) {
+    await storage.writeFile(dir, path.slice(firstDir(id).length + 1), bytesOf(path));
+  }
+}
+
+async function restoreFirst(id: string): Promise<void> {
+  const dir = await storage.directory([...path(id), FIRST]);
+  if (dir === undefined) return;
+  const files: Files = new Map();
+  for await (const [name, handle] of dir.entries()) {
+    const found = handle.kind === "file" ? await storage.file(dir, name) : undefined;
+    if (found !== undefined) files.set(name, new Uint8Array(await found.arrayBuffer()));
+  }
+  mountFirst(id, files);
 }
 
 /** Copies the engine's files of the run, in the order that leaves an earlier copy whole until this one is. */
@@ -57,10 +91,23 @@ export async function save(id: string, progressed: Progressed): Promise<void> {
   for (const { name, bytes } of contents) await storage.writeFile(dir, name, bytes);
   const files = contents.map(({ name, bytes }) => ({ name, bytes: bytes.byteLength }));
   await storage.finish(dir, { files, ...progressed } satisfies SaveManifest);
+  await mountCheckpoints(out, dir, files);
   for (const other of await storage.directories(saves)) {
     if (other !== name) await storage.remove(saves, other);
   }
 }
+
+/** Gives the engine the stored files of its checkpoints in place of those that lie in memory. A checkpoint never changes. */
+async function mountCheckpoints(out: string, dir: FileSystemDirectoryHandle, files: storage.StoredFile[]): Promise<void> {
+  for (const { name, bytes } of files.filter(({ name }) => ofCheckpoint(name))) {
+    const file = await storage.file(dir, name);
+    const path = `${out}/${decodeURIComponent(name)}`;
+    // The run goes on meanwhile, and may have removed the checkpoint.
+    if (file !== undefined && loraine.listFiles(out).some((own) => own.path === path && own.bytes === bytes)) mountFile(path, file);
+  }
+}
+
+const ofCheckpoint = (name: string): boolean => decodeURIComponent(name).startsWith("checkpoints/");
 
 function bytesOf(path: string): Uint8Array<ArrayBuffer> {
   return loraine.readFile(path) as Uint8Array<ArrayBuffer>;
@@ -120,9 +167,27 @@ export async function mountSave(id: string): Promise<void> {
   const save = await newestSave(id);
   if (save === undefined) return;
   loraine.unmount(runDir(id));
+  await restoreFirst(id);
   for (const [name, file] of save.files) {
+    const path = `${runDir(id)}/${decodeURIComponent(name)}`;
+    if (ofCheckpoint(name)) {
+      mountFile(path, file);
+      continue;
+    }
     const bytes = new Uint8Array(await file.arrayBuffer());
-    loraine.mountBytes(`${runDir(id)}/${decodeURIComponent(name)}`, bytes);
+    // The engine adds to its logs; weights it only reads, or writes anew.
+    if (name.endsWith(".safetensors")) mountHeld(path, bytes);
+    else loraine.mountBytes(path, bytes);
+  }
+}
+
+/** Gives the engine the files of a run's adapter alone, to answer with. */
+export async function mountResult(id: string): Promise<void> {
+  const save = await newestSave(id);
+  if (save === undefined) throw new PageError("storage", "This run was deleted from the browser's storage.");
+  for (const [name, file] of save.files) {
+    if (!decodeURIComponent(name).includes("/"))
+      mountHeld(`${runDir(id)}/${decodeURIComponent(name)}`, new Uint8Array(await file.arrayBuffer()));
   }
 }
 

@@ -2,6 +2,7 @@
 
 import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
 import type { EvaluatedEvent, Outcome, RunEvent, StepEvent } from "../types";
+import * as adapters from "./adapters";
 import { keepCache, mountCache } from "./cache";
 import { reading } from "./data";
 import { PageError } from "./failure";
@@ -23,13 +24,18 @@ async function claim(id: string): Promise<void> {
 
 export async function train(request: TrainRequest, notify: Notify): Promise<Trained> {
   if (active !== undefined) throw new PageError("setting", "Another run is active.");
-  closeGenerator();
+  await closeGenerator();
   const id = request.resume ?? crypto.randomUUID();
   await claim(id);
-  if (request.resume === undefined) unmount("/runs");
-  else await runs.mountSave(id);
-  await mountCache();
   const settings = { ...request.settings, out: runs.runDir(id) };
+  if (request.resume === undefined) {
+    const first = settings["init-adapter"];
+    const files = first === undefined ? undefined : await adapterFiles(first);
+    unmount("/runs");
+    // The run has a copy of the adapter that it starts from, which outlives the adapter.
+    if (files !== undefined) settings["init-adapter"] = runs.mountFirst(id, files);
+  } else await runs.mountSave(id);
+  await mountCache();
   // Refuses what cannot work before anything is stored.
   const run = reading(notify, () => new loraine.Run(settings, request.resume !== undefined));
   active = run;
@@ -42,6 +48,11 @@ export async function train(request: TrainRequest, notify: Notify): Promise<Trai
     active = undefined;
     run.free();
   }
+}
+
+async function adapterFiles(dir: string): Promise<runs.Files> {
+  await adapters.provide(dir);
+  return adapters.filesOf(dir);
 }
 
 async function store(id: string, request: TrainRequest, notify: Notify): Promise<void> {

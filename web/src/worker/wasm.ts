@@ -23,6 +23,11 @@ export function mountFile(path: string, file: Blob, onRead: (end: number) => voi
   loraine.mountReader(path, file.size, read);
 }
 
+/** Gives the engine a file that stays in the page's memory, which shrinks again; the engine's own never does. */
+export function mountHeld(path: string, bytes: Uint8Array<ArrayBuffer>): void {
+  loraine.mountReader(path, bytes.byteLength, (offset, length) => bytes.subarray(offset, offset + length));
+}
+
 /** Unmounts what may be there. */
 export function unmount(path: string): void {
   loraine.unmount(path);

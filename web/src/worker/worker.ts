@@ -2,12 +2,14 @@
 
 import type { CallMessage, CallName, Calls, Notice, WorkerMessage } from "../protocol";
 import type { RunSettings } from "../types";
+import * as adapters from "./adapters";
 import { glimpse, openData, reading } from "./data";
 import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
 import * as models from "./models";
 import * as runs from "./runs";
-import { adapterGguf, adapterZip } from "./take-along";
+import { cancelPublish, publish } from "./publish";
+import { adapterGguf, adapterZip, mergedGguf, modelCard } from "./take-along";
 import * as training from "./training";
 import { loraine, ready } from "./wasm";
 
@@ -58,7 +60,18 @@ const handlers: Handlers = {
     return null;
   },
   adapterZip: (request) => adapterZip(request),
+  modelCard: (request) => modelCard(request),
+  publish: (request, notify) => publish(request, (progress) => notify({ type: "progress", progress })),
+  cancelPublish: () => nothing(cancelPublish),
   adapterGguf: (request) => adapterGguf(request),
+  openAdapter: ({ name, files }) => adapters.openAdapter(name, files),
+  fetchAdapter: ({ address, token }, notify) => adapters.fetchAdapter(address, token, (progress) => notify({ type: "progress", progress })),
+  openedAdapters: () => adapters.openedAdapters(),
+  forgetAdapter: async (dir) => {
+    await adapters.forgetAdapter(dir);
+    return null;
+  },
+  mergedGguf: (request, notify) => mergedGguf(request, (progress) => notify({ type: "progress", progress })),
   answer: (request, notify) => answer(request, notify),
   cancelAnswer: () => nothing(cancelAnswer),
 };
