@@ -64,6 +64,29 @@ test("the example page trains with the packed package", { skip: missing }, async
   server.close();
 });
 
+test("the React example fits the package's types, and trains", { skip: missing }, async () => {
+  const dir = installed("web/pkg", "loraine");
+  cpSync(projectFile("examples/react"), dir, { recursive: true, filter: (path) => !path.includes("node_modules") });
+  const modules = projectFile("web/node_modules");
+  for (const name of ["react", "react-dom", "scheduler", "csstype", "@types"]) symlinkSync(join(modules, name), join(dir, "node_modules", name));
+  execFileSync(join(modules, ".bin/tsc"), ["-p", dir], { stdio: "inherit" });
+  cpSync(demoModel, join(dir, "public/model"), { recursive: true });
+  execFileSync(join(modules, ".bin/vite"), ["build", dir, "--logLevel", "warn"], { stdio: "inherit" });
+
+  const { server, url } = await serve(join(dir, "dist"), 0, { policy: false });
+  const page = await browser.newPage();
+  await page.goto(url);
+  await page.getByRole("button", { name: "Train" }).click();
+  await page.getByRole("button", { name: "Ask" }).and(page.locator(":enabled")).click({ timeout: 180_000 });
+  assert.match(await waitForText(page, "#adapted", /\w/, 120_000), /Arr/);
+  const losses = (await page.locator("#losses li").allInnerTexts()).map(Number);
+  assert.equal(losses.length, 20);
+  assert.ok(losses.at(-1) < 0.6 * losses[0], losses.join());
+  await page.close();
+  server.closeAllConnections();
+  server.close();
+});
+
 test("the command of the packed page serves it", { skip: missing }, async () => {
   const dir = installed("web", "loraine-page");
   const { bin } = JSON.parse(readFileSync(join(dir, "node_modules/loraine-page/package.json"), "utf8"));
