@@ -459,6 +459,8 @@ impl Gpu {
                 Ok(Err(wgpu::PollError::Timeout)) => {
                     let moves = self.finished.load(Ordering::Relaxed) != before;
                     if !moves && !self.capabilities.cpu {
+                        // Its end would wait for the GPU, without a limit.
+                        std::mem::forget((self.device.clone(), self.queue.clone()));
                         return Err(self.lose(format!("it finished nothing for {} seconds", HANG_LIMIT.as_secs())));
                     }
                 }

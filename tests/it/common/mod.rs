@@ -25,7 +25,6 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 /// The factor by which `make soak` makes faults more frequent.
-#[cfg(target_os = "linux")]
 pub fn soak() -> u64 {
     std::env::var("LORAINE_SOAK").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }

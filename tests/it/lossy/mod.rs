@@ -1,10 +1,11 @@
-//! Runs whose device is lost. `driver.c` is a Vulkan driver that stands in front of Mesa's software driver and loses the device at a
-//! given submit.
+//! Runs whose device is lost or hangs. `driver.c` is a Vulkan driver that stands in front of Mesa's software driver and loses the
+//! device at a given submit, or finishes nothing from there on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::common::cli::{Shell, random_lines, train_on};
+use crate::common::soak;
 
 const SOFTWARE_DRIVER: &str = "/usr/share/vulkan/icd.d/lvp_icd.x86_64.json";
 
@@ -40,12 +41,24 @@ impl Lossy {
         Some(Self { manifest: shell.path("lossy.json"), real })
     }
 
-    /// Runs a command on this driver. 0 loses no device.
-    fn run(&self, shell: &Shell, line: &str, lose_at: usize) -> Output {
+    /// A command on this driver, and what the driver does.
+    fn command(&self, shell: &Shell, line: &str, does: &[(&str, usize)]) -> Command {
         let mut command = shell.command(line);
         command.env("VK_DRIVER_FILES", &self.manifest).env("REAL_DRIVER", &self.real).env_remove("LORAINE_GPU");
-        command.env("LOSE_AT", lose_at.to_string()).env("COUNT_FILE", shell.path("submits"));
-        command.output().expect("the program runs")
+        command.env("COUNT_FILE", shell.path("submits"));
+        command.envs(does.iter().map(|(name, value)| (name, value.to_string())));
+        command
+    }
+
+    /// Runs a command on this driver. 0 loses no device.
+    fn run(&self, shell: &Shell, line: &str, lose_at: usize) -> Output {
+        self.command(shell, line, &[("LOSE_AT", lose_at)]).output().expect("the program runs")
+    }
+
+    /// The submits of the last run.
+    fn submits(shell: &Shell) -> usize {
+        let count = String::from_utf8(shell.read("submits")).expect("a count");
+        count.parse().expect("a number")
     }
 }
 
@@ -59,19 +72,17 @@ fn train(shell: &Shell, out: &str) -> String {
     )
 }
 
-/// As many losses as `LORAINE_SOAK` says, spread over the run; some in `make test`.
 #[test]
 fn a_run_goes_on_after_a_lost_device() {
     let shell = Shell::new();
     let Some(driver) = Lossy::build(&shell) else { return };
     let whole = driver.run(&shell, &train(&shell, "whole"), 0);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
-    let count = std::fs::read_to_string(shell.path("submits")).expect("a count");
-    let submits: usize = count.parse().expect("a number");
+    let submits = Lossy::submits(&shell);
     assert!(submits > 20, "{submits} submits");
-    let times = std::env::var("LORAINE_SOAK").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let times = 8 * soak() as usize;
     for i in 0..times {
-        let lose_at = 1 + i * (submits - 1) / (times - 1).max(1);
+        let lose_at = 1 + i * (submits - 1) / (times - 1);
         let save = ["", " --save-every 3"][i % 2];
         let output = driver.run(&shell, &format!("{}{save} --overwrite", train(&shell, "lost")), lose_at);
         let problems = String::from_utf8_lossy(&output.stderr);
@@ -83,6 +94,32 @@ fn a_run_goes_on_after_a_lost_device() {
     }
 }
 
+/// A GPU that hangs, whose driver waits for it without end where it has no limit.
+#[test]
+fn a_run_goes_on_after_a_gpu_that_hangs() {
+    let shell = Shell::new();
+    let Some(driver) = Lossy::build(&shell) else { return };
+    let run = |out: &str, save: &str, hang_at| {
+        let line = format!("{}{save} --overwrite", train(&shell, out));
+        let mut command = driver.command(&shell, &line, &[("AS_GPU", 1), ("HANG_AT", hang_at)]);
+        command.output().expect("the program runs")
+    };
+    let whole = run("whole", "", 0);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let submits = Lossy::submits(&shell);
+    let times = 3 * soak() as usize;
+    for i in 0..times {
+        let hang_at = 1 + i * (submits - 1) / (times - 1);
+        let output = run("hung", ["", " --save-every 3"][i % 2], hang_at);
+        let problems = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !problems.contains("panicked"), "at submit {hang_at}: {problems}");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(shown.contains("it finished nothing for 120 seconds"), "at submit {hang_at}: {shown}");
+        shell.assert_same_adapter(&format!("hung at submit {hang_at}"), ["whole", "hung"]);
+        assert_eq!(shell.timeless_metrics("hung"), shell.timeless_metrics("whole"), "at submit {hang_at}");
+    }
+}
+
 /// A device that stays lost ends the run with what there is to go on from.
 #[test]
 fn a_device_that_is_lost_again_and_again_ends_the_run() {
@@ -90,12 +127,10 @@ fn a_device_that_is_lost_again_and_again_ends_the_run() {
     let Some(driver) = Lossy::build(&shell) else { return };
     // Late enough for a checkpoint.
     assert!(driver.run(&shell, &train(&shell, "whole"), 0).status.success());
-    let lose_at =
-        std::fs::read_to_string(shell.path("submits")).expect("a count").parse::<usize>().expect("a number") - 10;
+    let lose_at = Lossy::submits(&shell) - 10;
     let line = format!("{} --save-every 2", train(&shell, "lost"));
-    let mut command = shell.command(&line);
-    command.env("VK_DRIVER_FILES", &driver.manifest).env("REAL_DRIVER", &driver.real).env_remove("LORAINE_GPU");
-    let output = command.env("LOSE_AT", lose_at.to_string()).env("LOSE_NEXT", "5").output().expect("the program runs");
+    let output = driver.command(&shell, &line, &[("LOSE_AT", lose_at), ("LOSE_NEXT", 5)]).output();
+    let output = output.expect("the program runs");
     let problems = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{problems}");
     assert!(!problems.contains("panicked"), "{problems}");
