@@ -1,7 +1,7 @@
 //! The errors of a device. Each message says what to do about it.
 
-use super::memory::{readable_bytes, readable_need};
-use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, RECOMPUTE};
+use super::memory::{Category, readable_bytes, readable_need};
+use crate::setting::{BATCH_SIZE, MAX_SEQ_LEN, METHOD, MODEL, OPTIM, RANK, RECOMPUTE};
 
 /// An error of the device.
 #[derive(Debug, thiserror::Error)]
@@ -29,18 +29,14 @@ pub enum GpuError {
         problem: String,
     },
     /// An allocation failed.
-    #[error(
-        "out of GPU memory while allocating {} for {what}: lower {} or {}, or choose {}",
-        readable_bytes(*bytes),
-        BATCH_SIZE,
-        MAX_SEQ_LEN,
-        RECOMPUTE.is("all")
-    )]
+    #[error("out of GPU memory while allocating {} for {what}: {}", readable_bytes(*bytes), to_save(*category))]
     OutOfMemory {
         /// Size of the buffer that could not be allocated, in bytes.
         bytes: u64,
         /// Label of that buffer in the memory plan.
         what: String,
+        /// Its category, from which follows what would make it smaller.
+        category: Category,
     },
     /// A buffer or binding is over a limit of the adapter.
     #[error(
@@ -68,4 +64,34 @@ pub enum GpuError {
     /// The driver refused a command or a shader.
     #[error("the GPU reported an error: {0}")]
     Validation(String),
+}
+
+/// The settings that make buffers of a category smaller.
+fn to_save(category: Category) -> String {
+    match category {
+        Category::Weights | Category::QuantScales => {
+            format!("choose {}, or a smaller model for {MODEL}", METHOD.is("qlora"))
+        }
+        Category::Adapter | Category::Gradients => format!("lower {RANK}"),
+        Category::Optimizer => format!("lower {RANK}, or choose {}", OPTIM.is("adamw8bit")),
+        Category::KeptActivations | Category::Workspace | Category::KvCache | Category::Uploads => {
+            format!("lower {BATCH_SIZE} or {MAX_SEQ_LEN}, or choose {}", RECOMPUTE.is("all"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_help_depends_on_what_does_not_fit() {
+        let said = |category| GpuError::OutOfMemory { bytes: 1 << 30, what: "x".to_owned(), category }.to_string();
+        let weights = said(Category::Weights);
+        assert!(weights.contains(&METHOD.is("qlora")) && !weights.contains(&BATCH_SIZE.to_string()), "{weights}");
+        assert!(said(Category::Workspace).contains(&BATCH_SIZE.to_string()));
+        for category in Category::ALL {
+            assert!(said(category).starts_with("out of GPU memory while allocating "), "{category:?}");
+        }
+    }
 }

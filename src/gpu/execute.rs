@@ -121,7 +121,8 @@ impl Gpu {
                 wgpu::BufferDescriptor { label: Some(&spec.label), size: spec.bytes, usage, mapped_at_creation: false };
             let buffer = self.device.create_buffer(&descriptor);
             if scope.pop().await.is_some() {
-                return Err(GpuError::OutOfMemory { bytes: spec.bytes, what: spec.label.clone() });
+                let (what, category) = (spec.label.clone(), spec.category);
+                return Err(GpuError::OutOfMemory { bytes: spec.bytes, what, category });
             }
             buffers.ledger.add(spec.category, buffer.size());
             buffers.buffers.push(buffer);
