@@ -3,7 +3,8 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::files::{self, File};
+use super::clean_up;
+use crate::files::{self, DirectoryLock, File};
 use crate::model::gguf_blocks::GgmlType;
 use crate::model::gguf_file::DEFAULT_ALIGNMENT;
 use crate::{Error, Result};
@@ -72,7 +73,7 @@ impl PlannedTensor {
     }
 }
 
-/// A file under a temporary name beside its own, which it gets when it is whole.
+/// A file under a temporary name beside its own, which it gets when it is whole. Nobody else writes to its place meanwhile.
 pub(super) struct GgufWriter {
     path: PathBuf,
     beside: PathBuf,
@@ -80,21 +81,25 @@ pub(super) struct GgufWriter {
     /// Tensors that are not written yet; the next one is last.
     left: Vec<PlannedTensor>,
     finished: bool,
+    _lock: DirectoryLock,
 }
 
 impl GgufWriter {
     /// Writes everything but the values of the tensors, which are stored in the order of `tensors`. `records` are the keys.
     ///
     /// # Errors
-    /// A file that is there and not to be replaced, or that cannot be written.
+    /// A file that is there and not to be replaced, that is being written by another process, or that cannot be written.
     pub(super) fn create(
         path: &Path,
         records: &[Vec<u8>],
         tensors: Vec<PlannedTensor>,
         overwrite: bool,
     ) -> Result<Self> {
-        check_place(path, overwrite)?;
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let failed = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
+        let lock = files::lock_place(path)?;
+        check_place(path, overwrite)?;
+        clean_up(path, name).map_err(failed)?;
         let mut header = Vec::new();
         header.extend(b"GGUF");
         header.extend(3u32.to_le_bytes());
@@ -112,11 +117,10 @@ impl GgufWriter {
         }
         header.resize(header.len().next_multiple_of(DEFAULT_ALIGNMENT as usize), 0);
         let beside = path.with_file_name(format!(".{name}.{}.part", files::writer_id()));
-        let failed = |e: std::io::Error| Error::file(path, format!("cannot be written: {e}"));
         let mut file = BufWriter::with_capacity(1 << 20, files::create_new(&beside).map_err(failed)?);
         let left = tensors.into_iter().rev().collect();
         let written = file.write_all(&header);
-        let writer = Self { path: path.to_owned(), beside, file, left, finished: false };
+        let writer = Self { path: path.to_owned(), beside, file, left, finished: false, _lock: lock };
         written.map_err(failed)?;
         Ok(writer)
     }

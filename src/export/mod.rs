@@ -51,7 +51,7 @@ impl OutputDirectory {
         let lock = files::lock_place(place)?;
         let named = |end: &str| place.with_file_name(format!(".{name}.{}.{end}", files::writer_id()));
         let out = Self { place: place.to_owned(), beside: named("part"), aside: named("old"), _lock: lock };
-        out.clean_up(name).map_err(|e| out.failed(&e))?;
+        clean_up(place, name).map_err(|e| out.failed(&e))?;
         let empty = files::names(place).is_ok_and(|names| names.is_empty());
         if files::exists(place) && !empty && !overwrite {
             let problem = format!("exists already; choose a new directory, or {OVERWRITE} to replace it");
@@ -67,25 +67,6 @@ impl OutputDirectory {
 
     fn failed(&self, e: &io::Error) -> Error {
         Error::file(&self.place, format!("cannot be written: {e}"))
-    }
-
-    /// Takes away what exports to this path that were cut short have left. An old model that was moved aside and not yet replaced
-    /// goes back to its place.
-    fn clean_up(&self, name: &str) -> io::Result<()> {
-        let parent = parent(&self.place);
-        for left in files::names(parent)? {
-            let Some(middle) = left.strip_prefix(&format!(".{name}.")) else { continue };
-            let (number, end) = middle.split_once('.').unwrap_or(("", middle));
-            if !number.bytes().all(|byte| byte.is_ascii_digit()) || !["part", "old"].contains(&end) {
-                continue;
-            }
-            let path = parent.join(&left);
-            match end == "old" && !files::exists(&self.place) {
-                true => files::rename(&path, &self.place)?,
-                false => files::remove_if_there(&path)?,
-            }
-        }
-        Ok(())
     }
 
     /// Directory for the files while they are written.
@@ -139,6 +120,25 @@ fn bring_over(from: &Path, to: &Path, wanted: fn(&str) -> bool) -> io::Result<()
             bring_over(&here, &there, |_| true)?;
         } else if !files::exists(&there) {
             std::fs::hard_link(&here, &there).or_else(|_| std::fs::copy(&here, &there).map(|_| ()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what exports to a path that were cut short have left; `name` is its last part, and the caller has locked it. An old model
+/// that was moved aside and not yet replaced goes back to its place.
+fn clean_up(place: &Path, name: &str) -> io::Result<()> {
+    let parent = parent(place);
+    for left in files::names(parent)? {
+        let Some(middle) = left.strip_prefix(&format!(".{name}.")) else { continue };
+        let (number, end) = middle.split_once('.').unwrap_or(("", middle));
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) || !["part", "old"].contains(&end) {
+            continue;
+        }
+        let path = parent.join(&left);
+        match end == "old" && !files::exists(place) {
+            true => files::rename(&path, place)?,
+            false => files::remove_if_there(&path)?,
         }
     }
     Ok(())
