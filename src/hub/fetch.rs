@@ -392,8 +392,8 @@ fn link(blob: &Path, pointer: &Path, depth: usize) -> io::Result<()> {
     linked.or_else(|_| fs::rename(blob, pointer))
 }
 
-/// Retries errors that may be temporary, until the patience of the settings has passed without progress. The attempt may set the time
-/// of the last progress.
+/// Retries errors that may be temporary, until the patience of the settings has passed without progress, also where the server names a
+/// later time. The attempt may set the time of the last progress.
 pub(super) fn patiently<T>(
     settings: &HubSettings,
     mut attempt: impl FnMut(&mut Instant) -> Result<T, Failure>,
@@ -401,7 +401,9 @@ pub(super) fn patiently<T>(
     let (mut pause, mut alive) = (FIRST_PAUSE, Instant::now());
     for _ in 1..ATTEMPTS {
         match attempt(&mut alive) {
-            Err(e) if e.may_pass() && alive.elapsed() + pause < settings.patience() => std::thread::sleep(pause),
+            Err(e) if e.may_pass() && alive.elapsed() + pause.max(e.wait()) < settings.patience() => {
+                std::thread::sleep(pause.max(e.wait()));
+            }
             other => return other,
         }
         pause *= 2;

@@ -1,5 +1,6 @@
 //! Settings of the hub client, read from the environment variables that huggingface_hub reads.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +15,19 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Files or directories of certificates in PEM; the first variable that is set counts, and the system's certificates do not.
 const CERTIFICATES: [&str; 4] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// A token of the hub, and the variable or file that it comes from.
-#[derive(Clone, Debug)]
+/// A token of the hub, and the variable or file that it comes from. Its text is in no debug output.
+#[derive(Clone)]
 pub struct Token {
     /// The token itself.
     pub text: String,
     /// The variable or the file that it was read from.
     pub source: String,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 /// The hub to download from and the cache to download to.
@@ -136,6 +143,14 @@ fn certificates_at(path: &Path) -> std::io::Result<Vec<Certificate<'static>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_in_no_debug_output() {
+        let token = Token { text: "hf_secret".to_owned(), source: "HF_TOKEN".to_owned() };
+        let settings = HubSettings { token: Some(token), ..HubSettings::from_env() };
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("HF_TOKEN") && !shown.contains("hf_secret"), "{shown}");
+    }
 
     #[test]
     fn files_without_certificates_have_none() {

@@ -43,6 +43,8 @@ pub(super) struct Refusal {
     /// The hub's name of the reason, such as `GatedRepo`.
     pub code: Option<String>,
     pub words: Option<String>,
+    /// The time after which the server wants to be asked again.
+    pub wait: Option<Duration>,
 }
 
 impl Refusal {
@@ -55,6 +57,8 @@ impl Refusal {
             status: response.status().as_u16(),
             code: text(response, "x-error-code"),
             words: words.filter(|words| !words.is_empty()),
+            // Hubs send seconds; of dates no use is made.
+            wait: text(response, "retry-after").and_then(|wait| wait.trim().parse().ok()).map(Duration::from_secs),
         }
     }
 }
@@ -62,7 +66,8 @@ impl Refusal {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the server answers with status {}", self.status)?;
-        self.words.as_ref().map_or(Ok(()), |words| write!(f, " ({words})"))
+        self.words.as_ref().map_or(Ok(()), |words| write!(f, " ({words})"))?;
+        self.wait.map_or(Ok(()), |wait| write!(f, " and wants to be asked again after {} s", wait.as_secs()))
     }
 }
 
@@ -73,6 +78,14 @@ impl Failure {
             Self::Refused(Refusal { status, .. }) => *status >= 500 || *status == 429,
             Self::Connection(_) | Self::Broken(_) => true,
             Self::Disk(_) | Self::Answer(_) => false,
+        }
+    }
+
+    /// The time after which the server wants to be asked again; zero where it names none.
+    pub(super) fn wait(&self) -> Duration {
+        match self {
+            Self::Refused(Refusal { wait: Some(wait), .. }) => *wait,
+            _ => Duration::ZERO,
         }
     }
 }
@@ -261,7 +274,8 @@ fn same_origin(a: &str, b: &str) -> bool {
     origin(a).is_some_and(|a| Some(a) == origin(b))
 }
 
-/// Resolves a redirect: `to` is a full URL, or a path on the same host.
+/// Resolves a redirect: `to` is a full URL, or a path on the same host. None leads from an encrypted connection to a plain one, on which
+/// anybody could put other files in place of the hub's.
 fn target(from: &str, to: &str) -> Result<String, Failure> {
     let parsed = |url: &str| url.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
     if to.starts_with('/') && !to.starts_with("//") {
@@ -270,8 +284,15 @@ fn target(from: &str, to: &str) -> Result<String, Failure> {
         {
             return Ok(format!("{scheme}://{host}{to}"));
         }
-    } else if parsed(to).is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https"))) {
-        return Ok(to.to_owned());
+    } else if let Some(scheme) = parsed(to).as_ref().and_then(Uri::scheme_str) {
+        let encrypted = parsed(from).is_some_and(|uri| uri.scheme_str() == Some("https"));
+        match scheme {
+            "http" if encrypted => {
+                return Err(Failure::Answer(format!("the server leads from https to `{to}`, which is not encrypted")));
+            }
+            "http" | "https" => return Ok(to.to_owned()),
+            _ => {}
+        }
     }
     Err(Failure::Answer(format!("the server leads to `{to}`, which is no address")))
 }
@@ -300,7 +321,9 @@ mod tests {
     fn redirects_lead_to_paths_and_addresses() {
         let from = "https://hub.example:8443/a/b?c=d";
         assert_eq!(target(from, "/x/y?z").unwrap(), "https://hub.example:8443/x/y?z");
-        assert_eq!(target(from, "http://cdn.example/x").unwrap(), "http://cdn.example/x");
+        assert_eq!(target(from, "https://cdn.example/x").unwrap(), "https://cdn.example/x");
+        assert_eq!(target("http://hub.example/a", "http://cdn.example/x").unwrap(), "http://cdn.example/x");
+        assert!(target(from, "http://cdn.example/x").unwrap_err().to_string().contains("not encrypted"));
         for wrong in ["", "x/y", "//cdn.example/x", "file:///etc/passwd", "ftp://a/b", "\u{1f600}"] {
             assert!(target(from, wrong).is_err(), "{wrong}");
         }

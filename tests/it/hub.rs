@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::common::cli::{Shell, assert_fails, copy_files, random_lines, texts};
-use crate::common::fixture;
+use crate::common::{fixture, soak};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -38,6 +38,15 @@ enum Mood {
     Trickles,
     /// Sends a large file byte by byte.
     TricklesBodies,
+    /// Sends the list of files byte by byte.
+    TricklesLists,
+    /// Sends a list of files without end.
+    EndlessLists,
+    /// Is too busy for the first requests, and wants to be asked again after some seconds.
+    Busy {
+        times: usize,
+        seconds: u64,
+    },
     Missing,
     /// Leads to the server at this port of another host name for what is large, as hubs do.
     LeadsTo(u16),
@@ -159,6 +168,15 @@ fn answer(
             write!(stream, "HTTP/1.1 200 OK\r\nX-Long: ")?;
             return trickle(&mut stream, &[b'x'; 600]);
         }
+        Mood::Busy { times, seconds } if broken.fetch_add(1, Ordering::SeqCst) < times => {
+            return refuse(&mut stream, &format!("429 Too Many Requests\r\nRetry-After: {seconds}"));
+        }
+        Mood::EndlessLists => {
+            write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{{\"siblings\": [")?;
+            loop {
+                stream.write_all(&b"{\"rfilename\": \"a\"}, ".repeat(1 << 12))?;
+            }
+        }
         Mood::Missing => return refuse(&mut stream, "404 Not Found"),
         Mood::Gated => return refuse(&mut stream, "403 Forbidden"),
         Mood::LeadsInCircles => {
@@ -177,7 +195,12 @@ fn answer(
     }
     if path.starts_with("/api/models/tiny/") {
         let body = description(dir)?;
-        return write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        return if mood == Mood::TricklesLists {
+            trickle(&mut stream, body.as_bytes())
+        } else {
+            stream.write_all(body.as_bytes())
+        };
     }
     let name = path.split_once(&format!("/resolve/{COMMIT}/")).map(|(_, name)| name).unwrap_or_default();
     let Ok(mut body) = std::fs::read(dir.join(name)) else { return refuse(&mut stream, "404 Not Found") };
@@ -470,19 +493,49 @@ fn tokens_and_offline_come_from_every_place_that_huggingface_hub_reads() {
     assert_eq!(hub.asked_for("").len(), before);
 }
 
+/// With the patience of a second; `LORAINE_SOAK` tries the default too.
 #[test]
-fn a_server_without_progress_is_given_up() {
-    for (mood, says) in [
-        (Mood::Silent, "cannot be asked for it"),
-        (Mood::Trickles, "cannot be asked for it"),
-        (Mood::TricklesBodies, "bytes came in 2 seconds; run the command again"),
-    ] {
-        let (hub, shell) = (Hub::open("llama_tied", mood), shell());
-        let started = Instant::now();
-        let train = format!("{TRAIN} --out run");
-        assert_fails(hub.command(&shell, &train).env("HF_HUB_DOWNLOAD_TIMEOUT", "1"), &train, &[says]);
-        assert!(started.elapsed() < Duration::from_secs(15), "{mood:?} held the program for {:?}", started.elapsed());
+fn a_hostile_hub_is_given_up() {
+    let moods: [(Mood, &[&str]); 11] = [
+        (Mood::Silent, &["cannot be asked for it"]),
+        (Mood::Trickles, &["cannot be asked for it"]),
+        (Mood::TricklesBodies, &["bytes came in ", " seconds; run the command again"]),
+        (Mood::TricklesLists, &["cannot be asked for it"]),
+        (Mood::EndlessLists, &["not a hub's"]),
+        (Mood::LeadsInCircles, &["from one place to the next"]),
+        (Mood::WrongSize, &["bytes instead of"]),
+        (Mood::Damaged, &["SHA-256"]),
+        (Mood::Html, &["cannot be asked for it"]),
+        (Mood::Busy { times: usize::MAX, seconds: 1 }, &["wants to be asked again after 1 s"]),
+        (Mood::Busy { times: usize::MAX, seconds: 3600 }, &["wants to be asked again after 3600 s"]),
+    ];
+    let patience: &[Option<&str>] = if soak() > 1 { &[Some("1"), None] } else { &[Some("1")] };
+    for timeout in patience {
+        std::thread::scope(|scope| {
+            for (mood, says) in moods {
+                scope.spawn(move || {
+                    let (hub, shell) = (Hub::open("llama_tied", mood), shell());
+                    let train = format!("{TRAIN} --out run");
+                    let mut command = hub.command(&shell, &train);
+                    command.envs(timeout.map(|seconds| ("HF_HUB_DOWNLOAD_TIMEOUT", seconds)));
+                    let started = Instant::now();
+                    assert_fails(&mut command, &train, says);
+                    let took = started.elapsed();
+                    println!("{mood:?}, timeout {timeout:?}: {took:?}");
+                    let most = Duration::from_secs(if timeout.is_some() { 15 } else { 120 });
+                    assert!(took < most, "{mood:?} held the program for {took:?}");
+                });
+            }
+        });
     }
+}
+
+#[test]
+fn a_hub_that_is_busy_is_asked_again_when_it_wants_to_be() {
+    let (hub, shell) = (Hub::open("llama_tied", Mood::Busy { times: 2, seconds: 1 }), shell());
+    let started = Instant::now();
+    hub.succeed(&shell, &format!("{TRAIN} --out run"));
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
 #[test]
