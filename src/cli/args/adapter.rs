@@ -73,14 +73,17 @@ fn unpack(path: &Path) -> Result<TempDir> {
         bail!("holds {} adapters, in {}; unpack it and name one", folders.len(), folders.join(", "));
     };
     let dir = tempfile::tempdir().context("no temporary directory can be made")?;
+    // Of all entries together: they may share their packed bytes.
+    let most = packed.saturating_mul(MOST_GROWTH).saturating_add(SMALL);
+    let mut left = most;
     for index in 0..archive.len() {
         let entry = archive.by_index(index).context("is not a whole zip file")?;
         let name = entry.name().to_owned();
         let Some(name) = name.strip_prefix(folder.as_str()).filter(|name| is_plain(name)) else { continue };
-        let most = packed.saturating_mul(MOST_GROWTH).saturating_add(SMALL);
         let mut to = File::create(dir.path().join(name)).context("cannot be unpacked")?;
-        let size = io::copy(&mut entry.take(most), &mut to).with_context(|| format!("{name} cannot be unpacked"))?;
-        ensure!(size < most, "{name} would take over {most} bytes; this is not an adapter");
+        let size = io::copy(&mut entry.take(left), &mut to).with_context(|| format!("{name} cannot be unpacked"))?;
+        ensure!(size < left, "{name} would take more than the {most} bytes that an adapter of this size has");
+        left -= size;
     }
     Ok(dir)
 }
