@@ -20,8 +20,11 @@ fn shell() -> Shell {
     shell
 }
 
-/// The files of a directory with their bytes; none where it is absent.
+/// The files of a directory with their bytes, or a file as the only one; none where there is nothing.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    if dir.is_file() {
+        return BTreeMap::from([(String::new(), std::fs::read(dir).unwrap())]);
+    }
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_file());
     entries.map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap())).collect()
 }
@@ -70,28 +73,26 @@ fn faults(calls: &[(&'static str, u64)], count: u64) -> Vec<(String, String)> {
     all.into_iter().step_by(if step.is_multiple_of(3) { step + 1 } else { step }).collect()
 }
 
-#[test]
-fn an_export_with_a_fault_leaves_the_old_model_or_the_new_one() {
-    let shell = shell();
-    let old = "quantize --model model --out made --quant fp4";
-    let new = "quantize --model model --out made --overwrite";
-    shell.succeed(old);
-    let before = contents(&shell.path("made"));
-    let Some(calls) = count_calls(&shell, new) else { return };
-    let after = contents(&shell.path("made"));
+/// Gives `count` faults to an export: with `--overwrite` where `old` has written another model before, and to an empty place.
+fn export_with_faults(shell: &Shell, place: &str, old: &str, new: &str, count: u64) {
+    let (old, new) = (format!("{old} --out {place}"), format!("{new} --out {place} --overwrite"));
+    shell.succeed(&old);
+    let before = contents(&shell.path(place));
+    let Some(calls) = count_calls(shell, &new) else { return };
+    let after = contents(&shell.path(place));
     assert!(before != after && !after.is_empty());
     let others = shell.names(".");
     for overwrite in [true, false] {
-        let mut broken = 0;
-        for (call, inject) in faults(&calls, 36 * soak()) {
-            std::fs::remove_dir_all(shell.path("made")).unwrap();
+        let (mut broken, mut given) = (0, 0);
+        for (call, inject) in faults(&calls, count) {
+            remove(&shell.path(place));
             if overwrite {
-                shell.succeed(old);
+                shell.succeed(&old);
             }
-            let output = with_fault(&shell, new, &call, &inject).output().unwrap();
+            let output = with_fault(shell, &new, &call, &inject).output().unwrap();
             let (shown, problems) = texts(&output);
             assert!(!problems.contains("panicked"), "{inject}: {problems}");
-            let found = contents(&shell.path("made"));
+            let found = contents(&shell.path(place));
             let allowed = if overwrite { &before } else { &BTreeMap::new() };
             assert!(
                 found == after || found == *allowed,
@@ -99,38 +100,101 @@ fn an_export_with_a_fault_leaves_the_old_model_or_the_new_one() {
                 found.keys().collect::<Vec<_>>()
             );
             assert!(!output.status.success() || found == after, "{inject}: said to be written\n{shown}");
-            broken += u64::from(!output.status.success());
-            shell.succeed(new);
-            assert!(contents(&shell.path("made")) == after, "{inject}: the next export differs");
+            (broken, given) = (broken + u64::from(!output.status.success()), given + 1);
+            shell.succeed(&new);
+            assert!(contents(&shell.path(place)) == after, "{inject}: the next export differs");
             let left: Vec<String> = shell.names(".").into_iter().filter(|name| name != "calls.log").collect();
             assert_eq!(left, others, "{inject}");
         }
-        assert!(broken > 5, "only {broken} faults stopped the program");
+        println!("{new}, {}: {given} faults, {broken} stopped it", if overwrite { "replacing" } else { "new" });
+        assert!(broken > given / 8, "only {broken} of {given} faults stopped the program");
     }
+    remove(&shell.path(place));
+}
+
+fn remove(place: &Path) {
+    if place.is_dir() { std::fs::remove_dir_all(place) } else { std::fs::remove_file(place) }.unwrap();
+}
+
+#[test]
+fn an_export_with_a_fault_leaves_the_old_model_or_the_new_one() {
+    let shell = shell();
+    let quantize = "quantize --model model";
+    export_with_faults(&shell, "made", &format!("{quantize} --quant fp4"), quantize, 36 * soak());
+}
+
+#[test]
+fn a_merge_with_a_fault_leaves_the_old_model_or_the_new_one() {
+    let shell = shell();
+    copy_files(&fixture("llama_tied/adapter"), &shell.path("adapter"));
+    let merge = "merge --model model --adapter adapter";
+    export_with_faults(&shell, "made", &format!("{merge} --dtype bf16"), merge, 8 * soak());
+}
+
+#[test]
+fn a_gguf_file_with_a_fault_is_the_old_one_or_the_new_one() {
+    let shell = shell();
+    for adapter in ["adapter", "adapter_regex"] {
+        copy_files(&fixture("llama_tied").join(adapter), &shell.path(adapter));
+    }
+    let merge = "merge --model model --adapter adapter --gguf";
+    export_with_faults(&shell, "made.gguf", &format!("{merge} --dtype bf16"), merge, 8 * soak());
+    let export = |adapter: &str| format!("export --gguf --model model --adapter {adapter}");
+    export_with_faults(&shell, "lora.gguf", &export("adapter_regex"), &export("adapter"), 8 * soak());
+}
+
+/// A run of four steps with checkpoints.
+fn train(out: &str, more: &str) -> String {
+    format!("train --model model --data data.jsonl --steps 4 --save-every 1 --rank 2 --batch-size 2 --out {out} {more}")
+}
+
+/// Gives a fault to `line`, which trains into `run`, and goes on with the run, which must then be as `whole`.
+fn train_with_fault(shell: &Shell, line: &str, call: &str, inject: &str) {
+    let output = with_fault(shell, line, call, inject).output().unwrap();
+    let (_, problems) = texts(&output);
+    assert!(!problems.contains("panicked"), "{inject}: {problems}");
+    let checkpoints = shell.names("run/checkpoints").iter().any(|name| name.starts_with("step-"));
+    shell.succeed(&train("run", if checkpoints { "--resume" } else { "--overwrite" }));
+    shell.assert_same_adapter(inject, ["whole", "run"]);
+    assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("run"), "{inject}");
+    for dir in [".", "run", "run/checkpoints"] {
+        let left: Vec<String> = shell.names(dir).into_iter().filter(|name| name.starts_with('.')).collect();
+        assert!(left.is_empty(), "{inject}: {dir} holds {left:?}");
+    }
+    assert_eq!(shell.names("run/checkpoints").len(), 2, "{inject}");
 }
 
 #[test]
 fn a_run_with_a_fault_goes_on_as_if_nothing_had_been() {
     let shell = shell();
-    let train = |out: &str, start: &str| {
-        format!(
-            "train --model model --data data.jsonl --steps 4 --save-every 1 --rank 2 --batch-size 2 --out {out} {start}"
-        )
-    };
     let Some(calls) = count_calls(&shell, &train("whole", "")) else { return };
     for (call, inject) in faults(&calls, 18 * soak()) {
-        let output = with_fault(&shell, &train("run", "--overwrite"), &call, &inject).output().unwrap();
-        let (_, problems) = texts(&output);
-        assert!(!problems.contains("panicked"), "{inject}: {problems}");
-        let checkpoints = shell.names("run/checkpoints").iter().any(|name| name.starts_with("step-"));
-        shell.succeed(&train("run", if checkpoints { "--resume" } else { "--overwrite" }));
-        shell.assert_same_adapter(&inject, ["whole", "run"]);
-        assert_eq!(shell.timeless_metrics("whole"), shell.timeless_metrics("run"), "{inject}");
-        for dir in [".", "run", "run/checkpoints"] {
-            let left: Vec<String> = shell.names(dir).into_iter().filter(|name| name.starts_with('.')).collect();
-            assert!(left.is_empty(), "{inject}: {dir} holds {left:?}");
+        train_with_fault(&shell, &train("run", "--overwrite"), &call, &inject);
+    }
+}
+
+#[test]
+fn a_resumed_run_with_a_fault_goes_on_as_if_nothing_had_been() {
+    let shell = shell();
+    shell.succeed(&train("whole", ""));
+    shell.succeed(&train("long", "--keep 9"));
+    // As a kill after the second step leaves it.
+    let begin = || {
+        let _ = std::fs::remove_dir_all(shell.path("run"));
+        for step in ["step-1", "step-2"] {
+            let dir = format!("checkpoints/{step}");
+            copy_files(&shell.path("long").join(&dir), &shell.path("run").join(&dir));
         }
-        assert_eq!(shell.names("run/checkpoints").len(), 2, "{inject}");
+        for file in ["metrics.jsonl", "run.toml"] {
+            shell.write(&format!("run/{file}"), shell.read(&format!("long/{file}")));
+        }
+    };
+    begin();
+    let Some(calls) = count_calls(&shell, &train("run", "--resume")) else { return };
+    for (call, inject) in faults(&calls, 9 * soak()) {
+        begin();
+        train_with_fault(&shell, &train("run", "--resume"), &call, &inject);
+        assert!(shell.names("run/checkpoints").contains(&"step-4".to_owned()), "{inject}");
     }
 }
 
@@ -152,7 +216,7 @@ fn of_two_programs_that_write_to_one_place_one_wins() {
         shell.succeed(&format!("quantize --model model --out {code} --quant {code}"));
         contents(&shell.path(code))
     });
-    for pair in 0..4 * soak() {
+    for pair in 0..8 * soak() {
         let overwrite = if pair % 2 == 0 { "" } else { "--overwrite" };
         let commands =
             ["fp4", "nf4"].map(|code| format!("quantize --model model --out made --quant {code} {overwrite}"));
@@ -195,10 +259,34 @@ fn of_two_programs_that_write_to_one_place_one_wins() {
     }
 }
 
+/// One damage of a checkpoint's file, or None where it is removed. `other` is the file of another checkpoint.
+fn damaged(bytes: &[u8], other: &[u8], draw: impl Fn(u64) -> u64) -> Option<Vec<u8>> {
+    let mut changed = bytes.to_vec();
+    let at = draw(1) as usize % changed.len();
+    let length = 1 + draw(3) as usize % (changed.len() - at).min(64);
+    match draw(2) % 10 {
+        0 => changed.truncate(at),
+        1 => changed[at] ^= 1 << (draw(4) % 8),
+        2 => changed[at] = draw(4) as u8,
+        3 => changed.insert(at, draw(4) as u8),
+        4 => changed[at..at + length].fill(0),
+        5 => drop(changed.drain(at..at + length)),
+        6 => changed.extend_from_slice(&bytes[at..at + length]),
+        7 => return Some(other.to_vec()),
+        8 => {
+            // A number of a file of JSON, or of a header of weights.
+            let digit = (at..changed.len()).chain(0..at).find(|i| changed[*i].is_ascii_digit())?;
+            changed[digit] = b'0' + (changed[digit] - b'0' + 1 + (draw(4) % 9) as u8) % 10;
+        }
+        _ => return None,
+    }
+    Some(changed)
+}
+
 #[test]
 fn no_damaged_checkpoint_is_loaded() {
     let shell = shell();
-    let run = "train --model model --data data.jsonl --steps 3 --save-every 3 --batch-size 2";
+    let run = "train --model model --data data.jsonl --steps 3 --save-every 1 --keep 9 --batch-size 2";
     for (kind, options) in [("f32", "--rank 2"), ("8bit", "--optim adamw8bit --rank 8")] {
         shell.succeed(&format!("{run} {options} --out {kind}"));
         let dir = shell.path(&format!("{kind}/checkpoints/step-3"));
@@ -209,27 +297,36 @@ fn no_damaged_checkpoint_is_loaded() {
         let load = || checkpoint::load(&dir, &config, trainable, storage);
         let whole = load().unwrap();
         let files: Vec<(String, Vec<u8>)> = contents(&dir).into_iter().collect();
-        for mutation in 0..300 * soak() {
+        let (mutations, mut refused) = (300 * soak(), 0);
+        for mutation in 0..mutations {
             let draw = |index| bits(5, Stream::Sampling, mutation, index);
             let (name, bytes) = &files[draw(0) as usize % files.len()];
-            let mut changed = bytes.clone();
-            let at = draw(1) as usize % changed.len();
-            match draw(2) % 4 {
-                0 => changed.truncate(at),
-                1 => changed[at] ^= 1 << (draw(3) % 8),
-                2 => changed[at] = draw(3) as u8,
-                _ => changed.insert(at, draw(3) as u8),
+            let other = shell.read(&format!("{kind}/checkpoints/step-{}/{name}", 1 + draw(5) % 2));
+            let changed = damaged(bytes, &other, draw);
+            match &changed {
+                Some(changed) => std::fs::write(dir.join(name), changed).unwrap(),
+                None => std::fs::remove_file(dir.join(name)).unwrap(),
             }
-            std::fs::write(dir.join(name), &changed).unwrap();
-            if let Ok(loaded) = load() {
-                let same = loaded.state == whole.state
-                    && loaded.values == whole.values
-                    && loaded.moments == whole.moments
-                    && (name == "state.json" || changed == *bytes);
-                assert!(same, "mutation {mutation} of {name} at {at}");
+            match load() {
+                Ok(loaded) => {
+                    let same = loaded.state == whole.state
+                        && loaded.values == whole.values
+                        && loaded.moments == whole.moments
+                        && (name == "state.json" || changed.as_ref() == Some(bytes));
+                    assert!(same, "mutation {mutation} of {name}");
+                }
+                Err(problem) => {
+                    let problem = problem.to_string();
+                    // The state of another checkpoint is at odds with every file.
+                    let named = problem.contains(name.as_str()) || name == "state.json";
+                    assert!(named && problem.contains("step-3"), "{mutation}: {problem}");
+                    refused += 1;
+                }
             }
             std::fs::write(dir.join(name), bytes).unwrap();
         }
+        println!("{kind}: {mutations} damaged files, {refused} refused, the others are the files that were saved");
+        assert!(refused > mutations * 7 / 10, "only {refused} of {mutations} refused");
     }
 }
 
