@@ -33,8 +33,8 @@ test: ## format, lints, all tests, GPUs' kernels and other drivers and compilers
 
 soak: export LP_NUM_THREADS = 0
 soak: export LORAINE_SOAK ?= 50
-soak: ## faults of the machine in large numbers: failing system calls, kills, two writers, damage; some hours
-	cargo test --test it faults::
+soak: ## faults of the machine in large numbers: system calls, kills, two writers, lost GPUs, damaged files; some hours
+	cargo test --test it -- faults:: lossy:: mutated_inputs:: hub::a_hostile_hub
 
 check: ## compile, lint and run the tests that need no GPU, on any system
 	cargo clippy --all-targets -- -D warnings

@@ -25,7 +25,7 @@ const DAMAGES: u64 = 300;
 
 /// One damage of a file, `seed` saying which: a byte changed, removed, doubled or made a brace, digits made others, the
 /// rest cut off, or two places exchanged. Only the first `within` bytes change.
-fn damaged(good: &[u8], within: usize, seed: u64) -> Vec<u8> {
+pub fn damaged(good: &[u8], within: usize, seed: u64) -> Vec<u8> {
     let draw = |index: u64| bits(seed, Stream::Sampling, 9, index);
     let at = draw(0) as usize % within;
     let mut bytes = good.to_vec();

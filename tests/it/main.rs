@@ -45,6 +45,8 @@ mod long_run;
 mod lossy;
 mod memory;
 mod model_directories;
+#[cfg(target_os = "linux")]
+mod mutated_inputs;
 mod new_tokens;
 #[cfg(unix)]
 mod next_command;
