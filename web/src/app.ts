@@ -601,10 +601,11 @@ export class App {
         if (notice.type === "begun") this.run.id = notice.run;
         if (notice.type === "phase") this.run.enter(notice.phase);
         if (notice.type === "progress") this.run.tell(notice.progress);
+        if (notice.type === "unstored") this.run.miss(notice.failure);
         if (notice.type === "run") this.hear(notice.event);
         else this.changed("run");
       });
-      this.run.end(trained.id, trained.outcome);
+      this.run.end(trained);
       this.compared.clear();
       this.compared.add(runAdapter(trained.id));
       ended = true;

@@ -163,6 +163,8 @@ export interface TrainRequest {
 export interface Trained {
   id: string;
   outcome: Outcome;
+  /** Why the browser's storage does not have the result. */
+  unstored?: Failure;
 }
 
 export interface Calls {
@@ -226,6 +228,8 @@ export type Notice =
   | { type: "phase"; phase: StartPhase }
   | { type: "progress"; progress: Progress }
   | { type: "run"; event: RunEvent }
+  /** A checkpoint that could not be stored; one that is stored later comes as the event `saved`. */
+  | { type: "unstored"; failure: Failure }
   | { type: "text"; delta: string };
 
 export interface CallMessage {

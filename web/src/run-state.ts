@@ -1,6 +1,6 @@
 /** Where the run of this page stands, from the events that it has sent. */
 
-import type { Progress, RestoredRun, StartPhase } from "./protocol";
+import type { Progress, RestoredRun, StartPhase, Trained } from "./protocol";
 import type { EvaluatedEvent, Failure, Outcome, PhaseEvent, RunEvent, StepEvent } from "./types";
 
 export type Phase = "idle" | "starting" | "training" | "pausing" | "paused" | "stopping" | "done" | "failed";
@@ -34,6 +34,8 @@ export class RunState {
   warnings: string[] = [];
   /** The last step of which the storage has a whole checkpoint. */
   savedStep: number | undefined;
+  /** Why the storage does not have the newest checkpoint, or the result. */
+  unstored: Failure | undefined;
   readonly steps: number[] = [];
   readonly losses: number[] = [];
   readonly smoothed: number[] = [];
@@ -72,6 +74,7 @@ export class RunState {
     this.skipped = 0;
     this.warnings = [];
     this.savedStep = undefined;
+    this.unstored = undefined;
     for (const list of [this.steps, this.losses, this.smoothed]) list.length = 0;
     this.evaluations = [];
   }
@@ -121,6 +124,7 @@ export class RunState {
         break;
       case "saved":
         this.savedStep = Number(/step-(\d+)$/.exec(event.path)?.[1] ?? this.step);
+        this.unstored = undefined;
         break;
       case "paused":
         this.phase = "paused";
@@ -179,13 +183,19 @@ export class RunState {
     return this.pace * (this.total - this.step);
   }
 
-  end(id: string, outcome: Outcome): void {
+  /** A checkpoint found no room. */
+  miss(failure: Failure): void {
+    this.unstored = failure;
+  }
+
+  end({ id, outcome, unstored }: Trained): void {
     this.id = id;
     this.phase = "done";
     this.outcome = outcome;
     this.warnings = outcome.warnings?.map(({ message }) => message) ?? [];
     this.step = outcome.step;
-    this.savedStep = outcome.step;
+    this.unstored = unstored;
+    if (unstored === undefined) this.savedStep = outcome.step;
   }
 
   fail(failure: Failure): void {

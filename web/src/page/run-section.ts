@@ -1,6 +1,7 @@
 import type { App } from "../app";
 import type { Stage } from "../run-state";
 import { heldOut } from "../settings";
+import type { Failure } from "../types";
 import { lossChart } from "./chart";
 import { h, setText, show } from "./dom";
 import { withLabels } from "./labels";
@@ -117,6 +118,7 @@ export function runSection(app: App, goTo: (place: Place) => void): RunSection {
     way = blocked?.place ?? "top";
     drawStages();
     if (run.failure !== undefined) notices.fail(run.failure);
+    else if (run.unstored !== undefined) notices.fail(unstored(run, run.unstored));
     else if (run.warnings.length > 0) notices.say(run.warnings.map(withLabels).join(" "));
     else notices.clear();
     // Before the first step there is nothing to draw.
@@ -165,6 +167,15 @@ export function obstacle(app: App): Obstacle | undefined {
   return undefined;
 }
 
+/** What a visitor loses where the browser's storage has not everything, and what can be done. */
+function unstored(run: App["run"], failure: Failure): Failure {
+  const kept = run.savedStep === undefined ? "Nothing of this run is saved yet." : `Step ${format.count(run.savedStep)} is saved.`;
+  const message = run.active
+    ? `${failure.message} ${kept} Then continue, or stop and download the adapter.`
+    : `The result is not saved in this browser: download the adapter before you close this tab. ${failure.message}`;
+  return { ...failure, message };
+}
+
 function told(app: App): string {
   const { run } = app;
   const at = `step ${format.count(run.step)}`;
@@ -180,7 +191,7 @@ function told(app: App): string {
     case "pausing":
       return "Pausing after this step…";
     case "paused":
-      return `Paused at ${at} and saved. You can close the tab.`;
+      return run.unstored === undefined ? `Paused at ${at} and saved. You can close the tab.` : `Paused at ${at}, which is not saved.`;
     case "stopping":
       return "Stopping after this step…";
     case "done":

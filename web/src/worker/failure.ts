@@ -29,6 +29,8 @@ export function describe(error: unknown): Failure {
   if (error instanceof DOMException && error.name === "NotReadableError") {
     return { kind: "file", message: "A file was changed or moved after it was chosen. Choose it again." };
   }
+  // An entry that another tab has removed, a disk that fails: the engine itself is well.
+  if (error instanceof DOMException) return { kind: "storage", message: `The browser's storage failed: ${error.message}` };
   if (error instanceof Error) {
     const { kind, path, field } = error as EngineErrorFields;
     const failure: Failure = { kind: kind ?? "crash", message: error.message };

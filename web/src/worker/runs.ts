@@ -38,16 +38,28 @@ export interface Progressed {
 }
 
 const path = (id: string): string[] => ["runs", id];
-const lockName = (id: string): string => `loraine-run-${id}`;
+const LOCKS = "loraine-run-";
+const lockName = (id: string): string => LOCKS + id;
 
 /** The run's directory in the engine. */
 export const runDir = (id: string): string => `/runs/${id}`;
 
+/** Stores what a run begins with, or nothing where there is no room. */
 export async function create(id: string, record: RunRecord): Promise<void> {
-  const dir = await storage.directory(path(id), true);
-  if (record.settings["init-adapter"] !== undefined) await storeFirst(id);
-  await storeData(dir);
-  await storage.writeJson(dir, RECORD, record);
+  try {
+    const dir = await storage.directory(path(id), true);
+    if (record.settings["init-adapter"] !== undefined) await storeFirst(id);
+    await storeData(dir);
+    await storage.writeJson(dir, RECORD, record);
+  } catch (error) {
+    await removeRun(id).catch(() => {});
+    throw error;
+  }
+}
+
+async function removeRun(id: string): Promise<void> {
+  const root = await storage.directory(["runs"]);
+  if (root !== undefined) await storage.remove(root, id);
 }
 
 const firstDir = (id: string): string => `/${FIRST}/${id}`;
@@ -85,16 +97,22 @@ export async function save(id: string, progressed: Progressed): Promise<void> {
     .listFiles(out)
     .map(({ path }) => ({ name: encodeURIComponent(path.slice(out.length + 1)), bytes: bytesOf(path) }));
   const saves = await storage.directory([...path(id), SAVES], true);
-  const name = `${progressed.step}${progressed.finished ? "-end" : ""}`;
-  await storage.remove(saves, name);
-  const dir = await saves.getDirectoryHandle(name, { create: true });
-  for (const { name, bytes } of contents) await storage.writeFile(dir, name, bytes);
+  const earlier = await storage.directories(saves);
+  let name = `${progressed.step}${progressed.finished ? "-end" : ""}`;
+  while (earlier.includes(name)) name += "+";
   const files = contents.map(({ name, bytes }) => ({ name, bytes: bytes.byteLength }));
-  await storage.finish(dir, { files, ...progressed } satisfies SaveManifest);
-  await mountCheckpoints(out, dir, files);
-  for (const other of await storage.directories(saves)) {
-    if (other !== name) await storage.remove(saves, other);
+  const dir = await saves.getDirectoryHandle(name, { create: true });
+  try {
+    for (const { name, bytes } of contents) await storage.writeFile(dir, name, bytes);
+    await storage.finish(dir, { files, ...progressed } satisfies SaveManifest);
+  } catch (error) {
+    // Half a copy is of no use and takes room.
+    await storage.remove(saves, name).catch(() => {});
+    throw error;
   }
+  await mountCheckpoints(out, dir, files);
+  // The new copy is whole, whatever becomes of the old ones.
+  for (const other of earlier) await storage.remove(saves, other).catch(() => {});
 }
 
 /** Gives the engine the stored files of its checkpoints in place of those that lie in memory. A checkpoint never changes. */
@@ -122,7 +140,8 @@ async function newestSave(id: string): Promise<{ manifest: SaveManifest; files: 
     const whole = await storage.wholeDirectory<SaveManifest>(await saves.getDirectoryHandle(name));
     if (whole === undefined) continue;
     const { step, finished } = whole.manifest;
-    const later = newest === undefined || step > newest.manifest.step || (step === newest.manifest.step && finished);
+    const before = newest?.manifest;
+    const later = before === undefined || step > before.step || (step === before.step && (finished || !before.finished));
     if (later) newest = whole;
   }
   return newest;
@@ -148,7 +167,8 @@ export async function savedRuns(): Promise<SavedRun[]> {
       await storage.remove(root, id);
     }
   }
-  if (!runs.some((run) => run.busy)) await removeCopies(copies);
+  // A run that is about to begin copies its folder before it has a record.
+  if (![...held].some((name) => name?.startsWith(LOCKS))) await removeCopies(copies);
   return runs.sort((a, b) => b.started - a.started);
 }
 
@@ -157,8 +177,7 @@ export async function find(id: string): Promise<SavedRun | undefined> {
 }
 
 export async function discard(id: string): Promise<void> {
-  const root = await storage.directory(["runs"]);
-  if (root !== undefined) await storage.remove(root, id);
+  await removeRun(id);
   await savedRuns();
 }
 

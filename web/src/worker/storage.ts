@@ -65,8 +65,11 @@ export async function withFile<T>(
   try {
     return await use(handle);
   } finally {
-    handle.flush();
-    handle.close();
+    try {
+      handle.flush();
+    } finally {
+      handle.close();
+    }
   }
 }
 

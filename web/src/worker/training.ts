@@ -1,11 +1,11 @@
 /** A run in the engine, with each checkpoint carried into the browser's storage before anybody hears of it. */
 
 import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
-import type { EvaluatedEvent, Outcome, RunEvent, StepEvent } from "../types";
+import type { EvaluatedEvent, Failure, Outcome, RunEvent, StepEvent } from "../types";
 import * as adapters from "./adapters";
 import { keepCache, mountCache } from "./cache";
 import { reading } from "./data";
-import { PageError } from "./failure";
+import { describe, PageError } from "./failure";
 import { closeGenerator } from "./generation";
 import * as models from "./models";
 import * as runs from "./runs";
@@ -14,6 +14,7 @@ import { loraine, unmount } from "./wasm";
 type Notify = (notice: Notice) => void;
 
 let active: InstanceType<typeof loraine.Run> | undefined;
+let storeAgain: () => void = () => {};
 const claimed = new Set<string>();
 
 async function claim(id: string): Promise<void> {
@@ -42,8 +43,7 @@ export async function train(request: TrainRequest, notify: Notify): Promise<Trai
   try {
     if (request.resume === undefined) await store(id, { ...request, settings }, notify);
     notify({ type: "begun", run: id });
-    const outcome = await follow(id, run, notify);
-    return { id, outcome };
+    return { id, ...(await follow(id, run, notify)) };
   } finally {
     active = undefined;
     run.free();
@@ -71,15 +71,25 @@ async function store(id: string, request: TrainRequest, notify: Notify): Promise
   await runs.create(id, { model, modelName, data, settings, started: Date.now() });
 }
 
-async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify: Notify): Promise<Outcome> {
+async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify: Notify): Promise<Omit<Trained, "id">> {
   let steps = 0;
   let chosen = false;
   let storing: Promise<void> = Promise.resolve();
-  let problem: unknown;
+  let unstored: Failure | undefined;
   const afterStoring = (then: () => Promise<void> | void) => {
-    storing = storing.then(then).catch((error: unknown) => {
-      problem ??= error;
-    });
+    storing = storing.then(then);
+  };
+  /** Stores the run as it is, and pauses it at the first checkpoint that has no room. */
+  const keep = async (step: number, finished: boolean): Promise<void> => {
+    try {
+      await runs.save(id, { step, steps, finished });
+      unstored = undefined;
+    } catch (error) {
+      const failure = describe(error);
+      if (unstored === undefined) run.pause();
+      unstored = failure;
+      notify({ type: "unstored", failure });
+    }
   };
   const listen = (event: RunEvent) => {
     if (event.type === "planned") steps = event.steps ?? 0;
@@ -90,26 +100,38 @@ async function follow(id: string, run: InstanceType<typeof loraine.Run>, notify:
     }
     const step = event.type === "saved" ? /\/checkpoints\/step-(\d+)$/.exec(event.path)?.[1] : undefined;
     if (step !== undefined) {
-      afterStoring(() => runs.save(id, { step: Number(step), steps, finished: false }));
-      afterStoring(() => notify({ type: "run", event }));
+      const store = async () => {
+        await keep(Number(step), false);
+        if (unstored === undefined) notify({ type: "run", event });
+      };
+      storeAgain = () => unstored !== undefined && afterStoring(store);
+      afterStoring(store);
     } else if (event.type === "paused") {
       afterStoring(() => notify({ type: "run", event }));
-    } else {
+    } else if (event.type !== "saved") {
+      // The files of the result are stored after the run.
       notify({ type: "run", event });
     }
   };
-  const outcome = await run.train(listen);
-  afterStoring(() => runs.save(id, { step: outcome.step, steps, finished: !outcome.interrupted }));
-  await storing;
-  if (problem !== undefined) throw problem;
-  return outcome;
+  try {
+    const outcome = await run.train(listen);
+    afterStoring(() => keep(outcome.step, !outcome.interrupted));
+    await storing;
+    return { outcome, ...(unstored && { unstored }) };
+  } finally {
+    storeAgain = () => {};
+    // The page hears of each checkpoint before it hears of the end.
+    await storing;
+  }
 }
 
 export function pause(): void {
   active?.pause();
 }
 
+/** Goes on with a paused run. A checkpoint that had no room may have it by now. */
 export function resume(): void {
+  storeAgain();
   active?.resume();
 }
 
