@@ -18,6 +18,7 @@ const CORS = {
  * Serves `models`, directories by `owner/name`, until the test `t` ends. What comes back can be changed while it runs:
  * - `cutAfter` ends each answer with weights after so many bytes, `cuts` times; `slow` never ends one.
  * - `halve` names a file of which only the first half is there, `damage` one of which a byte arrives wrong, so many times.
+ * - `endless` names a file that never ends.
  * - `commit` is what the hub says of the revision, and `token` is the only one that may read.
  * - `lists` has it list files with their checksums, as Hugging Face does; `hides` keeps the sizes of ranges from the page.
  * - `stall` is a byte of weights at which an answer stops without an end; `ignoresRanges` has it send whole files always.
@@ -38,6 +39,7 @@ export async function startHub(t, models) {
     ignoresRanges: false,
     mostAtOnce: 0,
     damage: { file: "", times: 0 },
+    endless: undefined,
   };
   let underWay = 0;
   const server = createServer(async (request, response) => {
@@ -64,6 +66,16 @@ export async function startHub(t, models) {
     let bytes = dir !== undefined && resolve === "resolve" ? await readFile(join(dir, file)).catch(() => undefined) : undefined;
     if (bytes === undefined) {
       response.writeHead(404, { ...CORS, "content-type": "text/plain" }).end("Entry not found");
+      return;
+    }
+    if (hub.endless === file) {
+      response.writeHead(200, { ...CORS, "content-type": "application/json" });
+      const piece = Buffer.alloc(1 << 20, " ");
+      const send = () => {
+        while (!response.destroyed && response.write(piece));
+      };
+      response.on("drain", send);
+      send();
       return;
     }
     if (hub.halve === file) bytes = bytes.subarray(0, bytes.length / 2);

@@ -184,6 +184,12 @@ test("what a hub does not give is told where it was asked for", { skip: missing 
   );
   await stillWorks(page);
 
+  hub.endless = "config.json";
+  await lookUp(page, hub.url, "pirates/stories");
+  await waitForText(page, "#model .notice.error", /config\.json has more than 128 MiB/);
+  hub.endless = undefined;
+  await stillWorks(page);
+
   hub.halve = "model.safetensors";
   await askHub(page, hub.url, "pirates/stories");
   await waitForText(page, "#model .notice.error", /model\.safetensors/);

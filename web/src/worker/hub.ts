@@ -20,6 +20,8 @@ const INDEX = "model.safetensors.index.json";
 const [ATTEMPTS, PATIENT_ATTEMPTS] = [5, 13];
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [250, 15_000];
 const READ_BYTES = 4 << 20;
+/** Limit for what is not weights and for the list of files; tokenizers have some 35 MB. */
+const MOST_SMALL_BYTES = 128 << 20;
 /** The name of a file of a split model: what stands before its number, the number, and how many files there are. */
 const SPLIT = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/i;
 /** More files of one model are not believed. */
@@ -140,7 +142,7 @@ export class Download implements Connection {
     for (let tries = 0; this.listed === undefined && tries < 2; tries++) {
       try {
         const response = await this.fetch(address);
-        const rows: unknown = response.ok ? await response.json() : [];
+        const rows: unknown = response.ok ? JSON.parse(new TextDecoder().decode(await wholeBody(response, "its list of files"))) : [];
         const files = Array.isArray(rows) ? rows.map(listedFile).filter((file) => file !== undefined) : [];
         this.listed = new Map(files.map((file) => [file.path, file]));
       } catch (error) {
@@ -279,7 +281,7 @@ export class Download implements Connection {
       this.progress({ what: name, done: 0, total: 0 });
       const response = await this.request(name, 0);
       this.notice(response);
-      return new Uint8Array(await response.arrayBuffer());
+      return wholeBody(response, name);
     });
   }
 
@@ -427,6 +429,22 @@ function listedFile(row: unknown): ListedFile | undefined {
   if (type !== "file" || typeof path !== "string" || typeof size !== "number") return undefined;
   const oid = lfs?.oid;
   return { path, bytes: size, sha256: typeof oid === "string" && /^[0-9a-f]{64}$/.test(oid) ? oid : undefined };
+}
+
+/** The bytes of an answer, which lie in memory. A hub that sends too many of them is not listened to. */
+async function wholeBody(response: Response, name: string): Promise<Uint8Array<ArrayBuffer>> {
+  const pieces: Uint8Array<ArrayBuffer>[] = [];
+  let length = 0;
+  const reader = response.body?.getReader();
+  for (let piece = await reader?.read(); piece?.value !== undefined; piece = await reader?.read()) {
+    pieces.push(piece.value);
+    length += piece.value.length;
+    if (length > MOST_SMALL_BYTES) {
+      await reader?.cancel();
+      throw new PageError("hub", `${name} has more than ${MOST_SMALL_BYTES >> 20} MiB, which no model's file of this kind has.`);
+    }
+  }
+  return new Uint8Array(await new Blob(pieces).arrayBuffer());
 }
 
 /** The files that an index of shards names. */
