@@ -15,4 +15,6 @@ const strict = [
 ];
 
 export const PAGE_CSP = [...strict, "connect-src 'self'"].join("; ");
+/** With what a page cannot say of itself. */
+export const PAGE_HEADER_CSP = `${PAGE_CSP}; frame-ancestors 'none'`;
 export const WORKER_CSP = [...strict, "connect-src 'self' https: http://localhost:* http://127.0.0.1:*"].join("; ");

@@ -5,7 +5,7 @@ import { createReadStream, existsSync, realpathSync, statSync } from "node:fs";
 import { createServer } from "node:http";
 import { join, normalize, sep } from "node:path";
 import { fileURLToPath } from "node:url";
-import { PAGE_CSP, WORKER_CSP } from "./csp.mjs";
+import { PAGE_HEADER_CSP, WORKER_CSP } from "./csp.mjs";
 
 const DEFAULT_PORT = 8017;
 
@@ -25,7 +25,7 @@ function headers(file, policy) {
   const isWorker = /assets.worker-[^/\\]*\.js$/.test(file);
   return {
     "content-type": TYPES[ending] ?? "application/octet-stream",
-    ...(policy ? { "content-security-policy": isWorker ? WORKER_CSP : `${PAGE_CSP}; frame-ancestors 'none'` } : {}),
+    ...(policy ? { "content-security-policy": isWorker ? WORKER_CSP : PAGE_HEADER_CSP } : {}),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     // Names in assets/ change with their content.

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { defineConfig } from "vite";
-import { PAGE_CSP } from "./csp.mjs";
+import { PAGE_CSP, PAGE_HEADER_CSP, WORKER_CSP } from "./csp.mjs";
 
 const here = import.meta.dirname;
 const demo = join(here, "../src/demo");
@@ -45,8 +45,9 @@ function offline() {
         }
         const version = hash.digest("hex").slice(0, 16);
         const source = readFileSync(join(here, "service-worker.js"), "utf8");
-        const head = `const VERSION = ${JSON.stringify(version)};\nconst FILES = ${JSON.stringify(files)};\n`;
-        this.emitFile({ type: "asset", fileName: "service-worker.js", source: head + source });
+        const told = { VERSION: version, FILES: files, PAGE_POLICY: PAGE_HEADER_CSP, WORKER_POLICY: WORKER_CSP };
+        const head = Object.entries(told).map(([name, value]) => `const ${name} = ${JSON.stringify(value)};\n`);
+        this.emitFile({ type: "asset", fileName: "service-worker.js", source: head.join("") + source });
       },
     },
   };

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, statSync, symlinkSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -101,6 +101,37 @@ test("the command of the packed page serves it", { skip: missing }, async () => 
   await ready(page);
   await page.close();
   server.kill();
+});
+
+test("two copies of the page on one origin keep their files, and each removes its own old ones", { skip: missing }, async () => {
+  const dir = mkdtempSync(join(tmpdir(), "loraine-package-"));
+  leftovers.push(dir);
+  const worker = (copy) => join(dir, copy, "service-worker.js");
+  const setVersion = (copy, version) =>
+    writeFileSync(worker(copy), readFileSync(worker(copy), "utf8").replace(/^const VERSION = "[^"]*"/m, `const VERSION = "${version}"`));
+  for (const copy of ["one", "two"]) cpSync(projectFile("web/dist"), join(dir, copy), { recursive: true });
+  setVersion("one", "a1");
+  setVersion("two", "b1");
+  const { server, url } = await serve(dir, 0);
+  const page = await browser.newPage();
+  const visit = async (copy) => {
+    await page.goto(`${url}${copy}/`);
+    await ready(page);
+    await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  };
+  const names = () => page.evaluate(async () => (await caches.keys()).sort());
+  await visit("one");
+  await visit("two");
+  assert.deepEqual(await names(), ["loraine-/one/-a1", "loraine-/two/-b1"]);
+  setVersion("one", "a2");
+  await page.goto(`${url}one/`);
+  await page.evaluate(async () => (await navigator.serviceWorker.getRegistration()).update());
+  await page.getByRole("button", { name: "Reload" }).click();
+  await page.waitForFunction(async () => !(await caches.keys()).includes("loraine-/one/-a1"));
+  assert.deepEqual(await names(), ["loraine-/one/-a2", "loraine-/two/-b1"]);
+  await page.close();
+  server.closeAllConnections();
+  server.close();
 });
 
 test("the page works from a folder under any path", { skip: missing }, async () => {

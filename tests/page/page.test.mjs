@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { accessibilityProblems, fill, missing, openPage, picture, startForAll, startServer, waitForText, watch } from "./browser.mjs";
+import { serve } from "../../web/serve.mjs";
+import { accessibilityProblems, fill, missing, openPage, picture, projectFile, startForAll, startServer, waitForText, watch } from "./browser.mjs";
 import { conversations } from "./models.mjs";
 import { askBoth, finished, paste, ready, shortRun, start } from "./steps.mjs";
 
@@ -182,6 +183,36 @@ test("the policy lets nothing in that is not the page's own, and nothing out", {
   const response = await page.request.get(shared.site.url);
   assert.match(response.headers()["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/);
   await profile.close();
+});
+
+test("where the host sends no headers, the worker has its policy from the second visit on", { skip: missing }, async () => {
+  const bare = await serve(projectFile("web/dist"), 0, { policy: false });
+  const { page, profile, problems } = await openPage(shared.browser, bare.url);
+  await ready(page);
+  const evaluates = () =>
+    page.workers()[0].evaluate(
+      () =>
+        // Only code of the worker's own turns is bound by its policy.
+        new Promise((told) => {
+          setTimeout(() => {
+            try {
+              told(new Function("return true")());
+            } catch (error) {
+              told(error.name);
+            }
+          });
+        }),
+    );
+  assert.equal(await evaluates(), true);
+  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  const response = await page.reload();
+  assert.match(response.headers()["content-security-policy"], /default-src 'none'.*frame-ancestors 'none'/);
+  await ready(page);
+  assert.equal(await evaluates(), "EvalError");
+  assert.deepEqual(problems, []);
+  await profile.close();
+  bare.server.closeAllConnections();
+  bare.server.close();
 });
 
 test("after the first load the page opens and trains without a network", { skip: missing }, async () => {
