@@ -482,7 +482,7 @@ impl Gpu {
             let _ = sender.send(());
         });
         self.wait()?;
-        done.await.map_err(|e| GpuError::Lost(e.to_string()))?;
+        done.await.map_err(|e| self.lose(e.to_string()))?;
         self.check()
     }
 
@@ -610,9 +610,10 @@ impl Gpu {
         let mapped = mapped.await.map_err(|e| e.to_string()).and_then(|mapped| mapped.map_err(|e| e.to_string()));
         if let Err(problem) = mapped {
             self.check()?;
-            return Err(GpuError::Lost(problem));
+            // A browser may refuse the copy before it says that the device is lost.
+            return Err(self.lose(problem));
         }
-        let range = staging.get_mapped_range(offset..offset + bytes).map_err(|e| GpuError::Lost(e.to_string()))?;
+        let range = staging.get_mapped_range(offset..offset + bytes).map_err(|e| self.lose(e.to_string()))?;
         let data = range.to_vec();
         drop(range);
         staging.unmap();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { accessibilityProblems, missing, openPage, picture, startBrowser, startForAll, text, waitForText } from "./browser.mjs";
 import { conversations } from "./models.mjs";
-import { finished, paste, ready, shortRun, start } from "./steps.mjs";
+import { finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
 
 const shared = startForAll();
 
@@ -45,6 +45,7 @@ async function watchDevices(page) {
     const request = GPUAdapter.prototype.requestDevice;
     GPUAdapter.prototype.requestDevice = async function (...args) {
       globalThis.lastDevice = await request.apply(this, args);
+      if (globalThis.loseAll) globalThis.lastDevice.destroy();
       return globalThis.lastDevice;
     };
     const popErrorScope = GPUDevice.prototype.popErrorScope;
@@ -55,8 +56,27 @@ async function watchDevices(page) {
   return worker;
 }
 
+test("a run goes on by itself after a lost GPU", { skip: missing }, async () => {
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  await paste(page, conversations);
+  await waitForText(page, "#data .position", /Example 1 of 8$/);
+  await shortRun(page, 10);
+  const worker = await watchDevices(page);
+  await start(page);
+  await waitForText(page, "#run .stats", /[4-9] of 10/);
+  await worker.evaluate(() => globalThis.lastDevice.destroy());
+  await waitForText(page, "#run .notice", /The GPU was lost after step \d+ .*goes on by itself/);
+  assert.match(await finished(page), /Finished: 10 steps/);
+  const steps = losses(await storedMetrics(page)).map(({ step }) => step);
+  assert.deepEqual(steps, [...Array(10).keys()].map((i) => i + 1));
+  assert.match(await page.locator(".chart-place").getAttribute("aria-label"), /Loss over 10 steps/);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
 test(
-  "a GPU without memory, and one that is lost, end the run but not the page: it goes on from the checkpoint",
+  "a GPU without memory, and one that is lost again and again, end the run but not the page: it goes on from the checkpoint",
   { skip: missing },
   async () => {
     const { page, profile } = await openPage(shared.browser, shared.site.url);
@@ -76,8 +96,14 @@ test(
 
     await start(page);
     await waitForText(page, "#run .stats", /[4-9] of 10/);
-    await worker.evaluate(() => globalThis.lastDevice.destroy());
+    await worker.evaluate(() => {
+      globalThis.loseAll = true;
+      globalThis.lastDevice.destroy();
+    });
     await waitForText(page, "#run .notice.error", /lost/i);
+    await worker.evaluate(() => {
+      globalThis.loseAll = false;
+    });
     assert.match(await text(page, ".run-status"), /checkpoint of step \d+ is intact/);
     await picture(page, "gpu-lost");
     assert.deepEqual(await accessibilityProblems(page), []);

@@ -109,6 +109,12 @@ export class RunState {
         this.enter("load");
         this.tell({ what: "", done: event.done, total: event.total });
         break;
+      case "device_lost":
+        // Without a checkpoint the run starts anew and does not say which step it resumes after.
+        this.forgetAfter(event.resumes ? event.step : 0);
+        this.warnings.push(`The GPU was lost after step ${event.step} (${event.reason}). The run goes on by itself.`);
+        this.times = [];
+        break;
       case "resumed":
         this.forgetAfter(event.step);
         this.step = event.step;
