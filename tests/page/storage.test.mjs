@@ -8,6 +8,9 @@ import { conversations } from "./models.mjs";
 import { downloaded, finished, losses, paste, ready, shortRun, start, storedMetrics } from "./steps.mjs";
 
 const shared = startForAll();
+/** `LORAINE_SOAK` tries so many times as many places of a fault. */
+const PLACES = 6 * Number(process.env.LORAINE_SOAK ?? 1);
+const STEPS = 3;
 
 /** Lets a test fail the worker's operations on storage: those from `failFrom` to `failTo`, counted from 1. */
 async function plant(page) {
@@ -75,6 +78,13 @@ function stored(page) {
   });
 }
 
+async function removeRuns(page) {
+  await page.evaluate(async () => {
+    const root = await navigator.storage.getDirectory();
+    await root.removeEntry("runs", { recursive: true }).catch(() => {});
+  });
+}
+
 async function prepare(page, steps) {
   await ready(page);
   await paste(page, conversations);
@@ -124,6 +134,61 @@ test("a run that comes to its end without any room shows its adapter, and says t
   await profile.close();
 });
 
+test("a fault of any operation on the storage is told, and the run has its adapter all the same", { skip: missing, timeout: 1_800_000 }, async (t) => {
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await prepare(page, STEPS);
+  const { fail, heal } = await plant(page);
+  /** One run; what the page said at its end. Continues where it pauses. */
+  const run = async () => {
+    await start(page);
+    await page.locator(".run-status").filter({ hasText: /Getting ready|Training|Failed/ }).waitFor();
+    for (;;) {
+      const status = await waitForText(page, ".run-status", /Finished|Failed|Paused at/, 180_000);
+      if (!status.startsWith("Paused")) return status;
+      const [step] = /\d+/.exec(status);
+      const whole = (await stored(page)).some((save) => save.step === Number(step));
+      if (/and saved/.test(status)) assert.ok(whole, status);
+      await page.getByRole("button", { name: "Continue" }).click();
+      await page.locator(".run-status").filter({ hasNotText: /Paused at/ }).waitFor();
+    }
+  };
+  await heal();
+  assert.match(await run(), /Finished/);
+  const operations = await heal();
+  assert.ok(operations > 50, `${operations} operations`);
+  t.diagnostic(`${operations} operations on the storage in a run of ${STEPS} steps`);
+  const told = { finished: 0, unsaved: 0, refused: 0 };
+  for (let i = 0; i < Math.min(PLACES, 2 * operations); i++) {
+    const at = 1 + Math.floor((i * operations) / Math.min(PLACES, 2 * operations));
+    const place = `operation ${at} of ${operations}${i % 2 === 0 ? "" : " and all later ones"}`;
+    await removeRuns(page);
+    await fail(at, i % 2 === 0 ? at : Number.POSITIVE_INFINITY);
+    const status = await run();
+    const notices = await page.locator(notice).allInnerTexts();
+    const whole = await stored(page);
+    await heal();
+    if (/Failed/.test(status)) {
+      // Only what a run begins with has to be there: nothing was trained.
+      assert.match(notices.join(), /storage/, place);
+      assert.deepEqual(whole, [], place);
+      told.refused += 1;
+      continue;
+    }
+    assert.match(status, new RegExp(`Finished: ${STEPS} steps`), place);
+    const unsaved = notices.some((notice) => /not saved in this browser/.test(notice));
+    assert.ok(unsaved || whole.some(({ step, finished }) => step === STEPS && finished), `${place}: ${JSON.stringify([notices, whole])}`);
+    told[unsaved ? "unsaved" : "finished"] += 1;
+    if (unsaved) {
+      const zip = await downloaded(page, "Download the adapter");
+      assert.ok(statSync(zip.path).size > 10_000, place);
+    }
+  }
+  t.diagnostic(JSON.stringify(told));
+  assert.ok(told.finished + told.unsaved > 0);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});
+
 test("a worker that is killed in a run leaves the checkpoint that the page names", { skip: missing }, async () => {
   const { page, profile } = await openPage(shared.browser, shared.site.url);
   await prepare(page, 12);
@@ -141,5 +206,32 @@ test("a worker that is killed in a run leaves the checkpoint that the page names
   assert.match(await finished(page), /Finished: 12 steps/);
   const steps = losses(await storedMetrics(page)).map(({ step }) => step);
   assert.deepEqual(steps, [...Array(12).keys()].map((i) => i + 1));
+  await profile.close();
+});
+
+test("of two tabs that resume one run, one is told that the other has it", { skip: missing }, async () => {
+  const { page, profile } = await openPage(shared.browser, shared.site.url);
+  await prepare(page, 40);
+  await start(page);
+  await waitForText(page, "#run .stats", /[3-9] of 40/);
+  await page.getByRole("button", { name: "Pause" }).click();
+  await waitForText(page, ".run-status", /Paused at step \d+ and saved/);
+  await page.close();
+  const tabs = await Promise.all([profile.newPage(), profile.newPage()]);
+  for (const tab of tabs) {
+    await tab.goto(shared.site.url);
+    await waitForText(tab, ".saved", /Resume/);
+  }
+  for (const tab of tabs) await tab.getByRole("button", { name: /^Resume/ }).click();
+  const ends = await Promise.all(
+    tabs.map(async (tab) => {
+      await tab.locator(".saved, .run-status").filter({ hasText: /open in another tab|Training|Finished/ }).first().waitFor({ timeout: 180_000 });
+      return (await text(tab, "main")).includes("This run is open in another tab");
+    }),
+  );
+  assert.deepEqual(ends.sort(), [false, true]);
+  const winner = (await text(tabs[0], "main")).includes("open in another tab") ? tabs[1] : tabs[0];
+  assert.match(await finished(winner), /Finished: 40 steps/);
+  assert.equal(losses(await storedMetrics(winner)).length, 40);
   await profile.close();
 });
