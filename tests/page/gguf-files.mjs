@@ -15,7 +15,8 @@ function parse(file) {
     return value;
   };
   const skipText = () => {
-    at += number();
+    const length = number();
+    at += length;
   };
   const skipValue = (kind) => {
     if (kind === STRING) skipText();
