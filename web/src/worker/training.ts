@@ -1,7 +1,7 @@
 /** A run in the engine, with each checkpoint carried into the browser's storage before anybody hears of it. */
 
 import type { Notice, RestoredRun, Trained, TrainRequest } from "../protocol";
-import type { EvaluatedEvent, Failure, Outcome, RunEvent, StepEvent } from "../types";
+import type { EvaluatedEvent, Failure, RunEvent, StepEvent } from "../types";
 import * as adapters from "./adapters";
 import { keepCache, mountCache } from "./cache";
 import { reading } from "./data";
