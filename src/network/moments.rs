@@ -167,7 +167,9 @@ impl Moments {
                 let codes = gpu.read(buffers, codes[moment]).await?;
                 Ok(HostMoment::EightBit { codes, scales: scales.iter().skip(moment).step_by(2).copied().collect() })
             }
-            Self::Momentum(m) => Ok([HostMoment::F32(gpu.read_f32(buffers, *m).await?), HostMoment::F32(Vec::new())]),
+            Self::Momentum(m) if moment == 0 => Ok(HostMoment::F32(gpu.read_f32(buffers, *m).await?)),
+            // There is one moment alone.
+            Self::Momentum(_) => Ok(HostMoment::F32(Vec::new())),
             Self::Elsewhere(_) => unreachable!("a rank reads the moments that it keeps"),
         }
     }

@@ -125,6 +125,37 @@ impl Hub {
     }
 }
 
+/// What a request asks for.
+struct Asked {
+    path: String,
+    range: Option<String>,
+    token: String,
+}
+
+impl Asked {
+    fn read(stream: &TcpStream) -> std::io::Result<Self> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut asked = Self { path, range: None, token: String::new() };
+        for line in lines {
+            let line = line?;
+            let (name, value) = line.split_once(": ").unwrap_or((&line, ""));
+            match name.to_ascii_lowercase().as_str() {
+                "range" => asked.range = Some(value.trim_start_matches("bytes=").to_owned()),
+                "authorization" => asked.token = value.to_owned(),
+                "" => break,
+                _ => {}
+            }
+        }
+        Ok(asked)
+    }
+}
+
+fn refuse(stream: &mut TcpStream, status: &str) -> std::io::Result<()> {
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
 fn answer(
     stream: TcpStream,
     dir: &std::path::Path,
@@ -132,26 +163,10 @@ fn answer(
     seen: &Mutex<Vec<String>>,
     broken: &AtomicUsize,
 ) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let Asked { path, range, token } = Asked::read(&stream)?;
     let mut stream = stream;
-    let first = lines.next().transpose()?.unwrap_or_default();
-    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let (mut range, mut token) = (None, String::new());
-    for line in lines {
-        let line = line?;
-        let (name, value) = line.split_once(": ").unwrap_or((&line, ""));
-        match name.to_ascii_lowercase().as_str() {
-            "range" => range = Some(value.trim_start_matches("bytes=").to_owned()),
-            "authorization" => token = value.to_owned(),
-            "" => break,
-            _ => {}
-        }
-    }
     let with_token = if token.is_empty() { "" } else { " with token" };
     seen.lock().unwrap().push(format!("{path} {}{with_token}", range.as_deref().unwrap_or("all")));
-    let refuse = |stream: &mut TcpStream, status: &str| {
-        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-    };
     let is_file = path.contains("/resolve/");
     match mood {
         Mood::GatedFiles if is_file && token.is_empty() => {
@@ -202,6 +217,18 @@ fn answer(
             stream.write_all(body.as_bytes())
         };
     }
+    send_file(stream, dir, mood, &path, range.as_deref(), broken)
+}
+
+/// Sends a file of the model, or what the mood makes of it.
+fn send_file(
+    mut stream: TcpStream,
+    dir: &std::path::Path,
+    mood: Mood,
+    path: &str,
+    range: Option<&str>,
+    broken: &AtomicUsize,
+) -> std::io::Result<()> {
     let name = path.split_once(&format!("/resolve/{COMMIT}/")).map(|(_, name)| name).unwrap_or_default();
     let Ok(mut body) = std::fs::read(dir.join(name)) else { return refuse(&mut stream, "404 Not Found") };
     let large = name.ends_with(".safetensors");
@@ -226,7 +253,7 @@ fn answer(
         let middle = body.len() / 2;
         body[middle] ^= 1;
     }
-    let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+    let (start, end) = range.and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
     let is_probe = end == "0";
     let mut start: usize = start.parse().unwrap_or(0);
     if start > 0 && mood == Mood::IgnoresRanges {
