@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use jiff::civil::DateTime;
+use chrono::NaiveDateTime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value as TemplateValue;
 use minijinja::{Environment, ErrorKind};
@@ -159,13 +159,13 @@ impl ChatTemplate {
     /// # Errors
     /// A moment of another form.
     pub fn at(mut self, moment: &str) -> Result<Self> {
-        let wrong = |e: jiff::Error| {
+        let wrong = |e: chrono::ParseError| {
             Error::setting(
                 TEMPLATE_DATE,
                 format!("{TEMPLATE_DATE} is {moment:?}, but must be like 2026-03-04T05:06:07: {e}"),
             )
         };
-        let moment: DateTime = moment.parse().map_err(wrong)?;
+        let moment: NaiveDateTime = moment.parse().map_err(wrong)?;
         for compiled in [Some(&mut self.main), self.for_tools.as_mut()].into_iter().flatten() {
             functions::set_moment(&mut compiled.environment, Some(moment));
         }
@@ -313,7 +313,7 @@ pub fn json_text(value: &Value) -> String {
 
 /// The date and time of now where the program runs, for [`ChatTemplate::at`].
 pub fn now() -> String {
-    functions::local_now().round(jiff::Unit::Second).unwrap_or_default().to_string()
+    functions::local_now().format("%Y-%m-%dT%H:%M:%S").to_string()
 }
 
 /// Names of the built-in templates, for messages.

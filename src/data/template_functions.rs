@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
-use jiff::civil::DateTime;
+use chrono::NaiveDateTime;
 use minijinja::value::{Kwargs, Object, ObjectRepr, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State};
 
@@ -82,20 +82,19 @@ pub(super) fn template_value(value: &serde_json::Value) -> Value {
 }
 
 /// Lets `strftime_now` write `moment`, or where there is none the local time of the call.
-pub(super) fn set_moment(environment: &mut Environment<'static>, moment: Option<DateTime>) {
+pub(super) fn set_moment(environment: &mut Environment<'static>, moment: Option<NaiveDateTime>) {
     environment.add_function("strftime_now", move |format: &str| strftime(format, moment.unwrap_or_else(local_now)));
 }
 
 /// The date and time of this moment where the program runs, as Python's `datetime.now()` gives it.
-pub(super) fn local_now() -> DateTime {
+pub(super) fn local_now() -> NaiveDateTime {
     #[cfg(not(target_arch = "wasm32"))]
-    return jiff::ZonedDateTime::now().datetime();
+    return chrono::Local::now().naive_local();
     #[cfg(target_arch = "wasm32")]
     {
         let now = js_sys::Date::new_0();
         let seconds = now.get_time() / 1000.0 - 60.0 * now.get_timezone_offset();
-        let moment = jiff::Timestamp::from_second(seconds as i64).unwrap_or_default();
-        moment.to_zoned_datetime(jiff::tz::TimeZone::UTC).datetime()
+        chrono::DateTime::from_timestamp(seconds as i64, 0).unwrap_or_default().naive_utc()
     }
 }
 
@@ -375,7 +374,7 @@ impl JsonWriter {
 }
 
 /// Writes a moment as Python's `strftime` does. Directives that templates do not use stay as they are.
-fn strftime(format: &str, moment: DateTime) -> String {
+fn strftime(format: &str, moment: NaiveDateTime) -> String {
     let mut text = String::new();
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
@@ -386,7 +385,7 @@ fn strftime(format: &str, moment: DateTime) -> String {
         // Writing to a string cannot fail.
         let _ = match characters.next() {
             Some(directive @ ('Y' | 'y' | 'm' | 'd' | 'B' | 'b' | 'A' | 'a' | 'H' | 'I' | 'M' | 'S' | 'p')) => {
-                write!(text, "{}", moment.strftime(&format!("%{directive}")))
+                write!(text, "{}", moment.format(&format!("%{directive}")))
             }
             Some('%') | None => write!(text, "%"),
             Some(other) => write!(text, "%{other}"),

@@ -167,7 +167,19 @@ impl Recorder {
         work: u64,
     ) {
         assert_eq!(kernel.params(), P::TYPE, "parameters of {op}");
-        let params = bytemuck::bytes_of(params).to_vec();
+        self.dispatch_bytes(op, kernel, views, bytemuck::bytes_of(params).to_vec(), workgroups, work);
+    }
+
+    /// The part of [`Self::dispatch`] that is the same for parameters of all types, and compiled once.
+    fn dispatch_bytes(
+        &mut self,
+        op: &'static str,
+        kernel: Kernel,
+        views: &[View],
+        params: Vec<u8>,
+        workgroups: [u32; 3],
+        work: u64,
+    ) {
         assert!(params.len() as u64 <= PARAMS_STRIDE, "parameters of {op} exceed the uniform stride");
         assert!(
             workgroups.iter().all(|n| *n <= self.capabilities.max_workgroups),
