@@ -296,7 +296,7 @@ impl LoraConfig {
             Some("LORA") => {}
             Some(other) => return Err(fields.error("peft_type", format!("is `{other}`, but must be `LORA`"))),
             None if fields.value("lora_parameters").is_some() || fields.value("fine_tune_type").is_some() => {
-                return Err(Error::file(path, of_mlx(&fields, path)));
+                return Err(Error::file(path, of_mlx(&fields)));
             }
             None => return Err(fields.error("peft_type", "is missing; it must be `LORA`")),
         }
@@ -467,17 +467,15 @@ fn exclude_modules(fields: &JsonFields) -> Result<Option<ExcludeModules>> {
     }
 }
 
-/// Parses `{"embed_tokens": [3, 7]}`, or a list of tokens of the embedding.
 /// The sentence for an adapter of MLX-LM, whose file has the same name.
-fn of_mlx(fields: &JsonFields, path: &Path) -> String {
-    let base = fields.value("model").and_then(Value::as_str).unwrap_or("BASE");
-    let dir = path.parent().unwrap_or(Path::new(".")).display();
+fn of_mlx(fields: &JsonFields) -> String {
+    let base = fields.value("model").and_then(Value::as_str).map(|base| format!(" {base}")).unwrap_or_default();
     format!(
-        "is of an adapter of MLX-LM, not of PEFT; merge it into its base and take that model: mlx_lm.fuse --model {base} \
-         --adapter-path {dir} --save-path {dir}-merged"
+        "is of an adapter of MLX-LM, not of PEFT; merge it into its base{base} with mlx_lm.fuse, and take the merged model"
     )
 }
 
+/// Parses `{"embed_tokens": [3, 7]}`, or a list of tokens of the embedding.
 fn trainable_token_indices(fields: &JsonFields) -> Result<Vec<(String, Vec<u32>)>> {
     let key = "trainable_token_indices";
     let wrong = || fields.error(key, "must be a list of token ids, or lists by the name of the embedding");
@@ -640,7 +638,10 @@ mod tests {
     fn an_adapter_of_mlx_is_named() {
         let text = r#"{"fine_tune_type": "lora", "lora_parameters": {"rank": 8}, "model": "owner/base"}"#;
         let message = parse(text).unwrap_err().to_string();
-        assert!(message.contains("of an adapter of MLX-LM") && message.contains("--model owner/base"), "{message}");
+        assert!(
+            message.contains("of an adapter of MLX-LM") && message.contains("its base owner/base with mlx_lm.fuse"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -71,11 +71,11 @@ pub(super) fn serialize_moments(
         views.push((name, view));
         Ok(())
     };
+    // Where no tensor has a second moment, the optimizer keeps one. An A of another module has neither.
+    let has_second = |[_, second]: &[HostMoment; 2]| !matches!(second, HostMoment::F32(values) if values.is_empty());
+    let kinds = if moments.iter().any(has_second) { &MOMENTS[..] } else { &MOMENTS[..1] };
     for ((name, ..), pair) in values.named(modules, MomentStorage::F32).iter().zip(moments) {
-        for (kind, moment) in MOMENTS.iter().zip(pair) {
-            if matches!(moment, HostMoment::F32(values) if values.is_empty()) {
-                continue;
-            }
+        for (kind, moment) in kinds.iter().zip(pair) {
             let name = format!("{name}.{kind}");
             match moment {
                 HostMoment::F32(values) => add(name, Dtype::F32, values.len(), bytemuck::cast_slice(values))?,

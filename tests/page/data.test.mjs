@@ -103,8 +103,8 @@ test("a file of 500 MB shows its first examples at once, and stops at once", { s
   assert.match(await text(page, "#data .tokens"), /Tell me of the sea/);
   await page.getByRole("button", { name: "Next" }).click();
   assert.equal(await text(page, "#data .position"), "Example 2");
-  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
   await waitForText(page, "#data .progress-text", /reading the data: [\d.]+ MB of 500 MB/);
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
   await picture(page, "data-glimpse");
   await timed("stop", 1000, async () => {
     await page.locator("#data .loading").getByRole("button", { name: "Stop" }).click();
@@ -123,7 +123,7 @@ test("tables and pairs of other names are read, and every script can be read in 
   await paste(page, 'question,answer\n"What, does a cat say?",Meow!\nWhat does a dog say?,Woof!\n');
   await waitForText(page, "#data .position", /Example \d of 2$/);
   assert.match(await text(page, "#data .tokens"), /What, does a cat say\?.*Meow!/s);
-  assert.equal(await page.locator("#result textarea").inputValue(), "What, does a cat say?");
+  assert.equal(await page.getByLabel("Prompt", { exact: true }).inputValue(), "What, does a cat say?");
 
   await paste(page, JSON.stringify({ prompt: "你好，世界", completion: "مرحبا 👋🏽" }));
   await waitForText(page, "#data .position", /of 1$/);

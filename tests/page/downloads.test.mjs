@@ -138,7 +138,8 @@ test("a server without ranges, and a file that changes, end in the right file al
   const other = spread(small, GAP - (1 << 20));
   writeFileSync(join(place, "large.gguf"), other);
   await page.getByRole("button", { name: "Resume: pirates/large:large.gguf" }).click();
-  await waitForText(page, "#model .facts", "pirates/large:large.gguf", 60_000);
+  // The model of this name is open from before, so its facts tell nothing.
+  for (let tries = 0; tries < 300 && !("large.gguf" in (await stored(page))); tries++) await page.waitForTimeout(200);
   assert.deepEqual(await stored(page), { "large.gguf": sha256(other) });
   assert.deepEqual(problems, []);
   await profile.close();
