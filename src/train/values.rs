@@ -97,10 +97,10 @@ pub(super) fn deserialize_moments(
     modules: &[LoraModule],
     storage: MomentStorage,
 ) -> Result<Vec<[HostMoment; 2]>> {
-    let has_second = |file: &SafeTensors| file.names().iter().any(|name| name.ends_with(MOMENTS[1]));
     let file = SafeTensors::deserialize(bytes).map_err(|e| Error::file(path, format!("is damaged: {e}")))?;
-    if has_second(&file) == (storage == MomentStorage::Momentum) {
-        let (was, is) = if has_second(&file) { ("adamw", "lion") } else { ("lion", "adamw") };
+    let [first, second] = MOMENTS.map(|moment| file.names().iter().any(|name| name.ends_with(&format!(".{moment}"))));
+    if first && second == (storage == MomentStorage::Momentum) {
+        let (was, is) = if second { ("adamw", "lion") } else { ("lion", "adamw") };
         let problem = format!("holds the moments of {}, but the run has {}", OPTIM.is(was), OPTIM.is(is));
         return Err(Error::file(path, problem));
     }

@@ -378,7 +378,7 @@ fn records() -> Report {
         ("brackets without end", "[".repeat(100_000), "is not valid JSON: record 1"),
         ("objects without end", "{\"a\":".repeat(100_000), "line 1: is not valid JSON"),
         ("a comma too many", "{\"text\": \"w3\",}".to_owned(), "line 1: is not valid JSON"),
-        ("single quotes", "{'text': 'w3'}".to_owned(), "line 1: is not valid JSON"),
+        ("single quotes", "{'text': 'w3'}".to_owned(), "line 1: is a record as Python shows it, not JSON"),
         ("NaN", "{\"text\": NaN}".to_owned(), "line 1: has the fields [text]"),
         ("a lone surrogate", r#"{"text": "\ud800"}"#.to_owned(), "line 1: is not valid JSON"),
         ("a second line that is broken", format!("{CHAT}\n{{"), "line 2: is not valid JSON"),
