@@ -258,6 +258,8 @@ impl HostMoment {
     /// Sets the elements from `first` on to `part`, which [`Self::part`] made.
     pub fn place(&mut self, first: usize, part: &Self) {
         match (self, part) {
+            // Lion has no second moment.
+            (Self::F32(_), Self::F32(part)) if part.is_empty() => {}
             (Self::F32(values), Self::F32(part)) => values[first..first + part.len()].copy_from_slice(part),
             (Self::EightBit { codes, scales }, Self::EightBit { codes: part, scales: of_part }) => {
                 codes[first..first + part.len()].copy_from_slice(part);
