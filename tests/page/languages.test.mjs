@@ -66,7 +66,7 @@ for (const [name, locale] of [
     }
     await picture(page, `language-${name}`);
     assert.deepEqual(await accessibilityProblems(page), []);
-    await page.locator("#run .run-controls .primary:enabled").click();
+    await page.locator("#run .run-controls .primary:enabled:not([hidden])").click();
     const finished = table.get("Finished: {}.").split("{}")[0];
     await waitForText(page, ".run-status", new RegExp(`^${finished}`), 180_000);
     await page.waitForFunction(() => [...document.querySelectorAll(".answer-text")].every(({ textContent }) => textContent.length > 3), null, { timeout: 180_000 });
