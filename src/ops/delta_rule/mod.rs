@@ -14,7 +14,7 @@
 //! then on. So one pass over the rows remakes r, one back over them finds dv, and the rest is summed interval by interval, beginning from
 //! the states that both passes left.
 //!
-//! GPUs take [`CHUNK`] rows at a time where a pass has more than a few, since products of matrices keep them busier than row after row. Let
+//! GPUs take 32 rows at a time where a pass has more than a few, since products of matrices keep them busier than row after row. Let
 //! `E_t` be the decay from the state `S` before the chunk to row t, `G_ts` that from row s to row t, and `X_s` that to the end. Over the
 //! rows of a chunk, with `u = beta r` and `T_ts = G_ts (k_t . k_s) beta_s` for s < t: `(I + T) r = v - E K S`,
 //! `out = E Q S + (G Q K^T) u` for s <= t, and the state behind it is `E_end S + (X K)^T u`. Backward, with dS the gradient of that:
