@@ -169,7 +169,7 @@ fn sinks_equal_the_twin() {
 #[test]
 fn bounded_scores_equal_the_twin() {
     for family in families() {
-        for (head_dim, cap) in [(8, 1.5), (20, 0.7)] {
+        for (head_dim, cap) in [(8, 1.5), (64, 0.7)] {
             let beside = Beside { cap: Some(cap), ..Beside::default() };
             let bounded = check_with(family, shape(4, 2, head_dim), &[37, 1, 20], 25, beside);
             let free = check(family, shape(4, 2, head_dim), &[37, 1, 20], 25);
