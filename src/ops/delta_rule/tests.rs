@@ -40,6 +40,20 @@ fn operands(lab: &mut Lab, shape: Shape, positions: &[u32], of: &Values) -> Oper
     }
 }
 
+/// Places for the gradients beside that of the result, in scratch of any content.
+fn gradients(lab: &mut Lab, shape: Shape, dout: &[f64], of_vectors: Option<[View; 2]>) -> Gradients {
+    let (heads, width) = (shape.value_heads as usize, shape.out_cols() as usize);
+    let rows = dout.len() / width;
+    Gradients {
+        dout: lab.matrix(rows, width, dout),
+        scratch: lab.vector(&vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize]),
+        dqkv: lab.empty(rows, shape.qkv_cols() as usize),
+        da: lab.empty(rows, heads),
+        db: lab.empty(rows, heads),
+        of_vectors,
+    }
+}
+
 fn added(before: &[f64], sums: &[f64]) -> Vec<f64> {
     before.iter().zip(sums).map(|(before, sum)| before + sum).collect()
 }
@@ -47,18 +61,11 @@ fn added(before: &[f64], sums: &[f64]) -> Vec<f64> {
 /// The bits of the gradients of drawn q, k, v, decays and write strengths.
 fn gradient_bits(shape: Shape, positions: &[u32], at_a_time: u32) -> Vec<u32> {
     let mut lab = Lab::for_cpu(false);
-    let (rows, heads) = (positions.len(), shape.value_heads as usize);
+    let rows = positions.len();
     let of = values(&mut lab, shape, rows);
     let dout = lab.normal(rows * shape.out_cols() as usize);
     let operands = operands(&mut lab, shape, positions, &of);
-    let gradients = Gradients {
-        dout: lab.matrix(rows, shape.out_cols() as usize, &dout),
-        scratch: lab.vector(&vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize]),
-        dqkv: lab.empty(rows, shape.qkv_cols() as usize),
-        da: lab.empty(rows, heads),
-        db: lab.empty(rows, heads),
-        of_vectors: None,
-    };
+    let gradients = gradients(&mut lab, shape, &dout, None);
     let mut rec = lab.recorder();
     backward_of_heads(&mut rec, &operands, &gradients, at_a_time);
     lab.run(&rec);
@@ -83,16 +90,8 @@ fn compare(cpu: bool, shape: Shape, rows: usize, longest: usize) {
     let (dout, before) = (lab.normal(rows * width), lab.normal(heads));
     let operands = operands(&mut lab, shape, &positions, &of);
     let out = lab.empty(rows, width);
-    let scratch = vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize];
     let of_vectors = [(); 2].map(|()| lab.vector(&before));
-    let gradients = Gradients {
-        dout: lab.matrix(rows, width, &dout),
-        scratch: lab.vector(&scratch),
-        dqkv: lab.empty(rows, shape.qkv_cols() as usize),
-        da: lab.empty(rows, heads),
-        db: lab.empty(rows, heads),
-        of_vectors: Some(of_vectors),
-    };
+    let gradients = gradients(&mut lab, shape, &dout, Some(of_vectors));
     let mut rec = lab.recorder();
     forward(&mut rec, &operands, None, out);
     backward(&mut rec, &operands, &gradients);
@@ -180,15 +179,7 @@ fn extreme_gates_stay_finite() {
         let positions: Vec<u32> = (0..rows as u32).collect();
         let operands = operands(&mut lab, shape, &positions, &of);
         let out = lab.empty(rows, 8);
-        let scratch = vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize];
-        let gradients = Gradients {
-            dout: lab.matrix(rows, 8, &dout),
-            scratch: lab.vector(&scratch),
-            dqkv: lab.empty(rows, 24),
-            da: lab.empty(rows, 1),
-            db: lab.empty(rows, 1),
-            of_vectors: None,
-        };
+        let gradients = gradients(&mut lab, shape, &dout, None);
         let mut rec = lab.recorder();
         forward(&mut rec, &operands, None, out);
         backward(&mut rec, &operands, &gradients);
