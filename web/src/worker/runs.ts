@@ -214,12 +214,12 @@ export async function openRunData(id: string, source: DataSource): ReturnType<ty
   return openStored(source, await storage.directory(path(id), true));
 }
 
-/** Keeps other tabs from going on with the run while this one lives. False where another tab has it. */
-export function claim(id: string): Promise<boolean> {
+/** Keeps other tabs from going on with the run until what it answers with is called, or this one ends. Nothing where another tab has it. */
+export function claim(id: string): Promise<(() => void) | undefined> {
   return new Promise((answer) => {
     void navigator.locks.request(lockName(id), { ifAvailable: true }, (lock) => {
-      answer(lock !== null);
-      return lock === null ? undefined : new Promise(() => {});
+      if (lock === null) return answer(undefined);
+      return new Promise<void>((release) => answer(release));
     });
   });
 }

@@ -15,12 +15,15 @@ type Notify = (notice: Notice) => void;
 
 let active: InstanceType<typeof loraine.Run> | undefined;
 let storeAgain: () => void = () => {};
-const claimed = new Set<string>();
+/** The run that this tab keeps from others, until it turns to another. */
+let claimed: { id: string; release: () => void } | undefined;
 
 async function claim(id: string): Promise<void> {
-  if (claimed.has(id)) return;
-  if (!(await runs.claim(id))) throw new PageError("storage", "This run is open in another tab. Close it there first.");
-  claimed.add(id);
+  if (claimed?.id === id) return;
+  const release = await runs.claim(id);
+  if (release === undefined) throw new PageError("storage", "This run is open in another tab. Close it there first.");
+  claimed?.release();
+  claimed = { id, release };
 }
 
 export async function train(request: TrainRequest, notify: Notify): Promise<Trained> {
