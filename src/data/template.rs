@@ -112,9 +112,12 @@ impl ChatTemplate {
             return Self::new(template, format!("built-in {name}"), special_tokens).map(Some);
         }
         if files::is_dir(path)
-            && let Some(template) = Self::own(path, special_tokens)?
+            && let Some(template) = Self::own(path, special_tokens.clone())?
         {
             return Ok(Some(template));
+        }
+        if let Some((name, template)) = BUILT_IN.iter().find(|(name, _)| plain(name) == plain(choice)) {
+            return Self::new(template, format!("built-in {name}"), special_tokens).map(Some);
         }
         let known = names(own.iter().map(|(name, ..)| name.as_str()).chain(BUILT_IN.map(|(name, _)| name)));
         let problem = format!("the chat template `{choice}` is neither a file nor one of {known}");
@@ -525,8 +528,15 @@ fn template_of_file(path: &Path) -> Result<String> {
     }
 }
 
+/// The text of a file without the byte order mark that some editors put before it.
 fn read(path: &Path) -> Result<String> {
-    companions::text(path)
+    let text = companions::text(path)?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+/// The letters and digits of a name, so that `llama3` and `Llama-3` are the same.
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
@@ -690,6 +700,28 @@ mod tests {
         assert_eq!(texts(&load(place.path(), from.to_str())), ["d", "t"]);
         assert!(!to.join(FURTHER).join("old.jinja").exists());
         assert!(!fs::read_to_string(to.join("tokenizer_config.json")).unwrap().contains("chat_template"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_template() {
+        let place = tempfile::tempdir().unwrap();
+        fs::write(place.path().join(OWN_FILE), "\u{feff}own").unwrap();
+        let given = place.path().join("given.jinja");
+        fs::write(&given, "\u{feff}given").unwrap();
+        for (choice, text) in [(None, "own"), (given.to_str(), "given")] {
+            let template = ChatTemplate::load(place.path(), choice, special()).unwrap().unwrap();
+            assert_eq!(template.render(&[], None, false).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn built_in_templates_are_known_by_other_spellings() {
+        let place = tempfile::tempdir().unwrap();
+        for choice in ["llama3", "Llama-3", "llama_3", "ChatML"] {
+            assert!(ChatTemplate::load(place.path(), Some(choice), special()).unwrap().is_some(), "{choice}");
+        }
+        let message = ChatTemplate::load(place.path(), Some("llama"), special()).unwrap_err().to_string();
+        assert!(message.contains("`llama` is neither a file nor one of chatml"), "{message}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ impl HubDataset {
     pub fn parse(text: &str) -> Option<Self> {
         let named = name_of_address(text, RepoKind::Dataset);
         let text = named.as_deref().unwrap_or(text);
+        // The hub's pages and its file system put this before the name.
+        let text = text.strip_prefix("datasets/").filter(|name| name.contains('/')).unwrap_or(text);
         let (rest, split) = match text.rsplit_once(':') {
             Some((rest, split)) => (rest, Some(split.to_owned())),
             None => (text, None),
@@ -82,6 +84,7 @@ mod tests {
         for good in ["tatsu-lab/alpaca", "openai/gsm8k/main:train", "a/b@v1", "a/b:train_sft", "a/b/c@v1:test"] {
             assert_eq!(HubDataset::parse(good).expect(good).to_string(), good);
         }
+        assert_eq!(HubDataset::parse("datasets/a/b:test").expect("a name").to_string(), "a/b:test");
         for bad in ["data", "./data", "../data", "/a/b", "a/b/c/d", "a/", "a/b:", "a/b:x/y", "a/../b", "C:\\data"] {
             assert_eq!(HubDataset::parse(bad), None, "{bad}");
         }

@@ -252,12 +252,13 @@ impl Download<'_> {
                 "is a PEFT adapter, not a model: give its base as {MODEL}, and it as {}",
                 ADAPTER.is(&self.model.id)
             )
-        } else if self.info.siblings.iter().any(|file| file.rfilename.ends_with(".gguf")) {
-            format!(
-                "has no {CONFIG}, but GGUF files; download one and give its path, or choose the original model in safetensors"
-            )
         } else {
-            return self.missing(CONFIG);
+            let names = self.info.siblings.iter().map(|file| file.rfilename.as_str());
+            // The first part of a split model comes before the others.
+            match names.filter(|name| name.ends_with(".gguf")).min() {
+                Some(file) => format!("has GGUF files alone: name one of them, such as {}:{file}", self.model),
+                None => return self.missing(CONFIG),
+            }
         };
         error(self.model, problem)
     }

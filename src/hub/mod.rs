@@ -6,6 +6,8 @@ pub mod fetch;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod fetch_dataset;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
+pub mod fetch_gguf;
+#[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 pub mod settings;
 #[cfg(all(feature = "cli", not(target_arch = "wasm32")))]
 mod transfer;
@@ -103,9 +105,25 @@ pub(crate) fn name_of_address(text: &str, kind: RepoKind) -> Option<String> {
     }
 }
 
-/// Returns the name of the model in `dir` for the files of a run: the hub's name without a revision, or the directory.
-pub fn base_name(dir: &Path) -> String {
-    HubModel::of_snapshot(dir).map_or_else(|| dir.display().to_string(), |model| model.id)
+/// Returns the repository whose cached snapshot holds the GGUF file `path`, and the file's path in it.
+fn gguf_of_snapshot(path: &Path) -> Option<(HubModel, String)> {
+    path.extension().filter(|extension| extension.eq_ignore_ascii_case("gguf"))?;
+    let (repo, dir) = path.ancestors().skip(1).find_map(|dir| Some((HubModel::of_snapshot(dir)?, dir)))?;
+    let parts: Option<Vec<&str>> = path.strip_prefix(dir).ok()?.iter().map(|part| part.to_str()).collect();
+    Some((repo, parts?.join("/")))
+}
+
+/// Returns the name by which any machine gets what lies at `path` in the cache of a hub: `owner/name@COMMIT`, and for a GGUF file
+/// `owner/name@COMMIT:FILE.gguf`. Returns `None` for other paths.
+pub fn name_of_cached(path: &Path) -> Option<String> {
+    let of_file = || gguf_of_snapshot(path).map(|(repo, file)| format!("{repo}:{file}"));
+    HubModel::of_snapshot(path).map(|repo| repo.to_string()).or_else(of_file)
+}
+
+/// Returns the name of the model at `path` for the files of a run: the hub's name without a revision, or the path.
+pub fn base_name(path: &Path) -> String {
+    let of_file = || gguf_of_snapshot(path).map(|(repo, _)| repo);
+    HubModel::of_snapshot(path).or_else(of_file).map_or_else(|| path.display().to_string(), |model| model.id)
 }
 
 /// True for the name of a file with the terms under which a model is given: `LICENSE`, `NOTICE.txt`, `USE_POLICY.md` and the like.
@@ -228,6 +246,11 @@ mod tests {
         let dir = format!("/cache/hub/models--owner--name/snapshots/{commit}");
         assert_eq!(HubModel::of_snapshot(Path::new(&dir)).unwrap().to_string(), format!("owner/name@{commit}"));
         assert_eq!(base_name(Path::new(&dir)), "owner/name");
+        assert_eq!(name_of_cached(Path::new(&dir)), Some(format!("owner/name@{commit}")));
+        let file = format!("{dir}/sub/x.gguf");
+        assert_eq!(base_name(Path::new(&file)), "owner/name");
+        assert_eq!(name_of_cached(Path::new(&file)), Some(format!("owner/name@{commit}:sub/x.gguf")));
+        assert_eq!(name_of_cached(Path::new("models/x.gguf")), None);
         assert_eq!(base_name(Path::new("models/mine")), "models/mine");
         assert_eq!(HubModel::of_snapshot(Path::new("/cache/models--owner--name/snapshots/main")), None);
     }

@@ -452,8 +452,11 @@ fn unpickle(dir: &Path) -> String {
 fn canonical(name: &str, decoder: &str) -> String {
     let name =
         name.replace("_orig_mod.", "").replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
-    let name = name.strip_prefix("module.").unwrap_or(&name);
-    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let mut name = name.strip_prefix("module.").unwrap_or(&name);
+    // An adapter that was saved from a PEFT model inside another has the prefix twice.
+    while let Some(inner) = name.strip_prefix(PREFIX) {
+        name = inner;
+    }
     let name = match ["layers.", "embed_tokens.", "norm."].iter().any(|part| name.starts_with(part)) {
         true => format!("{DECODER}.{name}"),
         false => text_name(name).unwrap_or_else(|| name.to_owned()),
@@ -673,6 +676,7 @@ mod tests {
             ("base_model.model.", ""),
             ("base_model.model.model.", "base_model.model."),
             ("base_model.", "module._orig_mod.base_model."),
+            ("base_model.model.", "base_model.model.base_model.model."),
         ] {
             rename(from, to);
             assert_eq!(load(dir.path(), &model()).unwrap(), good, "{from} as {to}");

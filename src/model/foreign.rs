@@ -58,6 +58,14 @@ pub(super) fn other_weights(dir: &Path) -> String {
         let command = conversion(&from, &format!("{}-safetensors", from.trim_end_matches('/')));
         return format!("; {name} is not read, convert it: {command}");
     }
+    let is_other = |name: &&String| name.ends_with(".safetensors") && !name.starts_with("adapter");
+    match names.iter().find(is_other).map(String::as_str) {
+        Some(name @ "consolidated.safetensors") => {
+            return format!("; {name} has Mistral's own names, which are not read: take the model's files for transformers");
+        }
+        Some(name) => return format!("; if {name} holds all of the weights, rename it to model.safetensors"),
+        None => {}
+    }
     match names.iter().any(|name| name.ends_with(".gguf")) {
         true => "; of its GGUF files give the path of one itself".to_owned(),
         false => String::new(),
@@ -110,6 +118,10 @@ mod tests {
     fn other_forms_of_weights_and_tokenizers_come_with_a_command() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!((other_weights(dir.path()).as_str(), tokenizer_command(dir.path())), ("", None));
+        for (name, says) in [("model_1.safetensors", "rename it to"), ("consolidated.safetensors", "Mistral's own names")] {
+            fs::write(dir.path().join(name), "").unwrap();
+            assert!(other_weights(dir.path()).contains(says), "{name}");
+        }
         fs::write(dir.path().join("pytorch_model-00001-of-00002.bin"), "").unwrap();
         let message = other_weights(dir.path());
         assert!(message.contains("00002.bin is not read") && message.contains("-safetensors'"), "{message}");

@@ -21,7 +21,7 @@ pub(super) fn list(dir: &Path) -> Result<Listing> {
         return Ok(Listing { entries: safetensors_file::read_header(&single)?, path: single });
     }
     if !files::is_file(&index) {
-        return Err(Error::file(dir, format!("holds neither {SINGLE} nor {INDEX}{}", other_weights(dir))));
+        return list_shards(dir, &shards_without_index(dir)?);
     }
     let mut shards = BTreeMap::new();
     let mut entries = BTreeMap::new();
@@ -34,6 +34,46 @@ pub(super) fn list(dir: &Path) -> Result<Listing> {
         entries.insert(tensor, entry);
     }
     Ok(Listing { path: index, entries })
+}
+
+/// The shards `model-00001-of-00003.safetensors` and so on of a directory that has lost its index.
+fn shards_without_index(dir: &Path) -> Result<Vec<String>> {
+    let names = files::names(dir).unwrap_or_default();
+    let total = names.iter().find_map(|name| shard_number(name)).map_or(0, |(_, total)| total);
+    let mut shards: Vec<(usize, String)> =
+        names.into_iter().filter_map(|name| Some((shard_number(&name)?.0, name))).collect();
+    shards.sort();
+    let whole = shards.iter().map(|(number, _)| *number).eq(1..=total)
+        && shards.iter().all(|(_, name)| shard_number(name).is_some_and(|(_, of)| of == total));
+    match total {
+        0 => Err(Error::file(dir, format!("holds neither {SINGLE} nor {INDEX}{}", other_weights(dir)))),
+        _ if whole => Ok(shards.into_iter().map(|(_, name)| name).collect()),
+        _ => {
+            let found: Vec<String> = shards.into_iter().map(|(_, name)| name).collect();
+            let problem = format!("holds no {INDEX}, and of the shards only {}", found.join(", "));
+            Err(Error::file(dir, format!("{problem}; there must be all of one set")))
+        }
+    }
+}
+
+/// The number of a shard and that of all shards.
+fn shard_number(name: &str) -> Option<(usize, usize)> {
+    let (number, total) = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+    Some((number.parse().ok()?, total.parse().ok()?))
+}
+
+/// Lists all tensors of some files in `dir`.
+fn list_shards(dir: &Path, shards: &[String]) -> Result<Listing> {
+    let mut entries = BTreeMap::new();
+    for shard in shards {
+        let path = dir.join(shard);
+        for (tensor, entry) in safetensors_file::read_header(&path)? {
+            if entries.insert(tensor.clone(), entry).is_some() {
+                return Err(Error::field(&path, tensor, "is in an earlier shard too"));
+            }
+        }
+    }
+    Ok(Listing { entries, path: dir.to_owned() })
 }
 
 /// The pairs (tensor, shard file) of an index. A shard must lie in the index's own directory.
@@ -89,6 +129,23 @@ mod tests {
         assert!(index_error(r#"{"v": "a.safetensors"}"#).contains("`v`: is not in `a.safetensors`"));
         assert!(index_error(r#"{"w": "b.safetensors"}"#).contains("b.safetensors: cannot be read"));
         assert!(index_error("7").contains("`weight_map`: is missing"));
+    }
+
+    #[test]
+    fn shards_without_an_index_are_read_if_all_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = ONE.replace("\"w\"", "\"v\"");
+        fs::write(dir.path().join("model-00001-of-00002.safetensors"), file_bytes(ONE, 8)).unwrap();
+        let message = TensorSource::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("only model-00001-of-00002.safetensors; there must be all"), "{message}");
+        fs::write(dir.path().join("model-00002-of-00002.safetensors"), file_bytes(&other, 8)).unwrap();
+        let files = TensorSource::open(dir.path()).unwrap();
+        assert!(files.has("w") && files.has("v"));
+        fs::write(dir.path().join("model-00002-of-00002.safetensors"), file_bytes(ONE, 8)).unwrap();
+        let message = TensorSource::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("`w`: is in an earlier shard too"), "{message}");
+        fs::write(dir.path().join("model-00002-of-00003.safetensors"), file_bytes(&other, 8)).unwrap();
+        assert!(TensorSource::open(dir.path()).unwrap_err().to_string().contains("there must be all of one set"));
     }
 
     #[test]

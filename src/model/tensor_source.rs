@@ -28,6 +28,19 @@ fn unwrap_names(listing: &mut Listing) -> BTreeMap<String, String> {
     in_files
 }
 
+/// Takes away the names of modules around the whole model: those of DistributedDataParallel and of torch.compile.
+fn take_out_of_wrappers(listing: &mut Listing) {
+    while let Some(wrapper) = ["module.", "_orig_mod."]
+        .into_iter()
+        .find(|wrapper| listing.entries.keys().all(|name| name.starts_with(wrapper)) && !listing.entries.is_empty())
+    {
+        let names: Vec<String> = listing.entries.keys().cloned().collect();
+        for name in names {
+            rename(listing, &name, &name[wrapper.len()..]);
+        }
+    }
+}
+
 /// Files that were saved from the decoder without its head have names without `model.`, as transformers reads them too.
 fn add_prefix(listing: &mut Listing) {
     let base = format!("{}.", EMBEDDING.split('.').next().unwrap_or_default());
@@ -85,6 +98,7 @@ impl TensorSource {
             true => gguf_tensors::list(dir)?,
             false => safetensors_index::list(dir)?,
         };
+        take_out_of_wrappers(&mut listing);
         let in_files = unwrap_names(&mut listing);
         add_prefix(&mut listing);
         Ok(Self { listing, in_files, fusions: BTreeMap::new(), wholes: Vec::new(), gathered: BTreeSet::new() })
@@ -382,5 +396,29 @@ impl TensorSource {
             weights.add(&bytes);
         }
         Ok(weights.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::safetensors_file::tests::file_bytes;
+
+    #[test]
+    fn modules_around_the_model_leave_no_trace_in_names() {
+        let listed = |names: [&str; 2]| {
+            let dir = tempfile::tempdir().unwrap();
+            let entry = |name: &str, at| format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}}"#, at + 4);
+            let header = format!("{{{},{}}}", entry(names[0], 0), entry(names[1], 4));
+            std::fs::write(dir.path().join("model.safetensors"), file_bytes(&header, 8)).unwrap();
+            let source = TensorSource::open(dir.path()).unwrap();
+            source.entries().map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+        };
+        let plain = ["lm_head.weight", "model.norm.weight"];
+        for around in ["", "module.", "_orig_mod.", "module._orig_mod."] {
+            let names = plain.map(|name| format!("{around}{name}"));
+            assert_eq!(listed([&names[0], &names[1]]), plain, "{around}");
+        }
+        assert_eq!(listed(["module.x", "model.y"]), ["model.y", "module.x"]);
     }
 }

@@ -15,7 +15,7 @@ use crate::data::read::DataReport;
 use crate::data::settings::RUN_FILE;
 use crate::data::template::{FURTHER, OWN_FILE};
 use crate::files::{self, File, write_atomically};
-use crate::hub::HubModel;
+use crate::hub::name_of_cached;
 use crate::hub::dataset::HubDataset;
 use crate::lora::adapter_file;
 use crate::setting::{OVERWRITE, RESUME, as_toml, written};
@@ -257,8 +257,7 @@ impl Output {
         }
         let path = self.dir.join(RUN);
         // The hub's name and commit, which hold on every machine, rather than the place in this one's cache.
-        let named =
-            |dir: &PathBuf| HubModel::of_snapshot(dir).map_or_else(|| dir.clone(), |hub| hub.to_string().into());
+        let named = |path: &PathBuf| name_of_cached(path).map_or_else(|| path.clone(), PathBuf::from);
         let model = named(&settings.model);
         let init_adapter = settings.init_adapter.as_ref().map(named);
         let data = settings.data.iter().map(|path| named_data(path)).collect::<Vec<_>>().into();

@@ -372,6 +372,33 @@ fn shards_come_with_their_index_and_estimates_fetch_no_weights() {
 }
 
 #[test]
+fn a_gguf_file_of_a_repository_is_named_beside_it() {
+    let shell = shell();
+    let model = fixture("llama_tied");
+    let merge = format!("merge --gguf --model {} --adapter {} --out", model.display(), model.join("adapter").display());
+    for name in ["tiny-F32.gguf", "tiny-F16.gguf"] {
+        let float = if name.contains("F32") { "f32" } else { "f16" };
+        shell.succeed(&format!("{merge} repo/{name} --dtype {float}"));
+    }
+    let hub = Hub::serve(shell.path("repo"), Mood::Well);
+    let eval = |model: &str| format!("eval --model {model} --data data.jsonl --json");
+    let local = shell.succeed(&eval("repo/tiny-F16.gguf"));
+    for name in ["tiny/ggufs:f16", "tiny/ggufs@main:tiny-F16.gguf"] {
+        assert_eq!(hub.succeed(&shell, &eval(name)), local, "{name}");
+    }
+    assert!(hub.asked_for("F32").is_empty());
+    let mut offline = hub.command(&shell, &eval("tiny/ggufs:F16"));
+    assert_eq!(texts(&offline.env("HF_HUB_OFFLINE", "1").output().unwrap()).0, local, "the cache has it");
+    hub.succeed(&shell, "train --model tiny/ggufs:F16 --data data.jsonl --steps 1 --out run");
+    let settings = String::from_utf8(shell.read("run/run.toml")).unwrap();
+    assert!(settings.contains(&format!("model = \"tiny/ggufs@{COMMIT}:tiny-F16.gguf\"")), "{settings}");
+    let there = ["tiny/ggufs: has no GGUF file `Q4_K_M`; there are tiny-F16.gguf, tiny-F32.gguf"];
+    hub.fail(&shell, &eval("tiny/ggufs:Q4_K_M"), &there);
+    hub.fail(&shell, &eval("tiny/ggufs"), &["tiny/ggufs: has GGUF files alone: name one of them, such as tiny/ggufs:tiny-F"]);
+    hub.fail(&shell, "estimate --model tiny/ggufs:F16", &["not known before it is downloaded"]);
+}
+
+#[test]
 fn broken_connections_are_gone_on_with() {
     let (hub, shell) = (Hub::open("llama_tied", Mood::Breaks { after: 1000, times: 3 }), shell());
     hub.succeed(&shell, &format!("{TRAIN} --out run"));

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use loraine::hub::HubModel;
 use loraine::hub::fetch::{Extent, HubSettings, fetch};
+use loraine::hub::fetch_gguf::{HubGguf, fetch_gguf};
 use loraine::lora::config::LoraConfig;
 use loraine::model::config::CONFIG;
 use loraine::model::foreign::instead_of_a_model;
@@ -17,6 +18,14 @@ const HUB: &str = "a model of the Hugging Face hub is named owner/name, such as 
 
 /// Returns the directory or the GGUF file of `--model`. A model of the hub is downloaded into the cache first.
 pub fn model_directory(model: &Path, extent: Extent) -> Result<PathBuf> {
+    if let Some(gguf) = model.to_str().and_then(HubGguf::parse).filter(|_| !model.exists()) {
+        // Only the whole file tells how large the model is.
+        ensure!(
+            extent != Extent::Config,
+            "{gguf}: the model's size is not known before it is downloaded; give the name of the original model"
+        );
+        return with_bar(|progress| Ok(fetch_gguf(&gguf, &HubSettings::from_env(), progress)?));
+    }
     match (hub_name(model), problem(model, extent)) {
         (Some(name), _) => fetched(&name, extent),
         (None, Some(problem)) => bail!("{}: {problem}", model.display()),
@@ -33,17 +42,22 @@ pub fn hub_name(argument: &Path) -> Option<HubModel> {
 
 /// Downloads a model or an adapter of the hub into the cache and returns its directory there.
 pub fn fetched(name: &HubModel, extent: Extent) -> Result<PathBuf> {
+    with_bar(|progress| Ok(fetch(name, &HubSettings::from_env(), extent, progress)?))
+}
+
+/// Downloads by `fetch`, which is given what shows the bytes of each file.
+fn with_bar(fetch: impl FnOnce(&mut dyn FnMut(&str, u64, u64)) -> Result<PathBuf>) -> Result<PathBuf> {
     let bar = ProgressBar::new(0).with_style(
         ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})")?
             .progress_chars("=> "),
     );
-    let dir = fetch(name, &HubSettings::from_env(), extent, |file, done, total| {
+    let path = fetch(&mut |file, done, total| {
         bar.set_message(file.to_owned());
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok(dir?)
+    path
 }
 
 /// Says why a path is no model directory, and what would be; None where the files may be read.
