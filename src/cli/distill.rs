@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use loraine::hub::fetch::Extent;
+use loraine::ops::distillation::DEFAULT_TOP_K;
 use loraine::setting::{as_flag, counted, written};
 use loraine::train::distill::{self, AnswerSettings, DistillSettings, Written};
 use loraine::train::evaluate::EvalSettings;
@@ -40,7 +41,7 @@ pub struct DistillArgs {
     #[arg(long)]
     overwrite: bool,
     /// Likeliest tokens to keep for each trained token
-    #[arg(long, value_name = "COUNT", default_value_t = 64)]
+    #[arg(long, value_name = "COUNT", default_value_t = DEFAULT_TOP_K)]
     top_k: usize,
     #[command(flatten)]
     base: BaseArgs,

@@ -12,7 +12,7 @@ use loraine::model::shapes;
 use loraine::model::source::{Source, stored_embedding};
 use loraine::model::tensors::{TensorSpec, tensors};
 use loraine::quant::format::Float;
-use loraine::train::settings::{Method, RunSettings};
+use loraine::train::settings::{Method, ObjectiveChoice, RunSettings};
 
 use super::args::base::Quant4;
 use super::args::memory::MemoryArgs;
@@ -47,6 +47,9 @@ pub struct EstimateArgs {
     /// DoRA: a magnitude of each output beside the factors
     #[arg(long)]
     use_dora: bool,
+    /// What the run learns from: examples of a preference objective are two sequences, and a teacher's are 64 tokens at each position
+    #[arg(long, value_enum, default_value = "sft")]
+    objective: ObjectiveChoice,
     /// Examples per micro-batch
     #[arg(long, default_value_t = 4)]
     batch_size: usize,
@@ -158,6 +161,7 @@ fn estimates(
     let estimate = |method| {
         let mut settings = RunSettings {
             method,
+            objective: args.objective,
             double_quant: !args.no_double_quant,
             rank: args.rank,
             target_modules: args.target_modules.clone(),

@@ -51,11 +51,7 @@ impl fmt::Display for HubGguf {
 ///
 /// # Errors
 /// The repository does not exist or is not accessible, it has no such file or several, or a file does not arrive whole.
-pub fn fetch_gguf(
-    gguf: &HubGguf,
-    settings: &HubSettings,
-    mut progress: impl FnMut(&str, u64, u64),
-) -> Result<PathBuf> {
+pub fn fetch_gguf(gguf: &HubGguf, settings: &HubSettings, mut progress: impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
     let cached = || -> Option<PathBuf> {
         let dir = cached_snapshot(&gguf.repo, &settings.cache)?;
         let names = files::names(&dir).ok()?;
@@ -100,7 +96,8 @@ pub fn fetch_gguf(
 /// No file, or files of several models; the problem lists what there is.
 fn choose<'a>(names: impl Iterator<Item = &'a str>, which: &str) -> Result<Vec<String>, String> {
     let names: Vec<&str> = names.filter(|name| name.ends_with(ENDING)).collect();
-    let mut firsts: Vec<&str> = names.iter().filter(|name| part(name).is_none_or(|part| part.number == 1)).copied().collect();
+    let mut firsts: Vec<&str> =
+        names.iter().filter(|name| part(name).is_none_or(|part| part.number == 1)).copied().collect();
     firsts.sort_unstable();
     let exact: Vec<&str> = firsts.iter().filter(|name| **name == which).copied().collect();
     let tagged = || firsts.iter().filter(|name| has_tag(name, which)).copied().collect();
@@ -109,7 +106,8 @@ fn choose<'a>(names: impl Iterator<Item = &'a str>, which: &str) -> Result<Vec<S
         [first] => match part(first) {
             None => Ok(vec![first.to_owned()]),
             Some(Part { stem, total, .. }) => {
-                let all: Vec<String> = (1..=total).map(|number| format!("{stem}-{number:05}-of-{total:05}{ENDING}")).collect();
+                let all: Vec<String> =
+                    (1..=total).map(|number| format!("{stem}-{number:05}-of-{total:05}{ENDING}")).collect();
                 match all.iter().find(|name| !names.contains(&name.as_str())) {
                     None => Ok(all),
                     Some(missing) => Err(format!("has no {missing}, a part of {first}")),
@@ -157,14 +155,28 @@ mod tests {
         ] {
             assert_eq!(HubGguf::parse(text).expect(text).to_string(), shown);
         }
-        for text in ["a/b", "a:Q4", "./a/b:Q4", "a/b:../x.gguf", "a/b:", "C:\\x\\y.gguf", "https://huggingface.co/a/b/blob/main/x.bin"] {
+        for text in [
+            "a/b",
+            "a:Q4",
+            "./a/b:Q4",
+            "a/b:../x.gguf",
+            "a/b:",
+            "C:\\x\\y.gguf",
+            "https://huggingface.co/a/b/blob/main/x.bin",
+        ] {
             assert_eq!(HubGguf::parse(text), None, "{text}");
         }
     }
 
     #[test]
     fn a_tag_chooses_one_model() {
-        let names = ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "big/m-F16-00001-of-00002.gguf", "big/m-F16-00002-of-00002.gguf", "config.json"];
+        let names = [
+            "m-Q4_K_M.gguf",
+            "m-Q8_0.gguf",
+            "big/m-F16-00001-of-00002.gguf",
+            "big/m-F16-00002-of-00002.gguf",
+            "config.json",
+        ];
         let choose = |which: &str| super::choose(names.into_iter(), which);
         assert_eq!(choose("q4_k_m").unwrap(), ["m-Q4_K_M.gguf"]);
         assert_eq!(choose("m-Q8_0.gguf").unwrap(), ["m-Q8_0.gguf"]);

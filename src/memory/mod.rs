@@ -13,6 +13,7 @@ use crate::model::config::ModelConfig;
 use crate::model::tensors::parameters;
 use crate::network::activations::ActivationFormat;
 use crate::network::moments::Shard;
+use crate::ops::distillation::DEFAULT_TOP_K;
 use crate::quant::format::Float;
 use crate::train::budget::{PlanRequest, longest_below};
 use crate::train::settings::{ActivationsChoice, Method, RecomputeChoice, RunSettings};
@@ -57,8 +58,9 @@ fn as_object<S: serde::Serializer>(categories: &[(Category, u64)], serializer: S
     serializer.collect_map(categories.iter().copied())
 }
 
-/// Plans a run of `settings` with full micro-batches of `seq_len` tokens, on as many devices as its world size; the estimate is that of
-/// each. `float` is the type of the model's files.
+/// Plans a run of `settings` with full micro-batches of sequences of `seq_len` tokens, two an example where answers are compared, on as
+/// many devices as its world size; the estimate is that of each. A teacher has [`DEFAULT_TOP_K`] tokens for each row. `float` is the type
+/// of the model's files.
 ///
 /// # Errors
 /// The settings adapt no module, or the rank is 0.
@@ -79,9 +81,9 @@ pub fn estimate(
         config,
         modules: &modules,
         stored: &stored,
-        max_rows: length.saturating_mul(settings.batch_size),
+        max_rows: length.saturating_mul(settings.batch_size).saturating_mul(settings.sequences_per_example()),
         max_positions: length,
-        distillation: None,
+        distillation: settings.distillation(DEFAULT_TOP_K),
         capabilities,
         shard: Shard { rank: 0, size: settings.world_size.unwrap_or(1).max(1) },
     };
@@ -141,9 +143,23 @@ pub fn bar(ledger: &[(Category, u64)], card: u64, width: usize) -> Vec<(Category
 mod tests {
     use super::*;
     use crate::model::shapes;
+    use crate::train::settings::ObjectiveChoice;
 
     fn settings(method: Method) -> RunSettings {
         RunSettings { method, batch_size: 1, ..RunSettings::default() }
+    }
+
+    #[test]
+    fn pairs_and_teachers_count() {
+        let config = shapes::by_name("llama-3.2-1b").unwrap();
+        let of = |objective, batch_size| {
+            let settings = RunSettings { objective, batch_size, ..settings(Method::Qlora) };
+            estimate(&settings, &config, Float::Bf16, 512, ASSUMED_CAPABILITIES).unwrap().total
+        };
+        assert_eq!(of(ObjectiveChoice::Dpo, 1), of(ObjectiveChoice::Sft, 2));
+        // An id and a probability of each of the teacher's tokens, and the loss with the label.
+        let teacher = of(ObjectiveChoice::Distill, 1) - of(ObjectiveChoice::Sft, 1);
+        assert!((512 * 64 * 8..2 * 512 * 64 * 8).contains(&teacher), "{teacher}");
     }
 
     #[test]

@@ -61,7 +61,9 @@ pub(super) fn other_weights(dir: &Path) -> String {
     let is_other = |name: &&String| name.ends_with(".safetensors") && !name.starts_with("adapter");
     match names.iter().find(is_other).map(String::as_str) {
         Some(name @ "consolidated.safetensors") => {
-            return format!("; {name} has Mistral's own names, which are not read: take the model's files for transformers");
+            return format!(
+                "; {name} has Mistral's own names, which are not read: take the model's files for transformers"
+            );
         }
         Some(name) => return format!("; if {name} holds all of the weights, rename it to model.safetensors"),
         None => {}
@@ -118,7 +120,9 @@ mod tests {
     fn other_forms_of_weights_and_tokenizers_come_with_a_command() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!((other_weights(dir.path()).as_str(), tokenizer_command(dir.path())), ("", None));
-        for (name, says) in [("model_1.safetensors", "rename it to"), ("consolidated.safetensors", "Mistral's own names")] {
+        for (name, says) in
+            [("model_1.safetensors", "rename it to"), ("consolidated.safetensors", "Mistral's own names")]
+        {
             fs::write(dir.path().join(name), "").unwrap();
             assert!(other_weights(dir.path()).contains(says), "{name}");
         }

@@ -408,7 +408,8 @@ mod tests {
     fn modules_around_the_model_leave_no_trace_in_names() {
         let listed = |names: [&str; 2]| {
             let dir = tempfile::tempdir().unwrap();
-            let entry = |name: &str, at| format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}}"#, at + 4);
+            let entry =
+                |name: &str, at| format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{at},{}]}}"#, at + 4);
             let header = format!("{{{},{}}}", entry(names[0], 0), entry(names[1], 4));
             std::fs::write(dir.path().join("model.safetensors"), file_bytes(&header, 8)).unwrap();
             let source = TensorSource::open(dir.path()).unwrap();

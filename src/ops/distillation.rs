@@ -12,6 +12,8 @@ use crate::gpu::{Kernel, Matrix, Recorder, View, params};
 
 /// The most tokens of a teacher for a row: a workgroup keeps a number for each.
 pub const MAX_TOP_K: u32 = 1024;
+/// The tokens of a teacher for each row unless told otherwise.
+pub const DEFAULT_TOP_K: usize = 64;
 
 params! {
     struct Params {

@@ -96,7 +96,8 @@ impl PlanRequest<'_> {
     /// The longest sequence below that of the run that fits into the budget, with as many sequences in a micro-batch; 0 where none does.
     fn longest_that_fits(&self) -> usize {
         // The longest micro-batch has this many sequences of the longest length, or fewer.
-        let sequences = self.max_rows.div_ceil(self.max_positions.max(1)).min(self.settings.batch_size);
+        let most = self.settings.batch_size.saturating_mul(self.settings.sequences_per_example());
+        let sequences = self.max_rows.div_ceil(self.max_positions.max(1)).min(most);
         let fits = |length: usize| {
             let request = Self { max_rows: length.saturating_mul(sequences), max_positions: length, ..*self };
             request.fits_within_budget().unwrap_or(false)

@@ -692,6 +692,14 @@ impl RunSettings {
         is_it.then(|| of(self.temperature.unwrap_or(1.0), self.hard_label_share.unwrap_or(0.0)))
     }
 
+    /// The sequences of an example: preference objectives compare two.
+    pub fn sequences_per_example(&self) -> usize {
+        match self.objective() {
+            Objective::Preference(_) => 2,
+            Objective::Sft | Objective::Distill { .. } => 1,
+        }
+    }
+
     /// The objective with its parameters.
     pub fn objective(&self) -> Objective {
         let loss = match self.objective {

@@ -394,7 +394,11 @@ fn a_gguf_file_of_a_repository_is_named_beside_it() {
     assert!(settings.contains(&format!("model = \"tiny/ggufs@{COMMIT}:tiny-F16.gguf\"")), "{settings}");
     let there = ["tiny/ggufs: has no GGUF file `Q4_K_M`; there are tiny-F16.gguf, tiny-F32.gguf"];
     hub.fail(&shell, &eval("tiny/ggufs:Q4_K_M"), &there);
-    hub.fail(&shell, &eval("tiny/ggufs"), &["tiny/ggufs: has GGUF files alone: name one of them, such as tiny/ggufs:tiny-F"]);
+    hub.fail(
+        &shell,
+        &eval("tiny/ggufs"),
+        &["tiny/ggufs: has GGUF files alone: name one of them, such as tiny/ggufs:tiny-F"],
+    );
     hub.fail(&shell, "estimate --model tiny/ggufs:F16", &["not known before it is downloaded"]);
 }
 
