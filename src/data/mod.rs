@@ -4,6 +4,8 @@
 mod arrow_file;
 pub mod batches;
 pub mod columns;
+#[cfg(test)]
+mod damage;
 pub mod encode;
 pub mod fitting;
 mod foreign_messages;

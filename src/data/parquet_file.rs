@@ -115,6 +115,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::data::damage::errors_of_damaged;
 
     fn fixture(name: &str) -> std::path::PathBuf {
         Path::new("tests/fixtures/parquet").join(name)
@@ -172,23 +173,8 @@ mod tests {
 
     #[test]
     fn damaged_files_are_errors_and_never_panics() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("damaged.parquet");
-        let mut errors = 0;
-        for name in ["chat_none.parquet", "chat_snappy.parquet", "tokens.parquet"] {
-            let whole = std::fs::read(fixture(name)).unwrap();
-            for step in 0..150 {
-                let mut bytes = whole.clone();
-                let at = (step * 7919) % bytes.len();
-                match step % 3 {
-                    0 => bytes.truncate(at),
-                    1 => bytes[at] ^= 0xff,
-                    _ => bytes[at] = bytes[at].wrapping_add(1),
-                }
-                std::fs::write(&path, &bytes).unwrap();
-                errors += usize::from(read(&path).is_err());
-            }
-        }
+        let files = ["chat_none.parquet", "chat_snappy.parquet", "tokens.parquet"].map(fixture);
+        let errors = errors_of_damaged(&files, 150, |path| read(path).is_err());
         assert!(errors > 200, "only {errors} of 450 damaged files were errors");
     }
 }
