@@ -173,3 +173,17 @@ test("a split GGUF model is one entry of the list, is asked for its sizes, and t
   assert.deepEqual(problems, []);
   await profile.close();
 });
+
+test("a busy hub is asked again when it wants to be", { skip }, async (t) => {
+  const hub = await startHub(t, { "pirates/small": repository({ "small.gguf": small }) });
+  hub.lists = true;
+  const { page, profile, problems } = await openPage(shared.browser, shared.site.url);
+  await ready(page);
+  [hub.busy, hub.retryAfter] = [1, 3];
+  await lookUp(page, hub.url, "pirates/small:small.gguf");
+  await page.getByRole("button", { name: /^Download \d/ }).waitFor();
+  const [refused, next] = hub.requests;
+  assert.ok(refused.refused && !next.refused && next.at - refused.at >= 3000, `${next.at - refused.at} ms`);
+  assert.deepEqual(problems, []);
+  await profile.close();
+});

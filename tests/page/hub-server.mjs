@@ -11,7 +11,7 @@ const isLarge = (path) => /\.(safetensors|gguf)$/.test(path);
 const CORS = {
   "access-control-allow-origin": "*",
   "access-control-allow-headers": "authorization, range",
-  "access-control-expose-headers": "etag, x-repo-commit, content-range",
+  "access-control-expose-headers": "etag, x-repo-commit, content-range, retry-after",
 };
 
 /**
@@ -22,6 +22,7 @@ const CORS = {
  * - `commit` is what the hub says of the revision, and `token` is the only one that may read.
  * - `lists` has it list files with their checksums, as Hugging Face does; `hides` keeps the sizes of ranges from the page.
  * - `stall` is a byte of weights at which an answer stops without an end; `ignoresRanges` has it send whole files always.
+ * - `busy` is how many requests are answered by 429 first, with `retryAfter` as the seconds to wait.
  * `mostAtOnce` is how many answers with weights were under way together, and each of `requests` has the bytes that were `sent`.
  */
 export async function startHub(t, models) {
@@ -40,6 +41,8 @@ export async function startHub(t, models) {
     mostAtOnce: 0,
     damage: { file: "", times: 0 },
     endless: undefined,
+    busy: 0,
+    retryAfter: 0,
   };
   let underWay = 0;
   const server = createServer(async (request, response) => {
@@ -50,7 +53,14 @@ export async function startHub(t, models) {
     }
     const { range, cookie, referer, authorization } = request.headers;
     const record = { method: request.method, path: pathname, range, cookie, referer, authorization };
+    record.at = Date.now();
     hub.requests.push(record);
+    if (hub.busy > 0) {
+      hub.busy -= 1;
+      record.refused = true;
+      response.writeHead(429, { ...CORS, "retry-after": hub.retryAfter }).end();
+      return;
+    }
     if (hub.token !== undefined && authorization !== `Bearer ${hub.token}`) {
       response.writeHead(401, CORS).end();
       return;

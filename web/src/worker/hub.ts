@@ -19,6 +19,8 @@ const INDEX = "model.safetensors.index.json";
 /** Attempts at a hub of which nothing has arrived, and at one that has answered already: some two minutes. */
 const [ATTEMPTS, PATIENT_ATTEMPTS] = [5, 13];
 const [FIRST_PAUSE_MS, LONGEST_PAUSE_MS] = [250, 15_000];
+/** No hub is waited for longer at a time, whatever it asks for. */
+const LONGEST_WAIT_MS = 120_000;
 const READ_BYTES = 4 << 20;
 /** Limit for what is not weights and for the list of files; tokenizers have some 35 MB. */
 const MOST_SMALL_BYTES = 128 << 20;
@@ -142,11 +144,13 @@ export class Download implements Connection {
     for (let tries = 0; this.listed === undefined && tries < 2; tries++) {
       try {
         const response = await this.fetch(address);
+        if (isBusy(response)) throw new Busy(response);
         const rows: unknown = response.ok ? JSON.parse(new TextDecoder().decode(await wholeBody(response, "its list of files"))) : [];
         const files = Array.isArray(rows) ? rows.map(listedFile).filter((file) => file !== undefined) : [];
         this.listed = new Map(files.map((file) => [file.path, file]));
       } catch (error) {
         if (this.signal.aborted) throw error;
+        if (error instanceof Busy) await sleep(Math.max(FIRST_PAUSE_MS, error.wait), this.signal);
       }
     }
     return this.listed;
@@ -372,7 +376,7 @@ export class Download implements Connection {
       case 416:
         throw new Shorter("the file changed");
       default:
-        if (response.status >= 500 || response.status === 429) throw new TypeError(`it answered ${response.status}`);
+        if (isBusy(response)) throw new Busy(response);
         throw new PageError("hub", `${where}: the server answered ${response.status} for ${name}.`);
     }
   }
@@ -408,10 +412,24 @@ export class Download implements Connection {
         const what = navigator.onLine ? this.address.base : "a connection";
         if (failed > 2 || !navigator.onLine)
           this.progress({ what: `waiting for ${what}, then ${fileName(name)} goes on`, done: 0, total: 0 });
-        await sleep(pause, signal);
+        await sleep(Math.max(pause, error instanceof Busy ? error.wait : 0), signal);
         pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
       }
     }
+  }
+}
+
+const isBusy = (response: Response): boolean => response.status >= 500 || response.status === 429;
+
+/** An answer of a hub that may do better the next time, and the milliseconds after which it wants to be asked, where it says so. */
+class Busy extends TypeError {
+  readonly wait: number;
+
+  constructor(response: Response) {
+    super(`it answered ${response.status}`);
+    const after = response.headers.get("retry-after") ?? "";
+    const ms = /^\d+$/.test(after) ? 1000 * Number(after) : Date.parse(after) - Date.now();
+    this.wait = Number.isFinite(ms) ? Math.min(Math.max(ms, 0), LONGEST_WAIT_MS) : 0;
   }
 }
 
