@@ -720,7 +720,7 @@ mod tests {
         for choice in ["llama3", "Llama-3", "llama_3", "ChatML"] {
             assert!(ChatTemplate::load(place.path(), Some(choice), special()).unwrap().is_some(), "{choice}");
         }
-        let message = ChatTemplate::load(place.path(), Some("llama"), special()).unwrap_err().to_string();
+        let message = ChatTemplate::load(place.path(), Some("llama"), special()).err().unwrap().to_string();
         assert!(message.contains("`llama` is neither a file nor one of chatml"), "{message}");
     }
 

@@ -1,7 +1,7 @@
 //! GGUF files of the hub's repositories: `owner/name:Q4_K_M`, or `owner/name:FILE.gguf`.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hf_hub::api::RepoInfo;
 

@@ -1,9 +1,10 @@
-//! The common part of the operations' tests: one opened device, uploads with poisoned padding, and comparison with the twins.
+//! The common part of the operations' tests: opened devices, uploads with poisoned padding, and comparison with the twins.
 //!
 //! `LORAINE_ADAPTER` chooses the adapter, `LORAINE_CHECKED=1` compiles the shaders with the driver's runtime checks.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::gpu::{Buffers, Capabilities, Category, Gpu, GpuOptions, Matrix, MatrixUnits, Recorder, Scratch, View};
 use crate::ops::VariantFamily;
@@ -11,11 +12,32 @@ use crate::ops::experiment::Experiment;
 pub(crate) use crate::ops::experiment::Stored;
 use crate::random::{Stream, uniform};
 
-static GPU: OnceLock<Gpu> = OnceLock::new();
+/// Tests that run at once have devices of their own as far as these go: a software adapter works on one thread for each device.
+static GPUS: [(OnceLock<Gpu>, AtomicUsize); 4] = [const { (OnceLock::new(), AtomicUsize::new(0)) }; 4];
 
-/// The device that all tests of this process share.
+/// The place of a thread's device in [`GPUS`], until the thread ends.
+struct Lease(usize);
+
+impl Lease {
+    /// Takes the device that the fewest threads have.
+    fn take() -> Self {
+        let least = (0..GPUS.len()).min_by_key(|at| GPUS[*at].1.load(Ordering::Relaxed)).unwrap_or(0);
+        GPUS[least].1.fetch_add(1, Ordering::Relaxed);
+        Self(least)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        GPUS[self.0].1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+thread_local!(static LEASE: Lease = Lease::take());
+
+/// The device of this thread's test.
 pub(crate) fn gpu() -> &'static Gpu {
-    GPU.get_or_init(|| {
+    GPUS[LEASE.with(|lease| lease.0)].0.get_or_init(|| {
         let options = GpuOptions {
             adapter: std::env::var("LORAINE_ADAPTER").ok(),
             checked_shaders: std::env::var_os("LORAINE_CHECKED").is_some(),
