@@ -2,7 +2,7 @@
 
 use super::subject::{RANK, Subject};
 use super::trial::{Amount, Case, Trial, added, rows_of, sample};
-use super::{attention, dora, experts, linear};
+use super::{attention, dora, experts, linear, linear_attention};
 use crate::gpu::{Capabilities, Matrix, View};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::cross_entropy::{self, LogitRange};
@@ -62,6 +62,7 @@ pub(super) fn all(subject: &Subject, capabilities: &Capabilities) -> Vec<Case> {
     let mut cases = linear::all(subject, capabilities);
     cases.extend(attention::all(subject));
     cases.extend(experts::all(subject));
+    cases.extend(linear_attention::all(subject));
     cases.push(dora::case(subject));
     let mut add = |name: &str, [rows, cols]: [usize; 2], record: fn(&mut Trial, Sizes) -> Amount| {
         let name = format!("{name}, {rows} x {cols}");

@@ -6,6 +6,7 @@ mod cases;
 mod dora;
 mod experts;
 mod linear;
+mod linear_attention;
 mod report;
 mod subject;
 #[cfg(test)]

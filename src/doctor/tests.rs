@@ -19,6 +19,8 @@ fn subject(model_type: &str) -> Subject {
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "hidden_activation": "gelu_pytorch_tanh",
         "hidden_act": if model_type == "gemma2" { "gelu_pytorch_tanh" } else { "silu" },
         "query_pre_attn_scalar": 16, "sliding_window": 64, "layer_types": model_type.starts_with("lfm2").then_some(["conv", "full_attention"]),
+        "full_attention_interval": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 12, "linear_value_head_dim": 8,
         "block_auto_adjust_ff_dim": false,
         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": true, "num_dense_layers": 1,
         "rope_scaling": (model_type == "gpt_oss").then(|| serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
@@ -45,6 +47,7 @@ fn a_kernel_that_does_nothing_is_named() {
         for case in cases
             .into_iter()
             .chain(["qwen3_moe", "lfm2_moe", "gpt_oss"].iter().flat_map(|of| experts::all(&subject(of))))
+            .chain(linear_attention::all(&subject("qwen3_5_text")))
         {
             let mut count = 1;
             let mut at = 0;
@@ -126,6 +129,8 @@ fn every_kernel_of_a_step_is_right_and_has_a_check() {
         ("qwen3_moe", false, MatrixUnits::Off),
         ("lfm2_moe", false, MatrixUnits::Off),
         ("gpt_oss", false, MatrixUnits::Off),
+        ("qwen3_5_text", false, MatrixUnits::Off),
+        ("qwen3_5_text", true, MatrixUnits::Off),
     ];
     for (model_type, cpu, matrix_units) in all {
         let (gpu, subject) = (gpu(cpu, matrix_units), subject(model_type));

@@ -37,7 +37,7 @@ pub fn keep(rec: &mut Recorder, of: &Convolution, state: Matrix) {
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     pub(crate) use crate::ops::short_conv::twin::Sizes;
     use crate::ops::short_conv::twin::pairs;

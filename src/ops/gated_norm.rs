@@ -89,7 +89,7 @@ pub fn gain_gradient(rec: &mut Recorder, of: &GatedNorm, dnormed: Matrix, scales
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant. The size of a head is that of `gain`.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     fn silu(z: f64) -> f64 {
         z / (1.0 + (-z).exp())

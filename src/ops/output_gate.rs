@@ -84,7 +84,7 @@ pub fn backward_in_place(rec: &mut Recorder, gate: Matrix, x: Matrix, dout: Matr
 }
 
 /// The formulas in plain loops, in f64; the reference of every variant.
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin {
     fn sigmoid(e: f64) -> f64 {
         1.0 / (1.0 + (-e).exp())

@@ -23,7 +23,7 @@
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(any(test, not(target_arch = "wasm32")))]
 pub(crate) mod twin;
 
 use super::column_gradient;
