@@ -90,7 +90,7 @@ fn the_screen_never_rests_while_a_model_trains() {
     assert!(places.is_sorted(), "{phases:?} at {places:?}");
     for frame in &frames {
         // A line that did not fit would go on in the first column of the next row, without a label.
-        assert!(!frame.text.contains("0 s left"), "{}", frame.text);
+        assert!(!frame.text.contains("  0 s left"), "{}", frame.text);
         assert!(frame.text.lines().filter(|line| line.contains("loss") && line.contains("left")).count() <= 1);
     }
     let last = &frames.last().expect("a frame").text;
