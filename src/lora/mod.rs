@@ -4,4 +4,5 @@ pub mod adapter_file;
 pub mod config;
 pub mod factor;
 pub mod factors;
+pub mod lesson;
 pub mod targets;

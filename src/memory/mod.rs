@@ -1,5 +1,6 @@
 //! Estimates of a run's device memory: the training plan, made from sizes alone and without a GPU.
 
+pub mod methods;
 pub mod picture;
 pub mod summary;
 

@@ -3,6 +3,7 @@
 
 mod errors;
 mod generator;
+mod lesson;
 mod report;
 mod run;
 
