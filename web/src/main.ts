@@ -9,6 +9,7 @@ import { offline } from "./offline";
 import { announce } from "./page/announce";
 import { dataSection } from "./page/data-section";
 import { h, setText, verbatim } from "./page/dom";
+import { lessonSection } from "./page/lesson-section";
 import { modelSection } from "./page/model-section";
 import { otherTab } from "./page/other-tab";
 import { field, goTo, noticePlace, select } from "./page/parts";
@@ -70,6 +71,7 @@ async function start(): Promise<void> {
       settings.element,
       run.element,
       result.element,
+      lessonSection(app),
     ),
     h(
       "footer",

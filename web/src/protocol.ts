@@ -9,10 +9,12 @@ import type {
   Failure,
   Inspection,
   ModelSummary,
+  ModuleUpdate,
   Outcome,
   RunEvent,
   RunSettings,
   StepEvent,
+  WeightBlock,
 } from "./types";
 
 export interface HubAddress {
@@ -167,6 +169,13 @@ export interface Trained {
   unstored?: Failure;
 }
 
+/** The memory that training a model takes, by method. */
+export interface ModelMemory {
+  model: string;
+  /** Of full training, LoRA and QLoRA. */
+  plans: Estimate[];
+}
+
 export interface Calls {
   adapter: { request: null; answer: GpuAdapter | null };
   defaultSettings: { request: null; answer: RunSettings };
@@ -208,6 +217,10 @@ export interface Calls {
     answer: Answer;
   };
   cancelAnswer: { request: null; answer: null };
+  /** `model` and `adapter` are directories of the engine; without a matrix it is the first one. */
+  lessonBlock: { request: { model: string; matrix: string | undefined; block: number }; answer: WeightBlock };
+  lessonUpdate: { request: { model: string; adapter: string; module: number; token: number }; answer: ModuleUpdate };
+  lessonMemory: { request: null; answer: ModelMemory[] };
 }
 
 export type CallName = keyof Calls;

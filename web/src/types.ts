@@ -2,7 +2,17 @@
 
 import type * as loraine from "../pkg/loraine";
 
-export type { AdapterSummary, Answer, DataReport, Inspection, ModelSummary, ShownExample, ShownToken } from "../pkg/loraine";
+export type {
+  AdapterSummary,
+  Answer,
+  DataReport,
+  Inspection,
+  ModelSummary,
+  ModuleUpdate,
+  ShownExample,
+  ShownToken,
+  WeightBlock,
+} from "../pkg/loraine";
 export type RunEvent = loraine.RunEvent | PhaseEvent | { type: "warning"; message: string };
 export type Outcome = loraine.RunOutcome & { warnings?: { message: string }[] };
 export type Estimate = loraine.PlanReport;

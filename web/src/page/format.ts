@@ -13,6 +13,11 @@ function decimal(text: string): string {
   return language() === "de" || language() === "es" ? text.replace(".", ",") : text;
 }
 
+/** A number of any size in three digits. */
+export function digits(n: number): string {
+  return decimal(String(Number(n.toPrecision(3))));
+}
+
 /** `1 example`, `2 examples`. */
 export function counted(n: number, noun: string): string {
   return `${count(n)} ${noun}${n === 1 ? "" : "s"}`;

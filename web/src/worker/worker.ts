@@ -6,6 +6,7 @@ import * as adapters from "./adapters";
 import { glimpse, openData, reading } from "./data";
 import { describe } from "./failure";
 import { answer, cancelAnswer } from "./generation";
+import * as lesson from "./lesson";
 import * as models from "./models";
 import * as runs from "./runs";
 import { cancelPublish, publish } from "./publish";
@@ -74,6 +75,9 @@ const handlers: Handlers = {
   mergedGguf: (request, notify) => mergedGguf(request, (progress) => notify({ type: "progress", progress })),
   answer: (request, notify) => answer(request, notify),
   cancelAnswer: () => nothing(cancelAnswer),
+  lessonBlock: (request) => lesson.lessonBlock(request),
+  lessonUpdate: (request) => lesson.lessonUpdate(request),
+  lessonMemory: () => lesson.lessonMemory(),
 };
 
 /** Whether the browser computes on the processor, as it does where it has no GPU to use. */
