@@ -128,7 +128,7 @@ test("a download that is stopped goes on where it was", { skip: missing }, async
   await page.waitForTimeout(500);
   await page.locator("#model .loading").getByRole("button", { name: "Stop" }).click();
   await page.locator("#model .loading").waitFor({ state: "hidden" });
-  assert.match(await text(page, ".kept"), /incomplete/);
+  await waitForText(page, ".kept", /incomplete/);
   hub.slow = false;
   await page.getByRole("button", { name: "Resume: pirates/stories" }).click();
   await waitForText(page, "#model .facts", "pirates/stories");
