@@ -28,7 +28,7 @@ async function trained(page, steps, more = {}) {
   await waitForText(page, "#data .position", /Example 1 of 8$/);
   await shortRun(page, steps, { "Learning rate": 0.01, ...more });
   await start(page);
-  assert.match(await finished(page), new RegExp(`Finished: ${steps} steps`));
+  assert.match(await finished(page), new RegExp(`Finished: ${steps} step`));
 }
 
 /** Asks the question once more, of all columns. */
