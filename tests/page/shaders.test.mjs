@@ -11,7 +11,9 @@ import { removeAll } from "./models.mjs";
 
 test("the browser compiles every kernel variant", { skip: missing }, async () => {
   const dir = mkdtempSync(join(tmpdir(), "loraine-shaders-"));
-  execFileSync("cargo", ["run", "--quiet", "--example", "shaders", "--", dir], { cwd: projectFile(".") });
+  // As `cargo test` has built it, where it has.
+  const [program, ...command] = ["scripts/with-mpi", "cargo", "run", "--quiet", "--example", "shaders", "--", dir];
+  execFileSync(program, command, { cwd: projectFile(".") });
   // Cooperative matrices are wgpu's own extension, which no browser has.
   const texts = readdirSync(dir)
     .map((name) => [name, readFileSync(join(dir, name), "utf8")])
