@@ -59,7 +59,7 @@ pub fn without_nulls(value: &Value) -> Value {
 }
 
 /// Reads the messages of the field `field`: a list, or one as JSON in a string, as tables of text hold it, in the forms of
-/// [`foreign_messages`] too.
+/// `foreign_messages` too.
 ///
 /// # Errors
 /// The rest of a sentence about the record: the field holds something else.
