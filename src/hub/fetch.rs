@@ -74,33 +74,51 @@ pub fn fetch(
     extent: Extent,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<PathBuf> {
-    let cached = cached_snapshot(model, &settings.cache).and_then(|dir| whole_directory(&dir, extent));
-    if settings.offline.is_some() || model.is_commit() {
-        match (cached, settings.offline) {
-            (Some(dir), _) => return Ok(dir),
-            (None, Some(variable)) => {
-                return Err(error(model, format!("is not in the cache, and {variable} forbids to fetch it")));
-            }
-            (None, None) => return download(model, settings, extent, None, &mut progress),
-        }
+    let cached = || cached_snapshot(model, &settings.cache).and_then(|dir| whole_directory(&dir, extent));
+    let download = match find(model, settings, "", cached)? {
+        Found::Cached(dir) => return Ok(dir),
+        Found::Listed(download) => download,
+    };
+    match extent {
+        Extent::Adapter => download.adapter(&mut progress),
+        _ => download.model(extent, &mut progress),
     }
-    download(model, settings, extent, cached, &mut progress)
 }
 
-/// As [`fetch`]; `cached` is the directory that serves where the hub cannot be asked.
-fn download(
-    model: &HubModel,
-    settings: &HubSettings,
-    extent: Extent,
-    cached: Option<PathBuf>,
-    progress: &mut impl FnMut(&str, u64, u64),
-) -> Result<PathBuf> {
+/// A repository that was asked for.
+pub(super) enum Found<'a> {
+    /// The place in the cache of all that was wanted.
+    Cached(PathBuf),
+    /// The hub's list of its files.
+    Listed(Box<Download<'a>>),
+}
+
+/// Asks the hub for a repository. `cached` gives the place of all that is wanted, if the cache has it: it serves where the hub may not or
+/// cannot be asked, and for a commit, which never changes. `part` is for messages: nothing, or a part of the repository and a space.
+///
+/// # Errors
+/// The repository does not exist or is not accessible, or the hub may not be asked.
+pub(super) fn find<'a>(
+    model: &'a HubModel,
+    settings: &'a HubSettings,
+    part: &str,
+    cached: impl Fn() -> Option<PathBuf>,
+) -> Result<Found<'a>> {
+    if let Some(variable) = settings.offline {
+        let problem = format!("{part}is not in the cache, and {variable} forbids to fetch it");
+        return cached().map(Found::Cached).ok_or_else(|| error(model, problem));
+    }
+    if model.is_commit()
+        && let Some(place) = cached()
+    {
+        return Ok(Found::Cached(place));
+    }
     let transfer = Transfer::new(settings)?;
     let asked = format!("{}/api/{}", settings.endpoint, repo(model).api_url());
     let info: RepoInfo = match patiently(settings, |_| transfer.json(&asked)) {
         Ok(info) => info,
-        Err(e) => match cached {
-            Some(dir) if e.may_pass() => return Ok(dir),
+        Err(e) => match cached() {
+            Some(place) if e.may_pass() => return Ok(Found::Cached(place)),
             _ => return Err(refusal(model, settings, &e)),
         },
     };
@@ -108,11 +126,7 @@ fn download(
         return Err(error(model, format!("{} answers with the commit `{}`", settings.endpoint, info.sha)));
     }
     let cache = settings.cache.repo(repo(model));
-    let download = Download { model, settings, transfer, cache, info };
-    match extent {
-        Extent::Adapter => download.adapter(progress),
-        _ => download.model(extent, progress),
-    }
+    Ok(Found::Listed(Box::new(Download { model, settings, transfer, cache, info })))
 }
 
 pub(super) fn error(model: &HubModel, problem: impl std::fmt::Display) -> Error {
@@ -199,7 +213,7 @@ impl Download<'_> {
         error(self.model, format!("has no {name}"))
     }
 
-    fn snapshot(&self) -> PathBuf {
+    pub(super) fn snapshot(&self) -> PathBuf {
         self.cache.pointer_path(&self.info.sha)
     }
 

@@ -3,13 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hf_hub::api::RepoInfo;
-
-use super::fetch::{Download, cached_snapshot, error, patiently, refusal, repo};
+use super::fetch::{Found, cached_snapshot, error, find};
+use super::fetch_dataset::{DEPTH, list};
 use super::settings::HubSettings;
-use super::transfer::Transfer;
-use super::{HubModel, is_plain, is_plain_path};
-use crate::{Result, files};
+use super::{HubModel, is_plain_path};
+use crate::Result;
 
 const ENDING: &str = ".gguf";
 
@@ -54,40 +52,21 @@ impl fmt::Display for HubGguf {
 pub fn fetch_gguf(gguf: &HubGguf, settings: &HubSettings, mut progress: impl FnMut(&str, u64, u64)) -> Result<PathBuf> {
     let cached = || -> Option<PathBuf> {
         let dir = cached_snapshot(&gguf.repo, &settings.cache)?;
-        let names = files::names(&dir).ok()?;
+        let mut names = Vec::new();
+        list(&dir, "", DEPTH, &mut names);
         let chosen = choose(names.iter().map(String::as_str), &gguf.which).ok()?;
-        chosen.iter().all(|name| dir.join(name).exists()).then(|| dir.join(&chosen[0]))
+        Some(dir.join(&chosen[0]))
     };
-    if let Some(variable) = settings.offline {
-        let problem = format!("{} is not in the cache, and {variable} forbids to fetch it", gguf.which);
-        return cached().ok_or_else(|| error(&gguf.repo, problem));
-    }
-    if gguf.repo.is_commit()
-        && let Some(file) = cached()
-    {
-        return Ok(file);
-    }
-    let transfer = Transfer::new(settings)?;
-    let asked = format!("{}/api/{}", settings.endpoint, repo(&gguf.repo).api_url());
-    let info: RepoInfo = match patiently(settings, |_| transfer.json(&asked)) {
-        Ok(info) => info,
-        Err(e) => match cached() {
-            Some(file) if e.may_pass() => return Ok(file),
-            _ => return Err(refusal(&gguf.repo, settings, &e)),
-        },
+    let download = match find(&gguf.repo, settings, &format!("{} ", gguf.which), cached)? {
+        Found::Cached(file) => return Ok(file),
+        Found::Listed(download) => download,
     };
-    if !is_plain(&info.sha) {
-        return Err(error(&gguf.repo, format!("{} answers with the commit `{}`", settings.endpoint, info.sha)));
-    }
-    let names = info.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| is_plain_path(name));
+    let names = download.info.siblings.iter().map(|file| file.rfilename.as_str()).filter(|name| is_plain_path(name));
     let chosen = choose(names, &gguf.which).map_err(|problem| error(&gguf.repo, problem))?;
-    let cache = settings.cache.repo(repo(&gguf.repo));
-    let snapshot = cache.pointer_path(&info.sha);
-    let download = Download { model: &gguf.repo, settings, transfer, cache, info };
     for name in &chosen {
         download.file(name, &mut progress)?;
     }
-    Ok(snapshot.join(&chosen[0]))
+    Ok(download.snapshot().join(&chosen[0]))
 }
 
 /// The files of the model that `which` names, the first one first.
