@@ -2,10 +2,8 @@
 
 use super::subject::Subject;
 use super::trial::{Amount, Case, Trial, added};
-use crate::gpu::View;
 use crate::ops::causal_conv::{self, Convolution};
-use crate::ops::delta_rule::twin::Values;
-use crate::ops::delta_rule::{self, Gradients, Operands, Shape};
+use crate::ops::delta_rule::{self, Shape};
 use crate::ops::gated_norm::{self, GatedNorm};
 use crate::ops::output_gate;
 
@@ -60,37 +58,6 @@ fn positions() -> Vec<u32> {
     (0..ROWS as u32).map(|row| row % 45).collect()
 }
 
-/// Drawn values of the rule, and their place on the device.
-fn drawn_rule(trial: &mut Trial, shape: Shape, positions: &[u32]) -> (Values, Operands) {
-    let heads = shape.value_heads as usize;
-    let mut values = |count: usize| trial.normal(count);
-    let of = Values {
-        qkv: values(ROWS * shape.qkv_cols() as usize),
-        a: values(ROWS * heads),
-        b: values(ROWS * heads),
-        a_log: values(heads),
-        // Decays as slow as those of trained models.
-        dt_bias: values(heads).iter().map(|v| f64::from((v - 3.0) as f32)).collect(),
-    };
-    let operands = Operands {
-        shape,
-        positions: trial.words(positions),
-        qkv: trial.matrix(ROWS, shape.qkv_cols() as usize, &of.qkv),
-        a: trial.matrix(ROWS, heads, &of.a),
-        b: trial.matrix(ROWS, heads, &of.b),
-        a_log: trial.vector(&of.a_log),
-        dt_bias: trial.vector(&of.dt_bias),
-        factors: trial.empty(ROWS, shape.factor_cols() as usize),
-        pairs: scratch(trial, shape.pairs_bytes(ROWS as u32)),
-    };
-    (of, operands)
-}
-
-/// Scratch of unknown content.
-fn scratch(trial: &mut Trial, bytes: u64) -> View {
-    trial.vector(&vec![f64::NAN; (bytes / 4) as usize])
-}
-
 /// The work on the state, which has `flops` for each of its values in every row, and on the inputs.
 fn of_state(shape: Shape, flops: f64) -> Amount {
     let cells = ROWS as f64 * f64::from(shape.out_cols()) * f64::from(shape.key_dim);
@@ -100,7 +67,8 @@ fn of_state(shape: Shape, flops: f64) -> Amount {
 
 fn rule(trial: &mut Trial, Sizes { shape, .. }: Sizes) -> Amount {
     let positions = positions();
-    let (of, operands) = drawn_rule(trial, shape, &positions);
+    let of = delta_rule::twin::values(trial, shape, ROWS);
+    let operands = delta_rule::twin::operands(trial, shape, &positions, &of);
     let out = trial.empty(ROWS, shape.out_cols() as usize);
     delta_rule::forward(&mut trial.rec, &operands, None, out);
     let result = delta_rule::twin::forward(delta_rule::twin::Sizes { shape, positions: &positions }, &of);
@@ -112,18 +80,12 @@ fn rule(trial: &mut Trial, Sizes { shape, .. }: Sizes) -> Amount {
 // A case of its own: both directions compute the factors and the products of keys first, and one would hide the other's fault.
 fn rule_backward(trial: &mut Trial, Sizes { shape, .. }: Sizes) -> Amount {
     let positions = positions();
-    let (of, operands) = drawn_rule(trial, shape, &positions);
+    let of = delta_rule::twin::values(trial, shape, ROWS);
+    let operands = delta_rule::twin::operands(trial, shape, &positions, &of);
     let (heads, width) = (shape.value_heads as usize, shape.out_cols() as usize);
     let (dout, before) = (trial.normal(ROWS * width), trial.normal(heads));
     let of_vectors = [(); 2].map(|()| trial.vector(&before));
-    let gradients = Gradients {
-        dout: trial.matrix(ROWS, width, &dout),
-        scratch: scratch(trial, shape.scratch_bytes(ROWS as u32)),
-        dqkv: trial.empty(ROWS, shape.qkv_cols() as usize),
-        da: trial.empty(ROWS, heads),
-        db: trial.empty(ROWS, heads),
-        of_vectors: Some(of_vectors),
-    };
+    let gradients = delta_rule::twin::gradients(trial, shape, &dout, Some(of_vectors));
     delta_rule::backward(&mut trial.rec, &operands, &gradients);
     let want = delta_rule::twin::backward(delta_rule::twin::Sizes { shape, positions: &positions }, &of, &dout);
     let all: Vec<usize> = (0..ROWS).collect();
@@ -175,7 +137,7 @@ fn norm(trial: &mut Trial, Sizes { shape, eps, .. }: Sizes) -> Amount {
     };
     let (device_dout, of_gain) = (trial.matrix(ROWS, cols, &dout), trial.vector(&before));
     let [out, dx, dz] = [(); 3].map(|()| trial.empty(ROWS, cols));
-    let scales = scratch(trial, (4 * ROWS * heads) as u64);
+    let scales = trial.vector(&vec![f64::NAN; ROWS * heads]);
     gated_norm::forward(&mut trial.rec, &of, out);
     gated_norm::backward(&mut trial.rec, &of, device_dout, dx, dz);
     gated_norm::gain_gradient(&mut trial.rec, &of, device_dout, scales, of_gain);

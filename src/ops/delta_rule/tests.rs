@@ -1,4 +1,4 @@
-use super::twin::{Sizes, Values};
+use super::twin::{Sizes, Values, gradients, operands, values};
 use super::*;
 use crate::ops::testing::{Lab, assert_close, assert_gradient};
 
@@ -10,48 +10,6 @@ const DECAY_BOUND: f64 = 1e-4;
 
 fn shape(key_heads: u32, value_heads: u32, key_dim: u32, value_dim: u32) -> Shape {
     Shape { key_heads, value_heads, key_dim, value_dim }
-}
-
-/// Values that decay as slowly as those of a trained model: memory reaches over tens to hundreds of rows.
-fn values(lab: &mut Lab, shape: Shape, rows: usize) -> Values {
-    let heads = shape.value_heads as usize;
-    let moved = |values: Vec<f64>, by: f64| values.iter().map(|v| f64::from((v + by) as f32)).collect();
-    Values {
-        qkv: lab.normal(rows * shape.qkv_cols() as usize),
-        a: lab.normal(rows * heads),
-        b: lab.normal(rows * heads),
-        a_log: lab.normal(heads),
-        dt_bias: moved(lab.normal(heads), -3.0),
-    }
-}
-
-fn operands(lab: &mut Lab, shape: Shape, positions: &[u32], of: &Values) -> Operands {
-    let (rows, heads) = (positions.len(), shape.value_heads as usize);
-    Operands {
-        shape,
-        positions: lab.words(positions),
-        qkv: lab.matrix(rows, shape.qkv_cols() as usize, &of.qkv),
-        a: lab.matrix(rows, heads, &of.a),
-        b: lab.matrix(rows, heads, &of.b),
-        a_log: lab.vector(&of.a_log),
-        dt_bias: lab.vector(&of.dt_bias),
-        factors: lab.empty(rows, shape.factor_cols() as usize),
-        pairs: lab.vector(&vec![f64::NAN; (shape.pairs_bytes(rows as u32) / 4) as usize]),
-    }
-}
-
-/// Places for the gradients beside that of the result, in scratch of any content.
-fn gradients(lab: &mut Lab, shape: Shape, dout: &[f64], of_vectors: Option<[View; 2]>) -> Gradients {
-    let (heads, width) = (shape.value_heads as usize, shape.out_cols() as usize);
-    let rows = dout.len() / width;
-    Gradients {
-        dout: lab.matrix(rows, width, dout),
-        scratch: lab.vector(&vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize]),
-        dqkv: lab.empty(rows, shape.qkv_cols() as usize),
-        da: lab.empty(rows, heads),
-        db: lab.empty(rows, heads),
-        of_vectors,
-    }
 }
 
 fn added(before: &[f64], sums: &[f64]) -> Vec<f64> {

@@ -1,6 +1,8 @@
 //! The formulas in plain loops, in f64, state by state; the reference of every variant.
 
-use super::Shape;
+use super::{Gradients, Operands, Shape};
+use crate::gpu::View;
+use crate::ops::experiment::Experiment;
 
 /// The sizes of a layer, with the position of each row.
 #[derive(Clone, Copy)]
@@ -17,6 +19,54 @@ pub(crate) struct Values {
     pub b: Vec<f64>,
     pub a_log: Vec<f64>,
     pub dt_bias: Vec<f64>,
+}
+
+/// Values that decay as slowly as those of a trained model: memory reaches over tens to hundreds of rows.
+pub(crate) fn values(experiment: &mut Experiment, shape: Shape, rows: usize) -> Values {
+    let heads = shape.value_heads as usize;
+    let moved = |values: Vec<f64>, by: f64| values.iter().map(|v| f64::from((v + by) as f32)).collect();
+    Values {
+        qkv: experiment.normal(rows * shape.qkv_cols() as usize),
+        a: experiment.normal(rows * heads),
+        b: experiment.normal(rows * heads),
+        a_log: experiment.normal(heads),
+        dt_bias: moved(experiment.normal(heads), -3.0),
+    }
+}
+
+/// The values on the device, with scratch of unknown content.
+pub(crate) fn operands(experiment: &mut Experiment, shape: Shape, positions: &[u32], of: &Values) -> Operands {
+    let (rows, heads) = (positions.len(), shape.value_heads as usize);
+    Operands {
+        shape,
+        positions: experiment.words(positions),
+        qkv: experiment.matrix(rows, shape.qkv_cols() as usize, &of.qkv),
+        a: experiment.matrix(rows, heads, &of.a),
+        b: experiment.matrix(rows, heads, &of.b),
+        a_log: experiment.vector(&of.a_log),
+        dt_bias: experiment.vector(&of.dt_bias),
+        factors: experiment.empty(rows, shape.factor_cols() as usize),
+        pairs: experiment.vector(&vec![f64::NAN; (shape.pairs_bytes(rows as u32) / 4) as usize]),
+    }
+}
+
+/// Places for the gradients beside that of the result, in scratch of any content.
+pub(crate) fn gradients(
+    experiment: &mut Experiment,
+    shape: Shape,
+    dout: &[f64],
+    of_vectors: Option<[View; 2]>,
+) -> Gradients {
+    let (heads, width) = (shape.value_heads as usize, shape.out_cols() as usize);
+    let rows = dout.len() / width;
+    Gradients {
+        dout: experiment.matrix(rows, width, dout),
+        scratch: experiment.vector(&vec![f64::NAN; (shape.scratch_bytes(rows as u32) / 4) as usize]),
+        dqkv: experiment.empty(rows, shape.qkv_cols() as usize),
+        da: experiment.empty(rows, heads),
+        db: experiment.empty(rows, heads),
+        of_vectors,
+    }
 }
 
 const EPS: f64 = 1e-6;
