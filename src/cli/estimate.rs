@@ -47,7 +47,7 @@ pub struct EstimateArgs {
     /// DoRA: a magnitude of each output beside the factors
     #[arg(long)]
     use_dora: bool,
-    /// What the run learns from: examples of a preference objective are two sequences, and a teacher's are 64 tokens at each position
+    /// Objective: examples of a preference objective are two sequences, and a teacher's are 64 tokens at each position
     #[arg(long, value_enum, default_value = "sft")]
     objective: ObjectiveChoice,
     /// Examples per micro-batch

@@ -49,7 +49,7 @@ pub struct WeightBlock {
     pub error: f64,
 }
 
-/// What an adapter adds to one linear layer, for one input.
+/// The part of a linear layer's outputs that an adapter adds, for one input.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(target_arch = "wasm32", derive(tsify::Tsify))]
 pub struct ModuleUpdate {
@@ -179,7 +179,7 @@ fn update_of(source: &Source, adapter: &LoadedAdapter, wanted: usize, token: usi
     }
 
     let mut squares = 0.0;
-    // What is stored in 4 bits is decoded as a whole.
+    // A matrix in 4 bits is decoded as a whole.
     let piece = if config.quantized.contains_key(&name) { outputs * inputs } else { PIECE };
     for start in (0..outputs * inputs).step_by(piece) {
         let values = elements(source, &name, shape, start..(start + piece).min(outputs * inputs))?;

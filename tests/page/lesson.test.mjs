@@ -22,7 +22,7 @@ async function numbers(page, title) {
 
 const near = (a, b, most, what) => assert.ok(Math.abs(a - b) <= most, `${what}: ${a} and ${b}`);
 
-/** Whether the page can be moved sideways. */
+/** True if the page can be moved sideways. */
 const overflows = (page) => page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
 
 async function checkBlock(page) {

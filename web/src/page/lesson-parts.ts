@@ -1,4 +1,4 @@
-/** What the figures of the lesson are made of: a frame, bars, and tables with the numbers behind each picture. */
+/** The parts of the lesson's figures: a frame, bars, and tables with the numbers behind each picture. */
 
 import { ariaLabel, h, setText, verbatim } from "./dom";
 import { digits } from "./format";
